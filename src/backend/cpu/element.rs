@@ -1,0 +1,73 @@
+//! Element types: what is stored, and how rows become f32 and back.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+use crate::config::DType;
+use crate::tensor::Element;
+
+/// A type K and V are stored in.
+pub(super) trait Stored: Element {
+    /// Stores rounded f32 values.
+    fn narrow(src: &[f32], dst: &mut [Self]);
+
+    /// The values as f32: themselves, or converted into `buf`.
+    fn widen<'a>(src: &'a [Self], buf: &'a mut [f32]) -> &'a [f32];
+}
+
+impl Stored for f32 {
+    fn narrow(src: &[f32], dst: &mut [Self]) {
+        dst.copy_from_slice(src);
+    }
+
+    fn widen<'a>(src: &'a [Self], _: &'a mut [f32]) -> &'a [f32] {
+        src
+    }
+}
+
+macro_rules! stored_half {
+    ($($type:ty),*) => {$(
+        impl Stored for $type {
+            fn narrow(src: &[f32], dst: &mut [Self]) {
+                dst.convert_from_f32_slice(src);
+            }
+
+            fn widen<'a>(src: &'a [Self], buf: &'a mut [f32]) -> &'a [f32] {
+                let buf = &mut buf[..src.len()];
+                src.convert_to_f32_slice(buf);
+                buf
+            }
+        }
+    )*};
+}
+stored_half!(f16, bf16);
+
+/// Reads `dst.len()` elements of `dtype` as f32.
+///
+/// # Safety
+/// `src` must be readable for that many elements and aligned to them.
+pub(super) unsafe fn load(dtype: DType, src: *const u8, dst: &mut [f32]) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        match dtype {
+            DType::F32 => std::ptr::copy_nonoverlapping(src.cast(), dst.as_mut_ptr(), dst.len()),
+            DType::F16 => std::slice::from_raw_parts(src.cast::<f16>(), dst.len()).convert_to_f32_slice(dst),
+            DType::Bf16 => std::slice::from_raw_parts(src.cast::<bf16>(), dst.len()).convert_to_f32_slice(dst),
+        }
+    }
+}
+
+/// Writes f32 values as `dtype`, rounded to nearest even.
+///
+/// # Safety
+/// `dst` must be writable for `src.len()` elements and aligned to them.
+pub(super) unsafe fn save(dtype: DType, src: &[f32], dst: *mut u8) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        match dtype {
+            DType::F32 => std::ptr::copy_nonoverlapping(src.as_ptr(), dst.cast(), src.len()),
+            DType::F16 => f16::narrow(src, std::slice::from_raw_parts_mut(dst.cast(), src.len())),
+            DType::Bf16 => bf16::narrow(src, std::slice::from_raw_parts_mut(dst.cast(), src.len())),
+        }
+    }
+}

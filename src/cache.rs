@@ -1,0 +1,545 @@
+//! The cache: sequences x layers over one backend. The only place where a call becomes work.
+
+use std::sync::Arc;
+
+use crate::backend::cpu::Cpu;
+use crate::backend::{AppendRows, AttendRows, Backend, Job};
+use crate::batch::{Batch, BatchEntry, Entry, Seen, check_seq};
+use crate::config::{BackendKind, CacheConfig, DType, Footprint, Layer, Shape};
+use crate::exec::Executor;
+use crate::memory::{filled, with_room};
+use crate::ring::{Refusal, Seq};
+use crate::status::{Error, Result, Status, bail};
+use crate::tensor::{RowsIn, RowsOut};
+
+/// KV cache of all layers and sequences of one model on one device.
+///
+/// After any error the cache is as it was.
+#[derive(Debug)]
+pub struct Cache {
+    shape: Shape,
+    layers: Vec<Arc<Layer>>,
+    /// `[layer][sequence]`.
+    seqs: Vec<Seq>,
+    /// Stream position of token 0, per sequence.
+    starts: Vec<u64>,
+    backend: Box<dyn Backend>,
+    exec: Executor,
+    /// The batch at hand; room for every sequence.
+    entries: Vec<Entry>,
+    /// An edit at hand: index and amount; room for every sequence.
+    edits: Vec<(usize, u64)>,
+    seen: Seen,
+    poisoned: bool,
+}
+
+/// State of one sequence. Lengths are over all layers, the rest is of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeqInfo {
+    /// Tokens in the shortest layer.
+    pub len_min: u64,
+    /// Tokens in the longest layer.
+    pub len_max: u64,
+    /// Stream position of token 0.
+    pub start_position: u64,
+    /// Tokens held: sinks and window.
+    pub cached: u64,
+    /// Tokens dropped between sinks and window.
+    pub evicted: u64,
+    /// Tokens that may come before one is dropped.
+    pub room: u64,
+    /// The most `rewind` would cut.
+    pub rewindable: u64,
+}
+
+/// What a call works on, checked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Work {
+    layer: usize,
+    append: Option<AppendRows>,
+    attend: Option<AttendRows>,
+}
+
+/// Below this many stored elements the cost of waking threads exceeds that of an append.
+const PARALLEL_APPEND: u64 = 1 << 16;
+
+impl Cache {
+    /// Validates a configuration and allocates everything the cache will ever use.
+    ///
+    /// # Errors
+    /// `InvalidConfig`, `BackendUnavailable`, `OutOfMemory`.
+    pub fn new(config: &CacheConfig) -> Result<Self> {
+        let (shape, layers) = validate(config)?;
+        let n_seqs = config.n_seqs as usize;
+        let backend: Box<dyn Backend> = match config.backend {
+            BackendKind::Cpu => {
+                let layers = layers.iter().map(Arc::as_ref);
+                Box::new(Cpu::new(&shape, layers, config.n_seqs, config.n_threads, config.memory)?)
+            }
+            BackendKind::Cuda => return Err(no_cuda()),
+        };
+        Ok(Self {
+            shape,
+            seqs: filled(layers.len() * n_seqs, Seq::default(), "sequence counters")?,
+            layers,
+            starts: filled(n_seqs, 0, "start positions")?,
+            backend,
+            exec: Executor::new(config.n_threads, config.parallel_for)?,
+            entries: with_room(n_seqs, "batch entries")?,
+            edits: with_room(n_seqs, "batch edits")?,
+            seen: Seen::new(filled(n_seqs, 0, "batch marks")?),
+            poisoned: false,
+        })
+    }
+
+    /// What [`Cache::new`] would allocate, without allocating it.
+    ///
+    /// # Errors
+    /// As [`Cache::new`], but for memory that cannot be had.
+    pub fn footprint(config: &CacheConfig) -> Result<Footprint> {
+        let (shape, layers) = validate(config)?;
+        if config.backend == BackendKind::Cuda {
+            return Err(no_cuda());
+        }
+        let n_seqs = u64::from(config.n_seqs);
+        let per_seq =
+            size_of::<Entry>() + size_of::<(usize, u64)>() + 2 * size_of::<u64>() + layers.len() * size_of::<Seq>();
+        let kernels = Cpu::bytes(&shape, layers.iter().map(Arc::as_ref), config.n_seqs, config.n_threads)?;
+        // At most 2^16 layers x 2^24 sequences x 32 bytes: no overflow but in the sum.
+        let Some(host) = kernels.checked_add(per_seq as u64 * n_seqs) else {
+            bail!(OutOfMemory, "K, V and counters exceed 2^64 bytes");
+        };
+        Ok(Footprint { host, device: 0 })
+    }
+
+    /// Layers.
+    #[must_use]
+    pub fn n_layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Sequences.
+    #[must_use]
+    pub fn n_seqs(&self) -> usize {
+        self.starts.len()
+    }
+
+    /// Rotates and stores the next tokens of each sequence of a batch in one layer. K is `[rows, n_kv_heads, head_dim]`,
+    /// V `[rows, n_kv_heads, head_dim_v]`.
+    ///
+    /// # Errors
+    /// `ChunkTooLong` above `max_chunk` tokens of one sequence; argument errors.
+    pub fn append(&mut self, layer: u32, batch: Batch<'_>, k: RowsIn<'_>, v: RowsIn<'_>) -> Result<()> {
+        let layer = self.check_layer(layer)?;
+        let rows = self.plan_append(layer, batch, Some(self.shape.max_chunk))?;
+        let work = Work { layer, append: Some(self.append_rows(rows, k, v)?), attend: None };
+        let elements =
+            rows.saturating_mul((self.shape.n_kv_heads * (self.shape.head_dim + self.shape.head_dim_v)) as u64);
+        self.execute(work, if elements < PARALLEL_APPEND { 1 } else { self.exec.width() })?;
+        self.commit(work);
+        Ok(())
+    }
+
+    /// Attention of the queries of the last tokens appended. Q is `[rows, n_q_heads, head_dim]`, out
+    /// `[rows, n_q_heads, head_dim_v]`, lse f32 `[rows, n_q_heads]`: the natural log of the softmax denominator.
+    ///
+    /// # Errors
+    /// `OutOfRange` for more queries than the latest append; argument errors.
+    pub fn attend(
+        &mut self,
+        layer: u32,
+        batch: Batch<'_>,
+        q: RowsIn<'_>,
+        out: RowsOut<'_>,
+        lse: Option<RowsOut<'_>>,
+    ) -> Result<()> {
+        let layer = self.check_layer(layer)?;
+        let rows = self.plan(batch, |cache, e, seq| Entry::attend(e, seq, cache.seq(layer, seq), cache.starts[seq]))?;
+        let work = Work { layer, append: None, attend: Some(self.attend_rows(rows, q, out, lse)?) };
+        self.execute(work, self.exec.width())
+    }
+
+    /// Append and attend in one call, any number of tokens.
+    ///
+    /// # Errors
+    /// Argument errors.
+    #[expect(clippy::too_many_arguments, reason = "the tensors of an attention layer")]
+    pub fn step(
+        &mut self,
+        layer: u32,
+        batch: Batch<'_>,
+        k: RowsIn<'_>,
+        v: RowsIn<'_>,
+        q: RowsIn<'_>,
+        out: RowsOut<'_>,
+        lse: Option<RowsOut<'_>>,
+    ) -> Result<()> {
+        let work = self.plan_step(layer, batch, k, v, q, out, lse)?;
+        self.execute(work, self.exec.width())?;
+        self.commit(work);
+        Ok(())
+    }
+
+    /// Checks a step and keeps its batch until [`Cache::commit`].
+    #[expect(clippy::too_many_arguments, reason = "the tensors of an attention layer")]
+    pub(crate) fn plan_step(
+        &mut self,
+        layer: u32,
+        batch: Batch<'_>,
+        k: RowsIn<'_>,
+        v: RowsIn<'_>,
+        q: RowsIn<'_>,
+        out: RowsOut<'_>,
+        lse: Option<RowsOut<'_>>,
+    ) -> Result<Work> {
+        let layer = self.check_layer(layer)?;
+        let rows = self.plan_append(layer, batch, None)?;
+        let append = Some(self.append_rows(rows, k, v)?);
+        Ok(Work { layer, append, attend: Some(self.attend_rows(rows, q, out, lse)?) })
+    }
+
+    /// Does part `ith` of `nth` of planned work. Parts may run at the same time, one `ith` only once.
+    pub(crate) fn run_part(&self, work: Work, ith: u32, nth: u32) {
+        let (layer_index, append, attend) = (work.layer, work.append, work.attend);
+        let job = Job {
+            layer_index,
+            layer: &self.layers[layer_index],
+            shape: &self.shape,
+            entries: &self.entries,
+            append,
+            attend,
+        };
+        self.backend.run(&job, ith, nth);
+    }
+
+    /// Marks the slots of planned work as overwritten: from here on the tokens they held are gone, commit or not.
+    pub(crate) fn begin(&mut self, work: Work) {
+        let base = work.layer * self.starts.len();
+        for e in &self.entries {
+            let seq = &mut self.seqs[base + e.seq];
+            seq.highest = seq.highest.max(e.first + e.n);
+        }
+    }
+
+    /// Makes the tokens of finished work count.
+    pub(crate) fn commit(&mut self, work: Work) {
+        let base = work.layer * self.starts.len();
+        for e in &self.entries {
+            let seq = &mut self.seqs[base + e.seq];
+            seq.append(e.n);
+            // After a step of many chunks only the last one's queries can still be asked.
+            seq.attendable = e.n.min(self.shape.max_chunk);
+        }
+    }
+
+    /// No further call but drop.
+    pub(crate) fn poison(&mut self) {
+        self.poisoned = true;
+    }
+
+    /// The most parts a step may be divided into.
+    pub(crate) fn width(&self) -> u32 {
+        self.exec.width()
+    }
+
+    /// Drops the `n_tokens[i]` oldest window tokens of each sequence, in all layers.
+    ///
+    /// # Errors
+    /// `OutOfRange` when a layer's window holds fewer; `LayersOutOfStep`.
+    pub fn evict(&mut self, seq_ids: &[i32], n_tokens: &[i32]) -> Result<()> {
+        self.plan_cut(seq_ids, n_tokens, |cache, index, seq, n| {
+            for (layer, state) in cache.layer_states(seq) {
+                if let Err(Refusal::TooMany(held)) = cache.layers[layer].ring.check_evict(state, n) {
+                    bail!(OutOfRange, "n_tokens[{index}] is {n}: the window of layer {layer} holds {held}");
+                }
+            }
+            Ok(n)
+        })?;
+        self.apply(|layer, state, n| state.evict(&layer.ring, n));
+        Ok(())
+    }
+
+    /// Cuts the last `n_tokens[i]` tokens of each sequence, in all layers, as if they had never been.
+    ///
+    /// # Errors
+    /// `OutOfRange` when the sequence is shorter, `TokensGone` when tokens that would be visible again are gone,
+    /// `LayersOutOfStep`.
+    pub fn rewind(&mut self, seq_ids: &[i32], n_tokens: &[i32]) -> Result<()> {
+        self.plan_cut(seq_ids, n_tokens, |cache, index, seq, n| {
+            for (layer, state) in cache.layer_states(seq) {
+                let ring = &cache.layers[layer].ring;
+                let what = match ring.check_rewind(state, n) {
+                    Ok(()) => continue,
+                    Err(Refusal::TooMany(held)) => {
+                        bail!(OutOfRange, "n_tokens[{index}] is {n}: sequence {seq} holds {held}")
+                    }
+                    Err(Refusal::Overwritten(most)) => {
+                        format!("at most {most} can be cut with max_rewind {}", ring.max_rewind)
+                    }
+                    Err(Refusal::Evicted(most)) => format!("at most {most} can be cut after the last evict"),
+                };
+                bail!(TokensGone, "n_tokens[{index}] is {n}: tokens of layer {layer} are gone, {what}");
+            }
+            Ok(cache.seq(0, seq).len - n)
+        })?;
+        self.apply(|_, state, len| state.cut(len));
+        Ok(())
+    }
+
+    /// Empties sequences; their next tokens start at `start_positions[i]`, or at 0.
+    ///
+    /// # Errors
+    /// Argument errors.
+    pub fn reset(&mut self, seq_ids: &[i32], start_positions: Option<&[u64]>) -> Result<()> {
+        if let Some(starts) = start_positions
+            && starts.len() != seq_ids.len()
+        {
+            bail!(InvalidArgument, "{} sequence ids but {} start positions", seq_ids.len(), starts.len());
+        }
+        self.collect_edits(seq_ids, |_, index, _| Ok(Some(start_positions.map_or(0, |s| s[index]))))?;
+        for &(seq, start) in &self.edits {
+            self.starts[seq] = start;
+        }
+        self.apply(|_, state, _| *state = Seq::default());
+        Ok(())
+    }
+
+    /// Makes each destination sequence an independent copy of its source. An entry with -1 on either side is padding.
+    ///
+    /// # Errors
+    /// A destination that is also a source or appears twice; `LayersOutOfStep` of a source.
+    pub fn fork(&mut self, src_seq_ids: &[i32], dst_seq_ids: &[i32]) -> Result<()> {
+        self.alive()?;
+        if src_seq_ids.len() != dst_seq_ids.len() {
+            bail!(InvalidArgument, "{} sources but {} destinations", src_seq_ids.len(), dst_seq_ids.len());
+        }
+        let source = |index: usize| src_seq_ids[index];
+        self.edits.clear();
+        self.seen.clear();
+        for (index, &dst) in dst_seq_ids.iter().enumerate() {
+            if dst == -1 || source(index) == -1 {
+                continue;
+            }
+            let dst = self.seen.insert("dst_seq_ids", index, dst)?;
+            let src = check_seq("src_seq_ids", index, source(index), self.starts.len())?;
+            self.in_step(src)?;
+            self.edits.push((dst, src as u64));
+        }
+        if let Some(&(dst, src)) = self.edits.iter().find(|&&(_, src)| self.seen.contains(src as usize)) {
+            bail!(InvalidArgument, "sequence {src}, copied to {dst}, is also a destination");
+        }
+        let n_seqs = self.starts.len();
+        for &(dst, src) in &self.edits {
+            let src = src as usize;
+            self.starts[dst] = self.starts[src];
+            for (index, layer) in self.layers.iter().enumerate() {
+                let state = self.seqs[index * n_seqs + src];
+                self.backend.copy_sequence(index, src, dst, state.highest.min(layer.ring.slots()));
+                self.seqs[index * n_seqs + dst] = state;
+            }
+        }
+        Ok(())
+    }
+
+    /// After a failure between layers: cuts every layer of the sequences back to the shortest. `None` = all sequences.
+    ///
+    /// # Errors
+    /// `TokensGone` when a longer layer has overwritten tokens that would be visible again: only reset helps then.
+    pub fn abort_step(&mut self, seq_ids: Option<&[i32]>) -> Result<()> {
+        self.alive()?;
+        let shortest = |cache: &Self, seq| {
+            let len = cache.layer_states(seq).map(|(_, s)| s.len).min().unwrap_or(0);
+            for (layer, state) in cache.layer_states(seq) {
+                if !cache.layers[layer].ring.intact(len, state) {
+                    bail!(
+                        TokensGone,
+                        "sequence {seq}: layer {layer} has overwritten tokens needed at length {len}; reset it"
+                    );
+                }
+            }
+            Ok(len)
+        };
+        if let Some(ids) = seq_ids {
+            self.collect_edits(ids, |cache, _, seq| shortest(cache, seq).map(Some))?;
+        } else {
+            self.edits.clear();
+            for seq in 0..self.starts.len() {
+                let len = shortest(self, seq)?;
+                self.edits.push((seq, len));
+            }
+        }
+        self.apply(|_, state, len| state.cut(len));
+        Ok(())
+    }
+
+    /// State of one sequence, seen from one layer.
+    ///
+    /// # Errors
+    /// Argument errors.
+    pub fn seq_info(&self, layer: u32, seq_id: i32) -> Result<SeqInfo> {
+        let layer = self.check_layer(layer)?;
+        let seq = check_seq("seq_id", 0, seq_id, self.starts.len())?;
+        let (state, ring) = (self.seq(layer, seq), &self.layers[layer].ring);
+        let cached = ring.held(state.len, state.floor);
+        Ok(SeqInfo {
+            len_min: self.layer_states(seq).map(|(_, s)| s.len).min().unwrap_or(0),
+            len_max: self.layer_states(seq).map(|(_, s)| s.len).max().unwrap_or(0),
+            start_position: self.starts[seq],
+            cached,
+            evicted: ring.evicted(state.len, state.floor),
+            room: ring.n_sink + ring.window - cached,
+            rewindable: ring.rewindable(state),
+        })
+    }
+
+    fn alive(&self) -> Result<()> {
+        if self.poisoned {
+            bail!(Internal, "an earlier call failed inside; only destroy works now");
+        }
+        Ok(())
+    }
+
+    fn check_layer(&self, layer: u32) -> Result<usize> {
+        self.alive()?;
+        if (layer as usize) < self.layers.len() {
+            return Ok(layer as usize);
+        }
+        bail!(OutOfRange, "layer is {layer}: 0 to {} is allowed", self.layers.len() - 1)
+    }
+
+    fn seq(&self, layer: usize, seq: usize) -> &Seq {
+        &self.seqs[layer * self.starts.len() + seq]
+    }
+
+    /// Every layer's state of one sequence.
+    fn layer_states(&self, seq: usize) -> impl Iterator<Item = (usize, &Seq)> {
+        self.seqs.iter().skip(seq).step_by(self.starts.len()).enumerate()
+    }
+
+    /// All layers of a sequence at one length.
+    fn in_step(&self, seq: usize) -> Result<()> {
+        let len = self.seq(0, seq).len;
+        match self.layer_states(seq).find(|(_, s)| s.len != len) {
+            None => Ok(()),
+            Some((layer, s)) => bail!(
+                LayersOutOfStep,
+                "sequence {seq} has {len} tokens in layer 0 but {} in layer {layer}: finish or abort the step",
+                s.len
+            ),
+        }
+    }
+
+    /// Fills `entries` from a batch; returns its rows, padding included.
+    fn plan(&mut self, batch: Batch<'_>, entry: impl Fn(&Self, &BatchEntry, usize) -> Result<Entry>) -> Result<u64> {
+        batch.check()?;
+        self.entries.clear();
+        self.seen.clear();
+        for e in batch.entries() {
+            let seq = self.seen.insert("seq_ids", e.index, e.seq)?;
+            let entry = entry(self, &e, seq)?;
+            self.entries.push(entry);
+        }
+        Ok(batch.rows())
+    }
+
+    fn plan_append(&mut self, layer: usize, batch: Batch<'_>, max_chunk: Option<u64>) -> Result<u64> {
+        self.plan(batch, |cache, e, seq| {
+            if let Some(most) = max_chunk.filter(|&most| e.n > most) {
+                bail!(ChunkTooLong, "n_tokens[{}] is {}: max_chunk is {most}", e.index, e.n);
+            }
+            Entry::append(e, seq, cache.seq(layer, seq), cache.starts[seq], &cache.layers[layer].ring)
+        })
+    }
+
+    fn append_rows(&self, rows: u64, k: RowsIn<'_>, v: RowsIn<'_>) -> Result<AppendRows> {
+        let s = &self.shape;
+        Ok(AppendRows {
+            k: k.resolve("k", rows, s.n_kv_heads, s.head_dim, s.in_dtype)?,
+            v: v.resolve("v", rows, s.n_kv_heads, s.head_dim_v, s.in_dtype)?,
+        })
+    }
+
+    fn attend_rows(&self, rows: u64, q: RowsIn<'_>, out: RowsOut<'_>, lse: Option<RowsOut<'_>>) -> Result<AttendRows> {
+        let s = &self.shape;
+        Ok(AttendRows {
+            q: q.resolve("q", rows, s.n_q_heads, s.head_dim, s.in_dtype)?,
+            out: out.resolve("out", rows, s.n_q_heads, s.head_dim_v, s.out_dtype)?,
+            lse: lse.map(|lse| lse.resolve("lse", rows, s.n_q_heads, 1, DType::F32)).transpose()?,
+        })
+    }
+
+    /// Runs planned work in `nth` parts. A failure inside poisons the cache.
+    fn execute(&mut self, work: Work, nth: u32) -> Result<()> {
+        let outcome = self.exec.run(nth, &|ith| self.run_part(work, ith, nth));
+        if outcome.is_err() {
+            self.poison();
+        }
+        outcome
+    }
+
+    /// Collects an edit that takes `n_tokens[i]` tokens off a sequence; `amount` checks each and says what to apply.
+    /// An entry of 0 tokens is padding.
+    fn plan_cut(
+        &mut self,
+        seq_ids: &[i32],
+        n_tokens: &[i32],
+        amount: impl Fn(&Self, usize, usize, u64) -> Result<u64>,
+    ) -> Result<()> {
+        Batch::new(seq_ids, n_tokens).check()?;
+        self.collect_edits(seq_ids, |cache, index, seq| {
+            let n = u64::from(n_tokens[index].unsigned_abs());
+            if n == 0 {
+                return Ok(None);
+            }
+            cache.in_step(seq)?;
+            amount(cache, index, seq, n).map(Some)
+        })
+    }
+
+    /// Fills `edits`; `amount` checks each sequence and says what to apply, if anything.
+    fn collect_edits(
+        &mut self,
+        seq_ids: &[i32],
+        amount: impl Fn(&Self, usize, usize) -> Result<Option<u64>>,
+    ) -> Result<()> {
+        self.alive()?;
+        self.edits.clear();
+        self.seen.clear();
+        for (index, &id) in seq_ids.iter().enumerate().filter(|&(_, &id)| id != -1) {
+            let seq = self.seen.insert("seq_ids", index, id)?;
+            if let Some(amount) = amount(self, index, seq)? {
+                self.edits.push((seq, amount));
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies the collected edits to every layer.
+    fn apply(&mut self, edit: impl Fn(&Layer, &mut Seq, u64)) {
+        let n_seqs = self.starts.len();
+        for &(seq, amount) in &self.edits {
+            for (index, layer) in self.layers.iter().enumerate() {
+                edit(layer, &mut self.seqs[index * n_seqs + seq], amount);
+            }
+        }
+    }
+}
+
+/// Checks a whole configuration.
+fn validate(config: &CacheConfig) -> Result<(Shape, Vec<Arc<Layer>>)> {
+    let shape = config.shape()?;
+    let n = config.n_layers as usize;
+    if let [one] = config.layers.as_slice() {
+        return Ok((shape, filled(n, Arc::new(config.layer(one)?), "layers")?));
+    }
+    let mut layers = with_room(n, "layers")?;
+    for (i, layer) in config.layers.iter().enumerate() {
+        let layer = config.layer(layer).map_err(|e| Error::new(e.status(), format!("layer {i}: {}", e.message())))?;
+        layers.push(Arc::new(layer));
+    }
+    Ok((shape, layers))
+}
+
+fn no_cuda() -> Error {
+    Error::new(Status::BackendUnavailable, "backend is CUDA: this build of sinkcache has the CPU backend only")
+}

@@ -1,0 +1,71 @@
+//! The panic boundary, and the text of the last error.
+
+use std::cell::RefCell;
+use std::ffi::{CString, c_char};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::constants::{SKC_STATUS_OK, skc_status};
+use crate::exec::defect;
+use crate::status::{Error, Result, bail};
+
+thread_local! {
+    static LAST_ERROR: RefCell<CString> = RefCell::new(CString::default());
+}
+
+/// Text of the latest error on this thread, empty before the first. Valid until the next failing call on this thread;
+/// success leaves it as it is.
+#[unsafe(no_mangle)]
+pub extern "C" fn skc_last_error() -> *const c_char {
+    // A thread that is ending has no text any more.
+    LAST_ERROR.try_with(|text| text.try_borrow().map_or(c"".as_ptr(), |t| t.as_ptr())).unwrap_or(c"".as_ptr())
+}
+
+/// Runs the body of a call: an error becomes its status and the last error's text, a panic becomes `INTERNAL`.
+pub fn boundary(body: impl FnOnce() -> Result<()>) -> skc_status {
+    match catch(body) {
+        Ok(()) => SKC_STATUS_OK,
+        Err(error) => report(&error),
+    }
+}
+
+/// Runs `body`; a panic becomes an error.
+pub fn catch<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(outcome) => outcome,
+        Err(panic) => {
+            let error = defect(panic.as_ref());
+            // A payload whose own drop panics must not unwind into C.
+            std::mem::forget(panic);
+            Err(error)
+        }
+    }
+}
+
+fn report(error: &Error) -> skc_status {
+    let text = CString::new(error.message().replace('\0', "\u{fffd}")).unwrap_or_default();
+    // Failing to keep the text (the thread is ending) leaves the status, which is what counts.
+    let _ = LAST_ERROR.try_with(|last| last.try_borrow_mut().map(|mut last| *last = text));
+    error.status() as skc_status
+}
+
+/// Writes an output.
+///
+/// # Safety
+/// `out` must be NULL or writable.
+pub unsafe fn write<T>(name: &str, out: *mut T, value: T) -> Result<()> {
+    check_pointer(name, out)?;
+    // SAFETY: not NULL and aligned by the check; the caller's contract.
+    unsafe { out.write(value) };
+    Ok(())
+}
+
+/// Refuses NULL and misaligned pointers.
+pub fn check_pointer<T>(name: &str, ptr: *const T) -> Result<()> {
+    if ptr.is_null() {
+        bail!(NullPointer, "{name} is NULL");
+    }
+    if !ptr.is_aligned() {
+        bail!(InvalidArgument, "{name} {ptr:p} is not aligned to {}", align_of::<T>());
+    }
+    Ok(())
+}

@@ -1,0 +1,343 @@
+//! Configuration structs, their defaults, and their translation.
+
+use std::ffi::{c_char, c_void};
+
+use super::boundary::{boundary, check_pointer};
+use super::constants::{
+    SKC_BACKEND_CPU, SKC_BACKEND_CUDA, SKC_DTYPE_BF16, SKC_DTYPE_F16, SKC_DTYPE_F32, SKC_POSITION_ALIBI,
+    SKC_POSITION_NONE, SKC_POSITION_ROPE, SKC_POSITION_ROPE_APPLIED, SKC_ROPE_INTERLEAVED, SKC_ROPE_NEOX, skc_status,
+};
+use super::read::{c_struct, read_array, read_struct};
+use crate::config::{BackendKind, CacheConfig, DType, LayerConfig, MAX_HEADS, MAX_LAYERS, PositionMode, RopeStyle};
+use crate::exec::ParallelFor;
+use crate::memory::{Memory, with_room};
+use crate::status::{Result, bail};
+
+/// Returns `bytes` bytes aligned to `align` (a power of two), or NULL. Called at create only.
+pub type skc_alloc_fn = Option<unsafe extern "C" fn(user: *mut c_void, bytes: usize, align: usize) -> *mut c_void>;
+/// Takes back what skc_alloc_fn returned for `bytes`. Called at destroy, and at a create that fails.
+pub type skc_free_fn = Option<unsafe extern "C" fn(user: *mut c_void, ptr: *mut c_void, bytes: usize)>;
+/// One task of a parallel loop.
+pub type skc_task_fn = Option<unsafe extern "C" fn(data: *mut c_void, index: u32)>;
+/// The host's parallel loop: calls task(data, i) for every i below n, on any threads, and returns when all have
+/// returned. It must not start one after it has returned, nor throw.
+pub type skc_parallel_for_fn =
+    Option<unsafe extern "C" fn(user: *mut c_void, n: u32, task: skc_task_fn, data: *mut c_void)>;
+/// Gets one of SKC_LOG_ and a line of text, valid during the call.
+pub type skc_log_fn = Option<unsafe extern "C" fn(user: *mut c_void, level: u32, text: *const c_char)>;
+
+/// Settings of one layer. Fill it with skc_layer_config_init or SKC_LAYER_CONFIG_INIT, then set what differs.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct skc_layer_config {
+    /// sizeof(skc_layer_config).
+    pub struct_size: u32,
+    /// 0.
+    pub flags: u32,
+    /// Pinned first tokens of each sequence. Default 4.
+    pub n_sink: u32,
+    /// Most recent tokens a query sees, its own included; at least 1. Default 2044.
+    pub window: u32,
+    /// One of SKC_POSITION_. Default SKC_POSITION_ROPE.
+    pub position_mode: u32,
+    /// One of SKC_ROPE_. Default SKC_ROPE_NEOX.
+    pub rope_style: u32,
+    /// Rotated leading dims, even; 0 = head_dim. Default 0.
+    pub rope_dim: u32,
+    /// Values of inv_freq: rope_dim / 2, or 0 for the frequencies of rope_base.
+    pub n_inv_freq: u32,
+    /// RoPE base. Default 10000.
+    pub rope_base: f64,
+    /// Linear position scaling: angle = position x rope_scale x frequency. Default 1.
+    pub rope_scale: f64,
+    /// Factor on the rotated dims of q and of k (YaRN's attention factor). Default 1.
+    pub rope_mscale: f64,
+    /// Factor on scores; 0 = 1 / sqrt(head_dim). Default 0.
+    pub scale: f64,
+    /// Above 0: score = softcap x tanh(score / softcap). Default 0.
+    pub softcap: f64,
+    /// Angular frequencies in radians per token (YaRN, Llama-3 scaling), copied at create. Frequencies that change with
+    /// the length of the stream (dynamic NTK) cannot be expressed: a key is rotated once.
+    pub inv_freq: *const f32,
+    /// ALiBi slopes of the query heads, copied at create. Needed in SKC_POSITION_ALIBI, refused elsewhere.
+    pub alibi_slopes: *const f32,
+    /// Learned logits of the query heads (gpt-oss), raw, in the denominator only, copied at create.
+    pub sink_logits: *const f32,
+    /// Values of alibi_slopes: n_q_heads or 0.
+    pub n_alibi_slopes: u32,
+    /// Values of sink_logits: n_q_heads or 0.
+    pub n_sink_logits: u32,
+}
+c_struct!(skc_layer_config);
+
+/// Settings of a cache. Fill it with skc_cache_config_init or SKC_CACHE_CONFIG_INIT, then set what differs; head counts,
+/// head_dim and layers have no default.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct skc_cache_config {
+    /// sizeof(skc_cache_config).
+    pub struct_size: u32,
+    /// 0.
+    pub flags: u32,
+    /// One of SKC_BACKEND_. Default SKC_BACKEND_CPU.
+    pub backend: u32,
+    /// Layers, 1 to 65536. Default 1.
+    pub n_layers: u32,
+    /// Sequences, 1 to 2^24. Default 1.
+    pub n_seqs: u32,
+    /// Query heads, a multiple of n_kv_heads. Of a tensor-parallel shard: its own heads only.
+    pub n_q_heads: u32,
+    /// Heads of K and V. Query head h reads KV head h / (n_q_heads / n_kv_heads).
+    pub n_kv_heads: u32,
+    /// Dims of a head of Q and K: a multiple of 8, at most 512.
+    pub head_dim: u32,
+    /// Dims of a head of V and of the output, likewise; 0 = head_dim. Default 0.
+    pub head_dim_v: u32,
+    /// Type of q, k and v as they come in, one of SKC_DTYPE_. Default SKC_DTYPE_F32.
+    pub in_dtype: u32,
+    /// Type of out; 0 = in_dtype. Default 0.
+    pub out_dtype: u32,
+    /// Type K and V are stored in. Default SKC_DTYPE_F16.
+    pub kv_dtype: u32,
+    /// Most tokens of one sequence in one skc_append_kv, 1 to 2^30. Default 512.
+    pub max_chunk: u32,
+    /// How far below its highest length skc_rewind may cut a sequence, 0 to 2^30. Default 16.
+    pub max_rewind: u32,
+    /// Threads, or tasks handed to parallel_for at a time, or the largest team of skc_step_part; 1 to 1024. Default 1.
+    pub n_threads: u32,
+    /// Elements of layers: 1, which then holds for all layers, or n_layers.
+    pub n_layer_configs: u32,
+    /// Settings of the layers, copied at create.
+    pub layers: *const skc_layer_config,
+    /// Bytes from one element of layers to the next; 0 = the first one's struct_size.
+    pub layer_stride: u64,
+    /// Where memory comes from: both or neither. May be called from any thread.
+    pub alloc: skc_alloc_fn,
+    /// Counterpart of alloc.
+    pub free: skc_free_fn,
+    /// First argument of alloc and free.
+    pub memory_user: *mut c_void,
+    /// The host's parallel loop; NULL = threads of our own if n_threads is above 1. Small work stays on the calling thread.
+    pub parallel_for: skc_parallel_for_fn,
+    /// First argument of parallel_for.
+    pub parallel_for_user: *mut c_void,
+    /// Gets a line of text now and then; NULL = silence. May be called from any thread.
+    pub log: skc_log_fn,
+    /// First argument of log.
+    pub log_user: *mut c_void,
+}
+c_struct!(skc_cache_config);
+
+impl Default for skc_layer_config {
+    fn default() -> Self {
+        let d = LayerConfig::default();
+        Self {
+            struct_size: size_of::<Self>() as u32,
+            flags: 0,
+            n_sink: d.n_sink,
+            window: d.window,
+            position_mode: d.position_mode as u32,
+            rope_style: d.rope_style as u32,
+            rope_dim: d.rope_dim,
+            n_inv_freq: 0,
+            rope_base: d.rope_base,
+            rope_scale: d.rope_scale,
+            rope_mscale: d.rope_mscale,
+            scale: d.scale,
+            softcap: d.softcap,
+            inv_freq: std::ptr::null(),
+            alibi_slopes: std::ptr::null(),
+            sink_logits: std::ptr::null(),
+            n_alibi_slopes: 0,
+            n_sink_logits: 0,
+        }
+    }
+}
+
+impl Default for skc_cache_config {
+    fn default() -> Self {
+        let d = CacheConfig::default();
+        Self {
+            struct_size: size_of::<Self>() as u32,
+            flags: 0,
+            backend: d.backend as u32,
+            n_layers: d.n_layers,
+            n_seqs: d.n_seqs,
+            n_q_heads: 0,
+            n_kv_heads: 0,
+            head_dim: 0,
+            head_dim_v: 0,
+            in_dtype: d.in_dtype as u32,
+            out_dtype: 0,
+            kv_dtype: d.kv_dtype as u32,
+            max_chunk: d.max_chunk,
+            max_rewind: d.max_rewind,
+            n_threads: d.n_threads,
+            n_layer_configs: 0,
+            layers: std::ptr::null(),
+            layer_stride: 0,
+            alloc: None,
+            free: None,
+            memory_user: std::ptr::null_mut(),
+            parallel_for: None,
+            parallel_for_user: std::ptr::null_mut(),
+            log: None,
+            log_user: std::ptr::null_mut(),
+        }
+    }
+}
+
+/// Fills a configuration with defaults. `struct_size` is the caller's sizeof(skc_cache_config): nothing is written
+/// beyond it.
+///
+/// # Safety
+/// `config` must be NULL or writable for `struct_size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn skc_cache_config_init(config: *mut skc_cache_config, struct_size: u32) -> skc_status {
+    // SAFETY: the caller's contract.
+    boundary(|| unsafe { init("skc_cache_config", config, struct_size, skc_cache_config::default()) })
+}
+
+/// Fills a layer's configuration with defaults. `struct_size` is the caller's sizeof(skc_layer_config): nothing is
+/// written beyond it.
+///
+/// # Safety
+/// `config` must be NULL or writable for `struct_size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn skc_layer_config_init(config: *mut skc_layer_config, struct_size: u32) -> skc_status {
+    // SAFETY: the caller's contract.
+    boundary(|| unsafe { init("skc_layer_config", config, struct_size, skc_layer_config::default()) })
+}
+
+/// Writes defaults into a struct of `size` bytes, zeros into what it has beyond ours.
+unsafe fn init<T: Copy>(name: &str, out: *mut T, size: u32, defaults: T) -> Result<()> {
+    check_pointer(name, out)?;
+    let (bytes, known) = (size as usize, size_of::<T>());
+    if !(known..=4096).contains(&bytes) {
+        bail!(VersionMismatch, "struct_size of {name} is {size}: {known} to 4096 is allowed");
+    }
+    // SAFETY: the caller's contract; every struct here starts with its size.
+    unsafe {
+        out.cast::<u8>().write_bytes(0, bytes);
+        out.write(defaults);
+        out.cast::<u32>().write(size);
+    }
+    Ok(())
+}
+
+fn dtype(name: &str, value: u32) -> Result<DType> {
+    match value {
+        SKC_DTYPE_F32 => Ok(DType::F32),
+        SKC_DTYPE_F16 => Ok(DType::F16),
+        SKC_DTYPE_BF16 => Ok(DType::Bf16),
+        _ => bail!(InvalidConfig, "{name} is {value}: SKC_DTYPE_F32 (1), _F16 (2) or _BF16 (3) is allowed"),
+    }
+}
+
+/// Translates a caller's configuration; its meaning is checked by `CacheConfig`.
+///
+/// # Safety
+/// `config` and all it points to must be NULL or as the header says.
+pub unsafe fn read_config(config: *const skc_cache_config) -> Result<(CacheConfig, skc_cache_config)> {
+    // SAFETY: the caller's contract.
+    let c = unsafe { read_struct(config) }?;
+    let backend = match c.backend {
+        SKC_BACKEND_CPU => BackendKind::Cpu,
+        SKC_BACKEND_CUDA => BackendKind::Cuda,
+        other => bail!(InvalidConfig, "backend is {other}: SKC_BACKEND_CPU (1) or SKC_BACKEND_CUDA (2) is allowed"),
+    };
+    let in_dtype = dtype("in_dtype", c.in_dtype)?;
+    let memory = match (c.alloc, c.free) {
+        (None, None) => Memory::default(),
+        // SAFETY: the header's contract of the callbacks.
+        (Some(alloc), Some(free)) => unsafe { Memory::new(alloc, free, c.memory_user) },
+        (alloc, _) => {
+            let (set, missing) = if alloc.is_some() { ("alloc", "free") } else { ("free", "alloc") };
+            bail!(InvalidConfig, "{set} is set but {missing} is NULL: both or neither is allowed")
+        }
+    };
+    // SAFETY: the header's contract of the callback; a C task pointer and ours have one representation.
+    let parallel_for =
+        c.parallel_for.map(|call| unsafe { ParallelFor::new(std::mem::transmute(call), c.parallel_for_user) });
+    let config = CacheConfig {
+        backend,
+        n_layers: c.n_layers,
+        n_seqs: c.n_seqs,
+        n_q_heads: c.n_q_heads,
+        n_kv_heads: c.n_kv_heads,
+        head_dim: c.head_dim,
+        head_dim_v: c.head_dim_v,
+        in_dtype,
+        out_dtype: if c.out_dtype == 0 { in_dtype } else { dtype("out_dtype", c.out_dtype)? },
+        kv_dtype: dtype("kv_dtype", c.kv_dtype)?,
+        max_chunk: c.max_chunk,
+        max_rewind: c.max_rewind,
+        n_threads: c.n_threads,
+        // SAFETY: the caller's contract.
+        layers: unsafe { read_layers(&c) }?,
+        memory,
+        parallel_for,
+    };
+    Ok((config, c))
+}
+
+unsafe fn read_layers(c: &skc_cache_config) -> Result<Vec<LayerConfig>> {
+    let n = c.n_layer_configs;
+    if !(1..=MAX_LAYERS).contains(&n) {
+        bail!(InvalidConfig, "n_layer_configs is {n}: 1 or n_layers ({}) is allowed", c.n_layers);
+    }
+    let mut layers = with_room(n as usize, "layers")?;
+    // SAFETY: the caller's contract: the first element is there.
+    let first = unsafe { read_struct(c.layers) }?;
+    let stride = if c.layer_stride == 0 { u64::from(first.struct_size) } else { c.layer_stride };
+    let align = align_of::<skc_layer_config>() as u64;
+    if stride < u64::from(first.struct_size) || !stride.is_multiple_of(align) || stride > u64::from(u32::MAX) {
+        bail!(
+            InvalidConfig,
+            "layer_stride is {stride}: a multiple of {align} from struct_size {} is needed",
+            first.struct_size
+        );
+    }
+    for i in 0..n as usize {
+        // SAFETY: the caller's contract: n elements, `stride` bytes apart.
+        let layer = unsafe { read_struct(c.layers.byte_add(i * stride as usize)) }?;
+        // SAFETY: the caller's contract.
+        layers.push(unsafe { read_layer(&layer) }?);
+    }
+    Ok(layers)
+}
+
+unsafe fn read_layer(c: &skc_layer_config) -> Result<LayerConfig> {
+    let floats = |name: &str, ptr: *const f32, n: u32| {
+        if n > MAX_HEADS {
+            bail!(InvalidConfig, "n_{name} is {n}: at most {MAX_HEADS} is allowed");
+        }
+        // SAFETY: the caller's contract.
+        unsafe { read_array(name, ptr, n as usize) }.map(<[f32]>::to_vec)
+    };
+    Ok(LayerConfig {
+        n_sink: c.n_sink,
+        window: c.window,
+        position_mode: match c.position_mode {
+            SKC_POSITION_ROPE => PositionMode::Rope,
+            SKC_POSITION_ROPE_APPLIED => PositionMode::RopeApplied,
+            SKC_POSITION_ALIBI => PositionMode::Alibi,
+            SKC_POSITION_NONE => PositionMode::None,
+            other => bail!(InvalidConfig, "position_mode is {other}: one of SKC_POSITION_ (1 to 4) is allowed"),
+        },
+        rope_style: match c.rope_style {
+            SKC_ROPE_NEOX => RopeStyle::Neox,
+            SKC_ROPE_INTERLEAVED => RopeStyle::Interleaved,
+            other => bail!(InvalidConfig, "rope_style is {other}: SKC_ROPE_NEOX (1) or _INTERLEAVED (2) is allowed"),
+        },
+        rope_dim: c.rope_dim,
+        rope_base: c.rope_base,
+        rope_scale: c.rope_scale,
+        rope_mscale: c.rope_mscale,
+        inv_freq: floats("inv_freq", c.inv_freq, c.n_inv_freq)?,
+        alibi_slopes: floats("alibi_slopes", c.alibi_slopes, c.n_alibi_slopes)?,
+        scale: c.scale,
+        softcap: c.softcap,
+        sink_logits: floats("sink_logits", c.sink_logits, c.n_sink_logits)?,
+    })
+}

@@ -1,0 +1,157 @@
+//! Every constant of the header, and the call that finds one by name.
+
+use std::ffi::{CStr, c_char};
+
+use super::boundary::{boundary, write};
+use crate::status::{Result, bail};
+
+/// Status of a call: 0, or one of the negative SKC_STATUS_ numbers, which are never reused.
+pub type skc_status = i32;
+
+/// Version of this contract: raised when something a caller relies on changes. Additions do not raise it.
+pub const SKC_ABI_VERSION: u32 = 0;
+
+/// Success.
+pub const SKC_STATUS_OK: skc_status = 0;
+/// The handle is NULL, destroyed, or was never a cache.
+pub const SKC_STATUS_INVALID_HANDLE: skc_status = -1;
+/// A required pointer is NULL.
+pub const SKC_STATUS_NULL_POINTER: skc_status = -2;
+/// A value of a call is not allowed.
+pub const SKC_STATUS_INVALID_ARGUMENT: skc_status = -3;
+/// A value of a configuration is not allowed.
+pub const SKC_STATUS_INVALID_CONFIG: skc_status = -4;
+/// A layer, sequence, token count or position is outside what there is.
+pub const SKC_STATUS_OUT_OF_RANGE: skc_status = -5;
+/// struct_size or flags is not one this library understands.
+pub const SKC_STATUS_VERSION_MISMATCH: skc_status = -6;
+/// The backend asked for is not in this build or has no device.
+pub const SKC_STATUS_BACKEND_UNAVAILABLE: skc_status = -7;
+/// Memory could not be had.
+pub const SKC_STATUS_OUT_OF_MEMORY: skc_status = -8;
+/// Another call is using the cache.
+pub const SKC_STATUS_BUSY: skc_status = -9;
+/// An edit needs all layers of a sequence at one length.
+pub const SKC_STATUS_LAYERS_OUT_OF_STEP: skc_status = -10;
+/// More tokens of one sequence than max_chunk.
+pub const SKC_STATUS_CHUNK_TOO_LONG: skc_status = -11;
+/// The tokens needed have been overwritten or evicted for good.
+pub const SKC_STATUS_TOKENS_GONE: skc_status = -12;
+/// The device failed; only skc_destroy_cache works now.
+pub const SKC_STATUS_DEVICE_LOST: skc_status = -13;
+/// A defect of this library; only skc_destroy_cache works now.
+pub const SKC_STATUS_INTERNAL: skc_status = -14;
+
+/// Host memory and host threads.
+pub const SKC_BACKEND_CPU: u32 = 1;
+/// An NVIDIA GPU.
+pub const SKC_BACKEND_CUDA: u32 = 2;
+
+/// IEEE binary32.
+pub const SKC_DTYPE_F32: u32 = 1;
+/// IEEE binary16.
+pub const SKC_DTYPE_F16: u32 = 2;
+/// bfloat16.
+pub const SKC_DTYPE_BF16: u32 = 3;
+
+/// The cache rotates k and q.
+pub const SKC_POSITION_ROPE: u32 = 1;
+/// The host has rotated k and q at their stream positions, which advance by exactly one per token.
+pub const SKC_POSITION_ROPE_APPLIED: u32 = 2;
+/// Nobody rotates; a bias of -slope x distance in cache positions is added.
+pub const SKC_POSITION_ALIBI: u32 = 3;
+/// No positions.
+pub const SKC_POSITION_NONE: u32 = 4;
+
+/// Dim i is rotated with dim i + rope_dim / 2.
+pub const SKC_ROPE_NEOX: u32 = 1;
+/// Dim 2i is rotated with dim 2i + 1.
+pub const SKC_ROPE_INTERLEAVED: u32 = 2;
+
+/// A cache was made or destroyed.
+pub const SKC_LOG_INFO: u32 = 1;
+/// A call was refused.
+pub const SKC_LOG_WARN: u32 = 2;
+/// A call failed inside.
+pub const SKC_LOG_ERROR: u32 = 3;
+
+/// A sequence id that marks an entry as padding.
+pub const SKC_PADDING: i32 = -1;
+
+macro_rules! table {
+    ($($name:ident),* $(,)?) => {
+        &[$((stringify!($name), $name as i64)),*]
+    };
+}
+
+const TABLE: &[(&str, i64)] = table![
+    SKC_ABI_VERSION,
+    SKC_STATUS_OK,
+    SKC_STATUS_INVALID_HANDLE,
+    SKC_STATUS_NULL_POINTER,
+    SKC_STATUS_INVALID_ARGUMENT,
+    SKC_STATUS_INVALID_CONFIG,
+    SKC_STATUS_OUT_OF_RANGE,
+    SKC_STATUS_VERSION_MISMATCH,
+    SKC_STATUS_BACKEND_UNAVAILABLE,
+    SKC_STATUS_OUT_OF_MEMORY,
+    SKC_STATUS_BUSY,
+    SKC_STATUS_LAYERS_OUT_OF_STEP,
+    SKC_STATUS_CHUNK_TOO_LONG,
+    SKC_STATUS_TOKENS_GONE,
+    SKC_STATUS_DEVICE_LOST,
+    SKC_STATUS_INTERNAL,
+    SKC_BACKEND_CPU,
+    SKC_BACKEND_CUDA,
+    SKC_DTYPE_F32,
+    SKC_DTYPE_F16,
+    SKC_DTYPE_BF16,
+    SKC_POSITION_ROPE,
+    SKC_POSITION_ROPE_APPLIED,
+    SKC_POSITION_ALIBI,
+    SKC_POSITION_NONE,
+    SKC_ROPE_NEOX,
+    SKC_ROPE_INTERLEAVED,
+    SKC_LOG_INFO,
+    SKC_LOG_WARN,
+    SKC_LOG_ERROR,
+    SKC_PADDING,
+];
+
+/// Value of a constant of the header by its name, for callers that cannot read C: name "SKC_DTYPE_F16" gives 2.
+///
+/// # Safety
+/// `name` must be NULL or a C string, `value` NULL or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn skc_constant(name: *const c_char, value: *mut i64) -> skc_status {
+    boundary(|| {
+        let found = lookup(name)?;
+        // SAFETY: the caller's contract.
+        unsafe { write("value", value, found) }
+    })
+}
+
+fn lookup(name: *const c_char) -> Result<i64> {
+    if name.is_null() {
+        bail!(NullPointer, "name is NULL");
+    }
+    // SAFETY: the caller's contract.
+    let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
+    match TABLE.iter().find(|(n, _)| *n == name) {
+        Some(&(_, value)) => Ok(value),
+        None => bail!(InvalidArgument, "name is \"{name}\": not a constant of sinkcache.h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::Status;
+
+    #[test]
+    fn every_status_has_its_constant() {
+        let constants: Vec<_> = TABLE.iter().filter(|(n, _)| n.starts_with("SKC_STATUS_")).map(|&(_, v)| v).collect();
+        let statuses: Vec<_> = std::iter::once(0).chain(Status::ALL.iter().map(|&s| s as i64)).collect();
+        assert_eq!(constants, statuses);
+    }
+}

@@ -1,0 +1,201 @@
+//! Edits of a batch of sequences, all layers at once.
+
+use super::boundary::boundary;
+use super::constants::skc_status;
+use super::handle::{skc_cache, with_cache, with_handle};
+use super::read::{c_struct, read_array, read_struct};
+use super::step_part::abandon;
+
+/// Arguments of skc_evict.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct skc_evict_args {
+    /// sizeof(skc_evict_args).
+    pub struct_size: u32,
+    /// 0.
+    pub flags: u32,
+    /// Entries of seq_ids and n_tokens.
+    pub n_entries: u32,
+    /// 0.
+    pub reserved: u32,
+    /// Sequences; SKC_PADDING skips an entry. A sequence may appear once.
+    pub seq_ids: *const i32,
+    /// Window tokens to drop, the oldest first; 0 skips an entry.
+    pub n_tokens: *const i32,
+}
+c_struct!(skc_evict_args);
+
+/// Arguments of skc_rewind.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct skc_rewind_args {
+    /// sizeof(skc_rewind_args).
+    pub struct_size: u32,
+    /// 0.
+    pub flags: u32,
+    /// Entries of seq_ids and n_tokens.
+    pub n_entries: u32,
+    /// 0.
+    pub reserved: u32,
+    /// Sequences; SKC_PADDING skips an entry. A sequence may appear once.
+    pub seq_ids: *const i32,
+    /// Tokens to cut, the newest first; 0 skips an entry.
+    pub n_tokens: *const i32,
+}
+c_struct!(skc_rewind_args);
+
+/// Arguments of skc_reset.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct skc_reset_args {
+    /// sizeof(skc_reset_args).
+    pub struct_size: u32,
+    /// 0.
+    pub flags: u32,
+    /// Entries of seq_ids and, where given, start_positions.
+    pub n_entries: u32,
+    /// 0.
+    pub reserved: u32,
+    /// Sequences; SKC_PADDING skips an entry. A sequence may appear once.
+    pub seq_ids: *const i32,
+    /// Stream positions of the next tokens; NULL = 0.
+    pub start_positions: *const u64,
+}
+c_struct!(skc_reset_args);
+
+/// Arguments of skc_fork.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct skc_fork_args {
+    /// sizeof(skc_fork_args).
+    pub struct_size: u32,
+    /// 0.
+    pub flags: u32,
+    /// Entries of src_seq_ids and dst_seq_ids.
+    pub n_entries: u32,
+    /// 0.
+    pub reserved: u32,
+    /// Sequences to copy; SKC_PADDING skips an entry. One may be copied to many.
+    pub src_seq_ids: *const i32,
+    /// Sequences to overwrite; SKC_PADDING skips an entry. None may be a source, or appear twice.
+    pub dst_seq_ids: *const i32,
+}
+c_struct!(skc_fork_args);
+
+/// Arguments of skc_abort_step.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct skc_abort_step_args {
+    /// sizeof(skc_abort_step_args).
+    pub struct_size: u32,
+    /// 0.
+    pub flags: u32,
+    /// Entries of seq_ids; 0 with seq_ids NULL = all sequences.
+    pub n_entries: u32,
+    /// 0.
+    pub reserved: u32,
+    /// Sequences; SKC_PADDING skips an entry. A sequence may appear once.
+    pub seq_ids: *const i32,
+}
+c_struct!(skc_abort_step_args);
+
+macro_rules! check_reserved {
+    ($args:expr) => {
+        if $args.reserved != 0 {
+            $crate::status::bail!(VersionMismatch, "reserved is {}: it must be 0", $args.reserved);
+        }
+    };
+}
+
+/// Drops the oldest window tokens of sequences for good, in all layers. Every layer's window must hold as many.
+///
+/// # Safety
+/// `args` must be NULL or as the header describes it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn skc_evict(cache: *mut skc_cache, args: *const skc_evict_args) -> skc_status {
+    boundary(|| {
+        // SAFETY: the caller's contract.
+        let a = unsafe { read_struct(args) }?;
+        check_reserved!(a);
+        let n = a.n_entries as usize;
+        // SAFETY: the caller's contract.
+        let (ids, counts) = unsafe { (read_array("seq_ids", a.seq_ids, n)?, read_array("n_tokens", a.n_tokens, n)?) };
+        with_cache(cache, |cache| cache.evict(ids, counts))
+    })
+}
+
+/// Cuts the newest tokens of sequences (a rejected draft) as if they had never been, in all layers: what they had pushed
+/// out of the window is back. SKC_STATUS_TOKENS_GONE where that is impossible.
+///
+/// # Safety
+/// `args` must be NULL or as the header describes it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn skc_rewind(cache: *mut skc_cache, args: *const skc_rewind_args) -> skc_status {
+    boundary(|| {
+        // SAFETY: the caller's contract.
+        let a = unsafe { read_struct(args) }?;
+        check_reserved!(a);
+        let n = a.n_entries as usize;
+        // SAFETY: the caller's contract.
+        let (ids, counts) = unsafe { (read_array("seq_ids", a.seq_ids, n)?, read_array("n_tokens", a.n_tokens, n)?) };
+        with_cache(cache, |cache| cache.rewind(ids, counts))
+    })
+}
+
+/// Empties sequences, in all layers.
+///
+/// # Safety
+/// `args` must be NULL or as the header describes it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn skc_reset(cache: *mut skc_cache, args: *const skc_reset_args) -> skc_status {
+    boundary(|| {
+        // SAFETY: the caller's contract.
+        let a = unsafe { read_struct(args) }?;
+        check_reserved!(a);
+        let n = a.n_entries as usize;
+        // SAFETY: the caller's contract.
+        let (ids, starts) = unsafe {
+            let starts = (!a.start_positions.is_null()).then(|| read_array("start_positions", a.start_positions, n));
+            (read_array("seq_ids", a.seq_ids, n)?, starts.transpose()?)
+        };
+        with_cache(cache, |cache| cache.reset(ids, starts))
+    })
+}
+
+/// Makes sequences independent copies of others, in all layers.
+///
+/// # Safety
+/// `args` must be NULL or as the header describes it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn skc_fork(cache: *mut skc_cache, args: *const skc_fork_args) -> skc_status {
+    boundary(|| {
+        // SAFETY: the caller's contract.
+        let a = unsafe { read_struct(args) }?;
+        check_reserved!(a);
+        let n = a.n_entries as usize;
+        // SAFETY: the caller's contract.
+        let (src, dst) =
+            unsafe { (read_array("src_seq_ids", a.src_seq_ids, n)?, read_array("dst_seq_ids", a.dst_seq_ids, n)?) };
+        with_cache(cache, |cache| cache.fork(src, dst))
+    })
+}
+
+/// After a failure between layers: cuts every layer of the sequences back to the shortest, so that the step can be done
+/// again. Also ends an skc_step_part some of whose members never came. SKC_STATUS_TOKENS_GONE where a longer layer has
+/// overwritten tokens that would be visible again; then only skc_reset helps.
+///
+/// # Safety
+/// `args` must be NULL or as the header describes it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn skc_abort_step(cache: *mut skc_cache, args: *const skc_abort_step_args) -> skc_status {
+    boundary(|| {
+        // SAFETY: the caller's contract.
+        let a = unsafe { read_struct(args) }?;
+        check_reserved!(a);
+        let all = a.n_entries == 0 && a.seq_ids.is_null();
+        // SAFETY: the caller's contract.
+        let ids = (!all).then(|| unsafe { read_array("seq_ids", a.seq_ids, a.n_entries as usize) }).transpose()?;
+        with_handle(cache, abandon)?;
+        with_cache(cache, |cache| cache.abort_step(ids))
+    })
+}

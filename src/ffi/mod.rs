@@ -1,0 +1,36 @@
+//! The C ABI, and nothing else: pointers to Rust and back, status codes, the panic boundary.
+//!
+//! Every function here is in `include/sinkcache.h`, which cbindgen makes from these files.
+
+#![allow(non_camel_case_types, reason = "the names are C's")]
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod boundary;
+mod compute;
+mod config;
+mod constants;
+mod edit;
+mod handle;
+mod info;
+mod lifecycle;
+mod read;
+mod step_part;
+
+pub use boundary::skc_last_error;
+pub use compute::{skc_append_kv, skc_append_kv_args, skc_attend, skc_attend_args, skc_step, skc_step_args};
+pub use config::{
+    skc_alloc_fn, skc_cache_config, skc_cache_config_init, skc_free_fn, skc_layer_config, skc_layer_config_init,
+    skc_log_fn, skc_parallel_for_fn, skc_task_fn,
+};
+pub use constants::*;
+pub use edit::{
+    skc_abort_step, skc_abort_step_args, skc_evict, skc_evict_args, skc_fork, skc_fork_args, skc_reset, skc_reset_args,
+    skc_rewind, skc_rewind_args,
+};
+pub use handle::skc_cache;
+pub use info::{
+    skc_abi_version, skc_capabilities, skc_capability_info, skc_seq_info, skc_sequence_info, skc_status_name,
+    skc_version,
+};
+pub use lifecycle::{skc_cache_bytes, skc_create_cache, skc_destroy_cache};
+pub use step_part::skc_step_part;

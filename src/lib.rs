@@ -1,0 +1,30 @@
+//! An attention-sink KV cache.
+//!
+//! A [`Cache`] holds the keys and values of all layers and sequences of one model: the first `n_sink` tokens of each
+//! sequence for ever, and a rolling window of the most recent ones (StreamingLLM, arXiv 2309.17453). Attention over it
+//! equals recomputing the window at every token, at any stream position, whichever way the stream is cut into chunks.
+//!
+//! Keys are rotated once, at their stream position, when they are appended. A query is rotated twice: at its stream
+//! position for the window, and at its cache position for the sinks. Nothing is ever re-rotated, so nothing drifts.
+//!
+//! The C ABI (`include/sinkcache.h`, module [`ffi`]) wraps the same objects.
+
+pub mod backend;
+mod batch;
+mod cache;
+mod config;
+mod exec;
+pub mod ffi;
+mod memory;
+pub mod phase;
+pub mod ring;
+mod status;
+mod tensor;
+
+pub use batch::Batch;
+pub use cache::{Cache, SeqInfo};
+pub use config::{BackendKind, CacheConfig, DType, Footprint, LayerConfig, PositionMode, RopeStyle};
+pub use exec::{ParallelFor, TaskFn};
+pub use memory::{AllocFn, FreeFn, Memory};
+pub use status::{Error, Result, Status};
+pub use tensor::{Element, RowsIn, RowsOut};

@@ -1,0 +1,131 @@
+//! Rotary angles at u64 stream positions.
+//!
+//! A frequency is kept as a fraction of a turn per token in 64-bit fixed point. The phase of position p is then
+//! `p * frequency mod 2^64`, exact wrap-around integer arithmetic: the relative angle of two tokens d apart is right to
+//! d x 2^-65 turn plus the frequency's own rounding, wherever in the stream they are. `f32 position * inv_freq` is off by
+//! 0.06 rad at a million tokens.
+
+use std::f64::consts::TAU;
+
+/// Rotary frequencies of one layer, one per rotated pair of dims.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Frequencies(Vec<u64>);
+
+impl Frequencies {
+    /// From angular frequencies in radians per token.
+    pub fn from_radians(radians: impl IntoIterator<Item = f64>) -> Self {
+        Self(radians.into_iter().map(|w| fixed_turns(w / TAU)).collect())
+    }
+
+    /// Number of rotated pairs: half the rotary dims.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether nothing is rotated.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Fills `cos` and `sin`, each of `len()` values, for stream position `position`, both times `mscale`.
+    ///
+    /// `position` counts modulo 2^64, so `0u64.wrapping_sub(e)` turns back by e.
+    pub fn fill(&self, position: u64, mscale: f32, cos: &mut [f32], sin: &mut [f32]) {
+        for ((&f, c), s) in self.0.iter().zip(cos).zip(sin) {
+            let (sv, cv) = sin_cos(position.wrapping_mul(f));
+            *c = cv * mscale;
+            *s = sv * mscale;
+        }
+    }
+}
+
+/// A frequency in turns per token as 64-bit fixed point; whole turns change nothing and are dropped.
+fn fixed_turns(turns: f64) -> u64 {
+    // 2^64 as f64; the product is below it, and `as` saturates at the one rounding that reaches it.
+    let scaled = turns.rem_euclid(1.0) * 18_446_744_073_709_551_616.0;
+    if scaled >= 18_446_744_073_709_551_616.0 { 0 } else { scaled.round() as u64 }
+}
+
+/// Sine and cosine of a phase in units of 2^-64 turn, right to f32 rounding.
+#[must_use]
+pub fn sin_cos(phase: u64) -> (f32, f32) {
+    // Nearest quarter turn q, and the rest in [-1/8, 1/8) turn: both exact in integers.
+    let q = phase.wrapping_add(1 << 61) >> 62;
+    let rest = phase.wrapping_sub(q << 62).cast_signed();
+    let x = rest as f64 * (TAU / 18_446_744_073_709_551_616.0);
+    let x2 = x * x;
+    // Taylor sums; at |x| <= pi/4 the first term left out is below 4e-14.
+    let s = x
+        * (1.0
+            + x2 * (-1.0 / 6.0
+                + x2 * (1.0 / 120.0
+                    + x2 * (-1.0 / 5_040.0
+                        + x2 * (1.0 / 362_880.0 + x2 * (-1.0 / 39_916_800.0 + x2 / 6_227_020_800.0))))));
+    let c = 1.0
+        + x2 * (-0.5
+            + x2 * (1.0 / 24.0
+                + x2 * (-1.0 / 720.0
+                    + x2 * (1.0 / 40_320.0
+                        + x2 * (-1.0 / 3_628_800.0 + x2 * (1.0 / 479_001_600.0 - x2 / 87_178_291_200.0))))));
+    let (s, c) = match q {
+        0 => (s, c),
+        1 => (c, -s),
+        2 => (-s, -c),
+        _ => (-c, s),
+    };
+    (s as f32, c as f32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn quarter_turns_are_exact() {
+        assert_eq!(sin_cos(0), (0.0, 1.0));
+        assert_eq!(sin_cos(1 << 62), (1.0, 0.0));
+        assert_eq!(sin_cos(1 << 63), (0.0, -1.0));
+        assert_eq!(sin_cos(3 << 62), (-1.0, 0.0));
+    }
+
+    #[test]
+    fn whole_turns_and_rounding_up_to_one_turn_are_zero() {
+        assert_eq!(fixed_turns(3.0), 0);
+        assert_eq!(fixed_turns(-1e-30), 0);
+        assert_eq!(fixed_turns(0.5), 1 << 63);
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_libm(phase: u64) {
+            let x = phase as f64 / 18_446_744_073_709_551_616.0 * TAU;
+            let (s, c) = sin_cos(phase);
+            prop_assert!((f64::from(s) - x.sin()).abs() < 1e-7 && (f64::from(c) - x.cos()).abs() < 1e-7);
+        }
+
+        /// The angle between two tokens depends on their distance alone, to the last bit, at every position.
+        #[test]
+        fn distances_are_exact(p: u64, d in 0u64..1 << 40, w in 0.0f64..3.2) {
+            let f = fixed_turns(w / TAU);
+            let phase = |p: u64| p.wrapping_mul(f);
+            prop_assert_eq!(phase(p.wrapping_add(d)).wrapping_sub(phase(p)), phase(d));
+        }
+
+        /// Against a 128-bit product of the frequency's true value: d x 2^-65 turn plus the f64 rounding of the frequency.
+        #[test]
+        fn long_distances_stay_right(d in 1u64..1 << 32, inv in 1e-7f64..1.0) {
+            let turns = inv / TAU;
+            // f64 mantissas make this product exact in 128 bits.
+            let bits = turns.to_bits();
+            let (m, e) = ((bits & ((1 << 52) - 1)) | (1 << 52), i64::try_from(bits >> 52).unwrap() - 1075);
+            let product = u128::from(m) * u128::from(d);
+            let shift = 64 + e;
+            let exact = if shift >= 0 { (product << shift) as u64 } else { (product >> -shift) as u64 };
+            let got = d.wrapping_mul(fixed_turns(turns));
+            prop_assert!(got.wrapping_sub(exact).cast_signed().unsigned_abs() <= d / 2 + 2);
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! Slot arithmetic: sinks, ring, and what is visible from where. Pure: no numerics, no memory.
+//!
+//! A token is known by its index `t` in its sequence, counted from 0 at the last reset. Indices below `n_sink` live in
+//! slots of their own for ever; the others share `ring_slots` slots in turn. Which token a query sees follows from
+//! indices alone, never from what a slot happens to hold, so a stale slot cannot become visible.
+
+/// Geometry of the cache of one layer, in tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ring {
+    /// Pinned first tokens.
+    pub n_sink: u64,
+    /// Most recent tokens a query sees, its own included.
+    pub window: u64,
+    /// Slots the non-sink tokens share: `window + max(max_chunk, max_rewind)`.
+    pub ring_slots: u64,
+    /// How far below its highest length a sequence may be cut back.
+    pub max_rewind: u64,
+}
+
+/// Counters of one sequence in one layer, in tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seq {
+    /// Tokens appended and not rewound.
+    pub len: u64,
+    /// Highest `len` since the last reset: every index below it may have overwritten a slot.
+    pub highest: u64,
+    /// Lower bound on the dropped tokens, raised by `evict`.
+    pub floor: u64,
+    /// Tokens of the latest append whose queries may still be asked for.
+    pub attendable: u64,
+}
+
+/// A run of consecutive tokens in consecutive slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Index of the first token.
+    pub first: u64,
+    /// Slot of the first token.
+    pub slot: u64,
+    /// Tokens in the run.
+    pub n: u64,
+}
+
+/// Why an edit cannot be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// More tokens than the sequence or its window holds; the number it holds.
+    TooMany(u64),
+    /// Some of the tokens that would become visible have been overwritten; the most that can be cut.
+    Overwritten(u64),
+    /// An explicit evict has dropped them for good; the most that can be cut.
+    Evicted(u64),
+}
+
+impl Ring {
+    /// Ring for `n_sink + window` visible tokens with room for chunks of `max_chunk` and cuts of `max_rewind`.
+    ///
+    /// With separate append and attend calls the first query of a chunk still needs what the chunk's last token pushes
+    /// out, and a rewind needs what the rejected tokens pushed out: hence the extra slots.
+    #[must_use]
+    pub fn new(n_sink: u32, window: u32, max_chunk: u32, max_rewind: u32) -> Self {
+        let (window, max_rewind) = (u64::from(window), u64::from(max_rewind));
+        let ring_slots = window + max_rewind.max(u64::from(max_chunk));
+        Self { n_sink: n_sink.into(), window, ring_slots, max_rewind }
+    }
+
+    /// Slots of one sequence: sinks, then the ring.
+    #[must_use]
+    pub fn slots(&self) -> u64 {
+        self.n_sink + self.ring_slots
+    }
+
+    /// Slot of token `t`.
+    #[must_use]
+    pub fn slot(&self, t: u64) -> u64 {
+        if t < self.n_sink { t } else { self.n_sink + (t - self.n_sink) % self.ring_slots }
+    }
+
+    /// E(len): tokens dropped between sinks and window when the sequence holds `len` tokens.
+    #[must_use]
+    pub fn evicted(&self, len: u64, floor: u64) -> u64 {
+        floor.max(len.saturating_sub(self.n_sink + self.window))
+    }
+
+    /// Index of the oldest window token at length `len`.
+    #[must_use]
+    pub fn window_start(&self, len: u64, floor: u64) -> u64 {
+        self.n_sink + self.evicted(len, floor)
+    }
+
+    /// Window tokens held at length `len`.
+    #[must_use]
+    pub fn window_len(&self, len: u64, floor: u64) -> u64 {
+        len.saturating_sub(self.window_start(len, floor))
+    }
+
+    /// Tokens held at length `len`: sinks and window.
+    #[must_use]
+    pub fn held(&self, len: u64, floor: u64) -> u64 {
+        len.min(self.n_sink) + self.window_len(len, floor)
+    }
+
+    /// Tokens `first..end` as runs of consecutive slots, in order. Runs break where sinks end and where the ring wraps.
+    pub fn runs(&self, first: u64, end: u64) -> impl Iterator<Item = Run> + use<> {
+        let ring = *self;
+        let mut at = first;
+        std::iter::from_fn(move || {
+            if at >= end {
+                return None;
+            }
+            let slot = ring.slot(at);
+            let room = if at < ring.n_sink { ring.n_sink - slot } else { ring.slots() - slot };
+            let run = Run { first: at, slot, n: room.min(end - at) };
+            at += run.n;
+            Some(run)
+        })
+    }
+
+    /// Oldest ring token that no token below `highest` can have overwritten.
+    #[must_use]
+    pub fn intact_from(&self, highest: u64) -> u64 {
+        self.n_sink.max(highest.saturating_sub(self.ring_slots))
+    }
+
+    /// Whether the tokens visible at length `len` are all still in their slots.
+    #[must_use]
+    pub fn intact(&self, len: u64, seq: &Seq) -> bool {
+        self.window_start(len, seq.floor) >= self.intact_from(seq.highest)
+    }
+
+    /// Checks `evict(n)`: drop the `n` oldest window tokens.
+    ///
+    /// # Errors
+    /// `TooMany` when the window holds fewer.
+    pub fn check_evict(&self, seq: &Seq, n: u64) -> Result<(), Refusal> {
+        let held = self.window_len(seq.len, seq.floor);
+        if n > held { Err(Refusal::TooMany(held)) } else { Ok(()) }
+    }
+
+    /// Checks `rewind(n)`: cut the last `n` tokens as if they had never been.
+    ///
+    /// # Errors
+    /// When the sequence is shorter, or when tokens that would be visible again are gone.
+    pub fn check_rewind(&self, seq: &Seq, n: u64) -> Result<(), Refusal> {
+        if n > seq.len {
+            return Err(Refusal::TooMany(seq.len));
+        }
+        if n == 0 {
+            return Ok(());
+        }
+        let new = seq.len - n;
+        if seq.floor > 0 && new < self.n_sink + seq.floor {
+            return Err(Refusal::Evicted(self.rewindable(seq)));
+        }
+        if self.window_start(new, seq.floor) < self.rewind_limit(seq) {
+            return Err(Refusal::Overwritten(self.rewindable(seq)));
+        }
+        Ok(())
+    }
+
+    /// Oldest window token a rewind may bring back.
+    fn rewind_limit(&self, seq: &Seq) -> u64 {
+        seq.highest.saturating_sub(self.window + self.max_rewind)
+    }
+
+    /// The most tokens `rewind` would cut now.
+    #[must_use]
+    pub fn rewindable(&self, seq: &Seq) -> u64 {
+        let below_evict = if seq.floor > 0 { self.n_sink + seq.floor } else { 0 };
+        // window_start(new) >= limit, solved for new: the floor alone may satisfy it, else new must.
+        let limit = self.rewind_limit(seq);
+        let below_ring = if self.n_sink + seq.floor >= limit { 0 } else { limit + self.window };
+        seq.len.saturating_sub(below_evict.max(below_ring))
+    }
+}
+
+impl Seq {
+    /// `n` tokens have been appended.
+    pub fn append(&mut self, n: u64) {
+        self.len += n;
+        self.highest = self.highest.max(self.len);
+        self.attendable = n;
+    }
+
+    /// Drops the `n > 0` oldest window tokens; checked before. Queries of the latest append may have lost their keys.
+    pub fn evict(&mut self, ring: &Ring, n: u64) {
+        self.floor = ring.evicted(self.len, self.floor) + n;
+        self.attendable = 0;
+    }
+
+    /// Cuts to `len` tokens; checked before. A layer that is as it was keeps its queries.
+    pub fn cut(&mut self, len: u64) {
+        if len != self.len {
+            self.len = len;
+            self.attendable = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn slots_wrap_after_the_sinks() {
+        let ring = Ring::new(4, 28, 32, 16);
+        assert_eq!((ring.ring_slots, ring.slots()), (60, 64));
+        assert_eq!([0, 3, 4, 63, 64, 124].map(|t| ring.slot(t)), [0, 3, 4, 63, 4, 4]);
+    }
+
+    #[test]
+    fn runs_break_at_sinks_and_wrap() {
+        let ring = Ring::new(2, 3, 2, 0);
+        let runs: Vec<_> = ring.runs(0, 9).collect();
+        let run = |first, slot, n| Run { first, slot, n };
+        assert_eq!(runs, [run(0, 0, 2), run(2, 2, 5), run(7, 2, 2)]);
+        assert_eq!(ring.runs(5, 5).count(), 0);
+    }
+
+    #[test]
+    fn far_lengths_do_not_overflow() {
+        let ring = Ring::new(u32::MAX, u32::MAX, u32::MAX, u32::MAX);
+        assert_eq!(ring.evicted(u64::MAX, 0), u64::MAX - 2 * u64::from(u32::MAX));
+        assert_eq!(ring.window_len(u64::MAX, 0), u64::from(u32::MAX));
+    }
+
+    proptest! {
+        /// `rewindable` is exactly the largest n that `check_rewind` accepts.
+        #[test]
+        fn rewindable_is_the_largest_accepted(n_sink in 0u32..5, window in 1u32..9, chunk in 1u32..9, back in 0u32..9,
+                                              len in 0u64..60, above in 0u64..20, floor in 0u64..40) {
+            let ring = Ring::new(n_sink, window, chunk, back);
+            let floor = floor.min(len.saturating_sub(u64::from(n_sink)));
+            let seq = Seq { len, highest: len + above, floor, attendable: 0 };
+            let best = (0..=len).filter(|&n| ring.check_rewind(&seq, n).is_ok()).max();
+            prop_assert_eq!(best, Some(ring.rewindable(&seq)));
+        }
+
+        /// What a rewind may bring back is still in its slot.
+        #[test]
+        fn an_accepted_rewind_is_intact(n_sink in 0u32..5, window in 1u32..9, chunk in 1u32..9, back in 0u32..9,
+                                        len in 0u64..60, above in 0u64..20, n in 0u64..60) {
+            let ring = Ring::new(n_sink, window, chunk, back);
+            let seq = Seq { len, highest: len + above, ..Seq::default() };
+            prop_assume!(n > 0 && ring.check_rewind(&seq, n).is_ok());
+            prop_assert!(ring.intact(len - n, &seq));
+        }
+
+        /// Two tokens that one query or one rewind can need never share a slot.
+        #[test]
+        fn live_tokens_have_slots_of_their_own(n_sink in 0u32..5, window in 1u32..9, chunk in 1u32..9, len in 1u64..99) {
+            let ring = Ring::new(n_sink, window, chunk, 0);
+            let n = u64::from(chunk).min(len);
+            let first = ring.window_start(len - n + 1, 0);
+            let mut seen = std::collections::HashSet::new();
+            for t in (0..u64::from(n_sink).min(len)).chain(first..len) {
+                prop_assert!(seen.insert(ring.slot(t)));
+                prop_assert!(ring.slot(t) < ring.slots());
+            }
+        }
+    }
+}

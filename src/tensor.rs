@@ -1,0 +1,222 @@
+//! Strided views of the caller's q, k, v, out and lse: rows of one token, heads within a row, dims packed.
+
+use std::marker::PhantomData;
+
+use half::{bf16, f16};
+
+use crate::config::DType;
+use crate::status::{Result, bail};
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// An element type the cache reads and writes.
+pub trait Element: sealed::Sealed + Copy + Send + Sync + 'static {
+    /// Its name in a configuration.
+    const DTYPE: DType;
+}
+
+macro_rules! element {
+    ($($type:ty => $dtype:ident),*) => {$(
+        impl sealed::Sealed for $type {}
+        impl Element for $type {
+            const DTYPE: DType = DType::$dtype;
+        }
+    )*};
+}
+element!(f32 => F32, f16 => F16, bf16 => Bf16);
+
+/// Input rows `[tokens, heads, dim]`. A stride of 0 means packed.
+#[derive(Clone, Copy, Debug)]
+pub struct RowsIn<'a> {
+    view: View,
+    life: PhantomData<&'a [u8]>,
+}
+
+/// Output rows `[tokens, heads, dim]`. A stride of 0 means packed.
+#[derive(Debug)]
+pub struct RowsOut<'a> {
+    view: View,
+    life: PhantomData<&'a mut [u8]>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct View {
+    ptr: *mut u8,
+    /// Elements behind `ptr`; `None` when only the caller knows.
+    len: Option<usize>,
+    /// `None` takes the type the cache is configured for.
+    dtype: Option<DType>,
+    token_stride: i64,
+    head_stride: i64,
+}
+
+impl<'a> RowsIn<'a> {
+    /// Packed rows.
+    #[must_use]
+    pub fn packed<T: Element>(rows: &'a [T]) -> Self {
+        Self::strided(rows, 0, 0)
+    }
+
+    /// Rows `token_stride` elements apart, heads `head_stride` elements apart.
+    #[must_use]
+    pub fn strided<T: Element>(rows: &'a [T], token_stride: i64, head_stride: i64) -> Self {
+        let ptr = rows.as_ptr().cast_mut().cast();
+        let view = View { ptr, len: Some(rows.len()), dtype: Some(T::DTYPE), token_stride, head_stride };
+        Self { view, life: PhantomData }
+    }
+
+    /// Rows of the type the cache is configured for, strides in elements.
+    ///
+    /// # Safety
+    /// Every element the batch addresses must be readable for `'a`.
+    #[must_use]
+    pub unsafe fn from_raw(ptr: *const u8, token_stride: i64, head_stride: i64) -> Self {
+        let view = View { ptr: ptr.cast_mut(), len: None, dtype: None, token_stride, head_stride };
+        Self { view, life: PhantomData }
+    }
+
+    pub(crate) fn resolve(self, name: &str, rows: u64, heads: usize, dim: usize, dtype: DType) -> Result<Strided> {
+        self.view.resolve(name, rows, heads, dim, dtype)
+    }
+}
+
+impl<'a> RowsOut<'a> {
+    /// Packed rows.
+    #[must_use]
+    pub fn packed<T: Element>(rows: &'a mut [T]) -> Self {
+        Self::strided(rows, 0, 0)
+    }
+
+    /// Rows `token_stride` elements apart, heads `head_stride` elements apart.
+    #[must_use]
+    pub fn strided<T: Element>(rows: &'a mut [T], token_stride: i64, head_stride: i64) -> Self {
+        let len = Some(rows.len());
+        let view = View { ptr: rows.as_mut_ptr().cast(), len, dtype: Some(T::DTYPE), token_stride, head_stride };
+        Self { view, life: PhantomData }
+    }
+
+    /// Rows of the type the cache is configured for, strides in elements.
+    ///
+    /// # Safety
+    /// Every element the batch addresses must be writable, and nobody else's, for `'a`.
+    #[must_use]
+    pub unsafe fn from_raw(ptr: *mut u8, token_stride: i64, head_stride: i64) -> Self {
+        Self { view: View { ptr, len: None, dtype: None, token_stride, head_stride }, life: PhantomData }
+    }
+
+    /// As for input, and no two rows or heads may overlap: threads write them at the same time.
+    pub(crate) fn resolve(self, name: &str, rows: u64, heads: usize, dim: usize, dtype: DType) -> Result<Strided> {
+        let strided = self.view.resolve(name, rows, heads, dim, dtype)?;
+        let size = dtype.size() as u64;
+        let mut axes = [
+            ("token_stride", strided.token.unsigned_abs() as u64 / size, rows),
+            ("head_stride", strided.head.unsigned_abs() as u64 / size, heads as u64),
+        ];
+        axes.sort_by_key(|&(_, stride, count)| (count > 1, stride));
+        let mut width = dim as u128;
+        for (axis, stride, count) in axes {
+            if count > 1 {
+                if u128::from(stride) < width {
+                    bail!(
+                        InvalidArgument,
+                        "{name} {axis} {stride} makes rows overlap: at least {width} elements are needed"
+                    );
+                }
+                width += u128::from(stride) * u128::from(count - 1);
+            }
+        }
+        Ok(strided)
+    }
+}
+
+impl View {
+    fn resolve(self, name: &str, rows: u64, heads: usize, dim: usize, dtype: DType) -> Result<Strided> {
+        if let Some(given) = self.dtype.filter(|&given| given != dtype) {
+            bail!(InvalidArgument, "{name} holds {given:?}, the cache is configured for {dtype:?}");
+        }
+        if self.ptr.is_null() {
+            bail!(NullPointer, "{name} is NULL");
+        }
+        if !(self.ptr as usize).is_multiple_of(dtype.size()) {
+            bail!(InvalidArgument, "{name} {:p} is not aligned to its element size {}", self.ptr, dtype.size());
+        }
+        let head = if self.head_stride == 0 { dim as i64 } else { self.head_stride };
+        // heads <= 65,536 and dim <= 512 by configuration: the packed stride cannot overflow.
+        let token = if self.token_stride == 0 { (heads * dim) as i64 } else { self.token_stride };
+        let (mut lowest, mut highest) = (0_i128, dim as i128);
+        for reach in [i128::from(token) * (i128::from(rows) - 1).max(0), i128::from(head) * (heads as i128 - 1)] {
+            if reach < 0 { lowest += reach } else { highest += reach }
+        }
+        let limit = isize::MAX as i128 / dtype.size() as i128;
+        if lowest < -limit || highest > limit {
+            bail!(
+                InvalidArgument,
+                "{name} token_stride {token} and head_stride {head} over {rows} rows reach outside the address space"
+            );
+        }
+        if let Some(len) = self.len
+            && rows > 0
+            && (lowest < 0 || highest > len as i128)
+        {
+            bail!(InvalidArgument, "{name} has {len} elements, the batch addresses {lowest}..{highest}");
+        }
+        let size = dtype.size() as isize;
+        // The strides themselves may lie outside the address space only where there is one row or head: unused then.
+        let bytes = |stride: i64| isize::try_from(stride).ok().and_then(|s| s.checked_mul(size)).unwrap_or(0);
+        Ok(Strided { ptr: self.ptr, token: bytes(token), head: bytes(head) })
+    }
+}
+
+/// A checked view: base address and strides in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Strided {
+    ptr: *mut u8,
+    token: isize,
+    head: isize,
+}
+
+// SAFETY: a `Strided` is an address; those who dereference it divide rows and heads among threads without overlap.
+unsafe impl Send for Strided {}
+// SAFETY: as above.
+unsafe impl Sync for Strided {}
+
+impl Strided {
+    /// Address of the dims of one head of one row; both must be within the batch the view was resolved for.
+    pub(crate) fn at(&self, row: u64, head: usize) -> *mut u8 {
+        // In range by `resolve`, so neither product nor sum can wrap.
+        self.ptr.wrapping_offset(self.token.wrapping_mul(row as isize)).wrapping_offset(self.head * head as isize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_what_it_cannot_address() {
+        let rows = [0.0_f32; 24];
+        let text = |r: RowsIn<'_>| r.resolve("k", 3, 1, 8, DType::F32).map_err(|e| e.message().to_owned());
+        assert!(text(RowsIn::packed(&rows)).is_ok());
+        assert!(text(RowsIn::packed(&rows[..23])).unwrap_err().contains("23 elements"));
+        assert!(text(RowsIn::strided(&rows, i64::MAX, 0)).unwrap_err().contains("address space"));
+        assert!(text(RowsIn::strided(&rows, i64::MIN, i64::MIN)).unwrap_err().contains("address space"));
+        assert!(text(RowsIn::packed(&[bf16::ZERO; 24])).unwrap_err().contains("Bf16"));
+    }
+
+    #[test]
+    fn refuses_overlapping_output() {
+        let mut rows = [0.0_f32; 64];
+        let mut check =
+            |token, head| RowsOut::strided(&mut rows, token, head).resolve("out", 2, 2, 8, DType::F32).is_ok();
+        assert!(check(16, 8) && check(8, 16) && check(0, 0));
+        assert!(!check(8, 8) && !check(4, 16) && !check(16, 4) && !check(12, 8));
+    }
+
+    #[test]
+    fn one_row_may_have_any_stride() {
+        let mut rows = [0.0_f32; 8];
+        assert!(RowsOut::strided(&mut rows, 1, 1).resolve("out", 1, 1, 8, DType::F32).is_ok());
+    }
+}
