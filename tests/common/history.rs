@@ -1,0 +1,143 @@
+//! Random histories: a small cache, and what happens to its sequences.
+
+use proptest::prelude::*;
+use sinkcache::{CacheConfig, DType, LayerConfig, PositionMode, RopeStyle};
+
+use super::oracle::OracleConfig;
+
+/// Sequences of every history.
+pub const N_SEQS: usize = 3;
+
+/// A cache and its events.
+#[derive(Clone, Debug)]
+pub struct History {
+    pub config: CacheConfig,
+    pub events: Vec<Event>,
+    pub seed: u64,
+}
+
+/// What happens. Counts are drawn without regard to what is possible: a refusal must be the oracle's too.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Tokens per sequence, in one ragged batch; `step` = one call, else append and attend, which ask for `ask` of the
+    /// last tokens.
+    Feed { n: [u8; N_SEQS], step: bool, ask: u8 },
+    /// Tokens dropped from a sequence's window.
+    Evict { seq: u8, n: u8 },
+    /// Tokens cut off a sequence.
+    Rewind { seq: u8, n: u8 },
+    /// A sequence emptied, to start anew at a position.
+    Reset { seq: u8, start: u64 },
+    /// A sequence copied over another.
+    Fork { src: u8, dst: u8 },
+    /// Drafts of NaN and infinity, rejected.
+    Poison { seq: u8, n: u8 },
+    /// Tokens of NaN and infinity, evicted with the whole window.
+    PoisonEvicted { seq: u8, n: u8 },
+}
+
+impl History {
+    /// The oracle's settings of a layer.
+    pub fn oracle(&self, layer: usize) -> OracleConfig {
+        let c = &self.config;
+        OracleConfig {
+            n_q_heads: c.n_q_heads as usize,
+            n_kv_heads: c.n_kv_heads as usize,
+            head_dim: c.head_dim as usize,
+            head_dim_v: c.head_dim_v as usize,
+            max_rewind: c.max_rewind as usize,
+            layer: c.layers[layer].clone(),
+        }
+    }
+}
+
+pub fn histories() -> impl Strategy<Value = History> {
+    cache().prop_flat_map(|config| {
+        let most = config.max_chunk.min(9) as u8;
+        let window = config.layers.iter().map(|l| l.window).max().unwrap() as u8;
+        let n = 12..30_usize;
+        (Just(config), prop::collection::vec(event(most, window), n), any::<u64>())
+            .prop_map(|(config, events, seed)| History { config, events, seed })
+    })
+}
+
+fn event(max_chunk: u8, window: u8) -> impl Strategy<Value = Event> {
+    let seq = prop_oneof![3 => Just(0_u8), 1 => Just(1), 1 => Just(2)];
+    let start = prop_oneof![Just(0), Just(1_u64 << 24), Just((1_u64 << 32) + 7), Just(1_u64 << 40), 0..u64::MAX / 2];
+    let feed = (1..=max_chunk, 0..=max_chunk, 0..=max_chunk, 0_u8..4).prop_map(|(a, b, c, ask)| Event::Feed {
+        n: [a, b / 2, c / 3],
+        step: false,
+        ask,
+    });
+    let step = (1..3 * window + 4, 0..4_u8, 0..window).prop_map(|(a, b, c)| Event::Feed { n: [a, b, c], step: true, ask: 0 });
+    prop_oneof![
+        10 => feed,
+        4 => step,
+        3 => (seq.clone(), 0..window + 2).prop_map(|(seq, n)| Event::Evict { seq, n }),
+        3 => (seq.clone(), 0..12_u8).prop_map(|(seq, n)| Event::Rewind { seq, n }),
+        1 => (seq.clone(), start).prop_map(|(seq, start)| Event::Reset { seq, start }),
+        1 => (seq.clone(), 0..N_SEQS as u8).prop_map(|(src, dst)| Event::Fork { src, dst }),
+        2 => (seq.clone(), 1..=max_chunk).prop_map(|(seq, n)| Event::Poison { seq, n }),
+        1 => (seq, 1..=max_chunk).prop_map(|(seq, n)| Event::PoisonEvicted { seq, n }),
+    ]
+}
+
+fn cache() -> impl Strategy<Value = CacheConfig> {
+    let heads = prop_oneof![Just((1, 1)), Just((2, 1)), Just((2, 2)), Just((6, 2)), Just((3, 3))];
+    let dims = (prop_oneof![Just(8_u32), Just(16), Just(24)], prop_oneof![Just(8_u32), Just(16)]);
+    let kv = prop_oneof![4 => Just(DType::F32), 1 => Just(DType::F16), 1 => Just(DType::Bf16)];
+    let sizes = (1..10_u32, 0..9_u32, 1..4_u32);
+    (heads, dims, kv, sizes).prop_flat_map(|((n_q_heads, n_kv_heads), (head_dim, head_dim_v), kv_dtype, sizes)| {
+        let (max_chunk, max_rewind, n_threads) = sizes;
+        prop::collection::vec(layer(n_q_heads, head_dim), 1..3).prop_map(move |layers| CacheConfig {
+            n_layers: layers.len() as u32,
+            n_seqs: N_SEQS as u32,
+            n_q_heads,
+            n_kv_heads,
+            head_dim,
+            head_dim_v,
+            kv_dtype,
+            max_chunk,
+            max_rewind,
+            // Threads of our own are slow to start: one history in three has them.
+            n_threads: if n_threads == 3 { 2 } else { 1 },
+            layers,
+            ..CacheConfig::default()
+        })
+    })
+}
+
+fn layer(n_q_heads: u32, head_dim: u32) -> impl Strategy<Value = LayerConfig> {
+    let mode = prop_oneof![
+        3 => Just(PositionMode::Rope),
+        2 => Just(PositionMode::RopeApplied),
+        2 => Just(PositionMode::Alibi),
+        1 => Just(PositionMode::None)
+    ];
+    let style = prop_oneof![Just(RopeStyle::Neox), Just(RopeStyle::Interleaved)];
+    let rope = (style, 0..=head_dim / 2, prop_oneof![Just(1.0), Just(1.25)], prop_oneof![Just(1.0), Just(0.25)], any::<bool>());
+    let score = (prop_oneof![Just(0.0), Just(0.4)], prop_oneof![2 => Just(0.0), 1 => Just(3.0)], any::<bool>());
+    (0..6_u32, 1..12_u32, mode, rope, score).prop_map(move |(n_sink, window, position_mode, rope, score)| {
+        let (rope_style, half, rope_mscale, rope_scale, explicit) = rope;
+        let (scale, softcap, learned) = score;
+        let rotates = matches!(position_mode, PositionMode::Rope | PositionMode::RopeApplied);
+        let pairs = if half == 0 { head_dim / 2 } else { half };
+        let inv_freq = if rotates && explicit { (0..pairs).map(|i| 0.9 / (i as f32 + 1.0)).collect() } else { vec![] };
+        let per_head = |f: &dyn Fn(f32) -> f32| (0..n_q_heads).map(|h| f(h as f32)).collect::<Vec<_>>();
+        LayerConfig {
+            n_sink,
+            window,
+            position_mode,
+            rope_style,
+            rope_dim: 2 * half,
+            rope_base: 1000.0,
+            rope_scale,
+            rope_mscale,
+            inv_freq,
+            alibi_slopes: if position_mode == PositionMode::Alibi { per_head(&|h| 0.5 / (h + 1.0)) } else { vec![] },
+            scale,
+            softcap,
+            sink_logits: if learned { per_head(&|h| h - 1.0) } else { vec![] },
+        }
+    })
+}

@@ -1,0 +1,178 @@
+//! The definition, naive and in f64: un-rotated tokens are kept for ever, and rotated anew for every query.
+
+use sinkcache::{LayerConfig, PositionMode, RopeStyle};
+
+/// One sequence in one layer.
+#[derive(Clone, Debug)]
+pub struct Oracle {
+    pub cfg: OracleConfig,
+    pub k: Vec<Vec<f64>>,
+    pub v: Vec<Vec<f64>>,
+    pub floor: usize,
+    pub highest: usize,
+}
+
+/// Heads and dims beside a layer's settings.
+#[derive(Clone, Debug)]
+pub struct OracleConfig {
+    pub n_q_heads: usize,
+    pub n_kv_heads: usize,
+    pub head_dim: usize,
+    pub head_dim_v: usize,
+    pub max_rewind: usize,
+    pub layer: LayerConfig,
+}
+
+impl OracleConfig {
+    pub fn inv_freq(&self) -> Vec<f64> {
+        let l = &self.layer;
+        if !l.inv_freq.is_empty() {
+            return l.inv_freq.iter().map(|&f| f64::from(f)).collect();
+        }
+        let d = if l.rope_dim == 0 { self.head_dim } else { l.rope_dim as usize };
+        (0..d / 2).map(|i| l.rope_base.powf(-((2 * i) as f64) / d as f64)).collect()
+    }
+
+    /// Heads of `x` rotated to position `pos`; as it is in modes without rotation.
+    pub fn rotate(&self, x: &[f64], pos: f64) -> Vec<f64> {
+        let l = &self.layer;
+        let mut y = x.to_vec();
+        if !matches!(l.position_mode, PositionMode::Rope | PositionMode::RopeApplied) {
+            return y;
+        }
+        let inv_freq = self.inv_freq();
+        let half = inv_freq.len();
+        for head in y.chunks_exact_mut(self.head_dim) {
+            for (i, f) in inv_freq.iter().enumerate() {
+                let (sin, cos) = (pos * l.rope_scale * f).sin_cos();
+                let (a, b) = match l.rope_style {
+                    RopeStyle::Neox => (i, i + half),
+                    RopeStyle::Interleaved => (2 * i, 2 * i + 1),
+                };
+                let (x0, x1) = (head[a], head[b]);
+                head[a] = (x0 * cos - x1 * sin) * l.rope_mscale;
+                head[b] = (x1 * cos + x0 * sin) * l.rope_mscale;
+            }
+        }
+        y
+    }
+}
+
+/// An edit the definition refuses.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refused;
+
+impl Oracle {
+    pub fn new(cfg: OracleConfig) -> Self {
+        Self { cfg, k: Vec::new(), v: Vec::new(), floor: 0, highest: 0 }
+    }
+
+    fn n_sink(&self) -> usize {
+        self.cfg.layer.n_sink as usize
+    }
+
+    fn window(&self) -> usize {
+        self.cfg.layer.window as usize
+    }
+
+    pub fn len(&self) -> usize {
+        self.k.len()
+    }
+
+    /// E at length `len`.
+    pub fn evicted(&self, len: usize) -> usize {
+        self.floor.max(len.saturating_sub(self.n_sink() + self.window()))
+    }
+
+    /// Indices of the tokens held.
+    pub fn held(&self) -> Vec<usize> {
+        let n = self.len();
+        (0..self.n_sink().min(n)).chain(self.n_sink() + self.evicted(n)..n).collect()
+    }
+
+    /// Tokens in the window.
+    pub fn window_len(&self) -> usize {
+        self.len().saturating_sub(self.n_sink() + self.evicted(self.len()))
+    }
+
+    pub fn evict(&mut self, n: usize) -> Result<(), Refused> {
+        self.can_evict(n).then_some(()).ok_or(Refused)?;
+        if n > 0 {
+            self.floor = self.evicted(self.len()) + n;
+        }
+        Ok(())
+    }
+
+    pub fn can_evict(&self, n: usize) -> bool {
+        n <= self.window_len()
+    }
+
+    pub fn rewind(&mut self, n: usize) -> Result<(), Refused> {
+        self.can_rewind(n).then_some(()).ok_or(Refused)?;
+        self.k.truncate(self.len() - n);
+        self.v.truncate(self.k.len());
+        Ok(())
+    }
+
+    pub fn can_rewind(&self, n: usize) -> bool {
+        if n == 0 {
+            return true;
+        }
+        let Some(new) = self.len().checked_sub(n) else { return false };
+        if self.floor > 0 && new < self.n_sink() + self.floor {
+            return false;
+        }
+        self.n_sink() + self.evicted(new) + self.window() + self.cfg.max_rewind >= self.highest
+    }
+
+    pub fn reset(&mut self) {
+        *self = Self::new(self.cfg.clone());
+    }
+
+    /// Appends a token without asking for its attention.
+    pub fn push(&mut self, k: &[f32], v: &[f32]) {
+        self.k.push(k.iter().map(|&x| f64::from(x)).collect());
+        self.v.push(v.iter().map(|&x| f64::from(x)).collect());
+        self.highest = self.highest.max(self.len());
+    }
+
+    /// Appends one token and attends with its query: out `[n_q_heads][head_dim_v]` and lse `[n_q_heads]` are extended.
+    pub fn step(&mut self, q: &[f32], k: &[f32], v: &[f32], out: &mut Vec<f32>, lse: &mut Vec<f32>) {
+        self.push(k, v);
+        let (c, held) = (&self.cfg, self.held());
+        let evicted = self.evicted(self.len());
+        let position = |p: usize| if p < self.n_sink() { p } else { p - evicted };
+        let here = position(self.len() - 1);
+        let keys: Vec<_> = held.iter().map(|&p| c.rotate(&self.k[p], position(p) as f64)).collect();
+        let q: Vec<f64> = q.iter().map(|&x| f64::from(x)).collect();
+        let q = c.rotate(&q, here as f64);
+        let (d, dv, group) = (c.head_dim, c.head_dim_v, c.n_q_heads / c.n_kv_heads);
+        let scale = if c.layer.scale == 0.0 { (d as f64).sqrt().recip() } else { c.layer.scale };
+        for h in 0..c.n_q_heads {
+            let kv = h / group;
+            let scores: Vec<f64> = keys
+                .iter()
+                .zip(&held)
+                .map(|(key, &p)| {
+                    let dot: f64 = key[kv * d..(kv + 1) * d].iter().zip(&q[h * d..]).map(|(a, b)| a * b).sum();
+                    let mut s = dot * scale;
+                    if c.layer.softcap > 0.0 {
+                        s = c.layer.softcap * (s / c.layer.softcap).tanh();
+                    }
+                    if let Some(&slope) = c.layer.alibi_slopes.get(h) {
+                        s -= f64::from(slope) * (here - position(p)) as f64;
+                    }
+                    s
+                })
+                .collect();
+            let logit = c.layer.sink_logits.get(h).map(|&l| f64::from(l));
+            let max = scores.iter().copied().chain(logit).fold(f64::NEG_INFINITY, f64::max);
+            let z: f64 = scores.iter().copied().chain(logit).map(|s| (s - max).exp()).sum();
+            for i in 0..dv {
+                let sum: f64 = scores.iter().zip(&held).map(|(s, &p)| (s - max).exp() * self.v[p][kv * dv + i]).sum();
+                out.push((sum / z) as f32);
+            }
+            lse.push((max + z.ln()) as f32);
+        }
+    }
+}

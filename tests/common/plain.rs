@@ -1,0 +1,77 @@
+//! The yardstick for half precision: a plain, unfused attention that stores what a kernel would store (rotated K, V,
+//! rotated Q, weights and the output in the half type; everything else f32).
+
+use sinkcache::DType;
+
+use super::oracle::Oracle;
+use super::round;
+
+/// One sequence in one layer. Which tokens count, and where, is the oracle's business.
+#[derive(Clone, Debug, Default)]
+pub struct Plain {
+    keys: Vec<Vec<f32>>,
+    values: Vec<Vec<f32>>,
+}
+
+fn rotated(oracle: &Oracle, x: &[f32], pos: usize, dtype: DType) -> Vec<f32> {
+    let x: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+    oracle.cfg.rotate(&x, pos as f64).into_iter().map(|x| round(dtype, x as f32)).collect()
+}
+
+impl Plain {
+    /// Drops what the oracle has cut.
+    pub fn follow(&mut self, oracle: &Oracle) {
+        self.keys.truncate(oracle.len());
+        self.values.truncate(oracle.len());
+    }
+
+    /// Appends a token; the oracle has it already.
+    pub fn push(&mut self, oracle: &Oracle, k: &[f32], v: &[f32], dtype: DType) {
+        let p = oracle.len() - 1;
+        self.keys.push(rotated(oracle, k, p, dtype));
+        self.values.push(v.iter().map(|&x| round(dtype, x)).collect());
+    }
+
+    /// The token the oracle has just taken: `out` is extended by `[n_q_heads][head_dim_v]`.
+    pub fn step(&mut self, oracle: &Oracle, q: &[f32], k: &[f32], v: &[f32], dtype: DType, out: &mut Vec<f32>) {
+        self.push(oracle, k, v, dtype);
+        let c = &oracle.cfg;
+        let (p, evicted, n_sink) = (oracle.len() - 1, oracle.evicted(oracle.len()), c.layer.n_sink as usize);
+        let position = |p: usize| if p < n_sink { p } else { p - evicted };
+        let q_window = rotated(oracle, q, p, dtype);
+        let q_sink = rotated(oracle, q, position(p), dtype);
+        let held = oracle.held();
+        let (d, dv, group) = (c.head_dim, c.head_dim_v, c.n_q_heads / c.n_kv_heads);
+        let scale = if c.layer.scale == 0.0 { (d as f64).sqrt().recip() } else { c.layer.scale } as f32;
+        let cap = c.layer.softcap as f32;
+        for h in 0..c.n_q_heads {
+            let kv = h / group;
+            let mut s: Vec<f32> = held
+                .iter()
+                .map(|&j| {
+                    let q = if j < n_sink { &q_sink } else { &q_window };
+                    self.keys[j][kv * d..(kv + 1) * d].iter().zip(&q[h * d..]).map(|(a, b)| a * b).sum::<f32>() * scale
+                })
+                .collect();
+            for (s, &j) in s.iter_mut().zip(&held) {
+                if cap > 0.0 {
+                    *s = cap * (*s / cap).tanh();
+                }
+                if let Some(slope) = c.layer.alibi_slopes.get(h) {
+                    *s -= slope * (position(p) - position(j)) as f32;
+                }
+            }
+            let logit = c.layer.sink_logits.get(h).copied();
+            let max = s.iter().copied().chain(logit).fold(f32::NEG_INFINITY, f32::max);
+            let z: f32 = s.iter().copied().chain(logit).map(|s| (s - max).exp()).sum();
+            for i in 0..dv {
+                let sum: f32 = s
+                    .iter()
+                    .zip(&held)
+                    .map(|(s, &j)| round(dtype, (s - max).exp() / z) * self.values[j][kv * dv + i])
+                    .sum();
+                out.push(round(dtype, sum));
+            }
+        }
+    }
+}

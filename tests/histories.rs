@@ -1,0 +1,333 @@
+//! Random histories of ragged batches, edits and poisoned tokens against the definition.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::history::{Event, History, N_SEQS, histories};
+use common::oracle::Oracle;
+use common::plain::Plain;
+use common::{Call, Rows, check, feed};
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
+use sinkcache::{Batch, Cache, DType, PositionMode, Status};
+
+/// One history under way: the cache, and per layer and sequence what the definition says.
+struct Run<'a> {
+    history: &'a History,
+    cache: Cache,
+    /// `[layer][sequence]`.
+    oracles: Vec<Vec<Oracle>>,
+    plains: Vec<Vec<Plain>>,
+    random: u64,
+    got: Vec<f32>,
+    want: Vec<f32>,
+    rough: Vec<f32>,
+    /// Longest stream any sequence reached, and what happened.
+    longest: usize,
+    seen: BTreeMap<&'static str, usize>,
+}
+
+/// What the test prints of a history.
+struct Summary {
+    length: usize,
+    capacity: usize,
+    wrapped: bool,
+    seen: BTreeMap<&'static str, usize>,
+}
+
+fn fail<T>(text: String) -> Result<T, TestCaseError> {
+    Err(TestCaseError::fail(text))
+}
+
+impl<'a> Run<'a> {
+    fn new(history: &'a History) -> Self {
+        let oracles: Vec<Vec<_>> = (0..history.config.layers.len())
+            .map(|layer| (0..N_SEQS).map(|_| Oracle::new(history.oracle(layer))).collect())
+            .collect();
+        Self {
+            history,
+            cache: Cache::new(&history.config).unwrap(),
+            plains: oracles.iter().map(|l| vec![Plain::default(); l.len()]).collect(),
+            oracles,
+            random: history.seed | 1,
+            got: vec![],
+            want: vec![],
+            rough: vec![],
+            longest: 0,
+            seen: BTreeMap::new(),
+        }
+    }
+
+    /// Rows of about unit variance, multiples of 1/32: exact in every type.
+    fn draw(&mut self, n: usize) -> Vec<f32> {
+        (0..n)
+            .map(|_| {
+                self.random ^= self.random << 13;
+                self.random ^= self.random >> 7;
+                self.random ^= self.random << 17;
+                (self.random >> 58) as f32 / 16.0 - 2.0
+            })
+            .collect()
+    }
+
+    fn note(&mut self, what: &'static str) {
+        *self.seen.entry(what).or_default() += 1;
+    }
+
+    fn dims(&self) -> (usize, usize, usize) {
+        let c = &self.oracles[0][0].cfg;
+        (c.n_q_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.n_kv_heads * c.head_dim_v)
+    }
+
+    /// k as the host hands it over: rotated at its stream position where the host rotates.
+    fn hosted(&self, layer: usize, seq: usize, at: usize, x: &[f32], width: usize) -> Vec<f32> {
+        let c = &self.oracles[layer][seq].cfg;
+        if c.layer.position_mode != PositionMode::RopeApplied {
+            return x.to_vec();
+        }
+        let row = |(i, x): (usize, &[f32])| {
+            let x: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+            c.rotate(&x, (at + i) as f64).into_iter().map(|x| x as f32).collect::<Vec<_>>()
+        };
+        x.chunks_exact(width).enumerate().flat_map(row).collect()
+    }
+
+    /// Feeds `n[seq]` tokens; rows of results are compared at the end.
+    fn feed(&mut self, n: [usize; N_SEQS], step: bool, ask: usize) {
+        let (nq, nk, nv) = self.dims();
+        // Sequence order differs from row order, and a padding entry sits in between.
+        let order = [2, 0, 1];
+        let ids = [2, -1, 0, 1].map(|i: i32| i);
+        let counts = [n[2], 2, n[0], n[1]].map(|n| n as i32);
+        for layer in 0..self.oracles.len() {
+            let (mut q, mut k, mut v) = (vec![], vec![], vec![]);
+            let (mut want, mut want_lse, mut rough) = (vec![], vec![], vec![]);
+            for (entry, seq) in order.into_iter().enumerate() {
+                let at = self.oracles[layer][seq].len();
+                let (qs, ks, vs) = (self.draw(n[seq] * nq), self.draw(n[seq] * nk), self.draw(n[seq] * nv));
+                q.extend(self.hosted(layer, seq, at, &qs, nq));
+                k.extend(self.hosted(layer, seq, at, &ks, nk));
+                v.extend_from_slice(&vs);
+                if entry == 0 {
+                    for (x, width) in [(&mut q, nq), (&mut k, nk), (&mut v, nv)] {
+                        x.extend(vec![f32::NAN; 2 * width]);
+                    }
+                }
+                for i in 0..n[seq] {
+                    let (q, k, v) = (&qs[i * nq..(i + 1) * nq], &ks[i * nk..(i + 1) * nk], &vs[i * nv..(i + 1) * nv]);
+                    let oracle = &mut self.oracles[layer][seq];
+                    oracle.step(q, k, v, &mut want, &mut want_lse);
+                    self.plains[layer][seq].step(oracle, q, k, v, self.history.config.kv_dtype, &mut rough);
+                }
+            }
+            let rows = Rows { q: &q, k: &k, v: &v };
+            let call = if step { Call::Step } else { Call::Two };
+            let config = &self.history.config;
+            let batch = Batch::new(&ids, &counts);
+            let (out, lse) = feed(&mut self.cache, config, layer as u32, batch, rows, call);
+            // The padding entry's rows must be as they were: NaN.
+            let (width, heads) = (config.n_q_heads as usize * config.head_dim_v as usize, config.n_q_heads as usize);
+            let (pad, end) = (n[2] * width, (n[2] + 2) * width);
+            assert!(out[pad..end].iter().all(|x| x.is_nan()), "padding rows were written");
+            self.got.extend_from_slice(&out[..pad]);
+            self.got.extend_from_slice(&out[end..]);
+            self.want.extend_from_slice(&want);
+            self.rough.extend_from_slice(&rough);
+            if config.kv_dtype == DType::F32 {
+                let lse = lse[..n[2] * heads].iter().chain(&lse[(n[2] + 2) * heads..]);
+                for (a, b) in lse.zip(&want_lse) {
+                    assert!((a - b).abs() <= 2e-5 * b.abs().max(1.0), "lse {a}, not {b}");
+                }
+            }
+            // Asking again for the last queries gives the same bits.
+            if ask > 0 && ask <= n[0] && !step {
+                let from = (n[2] + 2 + n[0] - ask) * nq;
+                let mut again = vec![0.0; ask * width];
+                let rows = sinkcache::RowsIn::packed(&q[from..from + ask * nq]);
+                let o = sinkcache::RowsOut::packed(&mut again);
+                self.cache.attend(layer as u32, Batch::new(&[0], &[ask as i32]), rows, o, None).unwrap();
+                let at = (n[2] + 2 + n[0] - ask) * width;
+                assert_eq!(again, out[at..at + ask * width], "fewer queries, other results");
+            }
+        }
+        self.longest = self.longest.max(self.oracles[0].iter().map(Oracle::len).max().unwrap());
+    }
+
+    /// Feeds one sequence tokens of NaN and infinity, which the definition sees as ordinary ones. Results are not
+    /// compared: they may be anything.
+    fn poison(&mut self, seq: usize, n: usize) {
+        let (nq, nk, nv) = self.dims();
+        let poison = |n: usize| (0..n).map(|i| [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][i % 3]).collect::<Vec<_>>();
+        let (q, k, v) = (self.draw(n * nq), poison(n * nk), poison(n * nv));
+        for layer in 0..self.oracles.len() {
+            let rows = Rows { q: &q, k: &k, v: &v };
+            let (ids, counts) = ([seq as i32], [n as i32]);
+            feed(&mut self.cache, &self.history.config, layer as u32, Batch::new(&ids, &counts), rows, Call::Step);
+            let (k, v) = (vec![0.0; nk], vec![0.0; nv]);
+            for _ in 0..n {
+                self.oracles[layer][seq].push(&k, &v);
+                self.plains[layer][seq].push(&self.oracles[layer][seq], &k, &v, self.history.config.kv_dtype);
+            }
+        }
+    }
+
+    /// An edit of one sequence that every layer of the definition allows, or none does it.
+    fn edit(
+        &mut self,
+        what: &'static str,
+        seq: usize,
+        n: usize,
+        can: fn(&Oracle, usize) -> bool,
+        apply: fn(&mut Oracle, usize),
+        call: fn(&mut Cache, &[i32], &[i32]) -> sinkcache::Result<()>,
+    ) -> Result<bool, TestCaseError> {
+        let allowed = self.oracles.iter().all(|l| can(&l[seq], n));
+        let before: Vec<_> = (0..self.oracles.len() as u32).map(|l| self.cache.seq_info(l, seq as i32).unwrap()).collect();
+        match call(&mut self.cache, &[seq as i32], &[n as i32]) {
+            Ok(()) if !allowed => fail(format!("{what} {n} of sequence {seq} was not refused")),
+            Err(e) if allowed => fail(format!("{what} {n} of sequence {seq} was refused: {e}")),
+            Err(e) => {
+                assert!(matches!(e.status(), Status::OutOfRange | Status::TokensGone));
+                let after: Vec<_> =
+                    (0..self.oracles.len() as u32).map(|l| self.cache.seq_info(l, seq as i32).unwrap()).collect();
+                assert_eq!(before, after, "a refusal changed something");
+                self.note("refused");
+                Ok(false)
+            }
+            Ok(()) => {
+                for (oracles, plains) in self.oracles.iter_mut().zip(&mut self.plains) {
+                    apply(&mut oracles[seq], n);
+                    plains[seq].follow(&oracles[seq]);
+                }
+                if n > 0 {
+                    self.note(what);
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    fn evict(&mut self, what: &'static str, seq: usize, n: usize) -> Result<bool, TestCaseError> {
+        self.edit(what, seq, n, Oracle::can_evict, |o, n| o.evict(n).unwrap(), Cache::evict)
+    }
+
+    fn rewind(&mut self, what: &'static str, seq: usize, n: usize) -> Result<bool, TestCaseError> {
+        self.edit(what, seq, n, Oracle::can_rewind, |o, n| o.rewind(n).unwrap(), Cache::rewind)
+    }
+
+    fn event(&mut self, event: &Event) -> Result<(), TestCaseError> {
+        match *event {
+            Event::Feed { n, step, ask } => {
+                self.note(if step { "step" } else { "append + attend" });
+                self.feed(n.map(usize::from), step, ask.into());
+            }
+            Event::Evict { seq, n } => {
+                self.evict("evict", seq.into(), n.into())?;
+            }
+            Event::Rewind { seq, n } => {
+                self.rewind("rewind", seq.into(), n.into())?;
+            }
+            Event::Reset { seq, start } => {
+                self.note("reset");
+                self.cache.reset(&[seq.into()], Some(&[start])).unwrap();
+                for (oracles, plains) in self.oracles.iter_mut().zip(&mut self.plains) {
+                    oracles[usize::from(seq)].reset();
+                    plains[usize::from(seq)].follow(&oracles[usize::from(seq)]);
+                }
+            }
+            Event::Fork { src, dst } => {
+                let (src, dst) = (usize::from(src), usize::from(dst));
+                let outcome = self.cache.fork(&[src as i32], &[dst as i32]);
+                if src == dst {
+                    assert_eq!(outcome.unwrap_err().status(), Status::InvalidArgument);
+                    return Ok(());
+                }
+                outcome.unwrap();
+                self.note("fork");
+                for (oracles, plains) in self.oracles.iter_mut().zip(&mut self.plains) {
+                    oracles[dst] = oracles[src].clone();
+                    plains[dst] = plains[src].clone();
+                }
+            }
+            Event::Poison { seq, n } => {
+                let (seq, n) = (usize::from(seq), usize::from(n).min(self.history.config.max_rewind as usize));
+                // Only drafts that can be rejected: what may be visible later must be sound.
+                let rejectable = |o: &Oracle| {
+                    let mut o = o.clone();
+                    (0..n).for_each(|_| o.push(&[], &[]));
+                    o.can_rewind(n)
+                };
+                if n > 0 && self.oracles.iter().all(|l| rejectable(&l[seq])) {
+                    self.poison(seq, n);
+                    assert!(self.rewind("poisoned draft", seq, n)?);
+                }
+            }
+            Event::PoisonEvicted { seq, n } => {
+                let (seq, n) = (usize::from(seq), usize::from(n));
+                let (first, others) = self.oracles.split_first().unwrap();
+                // All layers must be able to drop the same number, and none of the poison may be a sink.
+                let after = |o: &Oracle| (o.window_len() + n).min(o.cfg.layer.window as usize);
+                let same = others.iter().all(|l| after(&l[seq]) == after(&first[seq]));
+                let past_sinks = self.oracles.iter().all(|l| l[seq].len() >= l[seq].cfg.layer.n_sink as usize);
+                if same && past_sinks {
+                    self.poison(seq, n);
+                    let window = self.oracles[0][seq].window_len();
+                    assert!(self.evict("poisoned window", seq, window)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Summary, TestCaseError> {
+        let dtype = self.history.config.kv_dtype;
+        check(dtype, &self.got, &self.want, Some(&self.rough)).map_err(TestCaseError::fail)?;
+        let l = &self.history.config.layers[0];
+        let capacity = (l.n_sink + l.window) as usize;
+        let slots = capacity + self.history.config.max_chunk.max(self.history.config.max_rewind) as usize;
+        Ok(Summary { length: self.longest, capacity, wrapped: self.longest > slots, seen: self.seen })
+    }
+}
+
+fn replay(history: &History) -> Result<Summary, TestCaseError> {
+    let mut run = Run::new(history);
+    for event in &history.events {
+        run.event(event)?;
+    }
+    run.finish()
+}
+
+/// `SKC_HISTORIES` histories (10,000 unless told), always the same ones unless `SKC_SEED` is set.
+#[test]
+fn random_histories_match_the_definition() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u32>().ok());
+    let cases = number("SKC_HISTORIES").unwrap_or(10_000);
+    let seed = number("SKC_SEED").unwrap_or(1).to_le_bytes().repeat(8);
+    let config = Config { cases, failure_persistence: None, max_shrink_iters: 2_000, ..Config::default() };
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
+    let summaries = std::cell::RefCell::new(Vec::new());
+    TestRunner::new_with_rng(config, rng)
+        .run(&histories(), |history| {
+            summaries.borrow_mut().push(replay(&history)?);
+            Ok(())
+        })
+        .unwrap_or_else(|e| panic!("{e}"));
+    report(&summaries.into_inner());
+}
+
+/// Prints the distribution, and holds it to what makes the test worth its name.
+fn report(summaries: &[Summary]) {
+    let n = summaries.len();
+    let mut ratios: Vec<_> = summaries.iter().map(|s| s.length as f64 / s.capacity as f64).collect();
+    ratios.sort_by(f64::total_cmp);
+    let wrapped = summaries.iter().filter(|s| s.wrapped).count();
+    println!("{n} histories; length / capacity: median {:.1}, 10 % {:.1}, 90 % {:.1}", ratios[n / 2], ratios[n / 10], ratios[n * 9 / 10]);
+    println!("wrapped: {:.1} %", 100.0 * wrapped as f64 / n as f64);
+    assert!(ratios[n / 2] >= 3.0 && 2 * wrapped >= n);
+    let kinds = ["append + attend", "step", "evict", "rewind", "reset", "fork", "poisoned draft", "poisoned window", "refused"];
+    for kind in kinds {
+        let with = summaries.iter().filter(|s| s.seen.contains_key(kind)).count();
+        println!("with {kind}: {:.1} %", 100.0 * with as f64 / n as f64);
+        assert!(kind == "poisoned window" || 5 * with >= n, "too few histories with {kind}");
+    }
+}

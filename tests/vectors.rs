@@ -1,0 +1,196 @@
+//! The shared vectors, fed in every way, at every start, in every storage type; and the oracle against them.
+
+mod common;
+
+use common::oracle::Oracle;
+use common::plain::Plain;
+use common::vectors::{Event, Vector, all};
+use common::{Call, Rows, check, feed};
+use sinkcache::{Batch, Cache, CacheConfig, DType, PositionMode, Status};
+
+const STARTS: [u64; 4] = [0, 1 << 24, (1 << 32) + 7, 1 << 40];
+const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
+
+/// How a stream is cut.
+#[derive(Clone, Copy, Debug)]
+struct Feed {
+    /// Tokens per call.
+    cut: usize,
+    max_chunk: u32,
+    call: Call,
+}
+
+const FEEDS: [Feed; 5] = [
+    Feed { cut: usize::MAX, max_chunk: 128, call: Call::Two },
+    Feed { cut: 1, max_chunk: 1, call: Call::Two },
+    Feed { cut: 7, max_chunk: 7, call: Call::Two },
+    Feed { cut: usize::MAX, max_chunk: 5, call: Call::Step },
+    Feed { cut: 1, max_chunk: 512, call: Call::Step },
+];
+
+fn cache_config(vector: &Vector, feed: Feed, kv_dtype: DType, io_dtype: DType, mode: PositionMode) -> CacheConfig {
+    let c = &vector.cfg;
+    let mut layer = c.layer.clone();
+    layer.position_mode = mode;
+    CacheConfig {
+        n_q_heads: c.n_q_heads as u32,
+        n_kv_heads: c.n_kv_heads as u32,
+        head_dim: c.head_dim as u32,
+        head_dim_v: c.head_dim_v as u32,
+        in_dtype: io_dtype,
+        out_dtype: io_dtype,
+        kv_dtype,
+        max_chunk: feed.max_chunk,
+        max_rewind: c.max_rewind as u32,
+        layers: vec![layer],
+        ..CacheConfig::default()
+    }
+}
+
+/// Replays a vector; returns all rows of out and lse.
+fn replay(vector: &Vector, config: &CacheConfig, how: Feed, start: u64) -> (Vec<f32>, Vec<f32>) {
+    let c = &vector.cfg;
+    let applied = config.layers[0].position_mode == PositionMode::RopeApplied;
+    let (q, k) = if applied { ("q_rotated", "k_rotated") } else { ("q", "k") };
+    let (q, k, v) = (&vector.tensors[q], &vector.tensors[k], &vector.tensors["v"]);
+    let (nq, nk, nv) = (c.n_q_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.n_kv_heads * c.head_dim_v);
+    let mut cache = Cache::new(config).unwrap();
+    cache.reset(&[0], Some(&[start])).unwrap();
+    let (mut out, mut lse, mut at) = (Vec::new(), Vec::new(), 0);
+    for &event in &vector.events {
+        let before = cache.seq_info(0, 0).unwrap();
+        match event {
+            Event::Chunk(n) => {
+                let end = at + n;
+                while at < end {
+                    let to = end.min(at.saturating_add(how.cut));
+                    let rows = Rows { q: &q[at * nq..to * nq], k: &k[at * nk..to * nk], v: &v[at * nv..to * nv] };
+                    let n = [(to - at) as i32];
+                    let (o, l) = feed(&mut cache, config, 0, Batch::new(&[0], &n), rows, how.call);
+                    out.extend(o);
+                    lse.extend(l);
+                    at = to;
+                }
+            }
+            Event::Evict(n) => cache.evict(&[0], &[n as i32]).unwrap(),
+            Event::Rewind(n) => cache.rewind(&[0], &[n as i32]).unwrap(),
+            Event::Reset => cache.reset(&[0], Some(&[start])).unwrap(),
+            Event::RefuseEvict(n) => {
+                assert_eq!(cache.evict(&[0], &[n as i32]).unwrap_err().status(), Status::OutOfRange);
+                assert_eq!(cache.seq_info(0, 0).unwrap(), before);
+            }
+            Event::RefuseRewind(n) => {
+                assert_eq!(cache.rewind(&[0], &[n as i32]).unwrap_err().status(), Status::TokensGone);
+                assert_eq!(cache.seq_info(0, 0).unwrap(), before);
+            }
+        }
+    }
+    (out, lse)
+}
+
+/// The oracle and the yardstick over a vector.
+fn reference(vector: &Vector, dtype: DType) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    let c = &vector.cfg;
+    let (nq, nk, nv) = (c.n_q_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.n_kv_heads * c.head_dim_v);
+    let (q, k, v) = (&vector.tensors["q"], &vector.tensors["k"], &vector.tensors["v"]);
+    let (mut oracle, mut plain) = (Oracle::new(c.clone()), Plain::default());
+    let (mut out, mut lse, mut rough, mut at) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    for &event in &vector.events {
+        match event {
+            Event::Chunk(n) => {
+                for i in at..at + n {
+                    let (q, k, v) = (&q[i * nq..(i + 1) * nq], &k[i * nk..(i + 1) * nk], &v[i * nv..(i + 1) * nv]);
+                    oracle.step(q, k, v, &mut out, &mut lse);
+                    plain.step(&oracle, q, k, v, dtype, &mut rough);
+                }
+                at += n;
+            }
+            Event::Evict(n) => oracle.evict(n).unwrap(),
+            Event::Rewind(n) => oracle.rewind(n).unwrap(),
+            Event::Reset => oracle.reset(),
+            Event::RefuseEvict(n) => assert!(oracle.evict(n).is_err()),
+            Event::RefuseRewind(n) => assert!(oracle.rewind(n).is_err()),
+        }
+        plain.follow(&oracle);
+    }
+    (out, lse, rough)
+}
+
+fn check_lse(name: &str, got: &[f32], want: &[f32], dtype: DType) {
+    // Scores of rounded keys: a half's relative error times a score's size.
+    let bound = match dtype {
+        DType::F32 => 1e-5,
+        DType::F16 => 1e-2,
+        DType::Bf16 => 8e-2,
+    };
+    let (_, max) = common::errors(got, want);
+    assert!(max <= bound * want.iter().fold(1.0, |m, x| f64::from(x.abs()).max(m)), "{name}: lse off by {max:.3e}");
+}
+
+#[test]
+fn the_oracle_is_the_definition() {
+    let vectors = all();
+    assert!(vectors.len() >= 25, "only {} vectors", vectors.len());
+    for vector in &vectors {
+        let (out, lse, _) = reference(vector, DType::F32);
+        let (_, max) = common::errors(&out, &vector.tensors["out"]);
+        let (_, max_lse) = common::errors(&lse, &vector.tensors["lse"]);
+        assert!(max <= 1e-6 && max_lse <= 2e-6, "{}: {max:.3e} {max_lse:.3e}", vector.name);
+    }
+}
+
+#[test]
+fn every_vector_every_way() {
+    let mut runs = 0;
+    for vector in all() {
+        let modes = match vector.cfg.layer.position_mode {
+            PositionMode::Rope => vec![PositionMode::Rope, PositionMode::RopeApplied],
+            other => vec![other],
+        };
+        for kv_dtype in DTYPES {
+            let plain = reference(&vector, kv_dtype).2;
+            for how in FEEDS {
+                for start in STARTS {
+                    for &mode in &modes {
+                        let config = cache_config(&vector, how, kv_dtype, DType::F32, mode);
+                        let (out, lse) = replay(&vector, &config, how, start);
+                        let name = format!("{} {how:?} start {start} {mode:?}", vector.name);
+                        check(kv_dtype, &out, &vector.tensors["out"], Some(&plain)).unwrap_or_else(|e| panic!("{name}: {e}"));
+                        check_lse(&name, &lse, &vector.tensors["lse"], kv_dtype);
+                        runs += 1;
+                    }
+                }
+            }
+        }
+    }
+    println!("{runs} replays");
+}
+
+/// Inputs and outputs in the storage type, as a TensorRT-LLM-style host has them.
+#[test]
+fn half_inputs_and_outputs() {
+    for vector in all() {
+        for dtype in [DType::F16, DType::Bf16] {
+            let plain = reference(&vector, dtype).2;
+            for how in FEEDS {
+                let config = cache_config(&vector, how, dtype, dtype, vector.cfg.layer.position_mode);
+                let (out, _) = replay(&vector, &config, how, 0);
+                check(dtype, &out, &vector.tensors["out"], Some(&plain)).unwrap_or_else(|e| panic!("{} {how:?}: {e}", vector.name));
+            }
+        }
+    }
+}
+
+/// The same cut agrees bit for bit, whatever the start, the call or the number of threads.
+#[test]
+fn one_cut_one_result() {
+    for vector in all() {
+        let two = Feed { cut: 6, max_chunk: 6, call: Call::Two };
+        let mode = vector.cfg.layer.position_mode;
+        let mut config = cache_config(&vector, two, DType::F16, DType::F32, mode);
+        let want = replay(&vector, &config, two, 0);
+        assert_eq!(replay(&vector, &config, Feed { call: Call::Step, ..two }, 0), want, "{}: step", vector.name);
+        config.n_threads = 3;
+        assert_eq!(replay(&vector, &config, Feed { call: Call::Step, ..two }, 0), want, "{}: threads", vector.name);
+    }
+}
