@@ -155,7 +155,8 @@ fn every_vector_every_way() {
                         let config = cache_config(&vector, how, kv_dtype, DType::F32, mode);
                         let (out, lse) = replay(&vector, &config, how, start);
                         let name = format!("{} {how:?} start {start} {mode:?}", vector.name);
-                        check(kv_dtype, &out, &vector.tensors["out"], Some(&plain)).unwrap_or_else(|e| panic!("{name}: {e}"));
+                        check(kv_dtype, &out, &vector.tensors["out"], Some(&plain))
+                            .unwrap_or_else(|e| panic!("{name}: {e}"));
                         check_lse(&name, &lse, &vector.tensors["lse"], kv_dtype);
                         runs += 1;
                     }
@@ -175,7 +176,8 @@ fn half_inputs_and_outputs() {
             for how in FEEDS {
                 let config = cache_config(&vector, how, dtype, dtype, vector.cfg.layer.position_mode);
                 let (out, _) = replay(&vector, &config, how, 0);
-                check(dtype, &out, &vector.tensors["out"], Some(&plain)).unwrap_or_else(|e| panic!("{} {how:?}: {e}", vector.name));
+                check(dtype, &out, &vector.tensors["out"], Some(&plain))
+                    .unwrap_or_else(|e| panic!("{} {how:?}: {e}", vector.name));
             }
         }
     }

@@ -69,7 +69,8 @@ fn event(max_chunk: u8, window: u8) -> impl Strategy<Value = Event> {
         step: false,
         ask,
     });
-    let step = (1..3 * window + 4, 0..4_u8, 0..window).prop_map(|(a, b, c)| Event::Feed { n: [a, b, c], step: true, ask: 0 });
+    let step =
+        (1..3 * window + 4, 0..4_u8, 0..window).prop_map(|(a, b, c)| Event::Feed { n: [a, b, c], step: true, ask: 0 });
     prop_oneof![
         10 => feed,
         4 => step,
@@ -115,7 +116,13 @@ fn layer(n_q_heads: u32, head_dim: u32) -> impl Strategy<Value = LayerConfig> {
         1 => Just(PositionMode::None)
     ];
     let style = prop_oneof![Just(RopeStyle::Neox), Just(RopeStyle::Interleaved)];
-    let rope = (style, 0..=head_dim / 2, prop_oneof![Just(1.0), Just(1.25)], prop_oneof![Just(1.0), Just(0.25)], any::<bool>());
+    let rope = (
+        style,
+        0..=head_dim / 2,
+        prop_oneof![Just(1.0), Just(1.25)],
+        prop_oneof![Just(1.0), Just(0.25)],
+        any::<bool>(),
+    );
     let score = (prop_oneof![Just(0.0), Just(0.4)], prop_oneof![2 => Just(0.0), 1 => Just(3.0)], any::<bool>());
     (0..6_u32, 1..12_u32, mode, rope, score).prop_map(move |(n_sink, window, position_mode, rope, score)| {
         let (rope_style, half, rope_mscale, rope_scale, explicit) = rope;

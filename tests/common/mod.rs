@@ -36,7 +36,14 @@ pub enum Call {
 }
 
 /// Appends and attends in one layer; rows of the caller's type are made from f32, and results come back as f32.
-pub fn feed(cache: &mut Cache, config: &CacheConfig, layer: u32, batch: Batch<'_>, rows: Rows<'_>, call: Call) -> (Vec<f32>, Vec<f32>) {
+pub fn feed(
+    cache: &mut Cache,
+    config: &CacheConfig,
+    layer: u32,
+    batch: Batch<'_>,
+    rows: Rows<'_>,
+    call: Call,
+) -> (Vec<f32>, Vec<f32>) {
     let n: usize = batch.n_tokens.iter().map(|&n| usize::try_from(n).unwrap()).sum();
     let heads = config.n_q_heads as usize;
     let dim_v = if config.head_dim_v == 0 { config.head_dim } else { config.head_dim_v } as usize;
@@ -45,7 +52,9 @@ pub fn feed(cache: &mut Cache, config: &CacheConfig, layer: u32, batch: Batch<'_
     let out = match config.in_dtype {
         DType::F32 => typed(cache, layer, batch, rows, &mut lse, call, n * heads * dim_v, |x| x, |x: f32| x),
         DType::F16 => typed(cache, layer, batch, rows, &mut lse, call, n * heads * dim_v, f16::from_f32, f16::to_f32),
-        DType::Bf16 => typed(cache, layer, batch, rows, &mut lse, call, n * heads * dim_v, bf16::from_f32, bf16::to_f32),
+        DType::Bf16 => {
+            typed(cache, layer, batch, rows, &mut lse, call, n * heads * dim_v, bf16::from_f32, bf16::to_f32)
+        }
     };
     (out, lse)
 }

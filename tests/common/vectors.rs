@@ -54,7 +54,12 @@ fn load(path: &Path) -> Vector {
     let config: Value = serde_json::from_str(&metadata["config"]).unwrap();
     let events: Value = serde_json::from_str(&metadata["events"]).unwrap();
     let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-    Vector { name, cfg: config_of(&config, &tensors), events: events.as_array().unwrap().iter().map(event).collect(), tensors }
+    Vector {
+        name,
+        cfg: config_of(&config, &tensors),
+        events: events.as_array().unwrap().iter().map(event).collect(),
+        tensors,
+    }
 }
 
 fn config_of(c: &Value, tensors: &HashMap<String, Vec<f32>>) -> OracleConfig {

@@ -1,0 +1,169 @@
+//! Corners a history does not reach: steps cut off between layers, the end of the positions, huge settings.
+
+use sinkcache::{Batch, Cache, CacheConfig, Error, LayerConfig, RowsIn, RowsOut, Status};
+
+fn config(n_layers: u32, max_chunk: u32, max_rewind: u32) -> CacheConfig {
+    CacheConfig {
+        n_layers,
+        n_seqs: 2,
+        n_q_heads: 2,
+        n_kv_heads: 1,
+        head_dim: 8,
+        max_chunk,
+        max_rewind,
+        layers: vec![LayerConfig { n_sink: 2, window: 6, ..LayerConfig::default() }],
+        ..CacheConfig::default()
+    }
+}
+
+fn rows(n: usize, from: usize) -> Vec<f32> {
+    (from * 16..(from + n) * 16).map(|i| ((i * 37) % 64) as f32 / 32.0 - 1.0).collect()
+}
+
+fn append(cache: &mut Cache, layer: u32, seq: i32, n: usize, from: usize) -> Result<(), Error> {
+    let x = rows(n, from);
+    cache.append(layer, Batch::new(&[seq], &[n as i32]), RowsIn::packed(&x), RowsIn::packed(&x))
+}
+
+fn attend(cache: &mut Cache, layer: u32, seq: i32, n: usize, from: usize) -> Result<Vec<f32>, Error> {
+    let (q, mut out) = (rows(n, from), vec![0.0; n * 16]);
+    cache.attend(layer, Batch::new(&[seq], &[n as i32]), RowsIn::packed(&q), RowsOut::packed(&mut out), None)?;
+    Ok(out)
+}
+
+fn step(cache: &mut Cache, layer: u32, n: usize, from: usize) -> Vec<f32> {
+    let (x, mut out) = (rows(n, from), vec![0.0; n * 16]);
+    let x = RowsIn::packed(&x);
+    cache.step(layer, Batch::new(&[0], &[n as i32]), x, x, x, RowsOut::packed(&mut out), None).unwrap();
+    out
+}
+
+fn status<T>(result: Result<T, Error>) -> Status {
+    result.err().expect("an error").status()
+}
+
+#[test]
+fn an_aborted_step_can_be_done_again() {
+    let run = |abort: bool| {
+        let mut cache = Cache::new(&config(2, 4, 0)).unwrap();
+        let mut results = Vec::new();
+        for at in 0..12 {
+            if abort {
+                append(&mut cache, 0, 0, 4, 1000 + at).unwrap();
+                assert_eq!(status(cache.rewind(&[0], &[1])), Status::LayersOutOfStep);
+                assert_eq!(status(cache.fork(&[0], &[1])), Status::LayersOutOfStep);
+                let info = cache.seq_info(0, 0).unwrap();
+                assert_eq!((info.len_min + 4, info.len_max), (info.len_max, 4 * at as u64 + 4));
+                cache.abort_step(if at % 2 == 0 { None } else { Some(&[0]) }).unwrap();
+                assert_eq!(status(attend(&mut cache, 0, 0, 1, 0)), Status::OutOfRange);
+            }
+            for layer in 0..2 {
+                append(&mut cache, layer, 0, 4, 4 * at).unwrap();
+                results.extend(attend(&mut cache, layer, 0, 4, 4 * at).unwrap());
+            }
+        }
+        results
+    };
+    assert_eq!(run(true), run(false));
+}
+
+#[test]
+fn an_abort_that_cannot_bring_tokens_back_says_so() {
+    let mut cache = Cache::new(&config(2, 4, 0)).unwrap();
+    for layer in 0..2 {
+        step(&mut cache, layer, 20, 0);
+    }
+    step(&mut cache, 0, 30, 20);
+    assert_eq!(status(cache.abort_step(None)), Status::TokensGone);
+    assert_eq!(status(cache.abort_step(Some(&[0]))), Status::TokensGone);
+    cache.abort_step(Some(&[1, -1])).unwrap();
+    cache.reset(&[0], None).unwrap();
+    cache.abort_step(None).unwrap();
+    let fresh = step(&mut Cache::new(&config(2, 4, 0)).unwrap(), 0, 9, 0);
+    assert_eq!(step(&mut cache, 0, 9, 0), fresh);
+}
+
+#[test]
+fn edits_end_the_latest_append() {
+    let mut cache = Cache::new(&config(1, 8, 8)).unwrap();
+    append(&mut cache, 0, 0, 8, 0).unwrap();
+    assert_eq!(status(attend(&mut cache, 0, 0, 9, 0)), Status::OutOfRange);
+    attend(&mut cache, 0, 0, 8, 0).unwrap();
+    // Edits of no tokens are none.
+    cache.evict(&[0], &[0]).unwrap();
+    cache.rewind(&[0], &[0]).unwrap();
+    attend(&mut cache, 0, 0, 8, 0).unwrap();
+    cache.fork(&[0], &[1]).unwrap();
+    assert_eq!(attend(&mut cache, 0, 1, 8, 0).unwrap(), attend(&mut cache, 0, 0, 8, 0).unwrap());
+    cache.rewind(&[0], &[1]).unwrap();
+    assert_eq!(status(attend(&mut cache, 0, 0, 1, 0)), Status::OutOfRange);
+    append(&mut cache, 0, 0, 2, 0).unwrap();
+    cache.evict(&[0], &[1]).unwrap();
+    assert_eq!(status(attend(&mut cache, 0, 0, 1, 0)), Status::OutOfRange);
+    assert_eq!(status(append(&mut cache, 0, 0, 9, 0)), Status::ChunkTooLong);
+}
+
+#[test]
+fn the_last_position_is_the_last() {
+    let mut cache = Cache::new(&config(1, 8, 8)).unwrap();
+    cache.reset(&[0], Some(&[u64::MAX - 5])).unwrap();
+    append(&mut cache, 0, 0, 5, 0).unwrap();
+    let got = attend(&mut cache, 0, 0, 5, 0).unwrap();
+    assert_eq!(status(append(&mut cache, 0, 0, 1, 0)), Status::OutOfRange);
+    let mut near = Cache::new(&config(1, 8, 8)).unwrap();
+    append(&mut near, 0, 0, 5, 0).unwrap();
+    let want = attend(&mut near, 0, 0, 5, 0).unwrap();
+    // Keys are stored as f16 at other angles: equal within their rounding.
+    assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 2e-3));
+}
+
+#[test]
+fn what_cannot_be_had_is_a_status() {
+    let huge = |n_seqs, window| {
+        let layers = vec![LayerConfig { window, ..LayerConfig::default() }];
+        CacheConfig {
+            n_layers: 65_536,
+            n_seqs,
+            n_q_heads: 65_536,
+            n_kv_heads: 65_536,
+            head_dim: 512,
+            layers,
+            ..config(1, 8, 8)
+        }
+    };
+    for config in [huge(1 << 24, u32::MAX), huge(1, u32::MAX), huge(1 << 24, 1)] {
+        assert_eq!(status(Cache::new(&config)), Status::OutOfMemory);
+    }
+    assert_eq!(status(Cache::footprint(&huge(1 << 24, u32::MAX))), Status::OutOfMemory);
+    let one = CacheConfig { n_layers: 1, n_q_heads: 1, n_kv_heads: 1, head_dim: 8, ..huge(1, u32::MAX) };
+    assert!(Cache::footprint(&one).unwrap().host > u64::from(u32::MAX) * 8 * 2 * 2);
+}
+
+#[test]
+fn an_empty_batch_is_nothing() {
+    let mut cache = Cache::new(&config(1, 8, 8)).unwrap();
+    let x = RowsIn::packed(&[0.0_f32; 0]);
+    for (ids, counts) in [(&[][..], &[][..]), (&[-1, 0], &[0, 0])] {
+        cache.append(0, Batch::new(ids, counts), x, x).unwrap();
+        cache.attend(0, Batch::new(ids, counts), x, RowsOut::packed(&mut [0.0_f32; 0]), None).unwrap();
+    }
+    assert_eq!(cache.seq_info(0, 0).unwrap().len_max, 0);
+}
+
+#[test]
+fn a_refused_batch_changes_nothing() {
+    let mut cache = Cache::new(&config(1, 8, 8)).unwrap();
+    append(&mut cache, 0, 0, 3, 0).unwrap();
+    let x = rows(4, 0);
+    let x = RowsIn::packed(&x);
+    let mut refuse = |ids: &[i32], counts: &[i32]| status(cache.append(0, Batch::new(ids, counts), x, x));
+    assert_eq!(refuse(&[0, 0], &[1, 1]), Status::InvalidArgument);
+    assert_eq!(refuse(&[1, 2], &[1, 1]), Status::OutOfRange);
+    assert_eq!(refuse(&[1, -2], &[1, 1]), Status::OutOfRange);
+    assert_eq!(refuse(&[1, 0], &[1, -1]), Status::InvalidArgument);
+    assert_eq!(refuse(&[1, 0], &[1]), Status::InvalidArgument);
+    assert_eq!(refuse(&[1, 0], &[8, 1]), Status::InvalidArgument);
+    assert_eq!(status(cache.evict(&[1, 0], &[0, 2])), Status::OutOfRange);
+    assert_eq!((cache.seq_info(0, 0).unwrap().len_max, cache.seq_info(0, 1).unwrap().len_max), (3, 0));
+    attend(&mut cache, 0, 0, 3, 0).unwrap();
+}
