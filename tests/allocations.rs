@@ -82,7 +82,7 @@ fn nothing_is_allocated_after_create() {
         }
     }
     assert_eq!(CALLS.get(), calls);
-    drop(cache);
+    drop((cache, k, q, out, lse));
     assert_eq!(LIVE.get(), before);
 
     failing_allocations();

@@ -167,3 +167,31 @@ fn a_refused_batch_changes_nothing() {
     assert_eq!((cache.seq_info(0, 0).unwrap().len_max, cache.seq_info(0, 1).unwrap().len_max), (3, 0));
     attend(&mut cache, 0, 0, 3, 0).unwrap();
 }
+
+/// A query is not touched by a token it does not see, even one in the same block of keys: 0 x NaN is NaN, so masked
+/// values must be skipped.
+#[test]
+fn poison_reaches_only_those_who_see_it() {
+    let q = rows(30, 0);
+    let clean = q[..30 * 8].to_vec();
+    let run = |k: &[f32]| {
+        let mut out = vec![0.0; 30 * 16];
+        let mut cache = Cache::new(&config(1, 16, 0)).unwrap();
+        let (k, q) = (RowsIn::packed(k), RowsIn::packed(&q));
+        cache.step(0, Batch::new(&[0], &[30]), k, k, q, RowsOut::packed(&mut out), None).unwrap();
+        out
+    };
+    let want = run(&clean);
+    for at in 2..30 {
+        let mut poisoned = clean.clone();
+        poisoned[at * 8..(at + 1) * 8].fill(f32::NAN);
+        let got = run(&poisoned);
+        for row in 0..30 {
+            let (got, want) = (&got[row * 16..(row + 1) * 16], &want[row * 16..(row + 1) * 16]);
+            // The window is 6 tokens, the query's own included.
+            let sees = (at..at + 6).contains(&row);
+            assert_eq!(got.iter().any(|x| x.is_nan()), sees, "token {at}, query {row}");
+            assert!(sees || got == want, "token {at} changed query {row}");
+        }
+    }
+}
