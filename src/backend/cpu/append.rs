@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use super::element::{Stored, load};
+use super::element::{Stored, view};
 use super::rope::rotate;
 use super::scratch::Scratch;
 use super::store::Rows;
 use crate::backend::{AppendRows, Job};
 use crate::batch::Entry;
-use crate::config::PositionMode;
+use crate::config::{DType, PositionMode};
 
 /// Stores tokens `tokens` of an entry for KV heads `heads`.
 pub(super) fn append<T: Stored>(
@@ -37,24 +37,29 @@ pub(super) fn append<T: Stored>(
             let (dst_k, dst_v) = unsafe { rows.write(head, slot) };
             // SAFETY: the caller's rows, resolved for this batch and these dims.
             unsafe {
-                if rotates || T::DTYPE != shape.in_dtype {
-                    let x = &mut scratch.q[..shape.head_dim];
-                    load(shape.in_dtype, src_k, x);
-                    if rotates {
-                        rotate(layer.rope_style, cos, sin, x);
-                    }
-                    T::narrow(x, dst_k);
+                if rotates {
+                    let x = view(shape.in_dtype, src_k, shape.head_dim, scratch.q);
+                    T::fill(dst_k, scratch.q_sink, |y| rotate(layer.rope_style, cos, sin, x, y));
                 } else {
-                    std::ptr::copy_nonoverlapping(src_k.cast(), dst_k.as_mut_ptr(), shape.head_dim);
+                    store(shape.in_dtype, src_k, dst_k, scratch.q);
                 }
-                if T::DTYPE == shape.in_dtype {
-                    std::ptr::copy_nonoverlapping(src_v.cast(), dst_v.as_mut_ptr(), shape.head_dim_v);
-                } else {
-                    let x = &mut scratch.v[..shape.head_dim_v];
-                    load(shape.in_dtype, src_v, x);
-                    T::narrow(x, dst_v);
-                }
+                store(shape.in_dtype, src_v, dst_v, scratch.v);
             }
+        }
+    }
+}
+
+/// Stores a head as it came, rounded where the types differ.
+///
+/// # Safety
+/// `src` must be readable for `dst.len()` elements of `dtype` and aligned to them.
+unsafe fn store<T: Stored>(dtype: DType, src: *const u8, dst: &mut [T], buf: &mut [f32]) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if T::DTYPE == dtype {
+            std::ptr::copy_nonoverlapping(src.cast(), dst.as_mut_ptr(), dst.len());
+        } else {
+            T::narrow(view(dtype, src, dst.len(), buf), dst);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::element::{Stored, load, save};
+use super::element::{Stored, save, view};
 use super::rope::rotate;
 use super::scratch::{BLOCK, Scratch, tile};
 use super::store::Rows;
@@ -139,17 +139,16 @@ fn load_queries(job: &Job<'_>, io: &AttendRows, queries: &Queries<'_>, kv_head: 
         let trig = i * half..(i + 1) * half;
         for g in 0..shape.group {
             let (r, head) = (i * shape.group + g, kv_head * shape.group + g);
-            let q = &mut scratch.q[r * dim..(r + 1) * dim];
             // SAFETY: the caller's rows, resolved for this batch and these dims.
-            unsafe { load(shape.in_dtype, io.q.at(queries.row(i), head), q) };
+            let x = unsafe { view(shape.in_dtype, io.q.at(queries.row(i), head), dim, scratch.k) };
+            let q = &mut scratch.q[r * dim..(r + 1) * dim];
             let q_sink = &mut scratch.q_sink[r * dim..(r + 1) * dim];
-            q_sink.copy_from_slice(q);
-            if half > 0 {
-                let (cos, sin) = (&scratch.cos_sink[trig.clone()], &scratch.sin_sink[trig.clone()]);
-                rotate(layer.rope_style, cos, sin, q_sink);
-                if layer.position_mode == PositionMode::Rope {
-                    rotate(layer.rope_style, &scratch.cos[trig.clone()], &scratch.sin[trig.clone()], q);
-                }
+            let (cos, sin) = (&scratch.cos_sink[trig.clone()], &scratch.sin_sink[trig.clone()]);
+            rotate(layer.rope_style, cos, sin, x, q_sink);
+            if layer.position_mode == PositionMode::Rope {
+                rotate(layer.rope_style, &scratch.cos[trig.clone()], &scratch.sin[trig.clone()], x, q);
+            } else {
+                q.copy_from_slice(x);
             }
             // A learned sink is a key with this score and a value of zero.
             (scratch.max[r], scratch.sum[r]) = match layer.sink_logits.get(head) {

@@ -13,6 +13,13 @@ pub(super) trait Stored: Element {
 
     /// The values as f32: themselves, or converted into `buf`.
     fn widen<'a>(src: &'a [Self], buf: &'a mut [f32]) -> &'a [f32];
+
+    /// Stores what `fill` writes: in place where f32 is stored, else by way of `buf`.
+    fn fill(dst: &mut [Self], buf: &mut [f32], fill: impl FnOnce(&mut [f32])) {
+        let buf = &mut buf[..dst.len()];
+        fill(buf);
+        Self::narrow(buf, dst);
+    }
 }
 
 impl Stored for f32 {
@@ -22,6 +29,10 @@ impl Stored for f32 {
 
     fn widen<'a>(src: &'a [Self], _: &'a mut [f32]) -> &'a [f32] {
         src
+    }
+
+    fn fill(dst: &mut [Self], _: &mut [f32], fill: impl FnOnce(&mut [f32])) {
+        fill(dst);
     }
 }
 
@@ -46,7 +57,7 @@ stored_half!(f16, bf16);
 ///
 /// # Safety
 /// `src` must be readable for that many elements and aligned to them.
-pub(super) unsafe fn load(dtype: DType, src: *const u8, dst: &mut [f32]) {
+unsafe fn load(dtype: DType, src: *const u8, dst: &mut [f32]) {
     // SAFETY: the caller's contract.
     unsafe {
         match dtype {
@@ -55,6 +66,21 @@ pub(super) unsafe fn load(dtype: DType, src: *const u8, dst: &mut [f32]) {
             DType::Bf16 => std::slice::from_raw_parts(src.cast::<bf16>(), dst.len()).convert_to_f32_slice(dst),
         }
     }
+}
+
+/// `n` elements of `dtype` as f32: themselves, or converted into `buf`.
+///
+/// # Safety
+/// `src` must be readable for that many elements during `'a` and aligned to them.
+pub(super) unsafe fn view<'a>(dtype: DType, src: *const u8, n: usize, buf: &'a mut [f32]) -> &'a [f32] {
+    if dtype == DType::F32 {
+        // SAFETY: the caller's contract.
+        return unsafe { std::slice::from_raw_parts(src.cast(), n) };
+    }
+    let buf = &mut buf[..n];
+    // SAFETY: the caller's contract.
+    unsafe { load(dtype, src, buf) };
+    buf
 }
 
 /// Writes f32 values as `dtype`, rounded to nearest even.
