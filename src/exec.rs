@@ -13,7 +13,7 @@ use crate::status::{Error, Result, Status, bail};
 /// One task of a parallel loop; `data` and `index` are passed through.
 pub type TaskFn = unsafe extern "C" fn(data: *mut c_void, index: u32);
 /// A host's parallel loop: calls `task(data, i)` for every i below `n`, on any threads, and returns when all have returned.
-pub type ParallelForFn = unsafe extern "C" fn(user: *mut c_void, n: u32, task: TaskFn, data: *mut c_void);
+pub type ParallelForFn = unsafe extern "C" fn(user: *mut c_void, n: u32, task: Option<TaskFn>, data: *mut c_void);
 
 /// A host's parallel loop with its own argument.
 #[derive(Clone, Copy, Debug)]
@@ -137,7 +137,7 @@ fn run_on_host(host: ParallelFor, claimed: &[AtomicBool], part: &(dyn Fn(u32) + 
     let n = claimed.len() as u32;
     let job = HostJob { part, claimed, done: AtomicU32::new(0), panic: Mutex::new(None) };
     // SAFETY: the contract of `ParallelFor::new`; the job outlives the call.
-    unsafe { (host.call)(host.user, n, host_task, std::ptr::from_ref(&job).cast_mut().cast()) };
+    unsafe { (host.call)(host.user, n, Some(host_task), std::ptr::from_ref(&job).cast_mut().cast()) };
     // A host that left tasks out still gets a right result, and one that returned early is waited for.
     (0..n).for_each(|i| job.run(i));
     while job.done.load(Ordering::Acquire) < n {
@@ -160,10 +160,10 @@ pub fn defect(panic: &(dyn Any + Send)) -> Error {
 mod tests {
     use super::*;
 
-    unsafe extern "C" fn twice_and_partial(_: *mut c_void, n: u32, task: TaskFn, data: *mut c_void) {
+    unsafe extern "C" fn twice_and_partial(_: *mut c_void, n: u32, task: Option<TaskFn>, data: *mut c_void) {
         for i in (0..n / 2).chain(0..1).chain([n, u32::MAX]) {
             // SAFETY: passed through.
-            unsafe { task(data, i) };
+            unsafe { task.unwrap()(data, i) };
         }
     }
 

@@ -256,9 +256,8 @@ pub unsafe fn read_config(config: *const skc_cache_config) -> Result<(CacheConfi
             bail!(InvalidConfig, "{set} is set but {missing} is NULL: both or neither is allowed")
         }
     };
-    // SAFETY: the header's contract of the callback; a C task pointer and ours have one representation.
-    let parallel_for =
-        c.parallel_for.map(|call| unsafe { ParallelFor::new(std::mem::transmute(call), c.parallel_for_user) });
+    // SAFETY: the header's contract of the callback.
+    let parallel_for = c.parallel_for.map(|call| unsafe { ParallelFor::new(call, c.parallel_for_user) });
     let config = CacheConfig {
         backend,
         n_layers: c.n_layers,

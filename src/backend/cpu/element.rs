@@ -71,8 +71,8 @@ unsafe fn load(dtype: DType, src: *const u8, dst: &mut [f32]) {
 /// `n` elements of `dtype` as f32: themselves, or converted into `buf`.
 ///
 /// # Safety
-/// `src` must be readable for that many elements during `'a` and aligned to them.
-pub(super) unsafe fn view<'a>(dtype: DType, src: *const u8, n: usize, buf: &'a mut [f32]) -> &'a [f32] {
+/// `src` must be readable for that many elements while the result lives and aligned to them.
+pub(super) unsafe fn view(dtype: DType, src: *const u8, n: usize, buf: &mut [f32]) -> &[f32] {
     if dtype == DType::F32 {
         // SAFETY: the caller's contract.
         return unsafe { std::slice::from_raw_parts(src.cast(), n) };
