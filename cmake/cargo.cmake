@@ -1,0 +1,65 @@
+# Runs cargo, lays the libraries out as they will be installed, and makes the imported targets.
+if(NOT UNIX OR APPLE)
+    message(FATAL_ERROR "sinkcache: this CMake build knows ELF shared libraries only; elsewhere, call cargo directly")
+endif()
+find_program(SINKCACHE_CARGO cargo HINTS "$ENV{HOME}/.cargo/bin" REQUIRED)
+find_package(Threads REQUIRED)
+
+set(SINKCACHE_CARGO_TARGET_DIR "${CMAKE_CURRENT_BINARY_DIR}/cargo" CACHE PATH "CARGO_TARGET_DIR")
+set(SINKCACHE_CARGO_TARGET "" CACHE STRING "Target triple; empty = cargo's default")
+set(SINKCACHE_CARGO_FLAGS "" CACHE STRING "More arguments of cargo build, a list")
+set(SINKCACHE_CARGO_ENV "" CACHE STRING "Environment of cargo, a list of NAME=VALUE")
+
+if(CMAKE_BUILD_TYPE STREQUAL "Debug")
+    set(profile dev)
+    set(profile_dir debug)
+else()
+    set(profile release)
+    set(profile_dir release)
+endif()
+set(cargo_flags ${SINKCACHE_CARGO_FLAGS})
+set(cargo_out "${SINKCACHE_CARGO_TARGET_DIR}/${profile_dir}")
+if(SINKCACHE_CARGO_TARGET)
+    # cargo adds a folder of the triple's name whenever --target is given, be it the host's own.
+    list(APPEND cargo_flags --target ${SINKCACHE_CARGO_TARGET})
+    set(cargo_out "${SINKCACHE_CARGO_TARGET_DIR}/${SINKCACHE_CARGO_TARGET}/${profile_dir}")
+endif()
+
+set(lib_dir "${CMAKE_CURRENT_BINARY_DIR}/${CMAKE_INSTALL_LIBDIR}")
+set(sinkcache_so "libsinkcache.so")
+set(sinkcache_so_abi "libsinkcache.so.${PROJECT_VERSION_MAJOR}")
+set(sinkcache_so_full "libsinkcache.so.${PROJECT_VERSION}")
+set(source_patterns src/*.rs src/*.cu src/*.cuh)
+list(TRANSFORM source_patterns PREPEND "${CMAKE_CURRENT_SOURCE_DIR}/")
+file(GLOB_RECURSE rust_sources CONFIGURE_DEPENDS ${source_patterns})
+
+add_custom_command(
+    OUTPUT "${lib_dir}/${sinkcache_so_full}" "${lib_dir}/libsinkcache.a"
+    BYPRODUCTS "${lib_dir}/${sinkcache_so_abi}" "${lib_dir}/${sinkcache_so}"
+    COMMAND ${CMAKE_COMMAND} -E env "CARGO_TARGET_DIR=${SINKCACHE_CARGO_TARGET_DIR}" ${SINKCACHE_CARGO_ENV}
+            ${SINKCACHE_CARGO} build -p sinkcache --lib --profile ${profile} ${cargo_flags}
+    COMMAND ${CMAKE_COMMAND} -E make_directory "${lib_dir}"
+    COMMAND ${CMAKE_COMMAND} -E copy "${cargo_out}/libsinkcache.so" "${lib_dir}/${sinkcache_so_full}"
+    COMMAND ${CMAKE_COMMAND} -E create_symlink ${sinkcache_so_full} "${lib_dir}/${sinkcache_so_abi}"
+    COMMAND ${CMAKE_COMMAND} -E create_symlink ${sinkcache_so_abi} "${lib_dir}/${sinkcache_so}"
+    COMMAND ${CMAKE_COMMAND} -E copy "${cargo_out}/libsinkcache.a" "${lib_dir}/libsinkcache.a"
+    DEPENDS ${rust_sources} Cargo.toml Cargo.lock build.rs
+    WORKING_DIRECTORY "${CMAKE_CURRENT_SOURCE_DIR}"
+    COMMENT "cargo build (${profile})"
+    USES_TERMINAL VERBATIM)
+add_custom_target(sinkcache_cargo ALL DEPENDS "${lib_dir}/${sinkcache_so_full}" "${lib_dir}/libsinkcache.a")
+
+add_library(sinkcache::sinkcache SHARED IMPORTED GLOBAL)
+set_target_properties(sinkcache::sinkcache PROPERTIES
+    IMPORTED_LOCATION "${lib_dir}/${sinkcache_so_full}"
+    IMPORTED_SONAME "${sinkcache_so_abi}")
+
+add_library(sinkcache::sinkcache_static STATIC IMPORTED GLOBAL)
+set_target_properties(sinkcache::sinkcache_static PROPERTIES IMPORTED_LOCATION "${lib_dir}/libsinkcache.a")
+# What `rustc --print native-static-libs` names.
+target_link_libraries(sinkcache::sinkcache_static INTERFACE Threads::Threads ${CMAKE_DL_LIBS} gcc_s util rt m)
+
+foreach(target sinkcache::sinkcache sinkcache::sinkcache_static)
+    target_include_directories(${target} INTERFACE "${CMAKE_CURRENT_SOURCE_DIR}/include")
+    add_dependencies(${target} sinkcache_cargo)
+endforeach()

@@ -1,0 +1,140 @@
+// Configurations that are refused: each value named, by create and by the call that counts bytes.
+#include "support/host.hpp"
+
+#include <functional>
+
+namespace {
+
+using Cache = skc_cache_config;
+using Layer = skc_layer_config;
+
+const float NUMBERS[600] = {NAN};
+
+struct Case {
+    const char *text;
+    std::function<void(Cache &, Layer &)> change;
+};
+
+const std::vector<Case> CASES = {
+    {"backend is 0", [](Cache &c, Layer &) { c.backend = 0; }},
+    {"backend is 77", [](Cache &c, Layer &) { c.backend = 77; }},
+    {"n_layers is 0", [](Cache &c, Layer &) { c.n_layers = 0; }},
+    {"n_layers is 65537", [](Cache &c, Layer &) { c.n_layers = 65537; }},
+    {"n_seqs is 0", [](Cache &c, Layer &) { c.n_seqs = 0; }},
+    {"n_seqs is 16777217", [](Cache &c, Layer &) { c.n_seqs = (1u << 24) + 1; }},
+    {"n_q_heads is 0", [](Cache &c, Layer &) { c.n_q_heads = 0; }},
+    {"n_q_heads is 65537", [](Cache &c, Layer &) { c.n_q_heads = 65537; }},
+    {"n_kv_heads is 0", [](Cache &c, Layer &) { c.n_kv_heads = 0; }},
+    {"n_kv_heads 3", [](Cache &c, Layer &) { c.n_kv_heads = 3; }},
+    {"head_dim is 0", [](Cache &c, Layer &) { c.head_dim = 0; }},
+    {"head_dim is 12", [](Cache &c, Layer &) { c.head_dim = 12; }},
+    {"head_dim is 520", [](Cache &c, Layer &) { c.head_dim = 520; }},
+    {"head_dim_v is 4", [](Cache &c, Layer &) { c.head_dim_v = 4; }},
+    {"head_dim_v is 4294967288", [](Cache &c, Layer &) { c.head_dim_v = UINT32_MAX - 7; }},
+    {"in_dtype is 0", [](Cache &c, Layer &) { c.in_dtype = 0; }},
+    {"in_dtype is 4", [](Cache &c, Layer &) { c.in_dtype = 4; }},
+    {"out_dtype is 9", [](Cache &c, Layer &) { c.out_dtype = 9; }},
+    {"kv_dtype is 0", [](Cache &c, Layer &) { c.kv_dtype = 0; }},
+    {"max_chunk is 0", [](Cache &c, Layer &) { c.max_chunk = 0; }},
+    {"max_chunk is 1073741825", [](Cache &c, Layer &) { c.max_chunk = (1u << 30) + 1; }},
+    {"max_rewind is 4294967295", [](Cache &c, Layer &) { c.max_rewind = UINT32_MAX; }},
+    {"n_threads is 0", [](Cache &c, Layer &) { c.n_threads = 0; }},
+    {"n_threads is 1025", [](Cache &c, Layer &) { c.n_threads = 1025; }},
+    {"n_layer_configs is 0", [](Cache &c, Layer &) { c.n_layer_configs = 0; }},
+    {"n_layer_configs is 65537", [](Cache &c, Layer &) { c.n_layer_configs = 65537; }},
+    {"layer_stride is 8", [](Cache &c, Layer &) { c.layer_stride = 8; }},
+    {"layer_stride is 129", [](Cache &c, Layer &) { c.layer_stride = 129; }},
+    {"layer_stride is 18446744073709551615", [](Cache &c, Layer &) { c.layer_stride = UINT64_MAX; }},
+    {"window is 0", [](Cache &, Layer &l) { l.window = 0; }},
+    {"position_mode is 0", [](Cache &, Layer &l) { l.position_mode = 0; }},
+    {"position_mode is 5", [](Cache &, Layer &l) { l.position_mode = 5; }},
+    {"rope_style is 3", [](Cache &, Layer &l) { l.rope_style = 3; }},
+    {"rope_dim is 7", [](Cache &, Layer &l) { l.rope_dim = 7; }},
+    {"rope_dim is 18", [](Cache &, Layer &l) { l.rope_dim = 18; }},
+    {"rope_base is 0", [](Cache &, Layer &l) { l.rope_base = 0; }},
+    {"rope_base is -1", [](Cache &, Layer &l) { l.rope_base = -1; }},
+    {"rope_base is NaN", [](Cache &, Layer &l) { l.rope_base = NAN; }},
+    {"rope_scale is inf", [](Cache &, Layer &l) { l.rope_scale = INFINITY; }},
+    {"rope_mscale is 0", [](Cache &, Layer &l) { l.rope_mscale = 0; }},
+    {"scale is -2", [](Cache &, Layer &l) { l.scale = -2; }},
+    {"scale is NaN", [](Cache &, Layer &l) { l.scale = NAN; }},
+    {"softcap is -1", [](Cache &, Layer &l) { l.softcap = -1; }},
+    {"inv_freq has 7", [](Cache &, Layer &l) { l.inv_freq = NUMBERS, l.n_inv_freq = 7; }},
+    {"inv_freq[0] is NaN", [](Cache &, Layer &l) { l.inv_freq = NUMBERS, l.n_inv_freq = 8; }},
+    {"n_inv_freq is 4294967295", [](Cache &, Layer &l) { l.inv_freq = NUMBERS, l.n_inv_freq = UINT32_MAX; }},
+    {"alibi_slopes has 4", [](Cache &, Layer &l) { l.alibi_slopes = NUMBERS, l.n_alibi_slopes = 4; }},
+    {"alibi_slopes has 0", [](Cache &, Layer &l) { l.position_mode = SKC_POSITION_ALIBI; }},
+    {"alibi_slopes[0] is NaN",
+     [](Cache &, Layer &l) {
+         l.position_mode = SKC_POSITION_ALIBI, l.alibi_slopes = NUMBERS, l.n_alibi_slopes = 4;
+     }},
+    {"sink_logits has 3", [](Cache &, Layer &l) { l.sink_logits = NUMBERS, l.n_sink_logits = 3; }},
+    {"sink_logits[0] is NaN", [](Cache &, Layer &l) { l.sink_logits = NUMBERS, l.n_sink_logits = 4; }},
+};
+
+TEST(ConfigErrors, EachValueIsNamed) {
+    for (const Case &it : CASES) {
+        SCOPED_TRACE(it.text);
+        sinkcache::Layer layer;
+        const auto owner = host::config();
+        auto config = owner.get();
+        config.layers = &layer;
+        config.layer_stride = 0;
+        it.change(config, layer);
+        skc_cache *cache = nullptr;
+        std::uint64_t host_bytes = 1, device_bytes = 2;
+        EXPECT_REFUSED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_CONFIG, it.text);
+        EXPECT_REFUSED(skc_cache_bytes(&config, &host_bytes, &device_bytes), SKC_STATUS_INVALID_CONFIG, it.text);
+        EXPECT_EQ(cache, nullptr);
+        EXPECT_EQ(host_bytes + device_bytes, 3u);
+    }
+}
+
+TEST(ConfigErrors, TheLayerIsNamed) {
+    std::vector<sinkcache::Layer> layers(3);
+    layers[2].window = 0;
+    const auto owner = host::config().layers(layers);
+    const auto config = owner.get();
+    skc_cache *cache = nullptr;
+    EXPECT_REFUSED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_CONFIG, "layer 2: window is 0");
+}
+
+TEST(ConfigErrors, NumberOfLayerConfigs) {
+    const auto owner = host::config(1, 2);
+    auto config = owner.get();
+    config.n_layers = 3;
+    skc_cache *cache = nullptr;
+    EXPECT_REFUSED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_CONFIG, "2 layer configurations");
+}
+
+TEST(ConfigErrors, Pointers) {
+    const auto owner = host::config();
+    auto config = owner.get();
+    skc_cache *cache = nullptr;
+    config.layers = nullptr;
+    EXPECT_REFUSED(skc_create_cache(&config, &cache), SKC_STATUS_NULL_POINTER, "skc_layer_config is NULL");
+    sinkcache::Layer layer;
+    config.layers = reinterpret_cast<const skc_layer_config *>(reinterpret_cast<std::uintptr_t>(&layer) + 4);
+    EXPECT_REFUSED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_ARGUMENT, "not aligned");
+    config.layers = &layer;
+    layer.n_inv_freq = 8;
+    EXPECT_REFUSED(skc_create_cache(&config, &cache), SKC_STATUS_NULL_POINTER, "inv_freq is NULL");
+    layer.inv_freq = reinterpret_cast<const float *>(reinterpret_cast<std::uintptr_t>(&NUMBERS[1]) + 2);
+    EXPECT_REFUSED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_ARGUMENT, "inv_freq");
+    const auto good = host::config();
+    const auto fine = good.get();
+    auto *askew = reinterpret_cast<skc_cache **>(reinterpret_cast<std::uintptr_t>(&cache) + 1);
+    EXPECT_REFUSED(skc_create_cache(&fine, askew), SKC_STATUS_INVALID_ARGUMENT, "cache");
+    EXPECT_EQ(cache, nullptr);
+}
+
+TEST(ConfigErrors, ExtremesThatAreAllowed) {
+    sinkcache::Layer layer(0, 1);
+    layer.rope_dim = 2;
+    sinkcache::Config c;
+    c.heads(1, 1, 8, 512).max_chunk(1).max_rewind(0).layers(1, layer);
+    sinkcache::Cache cache(c);
+    EXPECT_EQ(host::info(cache.handle()).room, 1u);
+}
+
+}  // namespace

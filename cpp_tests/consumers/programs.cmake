@@ -1,0 +1,10 @@
+# Both libraries in both languages; every program runs in the consumer's own CTest.
+enable_testing()
+foreach(library sinkcache sinkcache_static)
+    foreach(language c cpp)
+        add_executable(${library}_${language} ../program.${language})
+        target_link_libraries(${library}_${language} PRIVATE sinkcache::${library})
+        target_compile_features(${library}_${language} PRIVATE cxx_std_17)
+        add_test(NAME ${library}_${language} COMMAND ${library}_${language})
+    endforeach()
+endforeach()

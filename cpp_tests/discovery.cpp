@@ -1,0 +1,92 @@
+// What a program can ask of the library it has loaded: versions, constants, names, abilities.
+#include "support/host.hpp"
+
+#include <fstream>
+#include <sstream>
+
+namespace {
+
+TEST(Discovery, Versions) {
+    EXPECT_STREQ(skc_version(), VERSION);
+    EXPECT_EQ(skc_abi_version(), std::uint32_t{SKC_ABI_VERSION});
+}
+
+// Every number that the header defines, by its name.
+TEST(Discovery, EveryConstant) {
+    std::ifstream header(HEADER);
+    std::string line, define, name, value;
+    int constants = 0;
+    while (std::getline(header, line)) {
+        std::istringstream words(line);
+        if (words >> define >> name >> value && define == "#define" && value != "\\") {
+            std::int64_t got = 12345;
+            EXPECT_OK(skc_constant(name.c_str(), &got));
+            EXPECT_EQ(got, std::stoll(value)) << name;
+            constants++;
+        }
+    }
+    EXPECT_GE(constants, 31);
+    std::int64_t untouched = 9;
+    EXPECT_REFUSED(skc_constant("SKC_NO_SUCH_THING", &untouched), SKC_STATUS_INVALID_ARGUMENT, "SKC_NO_SUCH_THING");
+    EXPECT_REFUSED(skc_constant("", &untouched), SKC_STATUS_INVALID_ARGUMENT, "\"\"");
+    EXPECT_REFUSED(skc_constant("\xFF\xFE", &untouched), SKC_STATUS_INVALID_ARGUMENT, "not a constant");
+    EXPECT_EQ(untouched, 9);
+}
+
+TEST(Discovery, StatusNames) {
+    for (skc_status status = 0; status >= -14; status--) {
+        std::int64_t value = 1;
+        ASSERT_OK(skc_constant(skc_status_name(status), &value));
+        EXPECT_EQ(value, status);
+    }
+    for (skc_status status : {1, -15, INT32_MIN, INT32_MAX}) {
+        EXPECT_STREQ(skc_status_name(status), "unknown status");
+    }
+}
+
+TEST(Discovery, Capabilities) {
+    auto can = host::sized<skc_capability_info>();
+    ASSERT_OK(skc_capabilities(&can));
+    EXPECT_EQ(can.abi_version, std::uint32_t{SKC_ABI_VERSION});
+    EXPECT_TRUE(can.backends & 1u << SKC_BACKEND_CPU);
+    EXPECT_EQ(can.io_dtypes, 0b1110u);
+    EXPECT_EQ(can.kv_dtypes, 0b1110u);
+    EXPECT_EQ(can.position_modes, 0b11110u);
+    EXPECT_EQ(can.rope_styles, 0b110u);
+    // The limits are those that a configuration meets.
+    const auto refused = [](auto change) {
+        auto config = host::config();
+        change(config.raw());
+        const auto c = config.get();
+        std::uint64_t bytes;
+        return skc_cache_bytes(&c, &bytes, &bytes);
+    };
+    EXPECT_EQ(refused([&](auto &c) { c.head_dim = can.max_head_dim; }), SKC_STATUS_OK);
+    EXPECT_EQ(refused([&](auto &c) { c.head_dim = can.max_head_dim + can.head_dim_multiple; }),
+              SKC_STATUS_INVALID_CONFIG);
+    EXPECT_EQ(refused([&](auto &c) { c.n_layers = can.max_layers + 1; }), SKC_STATUS_INVALID_CONFIG);
+    EXPECT_EQ(refused([&](auto &c) { c.n_seqs = can.max_seqs; }), SKC_STATUS_OK);
+    EXPECT_EQ(refused([&](auto &c) { c.n_seqs = can.max_seqs + 1; }), SKC_STATUS_INVALID_CONFIG);
+    EXPECT_EQ(refused([&](auto &c) { c.n_threads = can.max_threads; }), SKC_STATUS_OK);
+    EXPECT_EQ(refused([&](auto &c) { c.n_threads = can.max_threads + 1; }), SKC_STATUS_INVALID_CONFIG);
+    EXPECT_EQ(refused([&](auto &c) { c.max_chunk = can.max_chunk; }), SKC_STATUS_OK);
+    EXPECT_EQ(refused([&](auto &c) { c.max_chunk = can.max_chunk + 1; }), SKC_STATUS_INVALID_CONFIG);
+}
+
+TEST(Discovery, ABackendThatIsNotThere) {
+    auto can = host::sized<skc_capability_info>();
+    ASSERT_OK(skc_capabilities(&can));
+    if (can.backends & 1u << SKC_BACKEND_CUDA) {
+        GTEST_SKIP() << "there is a CUDA device";
+    }
+    auto owner = host::config();
+    owner.raw().backend = SKC_BACKEND_CUDA;
+    const auto config = owner.get();
+    skc_cache *cache = nullptr;
+    std::uint64_t bytes;
+    EXPECT_REFUSED(skc_create_cache(&config, &cache), SKC_STATUS_BACKEND_UNAVAILABLE, "CUDA");
+    EXPECT_REFUSED(skc_cache_bytes(&config, &bytes, &bytes), SKC_STATUS_BACKEND_UNAVAILABLE, "CUDA");
+    EXPECT_EQ(cache, nullptr);
+}
+
+}  // namespace

@@ -1,0 +1,7 @@
+/* The header alone, and twice. */
+#include <sinkcache.h>
+#include <sinkcache.h>
+
+int main(void) {
+    return skc_abi_version() == SKC_ABI_VERSION ? 0 : 1;
+}

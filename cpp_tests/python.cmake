@@ -1,0 +1,23 @@
+# The Python example, with the first interpreter that has NumPy.
+set(python "")
+foreach(candidate ${Python3_EXECUTABLE} /usr/bin/python3 /usr/local/bin/python3)
+    if(NOT python AND EXISTS ${candidate})
+        execute_process(COMMAND ${candidate} -c "import numpy" RESULT_VARIABLE failed OUTPUT_QUIET ERROR_QUIET)
+        if(NOT failed)
+            set(python ${candidate})
+        endif()
+    endif()
+endforeach()
+set(example ${PROJECT_SOURCE_DIR}/examples/python/stream_numpy.py)
+if(NOT python)
+    message(STATUS "sinkcache: no python3 with NumPy, its example is skipped")
+    add_test(NAME example_python COMMAND ${CMAKE_COMMAND} -E echo "skipped: no python3 with NumPy")
+    set_tests_properties(example_python PROPERTIES SKIP_REGULAR_EXPRESSION "skipped")
+elseif(SINKCACHE_CARGO_ENV MATCHES "sanitizer")
+    # Python itself would have to be sanitized.
+    add_test(NAME example_python COMMAND ${CMAKE_COMMAND} -E echo "skipped: the library is sanitized")
+    set_tests_properties(example_python PROPERTIES SKIP_REGULAR_EXPRESSION "skipped")
+else()
+    add_test(NAME example_python COMMAND ${CMAKE_COMMAND} -E env PYTHONDONTWRITEBYTECODE=1
+             SINKCACHE_LIBRARY=${lib_dir}/${sinkcache_so} ${python} ${example})
+endif()

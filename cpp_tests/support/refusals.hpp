@@ -1,0 +1,61 @@
+// A cache that is refused things, beside a twin that is not: afterwards both must be the same.
+#pragma once
+
+#include "host.hpp"
+
+class Refusals : public testing::Test {
+protected:
+    static constexpr std::uint32_t SEQS = 3, LAYERS = 2;
+
+    // Sequence 0 is past its window, 1 is short, 2 is empty.
+    void SetUp() override {
+        for (skc_cache *c : {cache_.handle(), twin_.handle()}) {
+            for (std::uint32_t layer = 0; layer < LAYERS; layer++) {
+                host::step(c, host::rows(20, 1), layer, 0);
+                host::step(c, host::rows(3, 2), layer, 1);
+                host::step(c, host::rows(6, 3), layer, 0);
+            }
+        }
+        ASSERT_OK(host::reset(cache_.handle(), 2, 1000));
+        ASSERT_OK(host::reset(twin_.handle(), 2, 1000));
+    }
+
+    /** Every test ends with: outputs untouched, counters equal, queries of the latest append and next steps equal. */
+    void TearDown() override {
+        EXPECT_EQ(results, host::Results::of(8, CANARY)) << "outputs were written";
+        for (std::uint32_t layer = 0; layer < LAYERS; layer++) {
+            for (std::int32_t seq = 0; seq < static_cast<std::int32_t>(SEQS); seq++) {
+                EXPECT_TRUE(host::operator==(host::info(cache_.handle(), layer, seq),
+                                             host::info(twin_.handle(), layer, seq)))
+                    << "layer " << layer << ", sequence " << seq;
+            }
+        }
+        const host::Ints ids{0, 1}, counts{6, 2};
+        const host::Rows queries = host::rows(8, 5);
+        for (std::uint32_t layer = 0; layer < LAYERS; layer++) {
+            host::Results got = host::Results::of(8), want = host::Results::of(8);
+            auto a = host::attend_args(layer, ids, counts, queries, got);
+            EXPECT_OK(skc_attend(cache(), &a));
+            a.out = want.out.data(), a.lse = want.lse.data();
+            EXPECT_OK(skc_attend(twin_.handle(), &a));
+            EXPECT_EQ(got, want);
+            const host::Rows more = host::rows(9, 6);
+            const host::Ints all{2, 0, 1}, three{3, 3, 3};
+            EXPECT_EQ(host::step(cache(), more, layer, all, three), host::step(twin_.handle(), more, layer, all, three));
+        }
+    }
+
+    skc_cache *cache() const { return cache_.handle(); }
+
+    static constexpr float CANARY = 42.5f;
+    const host::Ints ids{0, 1}, counts{5, 3};
+    const host::Rows rows = host::rows(8, 4);
+    host::Results results = host::Results::of(8, CANARY);
+
+    skc_append_kv_args append() const { return host::append_args(0, ids, counts, rows); }
+    skc_attend_args attend() { return host::attend_args(0, ids, counts, rows, results); }
+    skc_step_args step() { return host::step_args(0, ids, counts, rows, results); }
+
+private:
+    sinkcache::Cache cache_{host::config(SEQS, LAYERS)}, twin_{host::config(SEQS, LAYERS)};
+};

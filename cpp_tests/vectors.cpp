@@ -1,0 +1,225 @@
+// Every shared vector through the C calls: storage types, cuts, start positions, position modes, ways to call.
+#include "support/half.hpp"
+#include "support/host.hpp"
+#include "support/vectors.hpp"
+
+namespace {
+
+using host::sized;
+using vectors::Vector;
+
+enum class Call { AppendAttend, Step, StepPart };
+
+struct Way {
+    const char *name;
+    int cut;
+    std::uint32_t max_chunk;
+    Call call;
+};
+
+constexpr Way WAYS[] = {
+    {"whole", 1 << 20, 128, Call::AppendAttend}, {"ones", 1, 1, Call::AppendAttend},
+    {"sevens", 7, 7, Call::AppendAttend},        {"step, whole in chunks of 5", 1 << 20, 5, Call::Step},
+    {"step, ones", 1, 16, Call::Step},           {"step, sevens", 7, 64, Call::Step},
+    {"parts, whole", 1 << 20, 5, Call::StepPart}, {"parts, ones", 1, 16, Call::StepPart},
+    {"parts, sevens", 7, 7, Call::StepPart},
+};
+constexpr std::uint64_t STARTS[] = {0, 1ull << 24, (1ull << 32) + 7, 1ull << 40};
+constexpr std::uint32_t N_PARTS = 3;
+
+struct Outcome {
+    std::vector<float> out, lse;
+};
+
+class Replay {
+public:
+    Replay(const Vector &vector, const Way &way, std::uint32_t mode, std::uint32_t in, std::uint32_t kv,
+           std::uint64_t start)
+        : v_(vector), way_(way), io_(in), start_(start), cache_(config(mode, kv)) {
+        const bool applied = mode == SKC_POSITION_ROPE_APPLIED;
+        q_ = half::encode(v_.tensors.at(applied ? "q_rotated" : "q"), in);
+        k_ = half::encode(v_.tensors.at(applied ? "k_rotated" : "k"), in);
+        values_ = half::encode(v_.tensors.at("v"), in);
+    }
+
+    Outcome run() {
+        EXPECT_OK(host::reset(cache_.handle(), 0, start_));
+        for (const auto &event : v_.events) {
+            const auto before = host::info(cache_.handle());
+            if (event.kind == "chunk") {
+                for (int done = 0; done < event.n; done += way_.cut) {
+                    feed(std::min(way_.cut, event.n - done));
+                }
+            } else if (event.kind == "evict") {
+                EXPECT_OK(host::cut(skc_evict, cache_.handle(), event.n));
+            } else if (event.kind == "rewind") {
+                EXPECT_OK(host::cut(skc_rewind, cache_.handle(), event.n));
+            } else if (event.kind == "reset") {
+                EXPECT_OK(host::reset(cache_.handle(), 0, start_));
+            } else if (event.kind == "refuse evict") {
+                EXPECT_EQ(host::cut(skc_evict, cache_.handle(), event.n), SKC_STATUS_OUT_OF_RANGE);
+                EXPECT_TRUE(host::operator==(host::info(cache_.handle()), before));
+            } else if (event.kind == "refuse rewind") {
+                EXPECT_EQ(host::cut(skc_rewind, cache_.handle(), event.n), SKC_STATUS_TOKENS_GONE);
+                EXPECT_TRUE(host::operator==(host::info(cache_.handle()), before));
+            } else {
+                ADD_FAILURE() << "event " << event.kind;
+            }
+        }
+        return {half::decode(out_, io_), lse_};
+    }
+
+private:
+    const Vector &v_;
+    const Way &way_;
+    std::uint32_t io_;
+    std::uint64_t start_;
+    std::vector<std::uint8_t> q_, k_, values_, out_;
+    std::vector<float> lse_;
+    std::size_t at_ = 0;
+    sinkcache::Cache cache_;
+
+    std::uint32_t dim_v() const { return v_.number("head_dim_v", v_.number("head_dim")); }
+
+    sinkcache::Config config(std::uint32_t mode, std::uint32_t kv) const {
+        sinkcache::Layer layer(v_.number("n_sink"), v_.number("window"));
+        layer.position_mode = mode;
+        layer.rope_style = v_.config.at("rope") == "interleaved" ? SKC_ROPE_INTERLEAVED : SKC_ROPE_NEOX;
+        layer.rope_dim = v_.number("rope_dim");
+        layer.rope_base = v_.config.at("rope_base");
+        layer.rope_scale = v_.config.at("rope_scale");
+        layer.rope_mscale = v_.config.at("rope_mscale");
+        layer.softcap = v_.config.at("softcap");
+        layer.scale = v_.config.at("scale").is_null() ? 0.0 : v_.config.at("scale").get<double>();
+        auto array = [&](const char *name, const float *&data, std::uint32_t &n) {
+            if (const auto *values = v_.find(name)) {
+                data = values->data(), n = static_cast<std::uint32_t>(values->size());
+            }
+        };
+        array("inv_freq", layer.inv_freq, layer.n_inv_freq);
+        array("alibi", layer.alibi_slopes, layer.n_alibi_slopes);
+        array("sink_logits", layer.sink_logits, layer.n_sink_logits);
+        sinkcache::Config c;
+        c.heads(v_.number("n_q_heads"), v_.number("n_kv_heads"), v_.number("head_dim"), dim_v());
+        c.types(io_, kv).max_chunk(way_.max_chunk).max_rewind(v_.number("max_rewind")).layers(1, layer);
+        if (way_.call == Call::StepPart) {
+            c.threads(N_PARTS);
+        }
+        return c;
+    }
+
+    void feed(int n) {
+        const std::size_t count = static_cast<std::size_t>(n), size = half::size(io_);
+        const std::size_t n_q = v_.number("n_q_heads"), n_kv = v_.number("n_kv_heads"), dim = v_.number("head_dim");
+        const std::int32_t seq = 0;
+        auto a = sized<skc_step_args>();
+        a.n_entries = 1, a.seq_ids = &seq, a.n_tokens = &n;
+        a.q = &q_[at_ * n_q * dim * size];
+        a.k = &k_[at_ * n_kv * dim * size];
+        a.v = &values_[at_ * n_kv * dim_v() * size];
+        out_.resize(out_.size() + count * n_q * dim_v() * size, 0xFF);
+        lse_.resize(lse_.size() + count * n_q, NAN);
+        a.out = &out_[out_.size() - count * n_q * dim_v() * size];
+        a.lse = &lse_[lse_.size() - count * n_q];
+        at_ += count;
+        if (way_.call == Call::Step) {
+            ASSERT_OK(skc_step(cache_.handle(), &a));
+        } else if (way_.call == Call::StepPart) {
+            for (std::uint32_t ith = N_PARTS; ith-- > 0;) {
+                ASSERT_OK(skc_step_part(cache_.handle(), &a, ith, N_PARTS));
+            }
+        } else {
+            auto append = sized<skc_append_kv_args>();
+            append.n_entries = 1, append.seq_ids = &seq, append.n_tokens = &n, append.k = a.k, append.v = a.v;
+            auto attend = sized<skc_attend_args>();
+            attend.n_entries = 1, attend.seq_ids = &seq, attend.n_tokens = &n;
+            attend.q = a.q, attend.out = a.out, attend.lse = a.lse;
+            ASSERT_OK(skc_append_kv(cache_.handle(), &append));
+            ASSERT_OK(skc_attend(cache_.handle(), &attend));
+        }
+    }
+};
+
+struct Errors {
+    double rms = 0, max = 0, largest = 0;
+};
+
+Errors compare(const std::vector<float> &got, const std::vector<float> &want) {
+    Errors e;
+    EXPECT_EQ(got.size(), want.size());
+    for (std::size_t i = 0; i < std::min(got.size(), want.size()); i++) {
+        // NaN would slip through a maximum.
+        const double error = std::isfinite(got[i]) ? std::fabs(double{got[i]} - double{want[i]}) : 1e30;
+        e.rms += error * error;
+        e.max = std::max(e.max, error);
+        e.largest = std::max(e.largest, std::fabs(double{want[i]}));
+    }
+    e.rms = std::sqrt(e.rms / static_cast<double>(want.size()));
+    return e;
+}
+
+void check(const Vector &vector, const Outcome &got, std::uint32_t kv, const nlohmann::json &plain) {
+    const Errors out = compare(got.out, vector.tensors.at("out")), lse = compare(got.lse, vector.tensors.at("lse"));
+    if (kv == SKC_DTYPE_F32) {
+        EXPECT_LE(out.max, 1e-5 * out.largest);
+        EXPECT_LE(lse.max, 1e-5 * std::max(1.0, lse.largest));
+        return;
+    }
+    const auto &bound = plain.at("cases").at(vector.name).at(kv == SKC_DTYPE_F16 ? "f16" : "bf16");
+    EXPECT_LE(out.rms, 1.5 * bound.at("rms").get<double>() + 1e-6);
+    EXPECT_LE(out.max, 3 * bound.at("max").get<double>() + 1e-6);
+    // A score of rounded keys is off by its size times the type's relative error.
+    EXPECT_LE(lse.max, (kv == SKC_DTYPE_F16 ? 1e-2 : 8e-2) * std::max(1.0, lse.largest));
+}
+
+class Vectors : public testing::TestWithParam<Vector> {};
+
+nlohmann::json plain_errors() {
+    std::ifstream file(PLAIN_ERRORS);
+    return nlohmann::json::parse(file);
+}
+
+std::vector<std::uint32_t> modes(const Vector &v) {
+    if (v.config.at("rope") != "none") {
+        return {SKC_POSITION_ROPE, SKC_POSITION_ROPE_APPLIED};
+    }
+    return {static_cast<std::uint32_t>(v.find("alibi") ? SKC_POSITION_ALIBI : SKC_POSITION_NONE)};
+}
+
+TEST_P(Vectors, EveryWay) {
+    const auto plain = plain_errors();
+    for (std::uint32_t kv : {SKC_DTYPE_F32, SKC_DTYPE_F16, SKC_DTYPE_BF16}) {
+        for (const Way &way : WAYS) {
+            for (std::uint64_t start : STARTS) {
+                for (std::uint32_t mode : modes(GetParam())) {
+                    SCOPED_TRACE(testing::Message() << "kv type " << kv << ", " << way.name << ", start " << start
+                                                    << ", position mode " << mode);
+                    check(GetParam(), Replay(GetParam(), way, mode, SKC_DTYPE_F32, kv, start).run(), kv, plain);
+                    if (HasFailure()) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+// What a host with half-precision activations passes: q, k and v of the files are exact in both types.
+TEST_P(Vectors, HalfInAndOut) {
+    const auto plain = plain_errors();
+    for (std::uint32_t dtype : {SKC_DTYPE_F16, SKC_DTYPE_BF16}) {
+        for (const Way &way : WAYS) {
+            SCOPED_TRACE(testing::Message() << "type " << dtype << ", " << way.name);
+            check(GetParam(), Replay(GetParam(), way, modes(GetParam())[0], dtype, dtype, 0).run(), dtype, plain);
+        }
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Vectors, testing::ValuesIn(vectors::all(VECTORS)),
+                         [](const auto &info) { return info.param.name; });
+
+TEST(VectorFiles, AreThere) {
+    EXPECT_GE(vectors::all(VECTORS).size(), 25u);
+}
+
+}  // namespace

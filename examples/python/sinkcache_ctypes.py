@@ -1,0 +1,165 @@
+"""sinkcache through ctypes and NumPy: the structs of sinkcache.h and a thin class over the calls.
+
+The library is taken from $SINKCACHE_LIBRARY, else from the system's search path.
+"""
+import ctypes
+from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
+import ctypes.util
+import os
+
+import numpy as np
+
+
+def _struct(name, *fields):
+    """A struct led by struct_size and flags, as all of the library's are."""
+    return type(name, (ctypes.Structure,), {"_fields_": [("struct_size", c_uint32), ("flags", c_uint32), *fields]})
+
+
+def _of(kind, names):
+    return [(name, kind) for name in names.split()]
+
+
+LayerConfig = _struct(
+    "LayerConfig",
+    *_of(c_uint32, "n_sink window position_mode rope_style rope_dim n_inv_freq"),
+    *_of(c_double, "rope_base rope_scale rope_mscale scale softcap"),
+    *_of(POINTER(c_float), "inv_freq alibi_slopes sink_logits"),
+    *_of(c_uint32, "n_alibi_slopes n_sink_logits"))
+CacheConfig = _struct(
+    "CacheConfig",
+    *_of(c_uint32, "backend n_layers n_seqs n_q_heads n_kv_heads head_dim head_dim_v in_dtype out_dtype kv_dtype "
+                   "max_chunk max_rewind n_threads n_layer_configs"),
+    ("layers", POINTER(LayerConfig)), ("layer_stride", c_uint64),
+    *_of(c_void_p, "alloc free memory_user parallel_for parallel_for_user log log_user"))
+_BATCH = (*_of(c_uint32, "layer n_entries"), *_of(POINTER(c_int32), "seq_ids n_tokens"))
+_STRIDES = "{0}_token_stride {0}_head_stride"
+StepArgs = _struct(
+    "StepArgs", *_BATCH, *_of(c_void_p, "k v q out lse"),
+    *_of(c_int64, " ".join(_STRIDES.format(x) for x in ("k", "v", "q", "out", "lse"))))
+_EDIT = (*_of(c_uint32, "n_entries reserved"), *_of(POINTER(c_int32), "seq_ids n_tokens"))
+EvictArgs = _struct("EvictArgs", *_EDIT)
+RewindArgs = _struct("RewindArgs", *_EDIT)
+ResetArgs = _struct("ResetArgs", *_of(c_uint32, "n_entries reserved"), ("seq_ids", POINTER(c_int32)),
+                    ("start_positions", POINTER(c_uint64)))
+SequenceInfo = _struct("SequenceInfo", *_of(c_uint64, "length_min length_max start_position cached_tokens "
+                                                      "evicted_tokens room rewindable"))
+
+
+def _load():
+    lib = ctypes.CDLL(os.environ.get("SINKCACHE_LIBRARY") or ctypes.util.find_library("sinkcache") or "libsinkcache.so.0")
+    lib.skc_status_name.restype = lib.skc_last_error.restype = lib.skc_version.restype = c_char_p
+    lib.skc_abi_version.restype = c_uint32
+    # Everything else returns a status; arguments must be typed, or a handle would be cut to 32 bits.
+    signatures = {
+        "skc_constant": [c_char_p, POINTER(c_int64)],
+        "skc_cache_config_init": [POINTER(CacheConfig), c_uint32],
+        "skc_layer_config_init": [POINTER(LayerConfig), c_uint32],
+        "skc_create_cache": [POINTER(CacheConfig), POINTER(c_void_p)],
+        "skc_destroy_cache": [c_void_p],
+        "skc_step": [c_void_p, POINTER(StepArgs)],
+        "skc_evict": [c_void_p, POINTER(EvictArgs)],
+        "skc_rewind": [c_void_p, POINTER(RewindArgs)],
+        "skc_reset": [c_void_p, POINTER(ResetArgs)],
+        "skc_seq_info": [c_void_p, c_uint32, c_int32, POINTER(SequenceInfo)],
+    }
+    for name, arguments in signatures.items():
+        getattr(lib, name).argtypes = arguments
+    return lib
+
+
+lib = _load()
+
+
+class Error(RuntimeError):
+    """A call that failed; `status` is its number."""
+
+    def __init__(self, status):
+        super().__init__(f"{lib.skc_status_name(status).decode()}: {lib.skc_last_error().decode()}")
+        self.status = status
+
+
+def check(status):
+    if status:
+        raise Error(status)
+
+
+def constant(name):
+    """Value of a constant of the header."""
+    value = c_int64()
+    check(lib.skc_constant(name.encode(), byref(value)))
+    return value.value
+
+
+def _ints(values, kind=c_int32):
+    return (kind * len(values))(*values)
+
+
+def _rows(array, dtype, shape):
+    """A C-contiguous array of the cache's type: the address of anything else would be misread."""
+    array = np.ascontiguousarray(array, dtype)
+    if array.shape != shape:
+        raise ValueError(f"shape {array.shape}, not {shape}")
+    return array
+
+
+class Cache:
+    """A cache with one setting for all layers. `layer` and `settings` are fields of the two configuration structs."""
+
+    def __init__(self, n_q_heads, n_kv_heads, head_dim, layer=None, dtype=np.float32, **settings):
+        if lib.skc_abi_version() != constant("SKC_ABI_VERSION"):
+            raise ImportError("the library's ABI is not its own")
+        one, config = LayerConfig(), CacheConfig()
+        check(lib.skc_layer_config_init(byref(one), ctypes.sizeof(one)))
+        check(lib.skc_cache_config_init(byref(config), ctypes.sizeof(config)))
+        for target, values in ((one, layer or {}), (config, settings)):
+            for name, value in values.items():
+                if not hasattr(target, name):
+                    raise TypeError(f"there is no setting {name}")
+                setattr(target, name, value)
+        config.n_q_heads, config.n_kv_heads, config.head_dim = n_q_heads, n_kv_heads, head_dim
+        config.in_dtype = constant({"float32": "SKC_DTYPE_F32", "float16": "SKC_DTYPE_F16"}[np.dtype(dtype).name])
+        config.n_layer_configs, config.layers = 1, ctypes.pointer(one)
+        self.dtype, self.q_shape, self.k_shape = np.dtype(dtype), (n_q_heads, head_dim), (n_kv_heads, head_dim)
+        self.v_shape = (n_kv_heads, config.head_dim_v or head_dim)
+        self.handle = c_void_p()
+        check(lib.skc_create_cache(byref(config), byref(self.handle)))
+
+    def close(self):
+        handle, self.handle = self.handle, None
+        if handle:
+            check(lib.skc_destroy_cache(handle))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def step(self, layer, q, k, v, seq_ids=(0,), n_tokens=None):
+        """Append and attend: q [n, n_q_heads, head_dim], k, v [n, n_kv_heads, ...] -> out, lse."""
+        n = len(q)
+        q, k, v = (_rows(x, self.dtype, (n, *s)) for x, s in ((q, self.q_shape), (k, self.k_shape), (v, self.v_shape)))
+        n_tokens = [n] if n_tokens is None else n_tokens
+        if sum(n_tokens) != n or len(seq_ids) != len(n_tokens):
+            raise ValueError("one count for each sequence, together as many as there are rows")
+        out, lse = np.zeros((n, self.q_shape[0], self.v_shape[1]), self.dtype), np.zeros((n, self.q_shape[0]), np.float32)
+        args = StepArgs(ctypes.sizeof(StepArgs), 0, layer, len(n_tokens), _ints(seq_ids), _ints(n_tokens),
+                        *(x.ctypes.data for x in (k, v, q, out, lse)))
+        check(lib.skc_step(self.handle, byref(args)))
+        return out, lse
+
+    def evict(self, n, seq_id=0):
+        check(lib.skc_evict(self.handle, byref(EvictArgs(ctypes.sizeof(EvictArgs), 0, 1, 0, _ints([seq_id]), _ints([n])))))
+
+    def rewind(self, n, seq_id=0):
+        check(lib.skc_rewind(self.handle,
+                             byref(RewindArgs(ctypes.sizeof(RewindArgs), 0, 1, 0, _ints([seq_id]), _ints([n])))))
+
+    def reset(self, seq_id=0, start_position=0):
+        check(lib.skc_reset(self.handle, byref(ResetArgs(ctypes.sizeof(ResetArgs), 0, 1, 0, _ints([seq_id]),
+                                                         _ints([start_position], c_uint64)))))
+
+    def info(self, seq_id=0, layer=0):
+        info = SequenceInfo(ctypes.sizeof(SequenceInfo))
+        check(lib.skc_seq_info(self.handle, layer, seq_id, byref(info)))
+        return info

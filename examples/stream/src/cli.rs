@@ -1,0 +1,107 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use anyhow::{Result, anyhow};
+use clap::error::ErrorKind;
+use clap::{Parser, ValueEnum};
+
+use crate::cache::KvDtype;
+
+/// Tokens streamed when `--tokens` is not given, or as many as the text has.
+pub const DEFAULT_TOKENS: u64 = 60_000;
+
+const BUNDLED_MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/tiny-llama-bytes.gguf");
+const BUNDLED_TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/stream.txt");
+
+/// Stream a text through a Llama far past its trained length, and compare four KV caches on the same scored tokens.
+///
+///   sink       the first tokens for ever, and a rolling window
+///
+///   window     a rolling window of the same size and nothing else
+///
+///   dense      everything; stops at 8 x the trained length
+///
+///   recompute  a fresh start of the same size for every scored token: what sink should equal, and what it saves
+#[derive(Parser, Debug, Clone)]
+#[command(name = "stream", version, verbatim_doc_comment)]
+pub struct Args {
+    /// GGUF file of a Llama with a byte vocabulary
+    #[arg(long, value_name = "FILE", default_value = BUNDLED_MODEL, hide_default_value = true)]
+    pub model: PathBuf,
+    /// Text to stream, a token per byte
+    #[arg(long, value_name = "FILE", default_value = BUNDLED_TEXT, hide_default_value = true)]
+    pub text: PathBuf,
+    /// Tokens to stream [default: 60000, or the whole text if it is shorter]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    pub tokens: Option<u64>,
+    /// Pinned first tokens of sink
+    #[arg(long, default_value_t = 4)]
+    pub sink: u32,
+    /// Rolling window of sink; window and recompute get sink + window
+    #[arg(long, default_value_t = 252)]
+    pub window: u32,
+    /// Tokens fed to the model at a time; changes speed, not results
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=8192))]
+    pub chunk: u32,
+    /// Which cache to run
+    #[arg(long, value_enum, default_value_t = ModeChoice::All)]
+    pub mode: ModeChoice,
+    /// Score every STRIDE-th token [default: 40, or more for at most 5000 scored tokens]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    pub stride: Option<u64>,
+    /// Threads [default: one per core]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub threads: Option<u32>,
+    /// Type keys and values are stored in
+    #[arg(long, value_enum, default_value_t = KvDtype::F16)]
+    pub kv_dtype: KvDtype,
+    /// Where the SVG plot goes [default: target/stream.svg, or stream.svg where there is no target]
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<PathBuf>,
+    /// Print one JSON object per mode and line in place of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A cache to run, or all four.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names of the modes")]
+pub enum ModeChoice {
+    Sink,
+    Window,
+    Dense,
+    Recompute,
+    All,
+}
+
+/// What a command line asks for.
+#[derive(Debug)]
+pub enum Parsed {
+    /// A run.
+    Run(Box<Args>),
+    /// The help or the version.
+    Text(String),
+}
+
+/// Reads a command line, the program's name first.
+///
+/// # Errors
+/// One line that names the argument at fault.
+pub fn parse<A: Into<OsString> + Clone>(args: impl IntoIterator<Item = A>) -> Result<Parsed> {
+    match Args::try_parse_from(args) {
+        Ok(args) => Ok(Parsed::Run(Box::new(args))),
+        Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            Ok(Parsed::Text(e.to_string()))
+        }
+        Err(e) => Err(anyhow!("{}", one_line(&e.to_string()))),
+    }
+}
+
+/// Clap's message without the usage that follows it.
+fn one_line(message: &str) -> String {
+    let lines = message.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let words: Vec<_> = lines.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
+    words.join(" ").trim_start_matches("error: ").to_owned()
+}
