@@ -99,12 +99,21 @@ TEST(ConfigErrors, TheLayerIsNamed) {
     EXPECT_REFUSED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_CONFIG, "layer 2: window is 0");
 }
 
+// A wrong number is found before elements are read that may not be there.
 TEST(ConfigErrors, NumberOfLayerConfigs) {
-    const auto owner = host::config(1, 2);
+    std::vector<sinkcache::Layer> layers(4);
+    for (std::size_t i = 1; i < layers.size(); i++) {
+        std::memset(static_cast<void *>(&layers[i]), 0xCC, sizeof layers[i]);
+    }
+    const auto owner = host::config();
     auto config = owner.get();
-    config.n_layers = 3;
-    skc_cache *cache = nullptr;
-    EXPECT_REFUSED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_CONFIG, "2 layer configurations");
+    config.layers = layers.data();
+    for (const auto &[n_layers, n_configs] : {std::pair{1u, 2u}, {3u, 2u}, {2u, 4u}, {1u, 65536u}}) {
+        config.n_layers = n_layers, config.n_layer_configs = n_configs;
+        skc_cache *cache = nullptr;
+        EXPECT_REFUSED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_CONFIG, std::to_string(n_configs));
+        EXPECT_EQ(cache, nullptr);
+    }
 }
 
 TEST(ConfigErrors, Pointers) {

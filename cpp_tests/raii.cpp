@@ -84,7 +84,12 @@ TEST(Raii, TheCallsAreTheCalls) {
     EXPECT_EQ(two.info(1).start_position, 8u);
     two.reset({0});
     EXPECT_EQ(two.info(0).start_position, 0u);
+    two.append_kv(0, {{0, 1}, {1, 1}}, {rows.k.data()}, {rows.v.data()});
     two.abort_step();
+    two.abort_step({1});
+    two.abort_step(std::vector<std::int32_t>());
+    EXPECT_EQ(two.info(0).length_max, 1u) << "with one layer there is nothing to abort";
+    two.reset({0, 1});
     got = host::Results::of(8);
     two.step(0, {seq, eight}, {rows.k.data()}, {rows.v.data()}, {rows.q.data()}, {got.out.data()}, {got.lse.data()});
     EXPECT_EQ(got, want);

@@ -2,7 +2,9 @@
 #include "support/host.hpp"
 
 #include <atomic>
+#include <filesystem>
 #include <functional>
+#include <iterator>
 #include <thread>
 
 namespace {
@@ -101,6 +103,28 @@ TEST(Threads, OnlyOneDestroySucceeds) {
         });
         EXPECT_EQ(succeeded, 1);
     }
+}
+
+std::ptrdiff_t threads_alive() {
+    const std::filesystem::directory_iterator tasks("/proc/self/task");
+    return std::distance(begin(tasks), end(tasks));
+}
+
+// The library's own threads have ended when destroy returns: until then it cannot be unloaded, nor is memory back.
+TEST(Threads, EndWithTheirCache) {
+    if (!std::filesystem::exists("/proc/self/task")) {
+        GTEST_SKIP() << "the system does not say how many threads there are";
+    }
+    const std::ptrdiff_t before = threads_alive(), rounds = 50, each = 8;
+    std::ptrdiff_t left = 0;
+    for (std::ptrdiff_t round = 0; round < rounds; round++) {
+        sinkcache::Cache cache(host::config().threads(each));
+        host::step(cache.handle(), host::rows(8, 1));
+        cache.close();
+        left += threads_alive() - before;
+    }
+    // The system may list one that has just been joined.
+    EXPECT_LE(left, rounds) << "of " << each << " threads in each of " << rounds << " rounds";
 }
 
 TEST(Threads, EachHasItsOwnErrorText) {

@@ -959,10 +959,11 @@ skc_status skc_fork(struct skc_cache *cache, const struct skc_fork_args *args);
 
 /**
  * After a failure between layers: cuts every layer of the sequences back to the shortest, so that the step can be done
- * again. Also ends an skc_step_part some of whose members never came. SKC_STATUS_TOKENS_GONE where a longer layer has
- * overwritten tokens that would be visible again; then only skc_reset helps.
+ * again. Ends an skc_step_part some of whose members never came in any case. SKC_STATUS_TOKENS_GONE where a longer layer
+ * has overwritten tokens that would be visible again; then only skc_reset helps.
  */
-skc_status skc_abort_step(struct skc_cache *cache, const struct skc_abort_step_args *args);
+skc_status skc_abort_step(struct skc_cache *cache,
+                          const struct skc_abort_step_args *args);
 
 /**
  * State of one sequence: lengths over all layers, the rest as layer `layer` sees it.

@@ -227,8 +227,14 @@ public:
     }
     /** All sequences. */
     void abort_step() {
-        skc_abort_step_args a{};
-        a.struct_size = sizeof a;
+        const auto a = sized<skc_abort_step_args>({}, 0);
+        check(skc_abort_step(handle_, &a));
+    }
+    /** These; of an empty list none. */
+    void abort_step(Span<std::int32_t> seq_ids) {
+        const std::int32_t none = SKC_PADDING;
+        auto a = sized<skc_abort_step_args>(seq_ids, seq_ids.size());
+        a.seq_ids = seq_ids.size() ? seq_ids.data() : &none;
         check(skc_abort_step(handle_, &a));
     }
 

@@ -313,15 +313,17 @@ impl Cache {
         if src_seq_ids.len() != dst_seq_ids.len() {
             bail!(InvalidArgument, "{} sources but {} destinations", src_seq_ids.len(), dst_seq_ids.len());
         }
-        let source = |index: usize| src_seq_ids[index];
         self.edits.clear();
         self.seen.clear();
-        for (index, &dst) in dst_seq_ids.iter().enumerate() {
-            if dst == -1 || source(index) == -1 {
-                continue;
+        for (index, (&src, &dst)) in src_seq_ids.iter().zip(dst_seq_ids).enumerate() {
+            // Ids beside padding must be ids all the same.
+            let n_seqs = self.starts.len();
+            let src = (src != -1).then(|| check_seq("src_seq_ids", index, src, n_seqs)).transpose()?;
+            if dst != -1 {
+                check_seq("dst_seq_ids", index, dst, n_seqs)?;
             }
+            let Some(src) = src.filter(|_| dst != -1) else { continue };
             let dst = self.seen.insert("dst_seq_ids", index, dst)?;
-            let src = check_seq("src_seq_ids", index, source(index), self.starts.len())?;
             self.in_step(src)?;
             self.edits.push((dst, src as u64));
         }

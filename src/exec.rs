@@ -2,8 +2,10 @@
 
 use std::any::Any;
 use std::ffi::c_void;
+use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 
@@ -49,7 +51,7 @@ pub struct Executor {
 #[derive(Debug)]
 enum Threads {
     Caller,
-    Pool(rayon_core::ThreadPool),
+    Pool(Pool),
     Host { host: ParallelFor, claimed: Vec<AtomicBool> },
 }
 
@@ -63,13 +65,7 @@ impl Executor {
                 Threads::Host { host, claimed }
             }
             None if n == 1 => Threads::Caller,
-            None => {
-                let builder = rayon_core::ThreadPoolBuilder::new().num_threads(n as usize);
-                match builder.thread_name(|i| format!("sinkcache-{i}")).build() {
-                    Ok(pool) => Threads::Pool(pool),
-                    Err(e) => bail!(OutOfMemory, "{n} threads could not be started: {e}"),
-                }
-            }
+            None => Threads::Pool(Pool::new(n)?),
         };
         Ok(Self { threads, n })
     }
@@ -87,10 +83,44 @@ impl Executor {
         let outcome = match &self.threads {
             _ if n <= 1 => catch_unwind(AssertUnwindSafe(|| (0..n).for_each(part))),
             Threads::Caller => catch_unwind(AssertUnwindSafe(|| (0..n).for_each(part))),
-            Threads::Pool(pool) => catch_unwind(AssertUnwindSafe(|| pool.install(|| split(0, n, part)))),
+            Threads::Pool(pool) => catch_unwind(AssertUnwindSafe(|| pool.threads.install(|| split(0, n, part)))),
             Threads::Host { host, claimed } => run_on_host(*host, &claimed[..n as usize], part),
         };
         outcome.map_err(|panic| defect(panic.as_ref()))
+    }
+}
+
+/// Threads of our own, which end with it: rayon alone would let them go on a while after their pool is gone.
+#[derive(Debug)]
+struct Pool {
+    threads: ManuallyDrop<rayon_core::ThreadPool>,
+    handles: Vec<JoinHandle<()>>,
+}
+
+impl Pool {
+    fn new(n: u32) -> Result<Self> {
+        let mut handles = with_room(n as usize, "threads")?;
+        let builder = rayon_core::ThreadPoolBuilder::new().num_threads(n as usize).spawn_handler(|thread| {
+            let name = format!("sinkcache-{}", thread.index());
+            handles.push(std::thread::Builder::new().name(name).spawn(|| thread.run())?);
+            Ok(())
+        });
+        match builder.build() {
+            Ok(threads) => Ok(Self { threads: ManuallyDrop::new(threads), handles }),
+            // Those that did start end by themselves.
+            Err(e) => bail!(OutOfMemory, "{n} threads could not be started: {e}"),
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // SAFETY: dropped here and nowhere else. It tells the threads to end; then they can be waited for.
+        unsafe { ManuallyDrop::drop(&mut self.threads) };
+        for handle in self.handles.drain(..) {
+            // A thread that panicked has ended too.
+            let _ = handle.join();
+        }
     }
 }
 

@@ -56,7 +56,7 @@ unsafe impl Send for Buffer {}
 unsafe impl Sync for Buffer {}
 
 impl Buffer {
-    /// `bytes` bytes aligned to [`ALIGN`]: zeros from the process's allocator, whatever was there from callbacks.
+    /// `bytes` bytes aligned to [`ALIGN`], holding whatever was there: large caches are not touched before they are used.
     pub fn new(memory: Memory, bytes: usize, what: &str) -> Result<Self> {
         let bytes = bytes.max(1);
         let Ok(layout) = Layout::from_size_align(bytes, ALIGN) else {
@@ -64,7 +64,7 @@ impl Buffer {
         };
         let ptr = match memory.0 {
             // SAFETY: the layout is not empty.
-            None => unsafe { std::alloc::alloc_zeroed(layout) },
+            None => unsafe { std::alloc::alloc(layout) },
             // SAFETY: the contract of `Memory::new`.
             Some(c) => unsafe { (c.alloc)(c.user, bytes, ALIGN).cast() },
         };

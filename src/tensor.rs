@@ -136,7 +136,8 @@ impl View {
         if let Some(given) = self.dtype.filter(|&given| given != dtype) {
             bail!(InvalidArgument, "{name} holds {given:?}, the cache is configured for {dtype:?}");
         }
-        if self.ptr.is_null() {
+        // A batch of padding addresses nothing, and an empty vector's data may be NULL.
+        if self.ptr.is_null() && rows > 0 {
             bail!(NullPointer, "{name} is NULL");
         }
         if !(self.ptr as usize).is_multiple_of(dtype.size()) {

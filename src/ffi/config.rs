@@ -282,7 +282,8 @@ pub unsafe fn read_config(config: *const skc_cache_config) -> Result<(CacheConfi
 
 unsafe fn read_layers(c: &skc_cache_config) -> Result<Vec<LayerConfig>> {
     let n = c.n_layer_configs;
-    if !(1..=MAX_LAYERS).contains(&n) {
+    // Before any element is read: the caller has as many as it should, not as many as it says.
+    if n == 0 || n > MAX_LAYERS || (n != 1 && n != c.n_layers) {
         bail!(InvalidConfig, "n_layer_configs is {n}: 1 or n_layers ({}) is allowed", c.n_layers);
     }
     let mut layers = with_room(n as usize, "layers")?;

@@ -181,8 +181,8 @@ pub unsafe extern "C" fn skc_fork(cache: *mut skc_cache, args: *const skc_fork_a
 }
 
 /// After a failure between layers: cuts every layer of the sequences back to the shortest, so that the step can be done
-/// again. Also ends an skc_step_part some of whose members never came. SKC_STATUS_TOKENS_GONE where a longer layer has
-/// overwritten tokens that would be visible again; then only skc_reset helps.
+/// again. Ends an skc_step_part some of whose members never came in any case. SKC_STATUS_TOKENS_GONE where a longer layer
+/// has overwritten tokens that would be visible again; then only skc_reset helps.
 ///
 /// # Safety
 /// `args` must be NULL or as the header describes it.

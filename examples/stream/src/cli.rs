@@ -10,7 +10,7 @@ use clap::{Parser, ValueEnum};
 use crate::cache::KvDtype;
 
 /// Tokens streamed when `--tokens` is not given, or as many as the text has.
-pub const DEFAULT_TOKENS: u64 = 60_000;
+pub const DEFAULT_TOKENS: u64 = 40_000;
 
 const BUNDLED_MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/tiny-llama-bytes.gguf");
 const BUNDLED_TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/stream.txt");
@@ -33,7 +33,7 @@ pub struct Args {
     /// Text to stream, a token per byte
     #[arg(long, value_name = "FILE", default_value = BUNDLED_TEXT, hide_default_value = true)]
     pub text: PathBuf,
-    /// Tokens to stream [default: 60000, or the whole text if it is shorter]
+    /// Tokens to stream [default: 40000, or the whole text if it is shorter]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     pub tokens: Option<u64>,
     /// Pinned first tokens of sink

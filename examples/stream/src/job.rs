@@ -43,7 +43,7 @@ pub fn run(args: &Args, stdout: &mut dyn Write) -> Result<()> {
     plot::draw(&plot, &runs, trained_length, stream.len())?;
     if !args.json {
         let report = Report { setting: &setting, tokens: stream.len(), trained_length, runs: &runs };
-        write!(stdout, "{report}plot: {}\n", plot.display())?;
+        writeln!(stdout, "{report}plot: {}", plot.display())?;
     }
     Ok(())
 }

@@ -51,7 +51,10 @@ impl LlamaConfig {
         ensure!(!scaled, "it scales RoPE: this example runs plain RoPE only");
         let words = gguf.array_len("tokenizer.ggml.tokens");
         let words = gguf.count_or("llama.vocab_size", words.or(Some(VOCABULARY)))?.max(words.unwrap_or(0));
-        ensure!(words == VOCABULARY, "its vocabulary has {words} tokens: only bytes ({VOCABULARY} tokens) are supported");
+        ensure!(
+            words == VOCABULARY,
+            "its vocabulary has {words} tokens: only bytes ({VOCABULARY} tokens) are supported"
+        );
         Ok(config)
     }
 }
@@ -111,7 +114,14 @@ impl Llama {
 
     /// The shape of a cache for this model.
     #[must_use]
-    pub fn cache_shape(&self, n_sink: u32, window: u32, max_chunk: u32, kv_dtype: KvDtype, n_threads: u32) -> CacheShape {
+    pub fn cache_shape(
+        &self,
+        n_sink: u32,
+        window: u32,
+        max_chunk: u32,
+        kv_dtype: KvDtype,
+        n_threads: u32,
+    ) -> CacheShape {
         // Counts were checked to be small when the file was read.
         CacheShape {
             n_layers: self.config.n_layers as u32,

@@ -161,7 +161,11 @@ impl<'a> Report<'a> {
     fn notes(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Setting { chunk, scored, threads, .. } = self.setting;
         let kv_dtype = self.setting.kv_dtype.name();
-        writeln!(f, "scored: every {} tokens from {} on; {threads} threads; K and V in {kv_dtype}", scored.stride, scored.start)?;
+        writeln!(
+            f,
+            "scored: every {} tokens from {} on; {threads} threads; K and V in {kv_dtype}",
+            scored.stride, scored.start
+        )?;
         if let Some(run) = self.run(Mode::Dense).filter(|run| run.tokens < self.tokens) {
             let (n, all) = (run.scored.count(), scored.count());
             let reach = format!("{DENSE_REACH} x the trained length of {}", self.trained_length);
@@ -169,7 +173,10 @@ impl<'a> Report<'a> {
         }
         if self.run(Mode::Recompute).is_some() {
             let last = self.setting.context() - 1;
-            writeln!(f, "recompute: <s> and the last {last} tokens afresh for each scored token, and no others; per scored token")?;
+            writeln!(
+                f,
+                "recompute: <s> and the last {last} tokens afresh for each scored token, and no others; per scored token"
+            )?;
         }
         if let Some(run) = self.run(Mode::Sink) {
             if let Some((second, last)) = run.ms_second_and_last_tenth {
@@ -180,7 +187,10 @@ impl<'a> Report<'a> {
                 )?;
             }
             if let Some(ms) = run.ms_one_by_one {
-                writeln!(f, "sink: {ms:.3} ms/token (median) when tokens come one by one rather than {chunk} at a time")?;
+                writeln!(
+                    f,
+                    "sink: {ms:.3} ms/token (median) when tokens come one by one rather than {chunk} at a time"
+                )?;
             }
         }
         if let Some(comparison) = self.comparison() {

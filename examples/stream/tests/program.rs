@@ -1,0 +1,171 @@
+//! The program as a user meets it: what it refuses, and that its results are right.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use sinkcache_stream::model::{Llama, VOCABULARY};
+use sinkcache_stream::modes::{self, Mode, Setting};
+use sinkcache_stream::ops::nll;
+use sinkcache_stream::stats::perplexity;
+use sinkcache_stream::text::{Scored, Stream};
+use sinkcache_stream::{EXIT_ERROR, EXIT_OK, cache::KvCache, cache::KvDtype, run};
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../data").join(name)
+}
+
+fn scratch(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
+}
+
+/// Exit code, stdout and stderr of a command line.
+fn program(args: &[&str]) -> (u8, String, String) {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let code = run(["stream"].iter().chain(args), &mut out, &mut err);
+    (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+}
+
+/// The program must refuse these arguments in one line that contains `part`.
+fn refused(args: &[&str], part: &str) {
+    let (code, out, err) = program(args);
+    assert_eq!((code, out.as_str()), (EXIT_ERROR, ""), "{args:?}: {err}");
+    assert!(err.starts_with("error: ") && err.ends_with('\n') && err.lines().count() == 1, "{args:?}: {err:?}");
+    assert!(err.contains(part), "{args:?}: {err:?} should contain {part:?}");
+}
+
+fn refused_model(bytes: &[u8], name: &str, part: &str) {
+    let path = scratch(name);
+    fs::write(&path, bytes).unwrap();
+    refused(&["--model", path.to_str().unwrap()], part);
+}
+
+#[test]
+fn models_that_are_none_are_refused() {
+    let gguf = fs::read(data("tiny-llama-bytes.gguf")).unwrap();
+    for n in [0, 3, 4, 20, 100, 1000, 5000, 9000, 12_000, 100_000, 5_000_000, gguf.len() - 1] {
+        refused_model(&gguf[..n], &format!("cut{n}.gguf"), "model '");
+    }
+    let patched = |from: &[u8], to: &[u8]| {
+        let at = gguf.windows(from.len()).position(|w| w == from).unwrap();
+        [&gguf[..at], to, &gguf[at + from.len()..]].concat()
+    };
+    refused_model(&patched(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0bloom"), "bloom.gguf", "'bloom'");
+    refused_model(&patched(&259_u32.to_le_bytes(), &9999_u32.to_le_bytes()), "vocabulary.gguf", "9999 tokens");
+    refused_model(&vec![b'x'; 4096], "text.gguf", "GGUF");
+    refused(&["--model", "/nowhere/model.gguf"], "/nowhere/model.gguf");
+    refused(&["--model", env!("CARGO_MANIFEST_DIR")], "model '");
+}
+
+#[test]
+fn texts_that_do_not_do_are_refused() {
+    let empty = scratch("empty.txt");
+    fs::write(&empty, "").unwrap();
+    refused(&["--text", empty.to_str().unwrap()], "is empty");
+    refused(&["--text", "/nowhere/text.txt"], "/nowhere/text.txt");
+    refused(&["--text", env!("CARGO_MANIFEST_DIR")], "text '");
+    refused(&["--tokens", "700000"], "has only 599984");
+    refused(&["--tokens", "500"], "scoring starts at token 512");
+}
+
+#[test]
+fn flags_that_do_not_do_are_refused() {
+    refused(&["--frobnicate"], "--frobnicate");
+    refused(&["--mode", "magic"], "recompute");
+    refused(&["--tokens", "0"], "--tokens");
+    refused(&["--chunk", "many"], "--chunk");
+    refused(&["--kv-dtype", "f8"], "--kv-dtype");
+    refused(&["--threads", "0"], "--threads");
+    refused(&["--sink", "-1"], "-1");
+    refused(&["--window", "0"], "SKC_STATUS_INVALID_CONFIG");
+    refused(&["--window", "4294967295"], "error: ");
+    refused(&["--sink", "0", "--window", "1", "--tokens", "600"], "2 tokens or more");
+    refused(&["--plot", "/nowhere/plot.svg"], "/nowhere/plot.svg");
+}
+
+#[test]
+fn help_is_no_error() {
+    let (code, out, err) = program(&["--help"]);
+    assert_eq!((code, err.as_str()), (EXIT_OK, ""));
+    assert!(out.contains("--stride") && out.contains("--kv-dtype"), "{out}");
+}
+
+#[test]
+fn json_has_a_line_per_mode() {
+    let plot = scratch("plot.svg");
+    let (code, out, err) = program(&["--tokens", "900", "--json", "--plot", plot.to_str().unwrap()]);
+    assert_eq!((code, err.as_str()), (EXIT_OK, ""));
+    let lines: Vec<serde_json::Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let modes: Vec<_> = lines.iter().map(|line| line["mode"].as_str().unwrap()).collect();
+    assert_eq!(modes, ["sink", "window", "dense", "recompute"]);
+    for line in &lines {
+        assert_eq!((line["tokens"].as_u64(), line["scored"].as_u64()), (Some(900), Some(10)), "{line}");
+        for key in ["ppl", "ppl_last_tenth", "tokens_per_s", "cache_bytes"] {
+            assert!(line[key].as_f64().unwrap() > 0.0, "{key}: {line}");
+        }
+    }
+    assert!(lines[3]["sink_minus_recompute_nats"].is_f64());
+    let svg = fs::read_to_string(plot).unwrap();
+    assert!(svg.starts_with("<svg") && svg.contains("recompute"));
+}
+
+fn llama() -> Llama {
+    Llama::open(&data("tiny-llama-bytes.gguf")).unwrap()
+}
+
+fn stream(tokens: usize) -> Stream {
+    Stream::open(&data("stream.txt"), Some(tokens as u64), 0).unwrap()
+}
+
+fn setting(chunk: u32, scored: Scored) -> Setting {
+    Setting { sink: 4, window: 252, chunk, kv_dtype: KvDtype::F16, threads: 2, scored }
+}
+
+/// 4.0762 is what llama.cpp gives for this file.
+#[test]
+fn the_first_256_tokens_have_their_perplexity() {
+    let (llama, stream) = (llama(), stream(256));
+    let mut cache = KvCache::new(llama.cache_shape(4, 252, 256, KvDtype::F32, 1)).unwrap();
+    let (mut tokens, keep) = (Vec::new(), Vec::from_iter(0..256));
+    stream.fill(0..256, &mut tokens);
+    let logits = llama.forward(&tokens, &keep, &mut cache).unwrap();
+    let next = (1..=256).map(|p| stream.token(p));
+    let nlls: Vec<f32> = logits.chunks_exact(VOCABULARY).zip(next).map(|(l, t)| nll(l, t)).collect();
+    eprintln!("{nlls:?}");
+    let perplexity = perplexity(&nlls).unwrap();
+    assert!((perplexity - 4.076).abs() < 2e-3, "{perplexity}");
+}
+
+#[test]
+fn chunks_do_not_change_the_scores() {
+    let (llama, stream) = (llama(), stream(700));
+    let scored = Scored { start: 0, stride: 7, end: 700 };
+    let whole = modes::run(Mode::Sink, &setting(256, scored), &llama, &stream).unwrap();
+    assert_eq!(whole.nlls.len(), 100);
+    for chunk in [1, 100, 601] {
+        let cut = modes::run(Mode::Sink, &setting(chunk, scored), &llama, &stream).unwrap();
+        let error = whole.nlls.iter().zip(&cut.nlls).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(error < 5e-3, "chunks of {chunk}: {error}");
+    }
+}
+
+#[test]
+fn below_the_window_all_modes_agree() {
+    let (llama, stream) = (llama(), stream(255));
+    let setting = setting(64, Scored { start: 3, stride: 9, end: 255 });
+    let runs = Mode::ALL.map(|mode| modes::run(mode, &setting, &llama, &stream).unwrap());
+    for run in &runs {
+        assert_eq!(run.nlls.len(), 28);
+        let error = runs[0].nlls.iter().zip(&run.nlls).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(error < 5e-3, "{}: {error}", run.mode.name());
+    }
+}
+
+#[test]
+fn far_past_the_window_sink_stays_near_recompute_and_the_others_do_not() {
+    let (llama, stream) = (llama(), stream(1200));
+    let setting = setting(128, Scored { start: 800, stride: 20, end: 1200 });
+    let [sink, window, dense, recompute] =
+        Mode::ALL.map(|mode| perplexity(&modes::run(mode, &setting, &llama, &stream).unwrap().nlls).unwrap());
+    assert!((sink / recompute - 1.0).abs() < 0.05, "{sink} {recompute}");
+    assert!(window > 1.3 * sink && dense > 2.0 * sink, "{sink} {window} {dense}");
+}
