@@ -45,9 +45,9 @@ pub struct Args {
     /// Tokens fed to the model at a time; changes speed, not results
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=8192))]
     pub chunk: u32,
-    /// Which cache to run
-    #[arg(long, value_enum, default_value_t = ModeChoice::All)]
-    pub mode: ModeChoice,
+    /// Which caches to run: one, several with commas between, or all
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "all")]
+    pub mode: Vec<ModeChoice>,
     /// Score every STRIDE-th token [default: 40, or more for at most 5000 scored tokens]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     pub stride: Option<u64>,

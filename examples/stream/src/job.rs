@@ -26,7 +26,7 @@ pub fn run(args: &Args, stdout: &mut dyn Write) -> Result<()> {
     let llama = Llama::open(&args.model)?;
     let stream = Stream::open(&args.text, args.tokens, DEFAULT_TOKENS)?;
     let setting = setting(args, stream.len());
-    let modes = modes_of(args.mode);
+    let modes = modes_of(&args.mode);
     check(&setting, &modes, &llama, &stream)?;
     let plot = plot_path(args.plot.as_deref())?;
     let pool = pool(setting.threads)?;
@@ -48,14 +48,18 @@ pub fn run(args: &Args, stdout: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-fn modes_of(choice: ModeChoice) -> Vec<Mode> {
-    match choice {
-        ModeChoice::Sink => vec![Mode::Sink],
-        ModeChoice::Window => vec![Mode::Window],
-        ModeChoice::Dense => vec![Mode::Dense],
-        ModeChoice::Recompute => vec![Mode::Recompute],
-        ModeChoice::All => Mode::ALL.to_vec(),
-    }
+/// The modes chosen, each once, in the order in which they run.
+fn modes_of(choices: &[ModeChoice]) -> Vec<Mode> {
+    let chosen = |mode: &Mode| {
+        choices.iter().any(|choice| match choice {
+            ModeChoice::Sink => *mode == Mode::Sink,
+            ModeChoice::Window => *mode == Mode::Window,
+            ModeChoice::Dense => *mode == Mode::Dense,
+            ModeChoice::Recompute => *mode == Mode::Recompute,
+            ModeChoice::All => true,
+        })
+    };
+    Mode::ALL.into_iter().filter(chosen).collect()
 }
 
 fn setting(args: &Args, tokens: u64) -> Setting {
