@@ -337,8 +337,8 @@ typedef struct skc_cache_config {
 } skc_cache_config;
 
 /**
- * Arguments of skc_append_kv. Rows are packed in the order of the entries: entry i owns n_tokens[i] rows. Strides count
- * elements; 0 means packed.
+ * Arguments of skc_append_kv. Rows are packed in the order of the entries, as many for each as it has tokens. Strides
+ * count elements; 0 means packed.
  */
 typedef struct skc_append_kv_args {
     /**
@@ -392,8 +392,8 @@ typedef struct skc_append_kv_args {
 } skc_append_kv_args;
 
 /**
- * Arguments of skc_attend. Rows are packed in the order of the entries: entry i owns n_tokens[i] rows. Strides count
- * elements; 0 means packed.
+ * Arguments of skc_attend. Rows are packed in the order of the entries, as many for each as it has tokens. Strides
+ * count elements; 0 means packed.
  */
 typedef struct skc_attend_args {
     /**

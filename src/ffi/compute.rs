@@ -10,8 +10,8 @@ use crate::batch::Batch;
 use crate::status::Result;
 use crate::tensor::{RowsIn, RowsOut};
 
-/// Arguments of skc_append_kv. Rows are packed in the order of the entries: entry i owns n_tokens[i] rows. Strides count
-/// elements; 0 means packed.
+/// Arguments of skc_append_kv. Rows are packed in the order of the entries, as many for each as it has tokens. Strides
+/// count elements; 0 means packed.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct skc_append_kv_args {
@@ -42,8 +42,8 @@ pub struct skc_append_kv_args {
 }
 c_struct!(skc_append_kv_args);
 
-/// Arguments of skc_attend. Rows are packed in the order of the entries: entry i owns n_tokens[i] rows. Strides count
-/// elements; 0 means packed.
+/// Arguments of skc_attend. Rows are packed in the order of the entries, as many for each as it has tokens. Strides
+/// count elements; 0 means packed.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct skc_attend_args {
