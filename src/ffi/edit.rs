@@ -5,6 +5,7 @@ use super::constants::skc_status;
 use super::handle::{skc_cache, with_cache, with_handle};
 use super::read::{c_struct, read_array, read_struct};
 use super::step_part::abandon;
+use crate::status::Result;
 
 /// Arguments of skc_evict.
 #[repr(C)]
@@ -107,6 +108,11 @@ macro_rules! check_reserved {
     };
 }
 
+unsafe fn read_counts<'a>(n: u32, seq_ids: *const i32, n_tokens: *const i32) -> Result<(&'a [i32], &'a [i32])> {
+    // SAFETY: the caller's contract.
+    unsafe { Ok((read_array("seq_ids", seq_ids, n as usize)?, read_array("n_tokens", n_tokens, n as usize)?)) }
+}
+
 /// Drops the oldest window tokens of sequences for good, in all layers. Every layer's window must hold as many.
 ///
 /// # Safety
@@ -117,9 +123,8 @@ pub unsafe extern "C" fn skc_evict(cache: *mut skc_cache, args: *const skc_evict
         // SAFETY: the caller's contract.
         let a = unsafe { read_struct(args) }?;
         check_reserved!(a);
-        let n = a.n_entries as usize;
         // SAFETY: the caller's contract.
-        let (ids, counts) = unsafe { (read_array("seq_ids", a.seq_ids, n)?, read_array("n_tokens", a.n_tokens, n)?) };
+        let (ids, counts) = unsafe { read_counts(a.n_entries, a.seq_ids, a.n_tokens) }?;
         with_cache(cache, |cache| cache.evict(ids, counts))
     })
 }
@@ -135,9 +140,8 @@ pub unsafe extern "C" fn skc_rewind(cache: *mut skc_cache, args: *const skc_rewi
         // SAFETY: the caller's contract.
         let a = unsafe { read_struct(args) }?;
         check_reserved!(a);
-        let n = a.n_entries as usize;
         // SAFETY: the caller's contract.
-        let (ids, counts) = unsafe { (read_array("seq_ids", a.seq_ids, n)?, read_array("n_tokens", a.n_tokens, n)?) };
+        let (ids, counts) = unsafe { read_counts(a.n_entries, a.seq_ids, a.n_tokens) }?;
         with_cache(cache, |cache| cache.rewind(ids, counts))
     })
 }
