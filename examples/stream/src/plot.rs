@@ -46,8 +46,10 @@ fn chart(
         .bold_line_style(BLACK.mix(0.12))
         .x_desc(format!("position in the stream, tokens (trained length: {trained_length})"))
         .y_desc("perplexity")
-        .x_label_formatter(&|x| thousands(*x))
-        .y_label_formatter(&|y| format!("{y:.3}").trim_end_matches('0').trim_end_matches('.').to_owned())
+        .x_labels(30)
+        .y_labels(30)
+        .x_label_formatter(&|x| tick(*x))
+        .y_label_formatter(&|y| tick(*y))
         .label_style(("sans-serif", 14))
         .draw()?;
     for (mode, bins) in lines {
@@ -78,7 +80,9 @@ fn ranges(lines: &[(Mode, Vec<Bin>)], tokens: u64) -> (Range<f64>, Range<f64>) {
     let first = points().map(|bin| bin.position).fold(tokens as f64, f64::min);
     let low = points().map(|bin| bin.perplexity).fold(f64::INFINITY, f64::min);
     let high = points().map(|bin| bin.perplexity).fold(1.0, f64::max);
-    (first * 0.9..tokens as f64 * 1.1, low.min(high) * 0.8..high * 3.0)
+    // From a power of ten on, for plotters labels whole decades only.
+    let low = 10_f64.powf(low.min(high).log10().floor());
+    (first * 0.9..tokens as f64 * 1.1, low..high * 3.0)
 }
 
 /// Colours that the colour-blind tell apart; recompute is drawn last and thin, for sink should lie below it.
@@ -92,11 +96,24 @@ fn style(mode: Mode) -> ShapeStyle {
     ShapeStyle { color: color.to_rgba(), filled: false, stroke_width: width }
 }
 
-/// 10 k, 2 M.
-fn thousands(x: f64) -> String {
+/// 1, 2 and 5 of each decade, such as 5, 2000, 10 k, 2 M; nothing for what would crowd them.
+fn tick(x: f64) -> String {
+    let digit = x / 10_f64.powf((x.log10() + 1e-9).floor());
     match x {
-        x if x >= 1e6 => format!("{} M", (x / 1e4).round() / 100.0),
-        x if x >= 1e4 => format!("{} k", (x / 1e2).round() / 10.0),
+        _ if ![1.0, 2.0, 5.0].iter().any(|kept| (digit - kept).abs() < 1e-6) => String::new(),
+        x if x >= 1e6 => format!("{:.0} M", x / 1e6),
+        x if x >= 1e4 => format!("{:.0} k", x / 1e3),
         x => format!("{x:.0}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tick;
+
+    #[test]
+    fn ticks_are_few_and_short() {
+        let ticks = [1.0, 2.0, 3.0, 5.0, 9.0, 1000.0, 10_000.0, 200_000.0, 5e6, 4e6].map(tick);
+        assert_eq!(ticks, ["1", "2", "", "5", "", "1000", "10 k", "200 k", "5 M", ""]);
     }
 }
