@@ -44,7 +44,7 @@ cpp-sanitize:
 # AddressSanitizer is in the toolchain, its switch is not yet stable: hence the variable. Fewer histories: it is slow.
 rust-asan:
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" SKC_HISTORIES=1500 CARGO_TARGET_DIR=target/asan \
-		$(CARGO) test -p sinkcache --target $(HOST) --lib --test vectors --test histories --test edges --test allocations
+		$(CARGO) test -p sinkcache --target $(HOST) --lib --test vectors --test histories --test edges --test teams --test allocations
 
 header:
 	SKC_WRITE_HEADER=1 $(CARGO) test -p sinkcache --test header

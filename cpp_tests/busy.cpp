@@ -74,11 +74,11 @@ TEST(Busy, CallsFromTheLogCallback) {
             auto &log = *static_cast<Log *>(user);
             log.lines++;
             if (log.cache) {
-                skc_cache *const c = log.cache;
-                log.cache = nullptr;  // a refusal inside would come back here
+                // The call that is logged is over but for this line: others are let in, their own refusals not logged.
                 for (const auto &verb : host::verbs()) {
-                    verb.call(c);
+                    verb.call(log.cache);
                 }
+                EXPECT_EQ(skc_destroy_cache(log.cache), SKC_STATUS_BUSY);
             }
         }
     } log;
@@ -86,10 +86,11 @@ TEST(Busy, CallsFromTheLogCallback) {
     owner.raw().log = Log::line, owner.raw().log_user = &log;
     sinkcache::Cache cache(owner);
     log.cache = cache.handle();
-    // The refusal is logged, the callback uses and at last destroys the cache, the refusal is still reported.
-    EXPECT_REFUSED(host::reset(cache.handle(), 99), SKC_STATUS_OUT_OF_RANGE, "99");
-    EXPECT_GE(log.lines, 3);
-    EXPECT_EQ(skc_destroy_cache(cache.release()), SKC_STATUS_INVALID_HANDLE);
+    EXPECT_EQ(host::reset(cache.handle(), 99), SKC_STATUS_OUT_OF_RANGE);
+    EXPECT_EQ(log.lines, 2);  // created, refused
+    log.cache = nullptr;
+    EXPECT_OK(skc_destroy_cache(cache.release()));
+    EXPECT_EQ(log.lines, 3);
 }
 
 TEST(Busy, CallsFromTheMemoryCallbacks) {

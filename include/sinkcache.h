@@ -7,8 +7,9 @@
  * Conventions
  * - Every call that does work is (cache, const skc_..._args *). Zero an argument struct, set struct_size, fill it. A
  *   program built against an older or a newer header than the library's works: structs only grow at their end.
- * - Calls return a skc_status. After any error the cache is as it was, outputs are untouched, and skc_last_error() says
- *   what was wrong. A handle that was destroyed or never created is refused, not undefined behaviour.
+ * - Calls return a skc_status. After an error the cache is as it was, outputs are untouched, and skc_last_error() says
+ *   what was wrong; after SKC_STATUS_INTERNAL or _DEVICE_LOST only skc_destroy_cache works. A handle that was destroyed or
+ *   never created is refused, not undefined behaviour.
  * - A cache takes one call at a time: a second one, also from a callback, is SKC_STATUS_BUSY. Only skc_step_part may be
  *   called by several threads at once. Different caches are independent.
  * - Lengths are per (layer, sequence). Edits (evict, rewind, fork) need all layers of a sequence at one length.
@@ -319,7 +320,8 @@ typedef struct skc_cache_config {
      */
     void *memory_user;
     /**
-     * The host's parallel loop; NULL = threads of our own if n_threads is above 1. Small work stays on the calling thread.
+     * The host's parallel loop; NULL = threads of our own if n_threads is above 1, whose queue takes a
+     * small block of the process's memory now and then. An append of few tokens stays on the calling thread.
      */
     skc_parallel_for_fn parallel_for;
     /**
@@ -902,13 +904,14 @@ skc_status skc_layer_config_init(struct skc_layer_config *config, uint32_t struc
 skc_status skc_create_cache(const struct skc_cache_config *config, struct skc_cache **cache);
 
 /**
- * Ends a cache and gives its memory back. A call on it in another thread or in a callback makes this
- * SKC_STATUS_BUSY. Unloading the library while caches live is not supported.
+ * Ends a cache and gives its memory back. SKC_STATUS_BUSY while a call on it is under way in another thread, and from a
+ * callback. After success no callback of the cache is called any more. Unloading the library while caches live is not supported.
  */
 skc_status skc_destroy_cache(struct skc_cache *cache);
 
 /**
- * Bytes that skc_create_cache would take for this configuration: on the host, and on the device. Allocates nothing.
+ * Bytes that skc_create_cache would take for this configuration: on the host, and on the device. None of
+ * it is taken.
  */
 skc_status skc_cache_bytes(const struct skc_cache_config *config, uint64_t *host_bytes, uint64_t *device_bytes);
 
@@ -932,7 +935,8 @@ skc_status skc_step(struct skc_cache *cache, const struct skc_step_args *args);
  * `ith` below `nth`, at most n_threads. The work is divided among them by KV heads; nobody waits for anybody. Results
  * count when all have returned: put the team's own barrier between one step and the next call on this cache.
  *
- * A member that is refused leaves the step open for the others; skc_abort_step ends one whose members never come.
+ * A member that is refused leaves the step open for the others; skc_abort_step ends one whose members never come. A
+ * member that comes after all begins a new step.
  */
 skc_status skc_step_part(struct skc_cache *cache, const struct skc_step_args *args, uint32_t ith, uint32_t nth);
 

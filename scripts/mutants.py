@@ -39,7 +39,8 @@ MUTANTS = {
     "bias_before_softcap": ("src/backend/cpu/attend.rs", "if layer.softcap > 0.0 {", "if layer.softcap > 0.0 && layer.alibi_slopes.is_empty() {"),
     "key_angle_of_the_first_row": ("src/backend/cpu/append.rs", "entry.start.wrapping_add(index)", "entry.start.wrapping_add(entry.first)"),
     "float_positions": ("src/phase.rs", "sin_cos(position.wrapping_mul(f))", "sin_cos((position as f32 as u64).wrapping_mul(f))"),
-    "masked_by_weight_zero": ("src/backend/cpu/attend.rs", "                sum += weight;\n", "                sum += weight;\n                acc.iter_mut().zip(v_all).for_each(|(a, v)| *a += 0.0 * v);\n"),
+    "no_weight_is_nan": ("src/backend/cpu/attend.rs", "if max == f32::NEG_INFINITY && scores", "if max == f32::INFINITY && scores"),
+    "masked_by_weight_zero": ("src/backend/cpu/attend.rs", "                sum += weight;\n", "                sum += weight;\n                part.iter_mut().zip(v_all).for_each(|(p, v)| *p += 0.0 * v);\n"),
 }
 # A mutant that needs a second line.
 ALSO = {

@@ -94,7 +94,7 @@ impl Entry {
     }
 
     /// Queries of the last tokens appended.
-    pub fn attend(e: &BatchEntry, seq: usize, state: &Seq, start: u64) -> Result<Self> {
+    pub fn attend(e: &BatchEntry, seq: usize, state: &Seq, start: u64, ring: &Ring) -> Result<Self> {
         if e.n > state.attendable {
             bail!(
                 OutOfRange,
@@ -103,7 +103,12 @@ impl Entry {
                 state.attendable
             );
         }
-        Ok(Self { seq, row: e.row, n: e.n, first: state.len - e.n, start, floor: state.floor })
+        let first = state.len - e.n;
+        // Follows from `attendable`; what is overwritten must not be read even where that is wrong.
+        if ring.window_start(first + 1, state.floor) < ring.intact_from(state.highest) {
+            bail!(TokensGone, "sequence {seq}: tokens that query {first} sees have been overwritten");
+        }
+        Ok(Self { seq, row: e.row, n: e.n, first, start, floor: state.floor })
     }
 }
 

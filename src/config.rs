@@ -1,7 +1,7 @@
 //! Everything a user may set, validated in one place.
 
 use crate::exec::ParallelFor;
-use crate::memory::Memory;
+use crate::memory::{Memory, copied};
 use crate::phase::Frequencies;
 use crate::ring::Ring;
 use crate::status::{Result, bail};
@@ -330,8 +330,8 @@ impl CacheConfig {
             mscale: c.rope_mscale as f32,
             scale: scale as f32,
             softcap: c.softcap as f32,
-            alibi_slopes: c.alibi_slopes.clone(),
-            sink_logits: c.sink_logits.clone(),
+            alibi_slopes: copied(&c.alibi_slopes, "alibi_slopes")?,
+            sink_logits: copied(&c.sink_logits, "sink_logits")?,
         })
     }
 

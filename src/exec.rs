@@ -81,10 +81,11 @@ impl Executor {
     /// `Internal` when a part panicked; the others have run.
     pub fn run(&self, n: u32, part: &(dyn Fn(u32) + Sync)) -> Result<()> {
         let outcome = match &self.threads {
-            _ if n <= 1 => catch_unwind(AssertUnwindSafe(|| (0..n).for_each(part))),
-            Threads::Caller => catch_unwind(AssertUnwindSafe(|| (0..n).for_each(part))),
-            Threads::Pool(pool) => catch_unwind(AssertUnwindSafe(|| pool.threads.install(|| split(0, n, part)))),
-            Threads::Host { host, claimed } => run_on_host(*host, &claimed[..n as usize], part),
+            Threads::Pool(pool) if n > 1 => {
+                catch_unwind(AssertUnwindSafe(|| pool.threads.install(|| split(0, n, part))))
+            }
+            Threads::Host { host, claimed } if n > 1 => run_on_host(*host, &claimed[..n as usize], part),
+            _ => catch_unwind(AssertUnwindSafe(|| (0..n).for_each(part))),
         };
         outcome.map_err(|panic| defect(panic.as_ref()))
     }

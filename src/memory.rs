@@ -112,3 +112,10 @@ pub fn with_room<T>(n: usize, what: &str) -> Result<Vec<T>> {
     }
     Ok(v)
 }
+
+/// A copy of `values`, or `OutOfMemory`.
+pub fn copied(values: &[f32], what: &str) -> Result<Vec<f32>> {
+    let mut v = with_room(values.len(), what)?;
+    v.extend_from_slice(values);
+    Ok(v)
+}

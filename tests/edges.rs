@@ -195,3 +195,49 @@ fn poison_reaches_only_those_who_see_it() {
         }
     }
 }
+
+#[test]
+fn a_first_step_can_always_be_aborted() {
+    let mut cache = Cache::new(&config(2, 4, 0)).unwrap();
+    cache.reset(&[0], Some(&[1 << 33])).unwrap();
+    step(&mut cache, 0, 100, 0);
+    cache.abort_step(None).unwrap();
+    let info = cache.seq_info(0, 0).unwrap();
+    assert_eq!((info.len_max, info.start_position), (0, 1 << 33));
+    let mut fresh = Cache::new(&config(2, 4, 0)).unwrap();
+    fresh.reset(&[0], Some(&[1 << 33])).unwrap();
+    for layer in 0..2 {
+        assert_eq!(step(&mut cache, layer, 30, 7), step(&mut fresh, layer, 30, 7));
+    }
+}
+
+/// A sink whose score is minus infinity (a key that overflowed its storage type) has no weight, and takes none from others.
+#[test]
+fn a_key_of_no_weight_is_no_key() {
+    let layers = vec![LayerConfig { n_sink: 1, window: 1, ..LayerConfig::default() }];
+    let mut cache = Cache::new(&CacheConfig { layers, ..config(1, 8, 0) }).unwrap();
+    let (mut k, q) = (vec![0.1_f32; 3 * 8], vec![1.0_f32; 3 * 16]);
+    // The last pair of dims turns least: both stay negative at position 0 for the query's first three positions.
+    (k[3], k[7]) = (-1e6, -1e6);
+    let v: Vec<f32> = (0..3 * 8).map(|i| (i / 8) as f32).collect();
+    let (mut out, mut lse) = (vec![0.0_f32; 3 * 16], vec![0.0_f32; 3 * 2]);
+    let (o, l) = (RowsOut::packed(&mut out), Some(RowsOut::packed(&mut lse)));
+    cache.step(0, Batch::new(&[0], &[3]), RowsIn::packed(&k), RowsIn::packed(&v), RowsIn::packed(&q), o, l).unwrap();
+    assert!(out[16..32].iter().all(|&x| x == 1.0) && out[32..].iter().all(|&x| x == 2.0), "{out:?}");
+    assert!(lse[2..].iter().all(|x| x.is_finite()));
+}
+
+/// All values are 1, so every result is 1: what differs is the rounding of the sums, which must not grow with the window.
+#[test]
+fn long_windows_keep_their_digits() {
+    const N: usize = 1 << 18;
+    let layers = vec![LayerConfig { n_sink: 4, window: N as u32, ..LayerConfig::default() }];
+    let mut cache = Cache::new(&CacheConfig { layers, max_chunk: 1 << 14, ..config(1, 8, 0) }).unwrap();
+    let (k, ones) = (rows(1 << 13, 0), vec![1.0_f32; 8 << 14]);
+    for _ in 0..N >> 14 {
+        let batch = Batch::new(&[0], &[1 << 14]);
+        cache.append(0, batch, RowsIn::packed(&k), RowsIn::packed(&ones)).unwrap();
+    }
+    let worst = attend(&mut cache, 0, 0, 4, 0).unwrap().iter().fold(0.0_f32, |m, x| m.max((x - 1.0).abs()));
+    assert!(worst <= 3e-6, "{worst:e}");
+}

@@ -117,7 +117,8 @@ impl Cache {
         let shortest = |cache: &Self, seq| {
             let len = cache.layer_states(seq).map(|(_, s)| s.len).min().unwrap_or(0);
             for (layer, state) in cache.layer_states(seq) {
-                if !cache.layers[layer].ring.intact(len, state) {
+                // An empty sequence needs nothing of what was there.
+                if len > 0 && !cache.layers[layer].ring.intact(len, state) {
                     bail!(
                         TokensGone,
                         "sequence {seq}: layer {layer} has overwritten tokens needed at length {len}; reset it"
@@ -135,7 +136,10 @@ impl Cache {
                 self.edits.push((seq, len));
             }
         }
-        self.apply(|_, state, len| state.cut(len));
+        self.apply(|_, state, len| match len {
+            0 => *state = Seq::default(),
+            _ => state.cut(len),
+        });
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::backend::cpu::Cpu;
 use crate::backend::{AppendRows, AttendRows, Backend, Job};
-use crate::batch::{Batch, BatchEntry, Entry, Seen, check_seq};
+use crate::batch::{Batch, BatchEntry, Entry, Seen};
 use crate::config::{BackendKind, CacheConfig, DType, Footprint, Layer, Shape};
 use crate::exec::Executor;
 use crate::memory::{filled, with_room};
@@ -156,7 +156,9 @@ impl Cache {
         lse: Option<RowsOut<'_>>,
     ) -> Result<()> {
         let layer = self.check_layer(layer)?;
-        let rows = self.plan(batch, |cache, e, seq| Entry::attend(e, seq, cache.seq(layer, seq), cache.starts[seq]))?;
+        let rows = self.plan(batch, |cache, e, seq| {
+            Entry::attend(e, seq, cache.seq(layer, seq), cache.starts[seq], &cache.layers[layer].ring)
+        })?;
         let work = Work { layer, append: None, attend: Some(self.attend_rows(rows, q, out, lse)?) };
         self.execute(work, self.exec.width())
     }
@@ -220,6 +222,8 @@ impl Cache {
         for e in &self.entries {
             let seq = &mut self.seqs[base + e.seq];
             seq.highest = seq.highest.max(e.first + e.n);
+            // What queries of an earlier append still see may be overwritten too.
+            seq.attendable = 0;
         }
     }
 
@@ -250,7 +254,9 @@ impl Cache {
     /// Argument errors.
     pub fn seq_info(&self, layer: u32, seq_id: i32) -> Result<SeqInfo> {
         let layer = self.check_layer(layer)?;
-        let seq = check_seq("seq_id", 0, seq_id, self.starts.len())?;
+        let Some(seq) = usize::try_from(seq_id).ok().filter(|&seq| seq < self.starts.len()) else {
+            bail!(OutOfRange, "seq_id is {seq_id}: 0 to {} is allowed", self.starts.len() - 1);
+        };
         let (state, ring) = (self.seq(layer, seq), &self.layers[layer].ring);
         let cached = ring.held(state.len, state.floor);
         Ok(SeqInfo {
@@ -329,6 +335,9 @@ impl Cache {
 
     /// Runs planned work in `nth` parts. A failure inside poisons the cache.
     fn execute(&mut self, work: Work, nth: u32) -> Result<()> {
+        // Whole heads are shared out: more parts than heads would wake threads for nothing.
+        let heads = self.entries.len().saturating_mul(self.shape.n_kv_heads);
+        let nth = nth.min(u32::try_from(heads).unwrap_or(u32::MAX)).max(1);
         let outcome = self.exec.run(nth, &|ith| self.run_part(work, ith, nth));
         if outcome.is_err() {
             self.poison();

@@ -7,10 +7,10 @@ use super::constants::{
     SKC_BACKEND_CPU, SKC_BACKEND_CUDA, SKC_DTYPE_BF16, SKC_DTYPE_F16, SKC_DTYPE_F32, SKC_POSITION_ALIBI,
     SKC_POSITION_NONE, SKC_POSITION_ROPE, SKC_POSITION_ROPE_APPLIED, SKC_ROPE_INTERLEAVED, SKC_ROPE_NEOX, skc_status,
 };
-use super::read::{c_struct, read_array, read_struct};
+use super::read::{CStruct, c_struct, read_array, read_struct};
 use crate::config::{BackendKind, CacheConfig, DType, LayerConfig, MAX_HEADS, MAX_LAYERS, PositionMode, RopeStyle};
 use crate::exec::ParallelFor;
-use crate::memory::{Memory, with_room};
+use crate::memory::{Memory, copied, with_room};
 use crate::status::{Result, bail};
 
 /// Returns `bytes` bytes aligned to `align` (a power of two), or NULL. Called at create only.
@@ -117,7 +117,8 @@ pub struct skc_cache_config {
     pub free: skc_free_fn,
     /// First argument of alloc and free.
     pub memory_user: *mut c_void,
-    /// The host's parallel loop; NULL = threads of our own if n_threads is above 1. Small work stays on the calling thread.
+    /// The host's parallel loop; NULL = threads of our own if n_threads is above 1, whose queue takes a
+    /// small block of the process's memory now and then. An append of few tokens stays on the calling thread.
     pub parallel_for: skc_parallel_for_fn,
     /// First argument of parallel_for.
     pub parallel_for_user: *mut c_void,
@@ -210,16 +211,16 @@ pub unsafe extern "C" fn skc_layer_config_init(config: *mut skc_layer_config, st
 }
 
 /// Writes defaults into a struct of `size` bytes, zeros into what it has beyond ours.
-unsafe fn init<T: Copy>(name: &str, out: *mut T, size: u32, defaults: T) -> Result<()> {
+unsafe fn init<T: CStruct>(name: &str, out: *mut T, size: u32, defaults: T) -> Result<()> {
     check_pointer(name, out)?;
     let (bytes, known) = (size as usize, size_of::<T>());
-    if !(known..=4096).contains(&bytes) {
-        bail!(VersionMismatch, "struct_size of {name} is {size}: {known} to 4096 is allowed");
+    if !(T::FIRST_SIZE..=4096).contains(&bytes) {
+        bail!(VersionMismatch, "struct_size of {name} is {size}: {} to 4096 is allowed", T::FIRST_SIZE);
     }
     // SAFETY: the caller's contract; every struct here starts with its size.
     unsafe {
         out.cast::<u8>().write_bytes(0, bytes);
-        out.write(defaults);
+        std::ptr::copy_nonoverlapping((&raw const defaults).cast::<u8>(), out.cast(), bytes.min(known));
         out.cast::<u32>().write(size);
     }
     Ok(())
@@ -313,7 +314,8 @@ unsafe fn read_layer(c: &skc_layer_config) -> Result<LayerConfig> {
             bail!(InvalidConfig, "n_{name} is {n}: at most {MAX_HEADS} is allowed");
         }
         // SAFETY: the caller's contract.
-        unsafe { read_array(name, ptr, n as usize) }.map(<[f32]>::to_vec)
+        let values = unsafe { read_array(name, ptr, n as usize) }?;
+        copied(values, name)
     };
     Ok(LayerConfig {
         n_sink: c.n_sink,

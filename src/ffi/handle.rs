@@ -1,7 +1,7 @@
 //! Handles: an index and a generation in a registry, never an address. A destroyed, garbage or foreign handle is found
 //! out without being dereferenced.
 
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,7 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use super::boundary::catch;
 use super::config::skc_log_fn;
 use super::constants::{SKC_LOG_ERROR, SKC_LOG_INFO, SKC_LOG_WARN};
-use super::step_part::Parts;
+use super::step_part::{Parts, abandon};
 use crate::cache::Cache;
 use crate::status::{Error, Result, Status, bail};
 
@@ -52,13 +52,21 @@ unsafe impl Send for Log {}
 // SAFETY: as above.
 unsafe impl Sync for Log {}
 
+thread_local! {
+    /// Whether this thread is inside a log callback.
+    static LOGGING: Cell<bool> = const { Cell::new(false) };
+}
+
 impl Log {
+    /// Calls the host, but not for what goes wrong in a callback's own calls: that might never end.
     fn line(&self, level: u32, text: &str) {
         if let Some(call) = self.call
             && let Ok(text) = CString::new(text)
+            && !LOGGING.try_with(|l| l.replace(true)).unwrap_or(true)
         {
             // SAFETY: the header's contract of the callback.
             unsafe { call(self.user, level, text.as_ptr()) };
+            let _ = LOGGING.try_with(|l| l.set(false));
         }
     }
 }
@@ -149,12 +157,16 @@ fn destroyed(handle: *const skc_cache) -> Error {
 }
 
 /// Sole use of a cache, given back on drop. A panic meanwhile poisons the cache.
-struct Exclusive<'a>(&'a Handle);
+struct Exclusive<'a> {
+    handle: &'a Handle,
+    /// A Rust host may call while its own panic unwinds.
+    was_panicking: bool,
+}
 
 impl<'a> Exclusive<'a> {
     fn enter(handle: &'a Handle) -> Result<Self> {
         match handle.gate.compare_exchange(IDLE, EXCLUSIVE, Ordering::Acquire, Ordering::Relaxed) {
-            Ok(_) => Ok(Self(handle)),
+            Ok(_) => Ok(Self { handle, was_panicking: std::thread::panicking() }),
             Err(PARTS) => bail!(Busy, "a thread team is inside skc_step_part on this cache"),
             Err(_) => bail!(Busy, "another call is using this cache"),
         }
@@ -162,18 +174,19 @@ impl<'a> Exclusive<'a> {
 
     fn cache(&mut self) -> &mut Option<Cache> {
         // SAFETY: the gate is ours.
-        unsafe { &mut *self.0.cache.get() }
+        unsafe { &mut *self.handle.cache.get() }
     }
 }
 
 impl Drop for Exclusive<'_> {
     fn drop(&mut self) {
         if std::thread::panicking()
+            && !self.was_panicking
             && let Some(cache) = self.cache()
         {
             cache.poison();
         }
-        self.0.gate.store(IDLE, Ordering::Release);
+        self.handle.gate.store(IDLE, Ordering::Release);
     }
 }
 
@@ -239,20 +252,28 @@ impl Handle {
 /// Ends a cache. Its memory is given back outside of all locks, since that may call the host.
 pub fn destroy(handle: *const skc_cache) -> Result<()> {
     let found = lookup(handle)?;
+    // A team whose members never came is no call.
+    abandon(&found)?;
     let cache = {
-        let mut exclusive = Exclusive::enter(&found)?;
-        exclusive.cache().take().ok_or_else(|| destroyed(handle))?
-    };
-    if let Some((index, _)) = decode(handle) {
         let mut registry = REGISTRY.write();
-        if let Some(slot) = registry.slots.get_mut(index) {
+        // Every call in flight, up to its last line of log, holds a reference that it got under the read lock. Two are the
+        // registry's and ours.
+        if Arc::strong_count(&found) > 2 {
+            bail!(Busy, "another call, or a callback of one, is using this cache");
+        }
+        let mut exclusive = Exclusive::enter(&found)?;
+        let cache = exclusive.cache().take().ok_or_else(|| destroyed(handle))?;
+        if let Some((index, _)) = decode(handle)
+            && let Some(slot) = registry.slots.get_mut(index)
+        {
             slot.handle = None;
             // A slot whose generations are used up is left alone for ever: an old handle must not come back to life.
             if slot.generation < MAX_GENERATION {
                 registry.free.push(index as u32);
             }
         }
-    }
+        cache
+    };
     drop(cache);
     found.log.line(SKC_LOG_INFO, "cache destroyed");
     Ok(())

@@ -23,14 +23,15 @@ pub unsafe extern "C" fn skc_create_cache(config: *const skc_cache_config, cache
     })
 }
 
-/// Ends a cache and gives its memory back. A call on it in another thread or in a callback makes this
-/// SKC_STATUS_BUSY. Unloading the library while caches live is not supported.
+/// Ends a cache and gives its memory back. SKC_STATUS_BUSY while a call on it is under way in another thread, and from a
+/// callback. After success no callback of the cache is called any more. Unloading the library while caches live is not supported.
 #[unsafe(no_mangle)]
 pub extern "C" fn skc_destroy_cache(cache: *mut skc_cache) -> skc_status {
     boundary(|| destroy(cache))
 }
 
-/// Bytes that skc_create_cache would take for this configuration: on the host, and on the device. Allocates nothing.
+/// Bytes that skc_create_cache would take for this configuration: on the host, and on the device. None of
+/// it is taken.
 ///
 /// # Safety
 /// `config` must be NULL or as the header describes it, the outputs NULL or writable.

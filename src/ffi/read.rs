@@ -16,7 +16,7 @@ const MAX_STRUCT_SIZE: usize = 4096;
 pub unsafe trait CStruct: Copy {
     /// Its name in the header.
     const NAME: &'static str;
-    /// Its size in the first release: callers built against any later header pass at least this.
+    /// Its size in the first release: callers built against any later header pass at least this. Stays when it grows.
     const FIRST_SIZE: usize;
 }
 
@@ -25,6 +25,7 @@ macro_rules! c_struct {
         // SAFETY: integers, floats, pointers and optional function pointers only, led by struct_size and flags.
         unsafe impl $crate::ffi::read::CStruct for $type {
             const NAME: &'static str = stringify!($type);
+            // No release has grown a struct yet. The first field that is appended puts a number here.
             const FIRST_SIZE: usize = size_of::<$type>();
         }
     };

@@ -49,7 +49,8 @@ impl Open {
 /// `ith` below `nth`, at most n_threads. The work is divided among them by KV heads; nobody waits for anybody. Results
 /// count when all have returned: put the team's own barrier between one step and the next call on this cache.
 ///
-/// A member that is refused leaves the step open for the others; skc_abort_step ends one whose members never come.
+/// A member that is refused leaves the step open for the others; skc_abort_step ends one whose members never come. A
+/// member that comes after all begins a new step.
 ///
 /// # Safety
 /// `args` must be NULL or as the header describes it.
@@ -90,14 +91,11 @@ unsafe fn enter(handle: &Handle, args: skc_step_args, ith: u32, nth: u32) -> Res
     let Some(open) = &mut parts.open else {
         bail!(Internal, "a step was opened and is not there");
     };
-    if open.args != args || open.nth != nth || ith >= nth {
-        bail!(
-            InvalidArgument,
-            "member {ith} of {nth}, layer {}: a step of {} members in layer {} with other arguments is under way",
-            args.layer,
-            open.nth,
-            open.args.layer
-        );
+    if open.args != args {
+        bail!(Busy, "a thread team is inside skc_step_part on this cache with other arguments");
+    }
+    if open.nth != nth || ith >= nth {
+        bail!(InvalidArgument, "ith is {ith} of nth {nth}: a step of {} members is under way", open.nth);
     }
     open.arrive(ith)?;
     Ok(open.work)
@@ -138,7 +136,11 @@ fn leave(handle: &Handle, outcome: Result<()>) -> Result<()> {
     let cache = unsafe { handle.sole() };
     if let (Some(open), Ok(cache)) = (parts.open.take(), cache) {
         match open.failure {
-            Some(_) => cache.poison(),
+            Some(error) => {
+                cache.poison();
+                handle.close_parts();
+                return Err(error);
+            }
             None => cache.commit(open.work),
         }
     }

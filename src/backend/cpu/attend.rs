@@ -45,8 +45,13 @@ pub(super) fn attend<T: Stored>(
                             Part::Sinks => &*scratch.q_sink,
                             Part::Window => &*scratch.q,
                         };
-                        let state =
-                            State { scores: scratch.scores, max: scratch.max, sum: scratch.sum, acc: scratch.acc };
+                        let state = State {
+                            scores: scratch.scores,
+                            max: scratch.max,
+                            sum: scratch.sum,
+                            acc: scratch.acc,
+                            part: scratch.part,
+                        };
                         block_pass(job, &queries, part, head, &keys, (q, k, v), state);
                     }
                 }
@@ -166,6 +171,7 @@ struct State<'a> {
     max: &'a mut [f32],
     sum: &'a mut [f32],
     acc: &'a mut [f32],
+    part: &'a mut [f32],
 }
 
 /// Adds one block of keys to the softmax of every query of the tile that sees some of them.
@@ -204,17 +210,22 @@ fn block_pass(
                 }
             }
             let max = scores.iter().fold(state.max[r], |m, &s| m.max(s));
-            let keep = (state.max[r] - max).exp();
-            let acc = &mut state.acc[r * dim_v..(r + 1) * dim_v];
-            if keep != 1.0 {
-                acc.iter_mut().for_each(|a| *a *= keep);
+            // Nothing but weights of zero so far, and no maximum to subtract. A NaN among them must show.
+            if max == f32::NEG_INFINITY && scores.iter().all(|&s| s == f32::NEG_INFINITY) {
+                continue;
             }
+            let keep = (state.max[r] - max).exp();
+            // A block is summed by itself: rounding then grows with the number of blocks, not of keys.
+            let part = &mut state.part[..dim_v];
+            part.fill(0.0);
             let mut sum = 0.0;
             for (s, v) in scores.iter().zip(v[cols.start * dim_v..].chunks_exact(dim_v)) {
                 let weight = (s - max).exp();
                 sum += weight;
-                acc.iter_mut().zip(v).for_each(|(a, v)| *a += weight * v);
+                part.iter_mut().zip(v).for_each(|(p, v)| *p += weight * v);
             }
+            let acc = &mut state.acc[r * dim_v..(r + 1) * dim_v];
+            acc.iter_mut().zip(&*part).for_each(|(a, p)| *a = *a * keep + p);
             state.max[r] = max;
             state.sum[r] = state.sum[r] * keep + sum;
         }

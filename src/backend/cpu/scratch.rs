@@ -25,6 +25,8 @@ pub(super) struct Scratch<'a> {
     pub q_sink: &'a mut [f32],
     /// `[tile][group][head_dim_v]` weighted sums.
     pub acc: &'a mut [f32],
+    /// `[head_dim_v]` weighted sum of one block.
+    pub part: &'a mut [f32],
     /// `[tile][group]` running maximum and denominator.
     pub max: &'a mut [f32],
     pub sum: &'a mut [f32],
@@ -36,12 +38,26 @@ pub(super) struct Scratch<'a> {
 }
 
 /// Sizes in elements of the fields of [`Scratch`], in order.
-fn sizes(shape: &Shape) -> [usize; 12] {
+fn sizes(shape: &Shape) -> [usize; 13] {
     let tile = tile(shape);
     let (trig, rows) = (tile * shape.head_dim / 2, tile * shape.group);
     let (q, acc) = (rows * shape.head_dim, rows * shape.head_dim_v);
-    [trig, trig, trig, trig, q, q, acc, rows, rows, BLOCK, BLOCK * shape.head_dim, BLOCK * shape.head_dim_v]
-        .map(|n| n.next_multiple_of(ALIGN / size_of::<f32>()))
+    [
+        trig,
+        trig,
+        trig,
+        trig,
+        q,
+        q,
+        acc,
+        shape.head_dim_v,
+        rows,
+        rows,
+        BLOCK,
+        BLOCK * shape.head_dim,
+        BLOCK * shape.head_dim_v,
+    ]
+    .map(|n| n.next_multiple_of(ALIGN / size_of::<f32>()))
 }
 
 /// The parts of all threads.
@@ -73,12 +89,12 @@ impl ScratchPool {
         assert!(ith < self.n, "part {ith} of {}", self.n);
         let sizes = sizes(shape);
         let mut at = self.buffer.as_ptr().cast::<f32>().wrapping_add(sizes.iter().sum::<usize>() * ith as usize);
-        let [cos, sin, cos_sink, sin_sink, q, q_sink, acc, max, sum, scores, k, v] = sizes.map(|n| {
+        let [cos, sin, cos_sink, sin_sink, q, q_sink, acc, part, max, sum, scores, k, v] = sizes.map(|n| {
             let field = at;
             at = at.wrapping_add(n);
             // SAFETY: within the buffer by its size, initialised, disjoint, and the caller's alone.
             unsafe { std::slice::from_raw_parts_mut(field, n) }
         });
-        Scratch { cos, sin, cos_sink, sin_sink, q, q_sink, acc, max, sum, scores, k, v }
+        Scratch { cos, sin, cos_sink, sin_sink, q, q_sink, acc, part, max, sum, scores, k, v }
     }
 }
