@@ -25,7 +25,7 @@ MUTANTS = {
     "rewind_keeps_what_was_pushed_out": ("src/cache/edit.rs", "        self.apply(|_, state, len| state.cut(len));\n        Ok(())\n    }\n\n    /// Empties",
                                          "        self.apply(|layer, state, len| {\n            state.floor = layer.ring.evicted(state.len, state.floor);\n            state.cut(len);\n        });\n        Ok(())\n    }\n\n    /// Empties"),
     "rewind_forgets_the_highest": ("src/ring.rs", "            self.len = len;\n", "            self.len = len;\n            self.highest = len;\n"),
-    "reset_keeps_floor": ("src/cache/edit.rs", "*state = Seq::default()", "*state = Seq { floor: state.floor, ..Seq::default() }"),
+    "reset_keeps_floor": ("src/cache/edit.rs", "|_, state, _| *state = Seq::default()", "|_, state, _| *state = Seq { floor: state.floor, ..Seq::default() }"),
     "fork_copies_too_little": ("src/cache/edit.rs", "state.highest.min(layer.ring.slots())", "state.len.saturating_sub(1).min(layer.ring.slots())"),
     "stale_slot_visible": ("src/backend/cpu/attend.rs", "Part::Window => self.ring.n_sink + self.evicted(i)..end,",
                            "Part::Window => self.ring.n_sink + self.evicted(i).saturating_sub(u64::from(i > 0))..end,"),
