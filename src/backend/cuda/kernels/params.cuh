@@ -1,0 +1,173 @@
+// What the host hands to kernels, by value. Mirrored in params.rs; sizes are checked on both sides.
+//
+// Lengths, ring heads and positions are not here: they live in device memory (SkcSeq), so that a captured launch stays
+// right for ever.
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef int i32;
+typedef unsigned int u32;
+typedef long long i64;
+typedef unsigned long long u64;
+
+// Numbers of the C ABI.
+enum { SKC_F32 = 1, SKC_F16 = 2, SKC_BF16 = 3 };
+enum { SKC_ROPE = 1, SKC_ROPE_APPLIED = 2, SKC_ALIBI = 3, SKC_NONE = 4 };
+enum { SKC_NEOX = 1, SKC_INTERLEAVED = 2 };
+enum {
+    SKC_STATUS_INVALID_ARGUMENT = -3,
+    SKC_STATUS_OUT_OF_RANGE = -5,
+    SKC_STATUS_LAYERS_OUT_OF_STEP = -10,
+    SKC_STATUS_CHUNK_TOO_LONG = -11,
+    SKC_STATUS_TOKENS_GONE = -12,
+};
+
+// Entries of a batch that travel inside the launch.
+#define SKC_INLINE 64
+
+// Counters of one sequence in one layer: `ring::Seq`.
+struct SkcSeq {
+    u64 len;         // tokens appended and not rewound
+    u64 highest;     // highest len since the last reset
+    u64 floor;       // lower bound on the dropped tokens
+    u64 attendable;  // tokens of the latest append whose queries may still be asked for
+};
+
+// First entry that was skipped, and how many were. In host memory that the device can write; the host reads and clears it.
+struct SkcError {
+    u32 count;   // skipped entries, incremented before anything else
+    i32 status;  // of the first one, as the host would have got it; written last, 0 = not complete yet
+    u32 layer;   // layer, or 2^32 - 1 for edits
+    u32 entry;   // index in its batch
+    i32 seq;     // sequence id as given
+    u32 call;    // SkcCall
+    u64 value;   // the count that was refused
+};
+enum SkcCall { SKC_CALL_APPEND = 1, SKC_CALL_ATTEND = 2, SKC_CALL_EVICT = 3, SKC_CALL_REWIND = 4, SKC_CALL_RESET = 5,
+               SKC_CALL_FORK = 6, SKC_CALL_ABORT = 7 };
+
+// A ragged batch. Rows of the caller's tensors are packed in the order of entries, as many for each as it has tokens,
+// padding entries (id -1 or count 0) included.
+struct SkcBatch {
+    const i32* seq_ids;   // device arrays of n_entries; NULL = inline_ids, inline_tokens
+    const i32* n_tokens;  // as seq_ids
+    u64 n_rows;           // rows the caller's tensors have: an entry that reaches beyond is refused
+    u32 n_entries;
+    u32 n_seqs;           // valid ids are 0 .. n_seqs - 1, and -1
+    u32 max_tokens;       // counts above are refused
+    u32 at;               // tokens at .. at + step of each entry are worked on: a call of many chunks is many launches
+    u32 step;
+    u32 all;              // 1: entry i is sequence i, and there are no arrays (abort of all sequences)
+    i32 inline_ids[SKC_INLINE];
+    i32 inline_tokens[SKC_INLINE];
+};
+
+// Rows in device memory; strides in bytes.
+struct SkcRows {
+    u8* ptr;
+    i64 token;
+    i64 head;
+};
+
+// One layer of a cache.
+struct SkcLayer {
+    u8* k;  // [n_seqs][n_kv_heads][slots][head_dim] of kv_dtype
+    u8* v;  // [n_seqs][n_kv_heads][slots][head_dim_v] of kv_dtype
+    SkcSeq* seqs;             // [n_seqs]
+    const u64* starts;        // [n_seqs] stream position of token 0
+    const u64* frequencies;   // [half] turns per token, 64-bit fixed point
+    const float* alibi;       // [n_q_heads], or NULL
+    const float* sink_logits; // [n_q_heads], or NULL
+    SkcError* error;
+    u32* arrivals;            // [n_seqs], 0 between launches: which block of an entry's append is the last
+    u64 n_sink;
+    u64 window;
+    u64 ring_slots;
+    u64 max_rewind;
+    u32 layer;
+    u32 max_chunk;
+    u32 n_kv_heads;
+    u32 group;       // query heads per KV head
+    u32 head_dim;
+    u32 head_dim_v;
+    u32 kv_dtype;
+    u32 in_dtype;
+    u32 out_dtype;
+    u32 position_mode;
+    u32 rope_style;
+    u32 half;        // rotated pairs, 0 = nothing is rotated
+    float mscale;
+    float scale;
+    float softcap;   // 0 = none
+    u32 reserved;
+};
+
+// skc_append: rotate and store.
+struct SkcAppend {
+    SkcLayer layer;
+    SkcBatch batch;
+    SkcRows k;  // [rows, n_kv_heads, head_dim] of in_dtype
+    SkcRows v;  // [rows, n_kv_heads, head_dim_v] of in_dtype
+};
+
+// skc_attend_*: queries of the last tokens.
+struct SkcAttend {
+    SkcLayer layer;
+    SkcBatch batch;
+    SkcRows q;        // [rows, n_q_heads, head_dim] of in_dtype
+    SkcRows out;      // [rows, n_q_heads, head_dim_v] of out_dtype
+    SkcRows lse;      // f32 [rows, n_q_heads], ptr NULL = not wanted
+    float* partials;  // [entries][n_kv_heads][n_splits][8][head_dim_v + 2] of a split decode
+    u32* counters;    // [entries][n_kv_heads], 0 between launches
+    u32 n_splits;
+    u32 reserved;
+};
+
+// An edit of sequences, all layers at once.
+struct SkcEdit {
+    SkcSeq* seqs;             // [n_layers][n_seqs]
+    u64* starts;              // [n_seqs]
+    const u64* rings;         // [n_layers][4]: n_sink, window, ring_slots, max_rewind
+    SkcError* error;
+    const u64* positions;     // reset: device array [n_entries]; NULL = inline_positions
+    u32 n_layers;
+    u32 call;                 // SkcCall
+    SkcBatch batch;           // fork: seq_ids are destinations, n_tokens are sources
+    u64 inline_positions[SKC_INLINE];
+};
+
+// K and V of one layer, for fork.
+struct SkcStore {
+    u8* k;
+    u8* v;
+    u64 k_slot;      // bytes of one slot of one head
+    u64 v_slot;
+    u64 slots;       // slots of one head of one sequence
+};
+
+// Copies K and V of forked sequences. The counters follow in a launch of their own.
+struct SkcFork {
+    SkcEdit edit;
+    const SkcStore* stores;   // [n_layers]
+    u32 n_kv_heads;
+    u32 reserved;
+};
+
+// Writes a part of a host batch too long to travel inside one launch.
+struct SkcStage {
+    i32* seq_ids;      // destination arrays in device memory, each may be NULL
+    i32* n_tokens;
+    u64* positions;
+    u32 first;         // index of the first entry of this part
+    u32 n;             // entries of this part, at most SKC_INLINE
+    i32 ids[SKC_INLINE];
+    i32 tokens[SKC_INLINE];
+    u64 values[SKC_INLINE];
+};
+
+static_assert(sizeof(SkcSeq) == 32 && sizeof(SkcError) == 32, "mirrored in params.rs");
+static_assert(sizeof(SkcBatch) == 560 && sizeof(SkcRows) == 24 && sizeof(SkcLayer) == 168, "mirrored in params.rs");
+static_assert(sizeof(SkcAppend) == 776 && sizeof(SkcAttend) == 824, "mirrored in params.rs");
+static_assert(sizeof(SkcEdit) == 1120 && sizeof(SkcStore) == 40 && sizeof(SkcFork) == 1136, "mirrored in params.rs");
+static_assert(sizeof(SkcStage) == 1056, "mirrored in params.rs");
