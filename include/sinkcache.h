@@ -116,6 +116,62 @@
 #define SKC_PADDING -1
 
 /**
+ * Every layer, where a layer is asked for; the layer of an edit in skc_device_error.
+ */
+#define SKC_ALL_LAYERS UINT32_MAX
+
+/**
+ * Flag of a call: its arrays (seq_ids, n_tokens, start_positions) lie in device memory. CUDA only. Nothing in them is
+ * known to the host: entries that cannot be done are skipped on the device, see skc_poll_error.
+ */
+#define SKC_ON_DEVICE 1
+
+/**
+ * Flag of skc_cache_config: compiled kernels are not kept on disk. See also SINKCACHE_CUDA_CACHE_DIR.
+ */
+#define SKC_NO_DISK_CACHE 1
+
+/**
+ * Flag of skc_sequence_info: wait for the stream of the latest call and read the sequence's state from the device.
+ */
+#define SKC_READ_BACK 1
+
+/**
+ * skc_append_kv, and the first half of skc_step.
+ */
+#define SKC_CALL_APPEND 1
+
+/**
+ * skc_attend, and the second half of skc_step.
+ */
+#define SKC_CALL_ATTEND 2
+
+/**
+ * skc_evict.
+ */
+#define SKC_CALL_EVICT 3
+
+/**
+ * skc_rewind.
+ */
+#define SKC_CALL_REWIND 4
+
+/**
+ * skc_reset.
+ */
+#define SKC_CALL_RESET 5
+
+/**
+ * skc_fork.
+ */
+#define SKC_CALL_FORK 6
+
+/**
+ * skc_abort_step.
+ */
+#define SKC_CALL_ABORT 7
+
+/**
  * A cache. The pointer is a number, not an address: it must not be dereferenced or computed with.
  */
 typedef struct skc_cache skc_cache;
@@ -240,7 +296,7 @@ typedef struct skc_cache_config {
      */
     uint32_t struct_size;
     /**
-     * 0.
+     * 0 or SKC_NO_DISK_CACHE.
      */
     uint32_t flags;
     /**
@@ -336,6 +392,31 @@ typedef struct skc_cache_config {
      * First argument of log.
      */
     void *log_user;
+    /**
+     * CUDA: device ordinal, whose primary context is used. Default 0.
+     */
+    uint32_t cuda_device;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+    /**
+     * CUDA: the host's own context (CUcontext) instead; it must outlive the cache. NULL = the primary context.
+     */
+    void *cuda_context;
+    /**
+     * CUDA: where device memory comes from: both or neither, NULL = cuMemAlloc. The cache's context is current when they
+     * are called.
+     */
+    skc_alloc_fn device_alloc;
+    /**
+     * Counterpart of device_alloc.
+     */
+    skc_free_fn device_free;
+    /**
+     * First argument of device_alloc and device_free.
+     */
+    void *device_memory_user;
 } skc_cache_config;
 
 /**
@@ -348,7 +429,7 @@ typedef struct skc_append_kv_args {
      */
     uint32_t struct_size;
     /**
-     * 0.
+     * 0 or SKC_ON_DEVICE.
      */
     uint32_t flags;
     /**
@@ -391,6 +472,22 @@ typedef struct skc_append_kv_args {
      * Elements between heads of v; 0 = head_dim_v.
      */
     int64_t v_head_stride;
+    /**
+     * CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+     */
+    void *stream;
+    /**
+     * With SKC_ON_DEVICE the rows the tensors have; else 0.
+     */
+    uint64_t n_rows;
+    /**
+     * With SKC_ON_DEVICE the most tokens an entry may have, at most max_chunk; else 0.
+     */
+    uint32_t max_tokens;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
 } skc_append_kv_args;
 
 /**
@@ -403,7 +500,7 @@ typedef struct skc_attend_args {
      */
     uint32_t struct_size;
     /**
-     * 0.
+     * 0 or SKC_ON_DEVICE.
      */
     uint32_t flags;
     /**
@@ -458,6 +555,22 @@ typedef struct skc_attend_args {
      * Elements between heads of lse; 0 = 1.
      */
     int64_t lse_head_stride;
+    /**
+     * CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+     */
+    void *stream;
+    /**
+     * With SKC_ON_DEVICE the rows the tensors have; else 0.
+     */
+    uint64_t n_rows;
+    /**
+     * With SKC_ON_DEVICE the most tokens an entry may have, at most max_chunk; else 0.
+     */
+    uint32_t max_tokens;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
 } skc_attend_args;
 
 /**
@@ -469,7 +582,7 @@ typedef struct skc_step_args {
      */
     uint32_t struct_size;
     /**
-     * 0.
+     * 0 or SKC_ON_DEVICE.
      */
     uint32_t flags;
     /**
@@ -548,6 +661,22 @@ typedef struct skc_step_args {
      * Elements between heads of lse; 0 = 1.
      */
     int64_t lse_head_stride;
+    /**
+     * CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+     */
+    void *stream;
+    /**
+     * With SKC_ON_DEVICE the rows the tensors have; else 0.
+     */
+    uint64_t n_rows;
+    /**
+     * With SKC_ON_DEVICE the most tokens an entry may have; else 0.
+     */
+    uint32_t max_tokens;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
 } skc_step_args;
 
 /**
@@ -559,7 +688,7 @@ typedef struct skc_evict_args {
      */
     uint32_t struct_size;
     /**
-     * 0.
+     * 0 or SKC_ON_DEVICE.
      */
     uint32_t flags;
     /**
@@ -578,6 +707,10 @@ typedef struct skc_evict_args {
      * Window tokens to drop, the oldest first; 0 skips an entry.
      */
     const int32_t *n_tokens;
+    /**
+     * CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+     */
+    void *stream;
 } skc_evict_args;
 
 /**
@@ -589,7 +722,7 @@ typedef struct skc_rewind_args {
      */
     uint32_t struct_size;
     /**
-     * 0.
+     * 0 or SKC_ON_DEVICE.
      */
     uint32_t flags;
     /**
@@ -608,6 +741,10 @@ typedef struct skc_rewind_args {
      * Tokens to cut, the newest first; 0 skips an entry.
      */
     const int32_t *n_tokens;
+    /**
+     * CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+     */
+    void *stream;
 } skc_rewind_args;
 
 /**
@@ -619,7 +756,7 @@ typedef struct skc_reset_args {
      */
     uint32_t struct_size;
     /**
-     * 0.
+     * 0 or SKC_ON_DEVICE.
      */
     uint32_t flags;
     /**
@@ -638,6 +775,10 @@ typedef struct skc_reset_args {
      * Stream positions of the next tokens; NULL = 0.
      */
     const uint64_t *start_positions;
+    /**
+     * CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+     */
+    void *stream;
 } skc_reset_args;
 
 /**
@@ -649,7 +790,7 @@ typedef struct skc_fork_args {
      */
     uint32_t struct_size;
     /**
-     * 0.
+     * 0 or SKC_ON_DEVICE.
      */
     uint32_t flags;
     /**
@@ -668,6 +809,10 @@ typedef struct skc_fork_args {
      * Sequences to overwrite; SKC_PADDING skips an entry. None may be a source, or appear twice.
      */
     const int32_t *dst_seq_ids;
+    /**
+     * CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+     */
+    void *stream;
 } skc_fork_args;
 
 /**
@@ -694,6 +839,10 @@ typedef struct skc_abort_step_args {
      * Sequences; SKC_PADDING skips an entry. A sequence may appear once.
      */
     const int32_t *seq_ids;
+    /**
+     * CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+     */
+    void *stream;
 } skc_abort_step_args;
 
 /**
@@ -705,7 +854,7 @@ typedef struct skc_sequence_info {
      */
     uint32_t struct_size;
     /**
-     * 0.
+     * 0 or SKC_READ_BACK.
      */
     uint32_t flags;
     /**
@@ -876,6 +1025,12 @@ typedef struct skc_capability_info {
  */
 #define SKC_STATUS_INTERNAL -14
 
+/**
+ * Graphs or counts in device memory have changed a sequence: the device alone knows its length. skc_note_replay,
+ * skc_reset and skc_seq_info with SKC_READ_BACK end that.
+ */
+#define SKC_STATUS_LENGTH_UNKNOWN -15
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -970,9 +1125,13 @@ skc_status skc_abort_step(struct skc_cache *cache,
                           const struct skc_abort_step_args *args);
 
 /**
- * State of one sequence: lengths over all layers, the rest as layer `layer` sees it.
+ * State of one sequence: lengths over all layers, the rest as layer `layer` sees it. SKC_STATUS_LENGTH_UNKNOWN where the
+ * device alone knows and SKC_READ_BACK is not set.
  */
-skc_status skc_seq_info(struct skc_cache *cache, uint32_t layer, int32_t seq_id, struct skc_sequence_info *info);
+skc_status skc_seq_info(struct skc_cache *cache,
+                        uint32_t layer,
+                        int32_t seq_id,
+                        struct skc_sequence_info *info);
 
 /**
  * What this build can do.

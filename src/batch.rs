@@ -6,23 +6,72 @@ use crate::status::{Result, bail};
 /// A ragged batch. Entry i is `n_tokens[i]` consecutive rows of sequence `seq_ids[i]`, after the rows of entries 0..i.
 /// Sequence -1 is padding: its rows are skipped.
 #[derive(Clone, Copy, Debug)]
-pub struct Batch<'a> {
-    /// Sequence ids, -1 for padding.
+pub struct Batch<'a>(Entries<'a>);
+
+/// Where a batch's arrays are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Entries<'a> {
+    Host(HostBatch<'a>),
+    Device(DeviceBatch),
+}
+
+/// A batch in host memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HostBatch<'a> {
     pub seq_ids: &'a [i32],
-    /// Tokens per entry; 0 is padding.
     pub n_tokens: &'a [i32],
+}
+
+/// A batch in device memory, which the device alone can read.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceBatch {
+    /// Device address of the sequence ids, -1 for padding.
+    pub seq_ids: u64,
+    /// Device address of the tokens per entry.
+    pub n_tokens: u64,
+    /// Elements of both.
+    pub n_entries: u32,
+    /// Most tokens an entry may have: one with more is refused on the device.
+    pub max_tokens: u32,
+    /// Rows the tensors have: an entry that reaches beyond is refused on the device.
+    pub n_rows: u64,
 }
 
 impl<'a> Batch<'a> {
     /// A batch of one entry per pair.
     #[must_use]
     pub fn new(seq_ids: &'a [i32], n_tokens: &'a [i32]) -> Self {
-        Self { seq_ids, n_tokens }
+        Self(Entries::Host(HostBatch { seq_ids, n_tokens }))
     }
 
+    /// A batch whose arrays lie in device memory; for the CUDA backend.
+    ///
+    /// # Safety
+    /// Both arrays must be readable on the device, for as many elements as stated, whenever the work runs: at every
+    /// replay if it is captured into a graph.
+    #[must_use]
+    pub unsafe fn on_device(batch: DeviceBatch) -> Self {
+        Self(Entries::Device(batch))
+    }
+
+    /// Rows of the batch's tensors, padding included.
+    #[must_use]
+    pub fn rows(self) -> u64 {
+        match self.0 {
+            Entries::Host(batch) => batch.rows(),
+            Entries::Device(batch) => batch.n_rows,
+        }
+    }
+
+    pub(crate) fn place(self) -> Entries<'a> {
+        self.0
+    }
+}
+
+impl<'a> HostBatch<'a> {
     /// # Errors
     /// A negative count, or slices of different lengths.
-    pub(crate) fn check(self) -> Result<()> {
+    pub fn check(self) -> Result<()> {
         if self.seq_ids.len() != self.n_tokens.len() {
             bail!(InvalidArgument, "{} sequence ids but {} token counts", self.seq_ids.len(), self.n_tokens.len());
         }
@@ -33,7 +82,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Entries with their first row, padding left out, of a checked batch.
-    pub(crate) fn entries(self) -> impl Iterator<Item = BatchEntry> + use<'a> {
+    pub fn entries(self) -> impl Iterator<Item = BatchEntry> + use<'a> {
         let mut row = 0_u64;
         self.seq_ids.iter().zip(self.n_tokens).enumerate().filter_map(move |(index, (&seq, &n))| {
             let n = u64::from(n.unsigned_abs());
@@ -44,7 +93,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Rows of the whole batch, padding included. Counts must not be negative.
-    pub(crate) fn rows(self) -> u64 {
+    pub fn rows(self) -> u64 {
         self.n_tokens.iter().map(|&n| u64::from(n.unsigned_abs())).sum()
     }
 }
@@ -76,6 +125,11 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// An entry whose sequence the device alone knows: it checks there what depends on the sequence's state.
+    pub fn unchecked(e: &BatchEntry, seq: usize) -> Self {
+        Self { seq, row: e.row, n: e.n, first: 0, start: 0, floor: 0 }
+    }
+
     /// Tokens to append: they follow what the sequence holds.
     pub fn append(e: &BatchEntry, seq: usize, state: &Seq, start: u64, ring: &Ring) -> Result<Self> {
         let held = state.len;

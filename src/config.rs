@@ -1,5 +1,6 @@
 //! Everything a user may set, validated in one place.
 
+use crate::backend::cuda::CudaConfig;
 use crate::exec::ParallelFor;
 use crate::memory::{Memory, copied};
 use crate::phase::Frequencies;
@@ -149,6 +150,8 @@ pub struct CacheConfig {
     pub memory: Memory,
     /// The host's parallel loop; `None` = `n_threads` threads of our own.
     pub parallel_for: Option<ParallelFor>,
+    /// Which device, for the CUDA backend.
+    pub cuda: CudaConfig,
 }
 
 impl Default for CacheConfig {
@@ -170,6 +173,7 @@ impl Default for CacheConfig {
             layers: vec![LayerConfig::default()],
             memory: Memory::default(),
             parallel_for: None,
+            cuda: CudaConfig::default(),
         }
     }
 }

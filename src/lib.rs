@@ -21,8 +21,10 @@ pub mod ring;
 mod status;
 mod tensor;
 
-pub use batch::Batch;
-pub use cache::{Cache, SeqInfo};
+pub use backend::DeviceError;
+pub use backend::cuda::CudaConfig;
+pub use batch::{Batch, DeviceBatch};
+pub use cache::{Cache, DeviceEdit, SeqInfo};
 pub use config::{BackendKind, CacheConfig, DType, Footprint, LayerConfig, PositionMode, RopeStyle};
 pub use exec::{ParallelFor, TaskFn};
 pub use memory::{AllocFn, FreeFn, Memory};

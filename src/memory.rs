@@ -40,6 +40,18 @@ impl Memory {
     pub unsafe fn new(alloc: AllocFn, free: FreeFn, user: *mut c_void) -> Self {
         Self(Some(Callbacks { alloc, free, user }))
     }
+
+    /// What the caller's callback returns; `None` where there is none.
+    pub(crate) fn call_alloc(self, bytes: usize, align: usize) -> Option<*mut c_void> {
+        // SAFETY: the contract of `new`.
+        self.0.map(|c| unsafe { (c.alloc)(c.user, bytes, align) })
+    }
+
+    /// Gives a block back to the caller; false where there is no callback.
+    pub(crate) fn call_free(self, ptr: *mut c_void, bytes: usize) -> bool {
+        // SAFETY: the contract of `new`; the block came from its partner.
+        self.0.map(|c| unsafe { (c.free)(c.user, ptr, bytes) }).is_some()
+    }
 }
 
 /// A block of memory, given back on drop.

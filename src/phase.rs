@@ -23,6 +23,12 @@ impl Frequencies {
         self.0.len()
     }
 
+    /// The frequencies in units of 2^-64 turn per token.
+    #[must_use]
+    pub fn fixed(&self) -> &[u64] {
+        &self.0
+    }
+
     /// Whether nothing is rotated.
     #[must_use]
     pub fn is_empty(&self) -> bool {

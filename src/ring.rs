@@ -17,8 +17,9 @@ pub struct Ring {
     pub max_rewind: u64,
 }
 
-/// Counters of one sequence in one layer, in tokens.
+/// Counters of one sequence in one layer, in tokens. On a device they lie in its memory as they are here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
 pub struct Seq {
     /// Tokens appended and not rewound.
     pub len: u64,

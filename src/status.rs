@@ -35,11 +35,13 @@ pub enum Status {
     DeviceLost = -13,
     /// A defect of this library; only destroy works now.
     Internal = -14,
+    /// The device alone knows the length of a sequence.
+    LengthUnknown = -15,
 }
 
 impl Status {
     /// Every status, in the order of its number.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::InvalidHandle,
         Self::NullPointer,
         Self::InvalidArgument,
@@ -54,6 +56,7 @@ impl Status {
         Self::TokensGone,
         Self::DeviceLost,
         Self::Internal,
+        Self::LengthUnknown,
     ];
 }
 

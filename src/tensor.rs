@@ -77,6 +77,11 @@ impl<'a> RowsIn<'a> {
         Self { view, life: PhantomData }
     }
 
+    /// Whether they are known to be a slice of this process.
+    pub(crate) fn in_host_memory(&self) -> bool {
+        self.view.len.is_some()
+    }
+
     pub(crate) fn resolve(self, name: &str, rows: u64, heads: usize, dim: usize, dtype: DType) -> Result<Strided> {
         self.view.resolve(name, rows, heads, dim, dtype)
     }
@@ -107,6 +112,11 @@ impl<'a> RowsOut<'a> {
     }
 
     /// As for input, and no two rows or heads may overlap: threads write them at the same time.
+    /// Whether they are known to be a slice of this process.
+    pub(crate) fn in_host_memory(&self) -> bool {
+        self.view.len.is_some()
+    }
+
     pub(crate) fn resolve(self, name: &str, rows: u64, heads: usize, dim: usize, dtype: DType) -> Result<Strided> {
         let strided = self.view.resolve(name, rows, heads, dim, dtype)?;
         let size = dtype.size() as u64;
@@ -184,6 +194,11 @@ unsafe impl Send for Strided {}
 unsafe impl Sync for Strided {}
 
 impl Strided {
+    /// Address, and bytes between rows and between heads.
+    pub(crate) fn raw(self) -> (usize, isize, isize) {
+        (self.ptr.expose_provenance(), self.token, self.head)
+    }
+
     /// Address of the dims of one head of one row; both must be within the batch the view was resolved for.
     pub(crate) fn at(&self, row: u64, head: usize) -> *mut u8 {
         // In range by `resolve`, so neither product nor sum can wrap.

@@ -1,12 +1,19 @@
-//! What a device must do. Which slots and positions a call means is decided before it gets here.
+//! What a device must do.
+//!
+//! A [`Backend`] works while it is called, in host memory: which slots and positions a call means is decided before it
+//! gets here. A [`Device`] works later, in a host's stream, and keeps the counters itself: it decides by the same
+//! arithmetic, and the host's counters are a mirror.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 
-use crate::batch::Entry;
+use crate::batch::{DeviceBatch, Entry, HostBatch};
 use crate::config::{Layer, Shape};
+use crate::ring::Seq;
+use crate::status::Result;
 use crate::tensor::Strided;
 
-/// Memory and kernels of one device.
+/// Memory and kernels in host memory.
 pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     /// Does part `ith` of `nth` of a job; all parts together do it once. Parts need no order among them and may run at
     /// the same time, but one `ith` only once.
@@ -40,4 +47,95 @@ pub(crate) struct AttendRows {
     pub q: Strided,
     pub out: Strided,
     pub lse: Option<Strided>,
+}
+
+/// A host's stream as a number; 0 is the default stream. The CPU has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stream(pub(crate) usize);
+
+/// Memory, counters and kernels of a device with streams. Work is put into the stream; only what says so waits.
+pub(crate) trait Device: Send + Sync + std::fmt::Debug {
+    /// Append, attend, or both.
+    fn run(&self, job: &DeviceJob<'_>) -> Result<()>;
+
+    /// Edits sequences, all layers at once.
+    fn edit(&self, edit: &Edit<'_>) -> Result<()>;
+
+    /// Whether work put into the stream is recorded for later instead of done.
+    fn capturing(&self, stream: Stream) -> Result<bool>;
+
+    /// Waits for the stream and reads a sequence's counters in every layer, and its start position.
+    fn read_back(&self, stream: Stream, seq: usize, states: &mut [Seq]) -> Result<u64>;
+
+    /// Takes the record of what the device has refused so far, of work that is done.
+    fn take_error(&self) -> Option<DeviceError>;
+
+    /// Waits for all work: what comes next is the end.
+    fn finish(&self) -> Result<()>;
+}
+
+/// Work for a device.
+#[derive(Debug)]
+pub(crate) struct DeviceJob<'a> {
+    pub layer: usize,
+    pub batch: JobBatch<'a>,
+    pub append: Option<AppendRows>,
+    pub attend: Option<AttendRows>,
+    pub stream: Stream,
+}
+
+/// The entries of a device's job.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum JobBatch<'a> {
+    Host(HostBatch<'a>),
+    Device(DeviceBatch),
+}
+
+/// Which edit. The numbers are those of the kernels and of the C ABI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum EditCall {
+    Evict = 3,
+    Rewind = 4,
+    Reset = 5,
+    Fork = 6,
+    Abort = 7,
+}
+
+/// An edit of sequences.
+#[derive(Debug)]
+pub(crate) struct Edit<'a> {
+    pub call: EditCall,
+    pub entries: EditEntries<'a>,
+    pub stream: Stream,
+}
+
+/// The sequences of an edit (of a fork: the destinations), and with each its tokens (of a fork: its source) or position.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum EditEntries<'a> {
+    /// Empty where the call has none.
+    Host { ids: &'a [i32], tokens: &'a [i32], positions: &'a [u64] },
+    /// 0 where the call has none.
+    Device { ids: u64, tokens: u64, positions: u64, n: u32 },
+    /// Every sequence.
+    All,
+}
+
+/// What a device has refused: how many entries, and the first of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceError {
+    /// Entries skipped; the rest describes the first.
+    pub count: u32,
+    /// The status a host that knew the counts would have got, as a number of the C ABI.
+    pub status: i32,
+    /// Which call: one of `SKC_CALL_` of the C ABI.
+    pub call: u32,
+    /// Layer; 2^32 - 1 for edits.
+    pub layer: u32,
+    /// Index in its batch.
+    pub entry: u32,
+    /// Sequence id as given.
+    pub seq_id: i32,
+    /// The count that was refused.
+    pub value: u64,
 }

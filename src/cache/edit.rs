@@ -1,7 +1,8 @@
 //! Edits: a batch of sequences, all layers at once. Counters only, but for fork.
 
-use super::Cache;
-use crate::batch::{Batch, check_seq};
+use super::{Cache, Place};
+use crate::backend::{EditCall, EditEntries};
+use crate::batch::{HostBatch, check_seq};
 use crate::config::Layer;
 use crate::ring::{Refusal, Seq};
 use crate::status::{Result, bail};
@@ -13,13 +14,14 @@ impl Cache {
     /// `OutOfRange` when a layer's window holds fewer; `LayersOutOfStep`.
     pub fn evict(&mut self, seq_ids: &[i32], n_tokens: &[i32]) -> Result<()> {
         self.plan_cut(seq_ids, n_tokens, |cache, index, seq, n| {
-            for (layer, state) in cache.layer_states(seq) {
+            for (layer, state) in cache.known_layers(seq) {
                 if let Err(Refusal::TooMany(held)) = cache.layers[layer].ring.check_evict(state, n) {
                     bail!(OutOfRange, "n_tokens[{index}] is {n}: the window of layer {layer} holds {held}");
                 }
             }
             Ok(n)
         })?;
+        self.enqueue_edit(EditCall::Evict, EditEntries::Host { ids: seq_ids, tokens: n_tokens, positions: &[] })?;
         self.apply(|layer, state, n| state.evict(&layer.ring, n));
         Ok(())
     }
@@ -31,7 +33,7 @@ impl Cache {
     /// `LayersOutOfStep`.
     pub fn rewind(&mut self, seq_ids: &[i32], n_tokens: &[i32]) -> Result<()> {
         self.plan_cut(seq_ids, n_tokens, |cache, index, seq, n| {
-            for (layer, state) in cache.layer_states(seq) {
+            for (layer, state) in cache.known_layers(seq) {
                 let ring = &cache.layers[layer].ring;
                 let what = match ring.check_rewind(state, n) {
                     Ok(()) => continue,
@@ -45,8 +47,10 @@ impl Cache {
                 };
                 bail!(TokensGone, "n_tokens[{index}] is {n}: tokens of layer {layer} are gone, {what}");
             }
-            Ok(cache.seq(0, seq).len - n)
+            // In doubt the count may be more than the host has seen.
+            Ok(cache.mirror.seq(0, seq).len.saturating_sub(n))
         })?;
+        self.enqueue_edit(EditCall::Rewind, EditEntries::Host { ids: seq_ids, tokens: n_tokens, positions: &[] })?;
         self.apply(|_, state, len| state.cut(len));
         Ok(())
     }
@@ -62,10 +66,15 @@ impl Cache {
             bail!(InvalidArgument, "{} sequence ids but {} start positions", seq_ids.len(), starts.len());
         }
         self.collect_edits(seq_ids, |_, index, _| Ok(Some(start_positions.map_or(0, |s| s[index]))))?;
-        for &(seq, start) in &self.edits {
-            self.starts[seq] = start;
-        }
+        let positions = start_positions.unwrap_or(&[]);
+        self.enqueue_edit(EditCall::Reset, EditEntries::Host { ids: seq_ids, tokens: &[], positions })?;
         self.apply(|_, state, _| *state = Seq::default());
+        if !self.capturing {
+            for &(seq, start) in &self.edits {
+                self.mirror.starts[seq] = start;
+                (0..self.layers.len()).for_each(|layer| self.mirror.settle(layer, seq));
+            }
+        }
         Ok(())
     }
 
@@ -82,7 +91,7 @@ impl Cache {
         self.seen.clear();
         for (index, (&src, &dst)) in src_seq_ids.iter().zip(dst_seq_ids).enumerate() {
             // Ids beside padding must be ids all the same.
-            let n_seqs = self.starts.len();
+            let n_seqs = self.mirror.starts.len();
             let src = (src != -1).then(|| check_seq("src_seq_ids", index, src, n_seqs)).transpose()?;
             if dst != -1 {
                 check_seq("dst_seq_ids", index, dst, n_seqs)?;
@@ -95,14 +104,25 @@ impl Cache {
         if let Some(&(dst, src)) = self.edits.iter().find(|&&(_, src)| self.seen.contains(src as usize)) {
             bail!(InvalidArgument, "sequence {src}, copied to {dst}, is also a destination");
         }
-        let n_seqs = self.starts.len();
+        self.enqueue_edit(EditCall::Fork, EditEntries::Host { ids: dst_seq_ids, tokens: src_seq_ids, positions: &[] })?;
         for &(dst, src) in &self.edits {
             let src = src as usize;
-            self.starts[dst] = self.starts[src];
+            if self.capturing {
+                (0..self.layers.len()).for_each(|layer| self.mirror.lose(layer, dst));
+                continue;
+            }
+            self.mirror.starts[dst] = self.mirror.starts[src];
             for (index, layer) in self.layers.iter().enumerate() {
-                let state = self.seqs[index * n_seqs + src];
-                self.backend.copy_sequence(index, src, dst, state.highest.min(layer.ring.slots()));
-                self.seqs[index * n_seqs + dst] = state;
+                let state = *self.mirror.seq(index, src);
+                if let Place::Host { backend, .. } = &self.place {
+                    backend.copy_sequence(index, src, dst, state.highest.min(layer.ring.slots()));
+                }
+                *self.mirror.seq_mut(index, dst) = state;
+                if self.mirror.sure(index, src) {
+                    self.mirror.settle(index, dst);
+                } else {
+                    self.mirror.lose(index, dst);
+                }
             }
         }
         Ok(())
@@ -115,8 +135,8 @@ impl Cache {
     pub fn abort_step(&mut self, seq_ids: Option<&[i32]>) -> Result<()> {
         self.alive()?;
         let shortest = |cache: &Self, seq| {
-            let len = cache.layer_states(seq).map(|(_, s)| s.len).min().unwrap_or(0);
-            for (layer, state) in cache.layer_states(seq) {
+            let len = cache.mirror.layers(seq).map(|(_, s)| s.len).min().unwrap_or(0);
+            for (layer, state) in cache.known_layers(seq) {
                 // An empty sequence needs nothing of what was there.
                 if len > 0 && !cache.layers[layer].ring.intact(len, state) {
                     bail!(
@@ -131,11 +151,16 @@ impl Cache {
             self.collect_edits(ids, |cache, _, seq| shortest(cache, seq).map(Some))?;
         } else {
             self.edits.clear();
-            for seq in 0..self.starts.len() {
+            for seq in 0..self.mirror.starts.len() {
                 let len = shortest(self, seq)?;
                 self.edits.push((seq, len));
             }
         }
+        let entries = match seq_ids {
+            Some(ids) => EditEntries::Host { ids, tokens: &[], positions: &[] },
+            None => EditEntries::All,
+        };
+        self.enqueue_edit(EditCall::Abort, entries)?;
         self.apply(|_, state, len| match len {
             0 => *state = Seq::default(),
             _ => state.cut(len),
@@ -143,10 +168,16 @@ impl Cache {
         Ok(())
     }
 
+    /// Every layer's state of a sequence, or none where the device alone knows: it checks there.
+    fn known_layers(&self, seq: usize) -> impl Iterator<Item = (usize, &Seq)> {
+        let known = !self.capturing && self.mirror.sure_everywhere(seq);
+        self.mirror.layers(seq).filter(move |_| known)
+    }
+
     /// All layers of a sequence at one length.
     fn in_step(&self, seq: usize) -> Result<()> {
-        let len = self.seq(0, seq).len;
-        match self.layer_states(seq).find(|(_, s)| s.len != len) {
+        let len = self.mirror.seq(0, seq).len;
+        match self.known_layers(seq).find(|(_, s)| s.len != len) {
             None => Ok(()),
             Some((layer, s)) => bail!(
                 LayersOutOfStep,
@@ -164,7 +195,7 @@ impl Cache {
         n_tokens: &[i32],
         amount: impl Fn(&Self, usize, usize, u64) -> Result<u64>,
     ) -> Result<()> {
-        Batch::new(seq_ids, n_tokens).check()?;
+        HostBatch { seq_ids, n_tokens }.check()?;
         self.collect_edits(seq_ids, |cache, index, seq| {
             let n = u64::from(n_tokens[index].unsigned_abs());
             if n == 0 {
@@ -193,12 +224,15 @@ impl Cache {
         Ok(())
     }
 
-    /// Applies the collected edits to every layer.
+    /// Applies the collected edits to every layer; what is captured has not happened yet.
     fn apply(&mut self, edit: impl Fn(&Layer, &mut Seq, u64)) {
-        let n_seqs = self.starts.len();
         for &(seq, amount) in &self.edits {
             for (index, layer) in self.layers.iter().enumerate() {
-                edit(layer, &mut self.seqs[index * n_seqs + seq], amount);
+                if self.capturing {
+                    self.mirror.lose(index, seq);
+                } else {
+                    edit(layer, self.mirror.seq_mut(index, seq), amount);
+                }
             }
         }
     }

@@ -1,16 +1,20 @@
 //! The cache: sequences x layers over one backend. The only place where a call becomes work.
 
 mod edit;
+mod mirror;
+mod remote;
 
 use std::sync::Arc;
 
+use self::mirror::Mirror;
 use crate::backend::cpu::Cpu;
-use crate::backend::{AppendRows, AttendRows, Backend, Job};
-use crate::batch::{Batch, BatchEntry, Entry, Seen};
+use crate::backend::cuda::Cuda;
+pub use self::remote::DeviceEdit;
+use crate::backend::{AppendRows, AttendRows, Backend, Device, Job, Stream};
+use crate::batch::{Batch, BatchEntry, Entries, Entry, Seen};
 use crate::config::{BackendKind, CacheConfig, DType, Footprint, Layer, Shape};
 use crate::exec::Executor;
 use crate::memory::{filled, with_room};
-use crate::ring::Seq;
 use crate::status::{Error, Result, Status, bail};
 use crate::tensor::{RowsIn, RowsOut};
 
@@ -21,18 +25,28 @@ use crate::tensor::{RowsIn, RowsOut};
 pub struct Cache {
     shape: Shape,
     layers: Vec<Arc<Layer>>,
-    /// `[layer][sequence]`.
-    seqs: Vec<Seq>,
-    /// Stream position of token 0, per sequence.
-    starts: Vec<u64>,
-    backend: Box<dyn Backend>,
-    exec: Executor,
+    mirror: Mirror,
+    place: Place,
+    /// Where a device's work goes.
+    stream: Stream,
+    /// Whether the stream records work for later.
+    capturing: bool,
     /// The batch at hand; room for every sequence.
     entries: Vec<Entry>,
     /// An edit at hand: index and amount; room for every sequence.
     edits: Vec<(usize, u64)>,
     seen: Seen,
-    poisoned: bool,
+    /// Why no call but drop works any more, if so.
+    dead: Option<Status>,
+}
+
+/// Who does the work.
+#[derive(Debug)]
+enum Place {
+    /// Kernels on threads of this process, while the call lasts.
+    Host { backend: Box<dyn Backend>, exec: Executor },
+    /// Kernels in a stream, later.
+    Device(Box<dyn Device>),
 }
 
 /// State of one sequence. Lengths are over all layers, the rest is of one layer.
@@ -73,24 +87,25 @@ impl Cache {
     pub fn new(config: &CacheConfig) -> Result<Self> {
         let (shape, layers) = validate(config)?;
         let n_seqs = config.n_seqs as usize;
-        let backend: Box<dyn Backend> = match config.backend {
+        let place = match config.backend {
             BackendKind::Cpu => {
                 let layers = layers.iter().map(Arc::as_ref);
-                Box::new(Cpu::new(&shape, layers, config.n_seqs, config.n_threads, config.memory)?)
+                let cpu = Cpu::new(&shape, layers, config.n_seqs, config.n_threads, config.memory)?;
+                Place::Host { backend: Box::new(cpu), exec: Executor::new(config.n_threads, config.parallel_for)? }
             }
-            BackendKind::Cuda => return Err(no_cuda()),
+            BackendKind::Cuda => Place::Device(Box::new(Cuda::new(&shape, &layers, config.n_seqs, &config.cuda)?)),
         };
         Ok(Self {
             shape,
-            seqs: filled(layers.len() * n_seqs, Seq::default(), "sequence counters")?,
+            mirror: Mirror::new(layers.len(), n_seqs, matches!(place, Place::Device(_)))?,
             layers,
-            starts: filled(n_seqs, 0, "start positions")?,
-            backend,
-            exec: Executor::new(config.n_threads, config.parallel_for)?,
+            place,
+            stream: Stream::default(),
+            capturing: false,
             entries: with_room(n_seqs, "batch entries")?,
             edits: with_room(n_seqs, "batch edits")?,
             seen: Seen::new(filled(n_seqs, 0, "batch marks")?),
-            poisoned: false,
+            dead: None,
         })
     }
 
@@ -100,18 +115,20 @@ impl Cache {
     /// As [`Cache::new`], but for memory that cannot be had.
     pub fn footprint(config: &CacheConfig) -> Result<Footprint> {
         let (shape, layers) = validate(config)?;
-        if config.backend == BackendKind::Cuda {
-            return Err(no_cuda());
-        }
         let n_seqs = u64::from(config.n_seqs);
-        let per_seq =
-            size_of::<Entry>() + size_of::<(usize, u64)>() + 2 * size_of::<u64>() + layers.len() * size_of::<Seq>();
-        let kernels = Cpu::bytes(&shape, layers.iter().map(Arc::as_ref), config.n_seqs, config.n_threads)?;
-        // At most 2^16 layers x 2^24 sequences x 32 bytes: no overflow but in the sum.
-        let Some(host) = kernels.checked_add(per_seq as u64 * n_seqs) else {
+        let cuda = config.backend == BackendKind::Cuda;
+        let (kernels, device) = if cuda {
+            (0, Cuda::bytes(&shape, &layers, config.n_seqs, &config.cuda)?)
+        } else {
+            (Cpu::bytes(&shape, layers.iter().map(Arc::as_ref), config.n_seqs, config.n_threads)?, 0)
+        };
+        let per_seq = size_of::<Entry>() + size_of::<(usize, u64)>() + size_of::<u64>();
+        let counters = Mirror::bytes(layers.len() as u64, n_seqs, cuda);
+        // At most 2^16 layers x 2^24 sequences x 40 bytes: no overflow but in the sum.
+        let Some(host) = kernels.checked_add(per_seq as u64 * n_seqs + counters) else {
             bail!(OutOfMemory, "K, V and counters exceed 2^64 bytes");
         };
-        Ok(Footprint { host, device: 0 })
+        Ok(Footprint { host, device })
     }
 
     /// Layers.
@@ -123,7 +140,7 @@ impl Cache {
     /// Sequences.
     #[must_use]
     pub fn n_seqs(&self) -> usize {
-        self.starts.len()
+        self.mirror.n_seqs()
     }
 
     /// Rotates and stores the next tokens of each sequence of a batch in one layer. K is `[rows, n_kv_heads, head_dim]`,
@@ -137,7 +154,7 @@ impl Cache {
         let work = Work { layer, append: Some(self.append_rows(rows, k, v)?), attend: None };
         let elements =
             rows.saturating_mul((self.shape.n_kv_heads * (self.shape.head_dim + self.shape.head_dim_v)) as u64);
-        self.execute(work, if elements < PARALLEL_APPEND { 1 } else { self.exec.width() })?;
+        self.execute(work, batch, if elements < PARALLEL_APPEND { 1 } else { self.width() })?;
         self.commit(work);
         Ok(())
     }
@@ -157,10 +174,14 @@ impl Cache {
     ) -> Result<()> {
         let layer = self.check_layer(layer)?;
         let rows = self.plan(batch, |cache, e, seq| {
-            Entry::attend(e, seq, cache.seq(layer, seq), cache.starts[seq], &cache.layers[layer].ring)
+            if cache.in_doubt(layer, seq) {
+                return Ok(Entry::unchecked(e, seq));
+            }
+            let (state, start) = (cache.mirror.seq(layer, seq), cache.mirror.starts[seq]);
+            Entry::attend(e, seq, state, start, &cache.layers[layer].ring)
         })?;
         let work = Work { layer, append: None, attend: Some(self.attend_rows(rows, q, out, lse)?) };
-        self.execute(work, self.exec.width())
+        self.execute(work, batch, self.width())
     }
 
     /// Append and attend in one call, any number of tokens.
@@ -179,7 +200,7 @@ impl Cache {
         lse: Option<RowsOut<'_>>,
     ) -> Result<()> {
         let work = self.plan_step(layer, batch, k, v, q, out, lse)?;
-        self.execute(work, self.exec.width())?;
+        self.execute(work, batch, self.width())?;
         self.commit(work);
         Ok(())
     }
@@ -203,7 +224,20 @@ impl Cache {
     }
 
     /// Does part `ith` of `nth` of planned work. Parts may run at the same time, one `ith` only once.
-    pub(crate) fn run_part(&self, work: Work, ith: u32, nth: u32) {
+    ///
+    /// # Errors
+    /// `InvalidArgument` on a device, which divides its work itself.
+    pub(crate) fn run_part(&self, work: Work, ith: u32, nth: u32) -> Result<()> {
+        match &self.place {
+            Place::Host { backend, .. } => {
+                self.run_on(backend.as_ref(), work, ith, nth);
+                Ok(())
+            }
+            Place::Device(_) => bail!(InvalidArgument, "a thread team cannot do the work of a CUDA cache"),
+        }
+    }
+
+    fn run_on(&self, backend: &dyn Backend, work: Work, ith: u32, nth: u32) {
         let (layer_index, append, attend) = (work.layer, work.append, work.attend);
         let job = Job {
             layer_index,
@@ -213,14 +247,13 @@ impl Cache {
             append,
             attend,
         };
-        self.backend.run(&job, ith, nth);
+        backend.run(&job, ith, nth);
     }
 
     /// Marks the slots of planned work as overwritten: from here on the tokens they held are gone, commit or not.
     pub(crate) fn begin(&mut self, work: Work) {
-        let base = work.layer * self.starts.len();
         for e in &self.entries {
-            let seq = &mut self.seqs[base + e.seq];
+            let seq = self.mirror.seq_mut(work.layer, e.seq);
             seq.highest = seq.highest.max(e.first + e.n);
             // What queries of an earlier append still see may be overwritten too.
             seq.attendable = 0;
@@ -229,10 +262,13 @@ impl Cache {
 
     /// Makes the tokens of finished work count.
     pub(crate) fn commit(&mut self, work: Work) {
-        let base = work.layer * self.starts.len();
+        if self.capturing {
+            return;
+        }
         for e in &self.entries {
-            let seq = &mut self.seqs[base + e.seq];
-            seq.append(e.n);
+            let seq = self.mirror.seq_mut(work.layer, e.seq);
+            // In doubt the count is only a part of what the host will be told: it may not wrap.
+            seq.append(e.n.min(u64::MAX - seq.len));
             // After a step of many chunks only the last one's queries can still be asked.
             seq.attendable = e.n.min(self.shape.max_chunk);
         }
@@ -240,29 +276,36 @@ impl Cache {
 
     /// No further call but drop.
     pub(crate) fn poison(&mut self) {
-        self.poisoned = true;
+        self.dead.get_or_insert(Status::Internal);
     }
 
     /// The most parts a step may be divided into.
     pub(crate) fn width(&self) -> u32 {
-        self.exec.width()
+        match &self.place {
+            Place::Host { exec, .. } => exec.width(),
+            Place::Device(_) => 1,
+        }
     }
 
     /// State of one sequence, seen from one layer.
     ///
     /// # Errors
-    /// Argument errors.
+    /// `LengthUnknown` where the device alone knows: see [`Cache::read_back`]. Argument errors.
     pub fn seq_info(&self, layer: u32, seq_id: i32) -> Result<SeqInfo> {
         let layer = self.check_layer(layer)?;
-        let Some(seq) = usize::try_from(seq_id).ok().filter(|&seq| seq < self.starts.len()) else {
-            bail!(OutOfRange, "seq_id is {seq_id}: 0 to {} is allowed", self.starts.len() - 1);
-        };
-        let (state, ring) = (self.seq(layer, seq), &self.layers[layer].ring);
+        let seq = self.check_seq_id(seq_id)?;
+        if !self.mirror.sure_everywhere(seq) {
+            bail!(
+                LengthUnknown,
+                "sequence {seq}: graphs or counts in device memory have changed it since the host last knew its length"
+            );
+        }
+        let (state, ring) = (self.mirror.seq(layer, seq), &self.layers[layer].ring);
         let cached = ring.held(state.len, state.floor);
         Ok(SeqInfo {
-            len_min: self.layer_states(seq).map(|(_, s)| s.len).min().unwrap_or(0),
-            len_max: self.layer_states(seq).map(|(_, s)| s.len).max().unwrap_or(0),
-            start_position: self.starts[seq],
+            len_min: self.mirror.layers(seq).map(|(_, s)| s.len).min().unwrap_or(0),
+            len_max: self.mirror.layers(seq).map(|(_, s)| s.len).max().unwrap_or(0),
+            start_position: self.mirror.starts[seq],
             cached,
             evicted: ring.evicted(state.len, state.floor),
             room: ring.n_sink + ring.window - cached,
@@ -271,10 +314,11 @@ impl Cache {
     }
 
     fn alive(&self) -> Result<()> {
-        if self.poisoned {
-            bail!(Internal, "an earlier call failed inside; only destroy works now");
+        match self.dead {
+            None => Ok(()),
+            Some(Status::DeviceLost) => bail!(DeviceLost, "the device failed in an earlier call; only destroy works now"),
+            Some(_) => bail!(Internal, "an earlier call failed inside; only destroy works now"),
         }
-        Ok(())
     }
 
     fn check_layer(&self, layer: u32) -> Result<usize> {
@@ -285,19 +329,26 @@ impl Cache {
         bail!(OutOfRange, "layer is {layer}: 0 to {} is allowed", self.layers.len() - 1)
     }
 
-    fn seq(&self, layer: usize, seq: usize) -> &Seq {
-        &self.seqs[layer * self.starts.len() + seq]
+    fn check_seq_id(&self, seq_id: i32) -> Result<usize> {
+        match usize::try_from(seq_id) {
+            Ok(seq) if seq < self.n_seqs() => Ok(seq),
+            _ => bail!(OutOfRange, "seq_id is {seq_id}: 0 to {} is allowed", self.n_seqs() - 1),
+        }
     }
 
-    /// Every layer's state of one sequence.
-    fn layer_states(&self, seq: usize) -> impl Iterator<Item = (usize, &Seq)> {
-        self.seqs.iter().skip(seq).step_by(self.starts.len()).enumerate()
+    /// Whether what a call may do to a sequence must be found out on the device.
+    fn in_doubt(&self, layer: usize, seq: usize) -> bool {
+        self.capturing || !self.mirror.sure(layer, seq)
     }
 
     /// Fills `entries` from a batch; returns its rows, padding included.
     fn plan(&mut self, batch: Batch<'_>, entry: impl Fn(&Self, &BatchEntry, usize) -> Result<Entry>) -> Result<u64> {
-        batch.check()?;
         self.entries.clear();
+        let batch = match batch.place() {
+            Entries::Host(batch) => batch,
+            Entries::Device(batch) => return self.plan_on_device(&batch),
+        };
+        batch.check()?;
         self.seen.clear();
         for e in batch.entries() {
             let seq = self.seen.insert("seq_ids", e.index, e.seq)?;
@@ -308,16 +359,26 @@ impl Cache {
     }
 
     fn plan_append(&mut self, layer: usize, batch: Batch<'_>, max_chunk: Option<u64>) -> Result<u64> {
+        if let (Entries::Device(b), Some(most)) = (batch.place(), max_chunk)
+            && u64::from(b.max_tokens) > most
+        {
+            bail!(ChunkTooLong, "max_tokens is {}: max_chunk is {most}", b.max_tokens);
+        }
         self.plan(batch, |cache, e, seq| {
             if let Some(most) = max_chunk.filter(|&most| e.n > most) {
                 bail!(ChunkTooLong, "n_tokens[{}] is {}: max_chunk is {most}", e.index, e.n);
             }
-            Entry::append(e, seq, cache.seq(layer, seq), cache.starts[seq], &cache.layers[layer].ring)
+            if cache.in_doubt(layer, seq) {
+                return Ok(Entry::unchecked(e, seq));
+            }
+            let (state, start) = (cache.mirror.seq(layer, seq), cache.mirror.starts[seq]);
+            Entry::append(e, seq, state, start, &cache.layers[layer].ring)
         })
     }
 
     fn append_rows(&self, rows: u64, k: RowsIn<'_>, v: RowsIn<'_>) -> Result<AppendRows> {
         let s = &self.shape;
+        self.check_place(&[("k", k.in_host_memory()), ("v", v.in_host_memory())])?;
         Ok(AppendRows {
             k: k.resolve("k", rows, s.n_kv_heads, s.head_dim, s.in_dtype)?,
             v: v.resolve("v", rows, s.n_kv_heads, s.head_dim_v, s.in_dtype)?,
@@ -326,6 +387,8 @@ impl Cache {
 
     fn attend_rows(&self, rows: u64, q: RowsIn<'_>, out: RowsOut<'_>, lse: Option<RowsOut<'_>>) -> Result<AttendRows> {
         let s = &self.shape;
+        let lse_on_host = lse.as_ref().is_some_and(RowsOut::in_host_memory);
+        self.check_place(&[("q", q.in_host_memory()), ("out", out.in_host_memory()), ("lse", lse_on_host)])?;
         Ok(AttendRows {
             q: q.resolve("q", rows, s.n_q_heads, s.head_dim, s.in_dtype)?,
             out: out.resolve("out", rows, s.n_q_heads, s.head_dim_v, s.out_dtype)?,
@@ -333,16 +396,21 @@ impl Cache {
         })
     }
 
-    /// Runs planned work in `nth` parts. A failure inside poisons the cache.
-    fn execute(&mut self, work: Work, nth: u32) -> Result<()> {
+    /// Runs planned work, on the host in `nth` parts. A failure inside poisons the cache.
+    fn execute(&mut self, work: Work, batch: Batch<'_>, nth: u32) -> Result<()> {
         // Whole heads are shared out: more parts than heads would wake threads for nothing.
         let heads = self.entries.len().saturating_mul(self.shape.n_kv_heads);
         let nth = nth.min(u32::try_from(heads).unwrap_or(u32::MAX)).max(1);
-        let outcome = self.exec.run(nth, &|ith| self.run_part(work, ith, nth));
-        if outcome.is_err() {
-            self.poison();
+        match &self.place {
+            Place::Host { backend, exec } => {
+                let outcome = exec.run(nth, &|ith| self.run_on(backend.as_ref(), work, ith, nth));
+                if outcome.is_err() {
+                    self.poison();
+                }
+                outcome
+            }
+            Place::Device(_) => self.enqueue(work, batch),
         }
-        outcome
     }
 }
 
@@ -359,8 +427,4 @@ fn validate(config: &CacheConfig) -> Result<(Shape, Vec<Arc<Layer>>)> {
         layers.push(Arc::new(layer));
     }
     Ok((shape, layers))
-}
-
-fn no_cuda() -> Error {
-    Error::new(Status::BackendUnavailable, "backend is CUDA: this build of sinkcache has the CPU backend only")
 }

@@ -3,11 +3,12 @@
 use std::ffi::c_void;
 
 use super::boundary::boundary;
-use super::constants::skc_status;
+use super::constants::{SKC_ON_DEVICE, skc_status};
 use super::handle::{skc_cache, with_cache};
 use super::read::{c_struct, read_array, read_struct};
-use crate::batch::Batch;
-use crate::status::Result;
+use crate::cache::Cache;
+use crate::batch::{Batch, DeviceBatch};
+use crate::status::{Result, bail};
 use crate::tensor::{RowsIn, RowsOut};
 
 /// Arguments of skc_append_kv. Rows are packed in the order of the entries, as many for each as it has tokens. Strides
@@ -17,7 +18,7 @@ use crate::tensor::{RowsIn, RowsOut};
 pub struct skc_append_kv_args {
     /// sizeof(skc_append_kv_args).
     pub struct_size: u32,
-    /// 0.
+    /// 0 or SKC_ON_DEVICE.
     pub flags: u32,
     /// Layer.
     pub layer: u32,
@@ -39,8 +40,16 @@ pub struct skc_append_kv_args {
     pub v_token_stride: i64,
     /// Elements between heads of v; 0 = head_dim_v.
     pub v_head_stride: i64,
+    /// CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+    pub stream: *mut c_void,
+    /// With SKC_ON_DEVICE the rows the tensors have; else 0.
+    pub n_rows: u64,
+    /// With SKC_ON_DEVICE the most tokens an entry may have, at most max_chunk; else 0.
+    pub max_tokens: u32,
+    /// 0.
+    pub reserved: u32,
 }
-c_struct!(skc_append_kv_args);
+c_struct!(skc_append_kv_args, SKC_ON_DEVICE);
 
 /// Arguments of skc_attend. Rows are packed in the order of the entries, as many for each as it has tokens. Strides
 /// count elements; 0 means packed.
@@ -49,7 +58,7 @@ c_struct!(skc_append_kv_args);
 pub struct skc_attend_args {
     /// sizeof(skc_attend_args).
     pub struct_size: u32,
-    /// 0.
+    /// 0 or SKC_ON_DEVICE.
     pub flags: u32,
     /// Layer.
     pub layer: u32,
@@ -77,8 +86,16 @@ pub struct skc_attend_args {
     pub lse_token_stride: i64,
     /// Elements between heads of lse; 0 = 1.
     pub lse_head_stride: i64,
+    /// CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+    pub stream: *mut c_void,
+    /// With SKC_ON_DEVICE the rows the tensors have; else 0.
+    pub n_rows: u64,
+    /// With SKC_ON_DEVICE the most tokens an entry may have, at most max_chunk; else 0.
+    pub max_tokens: u32,
+    /// 0.
+    pub reserved: u32,
 }
-c_struct!(skc_attend_args);
+c_struct!(skc_attend_args, SKC_ON_DEVICE);
 
 /// Arguments of skc_step and skc_step_part: those of skc_append_kv and skc_attend, for any number of tokens.
 #[repr(C)]
@@ -86,7 +103,7 @@ c_struct!(skc_attend_args);
 pub struct skc_step_args {
     /// sizeof(skc_step_args).
     pub struct_size: u32,
-    /// 0.
+    /// 0 or SKC_ON_DEVICE.
     pub flags: u32,
     /// Layer.
     pub layer: u32,
@@ -126,8 +143,31 @@ pub struct skc_step_args {
     pub lse_token_stride: i64,
     /// Elements between heads of lse; 0 = 1.
     pub lse_head_stride: i64,
+    /// CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+    pub stream: *mut c_void,
+    /// With SKC_ON_DEVICE the rows the tensors have; else 0.
+    pub n_rows: u64,
+    /// With SKC_ON_DEVICE the most tokens an entry may have; else 0.
+    pub max_tokens: u32,
+    /// 0.
+    pub reserved: u32,
 }
-c_struct!(skc_step_args);
+c_struct!(skc_step_args, SKC_ON_DEVICE);
+
+/// A struct's fields as [`BatchArgs`], read.
+macro_rules! read_batch {
+    ($a:expr) => {
+        read_batch(&BatchArgs {
+            flags: $a.flags,
+            n: $a.n_entries,
+            seq_ids: $a.seq_ids,
+            n_tokens: $a.n_tokens,
+            n_rows: $a.n_rows,
+            max_tokens: $a.max_tokens,
+            reserved: $a.reserved,
+        })
+    };
+}
 
 /// Rotates and stores the next tokens of each sequence of a ragged batch in one layer, and drops what leaves the window.
 ///
@@ -141,12 +181,12 @@ pub unsafe extern "C" fn skc_append_kv(cache: *mut skc_cache, args: *const skc_a
         // SAFETY: the caller's contract.
         let (batch, k, v) = unsafe {
             (
-                read_batch(a.n_entries, a.seq_ids, a.n_tokens)?,
+                read_batch!(a)?,
                 RowsIn::from_raw(a.k.cast(), a.k_token_stride, a.k_head_stride),
                 RowsIn::from_raw(a.v.cast(), a.v_token_stride, a.v_head_stride),
             )
         };
-        with_cache(cache, |cache| cache.append(a.layer, batch, k, v))
+        on_stream(cache, a.stream, |cache| cache.append(a.layer, batch, k, v))
     })
 }
 
@@ -162,13 +202,13 @@ pub unsafe extern "C" fn skc_attend(cache: *mut skc_cache, args: *const skc_atte
         // SAFETY: the caller's contract.
         let (batch, q, out, lse) = unsafe {
             (
-                read_batch(a.n_entries, a.seq_ids, a.n_tokens)?,
+                read_batch!(a)?,
                 RowsIn::from_raw(a.q.cast(), a.q_token_stride, a.q_head_stride),
                 RowsOut::from_raw(a.out.cast(), a.out_token_stride, a.out_head_stride),
                 read_lse(a.lse, a.lse_token_stride, a.lse_head_stride),
             )
         };
-        with_cache(cache, |cache| cache.attend(a.layer, batch, q, out, lse))
+        on_stream(cache, a.stream, |cache| cache.attend(a.layer, batch, q, out, lse))
     })
 }
 
@@ -183,7 +223,7 @@ pub unsafe extern "C" fn skc_step(cache: *mut skc_cache, args: *const skc_step_a
         let a = unsafe { read_struct(args) }?;
         // SAFETY: the caller's contract.
         let s = unsafe { read_step(&a) }?;
-        with_cache(cache, |cache| cache.step(a.layer, s.batch, s.k, s.v, s.q, s.out, s.lse))
+        on_stream(cache, a.stream, |cache| cache.step(a.layer, s.batch, s.k, s.v, s.q, s.out, s.lse))
     })
 }
 
@@ -203,7 +243,7 @@ pub unsafe fn read_step<'a>(a: &skc_step_args) -> Result<StepRows<'a>> {
     // SAFETY: the caller's contract.
     unsafe {
         Ok(StepRows {
-            batch: read_batch(a.n_entries, a.seq_ids, a.n_tokens)?,
+            batch: read_batch!(a)?,
             k: RowsIn::from_raw(a.k.cast(), a.k_token_stride, a.k_head_stride),
             v: RowsIn::from_raw(a.v.cast(), a.v_token_stride, a.v_head_stride),
             q: RowsIn::from_raw(a.q.cast(), a.q_token_stride, a.q_head_stride),
@@ -213,11 +253,56 @@ pub unsafe fn read_step<'a>(a: &skc_step_args) -> Result<StepRows<'a>> {
     }
 }
 
-unsafe fn read_batch<'a>(n: u32, seq_ids: *const i32, n_tokens: *const i32) -> Result<Batch<'a>> {
-    // SAFETY: the caller's contract.
-    unsafe {
-        Ok(Batch::new(read_array("seq_ids", seq_ids, n as usize)?, read_array("n_tokens", n_tokens, n as usize)?))
+/// The arrays of a batch, wherever they are.
+struct BatchArgs {
+    flags: u32,
+    n: u32,
+    seq_ids: *const i32,
+    n_tokens: *const i32,
+    n_rows: u64,
+    max_tokens: u32,
+    reserved: u32,
+}
+
+unsafe fn read_batch<'a>(a: &BatchArgs) -> Result<Batch<'a>> {
+    if a.reserved != 0 {
+        bail!(VersionMismatch, "reserved is {}: it must be 0", a.reserved);
     }
+    if a.flags & SKC_ON_DEVICE != 0 {
+        let batch = DeviceBatch {
+            seq_ids: a.seq_ids.expose_provenance() as u64,
+            n_tokens: a.n_tokens.expose_provenance() as u64,
+            n_entries: a.n,
+            max_tokens: a.max_tokens,
+            n_rows: a.n_rows,
+        };
+        // SAFETY: the caller's contract.
+        return Ok(unsafe { Batch::on_device(batch) });
+    }
+    if a.n_rows != 0 || a.max_tokens != 0 {
+        bail!(
+            InvalidArgument,
+            "n_rows is {} and max_tokens {}: without SKC_ON_DEVICE both must be 0",
+            a.n_rows,
+            a.max_tokens
+        );
+    }
+    let n = a.n as usize;
+    // SAFETY: the caller's contract.
+    unsafe { Ok(Batch::new(read_array("seq_ids", a.seq_ids, n)?, read_array("n_tokens", a.n_tokens, n)?)) }
+}
+
+/// Runs a call that puts its work into a stream.
+pub fn on_stream<T>(
+    cache: *const skc_cache,
+    stream: *mut c_void,
+    body: impl FnOnce(&mut Cache) -> Result<T>,
+) -> Result<T> {
+    with_cache(cache, |cache| {
+        // SAFETY: the header's contract: a live stream of the cache's context.
+        unsafe { cache.set_stream(stream) }?;
+        body(cache)
+    })
 }
 
 unsafe fn read_lse<'a>(lse: *mut f32, token_stride: i64, head_stride: i64) -> Option<RowsOut<'a>> {

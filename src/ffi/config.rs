@@ -4,10 +4,11 @@ use std::ffi::{c_char, c_void};
 
 use super::boundary::{boundary, check_pointer};
 use super::constants::{
-    SKC_BACKEND_CPU, SKC_BACKEND_CUDA, SKC_DTYPE_BF16, SKC_DTYPE_F16, SKC_DTYPE_F32, SKC_POSITION_ALIBI,
+    SKC_BACKEND_CPU, SKC_BACKEND_CUDA, SKC_NO_DISK_CACHE, SKC_DTYPE_BF16, SKC_DTYPE_F16, SKC_DTYPE_F32, SKC_POSITION_ALIBI,
     SKC_POSITION_NONE, SKC_POSITION_ROPE, SKC_POSITION_ROPE_APPLIED, SKC_ROPE_INTERLEAVED, SKC_ROPE_NEOX, skc_status,
 };
 use super::read::{CStruct, c_struct, read_array, read_struct};
+use crate::backend::cuda::CudaConfig;
 use crate::config::{BackendKind, CacheConfig, DType, LayerConfig, MAX_HEADS, MAX_LAYERS, PositionMode, RopeStyle};
 use crate::exec::ParallelFor;
 use crate::memory::{Memory, copied, with_room};
@@ -77,7 +78,7 @@ c_struct!(skc_layer_config);
 pub struct skc_cache_config {
     /// sizeof(skc_cache_config).
     pub struct_size: u32,
-    /// 0.
+    /// 0 or SKC_NO_DISK_CACHE.
     pub flags: u32,
     /// One of SKC_BACKEND_. Default SKC_BACKEND_CPU.
     pub backend: u32,
@@ -126,8 +127,21 @@ pub struct skc_cache_config {
     pub log: skc_log_fn,
     /// First argument of log.
     pub log_user: *mut c_void,
+    /// CUDA: device ordinal, whose primary context is used. Default 0.
+    pub cuda_device: u32,
+    /// 0.
+    pub reserved: u32,
+    /// CUDA: the host's own context (CUcontext) instead; it must outlive the cache. NULL = the primary context.
+    pub cuda_context: *mut c_void,
+    /// CUDA: where device memory comes from: both or neither, NULL = cuMemAlloc. The cache's context is current when they
+    /// are called.
+    pub device_alloc: skc_alloc_fn,
+    /// Counterpart of device_alloc.
+    pub device_free: skc_free_fn,
+    /// First argument of device_alloc and device_free.
+    pub device_memory_user: *mut c_void,
 }
-c_struct!(skc_cache_config);
+c_struct!(skc_cache_config, SKC_NO_DISK_CACHE);
 
 impl Default for skc_layer_config {
     fn default() -> Self {
@@ -184,6 +198,12 @@ impl Default for skc_cache_config {
             parallel_for_user: std::ptr::null_mut(),
             log: None,
             log_user: std::ptr::null_mut(),
+            cuda_device: d.cuda.device,
+            reserved: 0,
+            cuda_context: std::ptr::null_mut(),
+            device_alloc: None,
+            device_free: None,
+            device_memory_user: std::ptr::null_mut(),
         }
     }
 }
@@ -235,6 +255,18 @@ fn dtype(name: &str, value: u32) -> Result<DType> {
     }
 }
 
+/// A pair of callbacks, or the default where there are none.
+fn memory(names: [&str; 2], alloc: skc_alloc_fn, free: skc_free_fn, user: *mut c_void) -> Result<Memory> {
+    let [alloc_name, free_name] = names;
+    match (alloc, free) {
+        (None, None) => Ok(Memory::default()),
+        // SAFETY: the header's contract of the callbacks.
+        (Some(alloc), Some(free)) => Ok(unsafe { Memory::new(alloc, free, user) }),
+        (Some(_), None) => bail!(InvalidConfig, "{alloc_name} is set but {free_name} is NULL: both or neither is allowed"),
+        (None, Some(_)) => bail!(InvalidConfig, "{free_name} is set but {alloc_name} is NULL: both or neither is allowed"),
+    }
+}
+
 /// Translates a caller's configuration; its meaning is checked by `CacheConfig`.
 ///
 /// # Safety
@@ -248,14 +280,15 @@ pub unsafe fn read_config(config: *const skc_cache_config) -> Result<(CacheConfi
         other => bail!(InvalidConfig, "backend is {other}: SKC_BACKEND_CPU (1) or SKC_BACKEND_CUDA (2) is allowed"),
     };
     let in_dtype = dtype("in_dtype", c.in_dtype)?;
-    let memory = match (c.alloc, c.free) {
-        (None, None) => Memory::default(),
-        // SAFETY: the header's contract of the callbacks.
-        (Some(alloc), Some(free)) => unsafe { Memory::new(alloc, free, c.memory_user) },
-        (alloc, _) => {
-            let (set, missing) = if alloc.is_some() { ("alloc", "free") } else { ("free", "alloc") };
-            bail!(InvalidConfig, "{set} is set but {missing} is NULL: both or neither is allowed")
-        }
+    if c.reserved != 0 {
+        bail!(VersionMismatch, "reserved is {}: it must be 0", c.reserved);
+    }
+    let memory = memory(["alloc", "free"], c.alloc, c.free, c.memory_user)?;
+    let cuda = CudaConfig {
+        device: c.cuda_device,
+        context: c.cuda_context,
+        memory: self::memory(["device_alloc", "device_free"], c.device_alloc, c.device_free, c.device_memory_user)?,
+        disk_cache: c.flags & SKC_NO_DISK_CACHE == 0,
     };
     // SAFETY: the header's contract of the callback.
     let parallel_for = c.parallel_for.map(|call| unsafe { ParallelFor::new(call, c.parallel_for_user) });
@@ -277,6 +310,7 @@ pub unsafe fn read_config(config: *const skc_cache_config) -> Result<(CacheConfi
         layers: unsafe { read_layers(&c) }?,
         memory,
         parallel_for,
+        cuda,
     };
     Ok((config, c))
 }

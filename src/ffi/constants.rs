@@ -41,6 +41,9 @@ pub const SKC_STATUS_TOKENS_GONE: skc_status = -12;
 pub const SKC_STATUS_DEVICE_LOST: skc_status = -13;
 /// A defect of this library; only skc_destroy_cache works now.
 pub const SKC_STATUS_INTERNAL: skc_status = -14;
+/// Graphs or counts in device memory have changed a sequence: the device alone knows its length. skc_note_replay,
+/// skc_reset and skc_seq_info with SKC_READ_BACK end that.
+pub const SKC_STATUS_LENGTH_UNKNOWN: skc_status = -15;
 
 /// Host memory and host threads.
 pub const SKC_BACKEND_CPU: u32 = 1;
@@ -77,6 +80,31 @@ pub const SKC_LOG_ERROR: u32 = 3;
 
 /// A sequence id that marks an entry as padding.
 pub const SKC_PADDING: i32 = -1;
+/// Every layer, where a layer is asked for; the layer of an edit in skc_device_error.
+pub const SKC_ALL_LAYERS: u32 = u32::MAX;
+
+/// Flag of a call: its arrays (seq_ids, n_tokens, start_positions) lie in device memory. CUDA only. Nothing in them is
+/// known to the host: entries that cannot be done are skipped on the device, see skc_poll_error.
+pub const SKC_ON_DEVICE: u32 = 1;
+/// Flag of skc_cache_config: compiled kernels are not kept on disk. See also SINKCACHE_CUDA_CACHE_DIR.
+pub const SKC_NO_DISK_CACHE: u32 = 1;
+/// Flag of skc_sequence_info: wait for the stream of the latest call and read the sequence's state from the device.
+pub const SKC_READ_BACK: u32 = 1;
+
+/// skc_append_kv, and the first half of skc_step.
+pub const SKC_CALL_APPEND: u32 = 1;
+/// skc_attend, and the second half of skc_step.
+pub const SKC_CALL_ATTEND: u32 = 2;
+/// skc_evict.
+pub const SKC_CALL_EVICT: u32 = 3;
+/// skc_rewind.
+pub const SKC_CALL_REWIND: u32 = 4;
+/// skc_reset.
+pub const SKC_CALL_RESET: u32 = 5;
+/// skc_fork.
+pub const SKC_CALL_FORK: u32 = 6;
+/// skc_abort_step.
+pub const SKC_CALL_ABORT: u32 = 7;
 
 macro_rules! table {
     ($($name:ident),* $(,)?) => {
@@ -101,6 +129,7 @@ const TABLE: &[(&str, i64)] = table![
     SKC_STATUS_TOKENS_GONE,
     SKC_STATUS_DEVICE_LOST,
     SKC_STATUS_INTERNAL,
+    SKC_STATUS_LENGTH_UNKNOWN,
     SKC_BACKEND_CPU,
     SKC_BACKEND_CUDA,
     SKC_DTYPE_F32,
@@ -116,6 +145,17 @@ const TABLE: &[(&str, i64)] = table![
     SKC_LOG_WARN,
     SKC_LOG_ERROR,
     SKC_PADDING,
+    SKC_ALL_LAYERS,
+    SKC_ON_DEVICE,
+    SKC_NO_DISK_CACHE,
+    SKC_READ_BACK,
+    SKC_CALL_APPEND,
+    SKC_CALL_ATTEND,
+    SKC_CALL_EVICT,
+    SKC_CALL_REWIND,
+    SKC_CALL_RESET,
+    SKC_CALL_FORK,
+    SKC_CALL_ABORT,
 ];
 
 /// Value of a constant of the header by its name, for callers that cannot read C: name "SKC_DTYPE_F16" gives 2.

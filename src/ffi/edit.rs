@@ -1,10 +1,14 @@
 //! Edits of a batch of sequences, all layers at once.
 
+use std::ffi::c_void;
+
 use super::boundary::boundary;
-use super::constants::skc_status;
-use super::handle::{skc_cache, with_cache, with_handle};
+use super::compute::on_stream;
+use super::constants::{SKC_ON_DEVICE, skc_status};
+use super::handle::{skc_cache, with_handle};
 use super::read::{c_struct, read_array, read_struct};
 use super::step_part::abandon;
+use crate::cache::DeviceEdit;
 use crate::status::Result;
 
 /// Arguments of skc_evict.
@@ -13,7 +17,7 @@ use crate::status::Result;
 pub struct skc_evict_args {
     /// sizeof(skc_evict_args).
     pub struct_size: u32,
-    /// 0.
+    /// 0 or SKC_ON_DEVICE.
     pub flags: u32,
     /// Entries of seq_ids and n_tokens.
     pub n_entries: u32,
@@ -23,8 +27,10 @@ pub struct skc_evict_args {
     pub seq_ids: *const i32,
     /// Window tokens to drop, the oldest first; 0 skips an entry.
     pub n_tokens: *const i32,
+    /// CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+    pub stream: *mut c_void,
 }
-c_struct!(skc_evict_args);
+c_struct!(skc_evict_args, SKC_ON_DEVICE);
 
 /// Arguments of skc_rewind.
 #[repr(C)]
@@ -32,7 +38,7 @@ c_struct!(skc_evict_args);
 pub struct skc_rewind_args {
     /// sizeof(skc_rewind_args).
     pub struct_size: u32,
-    /// 0.
+    /// 0 or SKC_ON_DEVICE.
     pub flags: u32,
     /// Entries of seq_ids and n_tokens.
     pub n_entries: u32,
@@ -42,8 +48,10 @@ pub struct skc_rewind_args {
     pub seq_ids: *const i32,
     /// Tokens to cut, the newest first; 0 skips an entry.
     pub n_tokens: *const i32,
+    /// CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+    pub stream: *mut c_void,
 }
-c_struct!(skc_rewind_args);
+c_struct!(skc_rewind_args, SKC_ON_DEVICE);
 
 /// Arguments of skc_reset.
 #[repr(C)]
@@ -51,7 +59,7 @@ c_struct!(skc_rewind_args);
 pub struct skc_reset_args {
     /// sizeof(skc_reset_args).
     pub struct_size: u32,
-    /// 0.
+    /// 0 or SKC_ON_DEVICE.
     pub flags: u32,
     /// Entries of seq_ids and, where given, start_positions.
     pub n_entries: u32,
@@ -61,8 +69,10 @@ pub struct skc_reset_args {
     pub seq_ids: *const i32,
     /// Stream positions of the next tokens; NULL = 0.
     pub start_positions: *const u64,
+    /// CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+    pub stream: *mut c_void,
 }
-c_struct!(skc_reset_args);
+c_struct!(skc_reset_args, SKC_ON_DEVICE);
 
 /// Arguments of skc_fork.
 #[repr(C)]
@@ -70,7 +80,7 @@ c_struct!(skc_reset_args);
 pub struct skc_fork_args {
     /// sizeof(skc_fork_args).
     pub struct_size: u32,
-    /// 0.
+    /// 0 or SKC_ON_DEVICE.
     pub flags: u32,
     /// Entries of src_seq_ids and dst_seq_ids.
     pub n_entries: u32,
@@ -80,8 +90,10 @@ pub struct skc_fork_args {
     pub src_seq_ids: *const i32,
     /// Sequences to overwrite; SKC_PADDING skips an entry. None may be a source, or appear twice.
     pub dst_seq_ids: *const i32,
+    /// CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+    pub stream: *mut c_void,
 }
-c_struct!(skc_fork_args);
+c_struct!(skc_fork_args, SKC_ON_DEVICE);
 
 /// Arguments of skc_abort_step.
 #[repr(C)]
@@ -97,6 +109,8 @@ pub struct skc_abort_step_args {
     pub reserved: u32,
     /// Sequences; SKC_PADDING skips an entry. A sequence may appear once.
     pub seq_ids: *const i32,
+    /// CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+    pub stream: *mut c_void,
 }
 c_struct!(skc_abort_step_args);
 
@@ -113,6 +127,15 @@ unsafe fn read_counts<'a>(n: u32, seq_ids: *const i32, n_tokens: *const i32) -> 
     unsafe { Ok((read_array("seq_ids", seq_ids, n as usize)?, read_array("n_tokens", n_tokens, n as usize)?)) }
 }
 
+fn device_edit(n_entries: u32, ids: *const i32, tokens: *const i32, positions: *const u64) -> DeviceEdit {
+    DeviceEdit {
+        seq_ids: ids.expose_provenance() as u64,
+        n_tokens: tokens.expose_provenance() as u64,
+        positions: positions.expose_provenance() as u64,
+        n_entries,
+    }
+}
+
 /// Drops the oldest window tokens of sequences for good, in all layers. Every layer's window must hold as many.
 ///
 /// # Safety
@@ -123,9 +146,14 @@ pub unsafe extern "C" fn skc_evict(cache: *mut skc_cache, args: *const skc_evict
         // SAFETY: the caller's contract.
         let a = unsafe { read_struct(args) }?;
         check_reserved!(a);
+        if a.flags & SKC_ON_DEVICE != 0 {
+            let edit = device_edit(a.n_entries, a.seq_ids, a.n_tokens, std::ptr::null());
+            // SAFETY: the caller's contract.
+            return on_stream(cache, a.stream, |cache| unsafe { cache.evict_on_device(edit) });
+        }
         // SAFETY: the caller's contract.
         let (ids, counts) = unsafe { read_counts(a.n_entries, a.seq_ids, a.n_tokens) }?;
-        with_cache(cache, |cache| cache.evict(ids, counts))
+        on_stream(cache, a.stream, |cache| cache.evict(ids, counts))
     })
 }
 
@@ -140,9 +168,14 @@ pub unsafe extern "C" fn skc_rewind(cache: *mut skc_cache, args: *const skc_rewi
         // SAFETY: the caller's contract.
         let a = unsafe { read_struct(args) }?;
         check_reserved!(a);
+        if a.flags & SKC_ON_DEVICE != 0 {
+            let edit = device_edit(a.n_entries, a.seq_ids, a.n_tokens, std::ptr::null());
+            // SAFETY: the caller's contract.
+            return on_stream(cache, a.stream, |cache| unsafe { cache.rewind_on_device(edit) });
+        }
         // SAFETY: the caller's contract.
         let (ids, counts) = unsafe { read_counts(a.n_entries, a.seq_ids, a.n_tokens) }?;
-        with_cache(cache, |cache| cache.rewind(ids, counts))
+        on_stream(cache, a.stream, |cache| cache.rewind(ids, counts))
     })
 }
 
@@ -156,13 +189,18 @@ pub unsafe extern "C" fn skc_reset(cache: *mut skc_cache, args: *const skc_reset
         // SAFETY: the caller's contract.
         let a = unsafe { read_struct(args) }?;
         check_reserved!(a);
+        if a.flags & SKC_ON_DEVICE != 0 {
+            let edit = device_edit(a.n_entries, a.seq_ids, std::ptr::null(), a.start_positions);
+            // SAFETY: the caller's contract.
+            return on_stream(cache, a.stream, |cache| unsafe { cache.reset_on_device(edit) });
+        }
         let n = a.n_entries as usize;
         // SAFETY: the caller's contract.
         let (ids, starts) = unsafe {
             let starts = (!a.start_positions.is_null()).then(|| read_array("start_positions", a.start_positions, n));
             (read_array("seq_ids", a.seq_ids, n)?, starts.transpose()?)
         };
-        with_cache(cache, |cache| cache.reset(ids, starts))
+        on_stream(cache, a.stream, |cache| cache.reset(ids, starts))
     })
 }
 
@@ -176,11 +214,16 @@ pub unsafe extern "C" fn skc_fork(cache: *mut skc_cache, args: *const skc_fork_a
         // SAFETY: the caller's contract.
         let a = unsafe { read_struct(args) }?;
         check_reserved!(a);
+        if a.flags & SKC_ON_DEVICE != 0 {
+            let edit = device_edit(a.n_entries, a.dst_seq_ids, a.src_seq_ids, std::ptr::null());
+            // SAFETY: the caller's contract.
+            return on_stream(cache, a.stream, |cache| unsafe { cache.fork_on_device(edit) });
+        }
         let n = a.n_entries as usize;
         // SAFETY: the caller's contract.
         let (src, dst) =
             unsafe { (read_array("src_seq_ids", a.src_seq_ids, n)?, read_array("dst_seq_ids", a.dst_seq_ids, n)?) };
-        with_cache(cache, |cache| cache.fork(src, dst))
+        on_stream(cache, a.stream, |cache| cache.fork(src, dst))
     })
 }
 
@@ -200,6 +243,6 @@ pub unsafe extern "C" fn skc_abort_step(cache: *mut skc_cache, args: *const skc_
         // SAFETY: the caller's contract.
         let ids = (!all).then(|| unsafe { read_array("seq_ids", a.seq_ids, a.n_entries as usize) }).transpose()?;
         with_handle(cache, abandon)?;
-        with_cache(cache, |cache| cache.abort_step(ids))
+        on_stream(cache, a.stream, |cache| cache.abort_step(ids))
     })
 }

@@ -254,6 +254,8 @@ pub fn destroy(handle: *const skc_cache) -> Result<()> {
     let found = lookup(handle)?;
     // A team whose members never came is no call.
     abandon(&found)?;
+    // Outside the registry's lock: a device may take its time.
+    Exclusive::enter(&found)?.cache().as_ref().map_or(Ok(()), Cache::finish)?;
     let cache = {
         let mut registry = REGISTRY.write();
         // Every call in flight, up to its last line of log, holds a reference that it got under the read lock. Two are the

@@ -4,11 +4,12 @@ use std::ffi::c_char;
 
 use super::boundary::{boundary, check_pointer};
 use super::constants::{
-    SKC_ABI_VERSION, SKC_BACKEND_CPU, SKC_DTYPE_BF16, SKC_DTYPE_F16, SKC_DTYPE_F32, SKC_POSITION_ALIBI,
+    SKC_ABI_VERSION, SKC_BACKEND_CPU, SKC_BACKEND_CUDA, SKC_READ_BACK, SKC_DTYPE_BF16, SKC_DTYPE_F16, SKC_DTYPE_F32, SKC_POSITION_ALIBI,
     SKC_POSITION_NONE, SKC_POSITION_ROPE, SKC_POSITION_ROPE_APPLIED, SKC_ROPE_INTERLEAVED, SKC_ROPE_NEOX, skc_status,
 };
 use super::handle::{skc_cache, with_cache};
 use super::read::{CStruct, c_struct, read_struct};
+use crate::backend::cuda::available;
 use crate::config::{HEAD_DIM_MULTIPLE, MAX_CHUNK, MAX_HEAD_DIM, MAX_LAYERS, MAX_SEQS, MAX_THREADS};
 use crate::status::Result;
 
@@ -18,7 +19,7 @@ use crate::status::Result;
 pub struct skc_sequence_info {
     /// sizeof(skc_sequence_info).
     pub struct_size: u32,
-    /// 0.
+    /// 0 or SKC_READ_BACK.
     pub flags: u32,
     /// Tokens in the shortest layer.
     pub length_min: u64,
@@ -35,7 +36,7 @@ pub struct skc_sequence_info {
     /// The most tokens skc_rewind would cut in the layer.
     pub rewindable: u64,
 }
-c_struct!(skc_sequence_info);
+c_struct!(skc_sequence_info, SKC_READ_BACK);
 
 /// What this build can do, filled by skc_capabilities. Set struct_size and zero the rest before the call. Bit n of a
 /// mask stands for the constant of value n.
@@ -73,7 +74,8 @@ pub struct skc_capability_info {
 }
 c_struct!(skc_capability_info);
 
-/// State of one sequence: lengths over all layers, the rest as layer `layer` sees it.
+/// State of one sequence: lengths over all layers, the rest as layer `layer` sees it. SKC_STATUS_LENGTH_UNKNOWN where the
+/// device alone knows and SKC_READ_BACK is not set.
 ///
 /// # Safety
 /// `info` must be NULL or as the header describes it.
@@ -85,7 +87,14 @@ pub unsafe extern "C" fn skc_seq_info(
     info: *mut skc_sequence_info,
 ) -> skc_status {
     boundary(|| {
-        let state = with_cache(cache, |cache| cache.seq_info(layer, seq_id))?;
+        // SAFETY: the caller's contract.
+        let flags = unsafe { read_struct(info) }?.flags;
+        let state = with_cache(cache, |cache| {
+            if flags & SKC_READ_BACK != 0 {
+                cache.read_back(seq_id)?;
+            }
+            cache.seq_info(layer, seq_id)
+        })?;
         let value = |old: skc_sequence_info| skc_sequence_info {
             length_min: state.len_min,
             length_max: state.len_max,
@@ -111,7 +120,7 @@ pub unsafe extern "C" fn skc_capabilities(info: *mut skc_capability_info) -> skc
     let dtypes = mask(&[SKC_DTYPE_F32, SKC_DTYPE_F16, SKC_DTYPE_BF16]);
     let value = |old: skc_capability_info| skc_capability_info {
         abi_version: SKC_ABI_VERSION,
-        backends: mask(&[SKC_BACKEND_CPU]),
+        backends: mask(&[SKC_BACKEND_CPU]) | if available() { mask(&[SKC_BACKEND_CUDA]) } else { 0 },
         io_dtypes: dtypes,
         kv_dtypes: dtypes,
         position_modes: mask(&[SKC_POSITION_ROPE, SKC_POSITION_ROPE_APPLIED, SKC_POSITION_ALIBI, SKC_POSITION_NONE]),
@@ -129,7 +138,10 @@ pub unsafe extern "C" fn skc_capabilities(info: *mut skc_capability_info) -> skc
 }
 
 /// Fills a caller's output struct, no further than it reaches.
-unsafe fn fill<T: CStruct>(out: *mut T, value: impl FnOnce(T) -> T) -> Result<()> {
+///
+/// # Safety
+/// `out` must be NULL or as the header describes it.
+pub unsafe fn fill<T: CStruct>(out: *mut T, value: impl FnOnce(T) -> T) -> Result<()> {
     check_pointer(T::NAME, out)?;
     // SAFETY: the caller's contract; every struct starts with its size.
     let (old, size) = unsafe { (read_struct(out)?, out.cast::<u32>().read() as usize) };
@@ -170,6 +182,7 @@ pub extern "C" fn skc_status_name(status: skc_status) -> *const c_char {
         -12 => c"SKC_STATUS_TOKENS_GONE",
         -13 => c"SKC_STATUS_DEVICE_LOST",
         -14 => c"SKC_STATUS_INTERNAL",
+        -15 => c"SKC_STATUS_LENGTH_UNKNOWN",
         _ => c"unknown status",
     };
     name.as_ptr()

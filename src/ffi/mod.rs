@@ -9,6 +9,7 @@ mod boundary;
 mod compute;
 mod config;
 mod constants;
+mod device;
 mod edit;
 mod handle;
 mod info;
@@ -23,6 +24,7 @@ pub use config::{
     skc_log_fn, skc_parallel_for_fn, skc_task_fn,
 };
 pub use constants::*;
+pub use device::{skc_device_error, skc_note_replay, skc_note_replay_args, skc_poll_error};
 pub use edit::{
     skc_abort_step, skc_abort_step_args, skc_evict, skc_evict_args, skc_fork, skc_fork_args, skc_reset, skc_reset_args,
     skc_rewind, skc_rewind_args,

@@ -18,15 +18,21 @@ pub unsafe trait CStruct: Copy {
     const NAME: &'static str;
     /// Its size in the first release: callers built against any later header pass at least this. Stays when it grows.
     const FIRST_SIZE: usize;
+    /// Bits of `flags` that are defined.
+    const FLAGS: u32;
 }
 
 macro_rules! c_struct {
     ($type:ident) => {
+        $crate::ffi::read::c_struct!($type, 0);
+    };
+    ($type:ident, $flags:expr) => {
         // SAFETY: integers, floats, pointers and optional function pointers only, led by struct_size and flags.
         unsafe impl $crate::ffi::read::CStruct for $type {
             const NAME: &'static str = stringify!($type);
             // No release has grown a struct yet. The first field that is appended puts a number here.
             const FIRST_SIZE: usize = size_of::<$type>();
+            const FLAGS: u32 = $flags;
         }
     };
 }
@@ -46,8 +52,9 @@ pub unsafe fn read_struct<T: CStruct>(ptr: *const T) -> Result<T> {
     if !(T::FIRST_SIZE..=MAX_STRUCT_SIZE).contains(&size) {
         bail!(VersionMismatch, "{}.struct_size is {size}: {} to {MAX_STRUCT_SIZE} is allowed", T::NAME, T::FIRST_SIZE);
     }
-    if flags != 0 {
-        bail!(VersionMismatch, "{}.flags is {flags:#x}: no flag is defined", T::NAME);
+    if flags & !T::FLAGS != 0 {
+        let allowed = if T::FLAGS == 0 { "no flag is defined".to_owned() } else { format!("of bits {:#x}", T::FLAGS) };
+        bail!(VersionMismatch, "{}.flags is {flags:#x}: {allowed}", T::NAME);
     }
     let mut value = MaybeUninit::<T>::zeroed();
     // SAFETY: the caller's contract; both are at least that long.

@@ -68,7 +68,7 @@ pub unsafe extern "C" fn skc_step_part(
             // SAFETY: the caller's contract.
             let work = unsafe { enter(handle, args, ith, nth) }?;
             // SAFETY: this member has entered, and no member changes the cache before all have left.
-            let outcome = catch(|| unsafe { handle.shared() }.map(|cache| cache.run_part(work, ith, nth)));
+            let outcome = catch(|| unsafe { handle.shared() }?.run_part(work, ith, nth));
             leave(handle, outcome)
         })
     })
@@ -104,6 +104,11 @@ unsafe fn enter(handle: &Handle, args: skc_step_args, ith: u32, nth: u32) -> Res
 unsafe fn plan(handle: &Handle, args: skc_step_args, ith: u32, nth: u32) -> Result<Open> {
     // SAFETY: the caller's contract.
     let cache = unsafe { handle.sole() }?;
+    // SAFETY: the caller's contract.
+    unsafe { cache.set_stream(args.stream) }?;
+    if cache.is_on_device() {
+        bail!(InvalidArgument, "skc_step_part: a thread team cannot do the work of a CUDA cache; call skc_step");
+    }
     if nth == 0 || nth > cache.width() || ith >= nth {
         bail!(
             InvalidArgument,

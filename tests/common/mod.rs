@@ -44,7 +44,7 @@ pub fn feed(
     rows: Rows<'_>,
     call: Call,
 ) -> (Vec<f32>, Vec<f32>) {
-    let n: usize = batch.n_tokens.iter().map(|&n| usize::try_from(n).unwrap()).sum();
+    let n = usize::try_from(batch.rows()).unwrap();
     let heads = config.n_q_heads as usize;
     let dim_v = if config.head_dim_v == 0 { config.head_dim } else { config.head_dim_v } as usize;
     let mut lse = vec![f32::NAN; n * heads];

@@ -1,0 +1,191 @@
+//! Compiled kernels on disk, so that the second program start costs no compilation.
+//!
+//! The directory holds loadable code: it must belong to the user and be closed to everybody else, or it is not used.
+//! An entry says what it was made from and carries checksums; one that does not fit is a miss, never an error.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Names the directory; empty = no disk cache.
+const VARIABLE: &str = "SINKCACHE_CUDA_CACHE_DIR";
+const MAGIC: &str = "sinkcache cubin 1";
+
+/// What a cubin was made from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// Options, architecture and compiler, one line.
+    pub recipe: String,
+    /// Hash of the program and its headers.
+    pub source: u128,
+}
+
+/// 128 bits of `SipHash` over `parts`: two runs that begin differently.
+pub fn hash<T: Hash>(parts: &T) -> u128 {
+    let run = |seed: u64| {
+        let mut hasher = DefaultHasher::new();
+        seed.hash(&mut hasher);
+        parts.hash(&mut hasher);
+        hasher.finish()
+    };
+    u128::from(run(1)) << 64 | u128::from(run(2))
+}
+
+/// A directory of cubins.
+#[derive(Clone, Debug)]
+pub struct Disk(PathBuf);
+
+impl Disk {
+    /// The user's directory, made if need be; `None` where there is none, or it is not the user's alone.
+    pub fn open() -> Option<Self> {
+        let dir = match std::env::var_os(VARIABLE) {
+            Some(dir) if dir.is_empty() => return None,
+            Some(dir) => PathBuf::from(dir),
+            None => match std::env::var_os("XDG_CACHE_HOME").filter(|d| Path::new(d).is_absolute()) {
+                Some(cache) => PathBuf::from(cache).join("sinkcache"),
+                None => PathBuf::from(std::env::var_os("HOME").filter(|d| !d.is_empty())?).join(".cache/sinkcache"),
+            },
+        };
+        Self::at(dir)
+    }
+
+    fn at(dir: PathBuf) -> Option<Self> {
+        make(&dir).ok()?;
+        private(&dir).then_some(Self(dir))
+    }
+
+    fn path(&self, key: &Key) -> PathBuf {
+        self.0.join(format!("{:032x}.cubin", hash(key)))
+    }
+
+    /// The entry of a key, if there is a whole one.
+    pub fn read(&self, key: &Key) -> Option<Vec<u8>> {
+        let bytes = std::fs::read(self.path(key)).ok()?;
+        let mut rest = bytes.as_slice();
+        let mut line = || {
+            let end = rest.iter().position(|&b| b == b'\n')?;
+            let (line, tail) = rest.split_at(end);
+            rest = tail.get(1..)?;
+            std::str::from_utf8(line).ok()
+        };
+        let (magic, recipe, sums) = (line()?, line()?, line()?);
+        let whole = magic == MAGIC && recipe == key.recipe && sums == checksums(key, rest);
+        whole.then(|| rest.to_vec())
+    }
+
+    /// Keeps a cubin. Failing to is no error: it will be compiled again.
+    pub fn write(&self, key: &Key, cubin: &[u8]) {
+        let _ = self.try_write(key, cubin);
+    }
+
+    fn try_write(&self, key: &Key, cubin: &[u8]) -> std::io::Result<()> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        // Written aside and renamed: another process sees all of it or nothing.
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let aside = self.0.join(format!("{}-{n}.tmp", std::process::id()));
+        let outcome = (|| {
+            let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(&aside)?;
+            file.write_all(format!("{MAGIC}\n{}\n{}\n", key.recipe, checksums(key, cubin)).as_bytes())?;
+            file.write_all(cubin)?;
+            file.sync_all()?;
+            std::fs::rename(&aside, self.path(key))
+        })();
+        if outcome.is_err() {
+            let _ = std::fs::remove_file(&aside);
+        }
+        outcome
+    }
+}
+
+fn checksums(key: &Key, cubin: &[u8]) -> String {
+    format!("{:032x} {} {:032x}", key.source, cubin.len(), hash(&cubin))
+}
+
+#[cfg(unix)]
+fn make(dir: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    if let Some(parent) = dir.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    match std::fs::DirBuilder::new().mode(0o700).create(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(not(unix))]
+fn make(dir: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(dir)
+}
+
+/// A directory, not a link to one, that nobody but this user can change.
+#[cfg(unix)]
+fn private(dir: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    // SAFETY: no preconditions.
+    let user = unsafe { libc::geteuid() };
+    std::fs::symlink_metadata(dir).is_ok_and(|m| m.is_dir() && m.uid() == user && m.mode() & 0o077 == 0)
+}
+
+#[cfg(not(unix))]
+fn private(dir: &Path) -> bool {
+    dir.is_dir()
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn key(recipe: &str) -> Key {
+        Key { recipe: recipe.to_owned(), source: hash(&"text") }
+    }
+
+    fn directory(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("sinkcache-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        dir
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_nothing_else() {
+        let dir = directory("round-trip");
+        let disk = Disk::at(dir.clone()).unwrap();
+        assert_eq!(disk.read(&key("a")), None);
+        disk.write(&key("a"), b"code");
+        assert_eq!(disk.read(&key("a")).as_deref(), Some(b"code".as_slice()));
+        assert_eq!(disk.read(&key("b")), None);
+        assert_eq!(disk.read(&Key { source: 7, ..key("a") }), None);
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_damaged_entry_is_a_miss() {
+        let dir = directory("damage");
+        let disk = Disk::at(dir.clone()).unwrap();
+        disk.write(&key("a"), b"a cubin of some length");
+        let path = disk.path(&key("a"));
+        let good = std::fs::read(&path).unwrap();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            std::fs::write(&path, &bad).unwrap();
+            assert_eq!(disk.read(&key("a")), None, "byte {at}");
+            std::fs::write(&path, &good[..at]).unwrap();
+            assert_eq!(disk.read(&key("a")), None, "cut at {at}");
+        }
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn an_open_directory_is_not_used() {
+        let dir = directory("open");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o770)).unwrap();
+        assert!(Disk::at(dir.clone()).is_none());
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700)).unwrap();
+        assert!(Disk::at(dir.clone()).is_some());
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

@@ -1,0 +1,197 @@
+//! What the host hands to kernels, by value: the mirror of `kernels/params.cuh`, where the fields are explained.
+
+use crate::config::{Layer, Shape};
+use crate::ring::Seq;
+use crate::tensor::Strided;
+
+/// Entries of a batch that travel inside the launch.
+pub const INLINE: usize = 64;
+
+/// A device address.
+pub type Address = u64;
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SkcBatch {
+    pub seq_ids: Address,
+    pub n_tokens: Address,
+    pub n_rows: u64,
+    pub n_entries: u32,
+    pub n_seqs: u32,
+    pub max_tokens: u32,
+    pub at: u32,
+    pub step: u32,
+    pub all: u32,
+    pub inline_ids: [i32; INLINE],
+    pub inline_tokens: [i32; INLINE],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SkcRows {
+    pub ptr: Address,
+    pub token: i64,
+    pub head: i64,
+}
+
+impl From<Strided> for SkcRows {
+    fn from(s: Strided) -> Self {
+        let (ptr, token, head) = s.raw();
+        Self { ptr: ptr as Address, token: token as i64, head: head as i64 }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SkcLayer {
+    pub k: Address,
+    pub v: Address,
+    pub seqs: Address,
+    pub starts: Address,
+    pub frequencies: Address,
+    pub alibi: Address,
+    pub sink_logits: Address,
+    pub error: Address,
+    pub arrivals: Address,
+    pub n_sink: u64,
+    pub window: u64,
+    pub ring_slots: u64,
+    pub max_rewind: u64,
+    pub layer: u32,
+    pub max_chunk: u32,
+    pub n_kv_heads: u32,
+    pub group: u32,
+    pub head_dim: u32,
+    pub head_dim_v: u32,
+    pub kv_dtype: u32,
+    pub in_dtype: u32,
+    pub out_dtype: u32,
+    pub position_mode: u32,
+    pub rope_style: u32,
+    pub half: u32,
+    pub mscale: f32,
+    pub scale: f32,
+    pub softcap: f32,
+    pub reserved: u32,
+}
+
+impl SkcLayer {
+    /// The settings of a layer; addresses are left 0.
+    pub fn new(index: usize, layer: &Layer, shape: &Shape) -> Self {
+        let ring = &layer.ring;
+        Self {
+            n_sink: ring.n_sink,
+            window: ring.window,
+            ring_slots: ring.ring_slots,
+            max_rewind: ring.max_rewind,
+            // All bounded by the limits of `config`.
+            layer: index as u32,
+            max_chunk: shape.max_chunk as u32,
+            n_kv_heads: shape.n_kv_heads as u32,
+            group: shape.group as u32,
+            head_dim: shape.head_dim as u32,
+            head_dim_v: shape.head_dim_v as u32,
+            kv_dtype: shape.kv_dtype as u32,
+            in_dtype: shape.in_dtype as u32,
+            out_dtype: shape.out_dtype as u32,
+            position_mode: layer.position_mode as u32,
+            rope_style: layer.rope_style as u32,
+            half: layer.frequencies.len() as u32,
+            mscale: layer.mscale,
+            scale: layer.scale,
+            softcap: layer.softcap,
+            ..Self::default()
+        }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SkcAppend {
+    pub layer: SkcLayer,
+    pub batch: SkcBatch,
+    pub k: SkcRows,
+    pub v: SkcRows,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SkcAttend {
+    pub layer: SkcLayer,
+    pub batch: SkcBatch,
+    pub q: SkcRows,
+    pub out: SkcRows,
+    pub lse: SkcRows,
+    pub partials: Address,
+    pub counters: Address,
+    pub n_splits: u32,
+    pub reserved: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SkcEdit {
+    pub seqs: Address,
+    pub starts: Address,
+    pub rings: Address,
+    pub error: Address,
+    pub positions: Address,
+    pub n_layers: u32,
+    pub call: u32,
+    pub batch: SkcBatch,
+    pub inline_positions: [u64; INLINE],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SkcStore {
+    pub k: Address,
+    pub v: Address,
+    pub k_slot: u64,
+    pub v_slot: u64,
+    pub slots: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SkcFork {
+    pub edit: SkcEdit,
+    pub stores: Address,
+    pub n_kv_heads: u32,
+    pub reserved: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SkcStage {
+    pub seq_ids: Address,
+    pub n_tokens: Address,
+    pub positions: Address,
+    pub first: u32,
+    pub n: u32,
+    pub ids: [i32; INLINE],
+    pub tokens: [i32; INLINE],
+    pub values: [u64; INLINE],
+}
+
+/// The error record, in host memory that the device writes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SkcError {
+    pub count: u32,
+    pub status: i32,
+    pub layer: u32,
+    pub entry: u32,
+    pub seq: i32,
+    pub call: u32,
+    pub value: u64,
+}
+
+// `params.cuh` asserts the same numbers.
+const _: () = {
+    assert!(size_of::<Seq>() == 32 && size_of::<SkcError>() == 32);
+    assert!(size_of::<SkcBatch>() == 560 && size_of::<SkcRows>() == 24 && size_of::<SkcLayer>() == 168);
+    assert!(size_of::<SkcAppend>() == 776 && size_of::<SkcAttend>() == 824);
+    assert!(size_of::<SkcEdit>() == 1120 && size_of::<SkcStore>() == 40 && size_of::<SkcFork>() == 1136);
+    assert!(size_of::<SkcStage>() == 1056);
+};

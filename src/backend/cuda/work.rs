@@ -1,0 +1,214 @@
+//! Calls as launches. Nothing here waits, allocates or reads device memory, so that all of it can be captured.
+
+use super::driver::Current;
+use super::launch::{Attention, append_grid, append_shared, choose, decode_shared, chunk_shared, grid};
+use super::params::{INLINE, SkcAppend, SkcAttend, SkcBatch, SkcEdit, SkcFork, SkcRows, SkcStage};
+use super::{Cuda, layout};
+use crate::backend::{AppendRows, AttendRows, DeviceJob, Edit, EditCall, EditEntries, JobBatch, Stream};
+use crate::status::{Result, bail};
+
+/// A call's arrays as kernels get them, and the largest count among them.
+struct Given {
+    batch: SkcBatch,
+    positions: u64,
+    inline_positions: [u64; INLINE],
+}
+
+/// Append and attend, each chunk's one after the other.
+pub fn run(cuda: &Cuda, current: &Current<'_>, job: &DeviceJob<'_>) -> Result<()> {
+    let max_chunk = cuda.shape.max_chunk as u32;
+    let (mut given, max_tokens) = match job.batch {
+        JobBatch::Host(b) => {
+            let most = b.n_tokens.iter().copied().max().unwrap_or(0).unsigned_abs();
+            (stage(cuda, current, job.stream, b.seq_ids, b.n_tokens, &[], b.rows())?, most)
+        }
+        JobBatch::Device(b) => {
+            let batch = blank(cuda, b.n_entries, b.n_rows);
+            (Given { batch: SkcBatch { seq_ids: b.seq_ids, n_tokens: b.n_tokens, ..batch }, positions: 0, inline_positions: [0; INLINE] }, b.max_tokens)
+        }
+    };
+    given.batch.max_tokens = max_tokens;
+    given.batch.step = max_chunk;
+    if given.batch.n_entries == 0 || max_tokens == 0 {
+        return Ok(());
+    }
+    for at in (0..max_tokens).step_by(max_chunk as usize) {
+        given.batch.at = at;
+        let most = (max_tokens - at).min(max_chunk);
+        if let Some(rows) = &job.append {
+            append(cuda, current, job, rows, given.batch, most)?;
+        }
+        if let Some(rows) = &job.attend {
+            attend(cuda, current, job, rows, given.batch, most)?;
+        }
+    }
+    Ok(())
+}
+
+fn append(
+    cuda: &Cuda,
+    current: &Current<'_>,
+    job: &DeviceJob<'_>,
+    rows: &AppendRows,
+    batch: SkcBatch,
+    most: u32,
+) -> Result<()> {
+    let params = SkcAppend { layer: cuda.settings[job.layer], batch, k: rows.k.into(), v: rows.v.into() };
+    let shared = append_shared(&cuda.layers[job.layer]);
+    current.launch(&cuda.common()?.append, append_grid(batch.n_entries, most), shared, job.stream, &params)
+}
+
+fn attend(
+    cuda: &Cuda,
+    current: &Current<'_>,
+    job: &DeviceJob<'_>,
+    rows: &AttendRows,
+    batch: SkcBatch,
+    most: u32,
+) -> Result<()> {
+    let (shape, layer) = (&cuda.shape, &cuda.layers[job.layer]);
+    let fast = cuda.fast_of[job.layer].and_then(|i| cuda.parts.fast.get(i));
+    let (q, out): (SkcRows, SkcRows) = (rows.q.into(), rows.out.into());
+    let aligned = [q, out].iter().all(|r| (r.ptr | r.token as u64 | r.head as u64).is_multiple_of(16));
+    let special = fast.map(|f| f.special);
+    let choice = choose(special, shape, layer, batch.n_entries, most, aligned, cuda.multiprocessors);
+    let n_splits = if let Attention::Decode { n_splits } = choice { n_splits } else { 1 };
+    let base = cuda.base()?;
+    let params = SkcAttend {
+        layer: cuda.settings[job.layer],
+        batch,
+        q,
+        out,
+        lse: rows.lse.map_or_else(SkcRows::default, SkcRows::from),
+        partials: base + cuda.rest.partials,
+        counters: base + cuda.rest.counters,
+        n_splits,
+        reserved: 0,
+    };
+    let n = batch.n_entries;
+    let heads = shape.n_kv_heads as u64;
+    match (choice, fast) {
+        (Attention::Decode { n_splits }, Some(fast)) => {
+            let shared = decode_shared(fast.special.dim);
+            current.launch(&fast.decode, grid(n, heads, n_splits.into()), shared, job.stream, &params)
+        }
+        (Attention::Chunk, Some(fast)) => {
+            let tiles = (u64::from(most) * u64::from(fast.special.group)).div_ceil(64);
+            let shared = chunk_shared(fast.special.dim);
+            current.launch(&fast.chunk, grid(n, heads, tiles), shared, job.stream, &params)
+        }
+        _ => {
+            let blocks = grid(n, u64::from(most).min(1024), shape.n_q_heads as u64);
+            let shared = super::launch::generic_shared(shape);
+            current.launch(&cuda.common()?.attend, blocks, shared, job.stream, &params)
+        }
+    }
+}
+
+/// An edit of sequences, all layers at once.
+pub fn edit(cuda: &Cuda, current: &Current<'_>, edit: &Edit<'_>) -> Result<()> {
+    let given = match edit.entries {
+        EditEntries::Host { ids, tokens, positions } => stage(cuda, current, edit.stream, ids, tokens, positions, 0)?,
+        EditEntries::Device { ids, tokens, positions, n } => {
+            let batch = SkcBatch { seq_ids: ids, n_tokens: tokens, ..blank(cuda, n, 0) };
+            Given { batch, positions, inline_positions: [0; INLINE] }
+        }
+        EditEntries::All => {
+            let batch = SkcBatch { all: 1, ..blank(cuda, cuda.n_seqs, 0) };
+            Given { batch, positions: 0, inline_positions: [0; INLINE] }
+        }
+    };
+    let n = given.batch.n_entries;
+    if n == 0 {
+        return Ok(());
+    }
+    let base = cuda.base()?;
+    let common = cuda.common()?;
+    let n_layers = cuda.settings.len() as u32;
+    let params = SkcEdit {
+        seqs: base + cuda.rest.seqs,
+        starts: base + cuda.rest.starts,
+        rings: base + cuda.rest.rings,
+        error: cuda.settings[0].error,
+        positions: given.positions,
+        n_layers,
+        call: edit.call as u32,
+        batch: given.batch,
+        inline_positions: given.inline_positions,
+    };
+    if edit.call == EditCall::Fork {
+        let stores = base + cuda.rest.stores;
+        let fork = SkcFork { edit: params, stores, n_kv_heads: cuda.shape.n_kv_heads as u32, reserved: 0 };
+        current.launch(&common.fork, grid(n, n_layers.into(), 32), 0, edit.stream, &fork)?;
+    }
+    current.launch(&common.edit, [n, 1, 1], 0, edit.stream, &params)
+}
+
+/// A batch of `n` entries without arrays.
+fn blank(cuda: &Cuda, n: u32, n_rows: u64) -> SkcBatch {
+    SkcBatch {
+        seq_ids: 0,
+        n_tokens: 0,
+        n_rows,
+        n_entries: n,
+        n_seqs: cuda.n_seqs,
+        max_tokens: i32::MAX as u32,
+        at: 0,
+        step: 0,
+        all: 0,
+        inline_ids: [0; INLINE],
+        inline_tokens: [0; INLINE],
+    }
+}
+
+/// Host arrays as kernels get them: inside the launch, or by launches of their own that write them to device memory. A
+/// copy would make a captured graph read the host's arrays again at every replay.
+fn stage(
+    cuda: &Cuda,
+    current: &Current<'_>,
+    stream: Stream,
+    ids: &[i32],
+    tokens: &[i32],
+    positions: &[u64],
+    n_rows: u64,
+) -> Result<Given> {
+    let most = layout::max_entries(cuda.n_seqs);
+    let Some(n) = u32::try_from(ids.len()).ok().filter(|&n| n <= most) else {
+        bail!(OutOfRange, "n_entries is {}: at most {most} for a CUDA cache of {} sequences", ids.len(), cuda.n_seqs);
+    };
+    let mut given = Given { batch: blank(cuda, n, n_rows), positions: 0, inline_positions: [0; INLINE] };
+    if ids.len() <= INLINE {
+        given.batch.inline_ids[..ids.len()].copy_from_slice(ids);
+        given.batch.inline_tokens[..tokens.len()].copy_from_slice(tokens);
+        given.inline_positions[..positions.len()].copy_from_slice(positions);
+        return Ok(given);
+    }
+    let base = cuda.base()?;
+    let address = |empty: bool, offset: u64| if empty { 0 } else { base + offset };
+    given.batch.seq_ids = base + cuda.rest.stage_ids;
+    given.batch.n_tokens = address(tokens.is_empty(), cuda.rest.stage_tokens);
+    given.positions = address(positions.is_empty(), cuda.rest.stage_positions);
+    for (part, ids) in ids.chunks(INLINE).enumerate() {
+        let first = part * INLINE;
+        let mut params = SkcStage {
+            seq_ids: given.batch.seq_ids,
+            n_tokens: given.batch.n_tokens,
+            positions: given.positions,
+            first: first as u32,
+            n: ids.len() as u32,
+            ids: [0; INLINE],
+            tokens: [0; INLINE],
+            values: [0; INLINE],
+        };
+        params.ids[..ids.len()].copy_from_slice(ids);
+        let part_of = |from: usize| from..from + ids.len();
+        if !tokens.is_empty() {
+            params.tokens[..ids.len()].copy_from_slice(&tokens[part_of(first)]);
+        }
+        if !positions.is_empty() {
+            params.values[..ids.len()].copy_from_slice(&positions[part_of(first)]);
+        }
+        current.launch(&cuda.common()?.stage, [1, 1, 1], 0, stream, &params)?;
+    }
+    Ok(given)
+}
