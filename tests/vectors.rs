@@ -6,7 +6,7 @@ use common::oracle::Oracle;
 use common::plain::Plain;
 use common::vectors::{Event, Vector, all};
 use common::{Call, Rows, check, feed};
-use sinkcache::{Batch, Cache, CacheConfig, DType, PositionMode, Status};
+use sinkcache::{Batch, CacheConfig, DType, PositionMode, Status};
 
 const STARTS: [u64; 4] = [0, 1 << 24, (1 << 32) + 7, 1 << 40];
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
@@ -33,6 +33,7 @@ fn cache_config(vector: &Vector, feed: Feed, kv_dtype: DType, io_dtype: DType, m
     let mut layer = c.layer.clone();
     layer.position_mode = mode;
     CacheConfig {
+        backend: common::device::backend(),
         n_q_heads: c.n_q_heads as u32,
         n_kv_heads: c.n_kv_heads as u32,
         head_dim: c.head_dim as u32,
@@ -54,7 +55,7 @@ fn replay(vector: &Vector, config: &CacheConfig, how: Feed, start: u64) -> (Vec<
     let (q, k) = if applied { ("q_rotated", "k_rotated") } else { ("q", "k") };
     let (q, k, v) = (&vector.tensors[q], &vector.tensors[k], &vector.tensors["v"]);
     let (nq, nk, nv) = (c.n_q_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.n_kv_heads * c.head_dim_v);
-    let mut cache = Cache::new(config).unwrap();
+    let mut cache = common::new_cache(config);
     cache.reset(&[0], Some(&[start])).unwrap();
     let (mut out, mut lse, mut at) = (Vec::new(), Vec::new(), 0);
     for &event in &vector.events {

@@ -1,8 +1,9 @@
 //! Random histories: a small cache, and what happens to its sequences.
 
 use proptest::prelude::*;
-use sinkcache::{CacheConfig, DType, LayerConfig, PositionMode, RopeStyle};
+use sinkcache::{BackendKind, CacheConfig, DType, LayerConfig, PositionMode, RopeStyle};
 
+use super::device::backend;
 use super::oracle::OracleConfig;
 
 /// Sequences of every history.
@@ -52,7 +53,13 @@ impl History {
 }
 
 pub fn histories() -> impl Strategy<Value = History> {
-    cache().prop_flat_map(|config| {
+    let caches = match backend() {
+        BackendKind::Cpu => cache().boxed(),
+        // Half of them in shapes that have kernels of their own.
+        BackendKind::Cuda => prop_oneof![cache(), special_cache()].boxed(),
+    };
+    caches.prop_flat_map(|mut config| {
+        config.backend = backend();
         let most = config.max_chunk.min(9) as u8;
         let window = config.layers.iter().map(|l| l.window).max().unwrap() as u8;
         let n = 12..30_usize;
@@ -102,6 +109,42 @@ fn cache() -> impl Strategy<Value = CacheConfig> {
             max_rewind,
             // Threads of our own are slow to start: one history in three has them.
             n_threads: if n_threads == 3 { 2 } else { 1 },
+            layers,
+            ..CacheConfig::default()
+        })
+    })
+}
+
+/// Shapes of the specialised kernels: (head_dim, n_q_heads, n_kv_heads, type). Few, since each is compiled.
+const SPECIAL: [(u32, u32, u32, DType); 10] = [
+    (64, 2, 2, DType::F16),
+    (64, 8, 1, DType::Bf16),
+    (80, 2, 1, DType::F16),
+    (80, 3, 3, DType::Bf16),
+    (96, 6, 2, DType::F16),
+    (96, 5, 1, DType::Bf16),
+    (128, 8, 2, DType::Bf16),
+    (128, 7, 1, DType::F16),
+    (256, 2, 1, DType::Bf16),
+    (256, 6, 1, DType::F16),
+];
+
+fn special_cache() -> impl Strategy<Value = CacheConfig> {
+    let sizes = (1..10_u32, 0..9_u32);
+    (prop::sample::select(SPECIAL.to_vec()), sizes).prop_flat_map(|((head_dim, n_q_heads, n_kv_heads, dtype), sizes)| {
+        let (max_chunk, max_rewind) = sizes;
+        prop::collection::vec(layer(n_q_heads, head_dim), 1..3).prop_map(move |layers| CacheConfig {
+            n_layers: layers.len() as u32,
+            n_seqs: N_SEQS as u32,
+            n_q_heads,
+            n_kv_heads,
+            head_dim,
+            head_dim_v: head_dim,
+            in_dtype: dtype,
+            out_dtype: dtype,
+            kv_dtype: dtype,
+            max_chunk,
+            max_rewind,
             layers,
             ..CacheConfig::default()
         })

@@ -1,6 +1,7 @@
 //! What the integration tests share: the definition in f64, the half-precision yardstick, the vectors.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod device;
 pub mod history;
 pub mod oracle;
 pub mod plain;
@@ -16,6 +17,16 @@ pub fn round(dtype: DType, x: f32) -> f32 {
         DType::F16 => f16::from_f32(x).to_f32(),
         DType::Bf16 => bf16::from_f32(x).to_f32(),
     }
+}
+
+/// A cache; on a device, with its work in the stream of the thread's host.
+pub fn new_cache(config: &CacheConfig) -> Cache {
+    let mut cache = Cache::new(config).unwrap();
+    if cache.is_on_device() {
+        // SAFETY: a stream of the primary context, alive as long as the thread.
+        device::with_host(|host| unsafe { cache.set_stream(host.stream.cast()) }).unwrap();
+    }
+    cache
 }
 
 /// Rows of f32 tensors of one call.
@@ -73,6 +84,10 @@ fn typed<T: sinkcache::Element>(
 ) -> Vec<f32> {
     let [q, k, v] = [rows.q, rows.k, rows.v].map(|x| x.iter().map(|&x| to(x)).collect::<Vec<T>>());
     let mut out = vec![to(f32::NAN); n_out];
+    if cache.is_on_device() {
+        device::feed_on_device(cache, layer, batch, [&q, &k, &v], &mut out, lse, call);
+        return out.into_iter().map(from).collect();
+    }
     let (q, k, v) = (RowsIn::packed(&q), RowsIn::packed(&k), RowsIn::packed(&v));
     let (o, l) = (RowsOut::packed(&mut out), Some(RowsOut::packed(lse)));
     match call {
@@ -82,6 +97,37 @@ fn typed<T: sinkcache::Element>(
         }
         Call::Step => cache.step(layer, batch, k, v, q, o, l).unwrap(),
     }
+    out.into_iter().map(from).collect()
+}
+
+/// Attends in one layer; as [`feed`], without lse.
+pub fn attend(cache: &mut Cache, config: &CacheConfig, layer: u32, batch: Batch<'_>, q: &[f32]) -> Vec<f32> {
+    match config.in_dtype {
+        DType::F32 => attend_typed(cache, config, layer, batch, q, |x| x, |x: f32| x),
+        DType::F16 => attend_typed(cache, config, layer, batch, q, f16::from_f32, f16::to_f32),
+        DType::Bf16 => attend_typed(cache, config, layer, batch, q, bf16::from_f32, bf16::to_f32),
+    }
+}
+
+fn attend_typed<T: sinkcache::Element>(
+    cache: &mut Cache,
+    config: &CacheConfig,
+    layer: u32,
+    batch: Batch<'_>,
+    q: &[f32],
+    to: impl Fn(f32) -> T,
+    from: impl Fn(T) -> f32,
+) -> Vec<f32> {
+    let dim_v = if config.head_dim_v == 0 { config.head_dim } else { config.head_dim_v };
+    let n = usize::try_from(batch.rows()).unwrap() * (config.n_q_heads * dim_v) as usize;
+    let q: Vec<T> = q.iter().map(|&x| to(x)).collect();
+    let mut out = vec![to(f32::NAN); n];
+    if cache.is_on_device() {
+        let (q, mut o) = (device::Buf::new(&q), device::Buf::new(&out));
+        cache.attend(layer, batch, q.rows(), o.rows_out(), None).unwrap();
+        return o.read().into_iter().map(from).collect();
+    }
+    cache.attend(layer, batch, RowsIn::packed(&q), RowsOut::packed(&mut out), None).unwrap();
     out.into_iter().map(from).collect()
 }
 

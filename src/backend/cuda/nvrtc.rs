@@ -78,7 +78,7 @@ fn directories() -> Vec<Option<PathBuf>> {
     for prefix in ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(std::env::var_os) {
         let lib = Path::new(&prefix).join("lib");
         let versions = std::fs::read_dir(&lib).into_iter().flatten().flatten();
-        for python in versions.map(|e| e.path()).filter(|p| p.file_name().is_some_and(|n| is_python(n))) {
+        for python in versions.map(|e| e.path()).filter(|p| p.file_name().is_some_and(is_python)) {
             let nvidia = python.join("site-packages/nvidia");
             dirs.extend(["cu13/lib", "cuda_nvrtc/lib"].map(|sub| Some(nvidia.join(sub))));
         }
