@@ -1,0 +1,33 @@
+#include "copies.hpp"
+
+#include <cstring>
+
+namespace skc_shim {
+
+void Copies::issue(uint8_t* to, const uint8_t* from, bool valid, bool early) {
+    std::memset(to, 0xFF, 16);
+    Copy copy{to, from, group, {}};
+    if (!valid) {
+        copy.from = nullptr;
+    } else if (early) {
+        std::memcpy(copy.bytes, from, 16);
+        copy.from = nullptr;
+    }
+    copies.push_back(copy);
+}
+
+void Copies::wait(uint32_t pending) {
+    size_t done = 0;
+    for (; done < copies.size() && copies[done].group + pending < group; ++done) {
+        const Copy& copy = copies[done];
+        std::memcpy(copy.to, copy.from ? copy.from : copy.bytes, 16);
+    }
+    copies.erase(copies.begin(), copies.begin() + static_cast<std::ptrdiff_t>(done));
+}
+
+void Copies::clear() {
+    copies.clear();
+    group = 0;
+}
+
+}  // namespace skc_shim

@@ -1,0 +1,25 @@
+// Runs the blocks of a launch on the calling thread.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace skc_shim {
+
+struct Launch {
+    void (*kernel)(const void* params);
+    const void* params;
+    uint32_t grid[3];
+    uint32_t threads;  // of a block: a multiple of 32
+    uint32_t shared_bytes;
+    uint64_t seed;  // of the order in which things run
+};
+
+// Runs a grid to its end. Returns the empty string, or what went wrong (a divergent barrier, a misaligned copy...): then
+// the blocks have been abandoned where they were.
+std::string run_grid(const Launch& launch);
+
+// SKC_SHIM_SEED, or 1.
+uint64_t base_seed();
+
+}  // namespace skc_shim

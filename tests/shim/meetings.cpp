@@ -1,0 +1,137 @@
+#include "meetings.hpp"
+
+#include <cstring>
+
+#include "fragments.hpp"
+#include "half.hpp"
+
+namespace skc_shim {
+namespace {
+
+using Lanes = Lane* const[32];
+
+unsigned group(unsigned lane) { return lane / 4; }
+unsigned pair(unsigned lane) { return lane % 4 * 2; }
+
+void shuffle(const Lanes& lanes) {
+    uint64_t given[32];
+    for (int l = 0; l < 32; ++l) given[l] = lanes[l]->operands.value;
+    for (int l = 0; l < 32; ++l) lanes[l]->operands.value = given[lanes[l]->operands.source];
+}
+
+void ballot(const Lanes& lanes) {
+    uint64_t mask = 0;
+    for (int l = 0; l < 32; ++l) mask |= lanes[l]->operands.value << l;
+    for (int l = 0; l < 32; ++l) lanes[l]->operands.value = mask;
+}
+
+const char* load_matrix(const Lanes& lanes, unsigned matrices, bool trans) {
+    for (unsigned m = 0; m < matrices; ++m) {
+        uint16_t matrix[8][8];
+        for (unsigned row = 0; row < kRowsOfMatrix; ++row) {
+            const Lane& lane = *lanes[m * kRowsOfMatrix + row];
+            auto at = reinterpret_cast<uintptr_t>(lane.operands.row);
+            auto shared = reinterpret_cast<uintptr_t>(lane.shared);
+            if (at % 16 != 0) return "ldmatrix: a row is not aligned to 16 bytes";
+            if (at < shared || at + 16 > shared + lane.shared_bytes) return "ldmatrix: a row lies outside shared memory";
+            std::memcpy(matrix[row], lane.operands.row, 16);
+        }
+        for (unsigned l = 0; l < 32; ++l) {
+            uint32_t r = 0;
+            for (unsigned i = 0; i < 2; ++i) {
+                Place place = trans ? kLoadMatrixTrans[i] : kLoadMatrix[i];
+                unsigned row = place.row + (trans ? pair(l) : group(l));
+                unsigned column = place.column + (trans ? group(l) : pair(l));
+                r |= static_cast<uint32_t>(matrix[row][column]) << (16 * i);
+            }
+            lanes[l]->operands.r[m] = r;
+        }
+    }
+    return nullptr;
+}
+
+void transpose_matrix(const Lanes& lanes) {
+    uint16_t matrix[8][8];
+    for (unsigned l = 0; l < 32; ++l) {
+        for (unsigned i = 0; i < 2; ++i) {
+            matrix[kLoadMatrix[i].row + group(l)][kLoadMatrix[i].column + pair(l)] =
+                static_cast<uint16_t>(*lanes[l]->operands.r >> (16 * i));
+        }
+    }
+    for (unsigned l = 0; l < 32; ++l) {
+        uint32_t r = 0;
+        for (unsigned i = 0; i < 2; ++i) {
+            unsigned row = kLoadMatrixTrans[i].row + pair(l), column = kLoadMatrixTrans[i].column + group(l);
+            r |= static_cast<uint32_t>(matrix[row][column]) << (16 * i);
+        }
+        *lanes[l]->operands.r = r;
+    }
+}
+
+// Products of 16-bit floats are exact in f32; sums are rounded to f32 at each step. Real tensor cores round otherwise:
+// nothing may depend on the last bits.
+template <float (*convert)(uint16_t)>
+void mma(const Lanes& lanes) {
+    float a[16][16], b[16][8], c[16][8];
+    for (unsigned l = 0; l < 32; ++l) {
+        const Operands& o = lanes[l]->operands;
+        for (unsigned i = 0; i < 8; ++i) {
+            a[kMmaA[i].row + group(l)][kMmaA[i].column + pair(l)] = convert(static_cast<uint16_t>(o.a[i / 2] >> (16 * (i % 2))));
+        }
+        for (unsigned i = 0; i < 4; ++i) {
+            b[kMmaB[i].row + pair(l)][kMmaB[i].column + group(l)] = convert(static_cast<uint16_t>(o.b[i / 2] >> (16 * (i % 2))));
+            c[kMmaC[i].row + group(l)][kMmaC[i].column + pair(l)] = o.c[i];
+        }
+    }
+    for (auto& row : c) {
+        const float* of_a = a[&row - c];
+        for (unsigned k = 0; k < 16; ++k) {
+            for (unsigned n = 0; n < 8; ++n) row[n] += of_a[k] * b[k][n];
+        }
+    }
+    for (unsigned l = 0; l < 32; ++l) {
+        for (unsigned i = 0; i < 4; ++i) {
+            lanes[l]->operands.c[i] = c[kMmaC[i].row + group(l)][kMmaC[i].column + pair(l)];
+        }
+    }
+}
+
+}  // namespace
+
+const char* name_of(Meet meet) {
+    switch (meet) {
+        case Meet::none: return "nothing";
+        case Meet::block_sync: return "block_sync";
+        case Meet::warp_sync: return "warp_sync";
+        case Meet::shuffle: return "shuffle";
+        case Meet::ballot: return "warp_any";
+        case Meet::load_matrix_x2: return "load_matrix_x2";
+        case Meet::load_matrix_x2_trans: return "load_matrix_x2_trans";
+        case Meet::load_matrix_x4: return "load_matrix_x4";
+        case Meet::load_matrix_x4_trans: return "load_matrix_x4_trans";
+        case Meet::transpose_matrix: return "transpose_matrix";
+        case Meet::mma_f16: return "mma_16816 (f16)";
+        case Meet::mma_bf16: return "mma_16816 (bf16)";
+    }
+    return "?";
+}
+
+const char* hold(Meet meet, Lane* const (&lanes)[32]) {
+    switch (meet) {
+        case Meet::none:
+        case Meet::block_sync:
+        case Meet::warp_sync: return nullptr;
+        case Meet::shuffle: shuffle(lanes); return nullptr;
+        case Meet::ballot: ballot(lanes); return nullptr;
+        case Meet::load_matrix_x2: return load_matrix(lanes, 2, false);
+        case Meet::load_matrix_x2_trans: return load_matrix(lanes, 2, true);
+        case Meet::load_matrix_x4: return load_matrix(lanes, 4, false);
+        case Meet::load_matrix_x4_trans: return load_matrix(lanes, 4, true);
+        case Meet::transpose_matrix: transpose_matrix(lanes); return nullptr;
+        case Meet::mma_f16: mma<f16_to_f32>(lanes); return nullptr;
+        case Meet::mma_bf16: mma<bf16_to_f32>(lanes); return nullptr;
+    }
+    return "unknown meeting point";
+}
+
+}  // namespace skc_shim
