@@ -1,0 +1,162 @@
+// The only file with machine instructions: what device code needs beyond the language, for NVRTC without any header. On a
+// host, where the kernels are run for testing, the same names come from arch_host.hpp.
+#pragma once
+
+#ifdef SKC_HOST_SHIM
+#include "arch_host.hpp"
+SKC_DEVICE float minus_infinity() { return -__builtin_inff(); }
+#else
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef int i32;
+typedef unsigned int u32;
+typedef long long i64;
+typedef unsigned long long u64;
+
+#define SKC_DEVICE __device__ __forceinline__
+#define SKC_KERNEL(threads, name, Params) \
+    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params p)
+
+SKC_DEVICE u32 thread() { return threadIdx.x; }
+SKC_DEVICE u32 lane() { return threadIdx.x % 32; }
+SKC_DEVICE u32 warp() { return threadIdx.x / 32; }
+SKC_DEVICE u32 block_x() { return blockIdx.x; }
+SKC_DEVICE u32 block_y() { return blockIdx.y; }
+SKC_DEVICE u32 block_z() { return blockIdx.z; }
+SKC_DEVICE u32 grid_x() { return gridDim.x; }
+SKC_DEVICE u32 grid_y() { return gridDim.y; }
+SKC_DEVICE u32 grid_z() { return gridDim.z; }
+
+extern __shared__ __align__(16) u8 skc_shared[];
+SKC_DEVICE u8* shared_memory() { return skc_shared; }
+SKC_DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+SKC_DEVICE void block_sync() { __syncthreads(); }
+SKC_DEVICE void warp_sync() { __syncwarp(); }
+
+template <class T>
+SKC_DEVICE T shuffle_xor(T x, u32 mask) {
+    return __shfl_xor_sync(~0u, x, (int)mask);
+}
+template <class T>
+SKC_DEVICE T shuffle(T x, u32 src_lane) {
+    return __shfl_sync(~0u, x, (int)src_lane);
+}
+SKC_DEVICE bool warp_any(bool x) { return __any_sync(~0u, x) != 0; }
+
+// ---- Asynchronous copies of 16 bytes; zeros, and no read, where not valid.
+
+SKC_DEVICE void copy_async16(void* shared, const void* global, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(valid ? 16 : 0)
+                 : "memory");
+}
+SKC_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N>
+SKC_DEVICE void copy_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// ---- Matrices: fragments as in the PTX ISA, "Matrix Fragments for mma.m16n8k16", ldmatrix and movmatrix.
+
+SKC_DEVICE void load_matrix_x4(u32 (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+SKC_DEVICE void load_matrix_x4_trans(u32 (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+SKC_DEVICE void load_matrix_x2(u32 (&r)[2], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+SKC_DEVICE void load_matrix_x2_trans(u32 (&r)[2], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+SKC_DEVICE u32 transpose_matrix(u32 x) {
+    u32 y;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
+}
+SKC_DEVICE void mma_16816_f16(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+SKC_DEVICE void mma_16816_bf16(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// ---- Numbers
+
+SKC_DEVICE float f16_to_f32(u16 h) {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h));
+    return x;
+}
+SKC_DEVICE float bf16_to_f32(u16 h) { return __uint_as_float((u32)h << 16); }
+SKC_DEVICE u16 f32_to_f16(float x) {
+    u16 h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
+    return h;
+}
+SKC_DEVICE u16 f32_to_bf16(float x) {
+    u16 h;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(x));
+    return h;
+}
+SKC_DEVICE u32 pack_f16(float lo, float hi) {
+    u32 x;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(x) : "f"(hi), "f"(lo));
+    return x;
+}
+SKC_DEVICE u32 pack_bf16(float lo, float hi) {
+    u32 x;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(x) : "f"(hi), "f"(lo));
+    return x;
+}
+SKC_DEVICE float minus_infinity() { return __uint_as_float(0xff800000u); }
+SKC_DEVICE float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+SKC_DEVICE float exp_f(float x) { return expf(x); }
+SKC_DEVICE float log_f(float x) { return logf(x); }
+SKC_DEVICE float tanh_f(float x) { return tanhf(x); }
+
+// ---- Between blocks, and with the host
+
+// Old value; wraps to 0 after `last`.
+SKC_DEVICE u32 atomic_inc(u32* p, u32 last) {
+    u32 old;
+    asm volatile("atom.acq_rel.gpu.inc.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(last) : "memory");
+    return old;
+}
+SKC_DEVICE u32 atomic_add_system(u32* p, u32 x) {
+    u32 old;
+    asm volatile("atom.acq_rel.sys.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(x) : "memory");
+    return old;
+}
+SKC_DEVICE void store_release_system(i32* p, i32 x) {
+    asm volatile("st.release.sys.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+}
+SKC_DEVICE void fence() { __threadfence(); }
+
+#endif
+
+struct alignas(16) Quad {
+    u32 x, y, z, w;
+};
