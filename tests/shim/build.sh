@@ -1,30 +1,63 @@
 #!/bin/sh
 # Builds the shim: tests/shim/build.sh OUTDIR [sanitize]
+#
+# OUTDIR gets libcuda.so.1, libnvrtc.so.13 (each also by its plain name), self_test, and libshim_runtime.a for harnesses.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:?usage: build.sh OUTDIR [sanitize]}
 mode=${2:-plain}
-: "${CXX:=g++}"
-mkdir -p "$out"
+: "${CXX:=g++}" "${JOBS:=2}"
+mkdir -p "$out/objects"
 out=$(cd "$out" && pwd)
 
-warnings="-Wall -Wextra -Werror"
-flags="-std=c++17 -O2 -g -fPIC -fvisibility=hidden $warnings -I$here"
+flags="-std=c++17 -O2 -g -fPIC -fvisibility=hidden -Wall -Wextra -Werror -I$here"
 # With sanitizers only what touches device memory is instrumented: the rest would be five times slower for nothing.
 case $mode in
-    plain) watched="" told="" ;;
-    sanitize) watched="-fsanitize=address" told="-DSKC_SHIM_ASAN" ;;
+    plain) sanitize="" told="" kernels="" ;;
+    sanitize)
+        sanitize="-fsanitize=address,undefined -fno-sanitize-recover=undefined"
+        told="-DSKC_SHIM_ASAN" kernels=$sanitize ;;
     *) echo "build.sh: unknown mode '$mode'" >&2; exit 1 ;;
 esac
 
-# shellcheck disable=SC2086
+runtime="grid fiber meetings copies"
+driver="driver capture memory queue api_context api_memory api_stream api_module image"
+compiler="nvrtc compiler"
+
+# $1 is newer than its sources, or this builds it.
 compile() {
-    $CXX $flags $2 -c "$here/$1.cpp" -o "$out/$1.o"
+    name=$1; shift
+    newest=$(ls -t "$here"/*.hpp "$here/$name.cpp" "$here/build.sh" | head -1)
+    [ "$out/objects/$name.o" -nt "$newest" ] && return
+    # shellcheck disable=SC2086
+    $CXX $flags "$@" -c "$here/$name.cpp" -o "$out/objects/$name.o"
 }
-compile grid "$told"
-compile fiber "$told"
-compile meetings "$told"
-compile copies "$watched"
+
+objects() {
+    for name in $1; do printf '%s ' "$out/objects/$name.o"; done
+}
+
+# $1: library, $2: soname, $3: objects. Replaced in one step: another build, or a test, may be using it.
+library() {
+    # shellcheck disable=SC2046,SC2086
+    $CXX -shared -Wl,-soname,"$2" -Wl,--no-undefined $sanitize $(objects "$3") -o "$out/$2.$$" -ldl -pthread
+    mv -f "$out/$2.$$" "$out/$2"
+    ln -sf "$2" "$out/$1"
+}
+
+# shellcheck disable=SC2086
+{
+    compile grid $told
+    compile fiber $told
+    compile meetings
+    for name in copies $driver; do compile "$name" $sanitize; done
+    for name in $compiler; do
+        compile "$name" "-DSKC_SHIM_DIR=\"$here\"" "-DSKC_SHIM_CXX=\"$CXX\"" "-DSKC_SHIM_KERNEL_FLAGS=\"$kernels\""
+    done
+}
+library libcuda.so libcuda.so.1 "$runtime $driver"
+library libnvrtc.so libnvrtc.so.13 "$compiler image"
 rm -f "$out/libshim_runtime.a"
-ar rcs "$out/libshim_runtime.a" "$out/grid.o" "$out/fiber.o" "$out/meetings.o" "$out/copies.o"
+# shellcheck disable=SC2046
+ar rcs "$out/libshim_runtime.a" $(objects "$runtime")

@@ -1,0 +1,111 @@
+#include "driver.hpp"
+
+#include <dlfcn.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+
+#include "grid.hpp"
+
+namespace skc_shim {
+namespace {
+
+long long number(const char* name, long long otherwise) {
+    const char* text = std::getenv(name);
+    return text && *text ? std::strtoll(text, nullptr, 0) : otherwise;
+}
+
+}  // namespace
+
+// An H100, with less memory.
+Settings::Settings()
+    : devices(static_cast<int>(number("SKC_SHIM_DEVICES", 1))),
+      arch(static_cast<int>(number("SKC_SHIM_ARCH", 90))),
+      multiprocessors(static_cast<int>(number("SKC_SHIM_MULTIPROCESSORS", 132))),
+      shared_optin(static_cast<int>(number("SKC_SHIM_SHARED", 227 * 1024))),
+      memory(static_cast<size_t>(number("SKC_SHIM_MEMORY", 2LL << 30))) {}
+
+Driver::Driver() : queue(base_seed()) {
+    fail_after = number("SKC_SHIM_FAIL", 0);
+    for (int device = 0; device < settings.devices; ++device) {
+        auto context = std::make_shared<Context>();
+        context->device = device;
+        context->primary = true;
+        context->alive = false;
+        context->legacy.context = context.get();
+        context->legacy.legacy = true;
+        primary.emplace_back(reinterpret_cast<CUcontext>(contexts.add(context)), context);
+    }
+}
+
+Driver& driver() {
+    static Driver& driver = *new Driver;
+    return driver;
+}
+
+ThreadState& thread_state() {
+    thread_local ThreadState state;
+    return state;
+}
+
+Module::~Module() {
+    if (library) dlclose(library);
+    if (file >= 0) close(file);
+}
+
+void Context::fail(const std::string& why) {
+    std::fprintf(stderr, "skc_shim: %s\n", why.c_str());
+    failed = CUDA_ERROR_LAUNCH_FAILED;
+}
+
+CUresult Call::enter() {
+    if (!d.initialised) return CUDA_ERROR_NOT_INITIALIZED;
+    const auto& stack = thread_state().stack;
+    if (stack.empty() || !stack.back()) return CUDA_ERROR_INVALID_CONTEXT;
+    context = d.contexts.find(stack.back());
+    if (!context) return CUDA_ERROR_INVALID_CONTEXT;
+    if (!context->alive) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    return context->failed;
+}
+
+CUresult Call::enter(CUstream handle, Stream*& stream) {
+    if (CUresult error = enter()) return error;
+    auto raw = reinterpret_cast<uintptr_t>(handle);
+    if (raw == 0 || raw == kLegacyStream) {
+        stream = &context->legacy;
+        return CUDA_SUCCESS;
+    }
+    if (raw == kPerThreadStream) return CUDA_ERROR_NOT_SUPPORTED;
+    auto found = d.streams.find(handle);
+    if (!found || found->context != context.get()) return CUDA_ERROR_INVALID_HANDLE;
+    stream = found.get();
+    return CUDA_SUCCESS;
+}
+
+CUresult outcome(const Call& call) { return call.context->failed; }
+
+// All that lives in a context ends with it.
+void end_context(Driver& d, Context& context) {
+    context.alive = false;
+    auto here = [&](const auto& object) { return object.context == &context; };
+    for (auto it = d.memory.begin(); it != d.memory.end();) {
+        auto next = std::next(it);
+        if (here(it->second)) release(d, it);
+        it = next;
+    }
+    for (const auto& capture : d.captures) {
+        if (here(*capture->graph)) spoil(*capture);
+    }
+    d.functions.remove_if([&](const Function& f) { return here(*f.module); });
+    d.modules.remove_if(here);
+    d.events.remove_if(here);
+    d.streams.remove_if(here);
+    d.graphs.remove_if(here);
+    d.graph_execs.remove_if(here);
+    context.legacy.last = nullptr;
+    context.streams.clear();
+    context.failed = CUDA_SUCCESS;
+}
+
+}  // namespace skc_shim
