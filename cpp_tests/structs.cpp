@@ -1,8 +1,11 @@
 // Structs of older, newer and broken callers: struct_size, flags, reserved, tails.
 #include "support/host.hpp"
 
+#include <cstddef>
 #include <functional>
 #include <memory>
+#include <type_traits>
+#include <utility>
 
 namespace {
 
@@ -13,17 +16,30 @@ struct Longer {
     std::uint64_t tail[3];
 };
 
+/** Size of a struct in the first header: those that have grown since began to with `stream`. */
+template <class T, class = decltype(std::declval<T>().stream)>
+constexpr std::uint32_t first_size(int) {
+    return offsetof(T, stream);
+}
+template <class T>
+constexpr std::uint32_t first_size(long) {
+    return std::is_same<T, skc_cache_config>::value ? offsetof(skc_cache_config, cuda_device) : sizeof(T);
+}
+
 /** Calls with a struct in every state a size can be in. `call` must accept `good`. */
 template <class T>
 void check_sizes(const char *name, const T &good, const std::function<skc_status(T *)> &call) {
     SCOPED_TRACE(name);
     EXPECT_OK(call(std::make_unique<T>(good).get()));
-    for (std::uint32_t size : {0u, 1u, 8u, static_cast<std::uint32_t>(sizeof(T)) - 1, 4097u, UINT32_MAX}) {
+    T older = good;
+    older.struct_size = first_size<T>(0);
+    EXPECT_OK(call(&older));
+    for (std::uint32_t size : {0u, 1u, 8u, first_size<T>(0) - 1, 4097u, UINT32_MAX}) {
         T broken = good;
         broken.struct_size = size;
         EXPECT_REFUSED(call(&broken), SKC_STATUS_VERSION_MISMATCH, "struct_size is " + std::to_string(size));
     }
-    for (std::uint32_t flags : {1u, 0x80000000u}) {
+    for (std::uint32_t flags : {2u, 0x80000000u}) {
         T broken = good;
         broken.flags = flags;
         EXPECT_REFUSED(call(&broken), SKC_STATUS_VERSION_MISMATCH, "flags is 0x");
@@ -145,7 +161,7 @@ void check_init(skc_status (*init)(T *, std::uint32_t)) {
     EXPECT_EQ(longer.known.struct_size, sizeof(T) + 8);
     EXPECT_EQ(longer.tail[0], 0u);
     EXPECT_EQ(longer.tail[1], 0xAAAAAAAAAAAAAAAAu) << "written beyond struct_size";
-    for (std::uint32_t size : {0u, 4u, static_cast<std::uint32_t>(sizeof(T)) - 1, 4097u, UINT32_MAX}) {
+    for (std::uint32_t size : {0u, 4u, first_size<T>(0) - 1, 4097u, UINT32_MAX}) {
         T untouched;
         std::memset(&untouched, 0xAA, sizeof untouched);
         EXPECT_REFUSED(init(&untouched, size), SKC_STATUS_VERSION_MISMATCH, std::to_string(size));

@@ -118,6 +118,13 @@ public:
     Config &max_chunk(std::uint32_t n) { return c_.max_chunk = n, *this; }
     Config &max_rewind(std::uint32_t n) { return c_.max_rewind = n, *this; }
     Config &threads(std::uint32_t n) { return c_.n_threads = n, *this; }
+    /** On a CUDA device: its primary context, or the CUcontext given. */
+    Config &cuda(std::uint32_t device = 0, void *context = nullptr) {
+        c_.backend = SKC_BACKEND_CUDA;
+        c_.cuda_device = device;
+        c_.cuda_context = context;
+        return *this;
+    }
     /** `n` layers alike. */
     Config &layers(std::uint32_t n, const skc_layer_config &one) {
         c_.n_layers = n;
@@ -161,7 +168,8 @@ class Cache {
 public:
     explicit Cache(const Config &config) : Cache(config.get()) {}
     explicit Cache(const skc_cache_config &config) { check(skc_create_cache(&config, &handle_)); }
-    Cache(Cache &&other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+    Cache(Cache &&other) noexcept
+        : handle_(std::exchange(other.handle_, nullptr)), stream_(std::exchange(other.stream_, nullptr)) {}
     Cache &operator=(Cache &&other) noexcept {
         Cache(std::move(other)).swap(*this);
         return *this;
@@ -173,7 +181,12 @@ public:
         }
     }
 
-    void swap(Cache &other) noexcept { std::swap(handle_, other.handle_); }
+    void swap(Cache &other) noexcept {
+        std::swap(handle_, other.handle_);
+        std::swap(stream_, other.stream_);
+    }
+    /** The CUstream or cudaStream_t that calls put their work into from here on; NULL = the legacy default stream. */
+    void stream(void *stream) noexcept { stream_ = stream; }
     skc_cache *handle() const noexcept { return handle_; }
     /** Gives up ownership. */
     skc_cache *release() noexcept { return std::exchange(handle_, nullptr); }
@@ -238,18 +251,41 @@ public:
         check(skc_abort_step(handle_, &a));
     }
 
-    skc_sequence_info info(std::int32_t seq_id, std::uint32_t layer = 0) const {
+    /** What replayed graphs have appended, or where negative cut, in one layer or in all. */
+    void note_replay(Span<std::int32_t> seq_ids, Span<std::int32_t> n_tokens, std::uint32_t layer = SKC_ALL_LAYERS) {
+        if (seq_ids.size() != n_tokens.size()) {
+            throw Error(SKC_STATUS_INVALID_ARGUMENT, std::to_string(seq_ids.size()) + " sequence ids for " +
+                                                         std::to_string(n_tokens.size()) + " values");
+        }
+        skc_note_replay_args a{};
+        a.struct_size = sizeof a;
+        a.layer = layer, a.n_entries = static_cast<std::uint32_t>(seq_ids.size());
+        a.seq_ids = seq_ids.data(), a.n_tokens = n_tokens.data();
+        check(skc_note_replay(handle_, &a));
+    }
+    /** What the device has skipped since the last time: nothing where n_skipped is 0. */
+    skc_device_error poll_error() {
+        skc_device_error e{};
+        e.struct_size = sizeof e;
+        check(skc_poll_error(handle_, &e));
+        return e;
+    }
+
+    /** `read_back`: wait for the stream and ask the device. */
+    skc_sequence_info info(std::int32_t seq_id, std::uint32_t layer = 0, bool read_back = false) const {
         skc_sequence_info i{};
         i.struct_size = sizeof i;
+        i.flags = read_back ? SKC_READ_BACK : 0;
         check(skc_seq_info(handle_, layer, seq_id, &i));
         return i;
     }
 
 private:
     skc_cache *handle_ = nullptr;
+    void *stream_ = nullptr;
 
     template <class Args>
-    static Args sized(Span<std::int32_t> ids, std::size_t others) {
+    Args sized(Span<std::int32_t> ids, std::size_t others) const {
         if (ids.size() != others || ids.size() > std::numeric_limits<std::uint32_t>::max()) {
             throw Error(SKC_STATUS_INVALID_ARGUMENT, std::to_string(ids.size()) + " sequence ids for " +
                                                          std::to_string(others) + " values");
@@ -257,10 +293,11 @@ private:
         Args a{};
         a.struct_size = sizeof a;
         a.n_entries = static_cast<std::uint32_t>(others);
+        a.stream = stream_;
         return a;
     }
     template <class Args>
-    static Args with_batch(std::uint32_t layer, const Batch &batch) {
+    Args with_batch(std::uint32_t layer, const Batch &batch) const {
         auto a = sized<Args>(batch.seq_ids, batch.n_tokens.size());
         a.layer = layer, a.seq_ids = batch.seq_ids.data(), a.n_tokens = batch.n_tokens.data();
         return a;

@@ -49,7 +49,7 @@ pub struct skc_append_kv_args {
     /// 0.
     pub reserved: u32,
 }
-c_struct!(skc_append_kv_args, SKC_ON_DEVICE);
+c_struct!(skc_append_kv_args, SKC_ON_DEVICE, 80);
 
 /// Arguments of skc_attend. Rows are packed in the order of the entries, as many for each as it has tokens. Strides
 /// count elements; 0 means packed.
@@ -95,7 +95,7 @@ pub struct skc_attend_args {
     /// 0.
     pub reserved: u32,
 }
-c_struct!(skc_attend_args, SKC_ON_DEVICE);
+c_struct!(skc_attend_args, SKC_ON_DEVICE, 104);
 
 /// Arguments of skc_step and skc_step_part: those of skc_append_kv and skc_attend, for any number of tokens.
 #[repr(C)]
@@ -152,7 +152,7 @@ pub struct skc_step_args {
     /// 0.
     pub reserved: u32,
 }
-c_struct!(skc_step_args, SKC_ON_DEVICE);
+c_struct!(skc_step_args, SKC_ON_DEVICE, 152);
 
 /// A struct's fields as [`BatchArgs`], read.
 macro_rules! read_batch {

@@ -141,7 +141,7 @@ pub struct skc_cache_config {
     /// First argument of device_alloc and device_free.
     pub device_memory_user: *mut c_void,
 }
-c_struct!(skc_cache_config, SKC_NO_DISK_CACHE);
+c_struct!(skc_cache_config, SKC_NO_DISK_CACHE, 136);
 
 impl Default for skc_layer_config {
     fn default() -> Self {

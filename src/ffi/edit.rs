@@ -30,7 +30,7 @@ pub struct skc_evict_args {
     /// CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
     pub stream: *mut c_void,
 }
-c_struct!(skc_evict_args, SKC_ON_DEVICE);
+c_struct!(skc_evict_args, SKC_ON_DEVICE, 32);
 
 /// Arguments of skc_rewind.
 #[repr(C)]
@@ -51,7 +51,7 @@ pub struct skc_rewind_args {
     /// CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
     pub stream: *mut c_void,
 }
-c_struct!(skc_rewind_args, SKC_ON_DEVICE);
+c_struct!(skc_rewind_args, SKC_ON_DEVICE, 32);
 
 /// Arguments of skc_reset.
 #[repr(C)]
@@ -72,7 +72,7 @@ pub struct skc_reset_args {
     /// CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
     pub stream: *mut c_void,
 }
-c_struct!(skc_reset_args, SKC_ON_DEVICE);
+c_struct!(skc_reset_args, SKC_ON_DEVICE, 32);
 
 /// Arguments of skc_fork.
 #[repr(C)]
@@ -93,7 +93,7 @@ pub struct skc_fork_args {
     /// CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
     pub stream: *mut c_void,
 }
-c_struct!(skc_fork_args, SKC_ON_DEVICE);
+c_struct!(skc_fork_args, SKC_ON_DEVICE, 32);
 
 /// Arguments of skc_abort_step.
 #[repr(C)]
@@ -112,7 +112,7 @@ pub struct skc_abort_step_args {
     /// CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
     pub stream: *mut c_void,
 }
-c_struct!(skc_abort_step_args);
+c_struct!(skc_abort_step_args, 0, 24);
 
 macro_rules! check_reserved {
     ($args:expr) => {

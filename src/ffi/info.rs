@@ -36,7 +36,7 @@ pub struct skc_sequence_info {
     /// The most tokens skc_rewind would cut in the layer.
     pub rewindable: u64,
 }
-c_struct!(skc_sequence_info, SKC_READ_BACK);
+c_struct!(skc_sequence_info, SKC_READ_BACK, size_of::<skc_sequence_info>());
 
 /// What this build can do, filled by skc_capabilities. Set struct_size and zero the rest before the call. Bit n of a
 /// mask stands for the constant of value n.

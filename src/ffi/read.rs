@@ -24,14 +24,13 @@ pub unsafe trait CStruct: Copy {
 
 macro_rules! c_struct {
     ($type:ident) => {
-        $crate::ffi::read::c_struct!($type, 0);
+        $crate::ffi::read::c_struct!($type, 0, size_of::<$type>());
     };
-    ($type:ident, $flags:expr) => {
+    ($type:ident, $flags:expr, $first_size:expr) => {
         // SAFETY: integers, floats, pointers and optional function pointers only, led by struct_size and flags.
         unsafe impl $crate::ffi::read::CStruct for $type {
             const NAME: &'static str = stringify!($type);
-            // No release has grown a struct yet. The first field that is appended puts a number here.
-            const FIRST_SIZE: usize = size_of::<$type>();
+            const FIRST_SIZE: usize = $first_size;
             const FLAGS: u32 = $flags;
         }
     };

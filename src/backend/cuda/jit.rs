@@ -27,6 +27,7 @@ const HEADERS: &[(&str, &str)] = files![
     "geometry.cuh",
     "params.cuh",
     "phase.cuh",
+    "query.cuh",
     "ring.cuh",
     "stage.cuh",
 ];
@@ -36,7 +37,7 @@ pub const COMMON: Source = Source { name: "common.cu", text: include_str!("kerne
 /// Attention specialised for one shape.
 pub const FAST: Source = Source { name: "fast.cu", text: include_str!("kernels/fast.cu"), headers: HEADERS };
 
-/// A program compiled for an architecture (compute capability times ten). `log` gets a line when NVRTC is put to work.
+/// A program compiled for an architecture (compute capability times ten).
 pub fn compile(source: Source, arch: u32, macros: &[(&str, u32)], disk: bool) -> Result<Arc<[u8]>> {
     static CUBINS: Mutex<Option<HashMap<Key, Arc<[u8]>>>> = Mutex::new(None);
     let nvrtc = nvrtc()?;

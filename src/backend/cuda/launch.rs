@@ -157,15 +157,21 @@ pub fn append_grid(n_entries: u32, max_tokens: u32) -> [u32; 3] {
     grid(n_entries, u64::from(max_tokens).min(256), 1)
 }
 
+/// Scratch of block-wide sums.
+const SCRATCH: u32 = 64;
+/// Shared memory of edits and forks.
+pub const EDIT_SHARED: u32 = SCRATCH;
+
 /// Shared memory of an append: cosines and sines of one token.
 pub fn append_shared(layer: &Layer) -> u32 {
-    (8 * layer.frequencies.len() as u32).next_multiple_of(16)
+    (8 * layer.frequencies.len() as u32).next_multiple_of(16) + SCRATCH
 }
 
-/// Shared memory of the kernels, mirrored from `kernels/geometry.cuh`.
-pub fn generic_shared(_: &Shape) -> u32 {
-    0
+/// Shared memory of the attention of any shape: two queries, the weights of a block of keys.
+pub fn generic_shared(shape: &Shape) -> u32 {
+    8 * shape.head_dim as u32 + 4 * THREADS + SCRATCH
 }
+
 pub fn decode_threads(_: u32) -> u32 {
     0
 }

@@ -1,7 +1,7 @@
 //! Calls as launches. Nothing here waits, allocates or reads device memory, so that all of it can be captured.
 
 use super::driver::Current;
-use super::launch::{Attention, append_grid, append_shared, choose, decode_shared, chunk_shared, grid};
+use super::launch::{Attention, EDIT_SHARED, append_grid, append_shared, choose, chunk_shared, decode_shared, generic_shared, grid};
 use super::params::{INLINE, SkcAppend, SkcAttend, SkcBatch, SkcEdit, SkcFork, SkcRows, SkcStage};
 use super::{Cuda, layout};
 use crate::backend::{AppendRows, AttendRows, DeviceJob, Edit, EditCall, EditEntries, JobBatch, Stream};
@@ -19,7 +19,7 @@ pub fn run(cuda: &Cuda, current: &Current<'_>, job: &DeviceJob<'_>) -> Result<()
     let max_chunk = cuda.shape.max_chunk as u32;
     let (mut given, max_tokens) = match job.batch {
         JobBatch::Host(b) => {
-            let most = b.n_tokens.iter().copied().max().unwrap_or(0).unsigned_abs();
+            let most = b.entries().map(|e| e.n).max().unwrap_or(0) as u32;
             (stage(cuda, current, job.stream, b.seq_ids, b.n_tokens, &[], b.rows())?, most)
         }
         JobBatch::Device(b) => {
@@ -99,7 +99,7 @@ fn attend(
         }
         _ => {
             let blocks = grid(n, u64::from(most).min(1024), shape.n_q_heads as u64);
-            let shared = super::launch::generic_shared(shape);
+            let shared = generic_shared(shape);
             current.launch(&cuda.common()?.attend, blocks, shared, job.stream, &params)
         }
     }
@@ -139,9 +139,9 @@ pub fn edit(cuda: &Cuda, current: &Current<'_>, edit: &Edit<'_>) -> Result<()> {
     if edit.call == EditCall::Fork {
         let stores = base + cuda.rest.stores;
         let fork = SkcFork { edit: params, stores, n_kv_heads: cuda.shape.n_kv_heads as u32, reserved: 0 };
-        current.launch(&common.fork, grid(n, n_layers.into(), 32), 0, edit.stream, &fork)?;
+        current.launch(&common.fork, grid(n, n_layers.into(), 32), EDIT_SHARED, edit.stream, &fork)?;
     }
-    current.launch(&common.edit, [n, 1, 1], 0, edit.stream, &params)
+    current.launch(&common.edit, [n, 1, 1], EDIT_SHARED, edit.stream, &params)
 }
 
 /// A batch of `n` entries without arrays.

@@ -1,0 +1,203 @@
+//! Random streams on the device against the CPU backend, in the shapes that have fast kernels and at lengths that make
+//! them split, wrap and mask. `SKC_STREAMS` says how many.
+
+use half::{bf16, f16};
+use sinkcache::{
+    BackendKind, Batch, Cache, CacheConfig, DType, Element, LayerConfig, PositionMode, RopeStyle, RowsIn, RowsOut,
+};
+
+use crate::common::device::{Buf, with_host};
+use crate::common::new_cache;
+use crate::support::{Random, cuda};
+
+/// (head_dim, n_q_heads, n_kv_heads, type): every dim and group that has kernels of its own, both types, and one shape
+/// that has none.
+const SHAPES: [(u32, u32, u32, DType); 11] = [
+    (64, 4, 4, DType::F16),
+    (64, 16, 2, DType::Bf16),
+    (80, 4, 2, DType::Bf16),
+    (80, 6, 2, DType::F16),
+    (96, 8, 2, DType::Bf16),
+    (96, 5, 1, DType::F16),
+    (128, 12, 2, DType::F16),
+    (128, 7, 1, DType::Bf16),
+    (256, 2, 2, DType::Bf16),
+    (256, 8, 2, DType::F16),
+    (40, 6, 2, DType::Bf16),
+];
+
+fn draw_config(random: &mut Random, shape: (u32, u32, u32, DType)) -> CacheConfig {
+    let (head_dim, n_q_heads, n_kv_heads, dtype) = shape;
+    let mode = [PositionMode::Rope, PositionMode::Rope, PositionMode::RopeApplied, PositionMode::Alibi][random.below(4) as usize];
+    let rotates = matches!(mode, PositionMode::Rope | PositionMode::RopeApplied);
+    let alibi = mode == PositionMode::Alibi;
+    let per_head = |f: fn(f32) -> f32| (0..n_q_heads).map(|h| f(h as f32)).collect::<Vec<_>>();
+    let layer = LayerConfig {
+        n_sink: [0, 1, 4, 17, 40][random.below(5) as usize],
+        window: 1 + random.below(300) as u32,
+        position_mode: mode,
+        rope_style: if random.below(2) == 0 { RopeStyle::Neox } else { RopeStyle::Interleaved },
+        rope_dim: if rotates && random.below(3) == 0 { head_dim / 2 } else { 0 },
+        alibi_slopes: if alibi { per_head(|h| 0.1 / (h + 1.0)) } else { vec![] },
+        softcap: if random.below(3) == 0 && !alibi { 5.0 } else { 0.0 },
+        sink_logits: if random.below(3) == 0 { per_head(|h| h / 2.0 - 1.0) } else { vec![] },
+        ..LayerConfig::default()
+    };
+    CacheConfig {
+        backend: BackendKind::Cuda,
+        n_seqs: 2,
+        n_q_heads,
+        n_kv_heads,
+        head_dim,
+        in_dtype: dtype,
+        out_dtype: DType::F32,
+        kv_dtype: dtype,
+        max_chunk: 96,
+        max_rewind: 8,
+        layers: vec![layer],
+        ..CacheConfig::default()
+    }
+}
+
+struct Pair {
+    config: CacheConfig,
+    device: Cache,
+    cpu: Cache,
+}
+
+/// What was compared: elements, and the sum of squares of values and differences.
+#[derive(Default)]
+struct Tally {
+    n: usize,
+    values: f64,
+    errors: f64,
+}
+
+impl Pair {
+    /// One call on both; compares every row.
+    fn step<T: Element>(&mut self, random: &mut Random, n: [usize; 2], one_call: bool, to: fn(f32) -> T, tally: &mut Tally) {
+        let c = &self.config;
+        let (wq, wk) = ((c.n_q_heads * c.head_dim) as usize, (c.n_kv_heads * c.head_dim) as usize);
+        let rows = n[0] + n[1];
+        let mut draw = |width| random.rows(rows * width).into_iter().map(to).collect::<Vec<T>>();
+        let (q, k, v) = (draw(wq), draw(wk), draw(wk));
+        let (ids, counts) = ([1, 0], n.map(|n| n as i32));
+        let batch = Batch::new(&ids, &counts);
+        let mut want = vec![f32::NAN; rows * wq];
+        let (mut lse, heads) = (vec![f32::NAN; rows * c.n_q_heads as usize], c.n_q_heads as usize);
+        let (rq, rk, rv) = (RowsIn::packed(&q), RowsIn::packed(&k), RowsIn::packed(&v));
+        self.cpu.step(0, batch, rk, rv, rq, RowsOut::packed(&mut want), Some(RowsOut::packed(&mut lse))).unwrap();
+        let (dq, dk, dv) = (Buf::new(&q), Buf::new(&k), Buf::new(&v));
+        let (mut out, mut dlse) = (Buf::new(&vec![f32::NAN; rows * wq]), Buf::new(&vec![f32::NAN; rows * heads]));
+        if one_call {
+            let (o, l) = (out.rows_out(), Some(dlse.rows_out()));
+            self.device.step(0, batch, dk.rows(), dv.rows(), dq.rows(), o, l).unwrap();
+        } else {
+            self.device.append(0, batch, dk.rows(), dv.rows()).unwrap();
+            self.device.attend(0, batch, dq.rows(), out.rows_out(), Some(dlse.rows_out())).unwrap();
+        }
+        let got = out.read();
+        let largest = want.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+        // The device rounds q and the weights once to the half type, the CPU computes in f32.
+        let ulp = if c.kv_dtype == DType::F16 { 1e-3 } else { 8e-3 };
+        for (i, (a, b)) in got.iter().zip(&want).enumerate() {
+            let difference = (a - b).abs();
+            assert!(difference <= 6.0 * ulp * largest, "{i}: {a}, not {b}, {:?}", self.config);
+            tally.errors += f64::from(difference).powi(2);
+            tally.values += f64::from(*b).powi(2);
+        }
+        tally.n += got.len();
+        for (a, b) in dlse.read().iter().zip(&lse) {
+            assert!((a - b).abs() <= 8.0 * ulp * b.abs().max(1.0), "lse {a}, not {b}, {:?}", self.config);
+        }
+    }
+}
+
+#[test]
+fn streams_agree_with_the_cpu() {
+    if !cuda() {
+        return;
+    }
+    let streams = std::env::var("SKC_STREAMS").ok().and_then(|n| n.parse().ok()).unwrap_or(44);
+    let mut random = Random(std::env::var("SKC_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(1) * 2 + 1);
+    let mut tallies: [Tally; 2] = Default::default();
+    for stream in 0..streams {
+        let config = draw_config(&mut random, SHAPES[stream % SHAPES.len()]);
+        let cpu = CacheConfig { backend: BackendKind::Cpu, ..config.clone() };
+        let mut pair = Pair { device: new_cache(&config), cpu: Cache::new(&cpu).unwrap(), config };
+        let start = [0, (1 << 24) - 5, (1 << 32) + 7, 1 << 40][random.below(4) as usize];
+        pair.device.reset(&[0, 1], Some(&[start, start])).unwrap();
+        pair.cpu.reset(&[0, 1], Some(&[start, start])).unwrap();
+        for _ in 0..8 {
+            // Single steps, short drafts, chunks, prompts of many chunks.
+            let n = match random.below(6) {
+                0..3 => [1, 1],
+                3 => [1 + random.below(8) as usize, random.below(3) as usize],
+                4 => [random.below(96) as usize, 1 + random.below(90) as usize],
+                _ => [random.below(250) as usize, random.below(40) as usize],
+            };
+            let one_call = n.iter().any(|&n| n > 96) || random.below(2) == 0;
+            let tally = &mut tallies[usize::from(pair.config.kv_dtype == DType::Bf16)];
+            match pair.config.kv_dtype {
+                DType::F16 => pair.step(&mut random, n, one_call, f16::from_f32, tally),
+                _ => pair.step(&mut random, n, one_call, bf16::from_f32, tally),
+            }
+            let cut = random.below(3) as i32;
+            let room = pair.cpu.seq_info(0, 1).unwrap().rewindable;
+            if room >= cut as u64 {
+                pair.device.rewind(&[1], &[cut]).unwrap();
+                pair.cpu.rewind(&[1], &[cut]).unwrap();
+            }
+        }
+        with_host(|host| host.wait());
+        assert_eq!(pair.device.take_error().unwrap(), None);
+    }
+    for (tally, (name, bound)) in tallies.iter().zip([("f16", 1.5e-3), ("bf16", 1.2e-2)]) {
+        let relative = (tally.errors / tally.values.max(1e-30)).sqrt();
+        println!("{streams} streams, {name}: {} elements, relative rms difference {relative:.2e}", tally.n);
+        assert!(relative <= bound, "{name}: {relative}");
+    }
+}
+
+/// The same rows at any start give the same results, but for the rounding of sines and cosines.
+#[test]
+fn far_positions_change_nothing() {
+    if !cuda() {
+        return;
+    }
+    for shape in [SHAPES[6], SHAPES[10]] {
+        let mut config = draw_config(&mut Random(77), shape);
+        config.layers[0] = LayerConfig { n_sink: 4, window: 50, ..LayerConfig::default() };
+        let run = |start: u64| {
+            let mut random = Random(13);
+            let mut cache = new_cache(&config);
+            cache.reset(&[0], Some(&[start])).unwrap();
+            let (wq, wk) = ((config.n_q_heads * config.head_dim) as usize, (config.n_kv_heads * config.head_dim) as usize);
+            let mut all = vec![];
+            for n in [70_usize, 1, 1, 40, 1, 3] {
+                let mut draw = |width: usize| random.rows(n * width);
+                let [q, k, v] = [draw(wq), draw(wk), draw(wk)];
+                let mut out = vec![f32::NAN; n * wq];
+                let (ids, counts) = ([0], [n as i32]);
+                let batch = Batch::new(&ids, &counts);
+                match config.kv_dtype {
+                    DType::F16 => device_step(&mut cache, batch, [&q, &k, &v], &mut out, f16::from_f32),
+                    _ => device_step(&mut cache, batch, [&q, &k, &v], &mut out, bf16::from_f32),
+                }
+                all.extend(out);
+            }
+            all
+        };
+        let near = run(0);
+        for start in [1 << 24, (1 << 32) + 7, 1 << 40, u64::MAX - 1_000] {
+            crate::support::close(&run(start), &near);
+        }
+    }
+}
+
+fn device_step<T: Element>(cache: &mut Cache, batch: Batch<'_>, rows: [&[f32]; 3], out: &mut [f32], to: fn(f32) -> T) {
+    let [q, k, v] = rows.map(|x| Buf::new(&x.iter().map(|&x| to(x)).collect::<Vec<T>>()));
+    let mut o = Buf::new(out);
+    cache.step(0, batch, k.rows(), v.rows(), q.rows(), o.rows_out(), None).unwrap();
+    out.copy_from_slice(&o.read());
+}

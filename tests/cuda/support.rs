@@ -1,0 +1,154 @@
+//! Graphs, random rows, and a cache with the tensors of one step in device memory.
+
+use std::ptr::null_mut;
+
+use cudarc::driver::sys;
+use half::bf16;
+use sinkcache::{BackendKind, Batch, Cache, CacheConfig, DType, LayerConfig, RowsIn, RowsOut};
+
+use crate::common::device::{Buf, Host, backend, ok};
+
+/// Whether to run: there is a driver, or there must be one.
+pub fn cuda() -> bool {
+    // SAFETY: loads and unloads a library by name.
+    let there = unsafe { sys::is_culib_present() };
+    if !there && backend() == BackendKind::Cpu {
+        println!("skipped: no CUDA driver");
+        return false;
+    }
+    true
+}
+
+/// A small cache of a shape that has fast kernels: bf16, 4 query heads on 2 KV heads, 64 dims.
+pub fn config(n_layers: u32, n_seqs: u32, n_sink: u32, window: u32) -> CacheConfig {
+    CacheConfig {
+        backend: BackendKind::Cuda,
+        n_layers,
+        n_seqs,
+        n_q_heads: 4,
+        n_kv_heads: 2,
+        head_dim: 64,
+        in_dtype: DType::Bf16,
+        out_dtype: DType::F32,
+        kv_dtype: DType::Bf16,
+        max_chunk: 16,
+        max_rewind: 8,
+        layers: vec![LayerConfig { n_sink, window, ..LayerConfig::default() }],
+        ..CacheConfig::default()
+    }
+}
+
+/// Repeatable numbers, multiples of 1/32 below 2: exact in every type.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % n
+    }
+
+    pub fn rows(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.below(128) as f32 / 32.0 - 2.0).collect()
+    }
+}
+
+pub fn to_bf16(x: &[f32]) -> Vec<bf16> {
+    x.iter().map(|&x| bf16::from_f32(x)).collect()
+}
+
+/// The tensors of a step of up to `rows` rows of [`config`]'s shape in device memory.
+pub struct Tensors {
+    pub q: Buf<bf16>,
+    pub k: Buf<bf16>,
+    pub v: Buf<bf16>,
+    pub out: Buf<f32>,
+}
+
+/// Elements of a row of q and out, and of k and v.
+pub const Q: usize = 4 * 64;
+pub const KV: usize = 2 * 64;
+
+impl Tensors {
+    pub fn new(rows: usize) -> Self {
+        let zero = bf16::ZERO;
+        Self {
+            q: Buf::new(&vec![zero; rows * Q]),
+            k: Buf::new(&vec![zero; rows * KV]),
+            v: Buf::new(&vec![zero; rows * KV]),
+            out: Buf::new(&vec![f32::NAN; rows * Q]),
+        }
+    }
+
+    /// New values for the first `rows` rows; out is NaN again.
+    pub fn draw(&self, random: &mut Random, rows: usize) {
+        self.q.write(&to_bf16(&random.rows(rows * Q)));
+        self.k.write(&to_bf16(&random.rows(rows * KV)));
+        self.v.write(&to_bf16(&random.rows(rows * KV)));
+        self.out.write(&vec![f32::NAN; self.out.len]);
+    }
+
+    /// Append and attend as two calls.
+    pub fn feed(&mut self, cache: &mut Cache, layer: u32, batch: Batch<'_>) {
+        cache.append(layer, batch, self.k.rows(), self.v.rows()).unwrap();
+        cache.attend(layer, batch, self.q.rows(), self.out.rows_out(), None).unwrap();
+    }
+
+    /// The same on a CPU cache; returns out.
+    pub fn feed_cpu(&self, cache: &mut Cache, layer: u32, batch: Batch<'_>) -> Vec<f32> {
+        let (q, k, v) = (self.q.read(), self.k.read(), self.v.read());
+        let mut out = vec![f32::NAN; self.out.len];
+        cache.append(layer, batch, RowsIn::packed(&k), RowsIn::packed(&v)).unwrap();
+        cache.attend(layer, batch, RowsIn::packed(&q), RowsOut::packed(&mut out), None).unwrap();
+        out
+    }
+}
+
+/// Whether two backends agree: both round q and weights once to bf16, or not at all.
+#[track_caller]
+pub fn close(got: &[f32], want: &[f32]) {
+    assert_eq!(got.len(), want.len());
+    let largest = want.iter().filter(|x| x.is_finite()).fold(0.0_f32, |m, x| m.max(x.abs()));
+    for (i, (a, b)) in got.iter().zip(want).enumerate() {
+        let both_untouched = a.is_nan() && b.is_nan();
+        assert!(both_untouched || (a - b).abs() <= 2e-2 * largest, "element {i}: {a}, not {b} (largest {largest})");
+    }
+}
+
+/// A captured graph, ready to be replayed.
+pub struct Graph {
+    graph: sys::CUgraph,
+    exec: sys::CUgraphExec,
+}
+
+impl Graph {
+    /// Captures what `body` puts into the host's stream.
+    pub fn capture(host: &Host, body: impl FnOnce()) -> Self {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
+        let (mut graph, mut exec) = (null_mut(), null_mut());
+        // SAFETY: the stream is live; outputs are writable.
+        unsafe {
+            ok(sys::cuStreamBeginCapture_v2(host.stream, mode));
+            body();
+            ok(sys::cuStreamEndCapture(host.stream, &raw mut graph));
+            ok(sys::cuGraphInstantiateWithFlags(&raw mut exec, graph, 0));
+        }
+        Self { graph, exec }
+    }
+
+    pub fn launch(&self, host: &Host) {
+        // SAFETY: both are live.
+        ok(unsafe { sys::cuGraphLaunch(self.exec, host.stream) });
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: made by `capture`, ended once.
+        unsafe {
+            sys::cuGraphExecDestroy(self.exec);
+            sys::cuGraphDestroy(self.graph);
+        }
+    }
+}
