@@ -24,6 +24,7 @@ esac
 runtime="grid fiber meetings copies"
 driver="driver capture memory queue api_context api_memory api_stream api_module image"
 compiler="nvrtc compiler"
+tests="self_test_lanes self_test_barriers self_test_driver"
 
 # $1 is newer than its sources, or this builds it.
 compile() {
@@ -58,6 +59,11 @@ library() {
 }
 library libcuda.so libcuda.so.1 "$runtime $driver"
 library libnvrtc.so libnvrtc.so.13 "$compiler image"
+# shellcheck disable=SC2086
+for name in $tests; do compile "$name" $sanitize; done
+# shellcheck disable=SC2046,SC2086
+$CXX $sanitize $(objects "$tests") -o "$out/self_test.$$" -L"$out" -l:libcuda.so.1 -l:libnvrtc.so.13 -Wl,-rpath,"$out" -lgtest -lgtest_main -pthread
+mv -f "$out/self_test.$$" "$out/self_test"
 rm -f "$out/libshim_runtime.a"
 # shellcheck disable=SC2046
 ar rcs "$out/libshim_runtime.a" $(objects "$runtime")

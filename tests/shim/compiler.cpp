@@ -90,7 +90,7 @@ std::string key(const Sources& sources, const std::vector<std::string>& args) {
     fs::path shim = environment("SKC_SHIM_INCLUDE", SKC_SHIM_DIR);
     for (const char* name : {"arch_host.hpp", "lane.hpp", "half.hpp"}) add(read_file(shim / name));
     char text[40];
-    std::snprintf(text, sizeof text, "%016llx%016llx", static_cast<unsigned long long>(hash_bytes(all.data(), all.size())),
+    std::snprintf(text, sizeof text, "%016llx%016llx", static_cast<unsigned long long>(hash_bytes(all.data(), all.size(), 0)),
                   static_cast<unsigned long long>(hash_bytes(all.data(), all.size(), all.size())));
     return text;
 }

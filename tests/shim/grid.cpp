@@ -1,9 +1,11 @@
 // How blocks are run: a few at a time, in random order. Each thread is a fiber. A warp is run in passes: its lanes one
 // after another in random order, each up to its next meeting point. When all have met there, the meeting is held and the
-// next pass begins; now and then another warp goes first.
+// next pass begins. Which warp goes on is drawn anew now and then, or, in most launches, goes by priorities drawn at the
+// start, so that some warps fall far behind.
 
 #include "grid.hpp"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -34,6 +36,7 @@ struct Warp {
     // The order of a pass: turn, turn + stride, ... modulo 32.
     uint32_t turn = 0;
     uint32_t stride = 1;
+    uint32_t priority = 0;
 };
 
 struct Block {
@@ -52,6 +55,7 @@ struct Engine {
     [[noreturn]] static void start();
 
     Random random{1};
+    bool by_priority = false;
 
 private:
     bool begin_block(Block& block);
@@ -85,6 +89,7 @@ void runtime_meet(Lane* self, Meet meet, int line) {
 void runtime_pause(Lane* self) {
     if (self->engine->random.next() % 4 != 0) return;
     self->warp->paused |= bit(*self);
+    self->warp->priority = self->engine->random.next();
     self->engine->leave(self);
 }
 
@@ -168,13 +173,18 @@ bool Engine::begin_block(Block& block) {
             lane->copies->clear();
         }
         warp.arrived = warp.paused = warp.finished = 0;
+        warp.priority = random.next() % 4 == 0 ? 0 : random.next();
         begin_pass(warp, kAll);
         ready_.push_back(&warp);
     }
     return true;
 }
 
-Warp* Engine::any_ready() { return ready_.empty() ? nullptr : ready_[random.below(static_cast<uint32_t>(ready_.size()))]; }
+Warp* Engine::any_ready() {
+    if (ready_.empty()) return nullptr;
+    if (!by_priority) return ready_[random.below(static_cast<uint32_t>(ready_.size()))];
+    return *std::max_element(ready_.begin(), ready_.end(), [](const Warp* a, const Warp* b) { return a->priority < b->priority; });
+}
 
 void Engine::unready(const Warp& warp) {
     for (Warp*& ready : ready_) {
@@ -240,7 +250,7 @@ Warp* Engine::meet(Warp& warp) {
         std::snprintf(text, sizeof text, "%s (line %d)", reason, first.line);
         fail(first, text);
     }
-    return random.next() % 4 == 0 ? any_ready() : &warp;
+    return !by_priority && random.next() % 4 == 0 ? any_ready() : &warp;
 }
 
 std::string Engine::run(const Launch& launch) {
@@ -258,8 +268,9 @@ std::string Engine::run(const Launch& launch) {
     do block_stride_ = 1 + random.next() % n_blocks_;
     while (std::gcd(block_stride_, n_blocks_) != 1);
 
-    // Blocks that run at the same time; most often one, which is the fastest.
-    static constexpr uint32_t kAtOnce[8] = {1, 1, 1, 1, 2, 2, 3, 4};
+    by_priority = random.below(3) != 0;
+    // Blocks that run at the same time.
+    static constexpr uint32_t kAtOnce[8] = {1, 1, 2, 2, 3, 3, 4, 4};
     uint64_t at_once = kAtOnce[random.below(8)];
     if (at_once > n_blocks_) at_once = n_blocks_;
     blocks_.clear();

@@ -33,7 +33,7 @@ uint64_t hash_bytes(const void* bytes, size_t n, uint64_t seed) {
 }
 
 std::string seal_image(std::string object, uint32_t arch) {
-    Seal seal{{}, object.size(), hash_bytes(object.data(), object.size()), arch};
+    Seal seal{{}, object.size(), hash_bytes(object.data(), object.size(), arch), arch};
     std::memcpy(seal.magic, kMagic, sizeof kMagic);
     return object.append(reinterpret_cast<const char*>(&seal), sizeof seal);
 }
@@ -46,7 +46,7 @@ uint32_t check_image(const void* image, size_t* size) {
     if (std::memcmp(header.e_ident, ELFMAG, SELFMAG) != 0 || header.e_shoff > 1u << 30) return 0;
     Seal seal;
     std::memcpy(&seal, static_cast<const char*>(image) + end, sizeof seal);
-    bool whole = std::memcmp(seal.magic, kMagic, sizeof kMagic) == 0 && seal.size == end && seal.hash == hash_bytes(image, end);
+    bool whole = std::memcmp(seal.magic, kMagic, sizeof kMagic) == 0 && seal.size == end && seal.hash == hash_bytes(image, end, seal.arch);
     *size = end;
     return whole ? static_cast<uint32_t>(seal.arch) : 0;
 }

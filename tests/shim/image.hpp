@@ -15,6 +15,6 @@ std::string seal_image(std::string shared_object, uint32_t arch);
 uint32_t check_image(const void* image, size_t* size);
 
 // In the manner of FNV-1a, a word at a time. Against accidents only.
-uint64_t hash_bytes(const void* bytes, size_t n, uint64_t seed = 0xcbf29ce484222325ULL);
+uint64_t hash_bytes(const void* bytes, size_t n, uint64_t seed);
 
 }  // namespace skc_shim
