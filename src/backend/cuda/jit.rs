@@ -30,6 +30,7 @@ const HEADERS: &[(&str, &str)] = files![
     "query.cuh",
     "ring.cuh",
     "stage.cuh",
+    "tile.cuh",
 ];
 
 /// What runs for every configuration: append, attention of any shape, edits.

@@ -66,6 +66,8 @@ impl Special {
             && shape.kv_dtype != DType::F32
             && shape.in_dtype == shape.kv_dtype
             && shape.n_kv_heads as u64 <= MOST
+            // Slots are counted in 32 bits there.
+            && layer.ring.slots() < 1 << 31
             // cp.async, ldmatrix and mma.m16n8k16 of both half types.
             && arch >= 80
             && decode_shared(shape.head_dim as u32).max(chunk_shared(shape.head_dim as u32)) <= shared;
@@ -172,12 +174,29 @@ pub fn generic_shared(shape: &Shape) -> u32 {
     8 * shape.head_dim as u32 + 4 * THREADS + SCRATCH
 }
 
-pub fn decode_threads(_: u32) -> u32 {
-    0
+/// Bytes of a row of a tile.
+const fn tile_row(dim: u32) -> u32 {
+    2 * dim + 16
 }
-pub fn decode_shared(_: u32) -> u32 {
-    0
+
+/// Warps of a decode's block.
+const fn decode_warps(dim: u32) -> u32 {
+    if dim > 128 { 2 } else { 4 }
 }
-pub fn chunk_shared(_: u32) -> u32 {
-    0
+
+/// Threads of a decode's block.
+pub const fn decode_threads(dim: u32) -> u32 {
+    32 * decode_warps(dim)
+}
+
+/// Shared memory of a decode: queries for window and sinks, stages of 16 keys and values for every warp.
+pub const fn decode_shared(dim: u32) -> u32 {
+    let stages = if dim > 80 { 2 } else { 3 };
+    2 * COLUMNS * tile_row(dim) + stages * decode_warps(dim) * 2 * 16 * tile_row(dim) + SCRATCH
+}
+
+/// Shared memory of a chunk: 64 queries, two stages of keys and values.
+pub const fn chunk_shared(dim: u32) -> u32 {
+    let keys = if dim > 128 { 16 } else { 64 };
+    (64 + 4 * keys) * tile_row(dim) + SCRATCH
 }

@@ -1,7 +1,26 @@
-// Shared memory of kernels in bytes; mirrored in launch.rs.
+// Threads and shared memory of kernels, in bytes; mirrored in launch.rs.
 #pragma once
 
 // Two queries, weights of a block of keys, scratch of block-wide sums.
 #define GENERIC_SHARED(head_dim) (8 * (head_dim) + 4 * 128 + 64)
 // Scratch of block-wide sums.
 #define EDIT_SHARED 64
+
+// A row of a tile: 16 bytes more than its dims, so that the eight rows of a matrix lie in different banks.
+#define TILE_ROW(dim) (2 * (dim) + 16)
+
+// ---- Decode: every warp streams tiles of 16 keys of its own.
+#define DECODE_WARPS(dim) ((dim) > 128 ? 2 : 4)
+#define DECODE_KEYS 16
+#define DECODE_COLUMNS 8
+// K and V of a tile of every warp.
+#define DECODE_STAGE(dim) (DECODE_WARPS(dim) * 2 * DECODE_KEYS * TILE_ROW(dim))
+#define DECODE_STAGES(dim) ((dim) > 80 ? 2 : 3)
+// Queries for window and sinks, stages, scratch.
+#define DECODE_SHARED(dim) (2 * DECODE_COLUMNS * TILE_ROW(dim) + DECODE_STAGES(dim) * DECODE_STAGE(dim) + 64)
+
+// ---- Chunk: a block's warps share tiles of keys.
+#define CHUNK_ROWS 64
+#define CHUNK_KEYS(dim) ((dim) > 128 ? 16 : 64)
+// Queries, two stages of K and V, scratch.
+#define CHUNK_SHARED(dim) (CHUNK_ROWS * TILE_ROW(dim) + 2 * 2 * CHUNK_KEYS(dim) * TILE_ROW(dim) + 64)

@@ -1,0 +1,323 @@
+// skc_attend_decode: few queries, many keys. The tokens and heads of a group are the eight columns of one product, keys its
+// rows, so that K and V are read once for all of them. Keys are split among the blocks of z and in each among its warps,
+// which stream tiles of their own; the last block of an entry's head to finish merges all splits in order.
+//
+// Grid: entries, KV heads, splits. 32 x DECODE_WARPS threads. Shared: DECODE_SHARED bytes.
+//
+// Fragments are those of mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"): with g = lane / 4 and t = lane % 4 a
+// lane holds of the products rows g and g + 8 of columns 2t and 2t + 1.
+#pragma once
+
+#include "tile.cuh"
+
+constexpr u32 DECODE_THREADS = 32 * DECODE_WARPS(SKC_DIM);
+// Floats of a column of a partial result: sums, maximum, weight.
+constexpr u32 PARTIAL = DIM + 2;
+constexpr u32 STEPS = DIM / 16;
+
+// A column's softmax so far: the maximum in base 2, the weight of a lane's own keys.
+struct Column {
+    float max;
+    float sum;
+};
+
+// Which keys of a span a column sees.
+struct Visible {
+    u32 from;
+    u32 to;
+};
+
+struct Decode {
+    float acc[STEPS][4];  // dims g, g + 8 of each 16, columns 2t, 2t + 1
+    Column column[2];
+    Visible visible[2];
+    Scorer scorer[2];
+    u32 q[STEPS][2];
+};
+
+// Queries as the right-hand fragments: column g, dims 2t, 2t + 1 and 8 further on.
+SKC_DEVICE void load_columns(Decode& d, const u8* queries) {
+    const u8* at = queries + lane() / 4 * ROW + lane() % 4 * 4;
+#pragma unroll
+    for (u32 s = 0; s < STEPS; ++s) {
+        d.q[s][0] = *(const u32*)(at + 32 * s);
+        d.q[s][1] = *(const u32*)(at + 32 * s + 16);
+    }
+}
+
+// What the lane's two columns see of a span, and how they score it.
+SKC_DEVICE void aim(Decode& d, const SkcAttend& p, const Ring& ring, const Queries& q, u32 kv_head, bool sinks, u64 oldest) {
+#pragma unroll
+    for (u32 i = 0; i < 2; ++i) {
+        u32 c = 2 * (lane() % 4) + i;
+        u32 index = c / GROUP;
+        d.visible[i] = {0, 0};
+        d.scorer[i] = {0.0f, 1.0f, 0.0f, 0};
+        if (index >= q.m) continue;
+        u64 token = q.first + index;
+        u64 evicted = query_evicted(ring, q, token);
+        if (sinks) {
+            d.visible[i] = {0, (u32)min_u64(ring.n_sink, token + 1)};
+        } else {
+            u64 from = ring.n_sink + evicted;
+            d.visible[i] = {(u32)(from - oldest), (u32)(max_u64(token + 1, from) - oldest)};
+        }
+        d.scorer[i] = scorer_of(p.layer, kv_head * GROUP + c % GROUP, (u32)(sinks ? token - evicted : token - oldest));
+    }
+}
+
+// Adds a tile of 16 keys, of which the first is key `first` of its span.
+SKC_DEVICE void add_tile(Decode& d, const u8* k, const u8* v, u32 first, u32 n, bool mixed) {
+    u32 g = lane() / 4;
+    u32 matrix = lane() / 8, line = lane() % 8;
+    float s[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    // Keys are rows: matrices in the order keys 0-7, 8-15 of dims 0-7, then of dims 8-15.
+    const u8* k_row = k + (line + matrix % 2 * 8) * ROW + matrix / 2 * 16;
+#pragma unroll
+    for (u32 step = 0; step < STEPS; ++step) {
+        u32 a[4];
+        load_matrix_x4(a, k_row + 32 * step);
+        mma(s, a, d.q[step]);
+    }
+    float keep[2];
+#pragma unroll
+    for (u32 i = 0; i < 2; ++i) {
+        Column& c = d.column[i];
+        float highest = c.max;
+#pragma unroll
+        for (u32 half = 0; half < 2; ++half) {
+            u32 key = first + g + 8 * half;
+            float& x = s[2 * half + i];
+            x = key >= d.visible[i].from && key < d.visible[i].to ? score_of(d.scorer[i], x, key) : minus_infinity();
+            highest = x > highest ? x : highest;
+        }
+        for (u32 mask = 4; mask < 32; mask *= 2) {
+            float other = shuffle_xor(highest, mask);
+            highest = other > highest ? other : highest;
+        }
+        float base = base_of(highest);
+        keep[i] = exp2_fast(c.max - base);
+        s[i] = exp2_fast(s[i] - base);
+        s[2 + i] = exp2_fast(s[2 + i] - base);
+        c.sum = c.sum * keep[i] + (s[i] + s[2 + i]);
+        c.max = highest;
+    }
+#pragma unroll
+    for (u32 step = 0; step < STEPS; ++step) {
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) d.acc[step][i] *= keep[i % 2];
+    }
+    // A key that some column must not see may hold anything, and zero times infinity is NaN. Only calls of several tokens
+    // have such keys.
+    if (mixed && tile_overflows(v, n)) {
+        for (u32 key = 0; key < n; ++key) {
+            u32 from = key % 8 * 4 + lane() % 4;
+            float w0 = shuffle(key < 8 ? s[0] : s[2], from);
+            float w1 = shuffle(key < 8 ? s[1] : s[3], from);
+            const u16* row = (const u16*)(v + key * ROW) + g;
+#pragma unroll
+            for (u32 step = 0; step < STEPS; ++step) {
+                float x0 = widen(row[16 * step]), x1 = widen(row[16 * step + 8]);
+                if (w0 != 0.0f) {
+                    d.acc[step][0] += w0 * x0;
+                    d.acc[step][2] += w0 * x1;
+                }
+                if (w1 != 0.0f) {
+                    d.acc[step][1] += w1 * x0;
+                    d.acc[step][3] += w1 * x1;
+                }
+            }
+        }
+        return;
+    }
+    // Weights as the right-hand fragment: keys along k, which takes a transposition of each half.
+    u32 b[2] = {transpose_matrix(pack(s[0], s[1])), transpose_matrix(pack(s[2], s[3]))};
+    // Dims are rows now: values transposed on the way, matrices in the order dims 0-7, 8-15 of keys 0-7, then of keys 8-15.
+    const u8* v_row = v + (line + matrix / 2 * 8) * ROW + matrix % 2 * 16;
+#pragma unroll
+    for (u32 step = 0; step < STEPS; ++step) {
+        u32 a[4];
+        load_matrix_x4_trans(a, v_row + 32 * step);
+        mma(d.acc[step], a, b);
+    }
+}
+
+// A column's part of a partial result.
+SKC_DEVICE float* partial_at(float* parts, u32 part, u32 column) { return parts + ((u64)part * DECODE_COLUMNS + column) * PARTIAL; }
+
+// Maximum and weight over `n` parts of a column.
+SKC_DEVICE Column merge_column(float* parts, u32 n, u32 column) {
+    Column c = {minus_infinity(), 0.0f};
+    for (u32 i = 0; i < n; ++i) {
+        float max = partial_at(parts, i, column)[DIM];
+        c.max = max > c.max ? max : c.max;
+    }
+    float base = base_of(c.max);
+    for (u32 i = 0; i < n; ++i) {
+        const float* part = partial_at(parts, i, column);
+        c.sum += part[DIM + 1] * exp2_fast(part[DIM] - base);
+    }
+    return c;
+}
+
+SKC_DEVICE float merge_dim(float* parts, u32 n, u32 column, u32 dim, float base) {
+    float x = 0.0f;
+    for (u32 i = 0; i < n; ++i) {
+        const float* part = partial_at(parts, i, column);
+        x += part[dim] * exp2_fast(part[DIM] - base);
+    }
+    return x;
+}
+
+// Merges the parts of all columns and writes rows and lse.
+SKC_DEVICE void store_columns(const SkcAttend& p, const Queries& q, u32 kv_head, float* parts, u32 n, Column* merged) {
+    const SkcLayer& l = p.layer;
+    u32 columns = (u32)q.m * GROUP;
+    if (thread() < columns) {
+        u32 head = kv_head * GROUP + thread() % GROUP;
+        Column c = merge_column(parts, n, thread());
+        if (l.sink_logits) {
+            // A key with this score and a value of zero.
+            float logit = l.sink_logits[head] * SKC_LOG2E;
+            float max = logit > c.max ? logit : c.max;
+            c.sum = c.sum * exp2_fast(c.max - max) + exp2_fast(logit - max);
+            c.max = max;
+        }
+        merged[thread()] = c;
+        if (p.lse.ptr) *(float*)row_at(p.lse, q.row + thread() / GROUP, head) = c.max * SKC_LN2 + log_f(c.sum);
+    }
+    block_sync();
+    for (u32 i = thread(); i < columns * DIM; i += DECODE_THREADS) {
+        u32 column = i / DIM, dim = i % DIM;
+        Column c = merged[column];
+        float x = merge_dim(parts, n, column, dim, base_of(c.max)) / c.sum;
+        store_element(row_at(p.out, q.row + column / GROUP, kv_head * GROUP + column % GROUP), l.out_dtype, dim, x);
+    }
+}
+
+SKC_KERNEL(DECODE_THREADS, skc_attend_decode, SkcAttend) {
+    constexpr u32 WARPS = DECODE_WARPS(SKC_DIM);
+    constexpr u32 STAGES = DECODE_STAGES(SKC_DIM);
+    constexpr u32 TILE = DECODE_KEYS * ROW;
+    const SkcLayer& l = p.layer;
+    // For the window, then for the sinks.
+    u8* queries = shared_memory();
+    u8* stages = shared_memory() + 2 * DECODE_COLUMNS * ROW;
+    u8* scratch = stages + STAGES * DECODE_STAGE(SKC_DIM);
+    Ring ring = ring_of(l);
+    Queries q = find_queries(p, ring, (u64*)scratch, WARPS);
+    if (!q.live) return;
+    u32 kv_head = block_y();
+    u64 last = q.first + q.m - 1;
+    u64 oldest = ring.n_sink + query_evicted(ring, q, q.first);
+    Span window = span_of(l, ring, q.seq, kv_head, false, oldest, last);
+    Span sinks = span_of(l, ring, q.seq, kv_head, true, oldest, last);
+    // Tiles of the sinks come first; the block's share of all.
+    u32 sink_tiles = (sinks.n + 15) / 16;
+    u32 tiles = sink_tiles + (window.n + 15) / 16;
+    u32 share = (tiles + p.n_splits - 1) / p.n_splits;
+    u32 begin = block_z() * share, end = (u32)min_u64((u64)begin + share, tiles);
+    u32 mine = begin + warp();
+    u8* own = stages + warp() * 2 * TILE;
+
+    auto copy = [&](u32 tile, u32 stage) {
+        if (tile < end) {
+            u8* k = own + stage * DECODE_STAGE(SKC_DIM);
+            if (tile < sink_tiles) {
+                copy_tile(sinks, tile * DECODE_KEYS, DECODE_KEYS, k, k + TILE, lane(), 32);
+            } else {
+                copy_tile(window, (tile - sink_tiles) * DECODE_KEYS, DECODE_KEYS, k, k + TILE, lane(), 32);
+            }
+        }
+        copy_async_commit();
+    };
+    // Keys are on their way while queries are turned.
+    for (u32 i = 0; i + 1 < STAGES; ++i) copy(mine + i * WARPS, i);
+    for (u32 i = thread(); i < 2 * DECODE_COLUMNS * ROW / 16; i += DECODE_THREADS) ((Quad*)shared_memory())[i] = {0, 0, 0, 0};
+    block_sync();
+    for (u32 i = thread(); i < 2 * (u32)q.m * (DIM / 2); i += DECODE_THREADS) {
+        u32 pair = i % (DIM / 2), index = i / (DIM / 2) / 2;
+        bool for_sinks = i / (DIM / 2) % 2 != 0;
+        u64 token = q.first + index;
+        u8* to = queries + (for_sinks ? DECODE_COLUMNS : 0) * ROW + index * GROUP * ROW;
+        load_query_pair(p, q, token, kv_head, 0, GROUP, pair, for_sinks, query_evicted(ring, q, token), to);
+    }
+    block_sync();
+
+    Decode d;
+#pragma unroll
+    for (u32 s = 0; s < STEPS; ++s) {
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) d.acc[s][i] = 0.0f;
+    }
+#pragma unroll
+    for (u32 i = 0; i < 2; ++i) d.column[i] = {minus_infinity(), 0.0f};
+    bool in_sinks = mine < sink_tiles;
+    load_columns(d, queries + (in_sinks ? DECODE_COLUMNS : 0) * ROW);
+    aim(d, p, ring, q, kv_head, in_sinks, oldest);
+    u32 stage = 0;
+    for (u32 tile = mine; tile < end; tile += WARPS) {
+        copy_async_wait<STAGES - 2>();
+        warp_sync();
+        // Into the stage that was read in the round before.
+        copy(tile + (STAGES - 1) * WARPS, (stage + STAGES - 1) % STAGES);
+        if (in_sinks && tile >= sink_tiles) {
+            in_sinks = false;
+            load_columns(d, queries);
+            aim(d, p, ring, q, kv_head, false, oldest);
+        }
+        const u8* k = own + stage * DECODE_STAGE(SKC_DIM);
+        u32 first = (in_sinks ? tile : tile - sink_tiles) * DECODE_KEYS;
+        add_tile(d, k, k + TILE, first, DECODE_KEYS, q.m > 1);
+        stage = (stage + 1) % STAGES;
+    }
+    copy_async_wait<0>();
+    block_sync();
+
+    // Warps meet in shared memory, where the stages were.
+    float* parts = (float*)stages;
+#pragma unroll
+    for (u32 i = 0; i < 2; ++i) {
+        Column c = d.column[i];
+        for (u32 mask = 4; mask < 32; mask *= 2) c.sum += shuffle_xor(c.sum, mask);
+        float* part = partial_at(parts, warp(), 2 * (lane() % 4) + i);
+#pragma unroll
+        for (u32 s = 0; s < STEPS; ++s) {
+            part[16 * s + lane() / 4] = d.acc[s][i];
+            part[16 * s + lane() / 4 + 8] = d.acc[s][2 + i];
+        }
+        if (lane() < 4) {
+            part[DIM] = c.max;
+            part[DIM + 1] = c.sum;
+        }
+    }
+    block_sync();
+    Column* merged = (Column*)(parts + WARPS * DECODE_COLUMNS * PARTIAL);
+    if (p.n_splits == 1) {
+        store_columns(p, q, kv_head, parts, WARPS, merged);
+        return;
+    }
+    u64 place = (u64)block_x() * l.n_kv_heads + kv_head;
+    float* all = p.partials + place * p.n_splits * DECODE_COLUMNS * PARTIAL;
+    u32 columns = (u32)q.m * GROUP;
+    if (thread() < columns) merged[thread()] = merge_column(parts, WARPS, thread());
+    block_sync();
+    for (u32 i = thread(); i < columns * DIM; i += DECODE_THREADS) {
+        u32 column = i / DIM, dim = i % DIM;
+        partial_at(all, block_z(), column)[dim] = merge_dim(parts, WARPS, column, dim, base_of(merged[column].max));
+    }
+    if (thread() < columns) {
+        float* part = partial_at(all, block_z(), thread());
+        part[DIM] = merged[thread()].max;
+        part[DIM + 1] = merged[thread()].sum;
+    }
+    // Written for all to see before this block counts as arrived.
+    fence();
+    block_sync();
+    u32* arrived = (u32*)scratch;
+    if (thread() == 0) *arrived = atomic_inc(&p.counters[place], p.n_splits - 1);
+    block_sync();
+    if (*arrived != p.n_splits - 1) return;
+    fence();
+    store_columns(p, q, kv_head, all, p.n_splits, merged);
+}

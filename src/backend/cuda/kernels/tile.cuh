@@ -1,0 +1,148 @@
+// What the fast kernels share: the element type, tiles of keys in shared memory, queries, scores.
+#pragma once
+
+#include "element.cuh"
+#include "geometry.cuh"
+#include "phase.cuh"
+#include "query.cuh"
+
+#define SKC_LOG2E 1.4426950408889634f
+#define SKC_LN2 0.6931471805599453f
+
+constexpr u32 DIM = SKC_DIM;
+constexpr u32 GROUP = SKC_GROUP;
+constexpr u32 ROW = TILE_ROW(SKC_DIM);
+// 16-byte pieces of a row.
+constexpr u32 PIECES = DIM / 8;
+
+#if SKC_TYPE == 2
+SKC_DEVICE u32 pack(float lo, float hi) { return pack_f16(lo, hi); }
+SKC_DEVICE float widen(u16 h) { return f16_to_f32(h); }
+SKC_DEVICE u16 narrow(float x) { return f32_to_f16(x); }
+SKC_DEVICE void mma(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_16816_f16(c, a, b); }
+// Infinity and NaN have all bits of the exponent.
+constexpr u32 EXPONENT = 0x7c00;
+#else
+SKC_DEVICE u32 pack(float lo, float hi) { return pack_bf16(lo, hi); }
+SKC_DEVICE float widen(u16 h) { return bf16_to_f32(h); }
+SKC_DEVICE u16 narrow(float x) { return f32_to_bf16(x); }
+SKC_DEVICE void mma(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_16816_bf16(c, a, b); }
+constexpr u32 EXPONENT = 0x7f80;
+#endif
+
+// The sinks, or the window, of one head: keys 0 .. n in the order of their tokens.
+struct Span {
+    const u8* k;
+    const u8* v;
+    u32 first_slot;  // slot of key 0 ...
+    u32 wrap;        // ... from which on slots begin anew
+    u32 origin;      // slot they begin with
+    u32 n;
+    bool sinks;
+};
+
+// Keys of `q` from `oldest` to token `last`; slots are below 2^31 where fast kernels run.
+SKC_DEVICE Span span_of(const SkcLayer& l, const Ring& ring, u32 seq, u32 kv_head, bool sinks, u64 oldest, u64 last) {
+    u64 base = ((u64)seq * l.n_kv_heads + kv_head) * ring_total_slots(ring) * (2 * DIM);
+    Span s = {l.k + base, l.v + base, 0, 0, 0, 0, sinks};
+    if (sinks) {
+        s.n = (u32)min_u64(ring.n_sink, last + 1);
+        s.wrap = s.n;
+    } else {
+        s.origin = (u32)ring.n_sink;
+        s.first_slot = s.origin + (u32)((oldest - ring.n_sink) % ring.ring_slots);
+        s.wrap = (u32)ring_total_slots(ring);
+        s.n = (u32)saturating_sub(last + 1, oldest);
+    }
+    return s;
+}
+
+// Starts copying keys first .. first + keys of a span into two tiles. Keys beyond its end become zeros: their scores are
+// masked, and zero times a weight of zero is zero whatever the slots hold.
+SKC_DEVICE void copy_tile(const Span& s, u32 first, u32 keys, u8* k_tile, u8* v_tile, u32 at, u32 step) {
+    for (u32 i = at; i < keys * PIECES; i += step) {
+        u32 row = i / PIECES, piece = i % PIECES;
+        u32 key = first + row;
+        bool valid = key < s.n;
+        u32 slot = s.first_slot + key;
+        if (slot >= s.wrap) slot -= s.wrap - s.origin;
+        u64 from = valid ? (u64)slot * (2 * DIM) + 16 * piece : 0;
+        copy_async16(k_tile + row * ROW + 16 * piece, s.k + from, valid);
+        copy_async16(v_tile + row * ROW + 16 * piece, s.v + from, valid);
+    }
+}
+
+// Whether the tile holds an infinity or a NaN; the whole warp asks.
+SKC_DEVICE bool tile_overflows(const u8* tile, u32 keys) {
+    bool found = false;
+    for (u32 i = lane(); i < keys * PIECES; i += 32) {
+        const Quad x = *(const Quad*)(tile + i / PIECES * ROW + 16 * (i % PIECES));
+        const u32 words[4] = {x.x, x.y, x.z, x.w};
+        for (u32 w = 0; w < 4; ++w) {
+            found |= (words[w] & EXPONENT) == EXPONENT || (words[w] >> 16 & EXPONENT) == EXPONENT;
+        }
+    }
+    return warp_any(found);
+}
+
+// Dims `pair` turns of the query heads of one token, as sinks or as the window see them, into rows `to`, `to` + ROW, ...
+// `skip` heads are left out at the front, `n` are done.
+SKC_DEVICE void load_query_pair(const SkcAttend& p, const Queries& q, u64 token, u32 kv_head, u32 skip, u32 n, u32 pair, bool sinks,
+                                u64 evicted, u8* to) {
+    const SkcLayer& l = p.layer;
+    u64 row = q.row + (token - q.first);
+    u32 a, b;
+    Angle turn = {1.0f, 0.0f};
+    float scale = 1.0f;
+    if (pair < l.half) {
+        a = pair_first(l.rope_style, pair);
+        b = pair_second(l.rope_style, l.half, pair);
+        u64 f = l.frequencies[pair];
+        if (l.position_mode == SKC_ROPE) {
+            turn = angle_of((q.start + token - (sinks ? evicted : 0)) * f);
+            scale = l.mscale;
+        } else if (sinks) {
+            // The host has rotated and scaled: turn back by E, purely.
+            turn = angle_of((0ull - evicted) * f);
+        }
+    } else {
+        a = 2 * pair;
+        b = a + 1;
+    }
+    float cos = turn.cos * scale, sin = turn.sin * scale;
+    for (u32 head = 0; head < n; ++head) {
+        const u16* from = (const u16*)row_at(p.q, row, kv_head * GROUP + skip + head);
+        float x0 = widen(from[a]), x1 = widen(from[b]);
+        u16* out = (u16*)(to + head * ROW);
+        out[a] = narrow(x0 * cos - x1 * sin);
+        out[b] = narrow(x1 * cos + x0 * sin);
+    }
+}
+
+// What turns a product of query and key into a score in base 2.
+struct Scorer {
+    float scale;    // times log2 e where nothing else is done
+    float softcap;
+    float slope;    // times log2 e
+    u32 offset;     // distance to key 0 of the span
+};
+
+SKC_DEVICE float score_of(const Scorer& s, float x, u32 key) {
+#if SKC_TRANSFORM & 1
+    x = s.softcap * tanh_f(x * s.scale / s.softcap) * SKC_LOG2E;
+#else
+    x *= s.scale;
+#endif
+#if SKC_TRANSFORM & 2
+    x -= s.slope * (float)(s.offset - key);
+#endif
+    return x;
+}
+
+SKC_DEVICE Scorer scorer_of(const SkcLayer& l, u32 head, u32 offset) {
+    float scale = SKC_TRANSFORM & 1 ? l.scale : l.scale * SKC_LOG2E;
+    return {scale, l.softcap, SKC_TRANSFORM & 2 ? l.alibi[head] * SKC_LOG2E : 0.0f, offset};
+}
+
+// Nothing seen yet: subtracting this keeps weights of minus infinity at 0, and a NaN shows.
+SKC_DEVICE float base_of(float max) { return max == minus_infinity() ? 0.0f : max; }
