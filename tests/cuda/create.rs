@@ -59,6 +59,8 @@ fn the_hosts_context_is_left_alone() {
             let mut device = 0;
             ok(sys::cuDeviceGet(&raw mut device, 0));
             ok(sys::cuCtxCreate_v4(&raw mut other, null_mut(), 0, device));
+            // Made current on top of the thread's: taken off again, so that there can be none.
+            ok(sys::cuCtxPopCurrent_v2(&raw mut other));
         }
         for current in [other, null_mut(), host.context] {
             // SAFETY: a live context or none.
@@ -99,6 +101,7 @@ fn two_contexts() {
         unsafe {
             ok(sys::cuDeviceGet(&raw mut device, 0));
             ok(sys::cuCtxCreate_v4(&raw mut own, null_mut(), 0, device));
+            ok(sys::cuCtxPopCurrent_v2(&raw mut own));
         }
         let here = |context| CacheConfig { cuda: CudaConfig { context, ..CudaConfig::default() }, ..config(1, 1, 2, 9) };
         let step = |context: sys::CUcontext, cache: &mut Cache| {

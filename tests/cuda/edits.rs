@@ -69,32 +69,35 @@ fn edits_by_device_arrays_equal_edits_by_host_arrays() {
     }
     let config = config(2, 4, 3, 12);
     let (mut cache, mut plain) = (new_cache(&config), cpu(&config));
-    let mut t = Tensors::new(12);
+    let mut t = Tensors::new(14);
     let mut random = Random(9);
     for round in 0..12 {
-        let batch = Batch::new(&[0, 1, 2], &[5, 4, 3]);
-        t.draw(&mut random, 12);
+        let batch = Batch::new(&[0, 1, 2], &[5, 4, 5]);
+        t.draw(&mut random, 14);
         for layer in 0..2 {
             t.feed(&mut cache, layer, batch);
             close(&t.out.read(), &t.feed_cpu(&mut plain, layer, batch));
         }
         let ids = Buf::new(&[0_i32, -1, 2]);
-        // SAFETY: arrays in device memory that outlive the work: dropping them waits.
+        // SAFETY: arrays in device memory that outlive the work: each arm waits for it.
         unsafe {
             match round % 3 {
                 0 => {
                     let n = Buf::new(&[2_i32, 5, 1]);
                     cache.evict_on_device(arrays(&ids, Some(&n), None)).unwrap();
+                    with_host(|host| host.wait());
                     plain.evict(&[0, -1, 2], &[2, 5, 1]).unwrap();
                 }
                 1 => {
                     let starts = Buf::new(&[1_u64 << 40, 0, (1 << 32) + 7]);
                     cache.reset_on_device(arrays(&ids, None, Some(&starts))).unwrap();
+                    with_host(|host| host.wait());
                     plain.reset(&[0, -1, 2], Some(&[1 << 40, 0, (1 << 32) + 7])).unwrap();
                 }
                 _ => {
                     let sources = Buf::new(&[1_i32, 2, 1]);
                     cache.fork_on_device(arrays(&ids, Some(&sources), None)).unwrap();
+                    with_host(|host| host.wait());
                     plain.fork(&[1, 2, 1], &[0, -1, 2]).unwrap();
                 }
             }
