@@ -1,7 +1,8 @@
 #!/bin/sh
 # Builds the shim: tests/shim/build.sh OUTDIR [sanitize]
 #
-# OUTDIR gets libcuda.so.1, libnvrtc.so.13 (each also by its plain name), self_test, and libshim_runtime.a for harnesses.
+# OUTDIR gets libcuda.so.1, libnvrtc.so.13 (each also by its plain name), libring_functions.so, self_test, and
+# libshim_runtime.a for harnesses.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -67,3 +68,8 @@ mv -f "$out/self_test.$$" "$out/self_test"
 rm -f "$out/libshim_runtime.a"
 # shellcheck disable=SC2046
 ar rcs "$out/libshim_runtime.a" $(objects "$runtime")
+
+# The slot arithmetic by itself, for the test that holds it against src/ring.rs.
+# shellcheck disable=SC2086
+$CXX $flags -DSKC_HOST_SHIM -I"$here/../../src/backend/cuda/kernels" -shared "$here/ring_functions.cpp" -o "$out/libring_functions.so.$$"
+mv -f "$out/libring_functions.so.$$" "$out/libring_functions.so"

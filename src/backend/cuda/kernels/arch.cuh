@@ -15,8 +15,9 @@ typedef long long i64;
 typedef unsigned long long u64;
 
 #define SKC_DEVICE __device__ __forceinline__
+// One block per multiprocessor is enough for ptxas: without the number it saves registers by spilling.
 #define SKC_KERNEL(threads, name, Params) \
-    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params p)
+    extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Params p)
 
 SKC_DEVICE u32 thread() { return threadIdx.x; }
 SKC_DEVICE u32 lane() { return threadIdx.x % 32; }

@@ -1,0 +1,220 @@
+#!/usr/bin/env python3
+"""Compiles the CUDA kernels for every architecture without a GPU, and keeps their table of resources.
+
+    scripts/cuda_variants.py             compile the committed list; fail on errors, on spills and on a stale table
+    scripts/cuda_variants.py --write     the same, and write the table
+    scripts/cuda_variants.py --list      choose the list anew: every pair of settings at least once
+
+The compiler is NVRTC: libnvrtc of $SINKCACHE_NVRTC_DIR, or NVIDIA's wheel from PyPI, which is put under target/.
+"""
+import argparse
+import concurrent.futures
+import ctypes
+import itertools
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import zipfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+KERNELS = ROOT / "src" / "backend" / "cuda" / "kernels"
+LIST = KERNELS / "variants.txt"
+TABLE = KERNELS / "RESOURCES.md"
+WHEEL = "nvidia-cuda-nvrtc==13.0.88"
+
+ARCHS = ("80", "86", "89", "90a", "100", "120")
+# The settings of fast.cu, beside the architecture.
+AXES = {
+    "arch": ARCHS,
+    "SKC_DIM": (64, 80, 96, 128, 256),
+    "SKC_GROUP": (1, 2, 3, 4, 5, 6, 7, 8),
+    "SKC_TYPE": (2, 3),
+    "SKC_TRANSFORM": (0, 1, 2, 3),
+}
+# A kernel that spills reads its registers from memory in its innermost loop.
+WITHOUT_SPILLS = ("skc_attend_decode", "skc_attend_chunk")
+MOST = 150
+
+
+def choose():
+    """A list in which every two settings of any two axes meet: greedy, the same every time."""
+    names = list(AXES)
+    open_pairs = {((a, x), (b, y)) for a, b in itertools.combinations(names, 2) for x in AXES[a] for y in AXES[b]}
+
+    def pairs(row):
+        return set(itertools.combinations(row.items(), 2))
+
+    rows = []
+    while open_pairs:
+        # From a pair that is still open, each further setting that closes the most.
+        (a, x), (b, y) = min(open_pairs, key=str)
+        row = {a: x, b: y}
+        for name in names:
+            if name not in row:
+                row[name] = max(AXES[name], key=lambda v: (len(pairs(ordered({**row, name: v})) & open_pairs), -AXES[name].index(v)))
+        row = ordered(row)
+        open_pairs -= pairs(row)
+        rows.append(row)
+    return rows
+
+
+def ordered(row):
+    return {name: row[name] for name in AXES if name in row}
+
+
+def read_list():
+    """The committed list: program, architecture, macros."""
+    rows = []
+    for line in LIST.read_text().splitlines():
+        if line and not line.startswith("#"):
+            program, arch, *macros = line.split()
+            rows.append((program, arch, tuple(macros)))
+    return rows
+
+
+def write_list():
+    lines = ["# What is compiled without a GPU: program, architecture, macros. Written by scripts/cuda_variants.py --list."]
+    lines += [f"common.cu {arch}" for arch in ARCHS]
+    for row in sorted(choose(), key=lambda r: (r["SKC_DIM"], r["SKC_GROUP"], ARCHS.index(r["arch"]))):
+        lines.append(f"fast.cu {row['arch']} " + " ".join(f"{k}={v}" for k, v in row.items() if k != "arch"))
+    LIST.write_text("\n".join(lines) + "\n")
+
+
+def covers():
+    """Whether the committed list holds every pair."""
+    seen = set()
+    for program, arch, macros in read_list():
+        if program == "fast.cu":
+            row = {"arch": arch, **{k: int(v) for k, v in (m.split("=") for m in macros)}}
+            seen |= set(itertools.combinations(ordered(row).items(), 2))
+    wanted = {((a, x), (b, y)) for a, b in itertools.combinations(AXES, 2) for x in AXES[a] for y in AXES[b]}
+    return wanted <= seen
+
+
+def library_folder():
+    """Folder of libnvrtc: the user's, or that of the wheel."""
+    given = os.environ.get("SINKCACHE_NVRTC_DIR")
+    if given:
+        return pathlib.Path(given)
+    target = ROOT / "target" / "nvrtc" / WHEEL
+    if not target.is_dir():
+        wheels = target.with_suffix(".wheels")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), WHEEL]
+        subprocess.run(command, check=True)
+        for wheel in wheels.glob("*.whl"):
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(target)
+    return next(target.rglob("libnvrtc.so.*")).parent
+
+
+class Nvrtc:
+    """The few calls needed."""
+
+    def __init__(self, folder):
+        for name in sorted(folder.glob("libnvrtc-builtins.so.*")):
+            ctypes.CDLL(str(name), ctypes.RTLD_GLOBAL)
+        self.lib = ctypes.CDLL(str(next(p for p in sorted(folder.glob("libnvrtc.so.*")) if "alt" not in p.name)))
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self.lib.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+        self.version = f"{major.value}.{minor.value}"
+        self.headers = {p.name: p.read_bytes() for p in sorted(KERNELS.glob("*.cuh"))}
+
+    def compile(self, job):
+        """-> (job, log of ptxas), or raises with the compiler's text."""
+        program, arch, macros = job
+        names = (ctypes.c_char_p * len(self.headers))(*[n.encode() for n in self.headers])
+        texts = (ctypes.c_char_p * len(self.headers))(*self.headers.values())
+        handle = ctypes.c_void_p()
+        source = (KERNELS / program).read_bytes()
+        self.lib.nvrtcCreateProgram(ctypes.byref(handle), source, program.encode(), len(self.headers), texts, names)
+        options = [f"--gpu-architecture=sm_{arch}", "-std=c++17", "--ptxas-options=-v", *(f"-D{m}" for m in macros)]
+        array = (ctypes.c_char_p * len(options))(*[o.encode() for o in options])
+        code = self.lib.nvrtcCompileProgram(handle, len(options), array)
+        size = ctypes.c_size_t()
+        self.lib.nvrtcGetProgramLogSize(handle, ctypes.byref(size))
+        log = ctypes.create_string_buffer(max(size.value, 1))
+        self.lib.nvrtcGetProgramLog(handle, log)
+        cubin = ctypes.c_size_t()
+        if code == 0:
+            self.lib.nvrtcGetCUBINSize(handle, ctypes.byref(cubin))
+        self.lib.nvrtcDestroyProgram(ctypes.byref(handle))
+        text = log.value.decode()
+        if code != 0 or cubin.value == 0:
+            raise RuntimeError(f"{program} {arch} {' '.join(macros)}: error {code}, cubin of {cubin.value} bytes\n{text}")
+        return job, text
+
+
+def resources(log):
+    """-> {kernel: (registers, bytes of stack, bytes spilled)} from the text of ptxas -v."""
+    found, kernel, stack, spilled = {}, None, 0, 0
+    for line in log.splitlines():
+        if match := re.search(r"Compiling entry function '(\w+)'", line):
+            kernel = match[1]
+        elif match := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            stack, spilled = int(match[1]), int(match[2]) + int(match[3])
+        elif match := re.search(r"Used (\d+) registers", line):
+            found[kernel] = (int(match[1]), stack, spilled)
+    return found
+
+
+def shared_bytes(kernel, macros):
+    """Dynamic shared memory as geometry.cuh has it."""
+    dim = int(dict(m.split("=") for m in macros)["SKC_DIM"])
+    row = 2 * dim + 16
+    if kernel == "skc_attend_decode":
+        return 2 * 8 * row + (2 if dim > 80 else 3) * (2 if dim > 128 else 4) * 2 * 16 * row + 64
+    return (64 + 4 * (16 if dim > 128 else 64)) * row + 64
+
+
+def table(results, version):
+    lines = [
+        "# Resources of the kernels",
+        "",
+        f"Registers and bytes of stack and spills as ptxas of NVRTC {version} reports them, and dynamic shared memory of a block, for the",
+        "variants of `variants.txt`. Written by `scripts/cuda_variants.py --write`; CI fails where it is stale. Not measured on a GPU.",
+        "",
+        "| program | arch | variant | kernel | registers | stack | spills | shared |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (program, arch, macros), found in results:
+        short = " ".join(m.removeprefix("SKC_").lower() for m in macros)
+        for kernel, (registers, stack, spilled) in sorted(found.items()):
+            shared = shared_bytes(kernel, macros) if program == "fast.cu" else "by shape"
+            lines.append(f"| {program} | sm_{arch} | {short} | {kernel} | {registers} | {stack} | {spilled} | {shared} |")
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="write variants.txt")
+    parser.add_argument("--write", action="store_true", help="write RESOURCES.md")
+    options = parser.parse_args()
+    if options.list:
+        write_list()
+    jobs = read_list()
+    if len(jobs) > MOST or not covers():
+        print(f"variants.txt: {len(jobs)} lines (at most {MOST}), every pair there: {covers()}")
+        return 1
+    nvrtc = Nvrtc(library_folder())
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = [(job, resources(log)) for job, log in pool.map(nvrtc.compile, jobs)]
+    failed = 0
+    for (program, arch, macros), found in results:
+        for kernel, (_, stack, spilled) in found.items():
+            if kernel in WITHOUT_SPILLS and (stack or spilled):
+                print(f"{program} {arch} {' '.join(macros)}: {kernel} has {stack} bytes of stack, {spilled} of spills")
+                failed += 1
+    text = table(results, nvrtc.version)
+    if options.write:
+        TABLE.write_text(text)
+    elif not TABLE.exists() or TABLE.read_text() != text:
+        print(f"{TABLE.relative_to(ROOT)} is stale: scripts/cuda_variants.py --write")
+        failed += 1
+    print(f"{len(results)} variants compiled by NVRTC {nvrtc.version} for {', '.join('sm_' + a for a in ARCHS)}: {failed} complaints")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
