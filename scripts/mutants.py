@@ -4,7 +4,8 @@
     python3 scripts/mutants.py            all mutants
     python3 scripts/mutants.py NAME ...   some of them
 
-Exit status 1 when a mutant survives, does not compile, or no longer finds its line.
+Exit status 1 when a mutant survives, does not compile, or no longer finds its line. Those of the CUDA kernels need the host
+shim in build/shim (`tests/shim/build.sh build/shim`).
 """
 import os
 import pathlib
@@ -47,6 +48,22 @@ ALSO = {
     "masked_by_weight_zero": ("src/backend/cpu/attend.rs", "            let mut sum = 0.0;\n", "            let mut sum = 0.0;\n            let v_all = &v[v.len() - dim_v..];\n"),
 }
 
+# Wrong lines of the CUDA kernels, which the device tests must catch on the host shim.
+KERNELS = "src/backend/cuda/kernels/"
+KERNEL_MUTANTS = {
+    "decode_wrong_fragment": (KERNELS + "decode.cuh", "const u8* v_row = v + (line + matrix / 2 * 8) * ROW + matrix % 2 * 16;", "const u8* v_row = v + (line + matrix % 2 * 8) * ROW + matrix / 2 * 16;"),
+    "chunk_wrong_fragment": (KERNELS + "chunk.cuh", "u32 a[4] = {pack(x[0], x[1]), pack(x[2], x[3]), pack(y[0], y[1]), pack(y[2], y[3])};", "u32 a[4] = {pack(x[0], x[1]), pack(y[0], y[1]), pack(x[2], x[3]), pack(y[2], y[3])};"),
+    "decode_missing_barrier": (KERNELS + "decode.cuh", "    }\n    block_sync();\n\n    Decode d;", "    }\n\n    Decode d;"),
+    "chunk_missing_barrier": (KERNELS + "chunk.cuh", "        copy_async_wait<0>();\n        block_sync();", "        copy_async_wait<0>();"),
+    "copies_not_waited_for": (KERNELS + "decode.cuh", "copy_async_wait<STAGES - 2>();", "copy_async_wait<STAGES - 1>();"),
+    "merge_before_all_arrived": (KERNELS + "decode.cuh", "if (*arrived != p.n_splits - 1) return;", "if (*arrived != p.n_splits / 2) return;"),
+    "key_beyond_the_span": (KERNELS + "tile.cuh", "bool valid = key < s.n;", "bool valid = key <= s.n;"),
+    "lengths_before_all_blocks_read": (KERNELS + "append.cuh", "atomic_inc(&l.arrivals[e.seq], grid_y() - 1) == grid_y() - 1", "atomic_inc(&l.arrivals[e.seq], grid_y() - 1) == 0"),
+    "hidden_infinity": (KERNELS + "chunk.cuh", "if (edge && tile_overflows(v, KEYS)) {", "if (false && tile_overflows(v, KEYS)) {"),
+}
+
+ALL = {**MUTANTS, **KERNEL_MUTANTS}
+
 
 def sources():
     names = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True)
@@ -59,9 +76,18 @@ def cargo(*args):
     return subprocess.run(["cargo", "test", "-q", "--no-fail-fast", "-p", "sinkcache", *TESTS, *args], cwd=COPY, env=env, capture_output=True, text=True)
 
 
+def on_shim(*args):
+    """The device tests on the host shim, in one shape and with few replays. Fresh kernels each time."""
+    shim = ROOT / "build" / "shim"
+    env = {**os.environ, "CARGO_TARGET_DIR": str(ROOT / "target"), "RUST_BACKTRACE": "0", "SKC_TEST_BACKEND": "cuda", "SINKCACHE_CUDA_CACHE_DIR": "",
+           "LD_LIBRARY_PATH": f"{shim}:{os.environ.get('LD_LIBRARY_PATH', '')}", "SKC_SHAPE": "7", "SKC_STREAMS": "8", "SKC_REPLAYS": "12", "SKC_SOAK": "100"}
+    return subprocess.run(["cargo", "test", "-q", "--no-fail-fast", "-p", "sinkcache", "--test", "cuda", *args], cwd=COPY, env=env, capture_output=True, text=True)
+
+
 def mutate(name):
     """-> None when the mutant is caught, else what is wrong."""
-    changes = [MUTANTS[name]] + ([ALSO[name]] if name in ALSO else [])
+    changes = [ALL[name]] + ([ALSO[name]] if name in ALSO else [])
+    test = on_shim if name in KERNEL_MUTANTS else cargo
     texts = {}
     for file, right, wrong in changes:
         text = texts.get(file) or (COPY / file).read_text()
@@ -72,23 +98,24 @@ def mutate(name):
     for file, text in texts.items():
         (COPY / file).write_text(text)
     try:
-        built = cargo("--no-run")
+        built = test("--no-run")
         if built.returncode:
             return "does not compile:\n" + built.stderr
-        return None if cargo().returncode else "survived"
+        return None if test().returncode else "survived"
     finally:
         for file, text in before.items():
             (COPY / file).write_text(text)
 
 
 def main():
-    names = sys.argv[1:] or list(MUTANTS)
+    names = sys.argv[1:] or list(ALL)
     shutil.rmtree(COPY, ignore_errors=True)
     for name in sources():
         (COPY / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, COPY / name)
-    if cargo().returncode:
-        sys.exit("the tests fail without any mutant")
+    for table, test in ((MUTANTS, cargo), (KERNEL_MUTANTS, on_shim)):
+        if any(name in table for name in names) and test().returncode:
+            sys.exit("the tests fail without any mutant")
     wrong = 0
     for name in names:
         outcome = mutate(name)

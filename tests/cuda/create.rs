@@ -14,9 +14,7 @@ use crate::support::{Graph, KV, Random, Tensors, close, config, cuda, to_bf16};
 /// A cache of more memory than any device has is refused, and what was taken is given back.
 #[test]
 fn too_large_a_cache_is_a_status() {
-    if !cuda() {
-        return;
-    }
+    let Some(_turn) = cuda() else { return };
     with_host(|_| {
         let free = || {
             let (mut free, mut total) = (0, 0);
@@ -37,9 +35,7 @@ fn too_large_a_cache_is_a_status() {
 
 #[test]
 fn a_device_that_is_not_there_is_named() {
-    if !cuda() {
-        return;
-    }
+    let Some(_turn) = cuda() else { return };
     let cuda = CudaConfig { device: 4_000, ..CudaConfig::default() };
     let error = Cache::new(&CacheConfig { cuda, ..config(1, 1, 4, 60) }).unwrap_err();
     assert_eq!(error.status(), Status::InvalidConfig);
@@ -49,9 +45,7 @@ fn a_device_that_is_not_there_is_named() {
 /// The host's context is as it was after every call, none included.
 #[test]
 fn the_hosts_context_is_left_alone() {
-    if !cuda() {
-        return;
-    }
+    let Some(_turn) = cuda() else { return };
     with_host(|host| {
         let mut other = null_mut();
         // SAFETY: outputs are writable; the context is destroyed below.
@@ -92,9 +86,7 @@ fn the_hosts_context_is_left_alone() {
 /// One cache in the primary context, one in a context of the host's own, at the same time.
 #[test]
 fn two_contexts() {
-    if !cuda() {
-        return;
-    }
+    let Some(_turn) = cuda() else { return };
     with_host(|host| {
         let (mut device, mut own) = (0, null_mut());
         // SAFETY: outputs are writable.
@@ -192,9 +184,7 @@ unsafe extern "C" fn nothing(_: *mut c_void, _: usize, _: usize) -> *mut c_void 
 /// Device memory comes from the caller's callbacks, as much as was announced, and goes back to them.
 #[test]
 fn memory_from_callbacks() {
-    if !cuda() {
-        return;
-    }
+    let Some(_turn) = cuda() else { return };
     let with = |alloc| {
         // SAFETY: the functions above keep the contract.
         let memory = unsafe { Memory::new(alloc, give, null_mut()) };
@@ -213,9 +203,7 @@ fn memory_from_callbacks() {
 /// A cache can be made while another thread's, or this one's, stream is being captured.
 #[test]
 fn create_during_a_capture() {
-    if !cuda() {
-        return;
-    }
+    let Some(_turn) = cuda() else { return };
     with_host(|host| {
         let mut made = None;
         let graph = Graph::capture(host, || made = Some(Cache::new(&config(1, 1, 4, 60)).unwrap()));

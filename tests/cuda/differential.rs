@@ -1,5 +1,5 @@
 //! Random streams on the device against the CPU backend, in the shapes that have fast kernels and at lengths that make
-//! them split, wrap and mask. `SKC_STREAMS` says how many.
+//! them split, wrap and mask. `SKC_STREAMS` says how many, `SKC_SHAPE` may single out one shape.
 
 use half::{bf16, f16};
 use sinkcache::{
@@ -115,14 +115,13 @@ impl Pair {
 
 #[test]
 fn streams_agree_with_the_cpu() {
-    if !cuda() {
-        return;
-    }
-    let streams = std::env::var("SKC_STREAMS").ok().and_then(|n| n.parse().ok()).unwrap_or(44);
-    let mut random = Random(std::env::var("SKC_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(1) * 2 + 1);
+    let Some(_turn) = cuda() else { return };
+    let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<usize>().ok());
+    let (streams, shape) = (number("SKC_STREAMS").unwrap_or(44), number("SKC_SHAPE"));
+    let mut random = Random(2 * number("SKC_SEED").unwrap_or(1) as u64 + 1);
     let mut tallies: [Tally; 2] = Default::default();
     for stream in 0..streams {
-        let config = draw_config(&mut random, SHAPES[stream % SHAPES.len()]);
+        let config = draw_config(&mut random, SHAPES[shape.unwrap_or(stream) % SHAPES.len()]);
         let cpu = CacheConfig { backend: BackendKind::Cpu, ..config.clone() };
         let mut pair = Pair { device: new_cache(&config), cpu: Cache::new(&cpu).unwrap(), config };
         let start = [0, (1 << 24) - 5, (1 << 32) + 7, 1 << 40][random.below(4) as usize];
@@ -162,9 +161,7 @@ fn streams_agree_with_the_cpu() {
 /// The same rows at any start give the same results, but for the rounding of sines and cosines.
 #[test]
 fn far_positions_change_nothing() {
-    if !cuda() {
-        return;
-    }
+    let Some(_turn) = cuda() else { return };
     for shape in [SHAPES[6], SHAPES[10]] {
         let mut config = draw_config(&mut Random(77), shape);
         config.layers[0] = LayerConfig { n_sink: 4, window: 50, ..LayerConfig::default() };
@@ -200,4 +197,35 @@ fn device_step<T: Element>(cache: &mut Cache, batch: Batch<'_>, rows: [&[f32]; 3
     let mut o = Buf::new(out);
     cache.step(0, batch, k.rows(), v.rows(), q.rows(), o.rows_out(), None).unwrap();
     out.copy_from_slice(&o.read());
+}
+
+/// A token of infinities that an earlier query of the same call must not see: masked is not multiplied by zero.
+#[test]
+fn what_a_query_must_not_see_cannot_reach_it() {
+    let Some(_turn) = cuda() else { return };
+    // Few queries and many: both kernels.
+    for n in [2_usize, 40] {
+        let mut config = draw_config(&mut Random(77), SHAPES[7]);
+        config.layers[0] = LayerConfig { n_sink: 4, window: 50, ..LayerConfig::default() };
+        let (wq, wk) = ((config.n_q_heads * config.head_dim) as usize, (config.n_kv_heads * config.head_dim) as usize);
+        let mut caches = [new_cache(&config), new_cache(&config)];
+        let mut random = Random(5);
+        let rows = [random.rows(20 * wq), random.rows(20 * wk), random.rows(20 * wk)];
+        let [q, k, v] = [random.rows(n * wq), random.rows(n * wk), random.rows(n * wk)];
+        let (mut bad_k, mut bad_v) = (k.clone(), v.clone());
+        bad_k[(n - 1) * wk..].fill(f32::NAN);
+        bad_v[(n - 1) * wk..].fill(f32::INFINITY);
+        let outs = [[&q, &k, &v], [&q, &bad_k, &bad_v]].map(|rows| rows.map(|x| x.as_slice()));
+        let mut results = vec![];
+        for (cache, call) in caches.iter_mut().zip(outs) {
+            let mut out = vec![f32::NAN; 20 * wq];
+            device_step(cache, Batch::new(&[0], &[20]), [&rows[0], &rows[1], &rows[2]], &mut out, bf16::from_f32);
+            let mut out = vec![f32::NAN; n * wq];
+            device_step(cache, Batch::new(&[0], &[n as i32]), call, &mut out, bf16::from_f32);
+            results.push(out);
+        }
+        // All but the last query's rows: the same, but for the order of sums.
+        crate::support::close(&results[1][..(n - 1) * wq], &results[0][..(n - 1) * wq]);
+        assert!(results[1][(n - 1) * wq..].iter().any(|x| !x.is_finite()), "and the last one's shows");
+    }
 }

@@ -22,9 +22,7 @@ fn arrays(ids: &Buf<i32>, tokens: Option<&Buf<i32>>, positions: Option<&Buf<u64>
 /// Drafts of which the device alone knows how many are accepted, in one graph: append, attend, rewind.
 #[test]
 fn rejected_drafts_never_leave_the_device() {
-    if !cuda() {
-        return;
-    }
+    let Some(_turn) = cuda() else { return };
     let config = config(2, 2, 2, 20);
     let (mut cache, mut plain) = (new_cache(&config), cpu(&config));
     let mut t = Tensors::new(8);
@@ -64,9 +62,7 @@ fn rejected_drafts_never_leave_the_device() {
 /// Evict, reset to far positions and fork by device arrays, against a CPU cache by host arrays.
 #[test]
 fn edits_by_device_arrays_equal_edits_by_host_arrays() {
-    if !cuda() {
-        return;
-    }
+    let Some(_turn) = cuda() else { return };
     let config = config(2, 4, 3, 12);
     let (mut cache, mut plain) = (new_cache(&config), cpu(&config));
     let mut t = Tensors::new(14);
@@ -113,9 +109,7 @@ fn edits_by_device_arrays_equal_edits_by_host_arrays() {
 /// An edit the device refuses leaves every layer as it was and says what the host would have said.
 #[test]
 fn refused_edits_change_nothing() {
-    if !cuda() {
-        return;
-    }
+    let Some(_turn) = cuda() else { return };
     let config = config(2, 3, 1, 6);
     let mut cache = new_cache(&config);
     let mut t = Tensors::new(9);
@@ -159,9 +153,7 @@ fn refused_edits_change_nothing() {
 /// More entries than travel in a launch, padding among them.
 #[test]
 fn long_host_batches_are_staged() {
-    if !cuda() {
-        return;
-    }
+    let Some(_turn) = cuda() else { return };
     let n_seqs = 150;
     let config = config(1, n_seqs, 1, 5);
     let (mut cache, mut plain) = (new_cache(&config), cpu(&config));

@@ -18,9 +18,7 @@ fn twins(config: &CacheConfig) -> (Cache, Cache) {
 /// A decode step of two sequences in two layers, captured once, against eager calls on a cache of its own: bit for bit.
 #[test]
 fn a_replayed_step_equals_eager_calls() {
-    if !cuda() {
-        return;
-    }
+    let Some(_turn) = cuda() else { return };
     let config = config(2, 2, 4, 60);
     let (mut replayed, mut eager) = twins(&config);
     let (mut a, mut b) = (Tensors::new(2), Tensors::new(2));
@@ -56,9 +54,7 @@ fn a_replayed_step_equals_eager_calls() {
 /// One graph whose sequence ids and counts lie in device memory serves a batch that changes at every replay.
 #[test]
 fn a_graph_serves_a_changing_batch() {
-    if !cuda() {
-        return;
-    }
+    let Some(_turn) = cuda() else { return };
     let config = config(1, 4, 2, 30);
     let (mut replayed, mut eager) = twins(&config);
     let rows = 8;
@@ -112,9 +108,7 @@ fn a_graph_serves_a_changing_batch() {
 /// What a device array asks for and cannot be done is skipped and told, and nothing else suffers.
 #[test]
 fn refused_entries_are_skipped_and_told() {
-    if !cuda() {
-        return;
-    }
+    let Some(_turn) = cuda() else { return };
     let mut cache = new_cache(&config(1, 3, 1, 10));
     let rows = 8;
     let t = Tensors::new(rows);

@@ -20,9 +20,7 @@ fn free() -> usize {
 /// has seen the last tokens only, at the same stream position.
 #[test]
 fn a_long_stream_in_constant_memory() {
-    if !cuda() {
-        return;
-    }
+    let Some(_turn) = cuda() else { return };
     let tokens: usize = std::env::var("SKC_SOAK").ok().and_then(|n| n.parse().ok()).unwrap_or(3_000);
     // No sinks: what is seen depends on the last tokens alone, so that a CPU cache can be started late.
     let config = config(1, 1, 0, 40);

@@ -4,19 +4,21 @@ use std::ptr::null_mut;
 
 use cudarc::driver::sys;
 use half::bf16;
+use parking_lot::{Mutex, MutexGuard};
 use sinkcache::{BackendKind, Batch, Cache, CacheConfig, DType, LayerConfig, RowsIn, RowsOut};
 
 use crate::common::device::{Buf, Host, backend, ok};
 
-/// Whether to run: there is a driver, or there must be one.
-pub fn cuda() -> bool {
+/// A test's turn, or `None` where it is skipped: there is no driver, and none is demanded. One at a time: a capture forbids
+/// other threads to allocate, and free memory is compared.
+pub fn cuda() -> Option<MutexGuard<'static, ()>> {
+    static TURN: Mutex<()> = Mutex::new(());
     // SAFETY: loads and unloads a library by name.
-    let there = unsafe { sys::is_culib_present() };
-    if !there && backend() == BackendKind::Cpu {
+    if backend() == BackendKind::Cpu && !unsafe { sys::is_culib_present() } {
         println!("skipped: no CUDA driver");
-        return false;
+        return None;
     }
-    true
+    Some(TURN.lock())
 }
 
 /// A small cache of a shape that has fast kernels: bf16, 4 query heads on 2 KV heads, 64 dims.
