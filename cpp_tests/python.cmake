@@ -21,3 +21,10 @@ else()
     add_test(NAME example_python COMMAND ${CMAKE_COMMAND} -E env PYTHONDONTWRITEBYTECODE=1
              SINKCACHE_LIBRARY=${lib_dir}/${sinkcache_so} ${python} ${example})
 endif()
+
+# PyTorch's, where a device and PyTorch are; elsewhere it says so.
+if(python AND NOT SINKCACHE_CARGO_ENV MATCHES "sanitizer")
+    add_test(NAME example_torch COMMAND ${CMAKE_COMMAND} -E env PYTHONDONTWRITEBYTECODE=1
+             SINKCACHE_LIBRARY=${lib_dir}/${sinkcache_so} ${python} ${PROJECT_SOURCE_DIR}/examples/python/stream_torch.py)
+    set_tests_properties(example_torch PROPERTIES SKIP_REGULAR_EXPRESSION "skipped: no CUDA device;skipped: no PyTorch")
+endif()

@@ -14,6 +14,12 @@
  *   called by several threads at once. Different caches are independent.
  * - Lengths are per (layer, sequence). Edits (evict, rewind, fork) need all layers of a sequence at one length.
  * - Callbacks must not throw.
+ * - CUDA: tensors are device pointers, calls put their work into args.stream and return; nothing waits, allocates or reads
+ *   device memory but skc_create_cache, skc_destroy_cache and SKC_READ_BACK, so that calls can be captured into a graph and
+ *   replayed for ever: lengths and positions live on the device. One cache follows one stream unless the caller orders
+ *   several. The caller's current context is left as it was. What a graph does, or counts in device memory say, the host
+ *   cannot know: such sequences are checked on the device, where an entry that cannot be done is skipped and noted for
+ *   skc_poll_error.
  *
  * Made by cbindgen; do not edit.
  */
@@ -27,7 +33,7 @@
 /** Initialiser of a skc_cache_config with its defaults, the same as skc_cache_config_init. */
 #define SKC_CACHE_CONFIG_INIT                                                                                          \
     {sizeof(skc_cache_config), 0, SKC_BACKEND_CPU, 1, 1, 0, 0, 0, 0, SKC_DTYPE_F32, 0, SKC_DTYPE_F16, 512, 16, 1, 0,   \
-     NULL, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL}
+     NULL, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, NULL, NULL, NULL, NULL}
 
 /** Initialiser of a skc_layer_config with its defaults, the same as skc_layer_config_init. */
 #define SKC_LAYER_CONFIG_INIT                                                                                          \
@@ -951,6 +957,78 @@ typedef struct skc_capability_info {
 } skc_capability_info;
 
 /**
+ * Arguments of skc_note_replay.
+ */
+typedef struct skc_note_replay_args {
+    /**
+     * sizeof(skc_note_replay_args).
+     */
+    uint32_t struct_size;
+    /**
+     * 0.
+     */
+    uint32_t flags;
+    /**
+     * Layer, or SKC_ALL_LAYERS.
+     */
+    uint32_t layer;
+    /**
+     * Entries of seq_ids and n_tokens.
+     */
+    uint32_t n_entries;
+    /**
+     * Sequences, in host memory; SKC_PADDING skips an entry. A sequence may appear once.
+     */
+    const int32_t *seq_ids;
+    /**
+     * Tokens that have been appended to each, or where negative cut off it.
+     */
+    const int32_t *n_tokens;
+} skc_note_replay_args;
+
+/**
+ * What the device has refused, filled by skc_poll_error. Set struct_size and zero the rest before the call.
+ */
+typedef struct skc_device_error {
+    /**
+     * sizeof(skc_device_error).
+     */
+    uint32_t struct_size;
+    /**
+     * 0.
+     */
+    uint32_t flags;
+    /**
+     * Entries that were skipped since the last time; 0 = none, and the rest is 0. What follows is the first one.
+     */
+    uint32_t n_skipped;
+    /**
+     * The status the call would have given, had the host known the counts.
+     */
+    skc_status status;
+    /**
+     * One of SKC_CALL_.
+     */
+    uint32_t call;
+    /**
+     * Layer; SKC_ALL_LAYERS for edits.
+     */
+    uint32_t layer;
+    /**
+     * Index of the entry in its batch.
+     */
+    uint32_t entry;
+    /**
+     * Sequence id as given.
+     */
+    int32_t seq_id;
+    /**
+     * The count that was refused; of an id that is none, 0.
+     */
+    uint64_t value;
+} skc_device_error;
+
+/**
  * Success.
  */
 #define SKC_STATUS_OK 0
@@ -1152,6 +1230,21 @@ uint32_t skc_abi_version(void);
  * Name of a status, such as "SKC_STATUS_BUSY"; "unknown status" for other numbers. Never NULL, valid for ever.
  */
 const char *skc_status_name(skc_status status);
+
+/**
+ * Tells the host's counters what they could not see: what a replayed graph, or a call with SKC_ON_DEVICE, has appended
+ * to sequences or cut off them. Lengths, ring heads and positions on the device are right without it; with it the host
+ * can again answer skc_seq_info and refuse edits that cannot be done. Report everything, in order; work that is still in
+ * the stream may be reported too.
+ */
+skc_status skc_note_replay(struct skc_cache *cache,
+                           const struct skc_note_replay_args *args);
+
+/**
+ * Takes the record of entries that the device has skipped because they could not be done, in work that has finished. It
+ * waits for nothing and may be called while a graph runs or a stream is being captured. On the CPU there is never one.
+ */
+skc_status skc_poll_error(struct skc_cache *cache, struct skc_device_error *error);
 
 /**
  * Text of the latest error on this thread, empty before the first. Valid until the next failing call on this thread;

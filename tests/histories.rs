@@ -47,7 +47,14 @@ impl<'a> Run<'a> {
         Self {
             history,
             cache: common::new_cache(&history.config),
-            plains: oracles.iter().map(|l| vec![Plain::default(); l.len()]).collect(),
+            plains: oracles
+                .iter()
+                .map(|l| {
+                    let applied = l[0].cfg.layer.position_mode == PositionMode::RopeApplied;
+                    let hosted = applied && history.config.in_dtype != DType::F32;
+                    vec![Plain::new(hosted); l.len()]
+                })
+                .collect(),
             oracles,
             random: history.seed | 1,
             got: vec![],

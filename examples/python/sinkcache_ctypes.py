@@ -30,19 +30,24 @@ CacheConfig = _struct(
     *_of(c_uint32, "backend n_layers n_seqs n_q_heads n_kv_heads head_dim head_dim_v in_dtype out_dtype kv_dtype "
                    "max_chunk max_rewind n_threads n_layer_configs"),
     ("layers", POINTER(LayerConfig)), ("layer_stride", c_uint64),
-    *_of(c_void_p, "alloc free memory_user parallel_for parallel_for_user log log_user"))
+    *_of(c_void_p, "alloc free memory_user parallel_for parallel_for_user log log_user"),
+    *_of(c_uint32, "cuda_device reserved"), *_of(c_void_p, "cuda_context device_alloc device_free device_memory_user"))
 _BATCH = (*_of(c_uint32, "layer n_entries"), *_of(POINTER(c_int32), "seq_ids n_tokens"))
 _STRIDES = "{0}_token_stride {0}_head_stride"
 StepArgs = _struct(
     "StepArgs", *_BATCH, *_of(c_void_p, "k v q out lse"),
-    *_of(c_int64, " ".join(_STRIDES.format(x) for x in ("k", "v", "q", "out", "lse"))))
-_EDIT = (*_of(c_uint32, "n_entries reserved"), *_of(POINTER(c_int32), "seq_ids n_tokens"))
+    *_of(c_int64, " ".join(_STRIDES.format(x) for x in ("k", "v", "q", "out", "lse"))),
+    ("stream", c_void_p), ("n_rows", c_uint64), *_of(c_uint32, "max_tokens reserved"))
+_EDIT = (*_of(c_uint32, "n_entries reserved"), *_of(POINTER(c_int32), "seq_ids n_tokens"), ("stream", c_void_p))
 EvictArgs = _struct("EvictArgs", *_EDIT)
 RewindArgs = _struct("RewindArgs", *_EDIT)
 ResetArgs = _struct("ResetArgs", *_of(c_uint32, "n_entries reserved"), ("seq_ids", POINTER(c_int32)),
-                    ("start_positions", POINTER(c_uint64)))
+                    ("start_positions", POINTER(c_uint64)), ("stream", c_void_p))
 SequenceInfo = _struct("SequenceInfo", *_of(c_uint64, "length_min length_max start_position cached_tokens "
                                                       "evicted_tokens room rewindable"))
+NoteReplayArgs = _struct("NoteReplayArgs", *_BATCH)
+DeviceError = _struct("DeviceError", ("n_skipped", c_uint32), ("status", c_int32), *_of(c_uint32, "call layer entry"),
+                      ("seq_id", c_int32), ("value", c_uint64))
 
 
 def _load():
@@ -61,6 +66,8 @@ def _load():
         "skc_rewind": [c_void_p, POINTER(RewindArgs)],
         "skc_reset": [c_void_p, POINTER(ResetArgs)],
         "skc_seq_info": [c_void_p, c_uint32, c_int32, POINTER(SequenceInfo)],
+        "skc_note_replay": [c_void_p, POINTER(NoteReplayArgs)],
+        "skc_poll_error": [c_void_p, POINTER(DeviceError)],
     }
     for name, arguments in signatures.items():
         getattr(lib, name).argtypes = arguments

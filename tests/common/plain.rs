@@ -9,6 +9,7 @@ use super::round;
 /// One sequence in one layer. Which tokens count, and where, is the oracle's business.
 #[derive(Clone, Debug, Default)]
 pub struct Plain {
+    hosted: bool,
     keys: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
 }
@@ -19,6 +20,12 @@ fn rotated(oracle: &Oracle, x: &[f32], pos: usize, dtype: DType) -> Vec<f32> {
 }
 
 impl Plain {
+    /// `hosted`: the host has rotated q and handed it over in the half type, so that what is turned for the sinks has been
+    /// rounded before.
+    pub fn new(hosted: bool) -> Self {
+        Self { hosted, ..Self::default() }
+    }
+
     /// Drops what the oracle has cut.
     pub fn follow(&mut self, oracle: &Oracle) {
         self.keys.truncate(oracle.len());
@@ -39,7 +46,15 @@ impl Plain {
         let (p, evicted, n_sink) = (oracle.len() - 1, oracle.evicted(oracle.len()), c.layer.n_sink as usize);
         let position = |p: usize| if p < n_sink { p } else { p - evicted };
         let q_window = rotated(oracle, q, p, dtype);
-        let q_sink = rotated(oracle, q, position(p), dtype);
+        let q_sink = if self.hosted {
+            let back = position(p) as f64 - p as f64;
+            let mut cfg = c.clone();
+            cfg.layer.rope_mscale = 1.0;
+            let x: Vec<f64> = q_window.iter().map(|&x| f64::from(x)).collect();
+            cfg.rotate(&x, back).into_iter().map(|x| round(dtype, x as f32)).collect()
+        } else {
+            rotated(oracle, q, position(p), dtype)
+        };
         let held = oracle.held();
         let (d, dv, group) = (c.head_dim, c.head_dim_v, c.n_q_heads / c.n_kv_heads);
         let scale = if c.layer.scale == 0.0 { (d as f64).sqrt().recip() } else { c.layer.scale } as f32;
