@@ -2,11 +2,15 @@
 
 CARGO ?= cargo
 JOBS ?= $(shell nproc)
+CXX ?= g++
+ASAN = $(shell $(CXX) -print-file-name=libasan.so)
+UBSAN = $(shell $(CXX) -print-file-name=libubsan.so)
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: test setup lint rust-test stream-test mutants cpp-test cpp-sanitize rust-asan header bench clean
+.PHONY: test setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan cuda-test cuda-variants header \
+	bench gpu-pack clean
 
-test: setup lint rust-test stream-test mutants cpp-test cpp-sanitize rust-asan
+test: setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan cuda-test cuda-variants
 	@echo "all tests passed"
 
 setup:
@@ -25,8 +29,13 @@ rust-test:
 stream-test:
 	$(CARGO) test -p sinkcache-stream --release
 
+# A CUDA driver and compiler that run the kernels on the CPU.
+shim:
+	tests/shim/build.sh build/shim
+	build/shim/self_test --gtest_brief=1
+
 # Named mistakes in a copy of the sources, each of which the tests must catch.
-mutants:
+mutants: shim
 	python3 scripts/mutants.py
 
 cpp-test:
@@ -45,6 +54,25 @@ cpp-sanitize:
 rust-asan:
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" SKC_HISTORIES=1500 CARGO_TARGET_DIR=target/asan \
 		$(CARGO) test -p sinkcache --target $(HOST) --lib --test vectors --test histories --test edges --test teams --test allocations
+
+# The CUDA backend without a GPU: slot arithmetic, then everything that `scripts/gpu_check` checks, kernels and driver under
+# ASan and UBSan, then a C++ host with device pointers.
+cuda-test: shim gpu-pack
+	SKC_SHIM_LIBS=$(CURDIR)/build/shim $(CARGO) test -p sinkcache --test ring_on_device
+	tests/shim/build.sh build/shim-sanitize sanitize
+	SINKCACHE_CUDA_CACHE_DIR= SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
+		scripts/gpu_check build/gpu_check --shim build/shim-sanitize --preload "$(ASAN):$(UBSAN)" --json build/gpu_check/shim.json
+	cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release
+	cmake --build build -j $(JOBS)
+	LD_LIBRARY_PATH=$(CURDIR)/build/shim:$$LD_LIBRARY_PATH ctest --test-dir build --output-on-failure -R cuda
+
+# What `scripts/gpu_check` carries to a machine with a GPU.
+gpu-pack:
+	scripts/gpu_check --pack build/gpu_check
+
+# Every architecture, without a GPU: no spills, and the committed table of registers is current.
+cuda-variants:
+	scripts/cuda_variants.py
 
 header:
 	SKC_WRITE_HEADER=1 $(CARGO) test -p sinkcache --test header

@@ -124,7 +124,7 @@
 /**
  * Every layer, where a layer is asked for; the layer of an edit in skc_device_error.
  */
-#define SKC_ALL_LAYERS UINT32_MAX
+#define SKC_ALL_LAYERS 4294967295
 
 /**
  * Flag of a call: its arrays (seq_ids, n_tokens, start_positions) lie in device memory. CUDA only. Nothing in them is

@@ -1,7 +1,7 @@
 //! What a device must do.
 //!
-//! A [`Backend`] works while it is called, in host memory: which slots and positions a call means is decided before it
-//! gets here. A [`Device`] works later, in a host's stream, and keeps the counters itself: it decides by the same
+//! A `Backend` works while it is called, in host memory: which slots and positions a call means is decided before it
+//! gets here. A `Device` works later, in a host's stream, and keeps the counters itself: it decides by the same
 //! arithmetic, and the host's counters are a mirror.
 
 pub(crate) mod cpu;

@@ -7,9 +7,9 @@ mod remote;
 use std::sync::Arc;
 
 use self::mirror::Mirror;
+pub use self::remote::DeviceEdit;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
-pub use self::remote::DeviceEdit;
 use crate::backend::{AppendRows, AttendRows, Backend, Device, Job, Stream};
 use crate::batch::{Batch, BatchEntry, Entries, Entry, Seen};
 use crate::config::{BackendKind, CacheConfig, DType, Footprint, Layer, Shape};
@@ -316,7 +316,9 @@ impl Cache {
     fn alive(&self) -> Result<()> {
         match self.dead {
             None => Ok(()),
-            Some(Status::DeviceLost) => bail!(DeviceLost, "the device failed in an earlier call; only destroy works now"),
+            Some(Status::DeviceLost) => {
+                bail!(DeviceLost, "the device failed in an earlier call; only destroy works now")
+            }
             Some(_) => bail!(Internal, "an earlier call failed inside; only destroy works now"),
         }
     }

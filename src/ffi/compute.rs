@@ -6,8 +6,8 @@ use super::boundary::boundary;
 use super::constants::{SKC_ON_DEVICE, skc_status};
 use super::handle::{skc_cache, with_cache};
 use super::read::{c_struct, read_array, read_struct};
-use crate::cache::Cache;
 use crate::batch::{Batch, DeviceBatch};
+use crate::cache::Cache;
 use crate::status::{Result, bail};
 use crate::tensor::{RowsIn, RowsOut};
 

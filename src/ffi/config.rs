@@ -4,8 +4,9 @@ use std::ffi::{c_char, c_void};
 
 use super::boundary::{boundary, check_pointer};
 use super::constants::{
-    SKC_BACKEND_CPU, SKC_BACKEND_CUDA, SKC_NO_DISK_CACHE, SKC_DTYPE_BF16, SKC_DTYPE_F16, SKC_DTYPE_F32, SKC_POSITION_ALIBI,
-    SKC_POSITION_NONE, SKC_POSITION_ROPE, SKC_POSITION_ROPE_APPLIED, SKC_ROPE_INTERLEAVED, SKC_ROPE_NEOX, skc_status,
+    SKC_BACKEND_CPU, SKC_BACKEND_CUDA, SKC_DTYPE_BF16, SKC_DTYPE_F16, SKC_DTYPE_F32, SKC_NO_DISK_CACHE,
+    SKC_POSITION_ALIBI, SKC_POSITION_NONE, SKC_POSITION_ROPE, SKC_POSITION_ROPE_APPLIED, SKC_ROPE_INTERLEAVED,
+    SKC_ROPE_NEOX, skc_status,
 };
 use super::read::{CStruct, c_struct, read_array, read_struct};
 use crate::backend::cuda::CudaConfig;
@@ -262,8 +263,12 @@ fn memory(names: [&str; 2], alloc: skc_alloc_fn, free: skc_free_fn, user: *mut c
         (None, None) => Ok(Memory::default()),
         // SAFETY: the header's contract of the callbacks.
         (Some(alloc), Some(free)) => Ok(unsafe { Memory::new(alloc, free, user) }),
-        (Some(_), None) => bail!(InvalidConfig, "{alloc_name} is set but {free_name} is NULL: both or neither is allowed"),
-        (None, Some(_)) => bail!(InvalidConfig, "{free_name} is set but {alloc_name} is NULL: both or neither is allowed"),
+        (Some(_), None) => {
+            bail!(InvalidConfig, "{alloc_name} is set but {free_name} is NULL: both or neither is allowed")
+        }
+        (None, Some(_)) => {
+            bail!(InvalidConfig, "{free_name} is set but {alloc_name} is NULL: both or neither is allowed")
+        }
     }
 }
 

@@ -81,7 +81,7 @@ pub const SKC_LOG_ERROR: u32 = 3;
 /// A sequence id that marks an entry as padding.
 pub const SKC_PADDING: i32 = -1;
 /// Every layer, where a layer is asked for; the layer of an edit in skc_device_error.
-pub const SKC_ALL_LAYERS: u32 = u32::MAX;
+pub const SKC_ALL_LAYERS: u32 = 4_294_967_295;
 
 /// Flag of a call: its arrays (seq_ids, n_tokens, start_positions) lie in device memory. CUDA only. Nothing in them is
 /// known to the host: entries that cannot be done are skipped on the device, see skc_poll_error.

@@ -64,8 +64,7 @@ pub unsafe extern "C" fn skc_note_replay(cache: *mut skc_cache, args: *const skc
         let a = unsafe { read_struct(args) }?;
         let n = a.n_entries as usize;
         // SAFETY: the caller's contract.
-        let (ids, counts) =
-            unsafe { (read_array("seq_ids", a.seq_ids, n)?, read_array("n_tokens", a.n_tokens, n)?) };
+        let (ids, counts) = unsafe { (read_array("seq_ids", a.seq_ids, n)?, read_array("n_tokens", a.n_tokens, n)?) };
         let layer = (a.layer != SKC_ALL_LAYERS).then_some(a.layer);
         with_cache(cache, |cache| cache.note_replay(layer, ids, counts))
     })
@@ -84,16 +83,8 @@ pub unsafe extern "C" fn skc_poll_error(cache: *mut skc_cache, error: *mut skc_d
         unsafe { read_struct(error) }?;
         let found = with_cache(cache, |cache| cache.take_error())?;
         let value = |old: skc_device_error| {
-            let none = skc_device_error {
-                n_skipped: 0,
-                status: 0,
-                call: 0,
-                layer: 0,
-                entry: 0,
-                seq_id: 0,
-                value: 0,
-                ..old
-            };
+            let none =
+                skc_device_error { n_skipped: 0, status: 0, call: 0, layer: 0, entry: 0, seq_id: 0, value: 0, ..old };
             found.map_or(none, |e| skc_device_error {
                 n_skipped: e.count,
                 status: e.status,

@@ -5,7 +5,7 @@ use std::cell::OnceCell;
 use std::marker::PhantomData;
 
 use cudarc::driver::sys::{self, CUresult};
-use sinkcache::{Batch, BackendKind, Cache, RowsIn, RowsOut};
+use sinkcache::{BackendKind, Batch, Cache, RowsIn, RowsOut};
 
 use super::Call;
 

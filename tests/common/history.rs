@@ -131,24 +131,26 @@ const SPECIAL: [(u32, u32, u32, DType); 10] = [
 
 fn special_cache() -> impl Strategy<Value = CacheConfig> {
     let sizes = (1..10_u32, 0..9_u32);
-    (prop::sample::select(SPECIAL.to_vec()), sizes).prop_flat_map(|((head_dim, n_q_heads, n_kv_heads, dtype), sizes)| {
-        let (max_chunk, max_rewind) = sizes;
-        prop::collection::vec(layer(n_q_heads, head_dim), 1..3).prop_map(move |layers| CacheConfig {
-            n_layers: layers.len() as u32,
-            n_seqs: N_SEQS as u32,
-            n_q_heads,
-            n_kv_heads,
-            head_dim,
-            head_dim_v: head_dim,
-            in_dtype: dtype,
-            out_dtype: dtype,
-            kv_dtype: dtype,
-            max_chunk,
-            max_rewind,
-            layers,
-            ..CacheConfig::default()
-        })
-    })
+    (prop::sample::select(SPECIAL.to_vec()), sizes).prop_flat_map(
+        |((head_dim, n_q_heads, n_kv_heads, dtype), sizes)| {
+            let (max_chunk, max_rewind) = sizes;
+            prop::collection::vec(layer(n_q_heads, head_dim), 1..3).prop_map(move |layers| CacheConfig {
+                n_layers: layers.len() as u32,
+                n_seqs: N_SEQS as u32,
+                n_q_heads,
+                n_kv_heads,
+                head_dim,
+                head_dim_v: head_dim,
+                in_dtype: dtype,
+                out_dtype: dtype,
+                kv_dtype: dtype,
+                max_chunk,
+                max_rewind,
+                layers,
+                ..CacheConfig::default()
+            })
+        },
+    )
 }
 
 fn layer(n_q_heads: u32, head_dim: u32) -> impl Strategy<Value = LayerConfig> {

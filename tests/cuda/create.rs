@@ -95,7 +95,8 @@ fn two_contexts() {
             ok(sys::cuCtxCreate_v4(&raw mut own, null_mut(), 0, device));
             ok(sys::cuCtxPopCurrent_v2(&raw mut own));
         }
-        let here = |context| CacheConfig { cuda: CudaConfig { context, ..CudaConfig::default() }, ..config(1, 1, 2, 9) };
+        let here =
+            |context| CacheConfig { cuda: CudaConfig { context, ..CudaConfig::default() }, ..config(1, 1, 2, 9) };
         let step = |context: sys::CUcontext, cache: &mut Cache| {
             // SAFETY: a live context; its default stream.
             unsafe {

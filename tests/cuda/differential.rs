@@ -28,7 +28,8 @@ const SHAPES: [(u32, u32, u32, DType); 11] = [
 
 fn draw_config(random: &mut Random, shape: (u32, u32, u32, DType)) -> CacheConfig {
     let (head_dim, n_q_heads, n_kv_heads, dtype) = shape;
-    let mode = [PositionMode::Rope, PositionMode::Rope, PositionMode::RopeApplied, PositionMode::Alibi][random.below(4) as usize];
+    let mode = [PositionMode::Rope, PositionMode::Rope, PositionMode::RopeApplied, PositionMode::Alibi]
+        [random.below(4) as usize];
     let rotates = matches!(mode, PositionMode::Rope | PositionMode::RopeApplied);
     let alibi = mode == PositionMode::Alibi;
     let per_head = |f: fn(f32) -> f32| (0..n_q_heads).map(|h| f(h as f32)).collect::<Vec<_>>();
@@ -75,7 +76,14 @@ struct Tally {
 
 impl Pair {
     /// One call on both; compares every row.
-    fn step<T: Element>(&mut self, random: &mut Random, n: [usize; 2], one_call: bool, to: fn(f32) -> T, tally: &mut Tally) {
+    fn step<T: Element>(
+        &mut self,
+        random: &mut Random,
+        n: [usize; 2],
+        one_call: bool,
+        to: fn(f32) -> T,
+        tally: &mut Tally,
+    ) {
         let c = &self.config;
         let (wq, wk) = ((c.n_q_heads * c.head_dim) as usize, (c.n_kv_heads * c.head_dim) as usize);
         let rows = n[0] + n[1];
@@ -169,7 +177,8 @@ fn far_positions_change_nothing() {
             let mut random = Random(13);
             let mut cache = new_cache(&config);
             cache.reset(&[0], Some(&[start])).unwrap();
-            let (wq, wk) = ((config.n_q_heads * config.head_dim) as usize, (config.n_kv_heads * config.head_dim) as usize);
+            let (wq, wk) =
+                ((config.n_q_heads * config.head_dim) as usize, (config.n_kv_heads * config.head_dim) as usize);
             let mut all = vec![];
             for n in [70_usize, 1, 1, 40, 1, 3] {
                 let mut draw = |width: usize| random.rows(n * width);

@@ -171,7 +171,8 @@ fn long_host_batches_are_staged() {
         t.feed(&mut cache, 0, batch);
         close(&t.out.read(), &t.feed_cpu(&mut plain, 0, batch));
         let few: Vec<i32> = ids.iter().map(|&s| i32::from(s % 7 == 0)).collect();
-        let held: Vec<i32> = ids.iter().zip(&few).map(|(&s, &n)| if s >= 0 && held(&plain, s) { n } else { 0 }).collect();
+        let held: Vec<i32> =
+            ids.iter().zip(&few).map(|(&s, &n)| if s >= 0 && held(&plain, s) { n } else { 0 }).collect();
         cache.evict(&ids, &held).unwrap();
         plain.evict(&ids, &held).unwrap();
         for seq in 0..n_seqs as i32 {

@@ -30,8 +30,13 @@ impl Common {
         let module = Module::load(current, &compile(COMMON, arch, &[], disk)?)?;
         let kernel = |name: &'static CStr| module.kernel(name, THREADS, 48 * 1024);
         let kernels = (|| {
-            Ok((kernel(c"skc_append")?, kernel(c"skc_attend_generic")?, kernel(c"skc_edit")?, kernel(c"skc_fork_copy")?,
-                kernel(c"skc_stage")?))
+            Ok((
+                kernel(c"skc_append")?,
+                kernel(c"skc_attend_generic")?,
+                kernel(c"skc_edit")?,
+                kernel(c"skc_fork_copy")?,
+                kernel(c"skc_stage")?,
+            ))
         })();
         match kernels {
             Ok((append, attend, edit, fork, stage)) => Ok(Self { module, append, attend, edit, fork, stage }),

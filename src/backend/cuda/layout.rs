@@ -26,7 +26,9 @@ pub fn kv<'a>(shape: &Shape, layers: impl Iterator<Item = &'a Layer>, n_seqs: u3
                 .ok()
                 .and_then(|b| at.checked_add(b)?.checked_next_multiple_of(ALIGN as u64))
                 .filter(|&end| i64::try_from(end).is_ok())
-                .ok_or_else(|| Error::new(Status::OutOfMemory, "K and V of this configuration exceed the address space"))?;
+                .ok_or_else(|| {
+                    Error::new(Status::OutOfMemory, "K and V of this configuration exceed the address space")
+                })?;
         }
         if offsets.try_reserve(1).is_err() {
             return Err(Error::new(Status::OutOfMemory, "layer offsets could not be allocated"));

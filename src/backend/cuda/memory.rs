@@ -42,7 +42,8 @@ impl DeviceBuffer {
         }
         let mut address = 0;
         // SAFETY: a context is current.
-        check(unsafe { sys::cuMemAlloc_v2(&raw mut address, bytes) }, &format!("{bytes} bytes of device memory for {what}"))?;
+        let code = unsafe { sys::cuMemAlloc_v2(&raw mut address, bytes) };
+        check(code, &format!("{bytes} bytes of device memory for {what}"))?;
         Ok(Self { address, bytes, memory })
     }
 

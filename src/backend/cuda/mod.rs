@@ -247,9 +247,8 @@ impl Device for Cuda {
     fn take_error(&self) -> Option<DeviceError> {
         let at = self.parts.error.as_ref()?.host();
         // SAFETY: mapped memory, alive as long as `self`; the device writes these two words atomically.
-        let (status, count) = unsafe {
-            (AtomicI32::from_ptr(&raw mut (*at).status), AtomicU32::from_ptr(&raw mut (*at).count))
-        };
+        let (status, count) =
+            unsafe { (AtomicI32::from_ptr(&raw mut (*at).status), AtomicU32::from_ptr(&raw mut (*at).count)) };
         if status.load(Ordering::Acquire) == 0 {
             return None;
         }

@@ -165,7 +165,8 @@ impl Nvrtc {
     /// Compiles to a cubin. `options` must name a real architecture (`sm_90`): a virtual one gives no cubin.
     pub fn compile(&self, source: Source, options: &[String]) -> Result<Vec<u8>> {
         let c = |text: &str| {
-            CString::new(text).map_err(|_| Error::new(Status::Internal, format!("a NUL in a source or option of {}", source.name)))
+            CString::new(text)
+                .map_err(|_| Error::new(Status::Internal, format!("a NUL in a source or option of {}", source.name)))
         };
         let (text, name) = (c(source.text)?, c(source.name)?);
         let headers = source.headers.iter().map(|(name, text)| Ok((c(name)?, c(text)?))).collect::<Result<Vec<_>>>()?;
@@ -183,7 +184,11 @@ impl Nvrtc {
         };
         if code == INVALID_OPTION {
             let (major, minor) = self.version;
-            bail!(BackendUnavailable, "NVRTC {major}.{minor} cannot compile for this device: {}", self.program_log(program.program));
+            bail!(
+                BackendUnavailable,
+                "NVRTC {major}.{minor} cannot compile for this device: {}",
+                self.program_log(program.program)
+            );
         }
         if code != 0 {
             let log = self.program_log(program.program);

@@ -1,7 +1,9 @@
 //! Calls as launches. Nothing here waits, allocates or reads device memory, so that all of it can be captured.
 
 use super::driver::Current;
-use super::launch::{Attention, EDIT_SHARED, append_grid, append_shared, choose, chunk_shared, decode_shared, generic_shared, grid};
+use super::launch::{
+    Attention, EDIT_SHARED, append_grid, append_shared, choose, chunk_shared, decode_shared, generic_shared, grid,
+};
 use super::params::{INLINE, SkcAppend, SkcAttend, SkcBatch, SkcEdit, SkcFork, SkcRows, SkcStage};
 use super::{Cuda, layout};
 use crate::backend::{AppendRows, AttendRows, DeviceJob, Edit, EditCall, EditEntries, JobBatch, Stream};
@@ -24,7 +26,14 @@ pub fn run(cuda: &Cuda, current: &Current<'_>, job: &DeviceJob<'_>) -> Result<()
         }
         JobBatch::Device(b) => {
             let batch = blank(cuda, b.n_entries, b.n_rows);
-            (Given { batch: SkcBatch { seq_ids: b.seq_ids, n_tokens: b.n_tokens, ..batch }, positions: 0, inline_positions: [0; INLINE] }, b.max_tokens)
+            (
+                Given {
+                    batch: SkcBatch { seq_ids: b.seq_ids, n_tokens: b.n_tokens, ..batch },
+                    positions: 0,
+                    inline_positions: [0; INLINE],
+                },
+                b.max_tokens,
+            )
         }
     };
     given.batch.max_tokens = max_tokens;
