@@ -135,8 +135,12 @@ void Engine::leave(Lane* self) {
     }
     while ((warp->todo >> (warp->turn % 32) & 1) == 0) warp->turn += warp->stride;
     Lane* next = warp->lanes[warp->turn % 32];
-    warp->todo &= ~bit(*next);
+    warp->todo &= ~(1u << warp->turn % 32);
     if (next == self) return;
+    // Most of a switch is waiting for the other lane's cache lines.
+    const Lane* after = warp->lanes[(warp->turn + warp->stride) % 32];
+    __builtin_prefetch(&after->stack_pointer);
+    __builtin_prefetch(after->stack_pointer);
     skc_shim_switch(&self->stack_pointer, next->stack_pointer);
     entered(host_);
 }
