@@ -82,6 +82,11 @@ uint32_t bit(const Lane& lane) { return 1u << lane.lane; }
 void runtime_meet(Lane* self, Meet meet, int line) {
     self->meet = meet;
     self->line = line;
+    if (const char* reason = arrive(meet, *self)) {
+        char text[128];
+        std::snprintf(text, sizeof text, "%s (line %d)", reason, line);
+        self->engine->fail(*self, text);
+    }
     self->warp->arrived |= bit(*self);
     self->engine->leave(self);
 }
@@ -250,10 +255,7 @@ Warp* Engine::meet(Warp& warp) {
         }
         return any_ready();
     }
-    if (const char* reason = hold(kind, warp.lanes)) {
-        std::snprintf(text, sizeof text, "%s (line %d)", reason, first.line);
-        fail(first, text);
-    }
+    hold(kind, warp.lanes);
     return !by_priority && random.next() % 4 == 0 ? any_ready() : &warp;
 }
 
