@@ -97,11 +97,9 @@ SKC_KERNEL(128, skc_append, SkcAppend) {
         }
     }
     // An id that is none, or another entry's, has no counters of its own to change.
-    bool own = e.live;
-    if (!own) return;
+    if (!e.own) return;
     block_sync();
     if (thread() == 0) {
-        fence();
         if (atomic_inc(&l.arrivals[e.seq], grid_y() - 1) == grid_y() - 1) {
             if (status == 0) {
                 seq_append(seq, m);

@@ -181,7 +181,7 @@ SKC_DEVICE void add_span(Chunk& c, const SkcAttend& p, const Ring& ring, const Q
     constexpr u32 TILE = KEYS * ROW;
     if (span.n == 0) return;
     block_sync();
-    copy_tile(span, 0, KEYS, tiles, tiles + TILE, thread(), 128);
+    copy_tile<KEYS, 128>(span, 0, tiles, tiles + TILE, thread());
     copy_async_commit();
     load_rows(p, ring, q, kv_head, row0, rows, span.sinks, queries);
 #pragma unroll
@@ -204,7 +204,7 @@ SKC_DEVICE void add_span(Chunk& c, const SkcAttend& p, const Ring& ring, const Q
         if (first + KEYS < span.n) {
             // Into the buffer that was read in the round before.
             u8* next = tiles + (1 - buffer) * 2 * TILE;
-            copy_tile(span, first + KEYS, KEYS, next, next + TILE, thread(), 128);
+            copy_tile<KEYS, 128>(span, first + KEYS, next, next + TILE, thread());
         }
         copy_async_commit();
         const u8* k = tiles + buffer * 2 * TILE;

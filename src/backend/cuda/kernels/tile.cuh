@@ -30,6 +30,13 @@ SKC_DEVICE void mma(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_1
 constexpr u32 EXPONENT = 0x7f80;
 #endif
 
+struct alignas(16) Four {
+    float x, y, z, w;
+};
+struct alignas(8) Pair {
+    u32 x, y;
+};
+
 // The sinks, or the window, of one head: keys 0 .. n in the order of their tokens.
 struct Span {
     const u8* k;
@@ -57,10 +64,15 @@ SKC_DEVICE Span span_of(const SkcLayer& l, const Ring& ring, u32 seq, u32 kv_hea
     return s;
 }
 
-// Starts copying keys first .. first + keys of a span into two tiles. Keys beyond its end become zeros: their scores are
-// masked, and zero times a weight of zero is zero whatever the slots hold.
-SKC_DEVICE void copy_tile(const Span& s, u32 first, u32 keys, u8* k_tile, u8* v_tile, u32 at, u32 step) {
-    for (u32 i = at; i < keys * PIECES; i += step) {
+// Starts copying keys first .. first + KEYS of a span into two tiles, as one of THREADS threads. Keys beyond its end become
+// zeros: their scores are masked, and zero times a weight of zero is zero whatever the slots hold.
+template <u32 KEYS, u32 THREADS>
+SKC_DEVICE void copy_tile(const Span& s, u32 first, u8* k_tile, u8* v_tile, u32 at) {
+    static_assert(KEYS * PIECES % THREADS == 0, "every thread copies as much");
+    // As many copies in flight as there are: no loop is left.
+#pragma unroll
+    for (u32 round = 0; round < KEYS * PIECES / THREADS; ++round) {
+        u32 i = at + round * THREADS;
         u32 row = i / PIECES, piece = i % PIECES;
         u32 key = first + row;
         bool valid = key < s.n;
@@ -91,7 +103,7 @@ SKC_DEVICE void load_query_pair(const SkcAttend& p, const Queries& q, u64 token,
                                 u64 evicted, u8* to) {
     const SkcLayer& l = p.layer;
     u64 row = q.row + (token - q.first);
-    u32 a, b;
+    u32 a = 2 * pair, b = a + 1;
     Angle turn = {1.0f, 0.0f};
     float scale = 1.0f;
     if (pair < l.half) {
@@ -105,14 +117,21 @@ SKC_DEVICE void load_query_pair(const SkcAttend& p, const Queries& q, u64 token,
             // The host has rotated and scaled: turn back by E, purely.
             turn = angle_of((0ull - evicted) * f);
         }
-    } else {
-        a = 2 * pair;
-        b = a + 1;
     }
     float cos = turn.cos * scale, sin = turn.sin * scale;
-    for (u32 head = 0; head < n; ++head) {
+    // All loads before the first use: they wait for memory once.
+    u16 x[GROUP][2];
+#pragma unroll
+    for (u32 head = 0; head < GROUP; ++head) {
+        if (head >= n) break;
         const u16* from = (const u16*)row_at(p.q, row, kv_head * GROUP + skip + head);
-        float x0 = widen(from[a]), x1 = widen(from[b]);
+        x[head][0] = from[a];
+        x[head][1] = from[b];
+    }
+#pragma unroll
+    for (u32 head = 0; head < GROUP; ++head) {
+        if (head >= n) break;
+        float x0 = widen(x[head][0]), x1 = widen(x[head][1]);
         u16* out = (u16*)(to + head * ROW);
         out[a] = narrow(x0 * cos - x1 * sin);
         out[b] = narrow(x1 * cos + x0 * sin);
@@ -146,3 +165,14 @@ SKC_DEVICE Scorer scorer_of(const SkcLayer& l, u32 head, u32 offset) {
 
 // Nothing seen yet: subtracting this keeps weights of minus infinity at 0, and a NaN shows.
 SKC_DEVICE float base_of(float max) { return max == minus_infinity() ? 0.0f : max; }
+
+// Four dims of a row of the result, from dim `dim` on; rows begin at multiples of 16 bytes.
+SKC_DEVICE void store_four(u8* row, u32 dtype, u32 dim, const float (&x)[4]) {
+    if (dtype == SKC_F32) {
+        *(Four*)(row + 4 * dim) = {x[0], x[1], x[2], x[3]};
+    } else if (dtype == SKC_F16) {
+        *(Pair*)(row + 2 * dim) = {pack_f16(x[0], x[1]), pack_f16(x[2], x[3])};
+    } else {
+        *(Pair*)(row + 2 * dim) = {pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3])};
+    }
+}
