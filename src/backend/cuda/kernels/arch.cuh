@@ -5,6 +5,7 @@
 #ifdef SKC_HOST_SHIM
 #include "arch_host.hpp"
 SKC_DEVICE float minus_infinity() { return -__builtin_inff(); }
+SKC_DEVICE float max_f(float x, float y) { return __builtin_fmaxf(x, y); }
 #else
 
 typedef unsigned char u8;
@@ -128,6 +129,8 @@ SKC_DEVICE u32 pack_bf16(float lo, float hi) {
     return x;
 }
 SKC_DEVICE float minus_infinity() { return __uint_as_float(0xff800000u); }
+// NaN left out.
+SKC_DEVICE float max_f(float x, float y) { return fmaxf(x, y); }
 SKC_DEVICE float exp2_fast(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

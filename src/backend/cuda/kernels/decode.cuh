@@ -15,15 +15,9 @@ constexpr u32 DECODE_THREADS = 32 * WARPS;
 constexpr u32 STEPS = DIM / 16;
 
 // A column's softmax so far: the maximum in base 2, the weight of a lane's own keys.
-struct Column {
+struct alignas(8) Column {
     float max;
     float sum;
-};
-
-// Which keys of a span a column sees.
-struct Visible {
-    u32 from;
-    u32 to;
 };
 
 struct Decode {
@@ -31,7 +25,8 @@ struct Decode {
     Column column[2];
     Visible visible[2];
     Visible all;  // keys that every token sees
-    Scorer scorer[2];
+    Bias bias[2];
+    Scorer scorer;
     u32 q[STEPS][2];
 };
 
@@ -52,22 +47,14 @@ SKC_DEVICE void aim(Decode& d, const SkcAttend& p, const Ring& ring, const Queri
         u32 c = 2 * (lane() % 4) + i;
         u32 index = c / GROUP;
         d.visible[i] = {0, 0};
-        d.scorer[i] = {0.0f, 1.0f, 0.0f, 0};
+        d.bias[i] = {0.0f, 0};
         if (index >= q.m) continue;
         u64 token = q.first + index;
         u64 evicted = query_evicted(ring, q, token);
-        if (sinks) {
-            d.visible[i] = {0, (u32)min_u64(ring.n_sink, token + 1)};
-        } else {
-            u64 from = ring.n_sink + evicted;
-            d.visible[i] = {(u32)(from - oldest), (u32)(max_u64(token + 1, from) - oldest)};
-        }
-        d.scorer[i] = scorer_of(p.layer, kv_head * GROUP + c % GROUP, (u32)(sinks ? token - evicted : token - oldest));
+        d.visible[i] = visible_of(ring, q, token, sinks, oldest);
+        d.bias[i] = bias_of(p.layer, kv_head * GROUP + c % GROUP, (u32)(sinks ? token - evicted : token - oldest));
     }
-    // Bounds rise with the tokens: the last one sees the fewest old keys, the first one the fewest new ones.
-    u64 last = q.first + q.m - 1;
-    d.all = sinks ? Visible{0, (u32)min_u64(ring.n_sink, q.first + 1)}
-                  : Visible{(u32)(ring.n_sink + query_evicted(ring, q, last) - oldest), (u32)(saturating_sub(q.first + 1, oldest))};
+    d.all = {visible_of(ring, q, q.first + q.m - 1, sinks, oldest).from, visible_of(ring, q, q.first, sinks, oldest).to};
 }
 
 // Adds a tile of 16 keys, of which the first is key `first` of its span.
@@ -83,22 +70,21 @@ SKC_DEVICE void add_tile(Decode& d, const u8* k, const u8* v, u32 first) {
         load_matrix_x4(a, k_row + 32 * step);
         mma(s, a, d.q[step]);
     }
+    bool edge = first < d.all.from || first + DECODE_KEYS > d.all.to;
     float keep[2];
 #pragma unroll
     for (u32 i = 0; i < 2; ++i) {
         Column& c = d.column[i];
-        float highest = c.max;
 #pragma unroll
         for (u32 half = 0; half < 2; ++half) {
             u32 key = first + g + 8 * half;
             float& x = s[2 * half + i];
-            x = key >= d.visible[i].from && key < d.visible[i].to ? score_of(d.scorer[i], x, key) : minus_infinity();
-            highest = x > highest ? x : highest;
+            x = score_of(d.scorer, d.bias[i], x, key);
+            // One comparison for both bounds.
+            if (edge && key - d.visible[i].from >= d.visible[i].to - d.visible[i].from) x = minus_infinity();
         }
-        for (u32 mask = 4; mask < 32; mask *= 2) {
-            float other = shuffle_xor(highest, mask);
-            highest = other > highest ? other : highest;
-        }
+        float highest = max_f(max_f(c.max, s[i]), s[2 + i]);
+        for (u32 mask = 4; mask < 32; mask *= 2) highest = max_f(highest, shuffle_xor(highest, mask));
         float base = base_of(highest);
         keep[i] = exp2_fast(c.max - base);
         s[i] = exp2_fast(s[i] - base);
@@ -112,7 +98,6 @@ SKC_DEVICE void add_tile(Decode& d, const u8* k, const u8* v, u32 first) {
         for (u32 i = 0; i < 4; ++i) d.acc[step][i] *= keep[i % 2];
     }
     // A key that some column must not see may hold anything, and zero times infinity is NaN.
-    bool edge = first < d.all.from || first + DECODE_KEYS > d.all.to;
     if (edge && tile_overflows(v, DECODE_KEYS)) {
         for (u32 key = 0; key < DECODE_KEYS; ++key) {
             u32 from = key % 8 * 4 + lane() % 4;
@@ -169,15 +154,12 @@ SKC_DEVICE Column merge_column(const Parts<STRIDE>& parts, u32 n, u32 column) {
     Column c = {minus_infinity(), 0.0f};
     for (u32 i = lane(); i < n; i += 32) {
         Column part = *parts.column(i, column);
-        float max = part.max > c.max ? part.max : c.max;
+        float max = max_f(c.max, part.max);
         float base = base_of(max);
         c = {max, c.sum * exp2_fast(c.max - base) + part.sum * exp2_fast(part.max - base)};
     }
     float max = c.max;
-    for (u32 mask = 16; mask > 0; mask /= 2) {
-        float other = shuffle_xor(max, mask);
-        max = other > max ? other : max;
-    }
+    for (u32 mask = 16; mask > 0; mask /= 2) max = max_f(max, shuffle_xor(max, mask));
     c.sum *= exp2_fast(c.max - base_of(max));
     for (u32 mask = 16; mask > 0; mask /= 2) c.sum += shuffle_xor(c.sum, mask);
     return {max, c.sum};
@@ -227,7 +209,7 @@ SKC_DEVICE void store_columns(const SkcAttend& p, const Queries& q, u32 kv_head,
         if (l.sink_logits) {
             // A key with this score and a value of zero.
             float logit = l.sink_logits[head] * SKC_LOG2E;
-            float max = logit > c.max ? logit : c.max;
+            float max = max_f(c.max, logit);
             scale = exp2_fast(base_of(c.max) - max);
             c = {max, c.sum * scale + exp2_fast(logit - max)};
         }
@@ -285,7 +267,7 @@ SKC_KERNEL(DECODE_THREADS, skc_attend_decode, SkcAttend) {
         bool for_sinks = i / (DIM / 2) % 2 != 0;
         u64 token = q.first + index;
         u8* to = queries + (for_sinks ? DECODE_COLUMNS : 0) * ROW + index * GROUP * ROW;
-        load_query_pair(p, q, token, kv_head, 0, GROUP, pair, for_sinks, query_evicted(ring, q, token), to);
+        load_query_pair<GROUP>(p, q, token, kv_head, 0, GROUP, pair, for_sinks, query_evicted(ring, q, token), to);
     }
     block_sync();
 
@@ -297,6 +279,7 @@ SKC_KERNEL(DECODE_THREADS, skc_attend_decode, SkcAttend) {
     }
 #pragma unroll
     for (u32 i = 0; i < 2; ++i) d.column[i] = {minus_infinity(), 0.0f};
+    d.scorer = scorer_of(l);
     bool in_sinks = mine < sink_tiles;
     load_columns(d, queries + (in_sinks ? DECODE_COLUMNS : 0) * ROW);
     aim(d, p, ring, q, kv_head, in_sinks, oldest);
