@@ -211,7 +211,7 @@ SKC_DEVICE void add_span(Chunk<MATRICES>& c, const SkcAttend& p, const Ring& rin
     constexpr u32 TILE = KEYS * ROW;
     if (span.n == 0) return;
     block_sync();
-    copy_tile<KEYS, 128>(span, 0, tiles, tiles + TILE, thread());
+    copy_tile<KEYS, 128>(p.layer, span, 0, tiles, tiles + TILE, thread());
     copy_async_commit();
     load_rows(p, ring, tile, span.sinks, queries);
     for (u32 row = thread(); row < tile.rows; row += 128) {
@@ -235,7 +235,7 @@ SKC_DEVICE void add_span(Chunk<MATRICES>& c, const SkcAttend& p, const Ring& rin
         if (first + KEYS < span.n) {
             // Into the buffer that was read in the round before.
             u8* next = tiles + (1 - buffer) * 2 * TILE;
-            copy_tile<KEYS, 128>(span, first + KEYS, next, next + TILE, thread());
+            copy_tile<KEYS, 128>(p.layer, span, first + KEYS, next, next + TILE, thread());
         }
         copy_async_commit();
         const u8* k = tiles + buffer * 2 * TILE;
@@ -264,13 +264,13 @@ SKC_DEVICE void attend_rows(const SkcAttend& p, const Ring& ring, Tile& tile) {
     const SkcLayer& l = p.layer;
     u8* queries = shared_memory();
     u8* tiles = queries + ROWS * ROW;
-    u64 all = tile.q.m * GROUP;
-    for (u64 row0 = (u64)block_z() * ROWS; row0 < all; row0 += (u64)grid_z() * ROWS) {
+    u64 row0 = (u64)block_z() * ROWS;
+    while (row0 < tile.q.m * GROUP) {
         block_sync();
         if (thread() == 0) {
             tile.query = row0 / GROUP;
             tile.skip = (u32)(row0 % GROUP);
-            tile.rows = (u32)min_u64(ROWS, all - row0);
+            tile.rows = (u32)min_u64(ROWS, tile.q.m * GROUP - row0);
         }
         block_sync();
         u64 last = token_of(tile, tile.rows - 1);
@@ -320,6 +320,7 @@ SKC_DEVICE void attend_rows(const SkcAttend& p, const Ring& ring, Tile& tile) {
             }
             if (lane() % 4 == 0 && p.lse.ptr) *(float*)row_at(p.lse, row, head) = r.max * SKC_LN2 + log_f(r.sum);
         }
+        row0 = tile.query * GROUP + tile.skip + (u64)grid_z() * ROWS;
     }
 }
 

@@ -249,9 +249,9 @@ SKC_KERNEL(DECODE_THREADS, skc_attend_decode, SkcAttend) {
             u8* k = own + stage * DECODE_STAGE(SKC_DIM);
             bool in_sinks = tile < sink_tiles;
             u32 first = (in_sinks ? tile : tile - sink_tiles) * DECODE_KEYS;
-            Span span = {window.k, window.v, in_sinks ? sinks.first_slot : window.first_slot, in_sinks ? sinks.wrap : window.wrap,
+            Span span = {window.base, in_sinks ? sinks.first_slot : window.first_slot, in_sinks ? sinks.wrap : window.wrap,
                          in_sinks ? sinks.origin : window.origin, in_sinks ? sinks.n : window.n, in_sinks};
-            copy_tile<DECODE_KEYS, 32>(span, first, k, k + TILE, lane());
+            copy_tile<DECODE_KEYS, 32>(l, span, first, k, k + TILE, lane());
         }
         copy_async_commit();
     };

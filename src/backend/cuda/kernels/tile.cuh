@@ -36,8 +36,7 @@ struct alignas(8) Two {
 
 // The sinks, or the window, of one head: keys 0 .. n in the order of their tokens.
 struct Span {
-    const u8* k;
-    const u8* v;
+    u64 base;        // bytes before the head's slots, of K and V alike
     u32 first_slot;  // slot of key 0 ...
     u32 wrap;        // ... from which on slots begin anew
     u32 origin;      // slot they begin with
@@ -47,8 +46,7 @@ struct Span {
 
 // Keys of `q` from `oldest` to token `last`; slots are below 2^31 where fast kernels run.
 SKC_DEVICE Span span_of(const SkcLayer& l, const Ring& ring, u32 seq, u32 kv_head, bool sinks, u64 oldest, u64 last) {
-    u64 base = ((u64)seq * l.n_kv_heads + kv_head) * ring_total_slots(ring) * (2 * DIM);
-    Span s = {l.k + base, l.v + base, 0, 0, 0, 0, sinks};
+    Span s = {((u64)seq * l.n_kv_heads + kv_head) * ring_total_slots(ring) * (2 * DIM), 0, 0, 0, 0, sinks};
     if (sinks) {
         s.n = (u32)min_u64(ring.n_sink, last + 1);
         s.wrap = s.n;
@@ -76,7 +74,7 @@ SKC_DEVICE Visible visible_of(const Ring& ring, const Queries& q, u64 token, boo
 // Starts copying keys first .. first + KEYS of a span into two tiles, as one of THREADS threads. Keys beyond its end become
 // zeros: their scores are masked, and zero times a weight of zero is zero whatever the slots hold.
 template <u32 KEYS, u32 THREADS>
-SKC_DEVICE void copy_tile(const Span& s, u32 first, u8* k_tile, u8* v_tile, u32 at) {
+SKC_DEVICE void copy_tile(const SkcLayer& l, const Span& s, u32 first, u8* k_tile, u8* v_tile, u32 at) {
     // No loop is left: all copies are on their way at once.
 #pragma unroll
     for (u32 round = 0; round < (KEYS * PIECES + THREADS - 1) / THREADS; ++round) {
@@ -87,9 +85,9 @@ SKC_DEVICE void copy_tile(const Span& s, u32 first, u8* k_tile, u8* v_tile, u32 
         bool valid = key < s.n;
         u32 slot = s.first_slot + key;
         if (slot >= s.wrap) slot -= s.wrap - s.origin;
-        u64 from = valid ? (u64)slot * (2 * DIM) + 16 * piece : 0;
-        copy_async16(k_tile + row * ROW + 16 * piece, s.k + from, valid);
-        copy_async16(v_tile + row * ROW + 16 * piece, s.v + from, valid);
+        u64 from = s.base + (valid ? (u64)slot * (2 * DIM) + 16 * piece : 0);
+        copy_async16(k_tile + row * ROW + 16 * piece, l.k + from, valid);
+        copy_async16(v_tile + row * ROW + 16 * piece, l.v + from, valid);
     }
 }
 
