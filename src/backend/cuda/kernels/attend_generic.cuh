@@ -37,7 +37,6 @@ SKC_DEVICE void load_query(const SkcAttend& p, const Queries& q, u64 token, u64 
 // Largest of the block's numbers, NaN left out. `scratch`: a float per warp.
 SKC_DEVICE float block_max(float x, float* scratch) {
     for (u32 mask = 16; mask > 0; mask /= 2) x = max_f(x, shuffle_xor(x, mask));
-    block_sync();
     if (lane() == 0) scratch[warp()] = x;
     block_sync();
     x = max_f(max_f(scratch[0], scratch[1]), max_f(scratch[2], scratch[3]));
@@ -47,7 +46,6 @@ SKC_DEVICE float block_max(float x, float* scratch) {
 
 SKC_DEVICE float block_total(float x, float* scratch) {
     for (u32 mask = 16; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
-    block_sync();
     if (lane() == 0) scratch[warp()] = x;
     block_sync();
     x = (scratch[0] + scratch[1]) + (scratch[2] + scratch[3]);
@@ -111,7 +109,6 @@ SKC_KERNEL(128, skc_attend_generic, SkcAttend) {
         Walk walk = {n_sinks, ring.n_sink, ring.ring_slots, evicted % ring.ring_slots};
         u64 n_keys = n_sinks + saturating_sub(token + 1, oldest);
         for (u32 head = block_z(); head < n_q_heads; head += grid_z()) {
-            block_sync();
             load_query(p, q, token, evicted, row_at(p.q, q.row + t, head), window, sink);
             block_sync();
             u64 base = ((u64)q.seq * l.n_kv_heads + head / l.group) * slots;

@@ -29,10 +29,10 @@ SKC_DEVICE i32 batch_tokens(const SkcBatch& b, u32 i) {
 
 SKC_DEVICE Ring ring_of(const SkcLayer& l) { return {l.n_sink, l.window, l.ring_slots, l.max_rewind}; }
 
-// Sum over the block; every thread gets it. `scratch`: 8 bytes per warp of shared memory.
+// Sum over the block; every thread gets it. `scratch`: 8 bytes per warp of shared memory. Whoever uses scratch leaves it with a
+// barrier, so that the next may write at once.
 SKC_DEVICE u64 block_sum(u64 x, u64* scratch, u32 warps) {
     for (u32 mask = 16; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
-    block_sync();
     if (lane() == 0) scratch[warp()] = x;
     block_sync();
     u64 sum = 0;
