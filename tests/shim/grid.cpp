@@ -82,6 +82,11 @@ uint32_t bit(const Lane& lane) { return 1u << lane.lane; }
 void runtime_meet(Lane* self, Meet meet, int line) {
     self->meet = meet;
     self->line = line;
+    if (const char* reason = arrive(meet, *self)) {
+        char text[128];
+        std::snprintf(text, sizeof text, "%s (line %d)", reason, line);
+        self->engine->fail(*self, text);
+    }
     self->warp->arrived |= bit(*self);
     self->engine->leave(self);
 }
@@ -135,8 +140,12 @@ void Engine::leave(Lane* self) {
     }
     while ((warp->todo >> (warp->turn % 32) & 1) == 0) warp->turn += warp->stride;
     Lane* next = warp->lanes[warp->turn % 32];
-    warp->todo &= ~bit(*next);
+    warp->todo &= ~(1u << warp->turn % 32);
     if (next == self) return;
+    // Most of a switch is waiting for the other lane's cache lines.
+    const Lane* after = warp->lanes[(warp->turn + warp->stride) % 32];
+    __builtin_prefetch(&after->stack_pointer);
+    __builtin_prefetch(after->stack_pointer);
     skc_shim_switch(&self->stack_pointer, next->stack_pointer);
     entered(host_);
 }
@@ -246,10 +255,7 @@ Warp* Engine::meet(Warp& warp) {
         }
         return any_ready();
     }
-    if (const char* reason = hold(kind, warp.lanes)) {
-        std::snprintf(text, sizeof text, "%s (line %d)", reason, first.line);
-        fail(first, text);
-    }
+    hold(kind, warp.lanes);
     return !by_priority && random.next() % 4 == 0 ? any_ready() : &warp;
 }
 

@@ -47,6 +47,7 @@ struct Operands {
     uint64_t value;     // shuffle, ballot: what this lane gives, then what it gets
     uint32_t source;    // shuffle: the lane it reads
     const void* row;    // load_matrix: the row this lane points to
+    uint16_t read[8];   // load_matrix: what was there when this lane came
     uint32_t* r;        // load_matrix, transpose_matrix: registers written
     const uint32_t* a;  // mma
     const uint32_t* b;

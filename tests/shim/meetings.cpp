@@ -25,29 +25,30 @@ void ballot(const Lanes& lanes) {
     for (int l = 0; l < 32; ++l) lanes[l]->operands.value = mask;
 }
 
-const char* load_matrix(const Lanes& lanes, unsigned matrices, bool trans) {
+unsigned matrices_of(Meet meet) {
+    switch (meet) {
+        case Meet::load_matrix_x2:
+        case Meet::load_matrix_x2_trans: return 2;
+        case Meet::load_matrix_x4:
+        case Meet::load_matrix_x4_trans: return 4;
+        default: return 0;
+    }
+}
+
+void load_matrix(const Lanes& lanes, unsigned matrices, bool trans) {
     for (unsigned m = 0; m < matrices; ++m) {
-        uint16_t matrix[8][8];
-        for (unsigned row = 0; row < kRowsOfMatrix; ++row) {
-            const Lane& lane = *lanes[m * kRowsOfMatrix + row];
-            auto at = reinterpret_cast<uintptr_t>(lane.operands.row);
-            auto shared = reinterpret_cast<uintptr_t>(lane.shared);
-            if (at % 16 != 0) return "ldmatrix: a row is not aligned to 16 bytes";
-            if (at < shared || at + 16 > shared + lane.shared_bytes) return "ldmatrix: a row lies outside shared memory";
-            std::memcpy(matrix[row], lane.operands.row, 16);
-        }
+        Lane* const* rows = &lanes[m * kRowsOfMatrix];
         for (unsigned l = 0; l < 32; ++l) {
             uint32_t r = 0;
             for (unsigned i = 0; i < 2; ++i) {
                 Place place = trans ? kLoadMatrixTrans[i] : kLoadMatrix[i];
                 unsigned row = place.row + (trans ? pair(l) : group(l));
                 unsigned column = place.column + (trans ? group(l) : pair(l));
-                r |= static_cast<uint32_t>(matrix[row][column]) << (16 * i);
+                r |= static_cast<uint32_t>(rows[row]->operands.read[column]) << (16 * i);
             }
             lanes[l]->operands.r[m] = r;
         }
     }
-    return nullptr;
 }
 
 void transpose_matrix(const Lanes& lanes) {
@@ -116,22 +117,31 @@ const char* name_of(Meet meet) {
     return "?";
 }
 
-const char* hold(Meet meet, Lane* const (&lanes)[32]) {
+const char* arrive(Meet meet, Lane& lane) {
+    if (lane.lane >= matrices_of(meet) * kRowsOfMatrix) return nullptr;
+    auto at = reinterpret_cast<uintptr_t>(lane.operands.row);
+    auto shared = reinterpret_cast<uintptr_t>(lane.shared);
+    if (at % 16 != 0) return "ldmatrix: a row is not aligned to 16 bytes";
+    if (at < shared || at + 16 > shared + lane.shared_bytes) return "ldmatrix: a row lies outside shared memory";
+    std::memcpy(lane.operands.read, lane.operands.row, 16);
+    return nullptr;
+}
+
+void hold(Meet meet, Lane* const (&lanes)[32]) {
     switch (meet) {
         case Meet::none:
         case Meet::block_sync:
-        case Meet::warp_sync: return nullptr;
-        case Meet::shuffle: shuffle(lanes); return nullptr;
-        case Meet::ballot: ballot(lanes); return nullptr;
-        case Meet::load_matrix_x2: return load_matrix(lanes, 2, false);
-        case Meet::load_matrix_x2_trans: return load_matrix(lanes, 2, true);
-        case Meet::load_matrix_x4: return load_matrix(lanes, 4, false);
-        case Meet::load_matrix_x4_trans: return load_matrix(lanes, 4, true);
-        case Meet::transpose_matrix: transpose_matrix(lanes); return nullptr;
-        case Meet::mma_f16: mma<f16_to_f32>(lanes); return nullptr;
-        case Meet::mma_bf16: mma<bf16_to_f32>(lanes); return nullptr;
+        case Meet::warp_sync: return;
+        case Meet::shuffle: return shuffle(lanes);
+        case Meet::ballot: return ballot(lanes);
+        case Meet::load_matrix_x2:
+        case Meet::load_matrix_x4: return load_matrix(lanes, matrices_of(meet), false);
+        case Meet::load_matrix_x2_trans:
+        case Meet::load_matrix_x4_trans: return load_matrix(lanes, matrices_of(meet), true);
+        case Meet::transpose_matrix: return transpose_matrix(lanes);
+        case Meet::mma_f16: return mma<f16_to_f32>(lanes);
+        case Meet::mma_bf16: return mma<bf16_to_f32>(lanes);
     }
-    return "unknown meeting point";
 }
 
 }  // namespace skc_shim

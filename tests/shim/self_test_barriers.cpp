@@ -147,6 +147,41 @@ SKC_KERNEL(32, test, P) {
     }
 }
 
+// ldmatrix makes lanes meet, but orders no memory: rows that others write or wait for need a barrier before it.
+TEST_F(Barriers, a_missing_warp_sync_before_ldmatrix_shows) {
+    for (bool copied : {true, false}) {
+        for (bool sound : {true, false}) {
+            CUfunction test = kernel(std::string("#define BARRIER ") + (sound ? "warp_sync()" : "") + "\n#define COPIED " +
+                                     (copied ? "1" : "0") + R"(
+struct P { const u32* in; u32* out; };
+SKC_KERNEL(32, test, P) {
+    u32* shared = (u32*)shared_memory();
+    u32 row = lane() * 4;
+#if COPIED
+    copy_async16(shared + row, p.in + row, true);
+    copy_async_commit();
+    copy_async_wait<0>();
+#else
+    for (u32 i = 0; i < 4; ++i) shared[row + i] = p.in[row + i];
+#endif
+    BARRIER;
+    u32 r[4];
+    load_matrix_x4(r, shared + (row + 16) % 128);
+    for (u32 i = 0; i < 4; ++i) p.out[row + i] = r[i];
+})");
+            struct {
+                CUdeviceptr in, out;
+            } params{upload(std::vector<uint32_t>(128, 5)), upload(std::vector<uint32_t>(128))};
+            int right = 0;
+            for (int run = 0; run < 50; ++run) {
+                OK(launch(test, params, 1, 32, 512));
+                right += download<uint32_t>(params.out, 128) == std::vector<uint32_t>(128, 5);
+            }
+            EXPECT_EQ(right, sound ? 50 : 0) << copied;
+        }
+    }
+}
+
 TEST_F(Barriers, every_block_runs_once_in_no_fixed_order) {
     CUfunction test = kernel("struct P { u32* order; u32* next; };\n"
                              "SKC_KERNEL(32, test, P) { if (lane() == 0) p.order[atomic_add_system(p.next, 1)] = block_x(); }");

@@ -5,6 +5,8 @@
 #ifdef SKC_HOST_SHIM
 #include "arch_host.hpp"
 SKC_DEVICE float minus_infinity() { return -__builtin_inff(); }
+SKC_DEVICE float max_f(float x, float y) { return __builtin_fmaxf(x, y); }
+SKC_DEVICE float fma_f(float x, float y, float z) { return __builtin_fmaf(x, y, z); }
 #else
 
 typedef unsigned char u8;
@@ -129,6 +131,10 @@ SKC_DEVICE u32 pack_bf16(float lo, float hi) {
     return x;
 }
 SKC_DEVICE float minus_infinity() { return __uint_as_float(0xff800000u); }
+// NaN left out.
+SKC_DEVICE float max_f(float x, float y) { return fmaxf(x, y); }
+// x * y + z, rounded once.
+SKC_DEVICE float fma_f(float x, float y, float z) { return __fmaf_rn(x, y, z); }
 SKC_DEVICE float exp2_fast(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -34,28 +34,40 @@ SKC_DEVICE void load_query(const SkcAttend& p, const Queries& q, u64 token, u64 
     }
 }
 
-// Largest of the block's numbers, NaN left out.
+// Largest of the block's numbers, NaN left out. `scratch`: a float per warp.
 SKC_DEVICE float block_max(float x, float* scratch) {
-    for (u32 mask = 16; mask > 0; mask /= 2) {
-        float y = shuffle_xor(x, mask);
-        x = y > x ? y : x;
-    }
-    block_sync();
+    for (u32 mask = 16; mask > 0; mask /= 2) x = max_f(x, shuffle_xor(x, mask));
     if (lane() == 0) scratch[warp()] = x;
     block_sync();
-    x = scratch[0];
-    for (u32 w = 1; w < 4; ++w) x = scratch[w] > x ? scratch[w] : x;
+    x = max_f(max_f(scratch[0], scratch[1]), max_f(scratch[2], scratch[3]));
     block_sync();
     return x;
 }
 
-SKC_DEVICE float dot(const float* q, const u8* k, u32 dtype, u32 dim) {
+SKC_DEVICE float block_total(float x, float* scratch) {
+    for (u32 mask = 16; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
+    if (lane() == 0) scratch[warp()] = x;
+    block_sync();
+    x = (scratch[0] + scratch[1]) + (scratch[2] + scratch[3]);
+    block_sync();
+    return x;
+}
+
+// Product of query and key, in all of the eight lanes that share it: neighbours read neighbouring pieces of the key.
+SKC_DEVICE float dot(const float* q, const u8* k, u32 dtype, u32 dim, bool valid) {
     // Four sums: shorter chains, smaller rounding. Dims are multiples of 8.
     float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    for (u32 i = 0; i < dim; i += 4) {
-        for (u32 j = 0; j < 4; ++j) sum[j] += q[i + j] * load_element(k, dtype, i + j);
+    if (valid) {
+#pragma unroll 4
+        for (u32 i = lane() % 8 * 4; i < dim; i += 32) {
+            float x[4];
+            load_four(x, k, dtype, i);
+            for (u32 j = 0; j < 4; ++j) sum[j] += q[i + j] * x[j];
+        }
     }
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    float total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    for (u32 mask = 1; mask < 8; mask *= 2) total += shuffle_xor(total, mask);
+    return total;
 }
 
 // Slots of a query's keys, in order: sinks, then the window from its oldest token on.
@@ -78,14 +90,17 @@ SKC_KERNEL(128, skc_attend_generic, SkcAttend) {
     float* window = (float*)shared_memory();
     float* sink = window + l.head_dim;
     float* weights = sink + l.head_dim;
-    u64* scratch = (u64*)(weights + 128);
+    float* scratch = weights + 128;
     Ring ring = ring_of(l);
-    Queries q = find_queries(p, ring, scratch, 4);
+    Queries q = find_queries(p, ring, (u64*)scratch, 4);
     if (!q.live) return;
     u64 slots = ring_total_slots(ring);
     u32 size = element_size(l.kv_dtype);
     u32 n_q_heads = l.n_kv_heads * l.group;
     const float none = minus_infinity();
+    // Four dims of V to a thread, which makes `shares` sets of threads for all of them: each takes its share of the keys.
+    u32 fours = l.head_dim_v / 4, shares = 128 / fours;
+    u32 dim = thread() % fours * 4, share = thread() / fours;
     for (u64 t = block_y(); t < q.m; t += grid_y()) {
         u64 token = q.first + t;
         u64 evicted = query_evicted(ring, q, token);
@@ -94,7 +109,6 @@ SKC_KERNEL(128, skc_attend_generic, SkcAttend) {
         Walk walk = {n_sinks, ring.n_sink, ring.ring_slots, evicted % ring.ring_slots};
         u64 n_keys = n_sinks + saturating_sub(token + 1, oldest);
         for (u32 head = block_z(); head < n_q_heads; head += grid_z()) {
-            block_sync();
             load_query(p, q, token, evicted, row_at(p.q, q.row + t, head), window, sink);
             block_sync();
             u64 base = ((u64)q.seq * l.n_kv_heads + head / l.group) * slots;
@@ -102,45 +116,52 @@ SKC_KERNEL(128, skc_attend_generic, SkcAttend) {
             float sum = l.sink_logits ? 1.0f : 0.0f;
             float acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
             for (u64 block = 0; block < n_keys; block += 128) {
-                u64 i = block + thread();
-                float score = none;
-                if (i < n_keys) {
-                    u64 key = i < n_sinks ? i : oldest + (i - n_sinks);
-                    const u8* k = l.k + (base + walk_slot(walk, i)) * l.head_dim * size;
-                    score = dot(i < n_sinks ? sink : window, k, l.kv_dtype, l.head_dim) * l.scale;
-                    if (l.softcap > 0.0f) score = l.softcap * tanh_f(score / l.softcap);
-                    if (l.alibi) score -= l.alibi[head] * (float)(i < n_sinks ? token - evicted - key : token - key);
-                }
-                float highest = block_max(score > max ? score : max, (float*)scratch);
-                // Nothing but weights of zero so far, and no maximum to subtract. A NaN among them must show.
-                bool some = block_sum(score != none, scratch, 4) != 0;
-                if (highest == none && !some) continue;
-                float weight = i < n_keys ? exp_f(score - highest) : 0.0f;
-                weights[thread()] = weight;
-                block_sync();
-                float keep = exp_f(max - highest);
                 u32 n = (u32)min_u64(128, n_keys - block);
-                // A block is summed by itself: rounding then grows with the number of blocks, not of keys.
-                float block_total = 0.0f;
-                for (u32 j = 0; j < n; ++j) block_total += weights[j];
-                for (u32 d = 0; d < 4; ++d) {
-                    u32 dim = thread() + 128 * d;
-                    if (dim >= l.head_dim_v) break;
-                    float part = 0.0f;
-                    for (u32 j = 0; j < n; ++j) {
-                        const u8* v = l.v + (base + walk_slot(walk, block + j)) * l.head_dim_v * size;
-                        part += weights[j] * load_element(v, l.kv_dtype, dim);
-                    }
-                    acc[d] = acc[d] * keep + part;
+                for (u32 j = thread() / 8; j / 4 * 4 < n; j += 16) {
+                    u64 i = block + j;
+                    bool in_sinks = i < n_sinks, valid = j < n;
+                    u64 key = in_sinks ? i : oldest + (i - n_sinks);
+                    const u8* k = l.k + (base + (valid ? walk_slot(walk, i) : 0)) * l.head_dim * size;
+                    float score = dot(in_sinks ? sink : window, k, l.kv_dtype, l.head_dim, valid) * l.scale;
+                    if (l.softcap > 0.0f) score = l.softcap * tanh_f(score / l.softcap);
+                    if (l.alibi) score -= l.alibi[head] * (float)(in_sinks ? token - evicted - key : token - key);
+                    if (lane() % 8 == 0 && valid) weights[j] = score;
                 }
-                sum = sum * keep + block_total;
+                block_sync();
+                float score = thread() < n ? weights[thread()] : none;
+                float highest = block_max(max_f(max, score), scratch);
+                // Nothing but weights of zero so far, and no maximum to subtract. A NaN among them must show.
+                if (highest == none && block_total(score != none ? 1.0f : 0.0f, scratch) == 0.0f) continue;
+                float weight = thread() < n ? exp_f(score - highest) : 0.0f;
+                weights[thread()] = weight;
+                // A block is summed by itself: rounding then grows with the number of blocks, not of keys.
+                float total = block_total(weight, scratch);
+                float keep = exp_f(max - highest);
+                sum = sum * keep + total;
                 max = highest;
+                if (share < shares) {
+                    float part[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll 4
+                    for (u32 j = share; j < n; j += shares) {
+                        float x[4];
+                        load_four(x, l.v + (base + walk_slot(walk, block + j)) * l.head_dim_v * size, l.kv_dtype, dim);
+                        for (u32 d = 0; d < 4; ++d) part[d] += weights[j] * x[d];
+                    }
+                    for (u32 d = 0; d < 4; ++d) acc[d] = acc[d] * keep + part[d];
+                }
                 block_sync();
             }
             u8* out = row_at(p.out, q.row + t, head);
+            // One of a thread's four dims at a time: there is room for so many.
             for (u32 d = 0; d < 4; ++d) {
-                u32 dim = thread() + 128 * d;
-                if (dim < l.head_dim_v) store_element(out, l.out_dtype, dim, acc[d] / sum);
+                weights[thread()] = acc[d];
+                block_sync();
+                if (share == 0) {
+                    float x = 0.0f;
+                    for (u32 i = 0; i < shares; ++i) x += weights[i * fours + thread()];
+                    store_element(out, l.out_dtype, dim + d, x / sum);
+                }
+                block_sync();
             }
             if (thread() == 0 && p.lse.ptr) *(float*)row_at(p.lse, q.row + t, head) = max + log_f(sum);
         }

@@ -1,7 +1,8 @@
-// skc_attend_chunk: many queries. Rows are tokens times the heads of a group, 64 to a block and 16 to a warp; the block's
-// warps share tiles of keys, first of the sinks, then of the window. Only tiles at the edge of what some row sees are masked.
+// skc_attend_chunk: many queries. Rows are tokens times the heads of a group; a warp has one or two times 16 of them, and
+// the block's warps share tiles of keys, first of the sinks, then of the window. Only tiles at the edge of what some row sees
+// are masked.
 //
-// Grid: entries, KV heads, tiles of rows (loop). 128 threads. Shared: CHUNK_SHARED bytes.
+// Grid: entries, KV heads, tiles of 64 rows (loop). 128 threads. Shared: CHUNK_SHARED bytes.
 //
 // Fragments are those of mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"): with g = lane / 4 and t = lane % 4 a
 // lane holds of the products rows g and g + 8 of columns 2t and 2t + 1.
@@ -9,136 +10,155 @@
 
 #include "tile.cuh"
 
-constexpr u32 KEYS = CHUNK_KEYS(SKC_DIM);
-constexpr u32 KEY_BLOCKS = KEYS / 8;
 constexpr u32 DIM_BLOCKS = DIM / 8;
 
-// One of a lane's two rows.
+// What a row sees of a span. Lies behind the row's query in shared memory, where rows are padded: only tiles at an edge and
+// biases ask for it, and registers are short.
+struct alignas(16) Sight {
+    Visible visible;
+    Bias bias;
+};
+static_assert(sizeof(Sight) == ROW - 2 * DIM, "fits into the padding");
+
+SKC_DEVICE Sight* sight_at(u8* queries, u32 row) { return (Sight*)(queries + row * ROW + 2 * DIM); }
+
+// A row's softmax so far: the maximum in base 2, the weight of a lane's own keys.
 struct Row {
-    u64 token;
-    u32 head;   // query head
-    bool live;  // the row is one of the call's
-    u32 from;   // keys of the span it sees
-    u32 to;
-    Scorer scorer;
     float max;
-    float sum;  // of the lane's own columns
+    float sum;
 };
 
+// A lane's rows: 8 from one to the next.
+template <u32 MATRICES>
 struct Chunk {
-    float acc[DIM_BLOCKS][4];
-    Row row[2];
+    float acc[MATRICES][DIM_BLOCKS][4];
+    Row row[2 * MATRICES];
+    Scorer scorer;
 };
 
-SKC_DEVICE void aim_row(Row& r, const SkcAttend& p, const Ring& ring, const Queries& q, bool sinks, u64 oldest) {
-    r.from = r.to = 0;
-    if (!r.live) return;
-    u64 evicted = query_evicted(ring, q, r.token);
-    if (sinks) {
-        r.to = (u32)min_u64(ring.n_sink, r.token + 1);
-    } else {
-        u64 from = ring.n_sink + evicted;
-        r.from = (u32)(from - oldest);
-        r.to = (u32)(max_u64(r.token + 1, from) - oldest);
-    }
-    r.scorer = scorer_of(p.layer, r.head, (u32)(sinks ? r.token - evicted : r.token - oldest));
-}
+// What the block works on. Kept in shared memory: the loops over keys need the registers.
+struct Tile {
+    Queries q;
+    u64 query;  // the one that the first row belongs to
+    u32 skip;   // heads of it that come before
+    u32 rows;
+};
+static_assert(sizeof(Tile) == 64, "fits behind the tiles of keys");
+
+// The row's query, its token and its query head.
+SKC_DEVICE u64 query_of(const Tile& tile, u32 row) { return tile.query + (tile.skip + row) / GROUP; }
+SKC_DEVICE u64 token_of(const Tile& tile, u32 row) { return tile.q.first + query_of(tile, row); }
+SKC_DEVICE u32 head_of(const Tile& tile, u32 row) { return block_y() * GROUP + (tile.skip + row) % GROUP; }
 
 // Weights times values one key at a time, leaving out weights of zero: for tiles whose hidden keys hold infinities.
-SKC_DEVICE void add_values_one_by_one(Chunk& c, const float (&s)[KEY_BLOCKS][4], const u8* v) {
-    u32 t = lane() % 4;
+template <u32 MATRICES, u32 KEYS>
+SKC_DEVICE void add_values_one_by_one(Chunk<MATRICES>& c, const float (&s)[MATRICES][KEYS / 8][4], const u8* v) {
 #pragma unroll
-    for (u32 block = 0; block < KEY_BLOCKS; ++block) {
+    for (u32 i = 0; i < KEYS / 4; ++i) {
+        // Rare: four keys share their code. Registers cannot be indexed, so that not all do.
+#pragma unroll 1
+        for (u32 column = 0; column < 4; ++column) {
+            const u16* row = (const u16*)(v + (i / 2 * 8 + 2 * column + i % 2) * ROW) + 2 * (lane() % 4);
 #pragma unroll
-        for (u32 odd = 0; odd < 2; ++odd) {
-            for (u32 column = 0; column < 4; ++column) {
-                u32 from = lane() / 4 * 4 + column;
-                float w0 = shuffle(s[block][odd], from);
-                float w1 = shuffle(s[block][2 + odd], from);
-                const u16* row = (const u16*)(v + (8 * block + 2 * column + odd) * ROW);
+            for (u32 half = 0; half < 2 * MATRICES; ++half) {
+                float w = shuffle(s[half / 2][i / 2][half % 2 * 2 + i % 2], lane() / 4 * 4 + column);
+                if (w == 0.0f) continue;
 #pragma unroll
-                for (u32 i = 0; i < DIM_BLOCKS; ++i) {
-                    float x0 = widen(row[8 * i + 2 * t]), x1 = widen(row[8 * i + 2 * t + 1]);
-                    if (w0 != 0.0f) {
-                        c.acc[i][0] += w0 * x0;
-                        c.acc[i][1] += w0 * x1;
-                    }
-                    if (w1 != 0.0f) {
-                        c.acc[i][2] += w1 * x0;
-                        c.acc[i][3] += w1 * x1;
-                    }
+                for (u32 b = 0; b < DIM_BLOCKS; ++b) {
+                    c.acc[half / 2][b][half % 2 * 2] += w * widen(row[8 * b]);
+                    c.acc[half / 2][b][half % 2 * 2 + 1] += w * widen(row[8 * b + 1]);
                 }
             }
         }
     }
 }
 
-// Adds a tile whose first key is key `first` of its span to the warp's 16 rows.
-SKC_DEVICE void add_tile(Chunk& c, const u8* queries, const u8* k, const u8* v, u32 first, bool edge) {
+// Adds a tile whose first key is key `first` of its span to the warp's rows.
+template <u32 MATRICES, u32 KEYS>
+SKC_DEVICE void add_tile(Chunk<MATRICES>& c, u8* queries, const u8* k, const u8* v, u32 first, bool edge) {
     u32 matrix = lane() / 8, line = lane() % 8, t = lane() % 4;
-    float s[KEY_BLOCKS][4];
+    float s[MATRICES][KEYS / 8][4];
 #pragma unroll
-    for (u32 b = 0; b < KEY_BLOCKS; ++b) {
-#pragma unroll
-        for (u32 i = 0; i < 4; ++i) s[b][i] = 0.0f;
-    }
+    for (u32 i = 0; i < MATRICES * (KEYS / 8) * 4; ++i) s[i / (KEYS / 2)][i / 4 % (KEYS / 8)][i % 4] = 0.0f;
     // Matrices of the queries: rows 0-7, 8-15 of dims 0-7, then of dims 8-15; of the keys: dims 0-7, 8-15 of keys 0-7, then
     // of keys 8-15.
     const u8* q_row = queries + (line + matrix % 2 * 8) * ROW + matrix / 2 * 16;
     const u8* k_row = k + (line + matrix / 2 * 8) * ROW + matrix % 2 * 16;
 #pragma unroll
     for (u32 step = 0; step < DIM / 16; ++step) {
-        u32 a[4];
-        load_matrix_x4(a, q_row + 32 * step);
+        u32 a[MATRICES][4];
 #pragma unroll
-        for (u32 pair = 0; pair < KEY_BLOCKS / 2; ++pair) {
+        for (u32 m = 0; m < MATRICES; ++m) load_matrix_x4(a[m], q_row + 16 * m * ROW + 32 * step);
+#pragma unroll
+        for (u32 pair = 0; pair < KEYS / 16; ++pair) {
             u32 b[4];
             load_matrix_x4(b, k_row + 16 * pair * ROW + 32 * step);
-            mma(s[2 * pair], a, {b[0], b[1]});
-            mma(s[2 * pair + 1], a, {b[2], b[3]});
+#pragma unroll
+            for (u32 m = 0; m < MATRICES; ++m) {
+                mma(s[m][2 * pair], a[m], {b[0], b[1]});
+                mma(s[m][2 * pair + 1], a[m], {b[2], b[3]});
+            }
         }
     }
-    float keep[2];
 #pragma unroll
-    for (u32 half = 0; half < 2; ++half) {
+    for (u32 half = 0; half < 2 * MATRICES; ++half) {
+        Bias bias = {0.0f, 0};
+        if (SKC_TRANSFORM & 2) bias = sight_at(queries, lane() / 4 + 8 * half)->bias;
+#pragma unroll
+        for (u32 i = 0; i < KEYS / 4; ++i) {
+            float& x = s[half / 2][i / 2][half % 2 * 2 + i % 2];
+            x = score_of(c.scorer, bias, x, first + i / 2 * 8 + 2 * t + i % 2);
+        }
+    }
+    // Apart, so that the other tiles have no branches.
+    if (edge) {
+#pragma unroll
+        for (u32 half = 0; half < 2 * MATRICES; ++half) {
+            Visible seen = sight_at(queries, lane() / 4 + 8 * half)->visible;
+#pragma unroll
+            for (u32 i = 0; i < KEYS / 4; ++i) {
+                u32 key = first + i / 2 * 8 + 2 * t + i % 2;
+                float& x = s[half / 2][i / 2][half % 2 * 2 + i % 2];
+                // One comparison for both bounds.
+                x = key - seen.from < seen.to - seen.from ? x : minus_infinity();
+            }
+        }
+    }
+    float keep[2 * MATRICES];
+    bool changed = false;
+#pragma unroll
+    for (u32 half = 0; half < 2 * MATRICES; ++half) {
         Row& r = c.row[half];
         float highest = r.max;
 #pragma unroll
-        for (u32 b = 0; b < KEY_BLOCKS; ++b) {
-#pragma unroll
-            for (u32 odd = 0; odd < 2; ++odd) {
-                u32 key = first + 8 * b + 2 * t + odd;
-                float& x = s[b][2 * half + odd];
-                x = !edge || (key >= r.from && key < r.to) ? score_of(r.scorer, x, key) : minus_infinity();
-                highest = x > highest ? x : highest;
-            }
-        }
-        for (u32 mask = 1; mask < 4; mask *= 2) {
-            float other = shuffle_xor(highest, mask);
-            highest = other > highest ? other : highest;
-        }
+        for (u32 i = 0; i < KEYS / 4; ++i) highest = max_f(highest, s[half / 2][i / 2][half % 2 * 2 + i % 2]);
+        for (u32 mask = 1; mask < 4; mask *= 2) highest = max_f(highest, shuffle_xor(highest, mask));
         float base = base_of(highest);
         keep[half] = exp2_fast(r.max - base);
+        changed |= highest != r.max;
         float sum = 0.0f;
 #pragma unroll
-        for (u32 b = 0; b < KEY_BLOCKS; ++b) {
-#pragma unroll
-            for (u32 odd = 0; odd < 2; ++odd) {
-                float& x = s[b][2 * half + odd];
-                x = exp2_fast(x - base);
-                sum += x;
-            }
+        for (u32 i = 0; i < KEYS / 4; ++i) {
+            float& x = s[half / 2][i / 2][half % 2 * 2 + i % 2];
+            x = exp2_fast(x - base);
+            sum += x;
         }
         r.sum = r.sum * keep[half] + sum;
         r.max = highest;
     }
+    // Once the largest scores have been met, nothing is rescaled: sums of rows without any are zero.
+    if (warp_any(changed)) {
 #pragma unroll
-    for (u32 b = 0; b < DIM_BLOCKS; ++b) {
+        for (u32 half = 0; half < 2 * MATRICES; ++half) {
 #pragma unroll
-        for (u32 i = 0; i < 4; ++i) c.acc[b][i] *= keep[i / 2];
+            for (u32 b = 0; b < DIM_BLOCKS; ++b) {
+                c.acc[half / 2][b][half % 2 * 2] *= keep[half];
+                c.acc[half / 2][b][half % 2 * 2 + 1] *= keep[half];
+            }
+        }
     }
     if (edge && tile_overflows(v, KEYS)) {
-        add_values_one_by_one(c, s, v);
+        add_values_one_by_one<MATRICES, KEYS>(c, s, v);
         return;
     }
     // Products' fragments are left-hand fragments of 16 keys; values transposed on the way, matrices in the order keys 0-7,
@@ -146,57 +166,68 @@ SKC_DEVICE void add_tile(Chunk& c, const u8* queries, const u8* k, const u8* v, 
     const u8* v_row = v + (line + matrix % 2 * 8) * ROW + matrix / 2 * 16;
 #pragma unroll
     for (u32 step = 0; step < KEYS / 16; ++step) {
-        const float(&x)[4] = s[2 * step];
-        const float(&y)[4] = s[2 * step + 1];
-        u32 a[4] = {pack(x[0], x[1]), pack(x[2], x[3]), pack(y[0], y[1]), pack(y[2], y[3])};
+        u32 weights[MATRICES][4];
+#pragma unroll
+        for (u32 m = 0; m < MATRICES; ++m) {
+            const float(&x)[4] = s[m][2 * step];
+            const float(&y)[4] = s[m][2 * step + 1];
+            u32 a[4] = {pack(x[0], x[1]), pack(x[2], x[3]), pack(y[0], y[1]), pack(y[2], y[3])};
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) weights[m][i] = a[i];
+        }
 #pragma unroll
         for (u32 pair = 0; pair < DIM_BLOCKS / 2; ++pair) {
             u32 b[4];
             load_matrix_x4_trans(b, v_row + 16 * step * ROW + 32 * pair);
-            mma(c.acc[2 * pair], a, {b[0], b[1]});
-            mma(c.acc[2 * pair + 1], a, {b[2], b[3]});
+#pragma unroll
+            for (u32 m = 0; m < MATRICES; ++m) {
+                mma(c.acc[m][2 * pair], weights[m], {b[0], b[1]});
+                mma(c.acc[m][2 * pair + 1], weights[m], {b[2], b[3]});
+            }
         }
     }
 }
 
-// Turns the queries of rows row0 .. row0 + 64 for one of the two spans.
-SKC_DEVICE void load_rows(const SkcAttend& p, const Ring& ring, const Queries& q, u32 kv_head, u64 row0, u32 rows, bool sinks, u8* to) {
-    u32 skip = (u32)(row0 % GROUP);
-    u64 first = row0 / GROUP;
+// Turns the block's queries for one of the two spans.
+SKC_DEVICE void load_rows(const SkcAttend& p, const Ring& ring, const Tile& tile, bool sinks, u8* to) {
     // Tokens that have rows here: the first and the last with some of their heads only.
-    u32 tokens = (skip + rows + GROUP - 1) / GROUP;
+    u32 tokens = (tile.skip + tile.rows + GROUP - 1) / GROUP;
     for (u32 i = thread(); i < tokens * (DIM / 2); i += 128) {
         u32 pair = i % (DIM / 2), index = i / (DIM / 2);
-        u32 front = index == 0 ? skip : 0;
-        u32 at = index * GROUP + front - skip;
-        u32 n = (u32)min_u64(GROUP - front, rows - at);
-        u64 token = q.first + first + index;
-        load_query_pair(p, q, token, kv_head, front, n, pair, sinks, query_evicted(ring, q, token), to + at * ROW);
+        u32 front = index == 0 ? tile.skip : 0;
+        u32 at = index * GROUP + front - tile.skip;
+        u32 n = GROUP - front < tile.rows - at ? GROUP - front : tile.rows - at;
+        u64 token = tile.q.first + tile.query + index;
+        // Few at once: sums hold most registers.
+        load_query_pair<GROUP < 4 ? GROUP : 4>(p, tile.q, token, block_y(), front, n, pair, sinks,
+                                                     query_evicted(ring, tile.q, token), to + at * ROW);
     }
 }
 
 // Runs over the keys of one span.
-SKC_DEVICE void add_span(Chunk& c, const SkcAttend& p, const Ring& ring, const Queries& q, u32 kv_head, const Span& span, u64 oldest,
-                         u64 row0, u32 rows, u8* queries, u8* tiles) {
+template <u32 MATRICES, u32 KEYS>
+SKC_DEVICE void add_span(Chunk<MATRICES>& c, const SkcAttend& p, const Ring& ring, const Tile& tile, const Span& span, u64 oldest,
+                         u8* queries, u8* tiles) {
     constexpr u32 TILE = KEYS * ROW;
     if (span.n == 0) return;
     block_sync();
-    copy_tile(span, 0, KEYS, tiles, tiles + TILE, thread(), 128);
+    copy_tile<KEYS, 128>(p.layer, span, 0, tiles, tiles + TILE, thread());
     copy_async_commit();
-    load_rows(p, ring, q, kv_head, row0, rows, span.sinks, queries);
-#pragma unroll
-    for (u32 half = 0; half < 2; ++half) aim_row(c.row[half], p, ring, q, span.sinks, oldest);
-    // What all and what any of the warp's rows see. The bounds rise with the rows.
-    Row ends[2];
-    u32 low = warp() * 16, high = (u32)min_u64(low + 16, rows);
-#pragma unroll
-    for (u32 i = 0; i < 2; ++i) {
-        ends[i].live = low < rows;
-        ends[i].token = q.first + (row0 + (i == 0 ? low : high - 1)) / GROUP;
-        ends[i].head = kv_head * GROUP;
-        aim_row(ends[i], p, ring, q, span.sinks, oldest);
+    load_rows(p, ring, tile, span.sinks, queries);
+    for (u32 row = thread(); row < tile.rows; row += 128) {
+        u64 token = token_of(tile, row);
+        u64 from = span.sinks ? query_evicted(ring, tile.q, token) : oldest;
+        *sight_at(queries, row) = {visible_of(ring, tile.q, token, span.sinks, oldest), bias_of(p.layer, head_of(tile, row), (u32)(token - from))};
     }
-    bool ragged = high - low < 16 || low >= rows;
+    u32 low = warp() * 16 * MATRICES, high = (u32)min_u64(low + 16 * MATRICES, tile.rows);
+    // What some and what all of the warp's rows see. Rows beyond the last see nothing.
+    Visible some = {0, 0}, all = {0, 0};
+    if (low < tile.rows) {
+        Visible oldest_row = visible_of(ring, tile.q, token_of(tile, low), span.sinks, oldest);
+        Visible newest_row = visible_of(ring, tile.q, token_of(tile, high - 1), span.sinks, oldest);
+        some = {oldest_row.from, newest_row.to};
+        if (high - low == 16 * MATRICES) all = {newest_row.from, oldest_row.to};
+    }
     u32 buffer = 0;
     for (u32 first = 0; first < span.n; first += KEYS) {
         copy_async_wait<0>();
@@ -204,79 +235,108 @@ SKC_DEVICE void add_span(Chunk& c, const SkcAttend& p, const Ring& ring, const Q
         if (first + KEYS < span.n) {
             // Into the buffer that was read in the round before.
             u8* next = tiles + (1 - buffer) * 2 * TILE;
-            copy_tile(span, first + KEYS, KEYS, next, next + TILE, thread(), 128);
+            copy_tile<KEYS, 128>(p.layer, span, first + KEYS, next, next + TILE, thread());
         }
         copy_async_commit();
         const u8* k = tiles + buffer * 2 * TILE;
-        if (ends[0].live && first < ends[1].to && first + KEYS > ends[0].from) {
-            bool edge = ragged || first < ends[1].from || first + KEYS > ends[0].to;
-            add_tile(c, queries + warp() * 16 * ROW, k, k + TILE, first, edge);
+        if (first < some.to && first + KEYS > some.from) {
+            bool edge = first < all.from || first + KEYS > all.to;
+            add_tile<MATRICES, KEYS>(c, queries + low * ROW, k, k + TILE, first, edge);
         }
         buffer = 1 - buffer;
     }
 }
 
-SKC_KERNEL(128, skc_attend_chunk, SkcAttend) {
+// The lane's dims of one of its rows.
+template <u32 DTYPE>
+SKC_DEVICE void store_row(u8* out, const float (&acc)[DIM_BLOCKS][4], u32 half, float scale) {
+#pragma unroll
+    for (u32 b = 0; b < DIM_BLOCKS; ++b) {
+        store_two(out, DTYPE, 8 * b + 2 * (lane() % 4), acc[b][2 * half] * scale, acc[b][2 * half + 1] * scale);
+    }
+}
+
+// All rows of the entry that fall to the block.
+template <u32 MATRICES, u32 KEYS>
+SKC_DEVICE void attend_rows(const SkcAttend& p, const Ring& ring, Tile& tile) {
+    constexpr u32 ROWS = 64 * MATRICES;
+    static_assert((ROWS + 4 * KEYS) * ROW + 64 <= CHUNK_SHARED(SKC_DIM), "queries and two stages fit");
     const SkcLayer& l = p.layer;
     u8* queries = shared_memory();
-    u8* tiles = queries + CHUNK_ROWS * ROW;
-    u64* scratch = (u64*)(tiles + 4 * KEYS * ROW);
-    Ring ring = ring_of(l);
-    Queries q = find_queries(p, ring, scratch, 4);
-    if (!q.live) return;
-    for (u32 kv_head = block_y(); kv_head < l.n_kv_heads; kv_head += grid_y()) {
-        for (u64 row0 = (u64)block_z() * CHUNK_ROWS; row0 < q.m * GROUP; row0 += (u64)grid_z() * CHUNK_ROWS) {
-            u32 rows = (u32)min_u64(CHUNK_ROWS, q.m * GROUP - row0);
-            u64 last = q.first + (row0 + rows - 1) / GROUP;
-            u64 oldest = ring.n_sink + query_evicted(ring, q, q.first + row0 / GROUP);
-            Chunk c;
-#pragma unroll
-            for (u32 b = 0; b < DIM_BLOCKS; ++b) {
-#pragma unroll
-                for (u32 i = 0; i < 4; ++i) c.acc[b][i] = 0.0f;
-            }
-            block_sync();
-            // Rows beyond the last are zeros, and see nothing.
-            for (u32 i = rows * ROW / 16 + thread(); i < CHUNK_ROWS * ROW / 16; i += 128) ((Quad*)queries)[i] = {0, 0, 0, 0};
-#pragma unroll
-            for (u32 half = 0; half < 2; ++half) {
-                Row& r = c.row[half];
-                u32 index = warp() * 16 + lane() / 4 + 8 * half;
-                r.live = index < rows;
-                r.token = q.first + (row0 + index) / GROUP;
-                r.head = kv_head * GROUP + (u32)((row0 + index) % GROUP);
-                r.scorer = {0.0f, 1.0f, 0.0f, 0};
-                r.max = minus_infinity();
-                r.sum = 0.0f;
-            }
-            add_span(c, p, ring, q, kv_head, span_of(l, ring, q.seq, kv_head, true, oldest, last), oldest, row0, rows, queries, tiles);
-            add_span(c, p, ring, q, kv_head, span_of(l, ring, q.seq, kv_head, false, oldest, last), oldest, row0, rows, queries, tiles);
-#pragma unroll
-            for (u32 half = 0; half < 2; ++half) {
-                Row& r = c.row[half];
-                r.sum += shuffle_xor(r.sum, 1);
-                r.sum += shuffle_xor(r.sum, 2);
-                if (!r.live) continue;
-                float scale = 1.0f;
-                if (l.sink_logits) {
-                    // A key with this score and a value of zero.
-                    float logit = l.sink_logits[r.head] * SKC_LOG2E;
-                    float max = logit > r.max ? logit : r.max;
-                    scale = exp2_fast(r.max - max);
-                    r.sum = r.sum * scale + exp2_fast(logit - max);
-                    r.max = max;
-                }
-                scale /= r.sum;
-                u64 row = q.row + (r.token - q.first);
-                u8* out = row_at(p.out, row, r.head);
-#pragma unroll
-                for (u32 b = 0; b < DIM_BLOCKS; ++b) {
-                    u32 dim = 8 * b + 2 * (lane() % 4);
-                    store_element(out, l.out_dtype, dim, c.acc[b][2 * half] * scale);
-                    store_element(out, l.out_dtype, dim + 1, c.acc[b][2 * half + 1] * scale);
-                }
-                if (lane() % 4 == 0 && p.lse.ptr) *(float*)row_at(p.lse, row, r.head) = r.max * SKC_LN2 + log_f(r.sum);
-            }
+    u8* tiles = queries + ROWS * ROW;
+    u64 row0 = (u64)block_z() * ROWS;
+    while (row0 < tile.q.m * GROUP) {
+        block_sync();
+        if (thread() == 0) {
+            tile.query = row0 / GROUP;
+            tile.skip = (u32)(row0 % GROUP);
+            tile.rows = (u32)min_u64(ROWS, tile.q.m * GROUP - row0);
         }
+        block_sync();
+        u64 last = token_of(tile, tile.rows - 1);
+        u64 oldest = ring.n_sink + query_evicted(ring, tile.q, token_of(tile, 0));
+        Chunk<MATRICES> c;
+#pragma unroll
+        for (u32 i = 0; i < MATRICES * DIM_BLOCKS * 4; ++i) c.acc[i / (4 * DIM_BLOCKS)][i / 4 % DIM_BLOCKS][i % 4] = 0.0f;
+#pragma unroll
+        for (u32 half = 0; half < 2 * MATRICES; ++half) {
+            c.row[half].max = minus_infinity();
+            c.row[half].sum = 0.0f;
+        }
+        c.scorer = scorer_of(l);
+        // Rows beyond the last are zeros, and see nothing.
+        for (u32 i = tile.rows * ROW / 16 + thread(); i < ROWS * ROW / 16; i += 128) ((Quad*)queries)[i] = {0, 0, 0, 0};
+#pragma unroll 1
+        for (u32 part = 0; part < 2; ++part) {
+            Span span = span_of(l, ring, tile.q.seq, block_y(), part == 0, oldest, last);
+            add_span<MATRICES, KEYS>(c, p, ring, tile, span, oldest, queries, tiles);
+        }
+#pragma unroll
+        for (u32 half = 0; half < 2 * MATRICES; ++half) {
+            Row& r = c.row[half];
+            r.sum += shuffle_xor(r.sum, 1);
+            r.sum += shuffle_xor(r.sum, 2);
+            u32 index = warp() * 16 * MATRICES + lane() / 4 + 8 * half;
+            if (index >= tile.rows) continue;
+            u32 head = head_of(tile, index);
+            float scale = 1.0f;
+            if (l.sink_logits) {
+                // A key with this score and a value of zero.
+                float logit = l.sink_logits[head] * SKC_LOG2E;
+                float max = max_f(r.max, logit);
+                scale = exp2_fast(r.max - max);
+                r.sum = r.sum * scale + exp2_fast(logit - max);
+                r.max = max;
+            }
+            scale /= r.sum;
+            u64 row = tile.q.row + query_of(tile, index);
+            u8* out = row_at(p.out, row, head);
+            if (l.out_dtype == SKC_F32) {
+                store_row<SKC_F32>(out, c.acc[half / 2], half % 2, scale);
+            } else if (l.out_dtype == SKC_F16) {
+                store_row<SKC_F16>(out, c.acc[half / 2], half % 2, scale);
+            } else {
+                store_row<SKC_BF16>(out, c.acc[half / 2], half % 2, scale);
+            }
+            if (lane() % 4 == 0 && p.lse.ptr) *(float*)row_at(p.lse, row, head) = r.max * SKC_LN2 + log_f(r.sum);
+        }
+        row0 = tile.query * GROUP + tile.skip + (u64)grid_z() * ROWS;
     }
+}
+
+SKC_KERNEL(128, skc_attend_chunk, SkcAttend) {
+    Ring ring = ring_of(p.layer);
+    // Scratch lies where queries will.
+    Queries q = find_queries(p, ring, (u64*)shared_memory(), 4);
+    if (!q.live) return;
+    Tile& tile = *(Tile*)(shared_memory() + CHUNK_SHARED(SKC_DIM) - sizeof(Tile));
+    if (thread() == 0) tile.q = q;
+    block_sync();
+#if SKC_DIM <= 128
+    if (q.m * GROUP > CHUNK_FEW_ROWS) {
+        attend_rows<2, CHUNK_MANY_KEYS>(p, ring, tile);
+        return;
+    }
+#endif
+    attend_rows<1, CHUNK_FEW_KEYS(SKC_DIM)>(p, ring, tile);
 }

@@ -10,28 +10,23 @@
 
 #include "tile.cuh"
 
-constexpr u32 DECODE_THREADS = 32 * DECODE_WARPS(SKC_DIM);
-// Floats of a column of a partial result: sums, maximum, weight.
-constexpr u32 PARTIAL = DIM + 2;
+constexpr u32 WARPS = DECODE_WARPS(SKC_DIM);
+constexpr u32 DECODE_THREADS = 32 * WARPS;
 constexpr u32 STEPS = DIM / 16;
 
 // A column's softmax so far: the maximum in base 2, the weight of a lane's own keys.
-struct Column {
+struct alignas(8) Column {
     float max;
     float sum;
-};
-
-// Which keys of a span a column sees.
-struct Visible {
-    u32 from;
-    u32 to;
 };
 
 struct Decode {
     float acc[STEPS][4];  // dims g, g + 8 of each 16, columns 2t, 2t + 1
     Column column[2];
     Visible visible[2];
-    Scorer scorer[2];
+    Visible all;  // keys that every token sees
+    Bias bias[2];
+    Scorer scorer;
     u32 q[STEPS][2];
 };
 
@@ -52,22 +47,18 @@ SKC_DEVICE void aim(Decode& d, const SkcAttend& p, const Ring& ring, const Queri
         u32 c = 2 * (lane() % 4) + i;
         u32 index = c / GROUP;
         d.visible[i] = {0, 0};
-        d.scorer[i] = {0.0f, 1.0f, 0.0f, 0};
+        d.bias[i] = {0.0f, 0};
         if (index >= q.m) continue;
         u64 token = q.first + index;
         u64 evicted = query_evicted(ring, q, token);
-        if (sinks) {
-            d.visible[i] = {0, (u32)min_u64(ring.n_sink, token + 1)};
-        } else {
-            u64 from = ring.n_sink + evicted;
-            d.visible[i] = {(u32)(from - oldest), (u32)(max_u64(token + 1, from) - oldest)};
-        }
-        d.scorer[i] = scorer_of(p.layer, kv_head * GROUP + c % GROUP, (u32)(sinks ? token - evicted : token - oldest));
+        d.visible[i] = visible_of(ring, q, token, sinks, oldest);
+        d.bias[i] = bias_of(p.layer, kv_head * GROUP + c % GROUP, (u32)(sinks ? token - evicted : token - oldest));
     }
+    d.all = {visible_of(ring, q, q.first + q.m - 1, sinks, oldest).from, visible_of(ring, q, q.first, sinks, oldest).to};
 }
 
 // Adds a tile of 16 keys, of which the first is key `first` of its span.
-SKC_DEVICE void add_tile(Decode& d, const u8* k, const u8* v, u32 first, u32 n, bool mixed) {
+SKC_DEVICE void add_tile(Decode& d, const u8* k, const u8* v, u32 first) {
     u32 g = lane() / 4;
     u32 matrix = lane() / 8, line = lane() % 8;
     float s[4] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -79,22 +70,21 @@ SKC_DEVICE void add_tile(Decode& d, const u8* k, const u8* v, u32 first, u32 n, 
         load_matrix_x4(a, k_row + 32 * step);
         mma(s, a, d.q[step]);
     }
+    bool edge = first < d.all.from || first + DECODE_KEYS > d.all.to;
     float keep[2];
 #pragma unroll
     for (u32 i = 0; i < 2; ++i) {
         Column& c = d.column[i];
-        float highest = c.max;
 #pragma unroll
         for (u32 half = 0; half < 2; ++half) {
             u32 key = first + g + 8 * half;
             float& x = s[2 * half + i];
-            x = key >= d.visible[i].from && key < d.visible[i].to ? score_of(d.scorer[i], x, key) : minus_infinity();
-            highest = x > highest ? x : highest;
+            x = score_of(d.scorer, d.bias[i], x, key);
+            // One comparison for both bounds.
+            if (edge && key - d.visible[i].from >= d.visible[i].to - d.visible[i].from) x = minus_infinity();
         }
-        for (u32 mask = 4; mask < 32; mask *= 2) {
-            float other = shuffle_xor(highest, mask);
-            highest = other > highest ? other : highest;
-        }
+        float highest = max_f(max_f(c.max, s[i]), s[2 + i]);
+        for (u32 mask = 4; mask < 32; mask *= 2) highest = max_f(highest, shuffle_xor(highest, mask));
         float base = base_of(highest);
         keep[i] = exp2_fast(c.max - base);
         s[i] = exp2_fast(s[i] - base);
@@ -107,10 +97,9 @@ SKC_DEVICE void add_tile(Decode& d, const u8* k, const u8* v, u32 first, u32 n, 
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) d.acc[step][i] *= keep[i % 2];
     }
-    // A key that some column must not see may hold anything, and zero times infinity is NaN. Only calls of several tokens
-    // have such keys.
-    if (mixed && tile_overflows(v, n)) {
-        for (u32 key = 0; key < n; ++key) {
+    // A key that some column must not see may hold anything, and zero times infinity is NaN.
+    if (edge && tile_overflows(v, DECODE_KEYS)) {
+        for (u32 key = 0; key < DECODE_KEYS; ++key) {
             u32 from = key % 8 * 4 + lane() % 4;
             float w0 = shuffle(key < 8 ? s[0] : s[2], from);
             float w1 = shuffle(key < 8 ? s[1] : s[3], from);
@@ -142,61 +131,96 @@ SKC_DEVICE void add_tile(Decode& d, const u8* k, const u8* v, u32 first, u32 n, 
     }
 }
 
-// A column's part of a partial result.
-SKC_DEVICE float* partial_at(float* parts, u32 part, u32 column) { return parts + ((u64)part * DECODE_COLUMNS + column) * PARTIAL; }
+// Partial results of the warps of a block, or of the splits of a head: for each the sums of eight columns, STRIDE floats
+// from one to the next, then their maxima and weights.
+template <u32 STRIDE>
+struct Parts {
+    float* at;
 
-// Maximum and weight over `n` parts of a column.
-SKC_DEVICE Column merge_column(float* parts, u32 n, u32 column) {
+    static constexpr u32 SIZE = DECODE_COLUMNS * (STRIDE + 2);
+    SKC_DEVICE float* sums(u32 part, u32 column) const { return at + (u64)part * SIZE + column * STRIDE; }
+    SKC_DEVICE Column* column(u32 part, u32 column) const {
+        return (Column*)(at + (u64)part * SIZE + DECODE_COLUMNS * STRIDE) + column;
+    }
+};
+// In shared memory four floats more, so that what the lanes of a warp write lies in different banks.
+using WarpParts = Parts<DIM + 4>;
+using SplitParts = Parts<DIM>;
+static_assert(4 * (WARPS * WarpParts::SIZE + 2 * DECODE_COLUMNS) <= DECODE_STAGES(SKC_DIM) * DECODE_STAGE(SKC_DIM), "parts lie where stages were");
+
+// Maximum and weight of a column over `n` parts, in all lanes of the warp that asks: a lane to a part.
+template <u32 STRIDE>
+SKC_DEVICE Column merge_column(const Parts<STRIDE>& parts, u32 n, u32 column) {
     Column c = {minus_infinity(), 0.0f};
-    for (u32 i = 0; i < n; ++i) {
-        float max = partial_at(parts, i, column)[DIM];
-        c.max = max > c.max ? max : c.max;
+    for (u32 i = lane(); i < n; i += 32) {
+        Column part = *parts.column(i, column);
+        float max = max_f(c.max, part.max);
+        float base = base_of(max);
+        c = {max, c.sum * exp2_fast(c.max - base) + part.sum * exp2_fast(part.max - base)};
     }
-    float base = base_of(c.max);
-    for (u32 i = 0; i < n; ++i) {
-        const float* part = partial_at(parts, i, column);
-        c.sum += part[DIM + 1] * exp2_fast(part[DIM] - base);
-    }
-    return c;
+    float max = c.max;
+    for (u32 mask = 16; mask > 0; mask /= 2) max = max_f(max, shuffle_xor(max, mask));
+    c.sum *= exp2_fast(c.max - base_of(max));
+    for (u32 mask = 16; mask > 0; mask /= 2) c.sum += shuffle_xor(c.sum, mask);
+    return {max, c.sum};
 }
 
-SKC_DEVICE float merge_dim(float* parts, u32 n, u32 column, u32 dim, float base) {
-    float x = 0.0f;
-    for (u32 i = 0; i < n; ++i) {
-        const float* part = partial_at(parts, i, column);
-        x += part[dim] * exp2_fast(part[DIM] - base);
+// Maxima and weights of all columns into `merged`; the whole block must call it.
+template <u32 STRIDE>
+SKC_DEVICE void merge_columns(const Parts<STRIDE>& parts, u32 n, u32 columns, Column* merged) {
+    for (u32 column = warp(); column < columns; column += WARPS) {
+        Column c = merge_column(parts, n, column);
+        if (lane() == 0) merged[column] = c;
     }
-    return x;
+    block_sync();
 }
 
-// Merges the parts of all columns and writes rows and lse.
-SKC_DEVICE void store_columns(const SkcAttend& p, const Queries& q, u32 kv_head, float* parts, u32 n, Column* merged) {
+// Sums of four dims of a column over `n` parts, relative to a maximum.
+template <u32 STRIDE>
+SKC_DEVICE void merge_dims(const Parts<STRIDE>& parts, u32 n, u32 column, u32 dim, float max, float (&x)[4]) {
+    float base = base_of(max);
+    x[0] = x[1] = x[2] = x[3] = 0.0f;
+    // Parts of other blocks are far away: eight loads wait together.
+#pragma unroll 8
+    for (u32 i = 0; i < n; ++i) {
+        Four part = *(const Four*)(parts.sums(i, column) + dim);
+        float keep = exp2_fast(parts.column(i, column)->max - base);
+        x[0] += part.x * keep;
+        x[1] += part.y * keep;
+        x[2] += part.z * keep;
+        x[3] += part.w * keep;
+    }
+}
+
+// Merges the parts of all columns and writes rows and lse; the whole block must call it.
+template <u32 STRIDE>
+SKC_DEVICE void store_columns(const SkcAttend& p, const Queries& q, u32 kv_head, const Parts<STRIDE>& parts, u32 n, Column* merged) {
     const SkcLayer& l = p.layer;
     u32 columns = (u32)q.m * GROUP;
-    if (thread() < columns) {
-        u32 head = kv_head * GROUP + thread() % GROUP;
-        Column c = merge_column(parts, n, thread());
+    merge_columns(parts, n, columns, merged);
+    for (u32 i = thread(); i < columns * (DIM / 4); i += DECODE_THREADS) {
+        u32 column = i / (DIM / 4), dim = i % (DIM / 4) * 4;
+        u32 head = kv_head * GROUP + column % GROUP;
+        u64 row = q.row + column / GROUP;
+        Column c = merged[column];
+        float x[4];
+        merge_dims(parts, n, column, dim, c.max, x);
+        float scale = 1.0f;
         if (l.sink_logits) {
             // A key with this score and a value of zero.
             float logit = l.sink_logits[head] * SKC_LOG2E;
-            float max = logit > c.max ? logit : c.max;
-            c.sum = c.sum * exp2_fast(c.max - max) + exp2_fast(logit - max);
-            c.max = max;
+            float max = max_f(c.max, logit);
+            scale = exp2_fast(base_of(c.max) - max);
+            c = {max, c.sum * scale + exp2_fast(logit - max)};
         }
-        merged[thread()] = c;
-        if (p.lse.ptr) *(float*)row_at(p.lse, q.row + thread() / GROUP, head) = c.max * SKC_LN2 + log_f(c.sum);
-    }
-    block_sync();
-    for (u32 i = thread(); i < columns * DIM; i += DECODE_THREADS) {
-        u32 column = i / DIM, dim = i % DIM;
-        Column c = merged[column];
-        float x = merge_dim(parts, n, column, dim, base_of(c.max)) / c.sum;
-        store_element(row_at(p.out, q.row + column / GROUP, kv_head * GROUP + column % GROUP), l.out_dtype, dim, x);
+        scale /= c.sum;
+        for (u32 j = 0; j < 4; ++j) x[j] *= scale;
+        store_four(row_at(p.out, row, head), l.out_dtype, dim, x);
+        if (dim == 0 && p.lse.ptr) *(float*)row_at(p.lse, row, head) = c.max * SKC_LN2 + log_f(c.sum);
     }
 }
 
 SKC_KERNEL(DECODE_THREADS, skc_attend_decode, SkcAttend) {
-    constexpr u32 WARPS = DECODE_WARPS(SKC_DIM);
     constexpr u32 STAGES = DECODE_STAGES(SKC_DIM);
     constexpr u32 TILE = DECODE_KEYS * ROW;
     const SkcLayer& l = p.layer;
@@ -223,24 +247,27 @@ SKC_KERNEL(DECODE_THREADS, skc_attend_decode, SkcAttend) {
     auto copy = [&](u32 tile, u32 stage) {
         if (tile < end) {
             u8* k = own + stage * DECODE_STAGE(SKC_DIM);
-            if (tile < sink_tiles) {
-                copy_tile(sinks, tile * DECODE_KEYS, DECODE_KEYS, k, k + TILE, lane(), 32);
-            } else {
-                copy_tile(window, (tile - sink_tiles) * DECODE_KEYS, DECODE_KEYS, k, k + TILE, lane(), 32);
-            }
+            bool in_sinks = tile < sink_tiles;
+            u32 first = (in_sinks ? tile : tile - sink_tiles) * DECODE_KEYS;
+            Span span = {window.base, in_sinks ? sinks.first_slot : window.first_slot, in_sinks ? sinks.wrap : window.wrap,
+                         in_sinks ? sinks.origin : window.origin, in_sinks ? sinks.n : window.n, in_sinks};
+            copy_tile<DECODE_KEYS, 32>(l, span, first, k, k + TILE, lane());
         }
         copy_async_commit();
     };
     // Keys are on their way while queries are turned.
     for (u32 i = 0; i + 1 < STAGES; ++i) copy(mine + i * WARPS, i);
-    for (u32 i = thread(); i < 2 * DECODE_COLUMNS * ROW / 16; i += DECODE_THREADS) ((Quad*)shared_memory())[i] = {0, 0, 0, 0};
-    block_sync();
+    // Columns beyond the last are zeros, and see nothing.
+    u32 columns = (u32)q.m * GROUP;
+    for (u32 i = columns * ROW / 16 + thread(); i < DECODE_COLUMNS * ROW / 16; i += DECODE_THREADS) {
+        ((Quad*)queries)[i] = ((Quad*)(queries + DECODE_COLUMNS * ROW))[i] = {0, 0, 0, 0};
+    }
     for (u32 i = thread(); i < 2 * (u32)q.m * (DIM / 2); i += DECODE_THREADS) {
         u32 pair = i % (DIM / 2), index = i / (DIM / 2) / 2;
         bool for_sinks = i / (DIM / 2) % 2 != 0;
         u64 token = q.first + index;
         u8* to = queries + (for_sinks ? DECODE_COLUMNS : 0) * ROW + index * GROUP * ROW;
-        load_query_pair(p, q, token, kv_head, 0, GROUP, pair, for_sinks, query_evicted(ring, q, token), to);
+        load_query_pair<GROUP>(p, q, token, kv_head, 0, GROUP, pair, for_sinks, query_evicted(ring, q, token), to);
     }
     block_sync();
 
@@ -252,6 +279,7 @@ SKC_KERNEL(DECODE_THREADS, skc_attend_decode, SkcAttend) {
     }
 #pragma unroll
     for (u32 i = 0; i < 2; ++i) d.column[i] = {minus_infinity(), 0.0f};
+    d.scorer = scorer_of(l);
     bool in_sinks = mine < sink_tiles;
     load_columns(d, queries + (in_sinks ? DECODE_COLUMNS : 0) * ROW);
     aim(d, p, ring, q, kv_head, in_sinks, oldest);
@@ -268,56 +296,49 @@ SKC_KERNEL(DECODE_THREADS, skc_attend_decode, SkcAttend) {
         }
         const u8* k = own + stage * DECODE_STAGE(SKC_DIM);
         u32 first = (in_sinks ? tile : tile - sink_tiles) * DECODE_KEYS;
-        add_tile(d, k, k + TILE, first, DECODE_KEYS, q.m > 1);
+        add_tile(d, k, k + TILE, first);
         stage = (stage + 1) % STAGES;
     }
     copy_async_wait<0>();
     block_sync();
 
     // Warps meet in shared memory, where the stages were.
-    float* parts = (float*)stages;
+    WarpParts parts = {(float*)stages};
 #pragma unroll
     for (u32 i = 0; i < 2; ++i) {
         Column c = d.column[i];
         for (u32 mask = 4; mask < 32; mask *= 2) c.sum += shuffle_xor(c.sum, mask);
-        float* part = partial_at(parts, warp(), 2 * (lane() % 4) + i);
+        u32 column = 2 * (lane() % 4) + i;
+        float* sums = parts.sums(warp(), column);
 #pragma unroll
         for (u32 s = 0; s < STEPS; ++s) {
-            part[16 * s + lane() / 4] = d.acc[s][i];
-            part[16 * s + lane() / 4 + 8] = d.acc[s][2 + i];
+            sums[16 * s + lane() / 4] = d.acc[s][i];
+            sums[16 * s + lane() / 4 + 8] = d.acc[s][2 + i];
         }
-        if (lane() < 4) {
-            part[DIM] = c.max;
-            part[DIM + 1] = c.sum;
-        }
+        if (lane() < 4) *parts.column(warp(), column) = c;
     }
     block_sync();
-    Column* merged = (Column*)(parts + WARPS * DECODE_COLUMNS * PARTIAL);
+    Column* merged = (Column*)(parts.at + WARPS * WarpParts::SIZE);
     if (p.n_splits == 1) {
         store_columns(p, q, kv_head, parts, WARPS, merged);
         return;
     }
     u64 place = (u64)block_x() * l.n_kv_heads + kv_head;
-    float* all = p.partials + place * p.n_splits * DECODE_COLUMNS * PARTIAL;
-    u32 columns = (u32)q.m * GROUP;
-    if (thread() < columns) merged[thread()] = merge_column(parts, WARPS, thread());
-    block_sync();
-    for (u32 i = thread(); i < columns * DIM; i += DECODE_THREADS) {
-        u32 column = i / DIM, dim = i % DIM;
-        partial_at(all, block_z(), column)[dim] = merge_dim(parts, WARPS, column, dim, base_of(merged[column].max));
+    SplitParts all = {p.partials + place * p.n_splits * SplitParts::SIZE};
+    merge_columns(parts, WARPS, columns, merged);
+    for (u32 i = thread(); i < columns * (DIM / 4); i += DECODE_THREADS) {
+        u32 column = i / (DIM / 4), dim = i % (DIM / 4) * 4;
+        float x[4];
+        merge_dims(parts, WARPS, column, dim, merged[column].max, x);
+        *(Four*)(all.sums(block_z(), column) + dim) = {x[0], x[1], x[2], x[3]};
     }
-    if (thread() < columns) {
-        float* part = partial_at(all, block_z(), thread());
-        part[DIM] = merged[thread()].max;
-        part[DIM + 1] = merged[thread()].sum;
-    }
-    // Written for all to see before this block counts as arrived.
-    fence();
+    if (thread() < columns) *all.column(block_z(), thread()) = merged[thread()];
+    // The barrier puts the block's writes before thread 0's release, and its acquire before their reads: nobody else needs
+    // a fence, which would wait for all of the block's traffic.
     block_sync();
     u32* arrived = (u32*)scratch;
     if (thread() == 0) *arrived = atomic_inc(&p.counters[place], p.n_splits - 1);
     block_sync();
     if (*arrived != p.n_splits - 1) return;
-    fence();
     store_columns(p, q, kv_head, all, p.n_splits, merged);
 }

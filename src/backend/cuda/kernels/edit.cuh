@@ -89,7 +89,6 @@ SKC_DEVICE i32 check_edit(const SkcEdit& p, const Target& t, u64* scratch, u64* 
         shortest = min_u64(shortest, shuffle_xor(shortest, mask));
         longest = max_u64(longest, shuffle_xor(longest, mask));
     }
-    block_sync();
     if (lane() == 0) {
         scratch[2 * warp()] = shortest;
         scratch[2 * warp() + 1] = longest;
@@ -148,8 +147,7 @@ SKC_KERNEL(128, skc_edit, SkcEdit) {
         }
         return;
     }
-    // The rest of the block may still be reading what is about to change.
-    block_sync();
+    // The check has ended with a barrier: nobody still reads what is about to change.
     apply_edit(p, t, shortest);
     if (thread() == 0) {
         if (p.call == SKC_CALL_FORK) p.starts[t.dst] = p.starts[t.src];

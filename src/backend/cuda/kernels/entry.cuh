@@ -13,6 +13,7 @@ struct Entry {
     bool live; // false: padding, or refused
     i32 status; // why refused, or 0
     i32 given;  // sequence id as given
+    bool own;   // no entry before it has its sequence, which is one of the cache's
 };
 
 SKC_DEVICE i32 batch_id(const SkcBatch& b, u32 i) {
@@ -28,10 +29,10 @@ SKC_DEVICE i32 batch_tokens(const SkcBatch& b, u32 i) {
 
 SKC_DEVICE Ring ring_of(const SkcLayer& l) { return {l.n_sink, l.window, l.ring_slots, l.max_rewind}; }
 
-// Sum over the block; every thread gets it. `scratch`: 8 bytes per warp of shared memory.
+// Sum over the block; every thread gets it. `scratch`: 8 bytes per warp of shared memory. Whoever uses scratch leaves it with a
+// barrier, so that the next may write at once.
 SKC_DEVICE u64 block_sum(u64 x, u64* scratch, u32 warps) {
     for (u32 mask = 16; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
-    block_sync();
     if (lane() == 0) scratch[warp()] = x;
     block_sync();
     u64 sum = 0;
@@ -45,21 +46,26 @@ SKC_DEVICE Entry find_entry(const SkcBatch& b, u32 index, u64* scratch, u32 warp
     i32 id = batch_id(b, index);
     i32 count = batch_tokens(b, index);
     bool padding = id == -1 || count == 0;
-    // Rows before it, and whether an entry before it has its sequence. A negative count takes no rows.
+    // Rows before it, and whether an entry before it has its sequence. A negative count takes no rows. The first entry of a
+    // batch has no need to wait for any of this.
     u64 before = 0;
-    u64 twice = 0;
-    if (!b.all) {
+    bool twice = false;
+    if (!b.all && index > 0) {
+        // Both in one sum, the finds of at most 128 threads in its upper byte. Fewer than 2^31 entries (a grid has no more) of
+        // fewer than 2^31 rows cannot make it overflow, and where rows reach into that byte no tensor has as many.
+        u64 found = 0;
         for (u32 i = thread(); i < index; i += 32 * warps) {
             i32 n = batch_tokens(b, i);
             if (n > 0) before += (u64)n;
-            if (n != 0 && batch_id(b, i) == id) twice = 1;
+            if (n != 0 && batch_id(b, i) == id) found = 1ull << 56;
         }
+        u64 sum = block_sum(before + found, scratch, warps);
+        before = sum & ((1ull << 56) - 1);
+        twice = sum >> 56 != 0;
     }
-    before = block_sum(before, scratch, warps);
-    twice = block_sum(twice, scratch, warps);
-    Entry e = {before, 0, 0, false, 0, id};
+    Entry e = {before, 0, 0, false, 0, id, false};
     if (padding) return e;
-    if (count < 0 || twice != 0) {
+    if (count < 0 || twice) {
         e.status = SKC_STATUS_INVALID_ARGUMENT;
     } else if (id < 0 || (u32)id >= b.n_seqs) {
         e.status = SKC_STATUS_OUT_OF_RANGE;
@@ -71,7 +77,8 @@ SKC_DEVICE Entry find_entry(const SkcBatch& b, u32 index, u64* scratch, u32 warp
         e.live = true;
     }
     e.n = count < 0 ? 0 : (u64)count;
-    e.seq = e.live || (id >= 0 && (u32)id < b.n_seqs) ? (u32)id : 0;
+    e.own = !twice && id >= 0 && (u32)id < b.n_seqs;
+    e.seq = e.own ? (u32)id : 0;
     return e;
 }
 

@@ -25,7 +25,19 @@ SKC_KERNEL(128, skc_fork_copy, SkcFork) {
             for (u32 head = 0; head < p.n_kv_heads; ++head) {
                 const Quad* from = (const Quad*)(base + ((u64)t.src * p.n_kv_heads + head) * store.slots * slot);
                 Quad* to = (Quad*)(base + ((u64)t.dst * p.n_kv_heads + head) * store.slots * slot);
-                for (u64 i = (u64)block_z() * 128 + thread(); i < quads; i += (u64)grid_z() * 128) to[i] = from[i];
+                u64 step = (u64)grid_z() * 128;
+                for (u64 i = (u64)block_z() * 128 + thread(); i < quads; i += 4 * step) {
+                    // Four loads wait for memory together.
+                    Quad x[4];
+#pragma unroll
+                    for (u32 j = 0; j < 4; ++j) {
+                        if (i + j * step < quads) x[j] = from[i + j * step];
+                    }
+#pragma unroll
+                    for (u32 j = 0; j < 4; ++j) {
+                        if (i + j * step < quads) to[i + j * step] = x[j];
+                    }
+                }
             }
         }
     }

@@ -19,8 +19,11 @@
 // Queries for window and sinks, stages, scratch.
 #define DECODE_SHARED(dim) (2 * DECODE_COLUMNS * TILE_ROW(dim) + DECODE_STAGES(dim) * DECODE_STAGE(dim) + 64)
 
-// ---- Chunk: a block's warps share tiles of keys.
-#define CHUNK_ROWS 64
-#define CHUNK_KEYS(dim) ((dim) > 128 ? 16 : 64)
-// Queries, two stages of K and V, scratch.
-#define CHUNK_SHARED(dim) (CHUNK_ROWS * TILE_ROW(dim) + 2 * 2 * CHUNK_KEYS(dim) * TILE_ROW(dim) + 64)
+// ---- Chunk: a block's warps share tiles of keys. A warp has 32 rows where that many are to be done: every key it loads from
+// shared memory then serves two products. Few rows, and heads of 256, whose sums alone fill the registers, get 16 a warp.
+#define CHUNK_FEW_ROWS 64
+#define CHUNK_FEW_KEYS(dim) ((dim) > 128 ? 16 : 64)
+#define CHUNK_MANY_ROWS 128
+#define CHUNK_MANY_KEYS 32
+// Queries, two stages of K and V, scratch: of few rows, which take more.
+#define CHUNK_SHARED(dim) (CHUNK_FEW_ROWS * TILE_ROW(dim) + 2 * 2 * CHUNK_FEW_KEYS(dim) * TILE_ROW(dim) + 64)
