@@ -216,6 +216,10 @@ impl KvCache {
             out_head_stride: 0,
             lse_token_stride: 0,
             lse_head_stride: 0,
+            stream: ptr::null_mut(),
+            n_rows: 0,
+            max_tokens: 0,
+            reserved: 0,
         };
         // SAFETY: the pointers hold `rows` rows at the strides given, by the assertion, and live during the call.
         check("skc_step", unsafe { ffi::skc_step(self.handle, &raw const args) })
@@ -233,6 +237,7 @@ impl KvCache {
             reserved: 0,
             seq_ids: &raw const SEQUENCE,
             start_positions: ptr::null(),
+            stream: ptr::null_mut(),
         };
         // SAFETY: the arrays have one entry.
         check("skc_reset", unsafe { ffi::skc_reset(self.handle, &raw const args) })
