@@ -57,7 +57,7 @@ KERNEL_MUTANTS = {
     "chunk_missing_barrier": (KERNELS + "chunk.cuh", "        copy_async_wait<0>();\n        block_sync();", "        copy_async_wait<0>();"),
     "copies_not_waited_for": (KERNELS + "decode.cuh", "copy_async_wait<STAGES - 2>();", "copy_async_wait<STAGES - 1>();"),
     "merge_before_all_arrived": (KERNELS + "decode.cuh", "if (*arrived != p.n_splits - 1) return;", "if (*arrived != p.n_splits / 2) return;"),
-    "key_beyond_the_span": (KERNELS + "tile.cuh", "bool valid = key < s.n;", "bool valid = key <= s.n;"),
+    "last_key_left_out": (KERNELS + "tile.cuh", "bool valid = key < s.n;", "bool valid = key + 1 < s.n;"),
     "lengths_before_all_blocks_read": (KERNELS + "append.cuh", "atomic_inc(&l.arrivals[e.seq], grid_y() - 1) == grid_y() - 1", "atomic_inc(&l.arrivals[e.seq], grid_y() - 1) == 0"),
     "hidden_infinity": (KERNELS + "chunk.cuh", "if (edge && tile_overflows(v, KEYS)) {", "if (false && tile_overflows(v, KEYS)) {"),
 }
