@@ -1,9 +1,9 @@
 //! Attention of many rows: tiles of them over blocks of keys that are packed once per tile, FlashAttention-style.
 
-use super::decode::{sum_row, weigh};
+use super::decode::sum_rows;
 use super::scratch::{BLOCK, Scratch};
 use super::simd::Kernels;
-use super::simd::kernels::{Scores, Sums};
+use super::simd::kernels::{Scores, Sums, Weights};
 use super::store::{GROUP, Slots, padded_dim};
 use super::tile::{Block, Tile};
 
@@ -57,13 +57,9 @@ pub(super) fn add_block(
         };
         // SAFETY: as above.
         unsafe { (kernels.scores_packed)(&scores) };
-        for r in 0..rows.rows {
-            let state = (&mut scratch.max[first + r], &mut scratch.sum[first + r]);
-            let sight = scratch.sights[first + r];
-            let seen = if all_seen { block.lo..block.hi } else { block.columns(&tile.job.layer.ring, sight) };
-            let scores = scratch.scores[r * BLOCK..].as_mut_ptr();
-            scratch.keep[r] = weigh(&rows, block, (r, sight), seen, scores, n, kernels, state);
-        }
+        rows.look(block, &scratch.sights[first..first + rows.rows], &mut scratch.seen);
+        // SAFETY: as above.
+        unsafe { (kernels.weigh)(&weights(&rows, first, n, scratch)) };
         let all = Sums {
             weights: scratch.scores.as_ptr(),
             stride: BLOCK,
@@ -78,11 +74,26 @@ pub(super) fn add_block(
         // SAFETY: as above.
         unsafe {
             if apart {
-                let seen = |r: usize| block.columns(&tile.job.layer.ring, scratch.sights[first + r]);
-                (0..rows.rows).for_each(|r| sum_row(r, seen(r), &Sums { v, ..all }, kernels));
+                sum_rows(&Sums { v, ..all }, &scratch.seen[..rows.rows], kernels);
             } else {
                 (kernels.sums_packed)(&all);
             }
         }
+    }
+}
+
+/// The scores of some rows of a tile, from `first` on, `n` columns of them.
+pub(super) fn weights(rows: &Tile<'_>, first: usize, n: usize, scratch: &mut Scratch<'_>) -> Weights {
+    Weights {
+        scores: scratch.scores.as_mut_ptr(),
+        stride: BLOCK,
+        n,
+        rows: rows.rows,
+        seen: scratch.seen.as_ptr(),
+        scale: rows.job.layer.scale,
+        softcap: rows.job.layer.softcap,
+        max: scratch.max[first..].as_mut_ptr(),
+        sum: scratch.sum[first..].as_mut_ptr(),
+        keep: scratch.keep.as_mut_ptr(),
     }
 }

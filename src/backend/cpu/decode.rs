@@ -1,12 +1,10 @@
 //! Attention of few rows: all of them at once over spans of keys as they are stored, each read once.
 
-use std::ops::Range;
-
 use super::scratch::{BLOCK, SPAN, Scratch};
-use super::simd::kernels::{Row, Scores, Sums};
+use super::simd::kernels::{Scores, Seen, Sums, Weights};
 use super::simd::Kernels;
 use super::store::{GROUP, Slots, padded_dim};
-use super::tile::{Block, Sight, Tile};
+use super::tile::{Block, Tile};
 
 /// The softmax of one span.
 #[derive(Debug)]
@@ -44,19 +42,26 @@ pub(super) fn span(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &
             }
         }
     }
-    let (mut from, mut to) = (usize::MAX, 0);
-    for r in 0..rows {
-        let sight = scratch.sights[r];
-        let seen = block.columns(&layer.ring, sight);
-        if !seen.is_empty() {
-            (from, to) = (from.min(seen.start), to.max(seen.end));
-        }
-        scratch.part_max[r] = f32::NEG_INFINITY;
-        scratch.part_sum[r] = 0.0;
-        let state = (&mut scratch.part_max[r], &mut scratch.part_sum[r]);
-        let scores = scratch.scores[r * SPAN..].as_mut_ptr();
-        weigh(tile, block, (r, sight), seen, scores, n, kernels, state);
+    tile.look(block, &scratch.sights[..rows], &mut scratch.seen);
+    scratch.part_max[..rows].fill(f32::NEG_INFINITY);
+    scratch.part_sum[..rows].fill(0.0);
+    // SAFETY: as above.
+    unsafe {
+        (kernels.weigh)(&Weights {
+            scores: scratch.scores.as_mut_ptr(),
+            stride: SPAN,
+            n,
+            rows,
+            seen: scratch.seen.as_ptr(),
+            scale: layer.scale,
+            softcap: layer.softcap,
+            max: scratch.part_max.as_mut_ptr(),
+            sum: scratch.part_sum.as_mut_ptr(),
+            keep: scratch.keep.as_mut_ptr(),
+        });
     }
+    let seen = scratch.seen[..rows].iter().filter(|s| s.from < s.to);
+    let (from, to) = seen.fold((usize::MAX, 0), |(from, to), s| (from.min(s.from), to.max(s.to)));
     scratch.part[..rows * dim_v].fill(0.0);
     if from >= to {
         return;
@@ -75,64 +80,33 @@ pub(super) fn span(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &
     };
     // SAFETY: as above.
     unsafe {
-        let seen = |r: usize| block.columns(&layer.ring, scratch.sights[r]);
-        if (0..rows).all(|r| seen(r) == (from..to)) {
+        let seen = &scratch.seen[..rows];
+        if seen.iter().all(|s| (s.from, s.to) == (from, to)) {
             return (kernels.sums)(&all);
         }
         // Rows see different keys: a weight of zero would let an infinity in.
-        (0..rows).for_each(|r| sum_row(r, seen(r), &all, kernels));
+        sum_rows(&all, seen, kernels);
     }
 }
 
-/// Turns row `r` of scores, `n` wide, of which it sees the columns `seen`, into weights; returns what earlier sums are worth
-/// now.
-#[expect(clippy::too_many_arguments, reason = "which scores, and with what")]
-pub(super) fn weigh(
-    tile: &Tile<'_>,
-    block: &Block,
-    (r, sight): (usize, Sight),
-    seen: Range<usize>,
-    scores: *mut f32,
-    n: usize,
-    kernels: &Kernels,
-    (max, sum): (&mut f32, &mut f32),
-) -> f32 {
-    let layer = tile.job.layer;
-    let (mut slope, mut distance) = (0.0, 0);
-    if !layer.alibi_slopes.is_empty() && !seen.is_empty() {
-        slope = layer.alibi_slopes[tile.q_head(r)];
-        distance = sight.distance(block.sinks, block.token(seen.end - 1));
-    }
-    let row = Row {
-        scores,
-        n,
-        from: seen.start,
-        to: seen.end,
-        scale: layer.scale,
-        softcap: layer.softcap,
-        slope,
-        distance: distance as f32,
-    };
-    // SAFETY: the rung is available; the caller's scores.
-    unsafe { (kernels.weigh)(&row, max, sum) }
-}
-
-/// Adds what row `r` alone sees.
+/// Adds to each row what it alone sees.
 ///
 /// # Safety
 /// `all` must hold for all rows.
-pub(super) unsafe fn sum_row(r: usize, seen: Range<usize>, all: &Sums, kernels: &Kernels) {
-    // SAFETY: the caller's contract; the rung is available.
-    unsafe {
-        (kernels.sums)(&Sums {
-            weights: all.weights.add(r * all.stride),
-            rows: 1,
-            from: seen.start,
-            to: seen.end,
-            acc: all.acc.add(r * all.dim),
-            keep: all.keep.add(r),
-            ..*all
-        });
+pub(super) unsafe fn sum_rows(all: &Sums, seen: &[Seen], kernels: &Kernels) {
+    for (r, seen) in seen.iter().enumerate() {
+        // SAFETY: the caller's contract; the rung is available.
+        unsafe {
+            (kernels.sums)(&Sums {
+                weights: all.weights.add(r * all.stride),
+                rows: 1,
+                from: seen.from,
+                to: seen.to,
+                acc: all.acc.add(r * all.dim),
+                keep: all.keep.add(r),
+                ..*all
+            });
+        }
     }
 }
 

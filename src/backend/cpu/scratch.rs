@@ -1,5 +1,6 @@
 //! Working memory of the kernels: one part per thread, had at create.
 
+use super::simd::kernels::Seen;
 use super::store::{GROUP, padded_dim};
 use super::tile::Sight;
 use crate::config::Shape;
@@ -7,7 +8,7 @@ use crate::memory::{ALIGN, Buffer, Memory};
 use crate::status::Result;
 
 /// Keys of a block of a chunk's tile.
-pub(super) const BLOCK: usize = 128;
+pub(super) const BLOCK: usize = 256;
 /// Keys of a span of a decode: its softmax is computed by itself and merged in order.
 pub(super) const SPAN: usize = 512;
 /// Most rows (tokens times heads of a group) of a chunk's tile.
@@ -60,8 +61,9 @@ pub(super) struct Scratch<'a> {
     pub row: &'a mut [f32],
     pub rotated: &'a mut [f32],
     pub row_v: &'a mut [f32],
-    /// What each row of the tile sees.
+    /// What each row of the tile sees, and what of a block.
     pub sights: [Sight; TILE],
+    pub seen: [Seen; TILE],
 }
 
 const FIELDS: usize = 22;
@@ -179,6 +181,7 @@ impl ScratchPool {
             rotated,
             row_v,
             sights: [Sight::default(); TILE],
+            seen: [Seen::default(); TILE],
         }
     }
 }

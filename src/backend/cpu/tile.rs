@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::element::{save, view};
 use super::scratch::{SLAB, Scratch};
 use super::simd::Kernels;
+use super::simd::kernels::Seen;
 use super::store::{PAD, padded_dim, physical};
 use crate::backend::{AttendRows, Job};
 use crate::batch::Entry;
@@ -145,6 +146,19 @@ impl Tile<'_> {
         let [sinks, window] = self.keys();
         let ring = &self.job.layer.ring;
         blocks(ring, sinks, size).chain(blocks(ring, window, size))
+    }
+
+    /// What its rows see of a block, into `seen`, as many as `sights`.
+    pub fn look(&self, block: &Block, sights: &[Sight], seen: &mut [Seen]) {
+        let layer = self.job.layer;
+        for (r, (sight, seen)) in sights.iter().zip(seen).enumerate() {
+            let columns = block.columns(&layer.ring, *sight);
+            *seen = Seen { from: columns.start, to: columns.end, ..Seen::default() };
+            if !layer.alibi_slopes.is_empty() && !columns.is_empty() {
+                seen.slope = layer.alibi_slopes[self.q_head(r)];
+                seen.distance = sight.distance(block.sinks, block.token(columns.end - 1)) as f32;
+            }
+        }
     }
 
     /// Reads and rotates the queries, and empties their softmax.

@@ -4,7 +4,7 @@
 //! bfloat16 but two of them, exactly: its products are then three.
 
 use super::chunk;
-use super::decode::{sum_row, weigh};
+use super::decode::sum_rows;
 use super::scratch::{BLOCK, Scratch};
 use super::simd::Kernels;
 use super::simd::amx::{self, DEPTH, ROWS, Split, Tiles};
@@ -96,13 +96,8 @@ fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernel
         unsafe {
             let q = Split { high: q.add(first * dim), low: q_low };
             amx::scores(q, Split { high: k, low: k_low }, dim, n, scratch.scores.as_mut_ptr(), BLOCK);
-            for r in 0..rows.rows {
-                let state = (&mut scratch.max[first + r], &mut scratch.sum[first + r]);
-                let sight = scratch.sights[first + r];
-                let seen = if all_seen { block.lo..block.hi } else { block.columns(&tile.job.layer.ring, sight) };
-                let row = scratch.scores[r * BLOCK..].as_mut_ptr();
-                scratch.keep[r] = weigh(&rows, block, (r, sight), seen, row, n, kernels, state);
-            }
+            rows.look(block, &scratch.sights[first..first + rows.rows], &mut scratch.seen);
+            (kernels.weigh)(&chunk::weights(&rows, first, n, scratch));
             let acc = scratch.acc[first * dim_v..].as_mut_ptr();
             if apart {
                 let stored = Sums {
@@ -116,8 +111,7 @@ fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernel
                     acc,
                     keep: scratch.keep.as_ptr(),
                 };
-                let seen = |r: usize| block.columns(&tile.job.layer.ring, scratch.sights[first + r]);
-                (0..rows.rows).for_each(|r| sum_row(r, seen(r), &stored, kernels));
+                sum_rows(&stored, &scratch.seen[..rows.rows], kernels);
                 continue;
             }
             for r in 0..rows.rows {

@@ -101,6 +101,11 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        unsafe { _mm256_cvtss_f32(self.0) }
+    }
+
+    #[inline(always)]
     unsafe fn reduce_max(self) -> f32 {
         let mut lanes = [0.0_f32; 8];
         unsafe { self.store(lanes.as_mut_ptr()) };

@@ -109,6 +109,11 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        unsafe { _mm512_cvtss_f32(self.0) }
+    }
+
+    #[inline(always)]
     unsafe fn reduce_max(self) -> f32 {
         unsafe {
             // A NaN in a lane must not hide the numbers in the others.

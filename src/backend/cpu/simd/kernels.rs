@@ -327,50 +327,144 @@ unsafe fn sum_tile<V: Lanes, E: Values, const R: usize, const NV: usize>(a: &Sum
     R
 }
 
-/// One row of scores, to become weights.
+/// Rows of scores, to become weights relative to each row's largest score so far.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Row {
-    /// `[n]` f32, n a multiple of 16.
+pub(crate) struct Weights {
+    /// `[rows][stride]` f32.
     pub scores: *mut f32,
+    pub stride: usize,
+    /// Columns, a multiple of 16, at most `stride`.
     pub n: usize,
-    /// Keys the row sees; all other weights become 0.
-    pub from: usize,
-    pub to: usize,
+    pub rows: usize,
+    /// `[rows]` what each sees.
+    pub seen: *const Seen,
     pub scale: f32,
     /// 0 = none.
     pub softcap: f32,
+    /// `[rows]` f32: largest score so far, sum of weights so far, and, written, what earlier sums are worth now.
+    pub max: *mut f32,
+    pub sum: *mut f32,
+    pub keep: *mut f32,
+}
+
+/// What a row sees of a block.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Seen {
+    /// Columns; all other weights become 0.
+    pub from: usize,
+    pub to: usize,
     /// Bias per token of distance; 0 = none.
     pub slope: f32,
-    /// Distance of key `to - 1`.
+    /// Distance of column `to - 1`.
     pub distance: f32,
 }
 
-/// Scores to weights relative to the row's largest score so far, which `max` keeps; `sum` keeps the weights' sum. Returns
-/// the factor that earlier weights are worth now.
+/// Scores to weights. First the maxima of all rows, then the weights: no row waits for another one's sums.
 ///
 /// # Safety
-/// As [`Lanes`] and [`Row`].
+/// As [`Lanes`] and [`Weights`].
 #[inline(always)]
-pub(crate) unsafe fn weigh<V: Lanes, const PRECISE: bool>(a: &Row, max: &mut f32, sum: &mut f32) -> f32 {
+pub(crate) unsafe fn weigh<V: Lanes, const PRECISE: bool>(a: &Weights) {
     // SAFETY: the caller's contract.
     unsafe {
-        let at = |i: usize| a.scores.add(i * V::N);
-        let (first, end) = (a.from / V::N, a.to.div_ceil(V::N));
-        let (zero, lowest) = (V::splat(0.0), V::splat(f32::NEG_INFINITY));
+        for r in 0..a.rows {
+            top_of_row::<V>(a, r);
+        }
+        for r in 0..a.rows {
+            weigh_row::<V, PRECISE>(a, r);
+        }
+    }
+}
+
+/// Transforms and masks a row; finds its maximum, and what earlier weights are worth beside it. A row without any weight so far
+/// is marked by a `keep` of -1.
+#[inline(always)]
+unsafe fn top_of_row<V: Lanes>(a: &Weights, r: usize) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let (row, seen) = (a.scores.add(r * a.stride), *a.seen.add(r));
+        let (first, end) = (seen.from / V::N, seen.to.div_ceil(V::N));
+        let at = |i: usize| row.add(i * V::N);
         // Without a transform the scale goes into the exponent.
-        let plain = a.softcap == 0.0 && a.slope == 0.0;
-        let mut top = lowest;
-        for i in first..end {
-            let mut s = V::load(at(i));
-            if !plain {
-                s = transformed(a, i * V::N, s);
+        let plain = a.softcap == 0.0 && seen.slope == 0.0;
+        if !plain {
+            for i in first..end {
+                transformed(a, &seen, i * V::N, V::load(at(i))).store(at(i));
             }
-            if !plain || i == first || i + 1 == end {
-                let lane = |key: usize| key as isize - (i * V::N) as isize;
-                s = s.in_range(lane(a.from), lane(a.to), lowest);
-                s.store(at(i));
+        }
+        let lowest = V::splat(f32::NEG_INFINITY);
+        // The vectors at the edges hold keys that the row does not see.
+        if first < end {
+            edge::<V>(row, &seen, first, lowest);
+            edge::<V>(row, &seen, end - 1, lowest);
+        }
+        let mut tops = [lowest; 4];
+        let mut i = first;
+        while i + 4 <= end {
+            each!(4, v, tops[v] = V::load(at(i + v)).max(tops[v]));
+            i += 4;
+        }
+        while i < end {
+            tops[0] = V::load(at(i)).max(tops[0]);
+            i += 1;
+        }
+        let top = tops[0].max(tops[1]).max(tops[2].max(tops[3])).reduce_max();
+        let max = &mut *a.max.add(r);
+        let new = (if plain { top * a.scale } else { top }).max(*max);
+        let keep = a.keep.add(r);
+        if *max == new {
+            *keep = 1.0;
+            // Nothing but weights of zero so far, and no maximum to subtract. A NaN among them must show.
+            if new == f32::NEG_INFINITY && (seen.from..seen.to).all(|c| *row.add(c) == f32::NEG_INFINITY) {
+                *keep = -1.0;
             }
-            top = s.max(top);
+        } else {
+            *keep = exp2::<V, true>(V::splat((*max - new) * LOG2_E)).first();
+        }
+        *max = new;
+    }
+}
+
+/// Turns a row into weights and adds up their sum.
+#[inline(always)]
+unsafe fn weigh_row<V: Lanes, const PRECISE: bool>(a: &Weights, r: usize) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let (row, seen) = (a.scores.add(r * a.stride), *a.seen.add(r));
+        let (first, mut end) = (seen.from / V::N, seen.to.div_ceil(V::N));
+        let at = |i: usize| row.add(i * V::N);
+        let zero = V::splat(0.0);
+        let keep = &mut *a.keep.add(r);
+        if *keep < 0.0 {
+            *keep = 1.0;
+            end = first;
+        }
+        let plain = a.softcap == 0.0 && seen.slope == 0.0;
+        let scale = if plain { a.scale } else { 1.0 };
+        let (factor, offset) = (V::splat(scale * LOG2_E), V::splat(-*a.max.add(r) * LOG2_E));
+        let mut totals = [zero; 4];
+        macro_rules! weight {
+            ($i:expr, $v:expr) => {
+                let p = exp2::<V, PRECISE>(V::load(at($i)).fma(factor, offset));
+                p.store(at($i));
+                totals[$v] = totals[$v].add(p);
+            };
+        }
+        let mut i = first;
+        while i + 4 <= end {
+            each!(4, v, {
+                weight!(i + v, v);
+            });
+            i += 4;
+        }
+        while i < end {
+            weight!(i, 0);
+            i += 1;
+        }
+        // What `exp2` leaves of minus infinity is not quite nothing; too little to have counted in the sum.
+        if first < end && (seen.from % V::N != 0 || seen.to % V::N != 0) {
+            edge::<V>(row, &seen, first, zero);
+            edge::<V>(row, &seen, end - 1, zero);
         }
         for i in 0..first {
             zero.store(at(i));
@@ -378,43 +472,34 @@ pub(crate) unsafe fn weigh<V: Lanes, const PRECISE: bool>(a: &Row, max: &mut f32
         for i in end..a.n / V::N {
             zero.store(at(i));
         }
-        let scale = if plain { a.scale } else { 1.0 };
-        let new = (top.reduce_max() * scale).max(*max);
-        if new == f32::NEG_INFINITY && (a.from..a.to).all(|c| *a.scores.add(c) == f32::NEG_INFINITY) {
-            // Nothing but weights of zero so far, and no maximum to subtract. A NaN among them must show.
-            (first..end).for_each(|i| zero.store(at(i)));
-            return 1.0;
-        }
-        let (factor, offset) = (V::splat(scale * LOG2_E), V::splat(-new * LOG2_E));
-        let mut total = zero;
-        for i in first..end {
-            let mut p = exp2::<V, PRECISE>(V::load(at(i)).fma(factor, offset));
-            if i == first || i + 1 == end {
-                let lane = |key: usize| key as isize - (i * V::N) as isize;
-                p = p.in_range(lane(a.from), lane(a.to), zero);
-            }
-            p.store(at(i));
-            total = total.add(p);
-        }
-        let keep = if *max == new { 1.0 } else { exp2::<V, true>(V::splat((*max - new) * LOG2_E)).reduce_max() };
-        *sum = *sum * keep + total.reduce_add();
-        *max = new;
-        keep
+        let sum = a.sum.add(r);
+        *sum = *sum * *keep + totals[0].add(totals[1]).add(totals[2].add(totals[3])).reduce_add();
+    }
+}
+
+/// Puts `other` where the row does not see the keys of vector `i`.
+#[inline(always)]
+unsafe fn edge<V: Lanes>(row: *mut f32, seen: &Seen, i: usize, other: V) {
+    let lane = |key: usize| key as isize - (i * V::N) as isize;
+    // SAFETY: the caller's contract.
+    unsafe {
+        let p = row.add(i * V::N);
+        V::load(p).in_range(lane(seen.from), lane(seen.to), other).store(p);
     }
 }
 
 /// Scale, softcap and bias of the scores of the keys from `key` on.
 #[inline(always)]
-unsafe fn transformed<V: Lanes>(a: &Row, key: usize, s: V) -> V {
+unsafe fn transformed<V: Lanes>(a: &Weights, seen: &Seen, key: usize, s: V) -> V {
     // SAFETY: the caller's contract.
     unsafe {
         let mut s = s.mul(V::splat(a.scale));
         if a.softcap > 0.0 {
             s = tanh(s.div(V::splat(a.softcap))).mul(V::splat(a.softcap));
         }
-        if a.slope != 0.0 {
-            let distance = V::splat(a.distance + (a.to as f32 - 1.0 - key as f32)).sub(V::iota());
-            s = distance.fma(V::splat(-a.slope), s);
+        if seen.slope != 0.0 {
+            let distance = V::splat(seen.distance + (seen.to as f32 - 1.0 - key as f32)).sub(V::iota());
+            s = distance.fma(V::splat(-seen.slope), s);
         }
         s
     }

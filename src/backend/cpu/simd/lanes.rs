@@ -32,6 +32,7 @@ pub(crate) trait Lanes: Copy {
     unsafe fn in_range(self, from: isize, to: isize, other: Self) -> Self;
     /// Lane i holds i.
     unsafe fn iota() -> Self;
+    unsafe fn first(self) -> f32;
     /// The largest lane that is a number; -inf if none is.
     unsafe fn reduce_max(self) -> f32;
     unsafe fn reduce_add(self) -> f32;

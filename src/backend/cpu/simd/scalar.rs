@@ -100,6 +100,11 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        self.0[0]
+    }
+
+    #[inline(always)]
     unsafe fn reduce_max(self) -> f32 {
         self.0.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
