@@ -92,6 +92,9 @@ impl Buffer {
             bail!(OutOfMemory, "{bytes} bytes for {what} could not be allocated");
         };
         let buffer = Self { ptr, bytes: layout.size(), memory };
+        if memory.0.is_none() {
+            advise_huge_pages(buffer.as_ptr(), bytes);
+        }
         if memory.0.is_some() && !(ptr.as_ptr() as usize).is_multiple_of(ALIGN) {
             bail!(InvalidArgument, "the alloc callback returned {ptr:p} for {what}, not aligned to {ALIGN}");
         }
@@ -107,6 +110,21 @@ impl Buffer {
         }
     }
 }
+
+/// Asks for huge pages where a block is large: reading a long window once touches more pages than the processor remembers.
+#[cfg(target_os = "linux")]
+fn advise_huge_pages(ptr: *mut u8, bytes: usize) {
+    const HUGE: usize = 2 << 20;
+    let skip = ptr.align_offset(HUGE);
+    let whole = bytes.saturating_sub(skip) / HUGE * HUGE;
+    if whole > 0 {
+        // SAFETY: whole pages within the block; advice changes nothing that a program can see. Refused, all is as before.
+        unsafe { libc::madvise(ptr.wrapping_add(skip).cast(), whole, libc::MADV_HUGEPAGE) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn advise_huge_pages(_: *mut u8, _: usize) {}
 
 impl Drop for Buffer {
     fn drop(&mut self) {

@@ -11,40 +11,68 @@ use crate::backend::{AppendRows, Job};
 use crate::batch::Entry;
 use crate::config::{DType, PositionMode};
 
-/// Stores tokens `tokens` of an entry for one KV head.
-#[expect(clippy::too_many_arguments, reason = "what, where, and with what")]
+/// Tokens of a head that are stored together: a group's worth.
+const TOGETHER: usize = 16;
+
+/// Stores tokens `tokens` of an entry for some KV heads.
 pub(super) fn append<T: Stored>(
-    job: &Job<'_>,
-    io: &AppendRows,
-    slots: &Slots<'_>,
-    entry: &Entry,
+    at: &Place<'_>,
     tokens: &Range<u64>,
+    heads: &Range<usize>,
+    kernels: &Kernels,
+    angles: &mut Angles,
+    scratch: &mut Scratch<'_>,
+) {
+    // A few tokens of one head, then of the next: rows are read where the last ones were, and groups are filled while they
+    // are in the cache.
+    for begin in tokens.clone().step_by(TOGETHER) {
+        let end = tokens.end.min(begin + TOGETHER as u64);
+        for head in heads.clone() {
+            (begin..end).for_each(|t| append_row::<T>(at, tokens, t, head, kernels, angles, scratch));
+        }
+    }
+}
+
+/// What is appended, and where to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'a> {
+    pub job: &'a Job<'a>,
+    pub io: &'a AppendRows,
+    pub slots: Slots<'a>,
+    pub entry: &'a Entry,
+}
+
+/// Stores one of the tokens for one KV head.
+fn append_row<T: Stored>(
+    at: &Place<'_>,
+    tokens: &Range<u64>,
+    t: u64,
     head: usize,
     kernels: &Kernels,
     angles: &mut Angles,
     scratch: &mut Scratch<'_>,
 ) {
+    let (job, io, entry) = (at.job, at.io, at.entry);
     let (layer, shape) = (job.layer, job.shape);
     let rotates = layer.position_mode == PositionMode::Rope;
     let half = layer.frequencies.len();
-    for t in tokens.clone() {
-        let (slot, _) = physical(&layer.ring, layer.ring.slot(entry.first + t));
-        let (src_k, src_v) = (io.k.at(entry.row + t, head), io.v.at(entry.row + t, head));
-        let row = if rotates { angles.of_key(job, entry, (tokens, t), kernels, scratch) * half } else { 0 };
-        // SAFETY: the caller's rows, resolved for this batch and these dims; this part alone has this head, and the token
-        // is new, so no query of it is running; the kernels' rung is available.
-        unsafe {
-            let k = if rotates {
-                let x = view(shape.in_dtype, src_k, shape.head_dim, scratch.row);
-                let (cos, sin) = (&scratch.cos[row..row + half], &scratch.sin[row..row + half]);
-                (kernels.rotate)(layer.rope_style, cos, sin, x, &mut scratch.rotated[..shape.head_dim]);
-                T::narrowed(&scratch.rotated[..shape.head_dim], scratch.row)
-            } else {
-                stored(shape.in_dtype, src_k, shape.head_dim, scratch.row, scratch.rotated)
-            };
-            let v = stored(shape.in_dtype, src_v, shape.head_dim_v, scratch.row_v, &mut scratch.acc[..shape.head_dim_v]);
-            slots.write::<T>(head, slot, k, v);
-        }
+    let (slot, _) = physical(&layer.ring, layer.ring.slot(entry.first + t));
+    let (src_k, src_v) = (io.k.at(entry.row + t, head), io.v.at(entry.row + t, head));
+    let row = if rotates { angles.of_key(job, entry, (tokens, t), kernels, scratch) * half } else { 0 };
+    // SAFETY: the caller's rows, resolved for this batch and these dims; this worker alone has this head, and the token is
+    // new, so no query of it is running; the kernels' rung is available.
+    unsafe {
+        let k = if rotates {
+            let x = view(shape.in_dtype, src_k, shape.head_dim, scratch.row);
+            let (cos, sin) = (&scratch.cos[row..row + half], &scratch.sin[row..row + half]);
+            (kernels.rotate)(layer.rope_style, cos, sin, x, &mut scratch.rotated[..shape.head_dim]);
+            T::narrowed(&scratch.rotated[..shape.head_dim], scratch.row, kernels)
+        } else {
+            stored(shape.in_dtype, src_k, shape.head_dim, scratch.row, scratch.rotated, kernels)
+        };
+        let narrow = &mut scratch.acc[..shape.head_dim_v];
+        let v = stored(shape.in_dtype, src_v, shape.head_dim_v, scratch.row_v, narrow, kernels);
+        at.slots.write::<T>(head, slot, k, v);
     }
 }
 
@@ -58,9 +86,10 @@ unsafe fn stored<'a, T: Stored>(
     n: usize,
     wide: &'a mut [f32],
     narrow: &'a mut [f32],
+    kernels: &Kernels,
 ) -> &'a [T] {
     // SAFETY: the caller's contract.
     unsafe {
-        if T::DTYPE == dtype { std::slice::from_raw_parts(src.cast(), n) } else { T::narrowed(view(dtype, src, n, wide), narrow) }
+        if T::DTYPE == dtype { std::slice::from_raw_parts(src.cast(), n) } else { T::narrowed(view(dtype, src, n, wide), narrow, kernels) }
     }
 }

@@ -3,46 +3,42 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use super::simd::Kernels;
 use crate::config::DType;
 use crate::tensor::Element;
 
 /// A type K and V are stored in.
 pub(super) trait Stored: Element {
     /// Rounded f32 values: themselves, or in `buf`, which must have room for as many elements.
-    fn narrowed<'a>(src: &'a [f32], buf: &'a mut [f32]) -> &'a [Self];
-
-    /// Stores rounded f32 values.
-    fn narrow(src: &[f32], dst: &mut [Self]);
+    fn narrowed<'a>(src: &'a [f32], buf: &'a mut [f32], kernels: &Kernels) -> &'a [Self];
 }
 
 impl Stored for f32 {
-    fn narrowed<'a>(src: &'a [f32], _: &'a mut [f32]) -> &'a [Self] {
+    fn narrowed<'a>(src: &'a [f32], _: &'a mut [f32], _: &Kernels) -> &'a [Self] {
         src
     }
+}
 
-    fn narrow(src: &[f32], dst: &mut [Self]) {
-        dst.copy_from_slice(src);
+impl Stored for f16 {
+    fn narrowed<'a>(src: &'a [f32], buf: &'a mut [f32], _: &Kernels) -> &'a [Self] {
+        assert!(buf.len() >= src.len());
+        // SAFETY: a half is smaller and less aligned than an f32, and any bits are one.
+        let dst = unsafe { std::slice::from_raw_parts_mut(buf.as_mut_ptr().cast(), src.len()) };
+        <[f16]>::convert_from_f32_slice(dst, src);
+        dst
     }
 }
 
-macro_rules! stored_half {
-    ($($type:ty),*) => {$(
-        impl Stored for $type {
-            fn narrowed<'a>(src: &'a [f32], buf: &'a mut [f32]) -> &'a [Self] {
-                assert!(buf.len() >= src.len());
-                // SAFETY: a half is smaller and less aligned than an f32, and any bits are one.
-                let dst = unsafe { std::slice::from_raw_parts_mut(buf.as_mut_ptr().cast(), src.len()) };
-                Self::narrow(src, dst);
-                dst
-            }
-
-            fn narrow(src: &[f32], dst: &mut [Self]) {
-                dst.convert_from_f32_slice(src);
-            }
+impl Stored for bf16 {
+    fn narrowed<'a>(src: &'a [f32], buf: &'a mut [f32], kernels: &Kernels) -> &'a [Self] {
+        assert!(buf.len() >= src.len());
+        // SAFETY: as above, and a bf16 is its bits; the kernels' rung is available.
+        unsafe {
+            (kernels.narrow_to_bf16)(src, std::slice::from_raw_parts_mut(buf.as_mut_ptr().cast(), src.len()));
+            std::slice::from_raw_parts(buf.as_ptr().cast(), src.len())
         }
-    )*};
+    }
 }
-stored_half!(f16, bf16);
 
 /// Reads `dst.len()` elements of `dtype` as f32.
 ///
@@ -74,17 +70,23 @@ pub(super) unsafe fn view(dtype: DType, src: *const u8, n: usize, buf: &mut [f32
     buf
 }
 
-/// Writes f32 values as `dtype`, rounded to nearest even.
+/// Writes f32 values times `scale` as `dtype`, rounded to nearest even. The values become what is written, or nearly.
 ///
 /// # Safety
-/// `dst` must be writable for `src.len()` elements and aligned to them.
-pub(super) unsafe fn save(dtype: DType, src: &[f32], dst: *mut u8) {
+/// `dst` must be writable for `src.len()` elements and aligned to them; the kernels' rung must be available.
+pub(super) unsafe fn save(dtype: DType, src: &mut [f32], scale: f32, dst: *mut u8, kernels: &Kernels) {
+    let n = src.len();
     // SAFETY: the caller's contract.
     unsafe {
+        if dtype == DType::F32 {
+            let dst = std::slice::from_raw_parts_mut(dst.cast::<f32>(), n);
+            dst.iter_mut().zip(src).for_each(|(d, s)| *d = *s * scale);
+            return;
+        }
+        src.iter_mut().for_each(|s| *s *= scale);
         match dtype {
-            DType::F32 => std::ptr::copy_nonoverlapping(src.as_ptr(), dst.cast(), src.len()),
-            DType::F16 => f16::narrow(src, std::slice::from_raw_parts_mut(dst.cast(), src.len())),
-            DType::Bf16 => bf16::narrow(src, std::slice::from_raw_parts_mut(dst.cast(), src.len())),
+            DType::Bf16 => (kernels.narrow_to_bf16)(src, std::slice::from_raw_parts_mut(dst.cast(), n)),
+            _ => std::slice::from_raw_parts_mut(dst.cast::<f16>(), n).convert_from_f32_slice(src),
         }
     }
 }

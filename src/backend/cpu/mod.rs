@@ -110,13 +110,16 @@ impl Cpu {
             // SAFETY: this call has all workers.
             let mut worker = unsafe { self.worker(job, 0) };
             for entry in job.entries {
-                (0..shape.n_kv_heads).for_each(|head| worker.append::<T>(entry, &round.tokens(entry), head));
+                worker.append::<T>(entry, &round.tokens(entry), &(0..shape.n_kv_heads));
             }
             return Ok(());
         }
-        self.share_out(job, exec, job.entries.len() as u64 * heads, |worker, at| {
-            let entry = &job.entries[(at / heads) as usize];
-            worker.append::<T>(entry, &round.tokens(entry), (at % heads) as usize);
+        // Each thread has a share of each entry's heads.
+        let shares = heads.min(u64::from(exec.width()));
+        self.share_out(job, exec, job.entries.len() as u64 * shares, |worker, at| {
+            let (entry, share) = (&job.entries[(at / shares) as usize], at % shares);
+            let heads = (heads * share / shares) as usize..(heads * (share + 1) / shares) as usize;
+            worker.append::<T>(entry, &round.tokens(entry), &heads);
         })
     }
 
@@ -171,10 +174,10 @@ impl Cpu {
                 if tokens.is_empty() {
                     break;
                 }
+                if job.append.is_some() {
+                    worker.append::<T>(entry, &tokens, &heads);
+                }
                 for head in heads.clone() {
-                    if job.append.is_some() {
-                        worker.append::<T>(entry, &tokens, head);
-                    }
                     if job.attend.is_some() {
                         let units = Kind::new(job.shape, self.rung, &tokens).units();
                         (0..units).for_each(|unit| worker.attend(entry, &tokens, head, unit));

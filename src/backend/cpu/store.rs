@@ -205,8 +205,10 @@ impl Slots<'_> {
             }
             match T::DTYPE {
                 DType::Bf16 => {
-                    let pair = |d: usize| values.add(2 * pair_at(row, in_tile, d) + in_tile % 2);
-                    v.iter().enumerate().for_each(|(d, &x)| pair(d).write(x));
+                    for (i, dims) in v.chunks(GROUP).enumerate() {
+                        let to = values.add(2 * pair_at(row, in_tile, i * GROUP) + in_tile % 2);
+                        dims.iter().enumerate().for_each(|(d, &x)| to.add(2 * d).write(x));
+                    }
                 }
                 _ => std::ptr::copy_nonoverlapping(v.as_ptr(), values.add(in_tile * row), v.len()),
             }

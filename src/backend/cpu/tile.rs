@@ -6,6 +6,7 @@ use super::element::{save, view};
 use super::scratch::{SLAB, Scratch};
 use super::simd::Kernels;
 use super::simd::kernels::Seen;
+use super::simd::prefetch;
 use super::store::{PAD, padded_dim, physical};
 use crate::backend::{AttendRows, Job};
 use crate::batch::Entry;
@@ -169,6 +170,11 @@ impl Tile<'_> {
             let (token, head) = (self.token(r), self.q_head(r));
             let trig = angles.of(self, kernels, token, scratch) * half;
             let trig = trig..trig + half;
+            if r + 2 * shape.group < self.rows {
+                // The next token's row lies far away: nothing but a hint brings it in time.
+                let next = self.io.q.at(self.entry.row + self.token(r + 2 * shape.group), head);
+                prefetch(next, dim * shape.in_dtype.size());
+            }
             // SAFETY: the caller's rows, resolved for this batch and these dims.
             let x = unsafe { view(shape.in_dtype, self.io.q.at(self.entry.row + token, head), dim, scratch.row) };
             let q = &mut scratch.q[r * dim..(r + 1) * dim];
@@ -194,17 +200,16 @@ impl Tile<'_> {
     }
 
     /// Divides by the denominators and writes the rows.
-    pub fn finish(&self, scratch: &mut Scratch<'_>) {
+    pub fn finish(&self, kernels: &Kernels, scratch: &mut Scratch<'_>) {
         let shape = self.job.shape;
         let dim_v = padded_dim(shape.head_dim_v);
         for r in 0..self.rows {
             let (row, head) = (self.entry.row + self.token(r), self.q_head(r));
             let acc = &mut scratch.acc[r * dim_v..][..shape.head_dim_v];
             let scale = scratch.sum[r].recip();
-            acc.iter_mut().for_each(|a| *a *= scale);
             // SAFETY: the caller's rows, resolved for this batch; nobody else computes this row, and rows do not overlap.
             unsafe {
-                save(shape.out_dtype, acc, self.io.out.at(row, head));
+                save(shape.out_dtype, acc, scale, self.io.out.at(row, head), kernels);
                 if let Some(lse) = self.io.lse {
                     let value = f64::from(scratch.max[r]) + f64::from(scratch.sum[r]).ln();
                     lse.at(row, head).cast::<f32>().write(value as f32);

@@ -112,12 +112,12 @@ impl<'a> Worker<'a> {
         self.at
     }
 
-    /// Stores an entry's tokens for one KV head.
-    pub fn append<T: Stored>(&mut self, entry: &Entry, tokens: &Range<u64>, head: usize) {
+    /// Stores an entry's tokens for some KV heads.
+    pub fn append<T: Stored>(&mut self, entry: &Entry, tokens: &Range<u64>, heads: &Range<usize>) {
         if let Some(io) = &self.job.append {
             let slots = self.store.slots(self.job.layer_index, entry.seq);
-            let (kernels, angles, scratch) = (self.kernels, &mut self.angles, &mut self.scratch);
-            append::append::<T>(self.job, io, &slots, entry, tokens, head, kernels, angles, scratch);
+            let place = append::Place { job: self.job, io, slots, entry };
+            append::append::<T>(&place, tokens, heads, self.kernels, &mut self.angles, &mut self.scratch);
         }
     }
 
@@ -144,12 +144,12 @@ impl<'a> Worker<'a> {
                 #[cfg(target_arch = "x86_64")]
                 if uses_tiles(self.job.shape, self.rung) {
                     tiles::tile(&tile, &slots, kernels, scratch);
-                    return tile.finish(scratch);
+                    return tile.finish(kernels, scratch);
                 }
                 chunk::tile(&tile, &slots, kernels, scratch);
             }
         }
-        tile.finish(scratch);
+        tile.finish(kernels, scratch);
     }
 
     /// Computes span `span` of an entry's head; the last of its spans to be done merges them all.
@@ -178,7 +178,7 @@ impl<'a> Worker<'a> {
                 let part = unsafe { spans.part(unit, span, tile.rows, dim) };
                 decode::merge(tile.rows, dim, &mut state, &part);
             }
-            tile.finish(scratch);
+            tile.finish(kernels, scratch);
         }
     }
 }

@@ -568,27 +568,50 @@ pub(crate) unsafe fn pack_values<V: Lanes, E: Values>(
 }
 
 /// Writes `x` to `y` with its first `2 * cos.len()` dims rotated by the angles whose (scaled) cosines and sines are given.
+///
+/// # Safety
+/// As [`Lanes`].
 #[inline(always)]
-pub(crate) fn rotate(style: RopeStyle, cos: &[f32], sin: &[f32], x: &[f32], y: &mut [f32]) {
+pub(crate) unsafe fn rotate<V: Lanes>(style: RopeStyle, cos: &[f32], sin: &[f32], x: &[f32], y: &mut [f32]) {
     let half = cos.len();
-    let (x, rest) = x.split_at(2 * half);
-    let (y, rest_out) = y.split_at_mut(2 * half);
-    rest_out.copy_from_slice(rest);
+    assert!(sin.len() == half && x.len() >= 2 * half && y.len() == x.len());
     match style {
         RopeStyle::Neox => {
-            let (x0, x1) = x.split_at(half);
-            let (y0, y1) = y.split_at_mut(half);
-            for (((((y0, y1), &x0), &x1), &c), &s) in y0.iter_mut().zip(y1).zip(x0).zip(x1).zip(cos).zip(sin) {
-                *y0 = x0 * c - x1 * s;
-                *y1 = x1 * c + x0 * s;
+            let mut i = 0;
+            while i + V::N <= half {
+                // SAFETY: within the slices by the checks; the caller's contract.
+                unsafe {
+                    let (c, s) = (V::load(cos.as_ptr().add(i)), V::load(sin.as_ptr().add(i)));
+                    let (x0, x1) = (V::load(x.as_ptr().add(i)), V::load(x.as_ptr().add(half + i)));
+                    x0.mul(c).sub(x1.mul(s)).store(y.as_mut_ptr().add(i));
+                    x1.mul(c).add(x0.mul(s)).store(y.as_mut_ptr().add(half + i));
+                }
+                i += V::N;
+            }
+            while i < half {
+                (y[i], y[half + i]) = (x[i] * cos[i] - x[half + i] * sin[i], x[half + i] * cos[i] + x[i] * sin[i]);
+                i += 1;
             }
         }
         RopeStyle::Interleaved => {
-            let pairs = y.as_chunks_mut::<2>().0.iter_mut().zip(x.as_chunks::<2>().0);
-            for (((y, &[x0, x1]), &c), &s) in pairs.zip(cos).zip(sin) {
-                *y = [x0 * c - x1 * s, x1 * c + x0 * s];
+            for i in 0..half {
+                let (x0, x1) = (x[2 * i], x[2 * i + 1]);
+                (y[2 * i], y[2 * i + 1]) = (x0 * cos[i] - x1 * sin[i], x1 * cos[i] + x0 * sin[i]);
             }
         }
+    }
+    for i in 2 * half..x.len() {
+        y[i] = x[i];
+    }
+}
+
+/// f32 as bfloat16, rounded to nearest even; a NaN stays one.
+#[inline(always)]
+pub(crate) fn narrow_to_bf16(src: &[f32], dst: &mut [u16]) {
+    for (dst, src) in dst.iter_mut().zip(src) {
+        let bits = src.to_bits();
+        let rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+        *dst = if src.is_nan() { (bits >> 16 | 0x40) as u16 } else { rounded as u16 };
     }
 }
 

@@ -79,6 +79,18 @@ impl Rung {
     }
 }
 
+/// Asks for `n` bytes from `p` on; a hint, whatever the address.
+pub(crate) fn prefetch(p: *const u8, n: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..n).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: SSE is part of the target; a hint reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(line).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (p, n);
+}
+
 /// The kernels of one rung for one storage type.
 ///
 /// # Safety
@@ -99,6 +111,7 @@ pub(crate) struct Kernels {
     /// Stored values, padded dims, (from, to, rows), where to.
     pub pack_values: unsafe fn(*const u8, usize, (usize, usize, usize), *mut f32),
     pub rotate: unsafe fn(RopeStyle, &[f32], &[f32], &[f32], &mut [f32]),
+    pub narrow_to_bf16: unsafe fn(&[f32], &mut [u16]),
     pub angles: unsafe fn(&Frequencies, u64, f32, &mut [f32], &mut [f32]),
 }
 
@@ -158,7 +171,13 @@ macro_rules! rung {
 
             $(#[$features])?
             unsafe fn rotate(style: RopeStyle, cos: &[f32], sin: &[f32], x: &[f32], y: &mut [f32]) {
-                kernels::rotate(style, cos, sin, x, y);
+                // SAFETY: the caller's contract.
+                unsafe { kernels::rotate::<$lanes>(style, cos, sin, x, y) }
+            }
+
+            $(#[$features])?
+            unsafe fn narrow_to_bf16(src: &[f32], dst: &mut [u16]) {
+                kernels::narrow_to_bf16(src, dst);
             }
 
             $(#[$features])?
@@ -176,6 +195,7 @@ macro_rules! rung {
                     pack_keys: group_rows,
                     pack_values: single::pack_values,
                     rotate,
+                    narrow_to_bf16,
                     angles,
                 };
                 match dtype {
