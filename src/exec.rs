@@ -2,15 +2,14 @@
 
 use std::any::Any;
 use std::ffi::c_void;
-use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 
 use crate::memory::with_room;
-use crate::status::{Error, Result, Status, bail};
+use crate::pool::Pool;
+use crate::status::{Error, Result, Status};
 
 /// One task of a parallel loop; `data` and `index` are passed through.
 pub type TaskFn = unsafe extern "C" fn(data: *mut c_void, index: u32);
@@ -51,7 +50,7 @@ pub struct Executor {
 #[derive(Debug)]
 enum Threads {
     Caller,
-    Pool(Pool),
+    Pool(Mutex<Pool>),
     Host { host: ParallelFor, claimed: Vec<AtomicBool> },
 }
 
@@ -65,7 +64,7 @@ impl Executor {
                 Threads::Host { host, claimed }
             }
             None if n == 1 => Threads::Caller,
-            None => Threads::Pool(Pool::new(n)?),
+            None => Threads::Pool(Mutex::new(Pool::new(n)?)),
         };
         Ok(Self { threads, n })
     }
@@ -81,9 +80,7 @@ impl Executor {
     /// `Internal` when a part panicked; the others have run.
     pub fn run(&self, n: u32, part: &(dyn Fn(u32) + Sync)) -> Result<()> {
         let outcome = match &self.threads {
-            Threads::Pool(pool) if n > 1 => {
-                catch_unwind(AssertUnwindSafe(|| pool.threads.install(|| split(0, n, part))))
-            }
+            Threads::Pool(pool) if n > 1 => run_on_pool(&mut pool.lock(), self.n, n, part),
             Threads::Host { host, claimed } if n > 1 => run_on_host(*host, &claimed[..n as usize], part),
             _ => catch_unwind(AssertUnwindSafe(|| (0..n).for_each(part))),
         };
@@ -91,48 +88,17 @@ impl Executor {
     }
 }
 
-/// Threads of our own, which end with it: rayon alone would let them go on a while after their pool is gone.
-#[derive(Debug)]
-struct Pool {
-    threads: ManuallyDrop<rayon_core::ThreadPool>,
-    handles: Vec<JoinHandle<()>>,
-}
-
-impl Pool {
-    fn new(n: u32) -> Result<Self> {
-        let mut handles = with_room(n as usize, "threads")?;
-        let builder = rayon_core::ThreadPoolBuilder::new().num_threads(n as usize).spawn_handler(|thread| {
-            let name = format!("sinkcache-{}", thread.index());
-            handles.push(std::thread::Builder::new().name(name).spawn(|| thread.run())?);
-            Ok(())
-        });
-        match builder.build() {
-            Ok(threads) => Ok(Self { threads: ManuallyDrop::new(threads), handles }),
-            // Those that did start end by themselves.
-            Err(e) => bail!(OutOfMemory, "{n} threads could not be started: {e}"),
+/// Runs the parts on our threads. After fork(2) the child has none: it gets its own.
+fn run_on_pool(pool: &mut Pool, width: u32, n: u32, part: &(dyn Fn(u32) + Sync)) -> std::thread::Result<()> {
+    if pool.is_foreign() {
+        match Pool::new(width) {
+            // Dropped, the old one leaves alone what is not this process's.
+            Ok(new) => *pool = new,
+            // Slower, but right.
+            Err(_) => return catch_unwind(AssertUnwindSafe(|| (0..n).for_each(part))),
         }
     }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        // SAFETY: dropped here and nowhere else. It tells the threads to end; then they can be waited for.
-        unsafe { ManuallyDrop::drop(&mut self.threads) };
-        for handle in self.handles.drain(..) {
-            // A thread that panicked has ended too.
-            let _ = handle.join();
-        }
-    }
-}
-
-/// Rayon's fork-join over `from..to`.
-fn split(from: u32, to: u32, part: &(dyn Fn(u32) + Sync)) {
-    if to - from == 1 {
-        part(from);
-    } else {
-        let middle = from + (to - from) / 2;
-        rayon_core::join(|| split(from, middle, part), || split(middle, to, part));
-    }
+    pool.run(n, part)
 }
 
 struct HostJob<'a> {

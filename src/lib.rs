@@ -17,6 +17,7 @@ mod exec;
 pub mod ffi;
 mod memory;
 pub mod phase;
+mod pool;
 pub mod ring;
 mod status;
 mod tensor;
