@@ -1,17 +1,22 @@
 //! Threads of our own that sleep until there is work, work with the caller, and end with their cache.
 //!
-//! Written here since no pool on crates.io does all of this: nobody spins while idle, the caller works too and waits for nobody
-//! who has not begun, nothing is allocated per job, and a child of fork(2), which has inherited none of the threads, gets
-//! new ones.
+//! Written here since no pool on crates.io does all of this: the caller works too and waits for nobody who has not begun,
+//! nothing is allocated per job, threads sleep when no job comes within [`LINGER`], and a child of fork(2), which has inherited
+//! none of the threads, gets new ones.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crate::memory::with_room;
 use crate::status::{Result, bail};
+
+/// How long a thread looks for the next job, and the caller for the last helper's end, before it sleeps. Waking one takes tens of microseconds, on a virtual machine more
+/// than a hundred, which is a good part of a decode; layers that follow each other closely are spared that.
+const LINGER: Duration = Duration::from_micros(50);
 
 /// A caught panic.
 pub type Panic = Box<dyn Any + Send>;
@@ -28,6 +33,10 @@ pub struct Pool {
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
+    /// `State::epoch`, to be seen without the lock.
+    epoch: AtomicU64,
+    /// Helpers at work on the job; changed under the lock.
+    active: AtomicU32,
     wake: Condvar,
     done: Condvar,
 }
@@ -38,8 +47,6 @@ struct State {
     job: Option<JobRef>,
     /// Counts jobs, so that a helper joins each once.
     epoch: u64,
-    /// Helpers at work on it.
-    active: u32,
     quit: bool,
 }
 
@@ -77,27 +84,46 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Waits without sleeping while `pending`, for [`LINGER`] at most.
+fn linger(pending: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while pending() && begin.elapsed() < LINGER {
+        std::hint::spin_loop();
+    }
+}
+
 impl Shared {
     fn help(&self) {
         let mut seen = 0;
-        let mut state = locked(&self.state);
-        while !state.quit {
-            match state.job {
-                Some(job) if state.epoch != seen => {
-                    seen = state.epoch;
-                    state.active += 1;
-                    drop(state);
-                    // SAFETY: `Pool::run` does not return while a helper is counted in `active`.
-                    unsafe { &*job.0 }.work();
-                    state = locked(&self.state);
-                    state.active -= 1;
-                    if state.active == 0 {
-                        self.done.notify_one();
-                    }
+        loop {
+            if let Some(job) = self.join(&mut seen) {
+                // SAFETY: `Pool::run` does not return while a helper is counted in `active`, which only sinks under the lock.
+                unsafe { &*job.0 }.work();
+                let state = locked(&self.state);
+                // Release: the caller that sees 0 sees what was done.
+                if self.active.fetch_sub(1, Ordering::Release) == 1 {
+                    self.done.notify_one();
                 }
-                _ => state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
+                drop(state);
+                linger(|| self.epoch.load(Ordering::Relaxed) == seen);
+            } else {
+                return;
             }
         }
+    }
+
+    /// Sleeps until there is a job that this helper has not seen; `None` when it is time to end.
+    fn join(&self, seen: &mut u64) -> Option<JobRef> {
+        let mut state = locked(&self.state);
+        while !state.quit {
+            if let Some(job) = state.job.filter(|_| state.epoch != *seen) {
+                *seen = state.epoch;
+                self.active.fetch_add(1, Ordering::Relaxed);
+                return Some(job);
+            }
+            state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        None
     }
 }
 
@@ -133,15 +159,17 @@ impl Pool {
             let mut state = locked(&self.shared.state);
             state.job = Some(JobRef(std::ptr::from_ref(&job).cast()));
             state.epoch += 1;
+            self.shared.epoch.store(state.epoch, Ordering::Relaxed);
         }
         for _ in 1..n.min(self.helpers.len() as u32 + 1) {
             self.shared.wake.notify_one();
         }
         job.work();
-        let mut state = locked(&self.shared.state);
         // Whoever has not joined by now finds nothing to do.
-        state.job = None;
-        while state.active > 0 {
+        locked(&self.shared.state).job = None;
+        linger(|| self.shared.active.load(Ordering::Acquire) > 0);
+        let mut state = locked(&self.shared.state);
+        while self.shared.active.load(Ordering::Acquire) > 0 {
             state = self.shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         drop(state);
