@@ -1,5 +1,6 @@
 //! Everything a user may set, validated in one place.
 
+use crate::backend::cpu::Rung;
 use crate::backend::cuda::CudaConfig;
 use crate::exec::ParallelFor;
 use crate::memory::{Memory, copied};
@@ -150,6 +151,8 @@ pub struct CacheConfig {
     pub memory: Memory,
     /// The host's parallel loop; `None` = `n_threads` threads of our own.
     pub parallel_for: Option<ParallelFor>,
+    /// Which instruction set the CPU backend uses; `None` = the best, or what `SINKCACHE_CPU` names.
+    pub rung: Option<Rung>,
     /// Which device, for the CUDA backend.
     pub cuda: CudaConfig,
 }
@@ -173,6 +176,7 @@ impl Default for CacheConfig {
             layers: vec![LayerConfig::default()],
             memory: Memory::default(),
             parallel_for: None,
+            rung: None,
             cuda: CudaConfig::default(),
         }
     }

@@ -23,6 +23,7 @@ mod status;
 mod tensor;
 
 pub use backend::DeviceError;
+pub use backend::cpu::{RUNG_VARIABLE, Rung};
 pub use backend::cuda::CudaConfig;
 pub use batch::{Batch, DeviceBatch};
 pub use cache::{Cache, DeviceEdit, SeqInfo};

@@ -6,7 +6,7 @@ use common::oracle::Oracle;
 use common::plain::Plain;
 use common::vectors::{Event, Vector, all};
 use common::{Call, Rows, check, feed};
-use sinkcache::{Batch, CacheConfig, DType, PositionMode, Status};
+use sinkcache::{BackendKind, Batch, CacheConfig, DType, PositionMode, Rung, Status};
 
 const STARTS: [u64; 4] = [0, 1 << 24, (1 << 32) + 7, 1 << 40];
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
@@ -27,6 +27,14 @@ const FEEDS: [Feed; 5] = [
     Feed { cut: usize::MAX, max_chunk: 5, call: Call::Step },
     Feed { cut: 1, max_chunk: 512, call: Call::Step },
 ];
+
+/// Every instruction set that the processor has; on a device there is one.
+fn rungs() -> Vec<Option<Rung>> {
+    match common::device::backend() {
+        BackendKind::Cpu => Rung::all().into_iter().map(Some).collect(),
+        BackendKind::Cuda => vec![None],
+    }
+}
 
 fn cache_config(vector: &Vector, feed: Feed, kv_dtype: DType, io_dtype: DType, mode: PositionMode) -> CacheConfig {
     let c = &vector.cfg;
@@ -154,10 +162,11 @@ fn every_vector_every_way() {
                 // The shim takes its time: `SKC_STARTS` starts for each combination, in turn.
                 let starts = std::env::var("SKC_STARTS").ok().and_then(|n| n.parse().ok()).unwrap_or(STARTS.len());
                 for start in STARTS.iter().copied().cycle().skip(runs % STARTS.len()).take(starts) {
-                    for &mode in &modes {
-                        let config = cache_config(&vector, how, kv_dtype, DType::F32, mode);
+                    for (&mode, rung) in modes.iter().flat_map(|m| rungs().into_iter().map(move |r| (m, r))) {
+                        let mut config = cache_config(&vector, how, kv_dtype, DType::F32, mode);
+                        config.rung = rung;
                         let (out, lse) = replay(&vector, &config, how, start);
-                        let name = format!("{} {how:?} start {start} {mode:?}", vector.name);
+                        let name = format!("{} {how:?} start {start} {mode:?} {rung:?}", vector.name);
                         check(kv_dtype, &out, &vector.tensors["out"], Some(&plain))
                             .unwrap_or_else(|e| panic!("{name}: {e}"));
                         check_lse(&name, &lse, &vector.tensors["lse"], kv_dtype);
@@ -177,10 +186,13 @@ fn half_inputs_and_outputs() {
         for dtype in [DType::F16, DType::Bf16] {
             let plain = reference(&vector, dtype).2;
             for how in FEEDS {
-                let config = cache_config(&vector, how, dtype, dtype, vector.cfg.layer.position_mode);
-                let (out, _) = replay(&vector, &config, how, 0);
-                check(dtype, &out, &vector.tensors["out"], Some(&plain))
-                    .unwrap_or_else(|e| panic!("{} {how:?}: {e}", vector.name));
+                for rung in rungs() {
+                    let mut config = cache_config(&vector, how, dtype, dtype, vector.cfg.layer.position_mode);
+                    config.rung = rung;
+                    let (out, _) = replay(&vector, &config, how, 0);
+                    check(dtype, &out, &vector.tensors["out"], Some(&plain))
+                        .unwrap_or_else(|e| panic!("{} {how:?} {rung:?}: {e}", vector.name));
+                }
             }
         }
     }

@@ -4,7 +4,7 @@
 //! gets here. A `Device` works later, in a host's stream, and keeps the counters itself: it decides by the same
 //! arithmetic, and the host's counters are a mirror.
 
-pub(crate) mod cpu;
+pub mod cpu;
 pub(crate) mod cuda;
 
 use crate::batch::{DeviceBatch, Entry, HostBatch};

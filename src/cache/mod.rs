@@ -87,7 +87,7 @@ impl Cache {
         let place = match config.backend {
             BackendKind::Cpu => {
                 let layers = layers.iter().map(Arc::as_ref);
-                let cpu = Cpu::new(&shape, layers, config.n_seqs, config.n_threads, config.memory)?;
+                let cpu = Cpu::new(&shape, layers, config.n_seqs, config.n_threads, config.rung, config.memory)?;
                 Place::Host { backend: Box::new(cpu), exec: Executor::new(config.n_threads, config.parallel_for)? }
             }
             BackendKind::Cuda => Place::Device(Box::new(Cuda::new(&shape, &layers, config.n_seqs, &config.cuda)?)),

@@ -298,6 +298,7 @@ pub unsafe fn read_config(config: *const skc_cache_config) -> Result<(CacheConfi
     // SAFETY: the header's contract of the callback.
     let parallel_for = c.parallel_for.map(|call| unsafe { ParallelFor::new(call, c.parallel_for_user) });
     let config = CacheConfig {
+        rung: None,
         backend,
         n_layers: c.n_layers,
         n_seqs: c.n_seqs,

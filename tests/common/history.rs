@@ -1,7 +1,7 @@
 //! Random histories: a small cache, and what happens to its sequences.
 
 use proptest::prelude::*;
-use sinkcache::{BackendKind, CacheConfig, DType, LayerConfig, PositionMode, RopeStyle};
+use sinkcache::{BackendKind, CacheConfig, DType, LayerConfig, PositionMode, RopeStyle, Rung};
 
 use super::device::backend;
 use super::oracle::OracleConfig;
@@ -54,15 +54,18 @@ impl History {
 
 pub fn histories() -> impl Strategy<Value = History> {
     let caches = match backend() {
-        BackendKind::Cpu => cache().boxed(),
+        // Some in shapes whose chunks are tiled, and of which AMX has tiles.
+        BackendKind::Cpu => prop_oneof![6 => cache(), 1 => wide_cache()].boxed(),
         // Half of them in shapes that have kernels of their own.
         BackendKind::Cuda => prop_oneof![cache(), special_cache()].boxed(),
     };
-    caches.prop_flat_map(|mut config| {
+    (caches, any::<prop::sample::Index>()).prop_flat_map(|(mut config, rung)| {
         config.backend = backend();
-        let most = config.max_chunk.min(9) as u8;
+        config.rung = (config.backend == BackendKind::Cpu).then(|| rung.get(&Rung::all()).to_owned());
+        let wide = config.head_dim >= 32 && config.backend == BackendKind::Cpu;
+        let most = config.max_chunk.min(if wide { 60 } else { 9 }) as u8;
         let window = config.layers.iter().map(|l| l.window).max().unwrap() as u8;
-        let n = 12..30_usize;
+        let n = if wide { 6..12_usize } else { 12..30 };
         (Just(config), prop::collection::vec(event(most, window), n), any::<u64>())
             .prop_map(|(config, events, seed)| History { config, events, seed })
     })
@@ -110,6 +113,30 @@ fn cache() -> impl Strategy<Value = CacheConfig> {
             // Threads of our own are slow to start: one history in three has them.
             n_threads: if n_threads == 3 { 2 } else { 1 },
             layers,
+            ..CacheConfig::default()
+        })
+    })
+}
+
+/// Many rows to a KV head, and dims in 32s.
+fn wide_cache() -> impl Strategy<Value = CacheConfig> {
+    let heads = prop_oneof![Just((4, 1)), Just((6, 2)), Just((2, 2)), Just((9, 1))];
+    let dims = prop_oneof![Just((32_u32, 32_u32)), Just((64, 32)), Just((32, 40)), Just((40, 64))];
+    let kv = prop_oneof![1 => Just(DType::F32), 2 => Just(DType::F16), 2 => Just(DType::Bf16)];
+    let sizes = (20..60_u32, 0..9_u32, 1..4_u32, 12..70_u32);
+    (heads, dims, kv, sizes).prop_flat_map(|((n_q_heads, n_kv_heads), (head_dim, head_dim_v), kv_dtype, sizes)| {
+        let (max_chunk, max_rewind, n_threads, window) = sizes;
+        layer(n_q_heads, head_dim).prop_map(move |layer| CacheConfig {
+            n_seqs: N_SEQS as u32,
+            n_q_heads,
+            n_kv_heads,
+            head_dim,
+            head_dim_v,
+            kv_dtype,
+            max_chunk,
+            max_rewind,
+            n_threads: if n_threads == 3 { 2 } else { 1 },
+            layers: vec![LayerConfig { window, ..layer }],
             ..CacheConfig::default()
         })
     })

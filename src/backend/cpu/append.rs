@@ -90,6 +90,10 @@ unsafe fn stored<'a, T: Stored>(
 ) -> &'a [T] {
     // SAFETY: the caller's contract.
     unsafe {
-        if T::DTYPE == dtype { std::slice::from_raw_parts(src.cast(), n) } else { T::narrowed(view(dtype, src, n, wide), narrow, kernels) }
+        if T::DTYPE == dtype {
+            std::slice::from_raw_parts(src.cast(), n)
+        } else {
+            T::narrowed(view(dtype, src, n, wide), narrow, kernels)
+        }
     }
 }

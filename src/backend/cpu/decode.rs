@@ -1,8 +1,8 @@
 //! Attention of few rows: all of them at once over spans of keys as they are stored, each read once.
 
 use super::scratch::{BLOCK, SPAN, Scratch};
-use super::simd::kernels::{Scores, Seen, Sums, Weights};
 use super::simd::Kernels;
+use super::simd::kernels::{Scores, Seen, Sums, Weights};
 use super::store::{GROUP, Slots, padded_dim};
 use super::tile::{Block, Tile};
 

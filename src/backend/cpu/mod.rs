@@ -18,8 +18,8 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use self::scratch::ScratchPool;
-pub use self::simd::{RUNG_VARIABLE, Rung};
 use self::simd::Kernels;
+pub use self::simd::{RUNG_VARIABLE, Rung};
 use self::spans::Spans;
 use self::store::Store;
 use self::work::{Kind, Worker};
@@ -64,9 +64,10 @@ impl Cpu {
         layers: impl Iterator<Item = &'a Layer> + Clone,
         n_seqs: u32,
         n_threads: u32,
+        rung: Option<Rung>,
         memory: Memory,
     ) -> Result<Self> {
-        let rung = Rung::choose()?;
+        let rung = Rung::choose(rung)?;
         Ok(Self {
             scratch: ScratchPool::new(shape, n_threads, memory)?,
             spans: Spans::new(shape, layers.clone(), n_seqs, n_threads, memory)?,
@@ -85,7 +86,13 @@ impl Cpu {
     }
 
     /// Calls `unit` with a worker and every number below `n`, on as many threads as there are or units to do.
-    fn share_out(&self, job: &Job<'_>, exec: &Executor, n: u64, unit: impl Fn(&mut Worker<'_>, u64) + Sync) -> Result<()> {
+    fn share_out(
+        &self,
+        job: &Job<'_>,
+        exec: &Executor,
+        n: u64,
+        unit: impl Fn(&mut Worker<'_>, u64) + Sync,
+    ) -> Result<()> {
         let next = std::sync::atomic::AtomicU64::new(0);
         let threads = u32::try_from(n).unwrap_or(u32::MAX).clamp(1, exec.width());
         exec.run(threads, &|ith| {
@@ -127,7 +134,8 @@ impl Cpu {
         let heads = job.shape.n_kv_heads as u64;
         let kind = |e: &Entry| Kind::new(job.shape, self.rung, &round.tokens(e));
         let units: u64 = job.entries.iter().map(|e| kind(e).units() * heads).sum();
-        if exec.width() > 1 && units < 4 * u64::from(exec.width()) && self.spans.fits(job, |e| kind(e) == Kind::Decode) {
+        if exec.width() > 1 && units < 4 * u64::from(exec.width()) && self.spans.fits(job, |e| kind(e) == Kind::Decode)
+        {
             return self.attend_spans(job, exec, round);
         }
         self.share_out(job, exec, units, |worker, at| {

@@ -189,7 +189,7 @@ impl Slots<'_> {
         let at = self.check(head, slot, 1);
         let lane = at % GROUP;
         let row = self.v_slot / size_of::<T>();
-        assert!(k.len() * size_of::<T>() == self.k_slot && v.len() <= row, "{} and {} dims", k.len(), v.len());
+        assert!(size_of_val(k) == self.k_slot && v.len() <= row, "{} and {} dims", k.len(), v.len());
         // SAFETY: in range by the checks; heads begin at whole groups; the caller's contract.
         unsafe {
             let group = self.k.add((at - lane) * self.k_slot).cast::<T>();

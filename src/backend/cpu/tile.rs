@@ -89,7 +89,13 @@ pub(super) fn blocks(ring: &Ring, keys: Range<u64>, size: u64) -> impl Iterator<
             let n = (run.n - at).min(size - offset % size);
             let block = (n > 0).then(|| {
                 let lo = offset % PAD;
-                Block { sinks, first: run.first + at, slot: region + offset - lo, lo: lo as usize, hi: (lo + n) as usize }
+                Block {
+                    sinks,
+                    first: run.first + at,
+                    slot: region + offset - lo,
+                    lo: lo as usize,
+                    hi: (lo + n) as usize,
+                }
             });
             at += n;
             block

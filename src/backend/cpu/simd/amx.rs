@@ -55,10 +55,14 @@ fn permitted() -> bool {
     false
 }
 
-/// All eight tiles as 16 rows of 64 bytes, from now until it is dropped.
+/// All eight tiles as 16 rows of 64 bytes, from now until it is dropped; then as the host had configured them. ggml
+/// configures a thread's tiles once and relies on that for ever.
 #[derive(Debug)]
-pub(crate) struct Tiles(());
+pub(crate) struct Tiles {
+    before: Config,
+}
 
+#[derive(Debug)]
 #[repr(C, align(64))]
 struct Config {
     palette: u8,
@@ -72,19 +76,30 @@ impl Tiles {
     /// # Safety
     /// AMX must be [`available`].
     pub unsafe fn new() -> Self {
-        let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+        const NONE: Config = Config { palette: 0, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+        let (mut before, mut config) = (NONE, Config { palette: 1, ..NONE });
         config.row_bytes[..8].fill(64);
         config.rows[..8].fill(16);
-        // SAFETY: the caller's contract; a valid configuration.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
-        Self(())
+        // SAFETY: the caller's contract; 64 bytes to write, and a valid configuration.
+        unsafe {
+            asm!("sttilecfg [{}]", in(reg) &raw mut before, options(nostack));
+            asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly));
+        }
+        Self { before }
     }
 }
 
 impl Drop for Tiles {
     fn drop(&mut self) {
-        // SAFETY: tiles were configured by `new`. Left configured, they would make every context switch dearer.
-        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+        // SAFETY: tiles were configured by `new`; what it found is a valid configuration. Left configured, tiles would make
+        // every context switch dearer.
+        unsafe {
+            if self.before.palette == 0 {
+                asm!("tilerelease", options(nostack, nomem));
+            } else {
+                asm!("ldtilecfg [{}]", in(reg) &raw const self.before, options(nostack, readonly));
+            }
+        }
     }
 }
 
@@ -286,7 +301,8 @@ pub(crate) unsafe fn copy_values(
                 let at = 2 * pair_at(dim, key, d);
                 let seen = _mm512_set1_epi32(seen.cast_signed());
                 let pairs = _mm512_and_si512(_mm512_loadu_si512(src.add(at).cast()), seen);
-                odd_ones |= not_finite(_mm512_castsi512_ps(pairs)) | not_finite(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)));
+                odd_ones |= not_finite(_mm512_castsi512_ps(pairs))
+                    | not_finite(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)));
                 _mm512_storeu_si512(dst.add(at).cast(), pairs);
             }
         }
@@ -327,5 +343,37 @@ pub(crate) unsafe fn rescale(acc: *mut f32, dim: usize, keep: f32) {
     for d in (0..dim).step_by(16) {
         // SAFETY: the caller's contract.
         unsafe { _mm512_storeu_ps(acc.add(d), _mm512_mul_ps(_mm512_loadu_ps(acc.add(d)), _mm512_set1_ps(keep))) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A host's configuration is as it was after ours, and so is none.
+    #[test]
+    fn the_hosts_tiles_come_back() {
+        if !available() {
+            return;
+        }
+        let read = || {
+            let mut bytes = [0_u8; 64];
+            // SAFETY: AMX is available; 64 bytes to write.
+            unsafe { asm!("sttilecfg [{}]", in(reg) bytes.as_mut_ptr(), options(nostack)) };
+            bytes
+        };
+        // SAFETY: AMX is available.
+        drop(unsafe { Tiles::new() });
+        assert_eq!(read(), [0; 64]);
+        let mut host = [0_u8; 64];
+        // Palette 1, one tile of 3 rows of 8 bytes.
+        (host[0], host[16], host[48]) = (1, 8, 3);
+        // SAFETY: a valid configuration; released at the end.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) host.as_ptr(), options(nostack, readonly)) };
+        // SAFETY: AMX is available.
+        drop(unsafe { Tiles::new() });
+        assert_eq!(read(), host);
+        // SAFETY: configured above.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
 }

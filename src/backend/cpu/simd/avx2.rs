@@ -90,7 +90,8 @@ impl Lanes for Avx2 {
         unsafe {
             let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
             let limit = |n: isize| _mm256_set1_epi32(n.clamp(0, 8) as i32);
-            let inside = _mm256_andnot_si256(_mm256_cmpgt_epi32(limit(from), lane), _mm256_cmpgt_epi32(limit(to), lane));
+            let inside =
+                _mm256_andnot_si256(_mm256_cmpgt_epi32(limit(from), lane), _mm256_cmpgt_epi32(limit(to), lane));
             Self(_mm256_blendv_ps(other.0, self.0, _mm256_castsi256_ps(inside)))
         }
     }

@@ -600,9 +600,7 @@ pub(crate) unsafe fn rotate<V: Lanes>(style: RopeStyle, cos: &[f32], sin: &[f32]
             }
         }
     }
-    for i in 2 * half..x.len() {
-        y[i] = x[i];
-    }
+    y[2 * half..].copy_from_slice(&x[2 * half..]);
 }
 
 /// f32 as bfloat16, rounded to nearest even; a NaN stays one.

@@ -1,5 +1,7 @@
 //! A vector of f32 lanes: what kernels need of an instruction set, and the functions they build from it.
 
+use std::f32::consts::{LN_2, LOG2_E};
+
 /// A vector of f32 lanes of one instruction set.
 ///
 /// # Safety
@@ -48,8 +50,8 @@ pub(crate) trait Lanes: Copy {
 pub(crate) unsafe fn exp2<V: Lanes, const PRECISE: bool>(x: V) -> V {
     // 1.5 x 2^23: added to a small number, it leaves the nearest integer in the lowest bits; with the exponent's bias.
     const ROUND: f32 = 12_582_912.0 + 127.0;
-    const SIX: [f32; 7] = [1.534_581_2e-4, 1.339_993_1e-3, 9.618_489e-3, 5.550_329e-2, 0.240_226_46, 0.693_147_2, 1.0];
-    const FOUR: [f32; 5] = [9.570_102e-3, 5.591_786e-2, 0.240_247_45, 0.693_121_8, 0.999_999_26];
+    const SIX: [f32; 7] = [1.534_581_2e-4, 1.339_993_1e-3, 9.618_489e-3, 5.550_329e-2, 0.240_226_46, LN_2, 1.0];
+    const FOUR: [f32; 5] = [9.570_102e-3, 5.591_786e-2, 0.240_247_45, 0.693_121_8, 0.999_999_3];
     // SAFETY: the caller's contract.
     unsafe {
         // A NaN in x stays.
@@ -84,12 +86,12 @@ pub(crate) unsafe fn tanh<V: Lanes>(x: V) -> V {
         let zero = V::splat(0.0);
         let negative = zero.sub(x);
         let size = negative.where_less(x, zero, x);
-        let e = exp2::<V, true>(size.mul(V::splat(-2.0 * std::f32::consts::LOG2_E)));
+        let e = exp2::<V, true>(size.mul(V::splat(-2.0 * LOG2_E)));
         let far = V::splat(1.0).sub(e).div(V::splat(1.0).add(e));
         let far = zero.sub(far).where_less(x, zero, far);
         let z = x.mul(x);
         let mut p = V::splat(-5.704_988_7e-3);
-        for c in [2.063_908_9e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_2e-1] {
+        for c in [2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1] {
             p = p.fma(z, V::splat(c));
         }
         let near = p.fma(z.mul(x), x);

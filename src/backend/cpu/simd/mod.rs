@@ -46,7 +46,8 @@ impl Rung {
     pub fn available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+            let avx2 =
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
             let avx512 = is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
@@ -64,18 +65,34 @@ impl Rung {
         }
     }
 
-    /// The best there is, or the one [`RUNG_VARIABLE`] names.
+    /// The rungs that this process may use, the best last.
+    #[must_use]
+    pub fn all() -> Vec<Self> {
+        Self::ALL.into_iter().map(|(_, rung)| rung).filter(|rung| rung.available()).collect()
+    }
+
+    /// The one asked for, else the one [`RUNG_VARIABLE`] names, else the best.
     ///
     /// # Errors
     /// `InvalidConfig` for an unknown name or a rung the processor does not have.
-    pub fn choose() -> Result<Self> {
-        let best = || Self::ALL.into_iter().map(|(_, rung)| rung).rfind(|rung| rung.available()).unwrap_or(Self::Scalar);
-        let Some(name) = std::env::var_os(RUNG_VARIABLE).filter(|name| !name.is_empty()) else { return Ok(best()) };
-        match Self::ALL.into_iter().find(|(n, _)| name == *n) {
-            Some((_, rung)) if rung.available() => Ok(rung),
-            Some((n, _)) => bail!(InvalidConfig, "{RUNG_VARIABLE} is {n}, which this processor does not have: {} is its best", best().name()),
-            None => bail!(InvalidConfig, "{RUNG_VARIABLE} is {}: scalar, avx2, avx512 or amx is allowed", name.display()),
+    pub(crate) fn choose(asked: Option<Self>) -> Result<Self> {
+        let best = Self::ALL.into_iter().rfind(|(_, rung)| rung.available()).map_or(Self::Scalar, |(_, rung)| rung);
+        let name = std::env::var_os(RUNG_VARIABLE).filter(|name| asked.is_none() && !name.is_empty());
+        let rung = match (asked, &name) {
+            (Some(rung), _) => rung,
+            (None, None) => return Ok(best),
+            (None, Some(name)) => match Self::ALL.into_iter().find(|(n, _)| name == n) {
+                Some((_, rung)) => rung,
+                None => {
+                    let name = name.display();
+                    bail!(InvalidConfig, "{RUNG_VARIABLE} is {name}: scalar, avx2, avx512 or amx is allowed")
+                }
+            },
+        };
+        if rung.available() {
+            return Ok(rung);
         }
+        bail!(InvalidConfig, "this processor has no {}: {} is its best", rung.name(), best.name())
     }
 }
 
@@ -90,6 +107,9 @@ pub(crate) fn prefetch(p: *const u8, n: usize) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (p, n);
 }
+
+/// Style, cosines, sines, from, to.
+type Rotate = unsafe fn(RopeStyle, &[f32], &[f32], &[f32], &mut [f32]);
 
 /// The kernels of one rung for one storage type.
 ///
@@ -110,7 +130,7 @@ pub(crate) struct Kernels {
     pub pack_keys: unsafe fn(*const u8, usize, usize, *mut f32),
     /// Stored values, padded dims, (from, to, rows), where to.
     pub pack_values: unsafe fn(*const u8, usize, (usize, usize, usize), *mut f32),
-    pub rotate: unsafe fn(RopeStyle, &[f32], &[f32], &[f32], &mut [f32]),
+    pub rotate: Rotate,
     pub narrow_to_bf16: unsafe fn(&[f32], &mut [u16]),
     pub angles: unsafe fn(&Frequencies, u64, f32, &mut [f32], &mut [f32]),
 }
@@ -140,12 +160,6 @@ macro_rules! rung {
                         }
 
                         $(#[$features])?
-                        pub unsafe fn pack_keys(src: *const u8, dim: usize, groups: usize, dst: *mut f32) {
-                            // SAFETY: the caller's contract.
-                            unsafe { kernels::pack_keys::<$lanes, $e>(src, dim, groups, dst) }
-                        }
-
-                        $(#[$features])?
                         pub unsafe fn pack_values(src: *const u8, dim: usize, keys: (usize, usize, usize), dst: *mut f32) {
                             // SAFETY: the caller's contract.
                             unsafe { kernels::pack_values::<$lanes, $e>(src, dim, keys, dst) }
@@ -156,6 +170,18 @@ macro_rules! rung {
             typed!(single, Single);
             typed!(half, Half);
             typed!(brain, Brain);
+
+            $(#[$features])?
+            unsafe fn pack_half(src: *const u8, dim: usize, groups: usize, dst: *mut f32) {
+                // SAFETY: the caller's contract.
+                unsafe { kernels::pack_keys::<$lanes, Half>(src, dim, groups, dst) }
+            }
+
+            $(#[$features])?
+            unsafe fn pack_brain(src: *const u8, dim: usize, groups: usize, dst: *mut f32) {
+                // SAFETY: the caller's contract.
+                unsafe { kernels::pack_keys::<$lanes, Brain>(src, dim, groups, dst) }
+            }
 
             $(#[$features])?
             unsafe fn group_rows(src: *const u8, dim: usize, groups: usize, dst: *mut f32) {
@@ -204,7 +230,7 @@ macro_rules! rung {
                         scores: Some(half::scores),
                         weigh: weigh::<false>,
                         sums: half::sums,
-                        pack_keys: half::pack_keys,
+                        pack_keys: pack_half,
                         pack_values: half::pack_values,
                         ..common
                     },
@@ -212,7 +238,7 @@ macro_rules! rung {
                         scores: Some(brain::scores),
                         weigh: weigh::<false>,
                         sums: brain::sums,
-                        pack_keys: brain::pack_keys,
+                        pack_keys: pack_brain,
                         pack_values: brain::pack_values,
                         ..common
                     },
@@ -237,34 +263,6 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             Rung::Avx512 | Rung::Amx => avx512_kernels::kernels(dtype),
             _ => scalar_kernels::kernels(dtype),
-        }
-    }
-}
-
-#[cfg(test)]
-mod speed {
-    use super::kernels::Seen;
-    use super::*;
-    #[test]
-    #[ignore]
-    fn weigh_speed() {
-        for n in [128usize, 256, 512] {
-            for kern in [Kernels::new(Rung::Avx512, DType::Bf16), Kernels::new(Rung::Avx512, DType::F32)] {
-                let mut s = vec![0.0_f32; 32 * n + 16];
-                let off = s.as_ptr().align_offset(64);
-                let src: Vec<f32> = (0..n).map(|i| (i as f32 * 0.37).sin() * 5.0).collect();
-                let mut best = 1e9_f64;
-                let seen = [Seen { from: 0, to: n, slope: 0.0, distance: 0.0 }; 32];
-                for _ in 0..300 {
-                    for r in 0..32 { s[off + r * n..off + (r + 1) * n].copy_from_slice(&src); }
-                    let (mut m, mut l, mut k) = ([f32::NEG_INFINITY; 32], [0.0; 32], [0.0; 32]);
-                    let t = std::time::Instant::now();
-                    let row = Weights { scores: s[off..].as_mut_ptr(), stride: n, n, rows: 32, seen: seen.as_ptr(), scale: 0.1, softcap: 0.0, max: m.as_mut_ptr(), sum: l.as_mut_ptr(), keep: k.as_mut_ptr() };
-                    unsafe { (kern.weigh)(&row) };
-                    best = best.min(t.elapsed().as_secs_f64());
-                }
-                println!("n {n}: {:.1} ns/row, {:.2} ns/vec", best / 32.0 * 1e9, best / 32.0 / (n as f64 / 16.0) * 1e9);
-            }
         }
     }
 }

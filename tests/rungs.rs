@@ -1,0 +1,164 @@
+//! What the small shapes of the vectors and histories do not reach, on every instruction set: windows of many spans and
+//! blocks, threads that share a head, infinities at the edges of tiles.
+
+mod common;
+
+use common::oracle::{Oracle, OracleConfig};
+use common::plain::Plain;
+use common::{Call, Rows, check, feed};
+use sinkcache::{Batch, Cache, CacheConfig, DType, LayerConfig, RUNG_VARIABLE, Rung};
+
+const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
+
+/// Multiples of 1/32 below 2: exact in every type.
+fn draw(n: usize, seed: u64) -> Vec<f32> {
+    let mut random = seed * 2 + 1;
+    (0..n)
+        .map(|_| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            (random >> 58) as f32 / 16.0 - 2.0
+        })
+        .collect()
+}
+
+fn config(rung: Rung, kv_dtype: DType, dims: (u32, u32), window: u32) -> CacheConfig {
+    CacheConfig {
+        n_q_heads: 4,
+        n_kv_heads: 2,
+        head_dim: dims.0,
+        head_dim_v: dims.1,
+        kv_dtype,
+        max_chunk: 300,
+        layers: vec![LayerConfig { n_sink: 5, window, ..LayerConfig::default() }],
+        rung: Some(rung),
+        ..CacheConfig::default()
+    }
+}
+
+/// Chunks, then single tokens, then a few at once, over three spans of a ring that has wrapped. Of each call the last row is
+/// held to the definition.
+#[test]
+fn long_windows() {
+    let calls = [300, 300, 300, 300, 300, 300, 300, 1, 1, 3, 299];
+    for dims in [(64, 64), (32, 40)] {
+        let (nq, nk, nv) = (4 * dims.0 as usize, 2 * dims.0 as usize, 2 * dims.1 as usize);
+        let total: usize = calls.iter().sum();
+        let (q, k, v) = (draw(total * nq, 1), draw(total * nk, 2), draw(total * nv, 3));
+        for kv_dtype in DTYPES {
+            let base = config(Rung::Scalar, kv_dtype, dims, 1300);
+            let cfg = OracleConfig {
+                n_q_heads: 4,
+                n_kv_heads: 2,
+                head_dim: dims.0 as usize,
+                head_dim_v: dims.1 as usize,
+                max_rewind: 16,
+                layer: base.layers[0].clone(),
+            };
+            let (mut oracle, mut plain) = (Oracle::new(cfg), Plain::default());
+            let (mut want, mut lse, mut rough, mut at) = (vec![], vec![], vec![], 0);
+            for n in calls {
+                for t in at..at + n {
+                    let rows = (&q[t * nq..][..nq], &k[t * nk..][..nk], &v[t * nv..][..nv]);
+                    if t + 1 == at + n {
+                        oracle.step(rows.0, rows.1, rows.2, &mut want, &mut lse);
+                        plain.step(&oracle, rows.0, rows.1, rows.2, kv_dtype, &mut rough);
+                    } else {
+                        oracle.push(rows.1, rows.2);
+                        plain.push(&oracle, rows.1, rows.2, kv_dtype);
+                    }
+                }
+                at += n;
+            }
+            for rung in Rung::all() {
+                let run = |n_threads: u32, call: Call| {
+                    let config = CacheConfig { n_threads, ..config(rung, kv_dtype, dims, 1300) };
+                    let mut cache = Cache::new(&config).unwrap();
+                    let (mut all, mut last, mut at) = (vec![], vec![], 0);
+                    for n in calls {
+                        let rows =
+                            Rows { q: &q[at * nq..][..n * nq], k: &k[at * nk..][..n * nk], v: &v[at * nv..][..n * nv] };
+                        let (out, _) = feed(&mut cache, &config, 0, Batch::new(&[0], &[n as i32]), rows, call);
+                        last.extend_from_slice(&out[out.len() - 4 * dims.1 as usize..]);
+                        all.extend(out);
+                        at += n;
+                    }
+                    (all, last)
+                };
+                let (all, last) = run(1, Call::Two);
+                check(kv_dtype, &last, &want, Some(&rough)).unwrap_or_else(|e| panic!("{rung:?} {dims:?}: {e}"));
+                assert!(run(1, Call::Step).0 == all, "{rung:?} {kv_dtype:?} {dims:?}: a step differs");
+                assert!(run(3, Call::Step).0 == all, "{rung:?} {kv_dtype:?} {dims:?}: threads differ");
+            }
+        }
+    }
+}
+
+/// One token of a chunk is infinite, or overflows its storage type, or is NaN: whoever does not see it is as if it were not.
+#[test]
+fn edges_keep_infinities_out() {
+    const N: usize = 120;
+    for (poison, kv_dtype) in [f32::NAN, f32::INFINITY, -1e9].into_iter().flat_map(|p| DTYPES.map(|d| (p, d))) {
+        for rung in Rung::all() {
+            let config = CacheConfig { n_q_heads: 4, n_kv_heads: 1, ..config(rung, kv_dtype, (32, 32), 40) };
+            let run = |k: &[f32], v: &[f32]| {
+                let mut cache = Cache::new(&config).unwrap();
+                let rows = Rows { q: &draw(N * 128, 4), k, v };
+                feed(&mut cache, &config, 0, Batch::new(&[0], &[N as i32]), rows, Call::Two).0
+            };
+            let (k, v) = (draw(N * 32, 5), draw(N * 32, 6));
+            let clean = run(&k, &v);
+            for at in [0, 7, 31, 32, 60, 119] {
+                for values in [true, false] {
+                    let (mut k, mut v) = (k.clone(), v.clone());
+                    let x = if values { &mut v } else { &mut k };
+                    x[at * 32..(at + 1) * 32].fill(poison);
+                    let got = run(&k, &v);
+                    for row in 0..N {
+                        // Sinks are seen by all that follow; others for 40 tokens.
+                        let sees = row >= at && (at < 5 || row < at + 40);
+                        let (got, want) = (&got[row * 128..(row + 1) * 128], &clean[row * 128..(row + 1) * 128]);
+                        let what = format!("{rung:?} {kv_dtype:?} {poison} in token {at}: row {row}");
+                        if sees {
+                            assert!(!values || got != want, "{what} hides it");
+                        } else {
+                            // Its block may be computed another way: near, not the same bits.
+                            let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 2e-2 * b.abs().max(1.0);
+                            assert!(got.iter().zip(want).all(near), "{what} changed");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// In a process of its own: what the variable says must not reach other tests.
+#[test]
+#[ignore = "run by the_variable_chooses"]
+fn with_the_variable() {
+    let message = Cache::new(&CacheConfig { rung: None, ..config(Rung::Scalar, DType::F16, (32, 32), 8) })
+        .map_or_else(|e| e.message().to_owned(), |_| "made".to_owned());
+    println!("<{message}>");
+}
+
+#[test]
+fn the_variable_chooses() {
+    let create = |value: &str| {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "with_the_variable", "--nocapture"])
+            .env(RUNG_VARIABLE, value)
+            .output()
+            .unwrap();
+        String::from_utf8(child.stdout).unwrap()
+    };
+    for rung in Rung::all() {
+        assert!(create(rung.name()).contains("<made>"), "{rung:?}");
+    }
+    assert!(create("").contains("<made>"));
+    assert!(create("sse9").contains("<SINKCACHE_CPU is sse9: scalar, avx2, avx512 or amx is allowed>"));
+    for rung in [Rung::Avx2, Rung::Avx512, Rung::Amx].into_iter().filter(|r| !r.available()) {
+        assert!(create(rung.name()).contains(&format!("<this processor has no {}", rung.name())));
+    }
+}
