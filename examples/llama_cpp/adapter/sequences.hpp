@@ -1,0 +1,57 @@
+// What llama.cpp's own cache, kept for book-keeping, holds of each sequence.
+#ifndef SINKCACHE_LLAMA_SEQUENCES_HPP
+#define SINKCACHE_LLAMA_SEQUENCES_HPP
+
+#include "batch.hpp"
+
+#include <llama.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace sinkcache {
+namespace llama_cpp {
+
+/**
+ * llama.cpp insists that a sequence's positions follow those in its cache, and counts them in 32 bits. So the last token
+ * of each sequence stays there, and the positions start again from 0 before they run out; attention does not see them.
+ */
+class Sequences {
+public:
+    Sequences(llama_context *ctx, std::uint32_t n_seqs);
+
+    std::int32_t count() const { return static_cast<std::int32_t>(next_.size()); }
+    /** Its index. @throws Error if there is no such sequence. */
+    std::size_t known(llama_seq_id seq_id) const;
+    /** Its index. @throws Error if there is no such sequence, or an error has left it half done. */
+    std::size_t usable(llama_seq_id seq_id) const;
+    /** Until it is cleared. */
+    void mark_broken(llama_seq_id seq_id) { broken_[static_cast<std::size_t>(seq_id)] = true; }
+    /** @throws Error if somebody else has edited llama.cpp's cache. */
+    void check_untouched() const;
+    /** Drops all but the last token of each sequence of a batch, and gives the batch its positions. */
+    void place(Job &job);
+    /** After `n` tokens more. */
+    void advance(llama_seq_id seq_id, std::int64_t n);
+    /** Cuts `n` tokens; what llama.cpp has dropped already counts as cut. */
+    void cut(llama_seq_id seq_id, std::uint64_t n);
+    /** Empties it and makes it usable. */
+    void clear(llama_seq_id seq_id);
+
+private:
+    void note(llama_seq_id seq_id);
+    void make_room(llama_seq_id seq_id, std::int32_t n_tokens);
+
+    llama_memory_t memory_;
+    /** llama.cpp's position of the next token. */
+    std::vector<llama_pos> next_;
+    /** What llama_memory_seq_pos_max must say. */
+    std::vector<llama_pos> newest_;
+    /** Their layers could not be brought to one length. */
+    std::vector<bool> broken_;
+};
+
+}  // namespace llama_cpp
+}  // namespace sinkcache
+
+#endif  // SINKCACHE_LLAMA_SEQUENCES_HPP
