@@ -1,5 +1,6 @@
 #include "sequences.hpp"
 
+#include <algorithm>
 #include <string>
 
 namespace sinkcache {
@@ -63,10 +64,13 @@ void Sequences::make_room(llama_seq_id seq_id, std::int32_t n_tokens) {
     }
 }
 
+llama_pos Sequences::held(llama_seq_id seq_id) const {
+    return std::max(0, llama_memory_seq_pos_max(memory_, seq_id) + 1 - next_[static_cast<std::size_t>(seq_id)]);
+}
+
 void Sequences::advance(llama_seq_id seq_id, std::int64_t n) {
     auto &next = next_[static_cast<std::size_t>(seq_id)];
     next += static_cast<llama_pos>(n);
-    // After a failure llama.cpp may hold tokens that count no more.
     llama_memory_seq_rm(memory_, seq_id, next, -1);
     note(seq_id);
 }

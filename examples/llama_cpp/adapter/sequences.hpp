@@ -31,7 +31,9 @@ public:
     void check_untouched() const;
     /** Drops all but the last token of each sequence of a batch, and gives the batch its positions. */
     void place(Job &job);
-    /** After `n` tokens more. */
+    /** Tokens beyond those that count which llama.cpp holds. */
+    llama_pos held(llama_seq_id seq_id) const;
+    /** After `n` tokens more; llama.cpp forgets those beyond. */
     void advance(llama_seq_id seq_id, std::int64_t n);
     /** Cuts `n` tokens; what llama.cpp has dropped already counts as cut. */
     void cut(llama_seq_id seq_id, std::uint64_t n);

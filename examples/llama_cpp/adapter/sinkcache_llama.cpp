@@ -170,13 +170,14 @@ void LlamaContext::Impl::make_cache(const LlamaOptions &options) {
         } catch (const Refusal &r) {
             refuse("layer " + std::to_string(i) + ": " + r.what());
         }
-        // Without n_ctx in sight llama.cpp takes the factors for short contexts.
-        const ggml_tensor *factors = s.rope.factors;
+        // llama.cpp chooses them by its n_ctx, which here is the room for a batch.
+        const std::string factors = s.rope.factors ? s.rope.factors->name : "";
         const std::uint64_t held = std::uint64_t(options.n_sink) + options.window;
-        if (factors && std::string(factors->name).find("rope_factors_short") != std::string::npos &&
-            held > static_cast<std::uint64_t>(s.rope.n_ctx_orig)) {
-            refuse("LongRoPE has other frequencies above " + std::to_string(s.rope.n_ctx_orig) +
-                   " tokens: n_sink + window is " + std::to_string(held));
+        const bool beyond = held > static_cast<std::uint64_t>(s.rope.n_ctx_orig);
+        if (factors.find(beyond ? "rope_factors_short" : "rope_factors_long") != std::string::npos) {
+            refuse("LongRoPE has other frequencies above " + std::to_string(s.rope.n_ctx_orig) + " tokens: n_sink + window = " +
+                   std::to_string(held) + " and n_batch + n_seqs = " + std::to_string(llama_n_ctx(ctx.get())) +
+                   " (as padded) must lie on the same side");
         }
     }
     const auto n32 = [](std::int64_t n) { return static_cast<std::uint32_t>(n); };
@@ -185,9 +186,9 @@ void LlamaContext::Impl::make_cache(const LlamaOptions &options) {
         .types(SKC_DTYPE_F32, options.kv_dtype)
         .seqs(options.n_seqs)
         .layers(layers)
-        // A micro-batch that fails half way can be taken back whole.
+        // A micro-batch that fails can be taken back whole.
         .max_chunk(llama_n_ubatch(ctx.get()))
-        .max_rewind(options.max_rewind)
+        .max_rewind(std::max(options.max_rewind, llama_n_ubatch(ctx.get())))
         .threads(n_threads);
     bytes = config.bytes().first;
     cache = std::make_unique<Cache>(config);
@@ -216,11 +217,17 @@ void LlamaContext::Impl::see_graph(ggml_context *graph_ctx, ggml_cgraph *graph) 
     attention.failure.set(SKC_STATUS_INVALID_CONFIG, refusal);
 }
 
-// Both caches to what whole micro-batches have stored.
+// Both caches to the micro-batches that llama.cpp has finished. Of the one that failed the layers may hold tokens, be it in
+// some of them or, where it failed behind the last attention, in all.
 void LlamaContext::Impl::settle(const Job &job) {
     for (const Run &run : job.runs) {
         try {
             cache->abort_step({run.seq_id});
+            const std::uint64_t stored = length(run.seq_id) - run.length;
+            const auto finished = static_cast<std::uint64_t>(sequences->held(run.seq_id));
+            if (stored > finished) {
+                cache->rewind({run.seq_id}, {static_cast<std::int32_t>(stored - finished)});
+            }
         } catch (const Error &) {
             sequences->mark_broken(run.seq_id);
         }

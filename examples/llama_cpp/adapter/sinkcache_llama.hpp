@@ -24,7 +24,7 @@ struct LlamaOptions {
     std::uint32_t kv_dtype = SKC_DTYPE_F16;
     /** Sequences, ids 0 to n_seqs - 1. */
     std::uint32_t n_seqs = 1;
-    /** How far below its highest length rewind() may cut a sequence. */
+    /** How far below its highest length rewind() may cut a sequence, at least: n_ubatch if that is more. */
     std::uint32_t max_rewind = 64;
 };
 

@@ -24,7 +24,7 @@ std::string refusal(llama_model *model, const llama_context_params &p, const sin
 TEST_P(Refused, WithAReason) {
     const Unsupported unsupported = unsupported_models().at(GetParam());
     const Model model = load(unsupported.model, GetParam());
-    const std::string text = refusal(model.get(), params(32), options(4, 252));
+    const std::string text = refusal(model.get(), params(32), options(4, 508));
     EXPECT_NE(text.find(unsupported.reason), std::string::npos) << text;
     std::printf("%s: %s\n", GetParam().c_str(), text.c_str());
 }

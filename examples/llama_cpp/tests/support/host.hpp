@@ -34,7 +34,7 @@ Tokens bundled_text(const llama_model *model, std::size_t n);
 /** Tokens of a random model's vocabulary. */
 Tokens random_tokens(const llama_model *model, std::size_t n, std::uint32_t seed = 7);
 
-llama_context_params params(std::uint32_t n_batch, int n_threads = 2);
+llama_context_params params(std::uint32_t n_batch, int n_threads = 1);
 sinkcache::LlamaOptions options(std::uint32_t n_sink, std::uint32_t window, std::uint32_t kv_dtype = SKC_DTYPE_F32);
 /** f32 KV, no flash attention: the exact way. */
 Stock stock(llama_model *model, std::uint32_t n_ctx, ggml_type kv = GGML_TYPE_F32, bool flash = false);

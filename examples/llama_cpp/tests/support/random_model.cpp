@@ -185,9 +185,12 @@ std::map<std::string, RandomModel> supported_models() {
     longrope.tensors.push_back({"rope_factors_long.weight", {Shape().head_dim / 2}, 2.0F, 9.0F});
     models["llama_longrope"] = longrope;
 
-    RandomModel scaled = decoder("llama");
-    scaled.reals["attention.scale"] = 0.4F;
-    models["llama_scale"] = scaled;
+    RandomModel granite = decoder("granite");
+    granite.reals["attention.scale"] = 0.4F;
+    granite.reals["logit_scale"] = 2.0F;
+    granite.reals["residual_scale"] = 0.7F;
+    granite.reals["embedding_scale"] = 1.5F;
+    models["granite_scale"] = granite;
 
     shape = Shape();
     shape.qkv_bias = true;
@@ -246,7 +249,7 @@ std::map<std::string, Unsupported> unsupported_models() {
     models["smollm3"] = {decoder("smollm3", shape), "layer 3: Q does not come from RoPE"};
 
     RandomModel longrope = supported_models().at("llama_longrope");
-    longrope.integers["rope.scaling.original_context_length"] = 200;
+    longrope.integers["rope.scaling.original_context_length"] = 300;
     models["longrope_beyond"] = {longrope, "LongRoPE"};
 
     shape = Shape();
