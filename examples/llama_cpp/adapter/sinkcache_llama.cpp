@@ -78,6 +78,8 @@ struct LlamaContext::Impl {
     ggml_abort_callback user_abort = nullptr;
     void *user_abort_data = nullptr;
     std::uint32_t n_threads = 1;
+    std::uint32_t n_outputs_max = 1;
+    bool embeddings = false;
     std::uint64_t bytes = 0;
     // The context works with the cache and calls the sampler, so it goes first: members end in reverse order.
     std::unique_ptr<Cache> cache;
@@ -126,10 +128,14 @@ void LlamaContext::Impl::make_context(llama_context_params p, const LlamaOptions
     p.samplers = samplers.data();
     p.n_samplers = samplers.size();
 
+    // llama.cpp ends the process where there is no room for logits of each sequence, the hook's included.
+    p.n_seq_max = options.n_seqs + 1;
+    p.n_batch = std::max(p.n_batch, p.n_seq_max);
+    n_outputs_max = p.n_outputs_max = p.n_outputs_max == 0 ? p.n_batch : std::max(p.n_outputs_max, p.n_seq_max);
+    embeddings = p.embeddings;
     // A batch, and the last token of each sequence.
     p.n_ctx = p.n_batch + options.n_seqs;
     p.n_ubatch = p.n_ubatch == 0 ? p.n_batch : std::min(p.n_ubatch, p.n_batch);
-    p.n_seq_max = options.n_seqs + 1;
     p.kv_unified = true;
     p.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     p.type_k = GGML_TYPE_F16;
@@ -256,6 +262,15 @@ void LlamaContext::decode(const llama_batch &batch) {
                      std::to_string(m.n_threads));
     }
     Job job = check_batch(batch, ctx, *m.cache, *m.sequences);
+    const auto wanted = m.embeddings ? batch.n_tokens
+                        : batch.logits
+                            ? static_cast<std::int32_t>(
+                                  std::count_if(batch.logits, batch.logits + batch.n_tokens, [](auto x) { return x != 0; }))
+                            : 1;
+    if (static_cast<std::uint32_t>(wanted) > m.n_outputs_max) {
+        refuse_batch("logits of " + std::to_string(wanted) + " tokens: allowed are n_outputs_max = " +
+                     std::to_string(m.n_outputs_max));
+    }
 
     m.sequences->place(job);
     llama_batch placed = batch;

@@ -40,7 +40,8 @@ public:
      * Makes the llama_context and its cache. `model` must outlive it.
      *
      * Of `params` these are set here: n_ctx (room for one batch: llama.cpp's own cache is book-keeping only), n_seq_max,
-     * kv_unified, flash_attn_type, type_k and type_v. Memory beside the cache grows with n_batch: 512 is plenty.
+     * kv_unified, flash_attn_type, type_k and type_v; n_batch and n_outputs_max are raised to n_seqs + 1 where they are less.
+     * Memory beside the cache grows with n_batch: 512 is plenty.
      *
      * @throws Error SKC_STATUS_INVALID_CONFIG for a model or setting that is not supported, with the reason;
      * SKC_STATUS_INTERNAL if llama.cpp made no context, whose log then says why.

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <functional>
 
@@ -114,6 +115,33 @@ TEST_F(Errors, SettingsOfLlamaThatChangeLaterAreChecked) {
     EXPECT_SAYS(ctx.decode(batch.get()), "raised the threads to 5");
     llama_set_n_threads(ctx.get(), 1, 1);
     goes_on(ctx, 100);
+}
+
+// Where llama.cpp itself would end the process.
+TEST_F(Errors, SmallBatchesAndFewOutputsAreRoomEnough) {
+    auto o = options(4, 60);
+    o.n_seqs = 5;
+    auto p = params(1);
+    p.n_outputs_max = 1;
+    LlamaContext ctx(model.get(), p, o);
+    EXPECT_EQ(llama_n_batch(ctx.get()), 6U);
+    for (std::size_t i = 0; i < 100; ++i) {
+        OwnBatch batch;
+        for (llama_seq_id s = 0; s < 5; ++s) {
+            batch.add({tokens[i]}, s);
+        }
+        ctx.decode(batch.get());
+        EXPECT_LE(compare({logits(ctx.get(), 4)}, {want[i]}).largest, 1e-4);
+    }
+    p = params(64);
+    p.n_outputs_max = 10;
+    LlamaContext few(model.get(), p, options(4, 60));
+    EXPECT_SAYS(run(few, part(tokens, 0, 11), 11), "logits of 11 tokens: allowed are n_outputs_max = 10");
+    run(few, part(tokens, 0, 100), 10);
+    OwnBatch batch(part(tokens, 100, 150));
+    std::fill(batch.wanted.begin(), batch.wanted.end() - 1, 0);
+    few.decode(batch.get());
+    EXPECT_LE(compare({logits(few.get(), 49)}, {want[149]}).largest, 1e-4);
 }
 
 TEST_F(Errors, LlamaDecodeIsRefused) {
