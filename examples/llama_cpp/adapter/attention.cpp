@@ -1,5 +1,7 @@
 #include "attention.hpp"
 
+#include <ggml-backend.h>
+
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -23,6 +25,20 @@ void Failure::take() {
     }
 }
 
+namespace {
+
+bool gpu_present() {
+    for (std::size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        const auto type = ggml_backend_dev_type(ggml_backend_dev_get(i));
+        if (type != GGML_BACKEND_DEVICE_TYPE_CPU && type != GGML_BACKEND_DEVICE_TYPE_ACCEL) {
+            return true;
+        }
+    }
+    return false;
+}
+
+}  // namespace
+
 Attention::Attention(std::size_t n_layers) : layers_(new Layer[n_layers]), n_layers_(n_layers) {
     for (std::size_t i = 0; i < n_layers; ++i) {
         layers_[i].self = this;
@@ -32,7 +48,15 @@ Attention::Attention(std::size_t n_layers) : layers_(new Layer[n_layers]), n_lay
 
 // The node stays where it is in the graph; what it reads is computed before it, since K and V come from it.
 void Attention::install(ggml_context *ctx, const std::vector<LayerNodes> &layers) {
+    const bool gpu = gpu_present();
     for (std::size_t i = 0; i < layers.size(); ++i) {
+        if (gpu) {
+            // GPU backends fuse a norm with the RoPE behind it and leave out what lies between, unless it is an output:
+            // they counted its users before this op became one. On the CPU nothing of the kind is fused, and an output
+            // would keep its memory to the end of the graph.
+            ggml_set_output(layers[i].q);
+            ggml_set_output(layers[i].k);
+        }
         ggml_tensor *node = layers[i].attention;
         ggml_tensor *args[] = {layers[i].q, layers[i].k, layers[i].v, layers[i].positions};
         const ggml_tensor *donor = ggml_custom_4d(ctx, node->type, node->ne[0], node->ne[1], node->ne[2], node->ne[3], args, 4,

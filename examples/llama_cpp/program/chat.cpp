@@ -145,7 +145,7 @@ void chat(const ChatSetting &setting) {
 #else
     const bool ask = false;
 #endif
-    const Model model = load_model(setting.common.model);
+    const Model model = load_model(setting.common);
     const std::unique_ptr<Engine> engine = make_engine(model.get(), setting.common);
     Conversation conversation(*engine, setting);
     std::string prompt;

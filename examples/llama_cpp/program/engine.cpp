@@ -132,10 +132,12 @@ private:
 
 }  // namespace
 
-Model load_model(const std::string &path) {
-    Model model(llama_model_load_from_file(path.c_str(), llama_model_default_params()));
+Model load_model(const Setting &setting) {
+    llama_model_params p = llama_model_default_params();
+    p.use_extra_bufts = setting.repack;
+    Model model(llama_model_load_from_file(setting.model.c_str(), p));
     if (!model) {
-        throw UserError("--model '" + path + "': llama.cpp cannot load it");
+        throw UserError("--model '" + setting.model + "': llama.cpp cannot load it");
     }
     return model;
 }

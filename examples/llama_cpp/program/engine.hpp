@@ -24,6 +24,8 @@ struct Setting {
     std::uint32_t threads = 1;
     /** Most tokens of a decode. */
     std::uint32_t n_batch = 512;
+    /** Weights laid out anew for the processor's matrix units, as llama.cpp does by itself. */
+    bool repack = true;
     bool stock = false;
     /** Tokens stock drops at its limit; 0 = half of those that are no sinks, as llama.cpp's programs do. */
     std::uint32_t discard = 0;
@@ -51,7 +53,7 @@ struct FreeModel {
 using Model = std::unique_ptr<llama_model, FreeModel>;
 
 /** Loads a GGUF. @throws UserError */
-Model load_model(const std::string &path);
+Model load_model(const Setting &setting);
 /** @throws UserError, sinkcache::Error */
 std::unique_ptr<Engine> make_engine(llama_model *model, const Setting &setting);
 

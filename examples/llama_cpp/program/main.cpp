@@ -4,8 +4,10 @@
 
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <cstdio>
 #include <exception>
+#include <string>
 #include <thread>
 
 namespace {
@@ -33,6 +35,7 @@ void common_options(CLI::App &app, Setting &s, bool &json, bool &verbose) {
     app.add_flag("--stock", s.stock, "llama.cpp's own cache of the same size, and its context shift");
     app.add_option("--discard", s.discard, "With --stock: tokens dropped at the limit; 0 = half of what is no sink")
         ->capture_default_str();
+    app.add_flag("!--no-repack", s.repack, "Weights as they lie in the file: slower, but without AMX, which not every virtual machine grants");
     app.add_flag("--json", json, "Lines of JSON");
     app.add_flag("-v,--verbose", verbose, "llama.cpp's log");
 }
@@ -44,33 +47,33 @@ int main(int argc, char **argv) {
     ScoreSetting scoring;
     ChatSetting chatting;
     scoring.common.threads = chatting.common.threads = cores;
-    scoring.common.n_batch = 128;
     bool verbose = false;
 
     CLI::App app("llama-stream: scores a text of any length at constant memory and time per token.\n"
                  "llama-stream chat: holds a conversation of any length.\nBoth through a GGUF, with sinkcache inside an "
                  "unmodified llama.cpp, or with --stock without it.");
-    CLI::App *chat_app = nullptr;
-    CLI::App chat_command("llama-stream chat: a conversation of any number of rounds. Prompts are lines of standard input or "
+    CLI::App chat_app("llama-stream chat: a conversation of any number of rounds. Prompts are lines of standard input or "
                           "of a file; the GGUF's chat template is used where it has one.");
     // Two programs under one name: options of the one are not options of the other.
     const bool is_chat = argc > 1 && std::string(argv[1]) == "chat";
-    chat_app = &chat_command;
     common_options(app, scoring.common, scoring.json, verbose);
     app.add_option("-f,--file", scoring.text, "Text to score")->required()->check(CLI::ExistingFile);
     app.add_option("-n,--tokens", scoring.tokens, "Tokens to stream; 0 = the whole text")->capture_default_str();
-    app.add_option("--chunk", scoring.common.n_batch, "Tokens at a time; 1 as in generation")
+    app.add_option("--chunk", scoring.chunk, "Tokens at a time; 1 as in generation")
         ->capture_default_str()
         ->check(CLI::Range(1, 8192));
+    app.add_option("--prefill", scoring.prefill, "Tokens at a time until the window is full, left out of the speed; 0 = as --chunk")
+        ->capture_default_str()
+        ->check(CLI::Range(0, 8192));
     app.add_option("--stride", scoring.stride, "Score every STRIDE-th token")->capture_default_str()->check(CLI::PositiveNumber);
-    common_options(*chat_app, chatting.common, chatting.json, verbose);
-    chat_app->add_option("-f,--file", chatting.file, "Prompts, one a line; default standard input")->check(CLI::ExistingFile);
-    chat_app->add_option("--system", chatting.system, "System message");
-    chat_app->add_option("-n,--predict", chatting.predict, "Most tokens of an answer")->capture_default_str()->check(CLI::PositiveNumber);
-    chat_app->add_option("--temp", chatting.temperature, "Temperature; 0 = the most likely token")->capture_default_str();
-    chat_app->add_option("--seed", chatting.seed, "Seed of the sampler")->capture_default_str();
-    chat_app->add_flag("--raw", chatting.raw, "Prompts as they are, without a chat template");
-    CLI::App &chosen = is_chat ? *chat_app : app;
+    common_options(chat_app, chatting.common, chatting.json, verbose);
+    chat_app.add_option("-f,--file", chatting.file, "Prompts, one a line; default standard input")->check(CLI::ExistingFile);
+    chat_app.add_option("--system", chatting.system, "System message");
+    chat_app.add_option("-n,--predict", chatting.predict, "Most tokens of an answer")->capture_default_str()->check(CLI::PositiveNumber);
+    chat_app.add_option("--temp", chatting.temperature, "Temperature; 0 = the most likely token")->capture_default_str();
+    chat_app.add_option("--seed", chatting.seed, "Seed of the sampler")->capture_default_str();
+    chat_app.add_flag("--raw", chatting.raw, "Prompts as they are, without a chat template");
+    CLI::App &chosen = is_chat ? chat_app : app;
     try {
         chosen.parse(is_chat ? argc - 1 : argc, is_chat ? argv + 1 : argv);
     } catch (const CLI::ParseError &e) {
@@ -82,6 +85,7 @@ int main(int argc, char **argv) {
             chatting.common.n_batch = std::min<std::uint32_t>(512, std::max<std::uint32_t>(1, chatting.common.window));
             chat(chatting);
         } else {
+            scoring.common.n_batch = std::max(scoring.chunk, scoring.prefill);
             score(scoring);
         }
     } catch (const std::exception &e) {

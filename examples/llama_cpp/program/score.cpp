@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <sstream>
@@ -29,7 +30,6 @@ std::string read_file(const std::string &path) {
 struct Tenth {
     Perplexity perplexity;
     Durations calls;
-    std::uint64_t tokens = 0;
     std::optional<std::uint64_t> resident;
 
     /** Median call, per token. */
@@ -46,6 +46,11 @@ struct Result {
     /** Those that began with a full window. */
     Durations full;
     std::uint64_t tokens = 0;
+    /** Those in `calls`. */
+    std::uint64_t timed = 0;
+    std::optional<double> ms_per_token() const {
+        return timed ? std::optional<double>(calls.total_ms() / double(timed)) : std::nullopt;
+    }
 };
 
 template <class T>
@@ -60,15 +65,20 @@ Result stream(Engine &engine, const std::vector<llama_token> &tokens, std::uint6
     Progress progress(n);
     std::vector<llama_token> chunk;
     for (std::uint64_t at = 0; at < n; at += chunk.size()) {
-        const std::uint64_t take = std::min<std::uint64_t>(s.common.n_batch, n - at);
+        const bool filling = s.prefill != 0 && at < capacity;
+        const std::uint64_t wish = filling ? std::min<std::uint64_t>(s.prefill, capacity - at) : s.chunk;
+        const std::uint64_t take = std::min(wish, n - at);
         chunk.assign(tokens.begin() + std::ptrdiff_t(at), tokens.begin() + std::ptrdiff_t(at + take));
         Tenth &tenth = r.tenths[std::min<std::uint64_t>(9, at * 10 / n)];
 
         const Stopwatch watch;
         engine.decode(chunk, true);
         const double ms = watch.ms();
-        r.calls.add(ms);
-        if (take == s.common.n_batch) {
+        if (!filling) {
+            r.calls.add(ms);
+            r.timed += take;
+        }
+        if (!filling && take == s.chunk) {
             tenth.calls.add(ms);
             if (at >= capacity) {
                 r.full.add(ms);
@@ -83,7 +93,6 @@ Result stream(Engine &engine, const std::vector<llama_token> &tokens, std::uint6
             }
         }
         r.tokens += take;
-        tenth.tokens += take;
         tenth.resident = resident_bytes();
         progress.at(r.tokens, r.perplexity.value());
     }
@@ -92,8 +101,8 @@ Result stream(Engine &engine, const std::vector<llama_token> &tokens, std::uint6
 
 // The keys of `cargo run --example stream -- --json`, and what only a host in real time has.
 Json record(const Engine &engine, const Result &r, const ScoreSetting &s) {
-    const std::uint32_t chunk = s.common.n_batch;
-    const double ms_per_token = r.calls.total_ms() / double(r.tokens);
+    const std::uint32_t chunk = s.chunk;
+    const std::optional<double> ms_per_token = r.ms_per_token();
     const bool one_by_one = chunk == 1;
     const Durations &calls = r.full.count() ? r.full : r.calls;
     Json memory = Json::array();
@@ -105,7 +114,7 @@ Json record(const Engine &engine, const Result &r, const ScoreSetting &s) {
             {"scored", r.perplexity.count()},
             {"ppl", optional(r.perplexity.value())},
             {"ppl_last_tenth", optional(r.tenths[9].perplexity.value())},
-            {"tokens_per_s", 1e3 / ms_per_token},
+            {"tokens_per_s", ms_per_token ? Json(1e3 / *ms_per_token) : Json()},
             {"cache_bytes", engine.cache_bytes()},
             {"peak_rss_bytes", optional(peak_resident_bytes())},
             {"sink", s.common.sink},
@@ -114,7 +123,7 @@ Json record(const Engine &engine, const Result &r, const ScoreSetting &s) {
             {"stride", s.stride},
             {"threads", s.common.threads},
             {"kv_dtype", s.common.kv_dtype},
-            {"ms_per_token", ms_per_token},
+            {"ms_per_token", optional(ms_per_token)},
             {"ms_per_token_second_tenth", optional(r.tenths[1].ms_per_token(chunk))},
             {"ms_per_token_last_tenth", optional(r.tenths[9].ms_per_token(chunk))},
             {"ms_per_token_one_by_one", optional(one_by_one ? r.calls.quantile(0.5) : std::nullopt)},
@@ -129,12 +138,12 @@ void print(const Engine &engine, const Result &r, const ScoreSetting &s) {
     const auto mib = [](std::optional<std::uint64_t> bytes) { return bytes ? double(*bytes) / (1 << 20) : 0.0; };
     const Durations &calls = r.full.count() ? r.full : r.calls;
     std::printf("%s, %u + %u tokens, K and V in %s, %u threads, %u tokens at a time\n", engine.mode(), s.common.sink,
-                s.common.window, s.common.kv_dtype.c_str(), s.common.threads, s.common.n_batch);
+                s.common.window, s.common.kv_dtype.c_str(), s.common.threads, s.chunk);
     std::printf("tokens       %llu, %llu scored\n", static_cast<unsigned long long>(r.tokens),
                 static_cast<unsigned long long>(r.perplexity.count()));
     std::printf("perplexity   %.4f, last tenth %.4f\n", r.perplexity.value().value_or(0),
                 r.tenths[9].perplexity.value().value_or(0));
-    std::printf("tokens/s     %.1f\n", 1e3 * double(r.tokens) / r.calls.total_ms());
+    std::printf("tokens/s     %.1f\n", 1e3 / r.ms_per_token().value_or(HUGE_VAL));
     std::printf("ms per call  p50 %.3f, p99 %.3f%s\n", calls.quantile(0.5).value_or(0), calls.quantile(0.99).value_or(0),
                 r.full.count() ? ", past the window" : "");
     std::printf("memory       cache %.1f MiB, process %.1f MiB at the second tenth, %.1f at the last, %.1f at most\n",
@@ -144,7 +153,7 @@ void print(const Engine &engine, const Result &r, const ScoreSetting &s) {
 }  // namespace
 
 void score(const ScoreSetting &setting) {
-    const Model model = load_model(setting.common.model);
+    const Model model = load_model(setting.common);
     std::vector<llama_token> tokens = tokenize(llama_model_get_vocab(model.get()), read_file(setting.text), true, false);
     // The last token has nothing to be scored against.
     const std::uint64_t most = tokens.size() - std::min<std::size_t>(tokens.size(), 1);
