@@ -58,7 +58,9 @@ int main(int argc, char **argv) {
     const bool is_chat = argc > 1 && std::string(argv[1]) == "chat";
     common_options(app, scoring.common, scoring.json, verbose);
     app.add_option("-f,--file", scoring.text, "Text to score")->required()->check(CLI::ExistingFile);
-    app.add_option("-n,--tokens", scoring.tokens, "Tokens to stream; 0 = the whole text")->capture_default_str();
+    app.add_option("-n,--tokens", scoring.tokens, "Tokens to stream; 0 = the whole text")
+        ->capture_default_str()
+        ->check(CLI::Range(std::uint64_t(0), std::uint64_t(1) << 40));
     app.add_option("--chunk", scoring.chunk, "Tokens at a time; 1 as in generation")
         ->capture_default_str()
         ->check(CLI::Range(1, 8192));

@@ -26,6 +26,19 @@ std::string read_file(const std::string &path) {
     return text.str();
 }
 
+/** At least the first `n` + 1 tokens of a text, or all (n = 0, or there are fewer), without cutting up much more of it. */
+std::vector<llama_token> first_tokens(const llama_vocab *vocab, const std::string &text, std::uint64_t n) {
+    // The last word of a part may be cut up otherwise than in the whole text.
+    const std::uint64_t enough = n + 1 + 256;
+    for (std::uint64_t bytes = n == 0 ? text.size() : enough;; bytes *= 2) {
+        const bool all = bytes >= text.size();
+        std::vector<llama_token> tokens = tokenize(vocab, all ? text : text.substr(0, bytes), true, false);
+        if (all || tokens.size() >= enough) {
+            return tokens;
+        }
+    }
+}
+
 /** A tenth of the stream. */
 struct Tenth {
     Perplexity perplexity;
@@ -154,7 +167,7 @@ void print(const Engine &engine, const Result &r, const ScoreSetting &s) {
 
 void score(const ScoreSetting &setting) {
     const Model model = load_model(setting.common);
-    std::vector<llama_token> tokens = tokenize(llama_model_get_vocab(model.get()), read_file(setting.text), true, false);
+    std::vector<llama_token> tokens = first_tokens(llama_model_get_vocab(model.get()), read_file(setting.text), setting.tokens);
     // The last token has nothing to be scored against.
     const std::uint64_t most = tokens.size() - std::min<std::size_t>(tokens.size(), 1);
     if (most == 0 || setting.tokens > most) {

@@ -15,6 +15,7 @@ int main(int argc, char **argv) try {
         options.window = 60;
         llama_context_params params = llama_context_default_params();
         params.n_batch = 512;
+        params.n_threads = params.n_threads_batch = 1;  // llama.cpp's threads spin, which a busy machine takes ill
         sinkcache::LlamaContext stream(model, params, options);
 
         llama_token token = llama_vocab_bos(llama_model_get_vocab(model));
