@@ -5,15 +5,9 @@
 
 namespace sinkcache {
 namespace llama_cpp {
-namespace {
 
-// Half of what there is: room for a batch of any length behind it.
-constexpr llama_pos LAST = 1 << 30;
-
-}  // namespace
-
-Sequences::Sequences(llama_context *ctx, std::uint32_t n_seqs)
-    : memory_(llama_get_memory(ctx)), next_(n_seqs, 0), newest_(n_seqs, -1), broken_(n_seqs, false) {}
+Sequences::Sequences(llama_context *ctx, std::uint32_t n_seqs, llama_pos last)
+    : memory_(llama_get_memory(ctx)), last_(last), next_(n_seqs, 0), newest_(n_seqs, -1), broken_(n_seqs, false) {}
 
 std::size_t Sequences::known(llama_seq_id seq_id) const {
     if (seq_id < 0 || seq_id >= count()) {
@@ -56,7 +50,7 @@ void Sequences::place(Job &job) {
 
 void Sequences::make_room(llama_seq_id seq_id, std::int32_t n_tokens) {
     auto &next = next_[static_cast<std::size_t>(seq_id)];
-    if (next > LAST - n_tokens) {
+    if (next > last_ - n_tokens) {
         clear(seq_id);
     } else if (next > 1) {
         llama_memory_seq_rm(memory_, seq_id, 0, next - 1);

@@ -18,7 +18,8 @@ namespace llama_cpp {
  */
 class Sequences {
 public:
-    Sequences(llama_context *ctx, std::uint32_t n_seqs);
+    /** `last`: positions stay below it. */
+    Sequences(llama_context *ctx, std::uint32_t n_seqs, llama_pos last = 1 << 30);
 
     std::int32_t count() const { return static_cast<std::int32_t>(next_.size()); }
     /** Its index. @throws Error if there is no such sequence. */
@@ -45,6 +46,7 @@ private:
     void make_room(llama_seq_id seq_id, std::int32_t n_tokens);
 
     llama_memory_t memory_;
+    llama_pos last_;
     /** llama.cpp's position of the next token. */
     std::vector<llama_pos> next_;
     /** What llama_memory_seq_pos_max must say. */

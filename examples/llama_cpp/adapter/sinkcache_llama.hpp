@@ -74,10 +74,14 @@ public:
      */
     void rewind(llama_seq_id seq_id, std::uint32_t n);
 
-    /** Empties a sequence in both caches; the next token's stream position is `start_position`. */
+    /**
+     * Empties a sequence in both caches; the next token's stream position is `start_position`.
+     *
+     * @throws Error SKC_STATUS_OUT_OF_RANGE if there is no such sequence.
+     */
     void clear(llama_seq_id seq_id, std::uint64_t start_position = 0);
 
-    /** Tokens decoded since the last clear, dropped ones included. */
+    /** Tokens decoded since the last clear, dropped ones included. @throws Error as clear() does. */
     std::uint64_t length(llama_seq_id seq_id) const;
 
     /** Bytes of K and V, scratch included. */
