@@ -61,7 +61,7 @@ public:
         }
         llama_context_params p = context_params(s);
         p.n_ctx = capacity_;
-        p.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+        p.flash_attn_type = s.flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
         p.type_k = p.type_v = type->second;
         context_.reset(llama_init_from_model(model, p));
         if (!context_) {

@@ -29,6 +29,8 @@ struct Setting {
     bool stock = false;
     /** Tokens stock drops at its limit; 0 = half of those that are no sinks, as llama.cpp's programs do. */
     std::uint32_t discard = 0;
+    /** Flash attention of stock. */
+    bool flash = true;
 };
 
 /** A model in one context. */

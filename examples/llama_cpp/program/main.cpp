@@ -35,6 +35,7 @@ void common_options(CLI::App &app, Setting &s, bool &json, bool &verbose) {
     app.add_flag("--stock", s.stock, "llama.cpp's own cache of the same size, and its context shift");
     app.add_option("--discard", s.discard, "With --stock: tokens dropped at the limit; 0 = half of what is no sink")
         ->capture_default_str();
+    app.add_flag("!--no-flash", s.flash, "With --stock: without flash attention");
     app.add_flag("!--no-repack", s.repack, "Weights as they lie in the file: slower, but without AMX, which not every virtual machine grants");
     app.add_flag("--json", json, "Lines of JSON");
     app.add_flag("-v,--verbose", verbose, "llama.cpp's log");

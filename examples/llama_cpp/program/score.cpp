@@ -144,6 +144,7 @@ Json record(const Engine &engine, const Result &r, const ScoreSetting &s) {
             {"ms_per_call_p99", optional(calls.quantile(0.99))},
             {"calls_with_full_window", r.full.count()},
             {"discard", s.common.stock ? Json(s.common.discard) : Json()},
+            {"flash", s.common.stock ? Json(s.common.flash) : Json()},
             {"rss_bytes_by_tenth", memory}};
 }
 

@@ -74,6 +74,8 @@ TEST(Program, ScoresAText) {
     EXPECT_EQ(stock.lines().at(0)["mode"], "stock");
     // llama.cpp's flash attention computes in f16 in places.
     EXPECT_NEAR(stock.lines().at(0)["ppl"], ppl, 3e-3 * ppl);
+    const Output plain = run(MODEL + TEXT + size + " --kv-dtype f32 --chunk 1 --stock --discard 1 --no-flash");
+    EXPECT_NEAR(plain.lines().at(0)["ppl"], ppl, 1e-4 * ppl);
     EXPECT_EQ(run(MODEL + TEXT + size + " --stride 7").lines().at(0)["scored"], 200);
     EXPECT_EQ(run(MODEL + TEXT + " -n 600 --window 252 --stock --kv-dtype q8_0 --json").status, 0);
 }
