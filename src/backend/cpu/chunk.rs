@@ -1,9 +1,9 @@
 //! Attention of many rows: tiles of them over blocks of keys that are packed once per tile, FlashAttention-style.
 
-use super::decode::{sum_row, weigh};
+use super::decode::sum_rows;
 use super::scratch::{BLOCK, Scratch};
 use super::simd::Kernels;
-use super::simd::kernels::{Scores, Sums};
+use super::simd::kernels::{Scores, Sums, Weights};
 use super::store::{GROUP, Slots, padded_dim};
 use super::tile::{Block, Tile};
 
@@ -37,10 +37,11 @@ pub(super) fn add_block(
         (kernels.pack_values)(v, dim_v, (block.lo, block.hi, n), scratch.v.as_mut_ptr());
     }
     // Where some rows see a key and others do not, a weight of zero would let an infinity in.
-    let apart = !tile.sees_all(block) && !scratch.v[..n * dim_v].iter().all(|x| x.is_finite());
+    let all_seen = tile.sees_all(block);
+    let apart = !all_seen && !scratch.v[..n * dim_v].iter().all(|x| x.is_finite());
     for first in (0..tile.rows).step_by(SUB) {
         let rows = tile.part(first, SUB);
-        if !rows.sees_any(block) {
+        if !all_seen && !rows.sees_any(block) {
             continue;
         }
         let q = if block.sinks { &scratch.q_sink } else { &scratch.q };
@@ -56,10 +57,9 @@ pub(super) fn add_block(
         };
         // SAFETY: as above.
         unsafe { (kernels.scores_packed)(&scores) };
-        for r in 0..rows.rows {
-            let state = (&mut scratch.max[first + r], &mut scratch.sum[first + r]);
-            scratch.keep[r] = weigh(&rows, block, r, scratch.scores[r * BLOCK..].as_mut_ptr(), n, kernels, state);
-        }
+        rows.look(block, &scratch.sights[first..first + rows.rows], &mut scratch.seen);
+        // SAFETY: as above.
+        unsafe { (kernels.weigh)(&weights(&rows, first, n, scratch)) };
         let all = Sums {
             weights: scratch.scores.as_ptr(),
             stride: BLOCK,
@@ -74,10 +74,26 @@ pub(super) fn add_block(
         // SAFETY: as above.
         unsafe {
             if apart {
-                (0..rows.rows).for_each(|r| sum_row(&rows, block, r, &Sums { v, ..all }, kernels));
+                sum_rows(&Sums { v, ..all }, &scratch.seen[..rows.rows], kernels);
             } else {
                 (kernels.sums_packed)(&all);
             }
         }
+    }
+}
+
+/// The scores of some rows of a tile, from `first` on, `n` columns of them.
+pub(super) fn weights(rows: &Tile<'_>, first: usize, n: usize, scratch: &mut Scratch<'_>) -> Weights {
+    Weights {
+        scores: scratch.scores.as_mut_ptr(),
+        stride: BLOCK,
+        n,
+        rows: rows.rows,
+        seen: scratch.seen.as_ptr(),
+        scale: rows.job.layer.scale,
+        softcap: rows.job.layer.softcap,
+        max: scratch.max[first..].as_mut_ptr(),
+        sum: scratch.sum[first..].as_mut_ptr(),
+        keep: scratch.keep.as_mut_ptr(),
     }
 }

@@ -1,7 +1,7 @@
 //! Attention of few rows: all of them at once over spans of keys as they are stored, each read once.
 
 use super::scratch::{BLOCK, SPAN, Scratch};
-use super::simd::kernels::{Row, Scores, Sums};
+use super::simd::kernels::{Scores, Seen, Sums, Weights};
 use super::simd::Kernels;
 use super::store::{GROUP, Slots, padded_dim};
 use super::tile::{Block, Tile};
@@ -42,17 +42,26 @@ pub(super) fn span(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &
             }
         }
     }
-    let (mut from, mut to) = (usize::MAX, 0);
-    for r in 0..rows {
-        let sight = tile.sight(r);
-        let seen = block.columns(&layer.ring, sight);
-        if !seen.is_empty() {
-            (from, to) = (from.min(seen.start), to.max(seen.end));
-        }
-        scratch.part_max[r] = f32::NEG_INFINITY;
-        scratch.part_sum[r] = 0.0;
-        weigh(tile, block, r, scratch.scores[r * SPAN..].as_mut_ptr(), n, kernels, (&mut scratch.part_max[r], &mut scratch.part_sum[r]));
+    tile.look(block, &scratch.sights[..rows], &mut scratch.seen);
+    scratch.part_max[..rows].fill(f32::NEG_INFINITY);
+    scratch.part_sum[..rows].fill(0.0);
+    // SAFETY: as above.
+    unsafe {
+        (kernels.weigh)(&Weights {
+            scores: scratch.scores.as_mut_ptr(),
+            stride: SPAN,
+            n,
+            rows,
+            seen: scratch.seen.as_ptr(),
+            scale: layer.scale,
+            softcap: layer.softcap,
+            max: scratch.part_max.as_mut_ptr(),
+            sum: scratch.part_sum.as_mut_ptr(),
+            keep: scratch.keep.as_mut_ptr(),
+        });
     }
+    let seen = scratch.seen[..rows].iter().filter(|s| s.from < s.to);
+    let (from, to) = seen.fold((usize::MAX, 0), |(from, to), s| (from.min(s.from), to.max(s.to)));
     scratch.part[..rows * dim_v].fill(0.0);
     if from >= to {
         return;
@@ -71,63 +80,33 @@ pub(super) fn span(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &
     };
     // SAFETY: as above.
     unsafe {
-        let same = |r: usize| block.columns(&layer.ring, tile.sight(r)) == (from..to);
-        if (0..rows).all(same) {
+        let seen = &scratch.seen[..rows];
+        if seen.iter().all(|s| (s.from, s.to) == (from, to)) {
             return (kernels.sums)(&all);
         }
         // Rows see different keys: a weight of zero would let an infinity in.
-        for r in 0..rows {
-            sum_row(tile, block, r, &all, kernels);
-        }
+        sum_rows(&all, seen, kernels);
     }
 }
 
-/// Turns row `r` of scores, `n` wide, into weights; returns what earlier sums are worth now.
-pub(super) fn weigh(
-    tile: &Tile<'_>,
-    block: &Block,
-    r: usize,
-    scores: *mut f32,
-    n: usize,
-    kernels: &Kernels,
-    (max, sum): (&mut f32, &mut f32),
-) -> f32 {
-    let layer = tile.job.layer;
-    let sight = tile.sight(r);
-    let seen = block.columns(&layer.ring, sight);
-    let slope = layer.alibi_slopes.get(tile.q_head(r)).copied().unwrap_or(0.0);
-    let distance = if seen.is_empty() { 0 } else { sight.distance(block.sinks, block.token(seen.end - 1)) };
-    let row = Row {
-        scores,
-        n,
-        from: seen.start,
-        to: seen.end,
-        scale: layer.scale,
-        softcap: layer.softcap,
-        slope,
-        distance: distance as f32,
-    };
-    // SAFETY: the rung is available; the caller's scores.
-    unsafe { (kernels.weigh)(&row, max, sum) }
-}
-
-/// Adds what row `r` alone sees.
+/// Adds to each row what it alone sees.
 ///
 /// # Safety
 /// `all` must hold for all rows.
-pub(super) unsafe fn sum_row(tile: &Tile<'_>, block: &Block, r: usize, all: &Sums, kernels: &Kernels) {
-    let seen = block.columns(&tile.job.layer.ring, tile.sight(r));
-    // SAFETY: the caller's contract; the rung is available.
-    unsafe {
-        (kernels.sums)(&Sums {
-            weights: all.weights.add(r * all.stride),
-            rows: 1,
-            from: seen.start,
-            to: seen.end,
-            acc: all.acc.add(r * all.dim),
-            keep: all.keep.add(r),
-            ..*all
-        });
+pub(super) unsafe fn sum_rows(all: &Sums, seen: &[Seen], kernels: &Kernels) {
+    for (r, seen) in seen.iter().enumerate() {
+        // SAFETY: the caller's contract; the rung is available.
+        unsafe {
+            (kernels.sums)(&Sums {
+                weights: all.weights.add(r * all.stride),
+                rows: 1,
+                from: seen.from,
+                to: seen.to,
+                acc: all.acc.add(r * all.dim),
+                keep: all.keep.add(r),
+                ..*all
+            });
+        }
     }
 }
 

@@ -1,12 +1,14 @@
 //! Working memory of the kernels: one part per thread, had at create.
 
+use super::simd::kernels::Seen;
 use super::store::{GROUP, padded_dim};
+use super::tile::Sight;
 use crate::config::Shape;
 use crate::memory::{ALIGN, Buffer, Memory};
 use crate::status::Result;
 
 /// Keys of a block of a chunk's tile.
-pub(super) const BLOCK: usize = 128;
+pub(super) const BLOCK: usize = 256;
 /// Keys of a span of a decode: its softmax is computed by itself and merged in order.
 pub(super) const SPAN: usize = 512;
 /// Most rows (tokens times heads of a group) of a chunk's tile.
@@ -16,7 +18,7 @@ pub(super) const SUB: usize = 48;
 /// Up to this many rows an entry is a decode.
 pub(super) const FEW_ROWS: usize = 20;
 /// Tokens whose angles are kept at a time.
-pub(super) const SLAB: u64 = 256;
+pub(super) const SLAB: u64 = 512;
 
 /// Rows the scores of a decode have room for.
 pub(super) fn decode_rows(shape: &Shape) -> usize {
@@ -59,6 +61,9 @@ pub(super) struct Scratch<'a> {
     pub row: &'a mut [f32],
     pub rotated: &'a mut [f32],
     pub row_v: &'a mut [f32],
+    /// What each row of the tile sees, and what of a block.
+    pub sights: [Sight; TILE],
+    pub seen: [Seen; TILE],
 }
 
 const FIELDS: usize = 22;
@@ -175,6 +180,8 @@ impl ScratchPool {
             row,
             rotated,
             row_v,
+            sights: [Sight::default(); TILE],
+            seen: [Seen::default(); TILE],
         }
     }
 }

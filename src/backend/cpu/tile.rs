@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::element::{save, view};
 use super::scratch::{SLAB, Scratch};
 use super::simd::Kernels;
+use super::simd::kernels::Seen;
 use super::store::{PAD, padded_dim, physical};
 use crate::backend::{AttendRows, Job};
 use crate::batch::Entry;
@@ -26,7 +27,7 @@ pub(super) struct Tile<'a> {
 }
 
 /// What a row sees.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Sight {
     /// Index in the sequence.
     pub index: u64,
@@ -147,6 +148,19 @@ impl Tile<'_> {
         blocks(ring, sinks, size).chain(blocks(ring, window, size))
     }
 
+    /// What its rows see of a block, into `seen`, as many as `sights`.
+    pub fn look(&self, block: &Block, sights: &[Sight], seen: &mut [Seen]) {
+        let layer = self.job.layer;
+        for (r, (sight, seen)) in sights.iter().zip(seen).enumerate() {
+            let columns = block.columns(&layer.ring, *sight);
+            *seen = Seen { from: columns.start, to: columns.end, ..Seen::default() };
+            if !layer.alibi_slopes.is_empty() && !columns.is_empty() {
+                seen.slope = layer.alibi_slopes[self.q_head(r)];
+                seen.distance = sight.distance(block.sinks, block.token(columns.end - 1)) as f32;
+            }
+        }
+    }
+
     /// Reads and rotates the queries, and empties their softmax.
     pub fn load(&self, kernels: &Kernels, angles: &mut Angles, scratch: &mut Scratch<'_>) {
         let (layer, shape) = (self.job.layer, self.job.shape);
@@ -169,6 +183,7 @@ impl Tile<'_> {
                     q.copy_from_slice(x);
                 }
             }
+            scratch.sights[r] = self.sight(r);
             // A learned sink is a key with this score and a value of zero.
             (scratch.max[r], scratch.sum[r]) = match layer.sink_logits.get(head) {
                 Some(&logit) => (logit, 1.0),

@@ -3,10 +3,27 @@
 //! Pointers and counts come from the drivers (`decode.rs`, `chunk.rs`), which have checked them against the layout in
 //! `store.rs`. Keys come in groups of 16, values in rows padded to 16 dims.
 
-use super::lanes::{Lanes, exp, tanh};
+use std::f32::consts::LOG2_E;
+
+use super::lanes::{Lanes, exp2, tanh};
 use crate::backend::cpu::store::GROUP;
 use crate::config::RopeStyle;
 use crate::phase::Frequencies;
+
+/// Repeats a statement for every index below a constant of at most six, written out: arrays of vectors stay in registers only
+/// where every index is known.
+macro_rules! each {
+    ($n:expr, $i:ident, $body:expr) => {
+        each!(@ $n, $i, $body, 0 1 2 3 4 5)
+    };
+    (@ $n:expr, $i:ident, $body:expr, $($k:literal)*) => {
+        const { assert!($n <= 6) };
+        $(if $k < $n {
+            let $i: usize = $k;
+            $body;
+        })*
+    };
+}
 
 /// How keys of a group lie.
 pub(crate) trait Keys {
@@ -25,7 +42,7 @@ pub(crate) trait Values {
     /// Dims `d..d + V::N` of one key.
     ///
     /// # Safety
-    /// As [`Lanes`]; `rows` are those of an even key, `dim` elements apart.
+    /// As [`Lanes`]; `rows` are those of a key whose slot is a multiple of 32, `dim` elements to a row.
     unsafe fn one<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> V;
 
     /// The same of an even key and of the next.
@@ -41,7 +58,8 @@ pub(crate) struct Single;
 /// f16: keys `[dim][16]`, values in rows.
 #[derive(Debug)]
 pub(crate) struct Half;
-/// bf16: keys `[dim / 2][16][2]`, values `[key / 2][dim][2]`.
+/// bf16: keys `[dim / 2][16][2]`, values in tiles `[key / 32][dim / 16][16][16][2]`, the last three being pairs of keys, dims,
+/// and the two of a pair.
 #[derive(Debug)]
 pub(crate) struct Brain;
 
@@ -120,8 +138,14 @@ impl Values for Brain {
     #[inline(always)]
     unsafe fn two<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> (V, V) {
         // SAFETY: the caller's contract.
-        unsafe { V::load_pairs(rows.cast::<u32>().add(key / 2 * dim + d)) }
+        unsafe { V::load_pairs(rows.cast::<u32>().add(pair_at(dim, key, d))) }
     }
+}
+
+/// Where the pair of keys that `key` belongs to has dim `d`, in pairs from the first of a tile's keys on.
+#[inline(always)]
+pub(crate) fn pair_at(dim: usize, key: usize, d: usize) -> usize {
+    key / 32 * (16 * dim) + d / 16 * 256 + key % 32 / 2 * 16 + d % 16
 }
 
 /// Queries times keys: `scores[r][c] = q[r] . k[c]` for all keys of whole groups.
@@ -188,23 +212,18 @@ unsafe fn score_tile<V: Lanes, K: Keys, const R: usize, const NV: usize>(a: &Sco
         let lane = |v: usize| (at + v * V::N) % GROUP;
         let q = a.q.add(row * a.q_stride);
         let mut sum = [[V::splat(0.0); NV]; R];
+        let mut k = [(V::splat(0.0), V::splat(0.0)); NV];
         let mut d = 0;
         while d < a.dim {
-            let k: [(V, V); NV] = std::array::from_fn(|v| K::load(group[v], lane(v), d));
-            for (r, sum) in sum.iter_mut().enumerate() {
+            each!(NV, v, k[v] = K::load(group[v], lane(v), d));
+            each!(R, r, {
                 let (q0, q1) = (V::splat(*q.add(r * a.q_stride + d)), V::splat(*q.add(r * a.q_stride + d + 1)));
-                for v in 0..NV {
-                    sum[v] = q0.fma(k[v].0, sum[v]);
-                    sum[v] = q1.fma(k[v].1, sum[v]);
-                }
-            }
+                each!(NV, v, sum[r][v] = q0.fma(k[v].0, sum[r][v]));
+                each!(NV, v, sum[r][v] = q1.fma(k[v].1, sum[r][v]));
+            });
             d += 2;
         }
-        for (r, sum) in sum.iter().enumerate() {
-            for (v, sum) in sum.iter().enumerate() {
-                sum.store(a.scores.add((row + r) * a.stride + at + v * V::N));
-            }
-        }
+        each!(R, r, each!(NV, v, sum[r][v].store(a.scores.add((row + r) * a.stride + at + v * V::N))));
     }
     R
 }
@@ -216,7 +235,7 @@ pub(crate) struct Sums {
     pub weights: *const f32,
     pub stride: usize,
     pub rows: usize,
-    /// Values of key 0, an even one.
+    /// Values of key 0, whose slot is a multiple of 32.
     pub v: *const u8,
     /// Padded dims of a row of values and of `acc`.
     pub dim: usize,
@@ -272,102 +291,217 @@ unsafe fn sum_tile<V: Lanes, E: Values, const R: usize, const NV: usize>(a: &Sum
     unsafe {
         let mut sum = [[V::splat(0.0); NV]; R];
         let p = a.weights.add(row * a.stride);
-        let add = |sum: &mut [[V; NV]; R], key: usize, x: [V; NV]| {
-            for (r, sum) in sum.iter_mut().enumerate() {
-                let p = V::splat(*p.add(r * a.stride + key));
-                for v in 0..NV {
-                    sum[v] = p.fma(x[v], sum[v]);
-                }
-            }
-        };
+        let mut x = [(V::splat(0.0), V::splat(0.0)); NV];
+        macro_rules! add {
+            ($key:expr, $half:tt) => {
+                each!(R, r, {
+                    let p = V::splat(*p.add(r * a.stride + $key));
+                    each!(NV, v, sum[r][v] = p.fma(x[v].$half, sum[r][v]));
+                })
+            };
+        }
         let mut key = a.from;
         if !key.is_multiple_of(2) && key < a.to {
-            add(&mut sum, key, std::array::from_fn(|v| E::one(a.v, a.dim, key, d + v * V::N)));
+            each!(NV, v, x[v].0 = E::one(a.v, a.dim, key, d + v * V::N));
+            add!(key, 0);
             key += 1;
         }
         while key + 1 < a.to {
-            let x: [(V, V); NV] = std::array::from_fn(|v| E::two(a.v, a.dim, key, d + v * V::N));
-            add(&mut sum, key, x.map(|x| x.0));
-            add(&mut sum, key + 1, x.map(|x| x.1));
+            each!(NV, v, x[v] = E::two(a.v, a.dim, key, d + v * V::N));
+            add!(key, 0);
+            add!(key + 1, 1);
             key += 2;
         }
         if key < a.to {
-            add(&mut sum, key, std::array::from_fn(|v| E::one(a.v, a.dim, key, d + v * V::N)));
+            each!(NV, v, x[v].0 = E::one(a.v, a.dim, key, d + v * V::N));
+            add!(key, 0);
         }
-        for (r, sum) in sum.iter().enumerate() {
+        each!(R, r, {
             let keep = V::splat(*a.keep.add(row + r));
-            for (v, sum) in sum.iter().enumerate() {
+            each!(NV, v, {
                 let acc = a.acc.add((row + r) * a.dim + d + v * V::N);
-                V::load(acc).fma(keep, *sum).store(acc);
-            }
-        }
+                V::load(acc).fma(keep, sum[r][v]).store(acc);
+            });
+        });
     }
     R
 }
 
-/// One row of scores, to become weights.
+/// Rows of scores, to become weights relative to each row's largest score so far.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Row {
-    /// `[n]` f32, n a multiple of 16.
+pub(crate) struct Weights {
+    /// `[rows][stride]` f32.
     pub scores: *mut f32,
+    pub stride: usize,
+    /// Columns, a multiple of 16, at most `stride`.
     pub n: usize,
-    /// Keys the row sees; all other weights become 0.
-    pub from: usize,
-    pub to: usize,
+    pub rows: usize,
+    /// `[rows]` what each sees.
+    pub seen: *const Seen,
     pub scale: f32,
     /// 0 = none.
     pub softcap: f32,
+    /// `[rows]` f32: largest score so far, sum of weights so far, and, written, what earlier sums are worth now.
+    pub max: *mut f32,
+    pub sum: *mut f32,
+    pub keep: *mut f32,
+}
+
+/// What a row sees of a block.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Seen {
+    /// Columns; all other weights become 0.
+    pub from: usize,
+    pub to: usize,
     /// Bias per token of distance; 0 = none.
     pub slope: f32,
-    /// Distance of key `to - 1`.
+    /// Distance of column `to - 1`.
     pub distance: f32,
 }
 
-/// Scores to weights relative to the row's largest score so far, which `max` keeps; `sum` keeps the weights' sum. Returns
-/// the factor that earlier weights are worth now.
+/// Scores to weights. First the maxima of all rows, then the weights: no row waits for another one's sums.
 ///
 /// # Safety
-/// As [`Lanes`] and [`Row`].
+/// As [`Lanes`] and [`Weights`].
 #[inline(always)]
-pub(crate) unsafe fn weigh<V: Lanes>(a: &Row, max: &mut f32, sum: &mut f32) -> f32 {
+pub(crate) unsafe fn weigh<V: Lanes, const PRECISE: bool>(a: &Weights) {
     // SAFETY: the caller's contract.
     unsafe {
-        let at = |i: usize| a.scores.add(i * V::N);
-        let (first, end) = (a.from / V::N, a.to.div_ceil(V::N));
+        for r in 0..a.rows {
+            top_of_row::<V>(a, r);
+        }
+        for r in 0..a.rows {
+            weigh_row::<V, PRECISE>(a, r);
+        }
+    }
+}
+
+/// Transforms and masks a row; finds its maximum, and what earlier weights are worth beside it. A row without any weight so far
+/// is marked by a `keep` of -1.
+#[inline(always)]
+unsafe fn top_of_row<V: Lanes>(a: &Weights, r: usize) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let (row, seen) = (a.scores.add(r * a.stride), *a.seen.add(r));
+        let (first, end) = (seen.from / V::N, seen.to.div_ceil(V::N));
+        let at = |i: usize| row.add(i * V::N);
+        // Without a transform the scale goes into the exponent.
+        let plain = a.softcap == 0.0 && seen.slope == 0.0;
+        if !plain {
+            for i in first..end {
+                transformed(a, &seen, i * V::N, V::load(at(i))).store(at(i));
+            }
+        }
         let lowest = V::splat(f32::NEG_INFINITY);
-        let mut top = lowest;
-        for i in first..end {
-            let mut s = V::load(at(i)).mul(V::splat(a.scale));
-            if a.softcap > 0.0 {
-                s = tanh(s.div(V::splat(a.softcap))).mul(V::splat(a.softcap));
-            }
-            if a.slope != 0.0 {
-                let before = V::splat(a.distance + (a.to as f32 - 1.0 - (i * V::N) as f32)).sub(V::iota());
-                s = before.fma(V::splat(-a.slope), s);
-            }
-            let lane = |key: usize| key as isize - (i * V::N) as isize;
-            let s = s.in_range(lane(a.from), lane(a.to), lowest);
-            s.store(at(i));
-            top = s.max(top);
+        // The vectors at the edges hold keys that the row does not see.
+        if first < end {
+            edge::<V>(row, &seen, first, lowest);
+            edge::<V>(row, &seen, end - 1, lowest);
         }
-        let zero = V::splat(0.0);
-        (0..first).chain(end..a.n / V::N).for_each(|i| zero.store(at(i)));
-        let new = top.reduce_max().max(*max);
-        if new == f32::NEG_INFINITY && (a.from..a.to).all(|c| *a.scores.add(c) == f32::NEG_INFINITY) {
+        let mut tops = [lowest; 4];
+        let mut i = first;
+        while i + 4 <= end {
+            each!(4, v, tops[v] = V::load(at(i + v)).max(tops[v]));
+            i += 4;
+        }
+        while i < end {
+            tops[0] = V::load(at(i)).max(tops[0]);
+            i += 1;
+        }
+        let top = tops[0].max(tops[1]).max(tops[2].max(tops[3])).reduce_max();
+        let max = &mut *a.max.add(r);
+        let new = (if plain { top * a.scale } else { top }).max(*max);
+        let keep = a.keep.add(r);
+        if *max == new {
+            *keep = 1.0;
             // Nothing but weights of zero so far, and no maximum to subtract. A NaN among them must show.
-            (first..end).for_each(|i| zero.store(at(i)));
-            return 1.0;
+            if new == f32::NEG_INFINITY && (seen.from..seen.to).all(|c| *row.add(c) == f32::NEG_INFINITY) {
+                *keep = -1.0;
+            }
+        } else {
+            *keep = exp2::<V, true>(V::splat((*max - new) * LOG2_E)).first();
         }
-        let mut total = zero;
-        for i in first..end {
-            let p = exp(V::load(at(i)).sub(V::splat(new)));
-            p.store(at(i));
-            total = total.add(p);
-        }
-        let keep = (*max - new).exp();
-        *sum = *sum * keep + total.reduce_add();
         *max = new;
-        keep
+    }
+}
+
+/// Turns a row into weights and adds up their sum.
+#[inline(always)]
+unsafe fn weigh_row<V: Lanes, const PRECISE: bool>(a: &Weights, r: usize) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let (row, seen) = (a.scores.add(r * a.stride), *a.seen.add(r));
+        let (first, mut end) = (seen.from / V::N, seen.to.div_ceil(V::N));
+        let at = |i: usize| row.add(i * V::N);
+        let zero = V::splat(0.0);
+        let keep = &mut *a.keep.add(r);
+        if *keep < 0.0 {
+            *keep = 1.0;
+            end = first;
+        }
+        let plain = a.softcap == 0.0 && seen.slope == 0.0;
+        let scale = if plain { a.scale } else { 1.0 };
+        let (factor, offset) = (V::splat(scale * LOG2_E), V::splat(-*a.max.add(r) * LOG2_E));
+        let mut totals = [zero; 4];
+        macro_rules! weight {
+            ($i:expr, $v:expr) => {
+                let p = exp2::<V, PRECISE>(V::load(at($i)).fma(factor, offset));
+                p.store(at($i));
+                totals[$v] = totals[$v].add(p);
+            };
+        }
+        let mut i = first;
+        while i + 4 <= end {
+            each!(4, v, {
+                weight!(i + v, v);
+            });
+            i += 4;
+        }
+        while i < end {
+            weight!(i, 0);
+            i += 1;
+        }
+        // What `exp2` leaves of minus infinity is not quite nothing; too little to have counted in the sum.
+        if first < end && (seen.from % V::N != 0 || seen.to % V::N != 0) {
+            edge::<V>(row, &seen, first, zero);
+            edge::<V>(row, &seen, end - 1, zero);
+        }
+        for i in 0..first {
+            zero.store(at(i));
+        }
+        for i in end..a.n / V::N {
+            zero.store(at(i));
+        }
+        let sum = a.sum.add(r);
+        *sum = *sum * *keep + totals[0].add(totals[1]).add(totals[2].add(totals[3])).reduce_add();
+    }
+}
+
+/// Puts `other` where the row does not see the keys of vector `i`.
+#[inline(always)]
+unsafe fn edge<V: Lanes>(row: *mut f32, seen: &Seen, i: usize, other: V) {
+    let lane = |key: usize| key as isize - (i * V::N) as isize;
+    // SAFETY: the caller's contract.
+    unsafe {
+        let p = row.add(i * V::N);
+        V::load(p).in_range(lane(seen.from), lane(seen.to), other).store(p);
+    }
+}
+
+/// Scale, softcap and bias of the scores of the keys from `key` on.
+#[inline(always)]
+unsafe fn transformed<V: Lanes>(a: &Weights, seen: &Seen, key: usize, s: V) -> V {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut s = s.mul(V::splat(a.scale));
+        if a.softcap > 0.0 {
+            s = tanh(s.div(V::splat(a.softcap))).mul(V::splat(a.softcap));
+        }
+        if seen.slope != 0.0 {
+            let distance = V::splat(seen.distance + (seen.to as f32 - 1.0 - key as f32)).sub(V::iota());
+            s = distance.fma(V::splat(-seen.slope), s);
+        }
+        s
     }
 }
 

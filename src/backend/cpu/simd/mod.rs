@@ -10,7 +10,7 @@ pub(crate) mod kernels;
 mod lanes;
 mod scalar;
 
-use self::kernels::{Brain, Half, Row, Scores, Single, Sums};
+use self::kernels::{Scores, Sums, Weights};
 use crate::config::{DType, RopeStyle};
 use crate::phase::Frequencies;
 use crate::status::{Result, bail};
@@ -93,7 +93,7 @@ pub(crate) struct Kernels {
     pub sums: unsafe fn(&Sums),
     /// With values packed by `pack_values`.
     pub sums_packed: unsafe fn(&Sums),
-    pub weigh: unsafe fn(&Row, &mut f32, &mut f32) -> f32,
+    pub weigh: unsafe fn(&Weights),
     /// Stored keys, dims, groups, where to.
     pub pack_keys: unsafe fn(*const u8, usize, usize, *mut f32),
     /// Stored values, padded dims, (from, to, rows), where to.
@@ -106,7 +106,7 @@ pub(crate) struct Kernels {
 macro_rules! rung {
     ($name:ident, $lanes:ty, $nv:literal, $(#[$features:meta])?) => {
         mod $name {
-            use super::kernels::{self, Brain, Half, Row, Scores, Single, Sums};
+            use super::kernels::{self, Brain, Half, Scores, Single, Sums, Weights};
             use super::*;
 
             macro_rules! typed {
@@ -151,9 +151,9 @@ macro_rules! rung {
             }
 
             $(#[$features])?
-            unsafe fn weigh(a: &Row, max: &mut f32, sum: &mut f32) -> f32 {
+            unsafe fn weigh<const PRECISE: bool>(a: &Weights) {
                 // SAFETY: the caller's contract.
-                unsafe { kernels::weigh::<$lanes>(a, max, sum) }
+                unsafe { kernels::weigh::<$lanes, PRECISE>(a) }
             }
 
             $(#[$features])?
@@ -172,7 +172,7 @@ macro_rules! rung {
                     scores_packed: single::scores,
                     sums: single::sums,
                     sums_packed: single::sums,
-                    weigh,
+                    weigh: weigh::<true>,
                     pack_keys: group_rows,
                     pack_values: single::pack_values,
                     rotate,
@@ -182,6 +182,7 @@ macro_rules! rung {
                     DType::F32 => common,
                     DType::F16 => Kernels {
                         scores: Some(half::scores),
+                        weigh: weigh::<false>,
                         sums: half::sums,
                         pack_keys: half::pack_keys,
                         pack_values: half::pack_values,
@@ -189,6 +190,7 @@ macro_rules! rung {
                     },
                     DType::Bf16 => Kernels {
                         scores: Some(brain::scores),
+                        weigh: weigh::<false>,
                         sums: brain::sums,
                         pack_keys: brain::pack_keys,
                         pack_values: brain::pack_values,
@@ -215,6 +217,34 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             Rung::Avx512 | Rung::Amx => avx512_kernels::kernels(dtype),
             _ => scalar_kernels::kernels(dtype),
+        }
+    }
+}
+
+#[cfg(test)]
+mod speed {
+    use super::kernels::Seen;
+    use super::*;
+    #[test]
+    #[ignore]
+    fn weigh_speed() {
+        for n in [128usize, 256, 512] {
+            for kern in [Kernels::new(Rung::Avx512, DType::Bf16), Kernels::new(Rung::Avx512, DType::F32)] {
+                let mut s = vec![0.0_f32; 32 * n + 16];
+                let off = s.as_ptr().align_offset(64);
+                let src: Vec<f32> = (0..n).map(|i| (i as f32 * 0.37).sin() * 5.0).collect();
+                let mut best = 1e9_f64;
+                let seen = [Seen { from: 0, to: n, slope: 0.0, distance: 0.0 }; 32];
+                for _ in 0..300 {
+                    for r in 0..32 { s[off + r * n..off + (r + 1) * n].copy_from_slice(&src); }
+                    let (mut m, mut l, mut k) = ([f32::NEG_INFINITY; 32], [0.0; 32], [0.0; 32]);
+                    let t = std::time::Instant::now();
+                    let row = Weights { scores: s[off..].as_mut_ptr(), stride: n, n, rows: 32, seen: seen.as_ptr(), scale: 0.1, softcap: 0.0, max: m.as_mut_ptr(), sum: l.as_mut_ptr(), keep: k.as_mut_ptr() };
+                    unsafe { (kern.weigh)(&row) };
+                    best = best.min(t.elapsed().as_secs_f64());
+                }
+                println!("n {n}: {:.1} ns/row, {:.2} ns/vec", best / 32.0 * 1e9, best / 32.0 / (n as f64 / 16.0) * 1e9);
+            }
         }
     }
 }
