@@ -1,13 +1,18 @@
 #include "sequences.hpp"
 
 #include <algorithm>
+#include <random>
 #include <string>
 
 namespace sinkcache {
 namespace llama_cpp {
 
 Sequences::Sequences(llama_context *ctx, std::uint32_t n_seqs, llama_pos last)
-    : memory_(llama_get_memory(ctx)), last_(last), next_(n_seqs, 0), newest_(n_seqs, -1), broken_(n_seqs, false) {}
+    : memory_(llama_get_memory(ctx)),
+      last_(last),
+      next_(n_seqs, static_cast<llama_pos>(std::random_device()() % static_cast<std::uint32_t>(last / 2))),
+      newest_(n_seqs, -1),
+      broken_(n_seqs, false) {}
 
 std::size_t Sequences::known(llama_seq_id seq_id) const {
     if (seq_id < 0 || seq_id >= count()) {
@@ -51,7 +56,8 @@ void Sequences::place(Job &job) {
 void Sequences::make_room(llama_seq_id seq_id, std::int32_t n_tokens) {
     auto &next = next_[static_cast<std::size_t>(seq_id)];
     if (next > last_ - n_tokens) {
-        clear(seq_id);
+        forget(seq_id);
+        next = 0;
     } else if (next > 1) {
         llama_memory_seq_rm(memory_, seq_id, 0, next - 1);
         note(seq_id);
@@ -69,22 +75,14 @@ void Sequences::advance(llama_seq_id seq_id, std::int64_t n) {
     note(seq_id);
 }
 
-void Sequences::cut(llama_seq_id seq_id, std::uint64_t n) {
-    auto &next = next_[static_cast<std::size_t>(seq_id)];
-    if (n > static_cast<std::uint64_t>(next)) {
-        clear(seq_id);
-        return;
-    }
-    next -= static_cast<llama_pos>(n);
-    llama_memory_seq_rm(memory_, seq_id, next, -1);
+void Sequences::forget(llama_seq_id seq_id) {
+    llama_memory_seq_rm(memory_, seq_id, -1, -1);
     note(seq_id);
 }
 
 void Sequences::clear(llama_seq_id seq_id) {
-    llama_memory_seq_rm(memory_, seq_id, -1, -1);
-    next_[static_cast<std::size_t>(seq_id)] = 0;
+    forget(seq_id);
     broken_[static_cast<std::size_t>(seq_id)] = false;
-    note(seq_id);
 }
 
 void Sequences::note(llama_seq_id seq_id) {

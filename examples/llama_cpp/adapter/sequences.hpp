@@ -13,8 +13,10 @@ namespace sinkcache {
 namespace llama_cpp {
 
 /**
- * llama.cpp insists that a sequence's positions follow those in its cache, and counts them in 32 bits. So the last token
- * of each sequence stays there, and the positions start again from 0 before they run out; attention does not see them.
+ * llama.cpp insists that a sequence's positions follow those in its cache, and counts them in 32 bits. Attention does not see
+ * them, so they are our own: the last token of each sequence stays there, positions start anywhere, never go back, not even
+ * when a sequence does, and start again from 0 before they run out. So a state that somebody loads, from this context or from
+ * another, does not end where it must.
  */
 class Sequences {
 public:
@@ -36,8 +38,8 @@ public:
     llama_pos held(llama_seq_id seq_id) const;
     /** After `n` tokens more; llama.cpp forgets those beyond. */
     void advance(llama_seq_id seq_id, std::int64_t n);
-    /** Cuts `n` tokens; what llama.cpp has dropped already counts as cut. */
-    void cut(llama_seq_id seq_id, std::uint64_t n);
+    /** Drops what llama.cpp holds of it. */
+    void forget(llama_seq_id seq_id);
     /** Empties it and makes it usable. */
     void clear(llama_seq_id seq_id);
 

@@ -306,7 +306,7 @@ void LlamaContext::rewind(llama_seq_id seq_id, std::uint32_t n) {
                                                  " has " + std::to_string(length) + " tokens");
     }
     m.cache->rewind({seq_id}, {static_cast<std::int32_t>(n)});
-    m.sequences->cut(seq_id, n);
+    m.sequences->forget(seq_id);
 }
 
 void LlamaContext::clear(llama_seq_id seq_id, std::uint64_t start_position) {

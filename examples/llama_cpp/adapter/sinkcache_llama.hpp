@@ -54,7 +54,7 @@ public:
 
     /**
      * For logits, samplers, threads, adapters. Not for llama_decode, llama_encode, llama_memory_ edits and llama_state_
-     * loads: they go past the cache, and are refused here or at the next decode().
+     * loads: they go past the cache, and are refused here or at the next decode(). Its positions are not the stream's.
      */
     llama_context *get() const noexcept;
 

@@ -147,14 +147,15 @@ TEST_F(Errors, SmallBatchesAndFewOutputsAreRoomEnough) {
 TEST_F(Errors, LlamaDecodeIsRefused) {
     LlamaContext ctx(model.get(), params(64), options(4, 60));
     run(ctx, part(tokens, 0, 100), 20);
-    OwnBatch batch(part(tokens, 100, 120), 0, 100);
-    EXPECT_EQ(llama_decode(ctx.get(), batch.get()), 2);
+    const auto newest = [&] { return llama_memory_seq_pos_max(llama_get_memory(ctx.get()), 0); };
+    OwnBatch past(part(tokens, 100, 120), 0, newest() + 1), batch(part(tokens, 100, 120), 0, 100);
+    EXPECT_EQ(llama_decode(ctx.get(), past.get()), 2);
     EXPECT_SAYS(ctx.decode(batch.get()), "past sinkcache::LlamaContext");
     goes_on(ctx, 100);
 
     // Without the abort callback all that can be done is to spoil the logits.
     llama_set_abort_callback(ctx.get(), nullptr, nullptr);
-    OwnBatch more({1}, 0, 300);
+    OwnBatch more({1}, 0, newest() + 1);
     EXPECT_EQ(llama_decode(ctx.get(), more.get()), 0);
     for (const float x : logits(ctx.get(), 0)) {
         ASSERT_TRUE(x != x);
@@ -177,10 +178,29 @@ TEST_F(Errors, EditsOfLlamasOwnCacheAreNoticed) {
     EXPECT_SAYS(ctx.rewind(0, 1), "llama_state_");
     ctx.clear(0);
     run(ctx, part(tokens, 0, 100), 20);
-    llama_memory_seq_rm(llama_get_memory(ctx.get()), 0, 95, -1);
-    EXPECT_SAYS(ctx.decode(batch.get()), "sequence 0 ends at position 94, not 99");
+    const llama_pos newest = llama_memory_seq_pos_max(llama_get_memory(ctx.get()), 0);
+    llama_memory_seq_rm(llama_get_memory(ctx.get()), 0, newest - 4, -1);
+    EXPECT_SAYS(ctx.decode(batch.get()), "sequence 0 ends at position " + std::to_string(newest - 5) + ", not ");
     llama_memory_clear(llama_get_memory(ctx.get()), true);
-    EXPECT_SAYS(ctx.decode(batch.get()), "sequence 0 ends at position -1, not 99");
+    EXPECT_SAYS(ctx.decode(batch.get()), "sequence 0 ends at position -1, not ");
+
+    // Of the same length, after other tokens; from another context; after a rewind; into an empty one.
+    const auto refused = [&](const std::function<void(LlamaContext &)> &meanwhile) {
+        LlamaContext other(model.get(), params(64), options(4, 60));
+        run(other, part(tokens, 50, 150), 20);
+        llama_state_get_data(other.get(), state.data(), state.size());
+        meanwhile(other);
+        ASSERT_GT(llama_state_set_data(other.get(), state.data(), state.size()), 0U);
+        EXPECT_SAYS(other.decode(batch.get()), "llama_state_");
+    };
+    refused([&](LlamaContext &other) { other.clear(0), run(other, part(tokens, 0, 100), 20); });
+    refused([&](LlamaContext &other) { other.rewind(0, 20), run(other, part(tokens, 0, 20), 20); });
+    refused([&](LlamaContext &other) { other.clear(0); });
+    refused([&](LlamaContext &) {
+        LlamaContext third(model.get(), params(64), options(4, 60));
+        run(third, part(tokens, 0, 100), 20);
+        llama_state_get_data(third.get(), state.data(), state.size());
+    });
     ctx.clear(0);
     goes_on(ctx, 0);
 }
@@ -222,10 +242,11 @@ TEST_F(Errors, AnAbortedBatchIsTakenBack) {
 TEST_F(Errors, WithoutItsSamplerNothingIsComputed) {
     LlamaContext ctx(model.get(), params(64), options(4, 60));
     run(ctx, part(tokens, 0, 100), 20);
+    const llama_pos newest = llama_memory_seq_pos_max(llama_get_memory(ctx.get()), 0);
     ASSERT_TRUE(llama_set_sampler(ctx.get(), 1, nullptr));
     OwnBatch batch(part(tokens, 100, 120));
     EXPECT_SAYS(ctx.decode(batch.get()), "the sampler of sequence 1 must stay");
     EXPECT_EQ(ctx.length(0), 100U);
-    EXPECT_EQ(llama_memory_seq_pos_max(llama_get_memory(ctx.get()), 0), 99);
+    EXPECT_EQ(llama_memory_seq_pos_max(llama_get_memory(ctx.get()), 0), newest);
     EXPECT_SAYS(ctx.decode(batch.get()), "the sampler of sequence 1 must stay");
 }
