@@ -38,14 +38,15 @@ shim:
 mutants: shim
 	python3 scripts/mutants.py
 
+# With the llama.cpp adapter: llama.cpp is built once for a machine and kept in ~/.cache/sinkcache (SINKCACHE_LLAMA_DIR).
 cpp-test:
-	cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release
+	cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DSINKCACHE_BUILD_LLAMA=ON
 	cmake --build build -j $(JOBS)
 	ctest --test-dir build --output-on-failure -j $(JOBS)
 
 # The Rust library is instrumented too, and checks its arithmetic for overflow.
 cpp-sanitize:
-	cmake -S . -B build-sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug -DSINKCACHE_SANITIZE=address,undefined \
+	cmake -S . -B build-sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug -DSINKCACHE_SANITIZE=address,undefined -DSINKCACHE_BUILD_LLAMA=ON \
 		-DSINKCACHE_CARGO_TARGET=$(HOST) "-DSINKCACHE_CARGO_ENV=RUSTC_BOOTSTRAP=1;RUSTFLAGS=-Zsanitizer=address"
 	cmake --build build-sanitize -j $(JOBS)
 	ctest --test-dir build-sanitize --output-on-failure -j $(JOBS)

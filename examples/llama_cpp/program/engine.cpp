@@ -1,0 +1,192 @@
+#include "engine.hpp"
+
+#include "sinkcache_llama.hpp"
+
+#include <algorithm>
+#include <limits>
+#include <map>
+
+namespace {
+
+llama_context_params context_params(const Setting &s) {
+    llama_context_params p = llama_context_default_params();
+    p.n_batch = s.n_batch;
+    p.n_ubatch = std::min<std::uint32_t>(s.n_batch, 512);
+    p.n_threads = static_cast<std::int32_t>(s.threads);
+    p.n_threads_batch = p.n_threads;
+    p.no_perf = true;
+    return p;
+}
+
+class SinkEngine : public Engine {
+public:
+    SinkEngine(llama_model *model, const Setting &s) : context_(model, context_params(s), options(s)) {}
+
+    llama_context *context() const override { return context_.get(); }
+    void decode(const std::vector<llama_token> &tokens, bool all_logits) override {
+        context_.decode(batch_.fill(tokens, all_logits));
+    }
+    std::uint64_t cache_bytes() const override { return context_.cache_bytes(); }
+    const char *mode() const override { return "sink"; }
+
+private:
+    static sinkcache::LlamaOptions options(const Setting &s) {
+        static const std::map<std::string, std::uint32_t> types = {
+            {"f32", SKC_DTYPE_F32}, {"f16", SKC_DTYPE_F16}, {"bf16", SKC_DTYPE_BF16}};
+        const auto type = types.find(s.kv_dtype);
+        if (type == types.end()) {
+            throw UserError("--kv-dtype " + s.kv_dtype + ": with sinkcache f32, f16 or bf16");
+        }
+        sinkcache::LlamaOptions o;
+        o.n_sink = s.sink;
+        o.window = s.window;
+        o.kv_dtype = type->second;
+        return o;
+    }
+
+    sinkcache::LlamaContext context_;
+    Batch batch_;
+};
+
+/** llama.cpp's own cache of sink + window tokens, and its context shift when that is full. */
+class StockEngine : public Engine {
+public:
+    StockEngine(llama_model *model, const Setting &s) : sink_(s.sink), capacity_(s.sink + s.window), discard_(s.discard) {
+        static const std::map<std::string, ggml_type> types = {
+            {"f32", GGML_TYPE_F32},   {"f16", GGML_TYPE_F16},   {"bf16", GGML_TYPE_BF16}, {"q8_0", GGML_TYPE_Q8_0},
+            {"q5_1", GGML_TYPE_Q5_1}, {"q5_0", GGML_TYPE_Q5_0}, {"q4_1", GGML_TYPE_Q4_1}, {"q4_0", GGML_TYPE_Q4_0}};
+        const auto type = types.find(s.kv_dtype);
+        if (type == types.end()) {
+            throw UserError("--kv-dtype " + s.kv_dtype + ": with --stock f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0");
+        }
+        llama_context_params p = context_params(s);
+        p.n_ctx = capacity_;
+        p.flash_attn_type = s.flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+        p.type_k = p.type_v = type->second;
+        context_.reset(llama_init_from_model(model, p));
+        if (!context_) {
+            throw UserError("llama.cpp makes no context for this model");
+        }
+        if (!llama_memory_can_shift(llama_get_memory(context_.get()))) {
+            throw UserError("--stock: llama.cpp cannot shift the context of this model");
+        }
+        bytes_ = bytes(model, type->second);
+    }
+
+    llama_context *context() const override { return context_.get(); }
+    void decode(const std::vector<llama_token> &tokens, bool all_logits) override {
+        make_room(static_cast<std::uint32_t>(tokens.size()));
+        const std::int32_t status = llama_decode(context_.get(), batch_.fill(tokens, all_logits));
+        if (status != 0) {
+            throw UserError("llama_decode returned " + std::to_string(status) + ": llama.cpp's log says why");
+        }
+        past_ += static_cast<std::uint32_t>(tokens.size());
+    }
+    std::uint64_t cache_bytes() const override { return bytes_; }
+    const char *mode() const override { return "stock"; }
+
+private:
+    struct FreeContext {
+        void operator()(llama_context *c) const { llama_free(c); }
+    };
+
+    void make_room(std::uint32_t n) {
+        if (past_ + n <= capacity_) {
+            return;
+        }
+        const std::uint32_t loose = past_ > sink_ ? past_ - sink_ : 0;
+        const std::uint32_t wish = std::max(discard_ ? discard_ : loose / 2, past_ + n - capacity_);
+        if (wish > loose) {
+            throw UserError("a batch of " + std::to_string(n) + " tokens does not fit into a window of " +
+                            std::to_string(capacity_ - sink_));
+        }
+        llama_memory_t memory = llama_get_memory(context_.get());
+        const auto from = static_cast<llama_pos>(sink_), n_discard = static_cast<llama_pos>(wish);
+        llama_memory_seq_rm(memory, 0, from, from + n_discard);
+        llama_memory_seq_add(memory, 0, from + n_discard, static_cast<llama_pos>(past_), -n_discard);
+        past_ -= wish;
+    }
+
+    std::uint64_t bytes(const llama_model *model, ggml_type type) const {
+        const auto number = [&](const std::string &key, std::int64_t otherwise) {
+            char arch[64], text[64];
+            llama_model_meta_val_str(model, "general.architecture", arch, sizeof arch);
+            const auto got = llama_model_meta_val_str(model, (arch + key).c_str(), text, sizeof text);
+            return got < 0 ? otherwise : std::stoll(text);
+        };
+        const std::int64_t dim = llama_model_n_embd(model) / std::max(1, llama_model_n_head(model));
+        const std::int64_t heads = llama_model_n_head_kv(model);
+        const std::uint64_t row = ggml_row_size(type, heads * number(".attention.key_length", dim)) +
+                                  ggml_row_size(type, heads * number(".attention.value_length", dim));
+        return row * llama_n_ctx(context_.get()) * static_cast<std::uint64_t>(llama_model_n_layer(model));
+    }
+
+    std::uint32_t sink_;
+    std::uint32_t capacity_;
+    std::uint32_t discard_;
+    std::uint32_t past_ = 0;
+    std::uint64_t bytes_ = 0;
+    std::unique_ptr<llama_context, FreeContext> context_;
+    Batch batch_;
+};
+
+}  // namespace
+
+Model load_model(const Setting &setting) {
+    llama_model_params p = llama_model_default_params();
+    p.use_extra_bufts = setting.repack;
+    Model model(llama_model_load_from_file(setting.model.c_str(), p));
+    if (!model) {
+        throw UserError("--model '" + setting.model + "': llama.cpp cannot load it");
+    }
+    return model;
+}
+
+std::unique_ptr<Engine> make_engine(llama_model *model, const Setting &setting) {
+    if (setting.window == 0 || setting.window > (1U << 30) || setting.sink > (1U << 30)) {
+        throw UserError("--window 1 to 2^30, --sink 0 to 2^30");
+    }
+    if (setting.stock && setting.n_batch > setting.window) {
+        throw UserError("--stock: " + std::to_string(setting.n_batch) + " tokens at a time do not fit into a window of " +
+                        std::to_string(setting.window));
+    }
+    if (setting.stock) {
+        return std::make_unique<StockEngine>(model, setting);
+    }
+    return std::make_unique<SinkEngine>(model, setting);
+}
+
+std::vector<llama_token> tokenize(const llama_vocab *vocab, const std::string &text, bool start, bool special) {
+    if (llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE) {
+        throw UserError("the model has no tokenizer");
+    }
+    if (text.size() > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max())) {
+        throw UserError("a text of " + std::to_string(text.size()) + " bytes: llama.cpp tokenizes at most 2 GiB");
+    }
+    const auto length = static_cast<std::int32_t>(text.size());
+    // A byte is at most a token, but for those that open and close.
+    std::vector<llama_token> tokens(text.size() + 8);
+    std::int32_t n = llama_tokenize(vocab, text.data(), length, tokens.data(), static_cast<std::int32_t>(tokens.size()), start,
+                                    special);
+    if (n < 0 && n != std::numeric_limits<std::int32_t>::min()) {
+        tokens.resize(static_cast<std::size_t>(-n));
+        n = llama_tokenize(vocab, text.data(), length, tokens.data(), -n, start, special);
+    }
+    if (n < 0) {
+        throw UserError("llama.cpp cannot tokenize the text");
+    }
+    tokens.resize(static_cast<std::size_t>(n));
+    tokens.shrink_to_fit();
+    return tokens;
+}
+
+llama_batch Batch::fill(const std::vector<llama_token> &tokens, bool all_logits) {
+    tokens_ = tokens;
+    wanted_.assign(tokens.size(), all_logits);
+    wanted_.back() = 1;
+    llama_batch batch{};
+    batch.n_tokens = static_cast<std::int32_t>(tokens_.size());
+    batch.token = tokens_.data();
+    batch.logits = wanted_.data();
+    return batch;
+}

@@ -1,0 +1,55 @@
+#include "template.hpp"
+
+#include "engine.hpp"
+
+#include <llama.h>
+
+#include <vector>
+
+std::string ChatTemplate::apply(bool with_last, const std::string &prompt) const {
+    std::vector<llama_chat_message> messages;
+    if (!system_.empty()) {
+        messages.push_back({"system", system_.c_str()});
+    }
+    if (with_last) {
+        messages.push_back({"user", prompt_.c_str()});
+        messages.push_back({"assistant", answer_.c_str()});
+    }
+    messages.push_back({"user", prompt.c_str()});
+    std::string text(1024, '\0');
+    for (;;) {
+        const std::int32_t n = llama_chat_apply_template(template_.c_str(), messages.data(), messages.size(), true, text.data(),
+                                                         static_cast<std::int32_t>(text.size()));
+        if (n < 0) {
+            throw UserError("the model's chat template is none that llama.cpp knows: --raw gives prompts as they are");
+        }
+        if (static_cast<std::size_t>(n) <= text.size()) {
+            text.resize(static_cast<std::size_t>(n));
+            return text;
+        }
+        text.resize(static_cast<std::size_t>(n));
+    }
+}
+
+std::string ChatTemplate::next(const std::string &prompt) {
+    std::string text;
+    if (raw()) {
+        text = (first_ && !system_.empty() ? system_ + "\n" : first_ ? "" : "\n") + prompt + "\n";
+    } else if (first_) {
+        text = apply(false, prompt);
+    } else {
+        // The last round as it was read, then what follows the answer. Templates trim messages, so the answer may not stand
+        // there as the model gave it: it is looked for without its blanks.
+        const std::string both = apply(true, prompt);
+        const std::string before = apply(false, prompt_);
+        const auto from = answer_.find_first_not_of(" \n\t\r");
+        const std::string trimmed =
+            from == std::string::npos ? "" : answer_.substr(from, answer_.find_last_not_of(" \n\t\r") - from + 1);
+        const auto at = both.compare(0, before.size(), before) == 0 ? both.find(trimmed, before.size()) : std::string::npos;
+        text = at == std::string::npos ? apply(false, prompt) : both.substr(at + trimmed.size());
+    }
+    prompt_ = prompt;
+    answer_.clear();
+    first_ = false;
+    return text;
+}

@@ -1,0 +1,68 @@
+// Below the window the adapter is llama.cpp; past it, it is llama.cpp shifted by one at every token.
+#include "support/host.hpp"
+
+#include <gtest/gtest.h>
+
+using sinkcache::LlamaContext;
+
+namespace {
+
+class Supported : public testing::TestWithParam<std::string> {
+protected:
+    Model model = load(supported_models().at(GetParam()), GetParam());
+};
+
+void expect_close(const Difference &d, double largest, const char *what) {
+    EXPECT_LE(d.largest, largest) << what;
+    EXPECT_EQ(d.same_argmax, d.rows) << what;
+    std::printf("%s: max logit difference %.2e, same argmax %zu of %zu\n", what, d.largest, d.same_argmax, d.rows);
+}
+
+}  // namespace
+
+TEST_P(Supported, BelowTheWindowEqualsStock) {
+    const Tokens tokens = random_tokens(model.get(), 256);
+    const Rows want = run(stock(model.get(), 256).get(), tokens, 64);
+    LlamaContext ctx(model.get(), params(64), options(4, 252));
+    expect_close(compare(run(ctx, tokens, 64), want), 1e-3, GetParam().c_str());
+    ctx.clear(0);
+    expect_close(compare(run(ctx, tokens, 1), want), 1e-3, "one by one");
+}
+
+TEST_P(Supported, PastTheWindowEqualsShiftByOne) {
+    const Tokens tokens = random_tokens(model.get(), 300);
+    // With YaRN stock multiplies keys by mscale again at every shift, so it is no reference; positions far below are.
+    const bool drifts = GetParam().find("yarn") != std::string::npos || GetParam().find("longrope") != std::string::npos;
+    LlamaContext ctx(model.get(), params(64), options(4, 60));
+    const Rows got = run(ctx, tokens, 1);
+    if (!drifts) {
+        const Rows want = run_shifted(stock(model.get(), 256).get(), tokens, 4, 60);
+        expect_close(compare(got, want), 2e-3, GetParam().c_str());
+    }
+    // Chunks, and a prompt longer than the window.
+    for (const std::size_t chunk : {7, 37, 64}) {
+        ctx.clear(0);
+        expect_close(compare(run(ctx, tokens, chunk), got), 1e-3, "in chunks");
+    }
+    LlamaContext whole(model.get(), params(300), options(4, 60));
+    expect_close(compare(run(whole, tokens, 300), got), 1e-3, "whole");
+    // Micro-batches shorter than the batch.
+    llama_context_params p = params(300);
+    p.n_ubatch = 23;
+    LlamaContext micro(model.get(), p, options(4, 60));
+    expect_close(compare(run(micro, tokens, 300), got), 1e-3, "micro-batches");
+}
+
+namespace {
+
+std::vector<std::string> names() {
+    std::vector<std::string> all;
+    for (const auto &entry : supported_models()) {
+        all.push_back(entry.first);
+    }
+    return all;
+}
+
+}  // namespace
+
+INSTANTIATE_TEST_SUITE_P(Models, Supported, testing::ValuesIn(names()), [](const auto &info) { return info.param; });

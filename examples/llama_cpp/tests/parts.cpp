@@ -1,0 +1,66 @@
+// Parts of llama-stream that its output does not show.
+#include "../program/engine.hpp"
+#include "../program/measure.hpp"
+#include "../program/template.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <vector>
+
+TEST(Parts, Quantiles) {
+    Durations d;
+    EXPECT_FALSE(d.quantile(0.5).has_value());
+    for (int i = 1; i <= 1000; ++i) {
+        d.add(i);
+    }
+    EXPECT_NEAR(*d.quantile(0.5), 500, 4);
+    EXPECT_NEAR(*d.quantile(0.99), 990, 8);
+    EXPECT_NEAR(*d.quantile(1.0), 1000, 8);
+    EXPECT_NEAR(d.total_ms(), 500500, 1e-6);
+    d.add(0);  // a clock may stand still
+    EXPECT_EQ(d.count(), 1001U);
+}
+
+TEST(Parts, Likelihoods) {
+    const std::vector<float> logits = {1000.0F, 1000.0F, -1e30F, 1000.0F};
+    EXPECT_NEAR(negative_log_likelihood(logits.data(), 4, 1), std::log(3.0), 1e-9);
+    Perplexity p;
+    EXPECT_FALSE(p.value().has_value());
+    p.add(std::log(2.0)), p.add(std::log(8.0));
+    EXPECT_NEAR(*p.value(), 4, 1e-12);
+}
+
+// What is read round by round is what the whole conversation is.
+TEST(Parts, TemplatesRoundByRound) {
+    ChatTemplate chatml("{{'<|im_start|>'}}", "");
+    std::string all = chatml.next("hi");
+    EXPECT_EQ(all, "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
+    for (const std::string answer : {"hello", "", "a\nb"}) {
+        chatml.answered(answer);
+        const std::string next = chatml.next("more");
+        EXPECT_EQ(next, "<|im_end|>\n<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n");
+        all += answer + next;
+    }
+    const std::vector<llama_chat_message> messages = {{"user", "hi"},    {"assistant", "hello"}, {"user", "more"},
+                                                      {"assistant", ""}, {"user", "more"},       {"assistant", "a\nb"},
+                                                      {"user", "more"}};
+    std::string whole(4096, '\0');
+    const int n = llama_chat_apply_template("{{'<|im_start|>'}}", messages.data(), messages.size(), true, whole.data(), 4096);
+    ASSERT_GT(n, 0);
+    whole.resize(std::size_t(n));
+    EXPECT_EQ(all, whole);
+
+    ChatTemplate mistral("[INST] strip [/INST]", "");  // trims what it prints
+    EXPECT_NE(mistral.next("hi").find("hi"), std::string::npos);
+    mistral.answered("  hello \n");
+    const std::string next = mistral.next("more");
+    EXPECT_NE(next.find("[INST] more [/INST]"), std::string::npos) << next;
+    EXPECT_EQ(next.find("hello"), std::string::npos) << next;
+
+    ChatTemplate raw("", "You are kind.");
+    EXPECT_EQ(raw.next("hi"), "You are kind.\nhi\n");
+    raw.answered("hello");
+    EXPECT_EQ(raw.next("more"), "\nmore\n");
+    EXPECT_THROW(ChatTemplate("nothing known", "").next("hi"), UserError);
+}

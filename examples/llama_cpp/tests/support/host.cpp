@@ -1,0 +1,210 @@
+#include "host.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <limits>
+#include <random>
+
+namespace {
+
+// llama.cpp's log goes into the output of a test that fails, errors only.
+void quiet() {
+    static const bool once = [] {
+        llama_log_set(
+            [](ggml_log_level level, const char *text, void *) {
+                if (level == GGML_LOG_LEVEL_ERROR) {
+                    std::fputs(text, stderr);
+                }
+            },
+            nullptr);
+        llama_backend_init();
+        return true;
+    }();
+    (void)once;
+}
+
+void must(std::int32_t status) {
+    if (status != 0) {
+        throw std::runtime_error("llama_decode returned " + std::to_string(status));
+    }
+}
+
+Tokens slice(const Tokens &tokens, std::size_t from, std::size_t n) {
+    const auto at = [&](std::size_t i) { return tokens.begin() + static_cast<std::ptrdiff_t>(std::min(i, tokens.size())); };
+    return Tokens(at(from), at(from + n));
+}
+
+}  // namespace
+
+Model load(const std::string &path) {
+    quiet();
+    llama_model_params p = llama_model_default_params();
+    p.n_gpu_layers = 0;
+    Model model(llama_model_load_from_file(path.c_str(), p));
+    if (!model) {
+        throw std::runtime_error("llama.cpp does not load " + path);
+    }
+    return model;
+}
+
+Model load(const RandomModel &model, const std::string &name) {
+    quiet();
+    const std::string path = testing::TempDir() + "skc_" + std::to_string(std::random_device()()) + "_" + name + ".gguf";
+    model.write(path);
+    struct Remove {
+        std::string path;
+        ~Remove() { std::remove(path.c_str()); }
+    } remove{path};
+    return load(path);
+}
+
+Model load_bundled() { return load(DATA "/tiny-llama-bytes.gguf"); }
+
+Tokens bundled_text(const llama_model *model, std::size_t n) {
+    std::ifstream file(DATA "/stream.txt", std::ios::binary);
+    std::string text(n, '\0');
+    file.read(text.data(), static_cast<std::streamsize>(n));
+    Tokens tokens(n + 8);
+    const std::int32_t got = llama_tokenize(llama_model_get_vocab(model), text.data(), static_cast<std::int32_t>(text.size()),
+                                            tokens.data(), static_cast<std::int32_t>(tokens.size()), true, false);
+    if (got < static_cast<std::int32_t>(n)) {
+        throw std::runtime_error("the bundled text is too short");
+    }
+    tokens.resize(n);
+    return tokens;
+}
+
+Tokens random_tokens(const llama_model *model, std::size_t n, std::uint32_t seed) {
+    std::mt19937 random(seed);
+    std::uniform_int_distribution<llama_token> token(0, llama_vocab_n_tokens(llama_model_get_vocab(model)) - 1);
+    Tokens tokens(n);
+    for (auto &t : tokens) {
+        t = token(random);
+    }
+    return tokens;
+}
+
+llama_context_params params(std::uint32_t n_batch, int n_threads) {
+    llama_context_params p = llama_context_default_params();
+    p.n_batch = n_batch;
+    p.n_ubatch = n_batch;
+    p.n_threads = n_threads;
+    p.n_threads_batch = n_threads;
+    return p;
+}
+
+sinkcache::LlamaOptions options(std::uint32_t n_sink, std::uint32_t window, std::uint32_t kv_dtype) {
+    sinkcache::LlamaOptions o;
+    o.n_sink = n_sink;
+    o.window = window;
+    o.kv_dtype = kv_dtype;
+    return o;
+}
+
+Stock stock(llama_model *model, std::uint32_t n_ctx, ggml_type kv, bool flash) {
+    llama_context_params p = params(n_ctx);
+    p.n_ctx = n_ctx;
+    p.type_k = kv;
+    p.type_v = kv;
+    p.flash_attn_type = flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    Stock ctx(llama_init_from_model(model, p));
+    if (!ctx) {
+        throw std::runtime_error("llama.cpp makes no context");
+    }
+    return ctx;
+}
+
+OwnBatch &OwnBatch::add(const Tokens &more, llama_seq_id seq_id, llama_pos from) {
+    for (std::size_t i = 0; i < more.size(); ++i) {
+        tokens.push_back(more[i]);
+        if (from >= 0) {
+            positions.push_back(from + static_cast<llama_pos>(i));
+        }
+        counts.push_back(1);
+        ids.push_back(seq_id);
+        wanted.push_back(1);
+    }
+    return *this;
+}
+
+llama_batch OwnBatch::get() {
+    id_pointers.clear();
+    for (auto &id : ids) {
+        id_pointers.push_back(&id);
+    }
+    llama_batch b{};
+    b.n_tokens = static_cast<std::int32_t>(tokens.size());
+    b.token = tokens.data();
+    b.pos = positions.empty() ? nullptr : positions.data();
+    b.n_seq_id = counts.data();
+    b.seq_id = id_pointers.data();
+    b.logits = wanted.data();
+    return b;
+}
+
+Row logits(llama_context *ctx, std::int32_t i) {
+    const float *row = llama_get_logits_ith(ctx, i);
+    if (!row) {
+        throw std::runtime_error("no logits of token " + std::to_string(i));
+    }
+    return Row(row, row + llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx))));
+}
+
+Rows run(sinkcache::LlamaContext &ctx, const Tokens &tokens, std::size_t chunk, llama_seq_id seq_id) {
+    Rows rows;
+    for (std::size_t from = 0; from < tokens.size(); from += chunk) {
+        OwnBatch batch(slice(tokens, from, chunk), seq_id);
+        ctx.decode(batch.get());
+        for (std::size_t i = 0; i < batch.tokens.size(); ++i) {
+            rows.push_back(logits(ctx.get(), static_cast<std::int32_t>(i)));
+        }
+    }
+    return rows;
+}
+
+Rows run(llama_context *ctx, const Tokens &tokens, std::size_t chunk) {
+    Rows rows;
+    for (std::size_t from = 0; from < tokens.size(); from += chunk) {
+        OwnBatch batch(slice(tokens, from, chunk));
+        must(llama_decode(ctx, batch.get()));
+        for (std::size_t i = 0; i < batch.tokens.size(); ++i) {
+            rows.push_back(logits(ctx, static_cast<std::int32_t>(i)));
+        }
+    }
+    return rows;
+}
+
+Rows run_shifted(llama_context *ctx, const Tokens &tokens, llama_pos n_sink, llama_pos window) {
+    llama_memory_t memory = llama_get_memory(ctx);
+    Rows rows;
+    llama_pos past = 0;
+    for (const llama_token token : tokens) {
+        if (past == n_sink + window) {
+            llama_memory_seq_rm(memory, 0, n_sink, n_sink + 1);
+            llama_memory_seq_add(memory, 0, n_sink + 1, past, -1);
+            --past;
+        }
+        OwnBatch batch({token}, 0, past++);
+        must(llama_decode(ctx, batch.get()));
+        rows.push_back(logits(ctx, 0));
+    }
+    return rows;
+}
+
+Difference compare(const Rows &a, const Rows &b) {
+    Difference d;
+    d.rows = std::min(a.size(), b.size());
+    const auto argmax = [](const Row &row) { return std::max_element(row.begin(), row.end()) - row.begin(); };
+    for (std::size_t i = 0; i < d.rows; ++i) {
+        for (std::size_t j = 0; j < a[i].size(); ++j) {
+            const double off = std::abs(double(a[i][j]) - double(b[i][j]));
+            d.largest = off <= std::numeric_limits<double>::max() ? std::max(d.largest, off) : HUGE_VAL;
+        }
+        d.same_argmax += argmax(a[i]) == argmax(b[i]);
+    }
+    return d;
+}

@@ -1,0 +1,342 @@
+#include "random_model.hpp"
+
+#include <gguf.h>
+
+#include <cmath>
+#include <memory>
+#include <random>
+#include <stdexcept>
+
+namespace {
+
+struct FreeGguf {
+    void operator()(gguf_context *g) const { gguf_free(g); }
+};
+struct FreeGgml {
+    void operator()(ggml_context *c) const { ggml_free(c); }
+};
+
+void copy_tokenizer(gguf_context *to, const std::string &path) {
+    gguf_init_params params{true, nullptr};
+    const std::unique_ptr<gguf_context, FreeGguf> from(gguf_init_from_file(path.c_str(), params));
+    if (!from) {
+        throw std::runtime_error("cannot read " + path);
+    }
+    for (std::int64_t i = gguf_get_n_kv(from.get()) - 1; i >= 0; --i) {
+        const std::string key = gguf_get_key(from.get(), i);
+        if (key.rfind("tokenizer.", 0) != 0) {
+            gguf_remove_key(from.get(), key.c_str());
+        }
+    }
+    gguf_set_kv(to, from.get());
+}
+
+std::size_t add_tensor(ggml_context *ctx, gguf_context *gguf, const RandomTensor &t, ggml_type type, std::mt19937 &random) {
+    ggml_tensor *tensor = ggml_new_tensor(ctx, type, static_cast<int>(t.dims.size()), t.dims.data());
+    ggml_set_name(tensor, t.name.c_str());
+    std::vector<float> values(static_cast<std::size_t>(ggml_nelements(tensor)));
+    std::normal_distribution<float> normal(t.mean, t.deviation);
+    for (float &x : values) {
+        x = normal(random);
+    }
+    const std::int64_t row = tensor->ne[0];
+    ggml_quantize_chunk(type, values.data(), tensor->data, 0, std::int64_t(values.size()) / row, row, nullptr);
+    gguf_add_tensor(gguf, tensor);
+    return ggml_nbytes(tensor);
+}
+
+}  // namespace
+
+void RandomModel::write(const std::string &path, std::uint32_t seed) const {
+    const std::unique_ptr<gguf_context, FreeGguf> gguf(gguf_init_empty());
+    const auto full = [&](const std::string &key) {
+        return key.rfind("general.", 0) == 0 || key.rfind("tokenizer.", 0) == 0 ? key : arch + "." + key;
+    };
+    if (tokenizer_of.empty()) {
+        gguf_set_val_str(gguf.get(), "tokenizer.ggml.model", "no_vocab");
+    } else {
+        copy_tokenizer(gguf.get(), tokenizer_of);
+    }
+    gguf_set_val_str(gguf.get(), "general.architecture", arch.c_str());
+    for (const auto &[key, value] : integers) {
+        gguf_set_val_u32(gguf.get(), full(key).c_str(), value);
+    }
+    for (const auto &[key, value] : reals) {
+        gguf_set_val_f32(gguf.get(), full(key).c_str(), value);
+    }
+    for (const auto &[key, value] : strings) {
+        gguf_set_val_str(gguf.get(), full(key).c_str(), value.c_str());
+    }
+    for (const auto &[key, value] : arrays) {
+        gguf_set_arr_data(gguf.get(), full(key).c_str(), GGUF_TYPE_INT32, value.data(), value.size());
+    }
+    std::size_t bytes = 0;
+    for (const RandomTensor &t : tensors) {
+        std::size_t n = 4;
+        for (const std::int64_t dim : t.dims) {
+            n *= static_cast<std::size_t>(dim);
+        }
+        bytes += n + ggml_tensor_overhead() + 64;
+    }
+    const std::unique_ptr<ggml_context, FreeGgml> ctx(ggml_init({bytes, nullptr, false}));
+    std::mt19937 random(seed);
+    for (const RandomTensor &t : tensors) {
+        add_tensor(ctx.get(), gguf.get(), t, t.dims.size() == 2 && t.deviation > 0 ? type : GGML_TYPE_F32, random);
+    }
+    if (!gguf_write_to_file(gguf.get(), path.c_str(), false)) {
+        throw std::runtime_error("cannot write " + path);
+    }
+}
+
+RandomModel decoder(const std::string &arch, const Shape &s) {
+    RandomModel m;
+    m.arch = arch;
+    const auto u = [](std::int64_t n) { return static_cast<std::uint32_t>(n); };
+    m.integers = {{"block_count", u(s.n_layers)},
+                  {"context_length", 4096},
+                  {"embedding_length", u(s.n_embd)},
+                  {"feed_forward_length", u(s.n_ff)},
+                  {"attention.head_count", u(s.n_heads)},
+                  {"attention.head_count_kv", u(s.n_kv_heads)},
+                  {"attention.key_length", u(s.head_dim)},
+                  {"attention.value_length", u(s.head_dim)},
+                  {"rope.dimension_count", u(s.head_dim)},
+                  {"vocab_size", u(s.n_vocab)}};
+    m.reals = {{"attention.layer_norm_rms_epsilon", 1e-5F},
+               {"attention.layer_norm_epsilon", 1e-5F},
+               {"rope.freq_base", 10000.0F}};
+    const auto matrix = [&](const std::string &name, std::int64_t in, std::int64_t out, float gain = 1.0F) {
+        m.tensors.push_back({name, {in, out}, gain / std::sqrt(float(in))});
+    };
+    const auto norm = [&](const std::string &name, std::int64_t n) {
+        m.tensors.push_back({name + ".weight", {n}, 0.1F, 1.0F});
+        if (s.norm_bias) {
+            m.tensors.push_back({name + ".bias", {n}, 0.1F});
+        }
+    };
+    m.tensors.push_back({"token_embd.weight", {s.n_embd, s.n_vocab}, 1.0F});
+    norm("output_norm", s.n_embd);
+    if (s.output) {
+        matrix("output.weight", s.n_embd, s.n_vocab);
+    }
+    const std::int64_t q = s.n_heads * s.head_dim, kv = s.n_kv_heads * s.head_dim;
+    // Attention must matter, and must not be flat: larger Q and K than a fresh network has.
+    const float sharp = 1.6F;
+    for (std::int64_t i = 0; i < s.n_layers; ++i) {
+        const std::string block = "blk." + std::to_string(i) + ".";
+        norm(block + "attn_norm", s.n_embd);
+        norm(block + "ffn_norm", s.n_embd);
+        if (s.fused_qkv) {
+            matrix(block + "attn_qkv.weight", s.n_embd, q + 2 * kv, sharp);
+        } else {
+            matrix(block + "attn_q.weight", s.n_embd, q, sharp);
+            matrix(block + "attn_k.weight", s.n_embd, kv, sharp);
+            matrix(block + "attn_v.weight", s.n_embd, kv);
+        }
+        if (s.qkv_bias) {
+            m.tensors.push_back({block + "attn_q.bias", {q}, 0.5F});
+            m.tensors.push_back({block + "attn_k.bias", {kv}, 0.5F});
+            m.tensors.push_back({block + "attn_v.bias", {kv}, 0.5F});
+        }
+        if (s.qk_norm) {
+            m.tensors.push_back({block + "attn_q_norm.weight", {s.head_dim}, 0.1F, sharp});
+            m.tensors.push_back({block + "attn_k_norm.weight", {s.head_dim}, 0.1F, sharp});
+        }
+        matrix(block + "attn_output.weight", q, s.n_embd, 1.5F);
+        if (s.gate) {
+            matrix(block + "ffn_gate.weight", s.n_embd, s.n_ff);
+        }
+        matrix(block + "ffn_up.weight", s.n_embd, s.n_ff);
+        matrix(block + "ffn_down.weight", s.n_ff, s.n_embd);
+    }
+    return m;
+}
+
+std::map<std::string, RandomModel> supported_models() {
+    std::map<std::string, RandomModel> models;
+    models["llama_gqa"] = decoder("llama");
+    Shape shape;
+    shape.n_kv_heads = 4;
+    models["llama_mha"] = decoder("llama", shape);
+    shape = Shape();
+    shape.fused_qkv = true;
+    models["llama_fused_qkv"] = decoder("llama", shape);
+
+    RandomModel linear = decoder("llama");
+    linear.strings["rope.scaling.type"] = "linear";
+    linear.reals["rope.scaling.factor"] = 4.0F;
+    models["llama_linear"] = linear;
+
+    RandomModel yarn = decoder("llama");
+    yarn.strings["rope.scaling.type"] = "yarn";
+    yarn.reals["rope.scaling.factor"] = 4.0F;
+    yarn.integers["rope.scaling.original_context_length"] = 128;
+    models["llama_yarn"] = yarn;
+
+    RandomModel factors = decoder("llama");
+    factors.tensors.push_back({"rope_freqs.weight", {Shape().head_dim / 2}, 1.0F, 5.0F});
+    models["llama_factors"] = factors;
+
+    RandomModel longrope = decoder("llama");
+    longrope.strings["rope.scaling.type"] = "longrope";
+    longrope.integers["rope.scaling.original_context_length"] = 2048;
+    longrope.reals["rope.scaling.attn_factor"] = 1.2F;
+    longrope.tensors.push_back({"rope_factors_short.weight", {Shape().head_dim / 2}, 0.2F, 1.5F});
+    longrope.tensors.push_back({"rope_factors_long.weight", {Shape().head_dim / 2}, 2.0F, 9.0F});
+    models["llama_longrope"] = longrope;
+
+    RandomModel granite = decoder("granite");
+    granite.reals["attention.scale"] = 0.4F;
+    granite.reals["logit_scale"] = 2.0F;
+    granite.reals["residual_scale"] = 0.7F;
+    granite.reals["embedding_scale"] = 1.5F;
+    models["granite_scale"] = granite;
+
+    shape = Shape();
+    shape.qkv_bias = true;
+    models["qwen2_neox"] = decoder("qwen2", shape);
+    RandomModel qwen_yarn = decoder("qwen2", shape);
+    qwen_yarn.strings = yarn.strings;
+    qwen_yarn.reals["rope.scaling.factor"] = 4.0F;
+    qwen_yarn.integers["rope.scaling.original_context_length"] = 128;
+    models["qwen2_yarn"] = qwen_yarn;
+
+    shape = Shape();
+    shape.qk_norm = true;
+    shape.head_dim = 32;  // wider than n_embd / n_heads
+    models["qwen3_qk_norm"] = decoder("qwen3", shape);
+
+    shape = Shape();
+    shape.output = false;
+    shape.n_kv_heads = 1;
+    models["gemma_scaled_q"] = decoder("gemma", shape);
+
+    shape = Shape();
+    shape.norm_bias = true;
+    RandomModel partial = decoder("stablelm", shape);
+    partial.integers["rope.dimension_count"] = 8;
+    partial.integers.erase("attention.key_length");
+    partial.integers.erase("attention.value_length");
+    models["stablelm_partial"] = partial;
+    return models;
+}
+
+std::map<std::string, Unsupported> unsupported_models() {
+    std::map<std::string, Unsupported> models;
+    Shape shape;
+    shape.output = false;
+    shape.n_layers = 4;
+    for (const char *arch : {"gemma2", "gemma3"}) {
+        shape.qk_norm = std::string(arch) == "gemma3";
+        RandomModel gemma = decoder(arch, shape);
+        gemma.integers["attention.sliding_window"] = 64;
+        for (std::int64_t i = 0; i < shape.n_layers; ++i) {
+            const std::string block = "blk." + std::to_string(i) + ".";
+            gemma.tensors.push_back({block + "post_attention_norm.weight", {shape.n_embd}, 0.1F, 1.0F});
+            gemma.tensors.push_back({block + "post_ffw_norm.weight", {shape.n_embd}, 0.1F, 1.0F});
+        }
+        models[arch] = {gemma, "sliding-window"};
+    }
+
+    shape = Shape();
+    shape.qkv_bias = true;
+    RandomModel vl = decoder("qwen2vl", shape);
+    vl.arrays["rope.dimension_sections"] = {2, 3, 3, 0};
+    models["qwen2vl"] = {vl, "M-RoPE"};
+
+    shape = Shape();
+    shape.n_layers = 4;
+    models["smollm3"] = {decoder("smollm3", shape), "layer 3: Q does not come from RoPE"};
+
+    RandomModel longrope = supported_models().at("llama_longrope");
+    longrope.integers["rope.scaling.original_context_length"] = 300;
+    models["longrope_beyond"] = {longrope, "LongRoPE"};
+
+    shape = Shape();
+    shape.norm_bias = true;
+    shape.n_kv_heads = 4;
+    shape.gate = false;
+    shape.fused_qkv = true;
+    RandomModel bloom = decoder("bloom", shape);
+    bloom.tensors.push_back({"token_embd_norm.weight", {shape.n_embd}, 0.1F, 1.0F});
+    bloom.tensors.push_back({"token_embd_norm.bias", {shape.n_embd}, 0.1F});
+    const auto biases = [&](RandomModel &m) {
+        for (std::int64_t i = 0; i < shape.n_layers; ++i) {
+            const std::string block = "blk." + std::to_string(i) + ".";
+            m.tensors.push_back({block + "attn_qkv.bias", {3 * shape.n_embd}, 0.1F});
+            m.tensors.push_back({block + "attn_output.bias", {shape.n_embd}, 0.1F});
+            m.tensors.push_back({block + "ffn_up.bias", {shape.n_ff}, 0.1F});
+            m.tensors.push_back({block + "ffn_down.bias", {shape.n_embd}, 0.1F});
+        }
+    };
+    biases(bloom);
+    models["bloom"] = {bloom, "without RoPE"};
+    RandomModel gpt2 = decoder("gpt2", shape);
+    gpt2.tensors.push_back({"position_embd.weight", {shape.n_embd, 4096}, 0.1F});
+    biases(gpt2);
+    models["gpt2"] = {gpt2, "without RoPE"};
+
+    // Mamba: no attention at all.
+    RandomModel mamba;
+    mamba.arch = "mamba";
+    const std::int64_t d = 64, inner = 128, state = 16, rank = 8, conv = 4;
+    mamba.integers = {{"block_count", 2},      {"context_length", 4096},  {"embedding_length", 64},
+                      {"feed_forward_length", 0}, {"attention.head_count", 0}, {"vocab_size", 128},
+                      {"ssm.conv_kernel", 4},  {"ssm.inner_size", 128},   {"ssm.state_size", 16},
+                      {"ssm.time_step_rank", 8}};
+    mamba.reals = {{"attention.layer_norm_rms_epsilon", 1e-5F}};
+    mamba.tensors = {{"token_embd.weight", {d, 128}, 1.0F}, {"output_norm.weight", {d}, 0.1F, 1.0F}};
+    for (int i = 0; i < 2; ++i) {
+        const std::string block = "blk." + std::to_string(i) + ".";
+        const std::vector<RandomTensor> tensors = {{block + "attn_norm.weight", {d}, 0.1F, 1.0F},
+                                                   {block + "ssm_in.weight", {d, 2 * inner}, 0.1F},
+                                                   {block + "ssm_conv1d.weight", {conv, inner}, 0.1F},
+                                                   {block + "ssm_conv1d.bias", {inner}, 0.1F},
+                                                   {block + "ssm_x.weight", {inner, rank + 2 * state}, 0.1F},
+                                                   {block + "ssm_dt.weight", {rank, inner}, 0.1F},
+                                                   {block + "ssm_dt.bias", {inner}, 0.1F},
+                                                   {block + "ssm_a", {state, inner}, 0.1F, -1.0F},
+                                                   {block + "ssm_d", {inner}, 0.1F},
+                                                   {block + "ssm_out.weight", {inner, d}, 0.1F}};
+        mamba.tensors.insert(mamba.tensors.end(), tensors.begin(), tensors.end());
+    }
+    models["mamba"] = {mamba, "recurrent"};
+
+    // DeepSeek 2: K and V are one latent vector; dense feed-forward in all layers.
+    shape = Shape();
+    const std::int64_t lora = 32, rope = 8, nope = 16, v = 16;
+    RandomModel mla = decoder("deepseek2", shape);
+    mla.integers["attention.q_lora_rank"] = 32;
+    mla.integers["attention.kv_lora_rank"] = 32;
+    mla.integers["attention.head_count_kv"] = 1;
+    mla.integers["attention.key_length"] = lora + rope;
+    mla.integers["attention.value_length"] = lora;
+    mla.integers["attention.key_length_mla"] = nope + rope;
+    mla.integers["attention.value_length_mla"] = v;
+    mla.integers["rope.dimension_count"] = rope;
+    mla.integers["leading_dense_block_count"] = 3;
+    mla.integers["expert_feed_forward_length"] = 32;
+    mla.integers["expert_shared_count"] = 1;
+    std::vector<RandomTensor> kept;
+    for (const RandomTensor &t : mla.tensors) {
+        if (t.name.find("attn_q.") == std::string::npos && t.name.find("attn_k.") == std::string::npos &&
+            t.name.find("attn_v.") == std::string::npos) {
+            kept.push_back(t);
+        }
+    }
+    mla.tensors = kept;
+    for (std::int64_t i = 0; i < shape.n_layers; ++i) {
+        const std::string block = "blk." + std::to_string(i) + ".";
+        const std::vector<RandomTensor> tensors = {
+            {block + "attn_q_a_norm.weight", {32}, 0.1F, 1.0F},
+            {block + "attn_kv_a_norm.weight", {lora}, 0.1F, 1.0F},
+            {block + "attn_q_a.weight", {shape.n_embd, 32}, 0.1F},
+            {block + "attn_q_b.weight", {32, shape.n_heads * (nope + rope)}, 0.1F},
+            {block + "attn_kv_a_mqa.weight", {shape.n_embd, lora + rope}, 0.1F},
+            {block + "attn_k_b.weight", {nope, lora, shape.n_heads}, 0.1F},
+            {block + "attn_v_b.weight", {lora, v, shape.n_heads}, 0.1F}};
+        mla.tensors.insert(mla.tensors.end(), tensors.begin(), tensors.end());
+    }
+    models["deepseek2"] = {mla, "MLA"};
+    return models;
+}

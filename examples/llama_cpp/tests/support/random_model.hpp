@@ -1,0 +1,73 @@
+// GGUF files with random weights, made at test time.
+#ifndef SINKCACHE_TESTS_RANDOM_MODEL_HPP
+#define SINKCACHE_TESTS_RANDOM_MODEL_HPP
+
+#include <ggml.h>
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+/** A tensor with normally distributed values. */
+struct RandomTensor {
+    std::string name;
+    std::vector<std::int64_t> dims;
+    float deviation;
+    float mean = 0;
+};
+
+/** What goes into a GGUF. Keys without "general." or "tokenizer." get the architecture in front. */
+struct RandomModel {
+    std::string arch = "llama";
+    std::map<std::string, std::uint32_t> integers;
+    std::map<std::string, float> reals;
+    std::map<std::string, std::string> strings;
+    std::map<std::string, std::vector<std::int32_t>> arrays;
+    std::vector<RandomTensor> tensors;
+    /** Take the tokenizer of this GGUF; empty = a vocabulary without texts. */
+    std::string tokenizer_of;
+    /** Type of matrices: F32, F16 or Q8_0. */
+    ggml_type type = GGML_TYPE_F32;
+
+    /** Writes it; the same seed gives the same file. Throws std::runtime_error. */
+    void write(const std::string &path, std::uint32_t seed = 1) const;
+};
+
+/** Shape of the decoder that most architectures share. */
+struct Shape {
+    std::int64_t n_layers = 3;
+    std::int64_t n_embd = 64;
+    std::int64_t n_heads = 4;
+    std::int64_t n_kv_heads = 2;
+    std::int64_t head_dim = 16;
+    std::int64_t n_ff = 96;
+    std::int64_t n_vocab = 128;
+    /** Q, K and V in one matrix. */
+    bool fused_qkv = false;
+    /** Biases of Q, K and V. */
+    bool qkv_bias = false;
+    /** Norms over the heads of Q and K. */
+    bool qk_norm = false;
+    /** Output matrix of its own. */
+    bool output = true;
+    /** Norms with biases. */
+    bool norm_bias = false;
+    /** Feed-forward with a gate. */
+    bool gate = true;
+};
+
+/** A decoder of the common form for an architecture. */
+RandomModel decoder(const std::string &arch, const Shape &shape = Shape());
+
+/** Architectures that the adapter serves, by name. */
+std::map<std::string, RandomModel> supported_models();
+
+/** An architecture that it must refuse, and a word of the reason. */
+struct Unsupported {
+    RandomModel model;
+    std::string reason;
+};
+std::map<std::string, Unsupported> unsupported_models();
+
+#endif
