@@ -15,7 +15,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COPY = ROOT / "target" / "mutants"
-TESTS = ["--test", "vectors", "--test", "histories", "--test", "edges"]
+TESTS = ["--test", "vectors", "--test", "histories", "--test", "edges", "--test", "rungs"]
 
 # name: (file, right line, wrong line)
 MUTANTS = {
@@ -28,26 +28,36 @@ MUTANTS = {
     "rewind_forgets_the_highest": ("src/ring.rs", "            self.len = len;\n", "            self.len = len;\n            self.highest = len;\n"),
     "reset_keeps_floor": ("src/cache/edit.rs", "|_, state, _| *state = Seq::default()", "|_, state, _| *state = Seq { floor: state.floor, ..Seq::default() }"),
     "fork_copies_too_little": ("src/cache/edit.rs", "state.highest.min(layer.ring.slots())", "state.len.saturating_sub(1).min(layer.ring.slots())"),
-    "stale_slot_visible": ("src/backend/cpu/attend.rs", "Part::Window => self.ring.n_sink + self.evicted(i)..end,",
-                           "Part::Window => self.ring.n_sink + self.evicted(i).saturating_sub(u64::from(i > 0))..end,"),
-    "future_token_visible": ("src/backend/cpu/attend.rs", "Part::Window => self.ring.n_sink + self.evicted(i)..end,",
-                             "Part::Window => self.ring.n_sink + self.evicted(i)..end + 1,"),
-    "sink_turn_dropped": ("src/backend/cpu/attend.rs", "position.wrapping_sub(evicted), layer.mscale", "position, layer.mscale"),
-    "sink_turned_the_other_way": ("src/backend/cpu/attend.rs", "0_u64.wrapping_sub(evicted)", "evicted"),
-    "mscale_twice": ("src/backend/cpu/attend.rs", "0_u64.wrapping_sub(evicted), 1.0", "0_u64.wrapping_sub(evicted), layer.mscale"),
-    "sink_distance_in_the_stream": ("src/backend/cpu/attend.rs", "Part::Sinks => self.index(i) - self.evicted(i),", "Part::Sinks => self.index(i),"),
-    "learned_sink_scaled": ("src/backend/cpu/attend.rs", "Some(&logit) => (logit, 1.0),", "Some(&logit) => (logit * layer.scale, 1.0),"),
-    "bias_before_softcap": ("src/backend/cpu/attend.rs", "if layer.softcap > 0.0 {", "if layer.softcap > 0.0 && layer.alibi_slopes.is_empty() {"),
-    "key_angle_of_the_first_row": ("src/backend/cpu/append.rs", "entry.start.wrapping_add(index)", "entry.start.wrapping_add(entry.first)"),
+    "stale_slot_visible": ("src/backend/cpu/tile.rs", "ring.n_sink + self.evicted..end", "ring.n_sink + self.evicted.saturating_sub(1)..end"),
+    "future_token_visible": ("src/backend/cpu/tile.rs", "let end = self.index + 1;", "let end = self.index + 2;"),
+    "sink_turn_dropped": ("src/backend/cpu/tile.rs", "let turned = position.wrapping_sub(evicted);", "let turned = position;"),
+    "sink_turned_the_other_way": ("src/backend/cpu/tile.rs", "0_u64.wrapping_sub(evicted)", "evicted"),
+    "mscale_twice": ("src/backend/cpu/tile.rs", "0_u64.wrapping_sub(evicted), 1.0", "0_u64.wrapping_sub(evicted), layer.mscale"),
+    "sink_distance_in_the_stream": ("src/backend/cpu/tile.rs", "self.index - self.evicted - key", "self.index - key"),
+    "learned_sink_scaled": ("src/backend/cpu/tile.rs", "Some(&logit) => (logit, 1.0),", "Some(&logit) => (logit * layer.scale, 1.0),"),
+    "bias_before_softcap": ("src/backend/cpu/simd/kernels.rs", "if a.softcap > 0.0 {", "if a.softcap > 0.0 && seen.slope == 0.0 {"),
+    "key_angle_of_the_first_row": ("src/backend/cpu/tile.rs", "entry.start.wrapping_add(index), layer.mscale, cos, sin", "entry.start.wrapping_add(entry.first), layer.mscale, cos, sin"),
+    "angles_of_another_slab": ("src/backend/cpu/tile.rs", "        (token - start) as usize\n", "        (token - tokens.start) as usize % half.max(1)\n"),
+    "part_of_another_tile": ("src/backend/cpu/tile.rs", "let first_row = self.first_row + first as u64;", "let first_row = self.first_row;"),
+    "block_begins_late": ("src/backend/cpu/tile.rs", "let lo = offset % PAD;", "let lo = offset % PAD + u64::from(offset % PAD == 7);"),
+    "span_merged_without_keep": ("src/backend/cpu/decode.rs", "*a = *a * keep + p * take", "*a = *a + p * take"),
+    "key_in_another_lane": ("src/backend/cpu/store.rs", "group.add(d * GROUP + lane).write(x)", "group.add(d * GROUP + (lane ^ 1)).write(x)"),
+    "masked_score_counts": ("src/backend/cpu/simd/kernels.rs", "            edge::<V>(row, &seen, end - 1, lowest);", "            edge::<V>(row, &seen, first, lowest);"),
     "float_positions": ("src/phase.rs", "sin_cos(position.wrapping_mul(f))", "sin_cos((position as f32 as u64).wrapping_mul(f))"),
-    "no_weight_is_nan": ("src/backend/cpu/attend.rs", "if max == f32::NEG_INFINITY && scores", "if max == f32::INFINITY && scores"),
-    "masked_by_weight_zero": ("src/backend/cpu/attend.rs", "                sum += weight;\n", "                sum += weight;\n                part.iter_mut().zip(v_all).for_each(|(p, v)| *p += 0.0 * v);\n"),
+    "no_weight_is_nan": ("src/backend/cpu/simd/kernels.rs", "if new == f32::NEG_INFINITY && (seen", "if new == f32::INFINITY && (seen"),
+    "masked_by_weight_zero": ("src/backend/cpu/decode.rs", "if seen.iter().all(|s| (s.from, s.to) == (from, to)) {", "if !seen.is_empty() {"),
+    "infinity_by_the_tile": ("src/backend/cpu/chunk.rs", "let apart = !all_seen &&", "let apart = false && !all_seen &&"),
 }
-# A mutant that needs a second line.
-ALSO = {
-    "masked_by_weight_zero": ("src/backend/cpu/attend.rs", "            let mut sum = 0.0;\n", "            let mut sum = 0.0;\n            let v_all = &v[v.len() - dim_v..];\n"),
+# Where the processor has AMX.
+AMX_MUTANTS = {
+    "tile_of_the_wrong_rows": ("src/backend/cpu/simd/amx.rs", "products!(a, 2 * dim, a.add(16 * dim),", "products!(a, 2 * dim, a.add(8 * dim),"),
+    "lower_half_left_out": ("src/backend/cpu/simd/amx.rs", "if a.low.is_null() { 1 } else { 3 }", "if a.low.is_null() { 1 } else { 2 }"),
+    "infinity_by_amx": ("src/backend/cpu/tiles.rs", "let apart = !all_seen && !finite;", "let apart = false && !all_seen && !finite;"),
+    "stale_values_in_tiles": ("src/backend/cpu/tiles.rs", "} else if all_seen && (", "} else if !all_seen || ("),
 }
-
+with open("/proc/cpuinfo") as f:
+    if " amx_bf16" in f.read():
+        MUTANTS |= AMX_MUTANTS
 # Wrong lines of the CUDA kernels, which the device tests must catch on the host shim.
 KERNELS = "src/backend/cuda/kernels/"
 KERNEL_MUTANTS = {
@@ -86,7 +96,7 @@ def on_shim(*args):
 
 def mutate(name):
     """-> None when the mutant is caught, else what is wrong."""
-    changes = [ALL[name]] + ([ALSO[name]] if name in ALSO else [])
+    changes = [ALL[name]]
     test = on_shim if name in KERNEL_MUTANTS else cargo
     texts = {}
     for file, right, wrong in changes:
