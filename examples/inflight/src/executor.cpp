@@ -284,7 +284,8 @@ void Executor::end_conversation(std::string name, const std::string &why) {
     }
     conversations_.erase(found);
     for (auto &task : waiting_) {
-        if (!task->finished && task->names(name)) {
+        // One that has just started needs it no more.
+        if (!task->finished && task->slot < 0 && task->names(name)) {
             finish(*task, Outcome::failed, why);
         }
     }
