@@ -5,6 +5,8 @@ JOBS ?= $(shell nproc)
 CXX ?= g++
 ASAN = $(shell $(CXX) -print-file-name=libasan.so)
 UBSAN = $(shell $(CXX) -print-file-name=libubsan.so)
+# Example engines that are built and tested with the C++ tests.
+ENGINES = -DSINKCACHE_BUILD_INFLIGHT=ON
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
 .PHONY: test setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan cuda-test cuda-variants header \
@@ -39,13 +41,13 @@ mutants: shim
 	python3 scripts/mutants.py
 
 cpp-test:
-	cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release
+	cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release $(ENGINES)
 	cmake --build build -j $(JOBS)
 	ctest --test-dir build --output-on-failure -j $(JOBS)
 
 # The Rust library is instrumented too, and checks its arithmetic for overflow.
 cpp-sanitize:
-	cmake -S . -B build-sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug -DSINKCACHE_SANITIZE=address,undefined \
+	cmake -S . -B build-sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug -DSINKCACHE_SANITIZE=address,undefined $(ENGINES) \
 		-DSINKCACHE_CARGO_TARGET=$(HOST) "-DSINKCACHE_CARGO_ENV=RUSTC_BOOTSTRAP=1;RUSTFLAGS=-Zsanitizer=address"
 	cmake --build build-sanitize -j $(JOBS)
 	ctest --test-dir build-sanitize --output-on-failure -j $(JOBS)

@@ -3,9 +3,14 @@
 #include "metrics.hpp"
 #include "support.hpp"
 
+#include <nlohmann/json.hpp>
+
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <regex>
+#include <set>
+#include <sstream>
 
 namespace {
 
@@ -130,6 +135,30 @@ TEST(Parts, MetricsAreWhatPrometheusReads) {
     EXPECT_FALSE(std::filesystem::exists(path + ".tmp"));
     std::filesystem::remove(path);
     EXPECT_THROW(write_metrics("/nowhere/x.prom", c, 0), std::runtime_error);
+}
+
+TEST(Parts, TheDashboardAsksForMetricsThereAre) {
+    const std::string text = prometheus_text({}, 0);
+    std::ifstream file(DASHBOARD);
+    const auto dashboard = nlohmann::json::parse(file);
+    std::set<std::string> asked;
+    for (const auto &panel : dashboard.at("panels")) {
+        for (const auto &target : panel.at("targets")) {
+            const std::string query = target.at("expr");
+            const std::regex name("sinkcache_[a-z_]+");
+            for (std::sregex_iterator at(query.begin(), query.end(), name), end; at != end; ++at) {
+                asked.insert(at->str());
+                EXPECT_NE(text.find("# TYPE " + at->str() + " "), std::string::npos) << query;
+            }
+        }
+    }
+    // And for all of them.
+    std::istringstream lines(text);
+    std::size_t families = 0;
+    for (std::string line; std::getline(lines, line);) {
+        families += line.rfind("# TYPE ", 0) == 0;
+    }
+    EXPECT_EQ(asked.size(), families);
 }
 
 }  // namespace
