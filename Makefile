@@ -64,7 +64,7 @@ cuda-test: shim gpu-pack
 	tests/shim/build.sh build/shim-sanitize sanitize
 	SINKCACHE_CUDA_CACHE_DIR= SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 		scripts/gpu_check build/gpu_check --shim build/shim-sanitize --preload "$(ASAN):$(UBSAN)" --json build/gpu_check/shim.json
-	cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release
+	cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release $(ENGINES)
 	cmake --build build -j $(JOBS)
 	LD_LIBRARY_PATH=$(CURDIR)/build/shim:$$LD_LIBRARY_PATH ctest --test-dir build --output-on-failure -R cuda
 

@@ -5,6 +5,10 @@
 #include "mpi_group.hpp"
 #include "report.hpp"
 #include "requests_file.hpp"
+#ifdef INFLIGHT_CUDA
+#include "cuda_device.hpp"
+#include "device_model.hpp"
+#endif
 
 #include <CLI/CLI.hpp>
 
@@ -24,6 +28,7 @@ struct Options {
     ExecutorConfig executor;
     std::string kv_dtype = "f32";
     std::uint32_t threads = 1;
+    int cuda_device = -1;
     bool json = false, quiet = false;
 };
 
@@ -46,6 +51,10 @@ void declare(CLI::App &app, Options &o) {
     app.add_option("--threads", o.threads, "threads of attention and of matrix products")
         ->capture_default_str()
         ->check(CLI::Range(1u, 1024u));
+#ifdef INFLIGHT_CUDA
+    app.add_flag("--cuda", o.plugin.cuda, "run on a GPU, of several ranks each on its own");
+    app.add_option("--cuda-device", o.cuda_device, "which GPU; -1 = the one of the rank's number")->capture_default_str();
+#endif
     app.add_option("--metrics", o.metrics, "file for Prometheus' textfile collectors, renewed every second");
     app.add_flag("--json", o.json, "a JSON line per request, then one of totals");
     app.add_flag("--quiet", o.quiet, "no progress on the terminal");
@@ -105,19 +114,42 @@ private:
     }
 };
 
+/** The model on the CPU or on a GPU. */
+struct Engine {
+#ifdef INFLIGHT_CUDA
+    std::unique_ptr<Device> device;
+#endif
+    std::unique_ptr<Model> model;
+
+    Engine(const Options &options, LlamaWeights weights, Group &group) {
+#ifdef INFLIGHT_CUDA
+        if (options.plugin.cuda) {
+            device = cuda_device(options.cuda_device, group);
+            PluginConfig plugin = options.plugin;
+            plugin.cuda_device = static_cast<std::uint32_t>(options.cuda_device >= 0 ? options.cuda_device : static_cast<int>(group.rank()));
+            model = std::make_unique<DeviceModel>(weights, plugin, group, *device, options.executor.budget);
+            return;
+        }
+#endif
+        model = std::make_unique<CpuModel>(std::move(weights), options.plugin, group, static_cast<int>(options.threads));
+    }
+};
+
 void serve(const Options &options, Group &group) {
     std::ifstream file(options.requests);
     if (!file) {
         throw std::runtime_error("requests '" + options.requests + "' cannot be opened");
     }
-    CpuModel model(LlamaWeights::load(options.model, group.rank(), group.size()), options.plugin, group,
-                   static_cast<int>(options.threads));
+    LlamaWeights weights = LlamaWeights::load(options.model, group.rank(), group.size());
+    const auto cache_bytes = AttentionPlugin::bytes(shaped(options.plugin, weights));
+    const Engine engine(options, std::move(weights), group);
+    Model &model = *engine.model;
     Executor executor(model, options.executor);
     const auto lines = read_requests(file, model.config());
     if (group.rank() == 0 && !options.quiet) {
         std::cerr << model.describe() << std::endl;
     }
-    Console console(options, group, model.config().bytes, AttentionPlugin::bytes(shaped(options.plugin, model.weights())));
+    Console console(options, group, model.config().bytes, cache_bytes);
     std::uint64_t unreadable = 0;
     for (const Line &line : lines) {
         if (line.request) {
