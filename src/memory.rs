@@ -13,6 +13,8 @@ pub type FreeFn = unsafe extern "C" fn(user: *mut c_void, ptr: *mut c_void, byte
 
 /// Alignment of every buffer: a cache line, and the widest vector register.
 pub const ALIGN: usize = 64;
+/// What malloc aligns to on every 64-bit target.
+const MALLOC_ALIGN: usize = 16;
 
 /// Where a cache's memory comes from. The default is the process's allocator.
 #[derive(Clone, Copy, Debug, Default)]
@@ -68,23 +70,29 @@ unsafe impl Send for Buffer {}
 unsafe impl Sync for Buffer {}
 
 impl Buffer {
-    /// `bytes` bytes aligned to [`ALIGN`], holding whatever was there: large caches are not touched before they are used.
-    pub fn new(memory: Memory, bytes: usize, what: &str) -> Result<Self> {
+    /// `bytes` bytes aligned to [`ALIGN`]: zeros from the process, whatever the callback left in its own. Large blocks are
+    /// not touched before they are used.
+    pub fn zeroed(memory: Memory, bytes: usize, what: &str) -> Result<Self> {
         let bytes = bytes.max(1);
-        let Ok(layout) = Layout::from_size_align(bytes, ALIGN) else {
+        // Room to align by hand: asked for more than its natural alignment, the allocator would write the zeros itself.
+        let taken = match memory.0 {
+            None => bytes.checked_add(ALIGN),
+            Some(_) => Some(bytes),
+        };
+        let Some(layout) = taken.and_then(|n| Layout::from_size_align(n, MALLOC_ALIGN).ok()) else {
             bail!(OutOfMemory, "{bytes} bytes for {what} exceed the address space");
         };
         let ptr = match memory.0 {
             // SAFETY: the layout is not empty.
-            None => unsafe { std::alloc::alloc(layout) },
+            None => unsafe { std::alloc::alloc_zeroed(layout) },
             // SAFETY: the contract of `Memory::new`.
             Some(c) => unsafe { (c.alloc)(c.user, bytes, ALIGN).cast() },
         };
         let Some(ptr) = NonNull::new(ptr) else {
             bail!(OutOfMemory, "{bytes} bytes for {what} could not be allocated");
         };
-        let buffer = Self { ptr, bytes, memory };
-        if !(ptr.as_ptr() as usize).is_multiple_of(ALIGN) {
+        let buffer = Self { ptr, bytes: layout.size(), memory };
+        if memory.0.is_some() && !(ptr.as_ptr() as usize).is_multiple_of(ALIGN) {
             bail!(InvalidArgument, "the alloc callback returned {ptr:p} for {what}, not aligned to {ALIGN}");
         }
         Ok(buffer)
@@ -92,7 +100,11 @@ impl Buffer {
 
     /// Its first byte.
     pub fn as_ptr(&self) -> *mut u8 {
-        self.ptr.as_ptr()
+        let ptr = self.ptr.as_ptr();
+        match self.memory.0 {
+            None => ptr.wrapping_add(ptr.align_offset(ALIGN)),
+            Some(_) => ptr,
+        }
     }
 }
 
@@ -101,7 +113,7 @@ impl Drop for Buffer {
         match self.memory.0 {
             // SAFETY: allocated with this layout.
             None => unsafe {
-                std::alloc::dealloc(self.ptr.as_ptr(), Layout::from_size_align_unchecked(self.bytes, ALIGN));
+                std::alloc::dealloc(self.ptr.as_ptr(), Layout::from_size_align_unchecked(self.bytes, MALLOC_ALIGN));
             },
             // SAFETY: the contract of `Memory::new`; the block came from its partner.
             Some(c) => unsafe { (c.free)(c.user, self.ptr.as_ptr().cast(), self.bytes) },

@@ -9,18 +9,25 @@ pub(crate) mod cuda;
 
 use crate::batch::{DeviceBatch, Entry, HostBatch};
 use crate::config::{Layer, Shape};
+use crate::exec::Executor;
 use crate::ring::Seq;
 use crate::status::Result;
 use crate::tensor::Strided;
 
 /// Memory and kernels in host memory.
 pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
+    /// Does a job, on the executor's threads.
+    ///
+    /// # Errors
+    /// `Internal` when something panicked.
+    fn run(&self, job: &Job<'_>, exec: &Executor) -> Result<()>;
+
     /// Does part `ith` of `nth` of a job; all parts together do it once. Parts need no order among them and may run at
     /// the same time, but one `ith` only once.
-    fn run(&self, job: &Job<'_>, ith: u32, nth: u32);
+    fn run_part(&self, job: &Job<'_>, ith: u32, nth: u32);
 
     /// Copies the first `slots` slots of every head of one sequence over another's, in one layer.
-    fn copy_sequence(&self, layer: usize, src: usize, dst: usize, slots: u64);
+    fn copy_sequence(&self, layer: usize, settings: &Layer, src: usize, dst: usize, slots: u64);
 }
 
 /// Rotate and store, attend, or one after the other for each chunk.

@@ -115,7 +115,7 @@ impl Cache {
             for (index, layer) in self.layers.iter().enumerate() {
                 let state = *self.mirror.seq(index, src);
                 if let Place::Host { backend, .. } = &self.place {
-                    backend.copy_sequence(index, src, dst, state.highest.min(layer.ring.slots()));
+                    backend.copy_sequence(index, layer, src, dst, state.highest.min(layer.ring.slots()));
                 }
                 *self.mirror.seq_mut(index, dst) = state;
                 if self.mirror.sure(index, src) {

@@ -76,9 +76,6 @@ pub(crate) struct Work {
     attend: Option<AttendRows>,
 }
 
-/// Below this many stored elements the cost of waking threads exceeds that of an append.
-const PARALLEL_APPEND: u64 = 1 << 16;
-
 impl Cache {
     /// Validates a configuration and allocates everything the cache will ever use.
     ///
@@ -152,9 +149,7 @@ impl Cache {
         let layer = self.check_layer(layer)?;
         let rows = self.plan_append(layer, batch, Some(self.shape.max_chunk))?;
         let work = Work { layer, append: Some(self.append_rows(rows, k, v)?), attend: None };
-        let elements =
-            rows.saturating_mul((self.shape.n_kv_heads * (self.shape.head_dim + self.shape.head_dim_v)) as u64);
-        self.execute(work, batch, if elements < PARALLEL_APPEND { 1 } else { self.width() })?;
+        self.execute(work, batch)?;
         self.commit(work);
         Ok(())
     }
@@ -181,7 +176,7 @@ impl Cache {
             Entry::attend(e, seq, state, start, &cache.layers[layer].ring)
         })?;
         let work = Work { layer, append: None, attend: Some(self.attend_rows(rows, q, out, lse)?) };
-        self.execute(work, batch, self.width())
+        self.execute(work, batch)
     }
 
     /// Append and attend in one call, any number of tokens.
@@ -200,7 +195,7 @@ impl Cache {
         lse: Option<RowsOut<'_>>,
     ) -> Result<()> {
         let work = self.plan_step(layer, batch, k, v, q, out, lse)?;
-        self.execute(work, batch, self.width())?;
+        self.execute(work, batch)?;
         self.commit(work);
         Ok(())
     }
@@ -230,24 +225,22 @@ impl Cache {
     pub(crate) fn run_part(&self, work: Work, ith: u32, nth: u32) -> Result<()> {
         match &self.place {
             Place::Host { backend, .. } => {
-                self.run_on(backend.as_ref(), work, ith, nth);
+                backend.run_part(&self.job(work), ith, nth);
                 Ok(())
             }
             Place::Device(_) => bail!(InvalidArgument, "a thread team cannot do the work of a CUDA cache"),
         }
     }
 
-    fn run_on(&self, backend: &dyn Backend, work: Work, ith: u32, nth: u32) {
-        let (layer_index, append, attend) = (work.layer, work.append, work.attend);
-        let job = Job {
-            layer_index,
-            layer: &self.layers[layer_index],
+    fn job(&self, work: Work) -> Job<'_> {
+        Job {
+            layer_index: work.layer,
+            layer: &self.layers[work.layer],
             shape: &self.shape,
             entries: &self.entries,
-            append,
-            attend,
-        };
-        backend.run(&job, ith, nth);
+            append: work.append,
+            attend: work.attend,
+        }
     }
 
     /// Marks the slots of planned work as overwritten: from here on the tokens they held are gone, commit or not.
@@ -398,14 +391,11 @@ impl Cache {
         })
     }
 
-    /// Runs planned work, on the host in `nth` parts. A failure inside poisons the cache.
-    fn execute(&mut self, work: Work, batch: Batch<'_>, nth: u32) -> Result<()> {
-        // Whole heads are shared out: more parts than heads would wake threads for nothing.
-        let heads = self.entries.len().saturating_mul(self.shape.n_kv_heads);
-        let nth = nth.min(u32::try_from(heads).unwrap_or(u32::MAX)).max(1);
+    /// Runs planned work. A failure inside poisons the cache.
+    fn execute(&mut self, work: Work, batch: Batch<'_>) -> Result<()> {
         match &self.place {
             Place::Host { backend, exec } => {
-                let outcome = exec.run(nth, &|ith| self.run_on(backend.as_ref(), work, ith, nth));
+                let outcome = backend.run(&self.job(work), exec);
                 if outcome.is_err() {
                     self.poison();
                 }

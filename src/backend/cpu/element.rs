@@ -8,45 +8,36 @@ use crate::tensor::Element;
 
 /// A type K and V are stored in.
 pub(super) trait Stored: Element {
+    /// Rounded f32 values: themselves, or in `buf`, which must have room for as many elements.
+    fn narrowed<'a>(src: &'a [f32], buf: &'a mut [f32]) -> &'a [Self];
+
     /// Stores rounded f32 values.
     fn narrow(src: &[f32], dst: &mut [Self]);
-
-    /// The values as f32: themselves, or converted into `buf`.
-    fn widen<'a>(src: &'a [Self], buf: &'a mut [f32]) -> &'a [f32];
-
-    /// Stores what `fill` writes: in place where f32 is stored, else by way of `buf`.
-    fn fill(dst: &mut [Self], buf: &mut [f32], fill: impl FnOnce(&mut [f32])) {
-        let buf = &mut buf[..dst.len()];
-        fill(buf);
-        Self::narrow(buf, dst);
-    }
 }
 
 impl Stored for f32 {
-    fn narrow(src: &[f32], dst: &mut [Self]) {
-        dst.copy_from_slice(src);
-    }
-
-    fn widen<'a>(src: &'a [Self], _: &'a mut [f32]) -> &'a [f32] {
+    fn narrowed<'a>(src: &'a [f32], _: &'a mut [f32]) -> &'a [Self] {
         src
     }
 
-    fn fill(dst: &mut [Self], _: &mut [f32], fill: impl FnOnce(&mut [f32])) {
-        fill(dst);
+    fn narrow(src: &[f32], dst: &mut [Self]) {
+        dst.copy_from_slice(src);
     }
 }
 
 macro_rules! stored_half {
     ($($type:ty),*) => {$(
         impl Stored for $type {
-            fn narrow(src: &[f32], dst: &mut [Self]) {
-                dst.convert_from_f32_slice(src);
+            fn narrowed<'a>(src: &'a [f32], buf: &'a mut [f32]) -> &'a [Self] {
+                assert!(buf.len() >= src.len());
+                // SAFETY: a half is smaller and less aligned than an f32, and any bits are one.
+                let dst = unsafe { std::slice::from_raw_parts_mut(buf.as_mut_ptr().cast(), src.len()) };
+                Self::narrow(src, dst);
+                dst
             }
 
-            fn widen<'a>(src: &'a [Self], buf: &'a mut [f32]) -> &'a [f32] {
-                let buf = &mut buf[..src.len()];
-                src.convert_to_f32_slice(buf);
-                buf
+            fn narrow(src: &[f32], dst: &mut [Self]) {
+                dst.convert_from_f32_slice(src);
             }
         }
     )*};

@@ -1,43 +1,59 @@
-//! The CPU backend: portable kernels over host memory.
+//! The CPU backend: kernels for the processor's instruction set over host memory.
 
 mod append;
-mod attend;
+mod chunk;
+mod decode;
 mod element;
-mod rope;
 mod scratch;
+mod simd;
+mod spans;
 mod store;
+mod tile;
+mod work;
 
 use std::ops::Range;
 
 use half::{bf16, f16};
 
-use self::element::Stored;
 use self::scratch::ScratchPool;
+pub use self::simd::{RUNG_VARIABLE, Rung};
+use self::simd::Kernels;
+use self::spans::Spans;
 use self::store::Store;
+use self::work::{Kind, Worker};
 use super::{Backend, Job};
 use crate::batch::Entry;
 use crate::config::{DType, Layer, Shape};
+use crate::exec::Executor;
 use crate::memory::Memory;
 use crate::status::{Error, Result, Status};
+
+/// Below this many stored elements the cost of waking threads exceeds that of an append.
+const PARALLEL_APPEND: u64 = 1 << 16;
 
 /// K and V of all layers in host memory.
 #[derive(Debug)]
 pub(crate) struct Cpu {
     store: Store,
     scratch: ScratchPool,
+    spans: Spans,
+    kernels: Kernels,
+    rung: Rung,
 }
 
 impl Cpu {
     /// Bytes of K, V and scratch.
     pub fn bytes<'a>(
         shape: &Shape,
-        layers: impl Iterator<Item = &'a Layer>,
+        layers: impl Iterator<Item = &'a Layer> + Clone,
         n_seqs: u32,
         n_threads: u32,
     ) -> Result<u64> {
+        let too_large = || Error::new(Status::OutOfMemory, "K, V and scratch exceed 2^64 bytes");
+        let spans = Spans::bytes(shape, layers.clone(), n_seqs, n_threads).ok_or_else(too_large)?;
         let kv = Store::bytes(shape, layers, n_seqs)?;
-        kv.checked_add(ScratchPool::bytes(shape, n_threads) as u64)
-            .ok_or_else(|| Error::new(Status::OutOfMemory, "K, V and scratch exceed 2^64 bytes"))
+        let scratch = ScratchPool::bytes(shape, n_threads) as u64;
+        kv.checked_add(scratch).and_then(|b| b.checked_add(spans)).ok_or_else(too_large)
     }
 
     /// Allocates everything the cache will ever use.
@@ -48,27 +64,119 @@ impl Cpu {
         n_threads: u32,
         memory: Memory,
     ) -> Result<Self> {
-        let scratch = ScratchPool::new(shape, n_threads, memory)?;
-        Ok(Self { store: Store::new(shape, layers, n_seqs, memory)?, scratch })
+        let rung = Rung::choose()?;
+        Ok(Self {
+            scratch: ScratchPool::new(shape, n_threads, memory)?,
+            spans: Spans::new(shape, layers.clone(), n_seqs, n_threads, memory)?,
+            store: Store::new(shape, layers, n_seqs, memory)?,
+            kernels: Kernels::new(rung, shape.kv_dtype),
+            rung,
+        })
     }
 
-    fn run_typed<T: Stored>(&self, job: &Job<'_>, ith: u32, nth: u32) {
-        let shape = job.shape;
-        // SAFETY: the trait's contract: one `ith` runs only once at a time.
-        let mut scratch = unsafe { self.scratch.part(shape, ith) };
-        for (entry, heads) in share(job.entries, shape.n_kv_heads, ith, nth) {
-            let rows = self.store.rows::<T>(job.layer_index, entry.seq);
-            let step = if job.append.is_some() && job.attend.is_some() { shape.max_chunk } else { entry.n };
-            let mut at = 0;
-            // One head's chunk is stored and attended before its next chunk may overwrite what the queries still see.
-            while at < entry.n {
-                let tokens = at..entry.n.min(at + step);
-                at = tokens.end;
-                if let Some(io) = &job.append {
-                    append::append(job, io, &rows, entry, tokens.clone(), heads.clone(), &mut scratch);
+    /// # Safety
+    /// Nobody else may be worker `ith` meanwhile.
+    unsafe fn worker<'a>(&'a self, job: &'a Job<'a>, ith: u32) -> Worker<'a> {
+        // SAFETY: the caller's contract.
+        let scratch = unsafe { self.scratch.part(job.shape, ith) };
+        Worker::new(job, &self.store, &self.kernels, self.rung, scratch)
+    }
+
+    /// Calls `unit` with a worker and every number below `n`, on as many threads as there are or units to do.
+    fn share_out(&self, job: &Job<'_>, exec: &Executor, n: u64, unit: impl Fn(&mut Worker<'_>, u64) + Sync) -> Result<()> {
+        let next = std::sync::atomic::AtomicU64::new(0);
+        let threads = u32::try_from(n).unwrap_or(u32::MAX).clamp(1, exec.width());
+        exec.run(threads, &|ith| {
+            // SAFETY: the executor runs each `ith` once at a time.
+            let mut worker = unsafe { self.worker(job, ith) };
+            loop {
+                let at = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                if at >= n {
+                    break;
                 }
-                if let Some(io) = &job.attend {
-                    attend::attend(job, io, &rows, entry, tokens, heads.clone(), &mut scratch);
+                unit(&mut worker, at);
+            }
+        })
+    }
+
+    fn append_all<T: element::Stored>(&self, job: &Job<'_>, exec: &Executor, round: Round) -> Result<()> {
+        let shape = job.shape;
+        let heads = shape.n_kv_heads as u64;
+        let rows: u64 = job.entries.iter().map(|e| round.tokens(e).end - round.tokens(e).start).sum();
+        let elements = rows.saturating_mul(heads * (shape.head_dim + shape.head_dim_v) as u64);
+        if elements < PARALLEL_APPEND || exec.width() == 1 {
+            // SAFETY: this call has all workers.
+            let mut worker = unsafe { self.worker(job, 0) };
+            for entry in job.entries {
+                (0..shape.n_kv_heads).for_each(|head| worker.append::<T>(entry, &round.tokens(entry), head));
+            }
+            return Ok(());
+        }
+        self.share_out(job, exec, job.entries.len() as u64 * heads, |worker, at| {
+            let entry = &job.entries[(at / heads) as usize];
+            worker.append::<T>(entry, &round.tokens(entry), (at % heads) as usize);
+        })
+    }
+
+    fn attend_all(&self, job: &Job<'_>, exec: &Executor, round: Round) -> Result<()> {
+        let heads = job.shape.n_kv_heads as u64;
+        let kind = |e: &Entry| Kind::new(job.shape, self.rung, &round.tokens(e));
+        let units: u64 = job.entries.iter().map(|e| kind(e).units() * heads).sum();
+        if exec.width() > 1 && units < 4 * u64::from(exec.width()) && self.spans.fits(job, |e| kind(e) == Kind::Decode) {
+            return self.attend_spans(job, exec, round);
+        }
+        self.share_out(job, exec, units, |worker, at| {
+            let (entry, before) = worker.entry_of(at, |e| kind(e).units() * heads);
+            let (units, at) = (kind(entry).units(), at - before);
+            // Tiles of a head together: its keys stay in the cache.
+            worker.attend(entry, &round.tokens(entry), (at / units) as usize, at % units);
+        })
+    }
+
+    /// Too few heads for the threads there are: spans of one head are computed by different threads, and merged in order
+    /// by whoever is last.
+    fn attend_spans(&self, job: &Job<'_>, exec: &Executor, round: Round) -> Result<()> {
+        let heads = job.shape.n_kv_heads as u64;
+        let count = |e: &Entry| work::span_count(job, e, &round.tokens(e));
+        let begun = self.spans.begin(job, |e| count(e));
+        self.share_out(job, exec, begun, |worker, at| {
+            let (entry, before) = worker.entry_of(at, |e| count(e) * heads);
+            let (n, at) = (count(entry), at - before);
+            let unit = worker.entry_index() as u64 * heads + at / n;
+            worker.attend_span(entry, &round.tokens(entry), (at / n) as usize, at % n, &self.spans, unit as usize);
+        })
+    }
+
+    fn run_typed<T: element::Stored>(&self, job: &Job<'_>, exec: &Executor) -> Result<()> {
+        for round in Round::all(job) {
+            if job.append.is_some() {
+                self.append_all::<T>(job, exec, round)?;
+            }
+            if job.attend.is_some() {
+                self.attend_all(job, exec, round)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn part_typed<T: element::Stored>(&self, job: &Job<'_>, ith: u32, nth: u32) {
+        // SAFETY: the trait's contract: one `ith` runs only once at a time.
+        let mut worker = unsafe { self.worker(job, ith) };
+        for (entry, heads) in share(job.entries, job.shape.n_kv_heads, ith, nth) {
+            // One head's chunk is stored and attended before its next chunk may overwrite what the queries still see.
+            for round in Round::all(job) {
+                let tokens = round.tokens(entry);
+                if tokens.is_empty() {
+                    break;
+                }
+                for head in heads.clone() {
+                    if job.append.is_some() {
+                        worker.append::<T>(entry, &tokens, head);
+                    }
+                    if job.attend.is_some() {
+                        let units = Kind::new(job.shape, self.rung, &tokens).units();
+                        (0..units).for_each(|unit| worker.attend(entry, &tokens, head, unit));
+                    }
                 }
             }
         }
@@ -76,16 +184,48 @@ impl Cpu {
 }
 
 impl Backend for Cpu {
-    fn run(&self, job: &Job<'_>, ith: u32, nth: u32) {
+    fn run(&self, job: &Job<'_>, exec: &Executor) -> Result<()> {
         match job.shape.kv_dtype {
-            DType::F32 => self.run_typed::<f32>(job, ith, nth),
-            DType::F16 => self.run_typed::<f16>(job, ith, nth),
-            DType::Bf16 => self.run_typed::<bf16>(job, ith, nth),
+            DType::F32 => self.run_typed::<f32>(job, exec),
+            DType::F16 => self.run_typed::<f16>(job, exec),
+            DType::Bf16 => self.run_typed::<bf16>(job, exec),
         }
     }
 
-    fn copy_sequence(&self, layer: usize, src: usize, dst: usize, slots: u64) {
-        self.store.copy_sequence(layer, src, dst, slots);
+    fn run_part(&self, job: &Job<'_>, ith: u32, nth: u32) {
+        match job.shape.kv_dtype {
+            DType::F32 => self.part_typed::<f32>(job, ith, nth),
+            DType::F16 => self.part_typed::<f16>(job, ith, nth),
+            DType::Bf16 => self.part_typed::<bf16>(job, ith, nth),
+        }
+    }
+
+    fn copy_sequence(&self, layer: usize, settings: &Layer, src: usize, dst: usize, slots: u64) {
+        self.store.copy_sequence(layer, &settings.ring, src, dst, slots);
+    }
+}
+
+/// The tokens of each entry that are appended, and attended, before the next ones may overwrite what they see.
+#[derive(Clone, Copy, Debug)]
+struct Round {
+    at: u64,
+    step: u64,
+}
+
+impl Round {
+    fn all(job: &Job<'_>) -> impl Iterator<Item = Self> + use<> {
+        let longest = job.entries.iter().map(|e| e.n).max().unwrap_or(0);
+        let step = if job.append.is_some() && job.attend.is_some() { job.shape.max_chunk } else { longest };
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let round = (at < longest).then_some(Self { at, step });
+            at += step;
+            round
+        })
+    }
+
+    fn tokens(self, entry: &Entry) -> Range<u64> {
+        self.at.min(entry.n)..entry.n.min(self.at + self.step)
     }
 }
 

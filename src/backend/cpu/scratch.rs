@@ -1,47 +1,73 @@
 //! Working memory of the kernels: one part per thread, had at create.
 
+use super::store::{GROUP, padded_dim};
 use crate::config::Shape;
 use crate::memory::{ALIGN, Buffer, Memory};
 use crate::status::Result;
 
-/// Keys per block of the online softmax.
-pub(super) const BLOCK: usize = 64;
+/// Keys of a block of a chunk's tile.
+pub(super) const BLOCK: usize = 128;
+/// Keys of a span of a decode: its softmax is computed by itself and merged in order.
+pub(super) const SPAN: usize = 512;
+/// Most rows (tokens times heads of a group) of a chunk's tile.
+pub(super) const TILE: usize = 128;
+/// Most rows of a tile that are scored together.
+pub(super) const SUB: usize = 48;
+/// Up to this many rows an entry is a decode.
+pub(super) const FEW_ROWS: usize = 20;
+/// Tokens whose angles are kept at a time.
+pub(super) const SLAB: u64 = 256;
 
-/// Query tokens computed together over one pass of the keys.
-pub(super) fn tile(shape: &Shape) -> usize {
-    (64 / shape.group).clamp(1, 16)
+/// Rows the scores of a decode have room for.
+pub(super) fn decode_rows(shape: &Shape) -> usize {
+    shape.group.clamp(FEW_ROWS, TILE)
 }
 
-/// Working memory of one part.
+/// Working memory of one part. Rows are padded to 16 elements; sizes are those of [`sizes`].
 #[derive(Debug)]
 pub(super) struct Scratch<'a> {
-    /// `[tile][rope_dim / 2]` cosines and sines for window and sink queries; row 0 serves append.
+    /// `[slab][rope_dim / 2]` cosines and sines for window and sink queries; the first two serve append too.
     pub cos: &'a mut [f32],
     pub sin: &'a mut [f32],
     pub cos_sink: &'a mut [f32],
     pub sin_sink: &'a mut [f32],
-    /// `[tile][group][head_dim]` queries for the window and for the sinks; row 0 serves append.
+    /// `[TILE][head_dim]` queries for the window and for the sinks.
     pub q: &'a mut [f32],
     pub q_sink: &'a mut [f32],
-    /// `[tile][group][head_dim_v]` weighted sums.
+    /// The same in bfloat16: `[2][TILE][head_dim]`, what the first rounds off in the second.
+    pub q_tiles: &'a mut [f32],
+    pub q_sink_tiles: &'a mut [f32],
+    /// `[TILE][head_dim_v]` weighted sums.
     pub acc: &'a mut [f32],
-    /// `[head_dim_v]` weighted sum of one block.
+    /// `[decode_rows][head_dim_v]` those of one span.
     pub part: &'a mut [f32],
-    /// `[tile][group]` running maximum and denominator.
+    /// `[TILE]` running maximum and denominator, and those of one span.
     pub max: &'a mut [f32],
     pub sum: &'a mut [f32],
-    /// `[BLOCK]` scores, then weights.
+    pub part_max: &'a mut [f32],
+    pub part_sum: &'a mut [f32],
+    /// `[TILE]` what earlier sums are worth now.
+    pub keep: &'a mut [f32],
+    /// `[decode_rows][SPAN]` or `[SUB][BLOCK]` scores, then weights.
     pub scores: &'a mut [f32],
-    /// `[BLOCK][head_dim]`, `[BLOCK][head_dim_v]` keys and values as f32.
+    /// `[2][SUB][BLOCK]` weights in bfloat16.
+    pub weights: &'a mut [f32],
+    /// `[BLOCK][head_dim]`, `[BLOCK][head_dim_v]` keys and values as f32, or as pairs of bfloat16.
     pub k: &'a mut [f32],
     pub v: &'a mut [f32],
+    /// `[head_dim]`, `[head_dim_v]` a row as it comes, and rotated.
+    pub row: &'a mut [f32],
+    pub rotated: &'a mut [f32],
+    pub row_v: &'a mut [f32],
 }
 
-/// Sizes in elements of the fields of [`Scratch`], in order.
-fn sizes(shape: &Shape) -> [usize; 13] {
-    let tile = tile(shape);
-    let (trig, rows) = (tile * shape.head_dim / 2, tile * shape.group);
-    let (q, acc) = (rows * shape.head_dim, rows * shape.head_dim_v);
+const FIELDS: usize = 22;
+
+/// Sizes in f32 elements of the fields of [`Scratch`], in order.
+fn sizes(shape: &Shape) -> [usize; FIELDS] {
+    let slab = shape.max_chunk.min(SLAB) as usize;
+    let (dim, dim_v) = (shape.head_dim, padded_dim(shape.head_dim_v));
+    let (trig, q, rows) = (slab * dim / 2, TILE * dim, decode_rows(shape));
     [
         trig,
         trig,
@@ -49,15 +75,24 @@ fn sizes(shape: &Shape) -> [usize; 13] {
         trig,
         q,
         q,
-        acc,
-        shape.head_dim_v,
-        rows,
-        rows,
-        BLOCK,
-        BLOCK * shape.head_dim,
-        BLOCK * shape.head_dim_v,
+        q,
+        q,
+        TILE * dim_v,
+        rows * dim_v,
+        TILE,
+        TILE,
+        TILE,
+        TILE,
+        TILE,
+        (rows * SPAN).max(SUB * BLOCK),
+        SUB * BLOCK,
+        BLOCK * dim,
+        BLOCK * dim_v,
+        dim,
+        dim,
+        dim_v,
     ]
-    .map(|n| n.next_multiple_of(ALIGN / size_of::<f32>()))
+    .map(|n| n.next_multiple_of(GROUP))
 }
 
 /// The parts of all threads.
@@ -68,16 +103,14 @@ pub(super) struct ScratchPool {
 }
 
 impl ScratchPool {
-    /// Bytes for `n` parts. At most 65,536 heads, 512 dims and 1,024 threads: far from overflow.
+    /// Bytes for `n` parts. At most 512 dims and 1,024 threads: far from overflow.
     pub fn bytes(shape: &Shape, n: u32) -> usize {
-        sizes(shape).iter().sum::<usize>() * size_of::<f32>() * n as usize
+        (sizes(shape).iter().sum::<usize>() * size_of::<f32>()).next_multiple_of(ALIGN) * n as usize
     }
 
     pub fn new(shape: &Shape, n: u32, memory: Memory) -> Result<Self> {
         let bytes = Self::bytes(shape, n);
-        let buffer = Buffer::new(memory, bytes, "scratch")?;
-        // SAFETY: the buffer is that long, and nobody else has it yet. Callers' memory may hold anything.
-        unsafe { std::ptr::write_bytes(buffer.as_ptr(), 0, bytes) };
+        let buffer = Buffer::zeroed(memory, bytes, "scratch")?;
         Ok(Self { buffer, n })
     }
 
@@ -88,13 +121,60 @@ impl ScratchPool {
     pub unsafe fn part(&self, shape: &Shape, ith: u32) -> Scratch<'_> {
         assert!(ith < self.n, "part {ith} of {}", self.n);
         let sizes = sizes(shape);
-        let mut at = self.buffer.as_ptr().cast::<f32>().wrapping_add(sizes.iter().sum::<usize>() * ith as usize);
-        let [cos, sin, cos_sink, sin_sink, q, q_sink, acc, part, max, sum, scores, k, v] = sizes.map(|n| {
+        let mut at = self.buffer.as_ptr().wrapping_add(Self::bytes(shape, ith)).cast::<f32>();
+        let fields = sizes.map(|n| {
             let field = at;
             at = at.wrapping_add(n);
             // SAFETY: within the buffer by its size, initialised, disjoint, and the caller's alone.
             unsafe { std::slice::from_raw_parts_mut(field, n) }
         });
-        Scratch { cos, sin, cos_sink, sin_sink, q, q_sink, acc, part, max, sum, scores, k, v }
+        let [
+            cos,
+            sin,
+            cos_sink,
+            sin_sink,
+            q,
+            q_sink,
+            q_tiles,
+            q_sink_tiles,
+            acc,
+            part,
+            max,
+            sum,
+            part_max,
+            part_sum,
+            keep,
+            scores,
+            weights,
+            k,
+            v,
+            row,
+            rotated,
+            row_v,
+        ] = fields;
+        Scratch {
+            cos,
+            sin,
+            cos_sink,
+            sin_sink,
+            q,
+            q_sink,
+            q_tiles,
+            q_sink_tiles,
+            acc,
+            part,
+            max,
+            sum,
+            part_max,
+            part_sum,
+            keep,
+            scores,
+            weights,
+            k,
+            v,
+            row,
+            rotated,
+            row_v,
+        }
     }
 }

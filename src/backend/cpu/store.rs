@@ -1,11 +1,49 @@
-//! Where K and V lie: per layer, then sequence, then head, then slot, dims packed.
+//! Where K and V lie: per layer, then sequence, then head, then slot.
+//!
+//! The slots of sinks and of the ring each begin and end at a multiple of [`PAD`]. Within a head, K lies in groups of
+//! [`GROUP`] slots: f16 as `[dim][slot]`, bf16 as `[dim / 2][slot][2]` (a vector holds one dim, or a pair of dims, of 16
+//! keys: no sums across lanes; the second is also a tile of AMX), f32 in rows. V lies in rows padded to 16 dims, bf16 in
+//! pairs of rows as `[slot / 2][dim][2]`.
 
 use std::marker::PhantomData;
 
 use super::element::Stored;
-use crate::config::{Layer, Shape};
+use crate::config::{DType, Layer, Shape};
 use crate::memory::{ALIGN, Buffer, Memory, with_room};
+use crate::ring::Ring;
 use crate::status::{Error, Result, Status};
+
+/// Slots of a group.
+pub(crate) const GROUP: usize = 16;
+/// Sinks and ring begin and end at multiples of this.
+pub(super) const PAD: u64 = 32;
+
+/// Dims of a row of V, as stored.
+pub(super) fn padded_dim(dim: usize) -> usize {
+    dim.next_multiple_of(GROUP)
+}
+
+/// Physical slots of the sinks of a layer: where its ring begins.
+fn ring_begin(ring: &Ring) -> u64 {
+    ring.n_sink.next_multiple_of(PAD)
+}
+
+/// Physical slots of one sequence.
+fn physical_slots(ring: &Ring) -> u64 {
+    // Sinks and ring slots are sums of at most two u32 each: far from overflow.
+    ring_begin(ring) + ring.ring_slots.next_multiple_of(PAD)
+}
+
+/// Physical slot of a slot, and where its region begins.
+pub(super) fn physical(ring: &Ring, slot: u64) -> (u64, u64) {
+    if slot < ring.n_sink { (slot, 0) } else { (ring_begin(ring) + slot - ring.n_sink, ring_begin(ring)) }
+}
+
+/// Spans of at most `size` physical slots that the visible tokens of one query can lie in.
+pub(super) fn most_spans(ring: &Ring, size: u64) -> u64 {
+    // The ring's run may break in two where it wraps.
+    ring_begin(ring).div_ceil(size) + ring.ring_slots.div_ceil(size) + 1
+}
 
 /// K and V of all layers, in one block.
 #[derive(Debug)]
@@ -26,14 +64,16 @@ struct LayerStore {
     slots: usize,
 }
 
+/// Bytes of one slot of one head.
+fn slot_bytes(shape: &Shape) -> [usize; 2] {
+    [shape.head_dim, padded_dim(shape.head_dim_v)].map(|dim| dim * shape.kv_dtype.size())
+}
+
 /// Bytes of K and of V of one layer, rounded up to the alignment; `None` on overflow.
 fn layer_bytes(shape: &Shape, layer: &Layer, n_seqs: u32) -> Option<[u64; 2]> {
-    let slots = layer.ring.slots().checked_mul(n_seqs.into())?.checked_mul(shape.n_kv_heads as u64)?;
-    let bytes = |dim: usize| {
-        let bytes = slots.checked_mul((dim * shape.kv_dtype.size()) as u64)?;
-        bytes.checked_next_multiple_of(ALIGN as u64)
-    };
-    Some([bytes(shape.head_dim)?, bytes(shape.head_dim_v)?])
+    let slots = physical_slots(&layer.ring).checked_mul(n_seqs.into())?.checked_mul(shape.n_kv_heads as u64)?;
+    let [k, v] = slot_bytes(shape).map(|b| slots.checked_mul(b as u64)?.checked_next_multiple_of(ALIGN as u64));
+    Some([k?, v?])
 }
 
 fn too_large() -> Error {
@@ -64,99 +104,107 @@ impl Store {
         let mut at = 0;
         for layer in layers {
             let [k, v] = layer_bytes(shape, layer, n_seqs).ok_or_else(too_large)?.map(|b| b as usize);
-            offsets.push(LayerStore { k: at, v: at + k, slots: layer.ring.slots() as usize });
+            offsets.push(LayerStore { k: at, v: at + k, slots: physical_slots(&layer.ring) as usize });
             at += k + v;
         }
-        let size = shape.kv_dtype.size();
+        let [k_slot, v_slot] = slot_bytes(shape);
         Ok(Self {
-            buffer: Buffer::new(memory, total, "K and V")?,
+            // Kernels read whole groups and mask what is not visible: the rest may be stale, but it has to be something.
+            buffer: Buffer::zeroed(memory, total, "K and V")?,
             layers: offsets,
             n_kv_heads: shape.n_kv_heads,
-            k_slot: shape.head_dim * size,
-            v_slot: shape.head_dim_v * size,
+            k_slot,
+            v_slot,
         })
     }
 
-    /// The rows of one sequence in one layer.
-    pub fn rows<T: Stored>(&self, layer: usize, seq: usize) -> Rows<'_, T> {
+    /// The slots of one sequence in one layer.
+    pub fn slots(&self, layer: usize, seq: usize) -> Slots<'_> {
         let l = self.layers[layer];
         let head_slots = seq * self.n_kv_heads * l.slots;
         let base = self.buffer.as_ptr();
-        let size = size_of::<T>();
-        Rows {
-            k: base.wrapping_add(l.k + head_slots * self.k_slot).cast(),
-            v: base.wrapping_add(l.v + head_slots * self.v_slot).cast(),
+        Slots {
+            k: base.wrapping_add(l.k + head_slots * self.k_slot),
+            v: base.wrapping_add(l.v + head_slots * self.v_slot),
             slots: l.slots,
             n_heads: self.n_kv_heads,
-            dim: self.k_slot / size,
-            dim_v: self.v_slot / size,
+            k_slot: self.k_slot,
+            v_slot: self.v_slot,
             life: PhantomData,
         }
     }
 
     /// Copies the first `slots` slots of every head of `src` over those of `dst`.
-    pub fn copy_sequence(&self, layer: usize, src: usize, dst: usize, slots: u64) {
+    pub fn copy_sequence(&self, layer: usize, ring: &Ring, src: usize, dst: usize, slots: u64) {
+        if slots == 0 {
+            return;
+        }
         let l = self.layers[layer];
-        assert!(slots <= l.slots as u64 && src != dst);
+        // Whole groups: the slots that come along are not visible.
+        let n = (physical(ring, slots - 1).0 + 1).next_multiple_of(PAD) as usize;
+        assert!(n <= l.slots && src != dst, "{n} slots of {}, {src} to {dst}", l.slots);
         for (base, slot) in [(l.k, self.k_slot), (l.v, self.v_slot)] {
             for head in 0..self.n_kv_heads {
                 let at = |seq: usize| {
                     self.buffer.as_ptr().wrapping_add(base + (seq * self.n_kv_heads + head) * l.slots * slot)
                 };
                 // SAFETY: within the block by the size it was made with; different sequences do not overlap.
-                unsafe { std::ptr::copy_nonoverlapping(at(src), at(dst), slots as usize * slot) };
+                unsafe { std::ptr::copy_nonoverlapping(at(src), at(dst), n * slot) };
             }
         }
     }
 }
 
-/// Stored rows of one sequence in one layer.
-#[derive(Debug)]
-pub(super) struct Rows<'a, T> {
-    k: *mut T,
-    v: *mut T,
+/// Slots of one sequence in one layer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slots<'a> {
+    k: *mut u8,
+    v: *mut u8,
     slots: usize,
     n_heads: usize,
-    dim: usize,
-    dim_v: usize,
+    k_slot: usize,
+    v_slot: usize,
     life: PhantomData<&'a Store>,
 }
 
-impl<T: Stored> Rows<'_, T> {
+impl Slots<'_> {
     fn check(&self, head: usize, slot: u64, n: u64) -> usize {
         assert!(head < self.n_heads && slot + n <= self.slots as u64, "slots {slot}+{n} of head {head}");
         head * self.slots + slot as usize
     }
 
-    /// K and V of `n` consecutive slots.
-    ///
-    /// # Safety
-    /// Nobody may write them meanwhile.
-    pub unsafe fn read(&self, head: usize, slot: u64, n: u64) -> (&[T], &[T]) {
+    /// K and V of `n` slots from `slot` on, both multiples of [`GROUP`].
+    pub fn read(&self, head: usize, slot: u64, n: u64) -> (*const u8, *const u8) {
+        debug_assert!(slot.is_multiple_of(GROUP as u64) && n.is_multiple_of(GROUP as u64));
         let at = self.check(head, slot, n);
-        let n = n as usize;
-        // SAFETY: in range by the check; the caller's contract.
-        unsafe {
-            (
-                std::slice::from_raw_parts(self.k.add(at * self.dim), n * self.dim),
-                std::slice::from_raw_parts(self.v.add(at * self.dim_v), n * self.dim_v),
-            )
-        }
+        (self.k.wrapping_add(at * self.k_slot), self.v.wrapping_add(at * self.v_slot))
     }
 
-    /// K and V of one slot, to be written.
+    /// Stores a token.
     ///
     /// # Safety
-    /// Nobody else may read or write them meanwhile.
-    #[expect(clippy::mut_from_ref, reason = "heads and slots are divided among threads by the caller")]
-    pub unsafe fn write(&self, head: usize, slot: u64) -> (&mut [T], &mut [T]) {
+    /// Nobody else may read or write the group meanwhile. `T` is the storage type, `k` and `v` are of the head's dims.
+    pub unsafe fn write<T: Stored>(&self, head: usize, slot: u64, k: &[T], v: &[T]) {
         let at = self.check(head, slot, 1);
-        // SAFETY: in range by the check; the caller's contract.
+        let lane = at % GROUP;
+        let row = self.v_slot / size_of::<T>();
+        assert!(k.len() * size_of::<T>() == self.k_slot && v.len() <= row, "{} and {} dims", k.len(), v.len());
+        // SAFETY: in range by the checks; heads begin at whole groups; the caller's contract.
         unsafe {
-            (
-                std::slice::from_raw_parts_mut(self.k.add(at * self.dim), self.dim),
-                std::slice::from_raw_parts_mut(self.v.add(at * self.dim_v), self.dim_v),
-            )
+            let group = self.k.add((at - lane) * self.k_slot).cast::<T>();
+            let values = self.v.add((at - lane % 2) * self.v_slot).cast::<T>();
+            match T::DTYPE {
+                DType::F32 => std::ptr::copy_nonoverlapping(k.as_ptr(), group.add(lane * k.len()), k.len()),
+                DType::F16 => k.iter().enumerate().for_each(|(d, &x)| group.add(d * GROUP + lane).write(x)),
+                DType::Bf16 => {
+                    let pairs = k.as_chunks::<2>().0.iter().enumerate();
+                    pairs.for_each(|(d, &pair)| group.cast::<[T; 2]>().add(d * GROUP + lane).write(pair));
+                }
+            }
+            match T::DTYPE {
+                DType::Bf16 => v.iter().enumerate().for_each(|(d, &x)| values.add(d * 2 + lane % 2).write(x)),
+                _ => std::ptr::copy_nonoverlapping(v.as_ptr(), values.add(lane % 2 * row), v.len()),
+            }
         }
     }
 }

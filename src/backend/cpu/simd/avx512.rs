@@ -1,0 +1,128 @@
+//! AVX-512 rung: F, BW, DQ and VL, as every processor with AVX-512 since 2017 has them.
+
+use std::arch::x86_64::*;
+
+use super::lanes::Lanes;
+
+/// Sixteen f32.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx512(__m512);
+
+impl Avx512 {
+    /// Lanes `from..to` as a mask.
+    #[inline(always)]
+    fn range(from: isize, to: isize) -> __mmask16 {
+        let below = |n: isize| if n >= 16 { 0xFFFF_u32 } else { (1 << n.max(0)) - 1 };
+        (below(to) & !below(from)) as __mmask16
+    }
+}
+
+// The contract of the trait is the contract of each `unsafe` below.
+#[expect(clippy::undocumented_unsafe_blocks, reason = "the processor has the instructions, by the trait's contract")]
+impl Lanes for Avx512 {
+    const N: usize = 16;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Self(unsafe { _mm512_set1_ps(x) })
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        Self(unsafe { _mm512_loadu_ps(p) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        unsafe { _mm512_storeu_ps(p, self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self {
+        Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_pairs(p: *const u32) -> (Self, Self) {
+        unsafe {
+            let words = _mm512_loadu_si512(p.cast());
+            let low = _mm512_slli_epi32::<16>(words);
+            let high = _mm512_and_si512(words, _mm512_set1_epi32(0xFFFF_0000_u32.cast_signed()));
+            (Self(_mm512_castsi512_ps(low)), Self(_mm512_castsi512_ps(high)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        Self(unsafe { _mm512_add_ps(self.0, b.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn sub(self, b: Self) -> Self {
+        Self(unsafe { _mm512_sub_ps(self.0, b.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        Self(unsafe { _mm512_mul_ps(self.0, b.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, b: Self) -> Self {
+        Self(unsafe { _mm512_div_ps(self.0, b.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn fma(self, b: Self, c: Self) -> Self {
+        Self(unsafe { _mm512_fmadd_ps(self.0, b.0, c.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        // The instruction gives its second operand where either is NaN.
+        Self(unsafe { _mm512_max_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        Self(unsafe { _mm512_roundscale_ps::<8>(self.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn ldexp(self, n: Self) -> Self {
+        Self(unsafe { _mm512_scalef_ps(self.0, n.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn where_less(self, a: Self, b: Self, other: Self) -> Self {
+        unsafe {
+            let less = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a.0, b.0);
+            Self(_mm512_mask_blend_ps(less, other.0, self.0))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn in_range(self, from: isize, to: isize, other: Self) -> Self {
+        Self(unsafe { _mm512_mask_blend_ps(Self::range(from, to), other.0, self.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn iota() -> Self {
+        let lanes: [f32; 16] = std::array::from_fn(|i| i as f32);
+        Self(unsafe { _mm512_loadu_ps(lanes.as_ptr()) })
+    }
+
+    #[inline(always)]
+    unsafe fn reduce_max(self) -> f32 {
+        unsafe {
+            // A NaN in a lane must not hide the numbers in the others.
+            let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
+            _mm512_reduce_max_ps(_mm512_max_ps(self.0, lowest))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn reduce_add(self) -> f32 {
+        unsafe { _mm512_reduce_add_ps(self.0) }
+    }
+}

@@ -1,0 +1,465 @@
+//! The kernels, once for every instruction set: each rung compiles them for its own vectors.
+//!
+//! Pointers and counts come from the drivers (`decode.rs`, `chunk.rs`), which have checked them against the layout in
+//! `store.rs`. Keys come in groups of 16, values in rows padded to 16 dims.
+
+use super::lanes::{Lanes, exp, tanh};
+use crate::backend::cpu::store::GROUP;
+use crate::config::RopeStyle;
+use crate::phase::Frequencies;
+
+/// How keys of a group lie.
+pub(crate) trait Keys {
+    /// Bytes of an element.
+    const SIZE: usize;
+
+    /// Dims `d` and `d + 1`, d even, of the keys that begin at `lane`.
+    ///
+    /// # Safety
+    /// As [`Lanes`]; `lane + V::N` is at most 16, and `d` below the head's dims.
+    unsafe fn load<V: Lanes>(group: *const u8, lane: usize, d: usize) -> (V, V);
+}
+
+/// How values lie.
+pub(crate) trait Values {
+    /// Dims `d..d + V::N` of one key.
+    ///
+    /// # Safety
+    /// As [`Lanes`]; `rows` are those of an even key, `dim` elements apart.
+    unsafe fn one<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> V;
+
+    /// The same of an even key and of the next.
+    ///
+    /// # Safety
+    /// As [`Values::one`].
+    unsafe fn two<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> (V, V);
+}
+
+/// f32: keys `[dim][16]` (packed, not as stored), values in rows.
+#[derive(Debug)]
+pub(crate) struct Single;
+/// f16: keys `[dim][16]`, values in rows.
+#[derive(Debug)]
+pub(crate) struct Half;
+/// bf16: keys `[dim / 2][16][2]`, values `[key / 2][dim][2]`.
+#[derive(Debug)]
+pub(crate) struct Brain;
+
+impl Keys for Single {
+    const SIZE: usize = 4;
+
+    #[inline(always)]
+    unsafe fn load<V: Lanes>(group: *const u8, lane: usize, d: usize) -> (V, V) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let p = group.cast::<f32>().add(d * GROUP + lane);
+            (V::load(p), V::load(p.add(GROUP)))
+        }
+    }
+}
+
+impl Keys for Half {
+    const SIZE: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load<V: Lanes>(group: *const u8, lane: usize, d: usize) -> (V, V) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let p = group.cast::<u16>().add(d * GROUP + lane);
+            (V::load_f16(p), V::load_f16(p.add(GROUP)))
+        }
+    }
+}
+
+impl Keys for Brain {
+    const SIZE: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load<V: Lanes>(group: *const u8, lane: usize, d: usize) -> (V, V) {
+        // SAFETY: the caller's contract.
+        unsafe { V::load_pairs(group.cast::<u32>().add(d / 2 * GROUP + lane)) }
+    }
+}
+
+impl Values for Single {
+    #[inline(always)]
+    unsafe fn one<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> V {
+        // SAFETY: the caller's contract.
+        unsafe { V::load(rows.cast::<f32>().add(key * dim + d)) }
+    }
+
+    #[inline(always)]
+    unsafe fn two<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> (V, V) {
+        // SAFETY: the caller's contract.
+        unsafe { (Self::one(rows, dim, key, d), Self::one(rows, dim, key + 1, d)) }
+    }
+}
+
+impl Values for Half {
+    #[inline(always)]
+    unsafe fn one<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> V {
+        // SAFETY: the caller's contract.
+        unsafe { V::load_f16(rows.cast::<u16>().add(key * dim + d)) }
+    }
+
+    #[inline(always)]
+    unsafe fn two<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> (V, V) {
+        // SAFETY: the caller's contract.
+        unsafe { (Self::one(rows, dim, key, d), Self::one(rows, dim, key + 1, d)) }
+    }
+}
+
+impl Values for Brain {
+    #[inline(always)]
+    unsafe fn one<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> V {
+        // SAFETY: the caller's contract.
+        let (even, odd) = unsafe { Self::two(rows, dim, key & !1, d) };
+        if key.is_multiple_of(2) { even } else { odd }
+    }
+
+    #[inline(always)]
+    unsafe fn two<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> (V, V) {
+        // SAFETY: the caller's contract.
+        unsafe { V::load_pairs(rows.cast::<u32>().add(key / 2 * dim + d)) }
+    }
+}
+
+/// Queries times keys: `scores[r][c] = q[r] . k[c]` for all keys of whole groups.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scores {
+    /// `[rows][q_stride]` f32.
+    pub q: *const f32,
+    pub q_stride: usize,
+    pub rows: usize,
+    /// The first group.
+    pub k: *const u8,
+    /// Dims, even.
+    pub dim: usize,
+    pub groups: usize,
+    /// `[rows][stride]` f32.
+    pub scores: *mut f32,
+    pub stride: usize,
+}
+
+/// `NV` vectors of keys at once, rows in sixes and what is left.
+///
+/// # Safety
+/// As [`Lanes`] and [`Scores`].
+#[inline(always)]
+pub(crate) unsafe fn scores<V: Lanes, K: Keys, const NV: usize>(a: &Scores) {
+    let vectors = a.groups * GROUP / V::N;
+    let mut v = 0;
+    while v < vectors {
+        // SAFETY: the caller's contract; vectors `v..v + NV` are among the groups.
+        unsafe {
+            if vectors - v >= NV {
+                score_rows::<V, K, NV>(a, v * V::N);
+                v += NV;
+            } else {
+                score_rows::<V, K, 1>(a, v * V::N);
+                v += 1;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn score_rows<V: Lanes, K: Keys, const NV: usize>(a: &Scores, at: usize) {
+    let mut r = 0;
+    while r < a.rows {
+        // SAFETY: the caller's contract; as many rows as there are.
+        r += unsafe {
+            match a.rows - r {
+                1 => score_tile::<V, K, 1, NV>(a, r, at),
+                2 | 3 => score_tile::<V, K, 2, NV>(a, r, at),
+                4 | 5 => score_tile::<V, K, 4, NV>(a, r, at),
+                _ => score_tile::<V, K, 6, NV>(a, r, at),
+            }
+        };
+    }
+}
+
+#[inline(always)]
+unsafe fn score_tile<V: Lanes, K: Keys, const R: usize, const NV: usize>(a: &Scores, row: usize, at: usize) -> usize {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let group: [*const u8; NV] =
+            std::array::from_fn(|v| a.k.add((at + v * V::N) / GROUP * (GROUP * a.dim * K::SIZE)));
+        let lane = |v: usize| (at + v * V::N) % GROUP;
+        let q = a.q.add(row * a.q_stride);
+        let mut sum = [[V::splat(0.0); NV]; R];
+        let mut d = 0;
+        while d < a.dim {
+            let k: [(V, V); NV] = std::array::from_fn(|v| K::load(group[v], lane(v), d));
+            for (r, sum) in sum.iter_mut().enumerate() {
+                let (q0, q1) = (V::splat(*q.add(r * a.q_stride + d)), V::splat(*q.add(r * a.q_stride + d + 1)));
+                for v in 0..NV {
+                    sum[v] = q0.fma(k[v].0, sum[v]);
+                    sum[v] = q1.fma(k[v].1, sum[v]);
+                }
+            }
+            d += 2;
+        }
+        for (r, sum) in sum.iter().enumerate() {
+            for (v, sum) in sum.iter().enumerate() {
+                sum.store(a.scores.add((row + r) * a.stride + at + v * V::N));
+            }
+        }
+    }
+    R
+}
+
+/// Weights times values: `acc[r] = acc[r] * keep[r] + sum over keys of weights[r][key] * v[key]`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sums {
+    /// `[rows][stride]` f32.
+    pub weights: *const f32,
+    pub stride: usize,
+    pub rows: usize,
+    /// Values of key 0, an even one.
+    pub v: *const u8,
+    /// Padded dims of a row of values and of `acc`.
+    pub dim: usize,
+    /// Keys.
+    pub from: usize,
+    pub to: usize,
+    /// `[rows][dim]` f32.
+    pub acc: *mut f32,
+    /// `[rows]` f32.
+    pub keep: *const f32,
+}
+
+/// `NV` vectors of dims at once, rows in sixes and what is left. Keys outside the range are not read.
+///
+/// # Safety
+/// As [`Lanes`] and [`Sums`].
+#[inline(always)]
+pub(crate) unsafe fn sums<V: Lanes, E: Values, const NV: usize>(a: &Sums) {
+    let mut d = 0;
+    while d < a.dim {
+        // SAFETY: the caller's contract.
+        unsafe {
+            if a.dim - d >= NV * V::N {
+                sum_rows::<V, E, NV>(a, d);
+                d += NV * V::N;
+            } else {
+                sum_rows::<V, E, 1>(a, d);
+                d += V::N;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn sum_rows<V: Lanes, E: Values, const NV: usize>(a: &Sums, d: usize) {
+    let mut r = 0;
+    while r < a.rows {
+        // SAFETY: the caller's contract; as many rows as there are.
+        r += unsafe {
+            match a.rows - r {
+                1 => sum_tile::<V, E, 1, NV>(a, r, d),
+                2 | 3 => sum_tile::<V, E, 2, NV>(a, r, d),
+                4 | 5 => sum_tile::<V, E, 4, NV>(a, r, d),
+                _ => sum_tile::<V, E, 6, NV>(a, r, d),
+            }
+        };
+    }
+}
+
+#[inline(always)]
+unsafe fn sum_tile<V: Lanes, E: Values, const R: usize, const NV: usize>(a: &Sums, row: usize, d: usize) -> usize {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut sum = [[V::splat(0.0); NV]; R];
+        let p = a.weights.add(row * a.stride);
+        let add = |sum: &mut [[V; NV]; R], key: usize, x: [V; NV]| {
+            for (r, sum) in sum.iter_mut().enumerate() {
+                let p = V::splat(*p.add(r * a.stride + key));
+                for v in 0..NV {
+                    sum[v] = p.fma(x[v], sum[v]);
+                }
+            }
+        };
+        let mut key = a.from;
+        if !key.is_multiple_of(2) && key < a.to {
+            add(&mut sum, key, std::array::from_fn(|v| E::one(a.v, a.dim, key, d + v * V::N)));
+            key += 1;
+        }
+        while key + 1 < a.to {
+            let x: [(V, V); NV] = std::array::from_fn(|v| E::two(a.v, a.dim, key, d + v * V::N));
+            add(&mut sum, key, x.map(|x| x.0));
+            add(&mut sum, key + 1, x.map(|x| x.1));
+            key += 2;
+        }
+        if key < a.to {
+            add(&mut sum, key, std::array::from_fn(|v| E::one(a.v, a.dim, key, d + v * V::N)));
+        }
+        for (r, sum) in sum.iter().enumerate() {
+            let keep = V::splat(*a.keep.add(row + r));
+            for (v, sum) in sum.iter().enumerate() {
+                let acc = a.acc.add((row + r) * a.dim + d + v * V::N);
+                V::load(acc).fma(keep, *sum).store(acc);
+            }
+        }
+    }
+    R
+}
+
+/// One row of scores, to become weights.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    /// `[n]` f32, n a multiple of 16.
+    pub scores: *mut f32,
+    pub n: usize,
+    /// Keys the row sees; all other weights become 0.
+    pub from: usize,
+    pub to: usize,
+    pub scale: f32,
+    /// 0 = none.
+    pub softcap: f32,
+    /// Bias per token of distance; 0 = none.
+    pub slope: f32,
+    /// Distance of key `to - 1`.
+    pub distance: f32,
+}
+
+/// Scores to weights relative to the row's largest score so far, which `max` keeps; `sum` keeps the weights' sum. Returns
+/// the factor that earlier weights are worth now.
+///
+/// # Safety
+/// As [`Lanes`] and [`Row`].
+#[inline(always)]
+pub(crate) unsafe fn weigh<V: Lanes>(a: &Row, max: &mut f32, sum: &mut f32) -> f32 {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let at = |i: usize| a.scores.add(i * V::N);
+        let (first, end) = (a.from / V::N, a.to.div_ceil(V::N));
+        let lowest = V::splat(f32::NEG_INFINITY);
+        let mut top = lowest;
+        for i in first..end {
+            let mut s = V::load(at(i)).mul(V::splat(a.scale));
+            if a.softcap > 0.0 {
+                s = tanh(s.div(V::splat(a.softcap))).mul(V::splat(a.softcap));
+            }
+            if a.slope != 0.0 {
+                let before = V::splat(a.distance + (a.to as f32 - 1.0 - (i * V::N) as f32)).sub(V::iota());
+                s = before.fma(V::splat(-a.slope), s);
+            }
+            let lane = |key: usize| key as isize - (i * V::N) as isize;
+            let s = s.in_range(lane(a.from), lane(a.to), lowest);
+            s.store(at(i));
+            top = s.max(top);
+        }
+        let zero = V::splat(0.0);
+        (0..first).chain(end..a.n / V::N).for_each(|i| zero.store(at(i)));
+        let new = top.reduce_max().max(*max);
+        if new == f32::NEG_INFINITY && (a.from..a.to).all(|c| *a.scores.add(c) == f32::NEG_INFINITY) {
+            // Nothing but weights of zero so far, and no maximum to subtract. A NaN among them must show.
+            (first..end).for_each(|i| zero.store(at(i)));
+            return 1.0;
+        }
+        let mut total = zero;
+        for i in first..end {
+            let p = exp(V::load(at(i)).sub(V::splat(new)));
+            p.store(at(i));
+            total = total.add(p);
+        }
+        let keep = (*max - new).exp();
+        *sum = *sum * keep + total.reduce_add();
+        *max = new;
+        keep
+    }
+}
+
+/// Keys in rows, as f32 is stored, to groups `[dim][16]`.
+///
+/// # Safety
+/// `src` must hold `groups` groups of 16 rows of `dim` f32, `dst` room for as many.
+#[inline(always)]
+pub(crate) unsafe fn group_rows(src: *const f32, dim: usize, groups: usize, dst: *mut f32) {
+    for group in 0..groups {
+        for d in 0..dim {
+            for lane in 0..GROUP {
+                // SAFETY: the caller's contract.
+                unsafe {
+                    let at = group * GROUP * dim;
+                    dst.add(at + d * GROUP + lane).write(src.add(at + lane * dim + d).read());
+                }
+            }
+        }
+    }
+}
+
+/// Keys of whole groups as f32 groups `[dim][16]`.
+///
+/// # Safety
+/// As [`Lanes`]; `src` must hold `groups` groups, `dst` room for as many.
+#[inline(always)]
+pub(crate) unsafe fn pack_keys<V: Lanes, K: Keys>(src: *const u8, dim: usize, groups: usize, dst: *mut f32) {
+    for group in 0..groups {
+        for d in (0..dim).step_by(2) {
+            for lane in (0..GROUP).step_by(V::N) {
+                // SAFETY: the caller's contract.
+                unsafe {
+                    let (a, b) = K::load::<V>(src.add(group * GROUP * dim * K::SIZE), lane, d);
+                    let to = dst.add((group * dim + d) * GROUP + lane);
+                    a.store(to);
+                    b.store(to.add(GROUP));
+                }
+            }
+        }
+    }
+}
+
+/// Values of keys `from..to` as rows of f32; the rows before and up to `n` become 0.
+///
+/// # Safety
+/// As [`Lanes`] and [`Values`]; `dst` must have room for `n` rows.
+#[inline(always)]
+pub(crate) unsafe fn pack_values<V: Lanes, E: Values>(
+    src: *const u8,
+    dim: usize,
+    (from, to, n): (usize, usize, usize),
+    dst: *mut f32,
+) {
+    for key in 0..n {
+        for d in (0..dim).step_by(V::N) {
+            // SAFETY: the caller's contract.
+            unsafe {
+                let x = if (from..to).contains(&key) { E::one::<V>(src, dim, key, d) } else { V::splat(0.0) };
+                x.store(dst.add(key * dim + d));
+            }
+        }
+    }
+}
+
+/// Writes `x` to `y` with its first `2 * cos.len()` dims rotated by the angles whose (scaled) cosines and sines are given.
+#[inline(always)]
+pub(crate) fn rotate(style: RopeStyle, cos: &[f32], sin: &[f32], x: &[f32], y: &mut [f32]) {
+    let half = cos.len();
+    let (x, rest) = x.split_at(2 * half);
+    let (y, rest_out) = y.split_at_mut(2 * half);
+    rest_out.copy_from_slice(rest);
+    match style {
+        RopeStyle::Neox => {
+            let (x0, x1) = x.split_at(half);
+            let (y0, y1) = y.split_at_mut(half);
+            for (((((y0, y1), &x0), &x1), &c), &s) in y0.iter_mut().zip(y1).zip(x0).zip(x1).zip(cos).zip(sin) {
+                *y0 = x0 * c - x1 * s;
+                *y1 = x1 * c + x0 * s;
+            }
+        }
+        RopeStyle::Interleaved => {
+            let pairs = y.as_chunks_mut::<2>().0.iter_mut().zip(x.as_chunks::<2>().0);
+            for (((y, &[x0, x1]), &c), &s) in pairs.zip(cos).zip(sin) {
+                *y = [x0 * c - x1 * s, x1 * c + x0 * s];
+            }
+        }
+    }
+}
+
+/// Cosines and sines at a stream position, times mscale.
+#[inline(always)]
+pub(crate) fn angles(frequencies: &Frequencies, position: u64, mscale: f32, cos: &mut [f32], sin: &mut [f32]) {
+    frequencies.fill(position, mscale, cos, sin);
+}

@@ -1,0 +1,220 @@
+//! Instruction sets as the rungs of a ladder: the best that the processor has is chosen once per process.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub(crate) mod kernels;
+mod lanes;
+mod scalar;
+
+use self::kernels::{Brain, Half, Row, Scores, Single, Sums};
+use crate::config::{DType, RopeStyle};
+use crate::phase::Frequencies;
+use crate::status::{Result, bail};
+
+/// An instruction set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rung {
+    /// What every target has.
+    Scalar,
+    /// AVX2, FMA, F16C.
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL.
+    Avx512,
+    /// AVX-512, and AMX tiles of bfloat16 for chunks.
+    Amx,
+}
+
+/// Names a rung to use instead of the best: `scalar`, `avx2`, `avx512`, `amx`.
+pub const RUNG_VARIABLE: &str = "SINKCACHE_CPU";
+
+impl Rung {
+    const ALL: [(&'static str, Self); 4] =
+        [("scalar", Self::Scalar), ("avx2", Self::Avx2), ("avx512", Self::Avx512), ("amx", Self::Amx)];
+
+    /// Its name in [`RUNG_VARIABLE`].
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        Self::ALL[self as usize].0
+    }
+
+    /// Whether this process may use it.
+    #[must_use]
+    pub fn available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            match self {
+                Self::Scalar => true,
+                Self::Avx2 => avx2,
+                Self::Avx512 => avx2 && avx512,
+                Self::Amx => avx2 && avx512 && amx::available(),
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            self == Self::Scalar
+        }
+    }
+
+    /// The best there is, or the one [`RUNG_VARIABLE`] names.
+    ///
+    /// # Errors
+    /// `InvalidConfig` for an unknown name or a rung the processor does not have.
+    pub fn choose() -> Result<Self> {
+        let best = || Self::ALL.into_iter().map(|(_, rung)| rung).rfind(|rung| rung.available()).unwrap_or(Self::Scalar);
+        let Some(name) = std::env::var_os(RUNG_VARIABLE).filter(|name| !name.is_empty()) else { return Ok(best()) };
+        match Self::ALL.into_iter().find(|(n, _)| name == *n) {
+            Some((_, rung)) if rung.available() => Ok(rung),
+            Some((n, _)) => bail!(InvalidConfig, "{RUNG_VARIABLE} is {n}, which this processor does not have: {} is its best", best().name()),
+            None => bail!(InvalidConfig, "{RUNG_VARIABLE} is {}: scalar, avx2, avx512 or amx is allowed", name.display()),
+        }
+    }
+}
+
+/// The kernels of one rung for one storage type.
+///
+/// # Safety
+/// Each may be called only where its rung is available, with arguments as its struct describes them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kernels {
+    /// With keys as they are stored; f32 has none, since it is stored in rows.
+    pub scores: Option<unsafe fn(&Scores)>,
+    /// With keys packed by `pack_keys`.
+    pub scores_packed: unsafe fn(&Scores),
+    /// With values as they are stored.
+    pub sums: unsafe fn(&Sums),
+    /// With values packed by `pack_values`.
+    pub sums_packed: unsafe fn(&Sums),
+    pub weigh: unsafe fn(&Row, &mut f32, &mut f32) -> f32,
+    /// Stored keys, dims, groups, where to.
+    pub pack_keys: unsafe fn(*const u8, usize, usize, *mut f32),
+    /// Stored values, padded dims, (from, to, rows), where to.
+    pub pack_values: unsafe fn(*const u8, usize, (usize, usize, usize), *mut f32),
+    pub rotate: unsafe fn(RopeStyle, &[f32], &[f32], &[f32], &mut [f32]),
+    pub angles: unsafe fn(&Frequencies, u64, f32, &mut [f32], &mut [f32]),
+}
+
+/// Compiles the kernels for the vectors of one rung. `$nv` vectors by six rows of sums fit its registers.
+macro_rules! rung {
+    ($name:ident, $lanes:ty, $nv:literal, $(#[$features:meta])?) => {
+        mod $name {
+            use super::kernels::{self, Brain, Half, Row, Scores, Single, Sums};
+            use super::*;
+
+            macro_rules! typed {
+                ($k:ident, $e:ty) => {
+                    pub(super) mod $k {
+                        use super::*;
+
+                        $(#[$features])?
+                        pub unsafe fn scores(a: &Scores) {
+                            // SAFETY: the caller's contract.
+                            unsafe { kernels::scores::<$lanes, $e, $nv>(a) }
+                        }
+
+                        $(#[$features])?
+                        pub unsafe fn sums(a: &Sums) {
+                            // SAFETY: the caller's contract.
+                            unsafe { kernels::sums::<$lanes, $e, $nv>(a) }
+                        }
+
+                        $(#[$features])?
+                        pub unsafe fn pack_keys(src: *const u8, dim: usize, groups: usize, dst: *mut f32) {
+                            // SAFETY: the caller's contract.
+                            unsafe { kernels::pack_keys::<$lanes, $e>(src, dim, groups, dst) }
+                        }
+
+                        $(#[$features])?
+                        pub unsafe fn pack_values(src: *const u8, dim: usize, keys: (usize, usize, usize), dst: *mut f32) {
+                            // SAFETY: the caller's contract.
+                            unsafe { kernels::pack_values::<$lanes, $e>(src, dim, keys, dst) }
+                        }
+                    }
+                };
+            }
+            typed!(single, Single);
+            typed!(half, Half);
+            typed!(brain, Brain);
+
+            $(#[$features])?
+            unsafe fn group_rows(src: *const u8, dim: usize, groups: usize, dst: *mut f32) {
+                // SAFETY: the caller's contract.
+                unsafe { kernels::group_rows(src.cast(), dim, groups, dst) }
+            }
+
+            $(#[$features])?
+            unsafe fn weigh(a: &Row, max: &mut f32, sum: &mut f32) -> f32 {
+                // SAFETY: the caller's contract.
+                unsafe { kernels::weigh::<$lanes>(a, max, sum) }
+            }
+
+            $(#[$features])?
+            unsafe fn rotate(style: RopeStyle, cos: &[f32], sin: &[f32], x: &[f32], y: &mut [f32]) {
+                kernels::rotate(style, cos, sin, x, y);
+            }
+
+            $(#[$features])?
+            unsafe fn angles(f: &Frequencies, position: u64, mscale: f32, cos: &mut [f32], sin: &mut [f32]) {
+                kernels::angles(f, position, mscale, cos, sin);
+            }
+
+            pub(super) fn kernels(dtype: DType) -> Kernels {
+                let common = Kernels {
+                    scores: None,
+                    scores_packed: single::scores,
+                    sums: single::sums,
+                    sums_packed: single::sums,
+                    weigh,
+                    pack_keys: group_rows,
+                    pack_values: single::pack_values,
+                    rotate,
+                    angles,
+                };
+                match dtype {
+                    DType::F32 => common,
+                    DType::F16 => Kernels {
+                        scores: Some(half::scores),
+                        sums: half::sums,
+                        pack_keys: half::pack_keys,
+                        pack_values: half::pack_values,
+                        ..common
+                    },
+                    DType::Bf16 => Kernels {
+                        scores: Some(brain::scores),
+                        sums: brain::sums,
+                        pack_keys: brain::pack_keys,
+                        pack_values: brain::pack_values,
+                        ..common
+                    },
+                }
+            }
+        }
+    };
+}
+
+rung!(scalar_kernels, super::scalar::Scalar, 2,);
+#[cfg(target_arch = "x86_64")]
+rung!(avx2_kernels, super::avx2::Avx2, 2, #[target_feature(enable = "avx2,fma,f16c")]);
+#[cfg(target_arch = "x86_64")]
+rung!(avx512_kernels, super::avx512::Avx512, 4, #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]);
+
+impl Kernels {
+    /// Of a rung that is available.
+    pub fn new(rung: Rung, dtype: DType) -> Self {
+        match rung {
+            #[cfg(target_arch = "x86_64")]
+            Rung::Avx2 => avx2_kernels::kernels(dtype),
+            #[cfg(target_arch = "x86_64")]
+            Rung::Avx512 | Rung::Amx => avx512_kernels::kernels(dtype),
+            _ => scalar_kernels::kernels(dtype),
+        }
+    }
+}
