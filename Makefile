@@ -9,10 +9,10 @@ UBSAN = $(shell $(CXX) -print-file-name=libubsan.so)
 ENGINES = -DSINKCACHE_BUILD_INFLIGHT=ON
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: test setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan cuda-test cuda-variants header \
-	bench gpu-pack clean
+.PHONY: test setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan cuda-test cuda-variants cuda-engine \
+	header bench gpu-pack clean
 
-test: setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan cuda-test cuda-variants
+test: setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan cuda-test cuda-variants cuda-engine
 	@echo "all tests passed"
 
 setup:
@@ -76,6 +76,10 @@ gpu-pack:
 cuda-variants:
 	scripts/cuda_variants.py
 
+# The CUDA half of examples/inflight by nvcc from PyPI, for every architecture: it compiles and links.
+cuda-engine:
+	scripts/cuda_engine build-cuda
+
 header:
 	SKC_WRITE_HEADER=1 $(CARGO) test -p sinkcache --test header
 
@@ -84,4 +88,4 @@ bench:
 
 clean:
 	$(CARGO) clean
-	rm -rf build build-sanitize
+	rm -rf build build-sanitize build-cuda

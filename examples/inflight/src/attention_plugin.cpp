@@ -16,6 +16,7 @@ sinkcache::Config cache_config(const PluginConfig &c) {
     sinkcache::Config config;
     config.heads(c.n_q_heads, c.n_kv_heads, c.head_dim).types(SKC_DTYPE_F32, c.kv_dtype).seqs(c.max_seqs);
     config.layers(c.n_layers, layer).max_chunk(c.chunk).max_rewind(c.max_draft).threads(c.n_threads);
+    config.raw().alloc = c.alloc, config.raw().free = c.free, config.raw().memory_user = c.memory_user;
     if (c.cuda) {
         config.cuda(c.cuda_device);
     }

@@ -24,6 +24,10 @@ struct PluginConfig {
     std::uint32_t max_draft = 0;
     std::uint32_t kv_dtype = SKC_DTYPE_F32;
     std::uint32_t n_threads = 1;
+    /** Where the cache's host memory comes from; NULL = the process. */
+    skc_alloc_fn alloc = nullptr;
+    skc_free_fn free = nullptr;
+    void *memory_user = nullptr;
     bool cuda = false;
     std::uint32_t cuda_device = 0;
 };

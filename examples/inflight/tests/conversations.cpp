@@ -28,14 +28,36 @@ std::string name(const char *what, std::size_t c, std::size_t round) {
     return what + std::to_string(c) + "." + std::to_string(round);
 }
 
+/** Bytes a cache holds, and how often it asked for some. */
+struct Memory {
+    std::size_t live = 0, calls = 0;
+
+    void watch(PluginConfig &config) {
+        config.memory_user = this;
+        config.alloc = [](void *user, std::size_t bytes, std::size_t align) {
+            auto &memory = *static_cast<Memory *>(user);
+            memory.live += bytes, memory.calls++;
+            return std::aligned_alloc(align, (bytes + align - 1) / align * align);
+        };
+        config.free = [](void *user, void *p, std::size_t bytes) {
+            static_cast<Memory *>(user)->live -= bytes;
+            std::free(p);
+        };
+    }
+};
+
 TEST(Conversations, TwentyRoundsEnterOnceAndCostTheSameMemory) {
     constexpr std::size_t CONVERSATIONS = 8, ROUNDS = 20, PROMPT = 12, OUT = 8;
     static_assert(ROUNDS * (PROMPT + OUT) > 10 * (SINK + WINDOW), "ten times over");
     // A second engine serves each conversation by itself.
-    CpuModel model(weights(), plugin_config(CONVERSATIONS), lone(), 1), other(weights(), plugin_config(1), lone(), 1);
+    Memory memory;
+    PluginConfig config = plugin_config(CONVERSATIONS);
+    memory.watch(config);
+    CpuModel model(weights(), config, lone(), 1), other(weights(), plugin_config(1), lone(), 1);
     Executor executor(model, executor_config(CONVERSATIONS, 64));
-    const auto bytes = [&] { return AttentionPlugin::bytes(shaped(plugin_config(CONVERSATIONS), model.weights())); };
-    const auto before = bytes();
+    const std::size_t live = memory.live, calls = memory.calls;
+    EXPECT_GT(live, 0u);
+    EXPECT_LE(live, AttentionPlugin::bytes(shaped(config, model.weights())).first);
     std::map<std::string, Result> results;
     const auto at = [&](std::size_t c, std::size_t round) { return 20000 * c + 100 * round; };
     const auto rounds = [&](Executor &e, std::size_t c) {
@@ -67,8 +89,8 @@ TEST(Conversations, TwentyRoundsEnterOnceAndCostTheSameMemory) {
     EXPECT_EQ(n.context_tokens + n.decode_tokens, entered);
     EXPECT_EQ(n.evicted_tokens, entered - CONVERSATIONS * (SINK + WINDOW));
     EXPECT_EQ(n.idle_conversations, CONVERSATIONS);
-    EXPECT_GT(before.first, 0u);
-    EXPECT_EQ(bytes(), before);
+    EXPECT_EQ(memory.live, live);
+    EXPECT_EQ(memory.calls, calls);
 }
 
 TEST(Conversations, ARoundIsThatOfOneLongRequest) {
@@ -114,16 +136,20 @@ TEST(Conversations, RequestsWaitForASlotAndNothingFails) {
     EXPECT_EQ(executor.counters().waiting, 2u);
     EXPECT_EQ(executor.counters().idle_conversations, 2u);
     // A round of a conversation needs no slot; one with requests queued for it cannot be closed.
-    results = run(executor, {next("b2", "b", text(50, 10), 4)});
+    // But not past a fork that came before it.
+    results = run(executor, {next("b2", "b", text(50, 10), 4), next("a2", "a", text(50, 10), 4)});
     EXPECT_EQ(results.size(), 1u);
+    EXPECT_EQ(results.count("b2"), 1u);
     expect_done(results);
     EXPECT_FALSE(executor.close("a"));
     EXPECT_FALSE(executor.close("nobody"));
     EXPECT_TRUE(executor.close("b"));
     results = run(executor);
-    EXPECT_EQ(results.size(), 2u);
+    EXPECT_EQ(results.size(), 3u);
     expect_done(results);
     EXPECT_EQ(results.at("waits").tokens.size(), 4u);
+    // 10 + <s> + 4 generated, then the fork's 5, and its last token is to come; a2's 10 are not among them.
+    EXPECT_EQ(results.at("fork waits").stream_length, 11 + 4 + 5 + 4 - 1u);
     EXPECT_TRUE(executor.close("a"));
     EXPECT_EQ(executor.counters().failed, 0u);
 }

@@ -136,8 +136,9 @@ public:
     std::string describe() const override { return model_.describe(); }
     std::vector<Token> forward(const Batch &batch) override {
         if (passes++ == fail_at) {
-            const std::size_t row = (model_.weights().qkv_width()), out = model_.weights().q_width();
-            std::vector<float> qkv(batch.tokens.size() * row), attended(batch.tokens.size() * out);
+            const std::size_t row = model_.weights().qkv_width(), out = model_.weights().q_width();
+            // Keys and values that would be felt.
+            std::vector<float> qkv(batch.tokens.size() * row, 5.0f), attended(batch.tokens.size() * out);
             plugin().enqueue(0, qkv.data(), attended.data(), batch.seq_ids, batch.n_tokens, nullptr, nullptr);
             plugin().enqueue(1, qkv.data(), attended.data(), batch.seq_ids, batch.n_tokens, nullptr, nullptr);
             throw std::runtime_error("the third layer went up in smoke");

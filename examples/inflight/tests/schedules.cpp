@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <set>
 
 namespace {
 
@@ -47,10 +48,11 @@ std::vector<Request> requests() {
 TEST(Schedules, EveryOutputIsThatOfTheRequestAlone) {
     const auto all = requests();
     std::map<std::string, Result> alone;
-    Logits alone_logits;
-    {
-        CpuModel model(weights(), plugin_config(1), lone(), 1);
-        model.observe(alone_logits.observer(model.config().vocabulary));
+    // A BLAS divides a product among its threads: bits are those of the same number of them.
+    Logits alone_logits[2];
+    for (int threads : {1, 2}) {
+        CpuModel model(weights(), plugin_config(1), lone(), threads);
+        model.observe(alone_logits[threads - 1].observer(model.config().vocabulary));
         for (const Request &r : all) {
             Executor executor(model, executor_config(1, 1u << 12));
             alone.merge(run(executor, {r}));
@@ -62,7 +64,8 @@ TEST(Schedules, EveryOutputIsThatOfTheRequestAlone) {
         std::mt19937 random(100 + schedule);
         const auto below = [&](std::uint32_t n) { return random() % n; };
         const std::uint32_t max_seqs = 1 + below(16), budget = CHUNK + 1 + below(300);
-        CpuModel model(weights(), plugin_config(max_seqs), lone(), 1 + static_cast<int>(schedule % 2));
+        const std::uint32_t threads = 1 + schedule % 2;
+        CpuModel model(weights(), plugin_config(max_seqs), lone(), static_cast<int>(threads));
         Logits logits;
         model.observe(logits.observer(model.config().vocabulary));
         auto mixed = all;
@@ -89,7 +92,7 @@ TEST(Schedules, EveryOutputIsThatOfTheRequestAlone) {
             tokens += result.tokens.size();
         }
         for (const auto &[place, hash] : logits.bits) {
-            ASSERT_EQ(hash, alone_logits.bits.at(place))
+            ASSERT_EQ(hash, alone_logits[threads - 1].bits.at(place))
                 << "logits of token " << place.second << " of request " << place.first << ", schedule " << schedule;
         }
         EXPECT_EQ(executor.counters().running + executor.counters().waiting, 0u);
@@ -97,7 +100,7 @@ TEST(Schedules, EveryOutputIsThatOfTheRequestAlone) {
     }
     EXPECT_GT(cancelled, std::size_t{SCHEDULES});
     std::printf("%u requests in %u schedules: %zu tokens, %zu requests cancelled; smallest lead of a first logit over the second %g\n",
-                unsigned{REQUESTS}, unsigned{SCHEDULES}, tokens, cancelled, static_cast<double>(alone_logits.smallest_lead));
+                unsigned{REQUESTS}, unsigned{SCHEDULES}, tokens, cancelled, static_cast<double>(alone_logits[0].smallest_lead));
 }
 
 TEST(Schedules, OtherCutsGiveTheSameTokens) {
@@ -139,6 +142,9 @@ TEST(Schedules, WhatIsDrawnDoesNotDependOnTheSchedule) {
         some.back().sampling = {0.9f, i % 4};
     }
     CpuModel model(weights(), plugin_config(12), lone(), 1);
+    // Every token is drawn at its own place.
+    std::map<std::uint64_t, std::multiset<std::uint64_t>> places;
+    model.observe([&](const Wanted &wanted, const float *) { places[wanted.sampling.seed].insert(wanted.index); });
     Executor narrow(model, executor_config(2, CHUNK + 1)), wide(model, executor_config(12, 400));
     const auto a = run(narrow, some), b = run(wide, some);
     expect_done(a);
@@ -146,6 +152,10 @@ TEST(Schedules, WhatIsDrawnDoesNotDependOnTheSchedule) {
         EXPECT_EQ(a.at(r.id).tokens, b.at(r.id).tokens) << r.id;
     }
     EXPECT_NE(a.at("r1").tokens, a.at("r2").tokens);
+    for (std::uint64_t place = 0; place < 20; place++) {
+        // Of three requests with this seed, in both runs.
+        EXPECT_EQ(places[2].count(place), 6u) << place;
+    }
 }
 
 TEST(Schedules, PromptsAndStepsBothGoOnInATightBudget) {
