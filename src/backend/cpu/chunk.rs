@@ -37,10 +37,11 @@ pub(super) fn add_block(
         (kernels.pack_values)(v, dim_v, (block.lo, block.hi, n), scratch.v.as_mut_ptr());
     }
     // Where some rows see a key and others do not, a weight of zero would let an infinity in.
-    let apart = !tile.sees_all(block) && !scratch.v[..n * dim_v].iter().all(|x| x.is_finite());
+    let all_seen = tile.sees_all(block);
+    let apart = !all_seen && !scratch.v[..n * dim_v].iter().all(|x| x.is_finite());
     for first in (0..tile.rows).step_by(SUB) {
         let rows = tile.part(first, SUB);
-        if !rows.sees_any(block) {
+        if !all_seen && !rows.sees_any(block) {
             continue;
         }
         let q = if block.sinks { &scratch.q_sink } else { &scratch.q };
@@ -58,7 +59,10 @@ pub(super) fn add_block(
         unsafe { (kernels.scores_packed)(&scores) };
         for r in 0..rows.rows {
             let state = (&mut scratch.max[first + r], &mut scratch.sum[first + r]);
-            scratch.keep[r] = weigh(&rows, block, r, scratch.scores[r * BLOCK..].as_mut_ptr(), n, kernels, state);
+            let sight = scratch.sights[first + r];
+            let seen = if all_seen { block.lo..block.hi } else { block.columns(&tile.job.layer.ring, sight) };
+            let scores = scratch.scores[r * BLOCK..].as_mut_ptr();
+            scratch.keep[r] = weigh(&rows, block, (r, sight), seen, scores, n, kernels, state);
         }
         let all = Sums {
             weights: scratch.scores.as_ptr(),
@@ -74,7 +78,8 @@ pub(super) fn add_block(
         // SAFETY: as above.
         unsafe {
             if apart {
-                (0..rows.rows).for_each(|r| sum_row(&rows, block, r, &Sums { v, ..all }, kernels));
+                let seen = |r: usize| block.columns(&tile.job.layer.ring, scratch.sights[first + r]);
+                (0..rows.rows).for_each(|r| sum_row(r, seen(r), &Sums { v, ..all }, kernels));
             } else {
                 (kernels.sums_packed)(&all);
             }

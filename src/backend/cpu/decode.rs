@@ -1,10 +1,12 @@
 //! Attention of few rows: all of them at once over spans of keys as they are stored, each read once.
 
+use std::ops::Range;
+
 use super::scratch::{BLOCK, SPAN, Scratch};
 use super::simd::kernels::{Row, Scores, Sums};
 use super::simd::Kernels;
 use super::store::{GROUP, Slots, padded_dim};
-use super::tile::{Block, Tile};
+use super::tile::{Block, Sight, Tile};
 
 /// The softmax of one span.
 #[derive(Debug)]
@@ -44,14 +46,16 @@ pub(super) fn span(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &
     }
     let (mut from, mut to) = (usize::MAX, 0);
     for r in 0..rows {
-        let sight = tile.sight(r);
+        let sight = scratch.sights[r];
         let seen = block.columns(&layer.ring, sight);
         if !seen.is_empty() {
             (from, to) = (from.min(seen.start), to.max(seen.end));
         }
         scratch.part_max[r] = f32::NEG_INFINITY;
         scratch.part_sum[r] = 0.0;
-        weigh(tile, block, r, scratch.scores[r * SPAN..].as_mut_ptr(), n, kernels, (&mut scratch.part_max[r], &mut scratch.part_sum[r]));
+        let state = (&mut scratch.part_max[r], &mut scratch.part_sum[r]);
+        let scores = scratch.scores[r * SPAN..].as_mut_ptr();
+        weigh(tile, block, (r, sight), seen, scores, n, kernels, state);
     }
     scratch.part[..rows * dim_v].fill(0.0);
     if from >= to {
@@ -71,32 +75,34 @@ pub(super) fn span(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &
     };
     // SAFETY: as above.
     unsafe {
-        let same = |r: usize| block.columns(&layer.ring, tile.sight(r)) == (from..to);
-        if (0..rows).all(same) {
+        let seen = |r: usize| block.columns(&layer.ring, scratch.sights[r]);
+        if (0..rows).all(|r| seen(r) == (from..to)) {
             return (kernels.sums)(&all);
         }
         // Rows see different keys: a weight of zero would let an infinity in.
-        for r in 0..rows {
-            sum_row(tile, block, r, &all, kernels);
-        }
+        (0..rows).for_each(|r| sum_row(r, seen(r), &all, kernels));
     }
 }
 
-/// Turns row `r` of scores, `n` wide, into weights; returns what earlier sums are worth now.
+/// Turns row `r` of scores, `n` wide, of which it sees the columns `seen`, into weights; returns what earlier sums are worth
+/// now.
+#[expect(clippy::too_many_arguments, reason = "which scores, and with what")]
 pub(super) fn weigh(
     tile: &Tile<'_>,
     block: &Block,
-    r: usize,
+    (r, sight): (usize, Sight),
+    seen: Range<usize>,
     scores: *mut f32,
     n: usize,
     kernels: &Kernels,
     (max, sum): (&mut f32, &mut f32),
 ) -> f32 {
     let layer = tile.job.layer;
-    let sight = tile.sight(r);
-    let seen = block.columns(&layer.ring, sight);
-    let slope = layer.alibi_slopes.get(tile.q_head(r)).copied().unwrap_or(0.0);
-    let distance = if seen.is_empty() { 0 } else { sight.distance(block.sinks, block.token(seen.end - 1)) };
+    let (mut slope, mut distance) = (0.0, 0);
+    if !layer.alibi_slopes.is_empty() && !seen.is_empty() {
+        slope = layer.alibi_slopes[tile.q_head(r)];
+        distance = sight.distance(block.sinks, block.token(seen.end - 1));
+    }
     let row = Row {
         scores,
         n,
@@ -115,8 +121,7 @@ pub(super) fn weigh(
 ///
 /// # Safety
 /// `all` must hold for all rows.
-pub(super) unsafe fn sum_row(tile: &Tile<'_>, block: &Block, r: usize, all: &Sums, kernels: &Kernels) {
-    let seen = block.columns(&tile.job.layer.ring, tile.sight(r));
+pub(super) unsafe fn sum_row(r: usize, seen: Range<usize>, all: &Sums, kernels: &Kernels) {
     // SAFETY: the caller's contract; the rung is available.
     unsafe {
         (kernels.sums)(&Sums {

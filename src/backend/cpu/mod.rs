@@ -9,6 +9,8 @@ mod simd;
 mod spans;
 mod store;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod work;
 
 use std::ops::Range;

@@ -1,6 +1,7 @@
 //! Working memory of the kernels: one part per thread, had at create.
 
 use super::store::{GROUP, padded_dim};
+use super::tile::Sight;
 use crate::config::Shape;
 use crate::memory::{ALIGN, Buffer, Memory};
 use crate::status::Result;
@@ -16,7 +17,7 @@ pub(super) const SUB: usize = 48;
 /// Up to this many rows an entry is a decode.
 pub(super) const FEW_ROWS: usize = 20;
 /// Tokens whose angles are kept at a time.
-pub(super) const SLAB: u64 = 256;
+pub(super) const SLAB: u64 = 512;
 
 /// Rows the scores of a decode have room for.
 pub(super) fn decode_rows(shape: &Shape) -> usize {
@@ -59,6 +60,8 @@ pub(super) struct Scratch<'a> {
     pub row: &'a mut [f32],
     pub rotated: &'a mut [f32],
     pub row_v: &'a mut [f32],
+    /// What each row of the tile sees.
+    pub sights: [Sight; TILE],
 }
 
 const FIELDS: usize = 22;
@@ -175,6 +178,7 @@ impl ScratchPool {
             row,
             rotated,
             row_v,
+            sights: [Sight::default(); TILE],
         }
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! The slots of sinks and of the ring each begin and end at a multiple of [`PAD`]. Within a head, K lies in groups of
 //! [`GROUP`] slots: f16 as `[dim][slot]`, bf16 as `[dim / 2][slot][2]` (a vector holds one dim, or a pair of dims, of 16
-//! keys: no sums across lanes; the second is also a tile of AMX), f32 in rows. V lies in rows padded to 16 dims, bf16 in
-//! pairs of rows as `[slot / 2][dim][2]`.
+//! keys: no sums across lanes), f32 in rows. V lies in rows padded to 16 dims; bf16 in groups of 32 slots as
+//! `[dim / 16][slot / 2][dim % 16][2]`. Both layouts of bf16 are tiles of AMX as they stand.
 
 use std::marker::PhantomData;
 
 use super::element::Stored;
+use super::simd::kernels::pair_at;
 use crate::config::{DType, Layer, Shape};
 use crate::memory::{ALIGN, Buffer, Memory, with_room};
 use crate::ring::Ring;
@@ -173,9 +174,9 @@ impl Slots<'_> {
         head * self.slots + slot as usize
     }
 
-    /// K and V of `n` slots from `slot` on, both multiples of [`GROUP`].
+    /// K and V of `n` slots, a multiple of [`GROUP`], from `slot` on, a multiple of [`PAD`].
     pub fn read(&self, head: usize, slot: u64, n: u64) -> (*const u8, *const u8) {
-        debug_assert!(slot.is_multiple_of(GROUP as u64) && n.is_multiple_of(GROUP as u64));
+        debug_assert!(slot.is_multiple_of(PAD) && n.is_multiple_of(GROUP as u64));
         let at = self.check(head, slot, n);
         (self.k.wrapping_add(at * self.k_slot), self.v.wrapping_add(at * self.v_slot))
     }
@@ -192,7 +193,8 @@ impl Slots<'_> {
         // SAFETY: in range by the checks; heads begin at whole groups; the caller's contract.
         unsafe {
             let group = self.k.add((at - lane) * self.k_slot).cast::<T>();
-            let values = self.v.add((at - lane % 2) * self.v_slot).cast::<T>();
+            let in_tile = at % PAD as usize;
+            let values = self.v.add((at - in_tile) * self.v_slot).cast::<T>();
             match T::DTYPE {
                 DType::F32 => std::ptr::copy_nonoverlapping(k.as_ptr(), group.add(lane * k.len()), k.len()),
                 DType::F16 => k.iter().enumerate().for_each(|(d, &x)| group.add(d * GROUP + lane).write(x)),
@@ -202,8 +204,11 @@ impl Slots<'_> {
                 }
             }
             match T::DTYPE {
-                DType::Bf16 => v.iter().enumerate().for_each(|(d, &x)| values.add(d * 2 + lane % 2).write(x)),
-                _ => std::ptr::copy_nonoverlapping(v.as_ptr(), values.add(lane % 2 * row), v.len()),
+                DType::Bf16 => {
+                    let pair = |d: usize| values.add(2 * pair_at(row, in_tile, d) + in_tile % 2);
+                    v.iter().enumerate().for_each(|(d, &x)| pair(d).write(x));
+                }
+                _ => std::ptr::copy_nonoverlapping(v.as_ptr(), values.add(in_tile * row), v.len()),
             }
         }
     }

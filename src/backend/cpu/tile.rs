@@ -26,7 +26,7 @@ pub(super) struct Tile<'a> {
 }
 
 /// What a row sees.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Sight {
     /// Index in the sequence.
     pub index: u64,
@@ -169,6 +169,7 @@ impl Tile<'_> {
                     q.copy_from_slice(x);
                 }
             }
+            scratch.sights[r] = self.sight(r);
             // A learned sink is a key with this score and a value of zero.
             (scratch.max[r], scratch.sum[r]) = match layer.sink_logits.get(head) {
                 Some(&logit) => (logit, 1.0),

@@ -9,6 +9,8 @@ use super::simd::{Kernels, Rung};
 use super::spans::Spans;
 use super::store::{Store, padded_dim};
 use super::tile::{Angles, Tile};
+#[cfg(target_arch = "x86_64")]
+use super::tiles;
 use super::{append, chunk};
 use crate::backend::Job;
 use crate::batch::Entry;
@@ -27,7 +29,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub fn new(shape: &Shape, _rung: Rung, tokens: &Range<u64>) -> Self {
+    pub fn new(shape: &Shape, rung: Rung, tokens: &Range<u64>) -> Self {
         let n = tokens.end - tokens.start;
         let rows = n * shape.group as u64;
         if n == 0 {
@@ -35,7 +37,7 @@ impl Kind {
         } else if rows <= FEW_ROWS as u64 || (n == 1 && rows <= TILE as u64) {
             Self::Decode
         } else {
-            let most = chunk::ROWS;
+            let most = if uses_tiles(shape, rung) { TILE } else { chunk::ROWS };
             Self::Tiles { n: rows.div_ceil(most as u64), rows: most }
         }
     }
@@ -48,6 +50,17 @@ impl Kind {
             Self::Nothing => 0,
         }
     }
+}
+
+/// Whether chunks go through AMX.
+#[cfg(target_arch = "x86_64")]
+fn uses_tiles(shape: &Shape, rung: Rung) -> bool {
+    rung == Rung::Amx && tiles::fits(shape)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn uses_tiles(_: &Shape, _: Rung) -> bool {
+    false
 }
 
 /// All rows of an entry's head.
@@ -128,6 +141,11 @@ impl<'a> Worker<'a> {
                 let first = unit as usize * rows;
                 tile = tile.part(first, rows);
                 tile.load(kernels, &mut self.angles, scratch);
+                #[cfg(target_arch = "x86_64")]
+                if uses_tiles(self.job.shape, self.rung) {
+                    tiles::tile(&tile, &slots, kernels, scratch);
+                    return tile.finish(scratch);
+                }
                 chunk::tile(&tile, &slots, kernels, scratch);
             }
         }

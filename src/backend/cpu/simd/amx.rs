@@ -1,4 +1,331 @@
-//! placeholder until the tiles are written
+//! Tiles of AMX: matrix products of bfloat16 with f32 sums, 16 x 16 x 32 to an instruction.
+//!
+//! Rust has no stable intrinsics for them, so they are inline assembly. Layouts are those of Intel's manual (Software
+//! Developer's Manual, volume 1, chapter 18): A holds 16 rows of 32 numbers, B 16 pairs of rows of 16 numbers, a pair
+//! side by side, which is how bf16 keys and values are stored.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::sync::OnceLock;
+
+use super::kernels::pair_at;
+use crate::backend::cpu::store::GROUP;
+
+/// Rows of queries that go through the tiles together: two tiles of 16.
+pub(crate) const ROWS: usize = 32;
+/// Dims and keys come in multiples of this.
+pub(crate) const DEPTH: usize = 32;
+/// Numbers in a tile.
+const TILE: usize = 512;
+
+/// Whether processor and kernel have AMX with bfloat16, and this process may use it. Asks the kernel once.
 pub(crate) fn available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| processor_has_it() && permitted())
+}
+
+fn processor_has_it() -> bool {
+    if !is_x86_feature_detected!("xsave") || __cpuid(0).eax < 7 {
+        return false;
+    }
+    let (seven, one) = (__cpuid_count(7, 0), __cpuid_count(7, 1));
+    let (amx_bf16, amx_tile, avx512_bf16) = (seven.edx >> 22 & 1, seven.edx >> 24 & 1, one.eax >> 5 & 1);
+    // SAFETY: the processor has XSAVE, and so XGETBV. Bits 17 and 18: the kernel saves tile configuration and data.
+    let kernel = unsafe { xgetbv() } >> 17 & 3;
+    seven.eax >= 1 && amx_bf16 & amx_tile & avx512_bf16 == 1 && kernel == 3
+}
+
+#[target_feature(enable = "xsave")]
+unsafe fn xgetbv() -> u64 {
+    // SAFETY: the caller's contract.
+    unsafe { _xgetbv(0) }
+}
+
+/// Linux hands out the 8 KiB of tile state on request only.
+#[cfg(target_os = "linux")]
+fn permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    // SAFETY: grants this process a larger register state, nothing else.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn permitted() -> bool {
     false
+}
+
+/// All eight tiles as 16 rows of 64 bytes, from now until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Tiles(());
+
+#[repr(C, align(64))]
+struct Config {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl Tiles {
+    /// # Safety
+    /// AMX must be [`available`].
+    pub unsafe fn new() -> Self {
+        let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+        config.row_bytes[..8].fill(64);
+        config.rows[..8].fill(16);
+        // SAFETY: the caller's contract; a valid configuration.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
+        Self(())
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: tiles were configured by `new`. Left configured, they would make every context switch dearer.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    }
+}
+
+/// Four tiles of sums, `[2 x 16 rows][2 x 16 columns]`, times two of A and two of B.
+macro_rules! products {
+    ($a:expr, $a_stride:expr, $a1:expr, $b:expr, $b1:expr, $b_stride:expr) => {
+        asm!(
+            "tileloadd tmm4, [{a} + {a_stride}]",
+            "tileloadd tmm6, [{b} + {b_stride}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{b1} + {b_stride}]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{a1} + {a_stride}]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            a = in(reg) $a, a1 = in(reg) $a1, a_stride = in(reg) $a_stride,
+            b = in(reg) $b, b1 = in(reg) $b1, b_stride = in(reg) $b_stride,
+            options(nostack, readonly)
+        )
+    };
+}
+
+/// A matrix of bfloat16, and what it rounds off; the second is NULL where nothing is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Split {
+    pub high: *const u16,
+    pub low: *const u16,
+}
+
+/// The products that make up one of two split matrices; that of the two lower halves is below f32's own rounding.
+fn halves(a: Split, b: Split) -> impl Iterator<Item = (*const u16, *const u16)> {
+    let n = if a.low.is_null() { 1 } else { 3 };
+    [(a.high, b.high), (a.high, b.low), (a.low, b.high)].into_iter().take(n)
+}
+
+/// Queries times keys: `scores[r][c] = q[r] . k[c]` for 32 rows and `keys` keys.
+///
+/// # Safety
+/// [`Tiles`] must be alive; `q` holds `[32][dim]`, `k` groups of 16 keys `[dim / 2][16][2]`, `scores` 32 rows `stride` apart;
+/// `dim` and `keys` are multiples of 32.
+pub(crate) unsafe fn scores(q: Split, k: Split, dim: usize, keys: usize, scores: *mut f32, stride: usize) {
+    for key in (0..keys).step_by(2 * GROUP) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
+            for (q, k) in halves(q, k) {
+                let k = k.add(key * dim);
+                for d in (0..dim).step_by(DEPTH) {
+                    let (a, b) = (q.add(d), k.add(d * GROUP));
+                    products!(a, 2 * dim, a.add(16 * dim), b, b.add(GROUP * dim), 64_usize);
+                }
+            }
+            let out = scores.add(key);
+            asm!(
+                "tilestored [{top} + {stride}], tmm0",
+                "tilestored [{top} + {stride} + 64], tmm1",
+                "tilestored [{bottom} + {stride}], tmm2",
+                "tilestored [{bottom} + {stride} + 64], tmm3",
+                top = in(reg) out, bottom = in(reg) out.add(16 * stride), stride = in(reg) 4 * stride,
+                options(nostack)
+            );
+        }
+    }
+}
+
+/// Weights times values: `acc[r] += weights[r] . v` for 32 rows and `keys` keys.
+///
+/// # Safety
+/// [`Tiles`] must be alive; `weights` holds 32 rows `stride` apart, `v` tiles `[keys / 32][dim / 16]`, `acc` `[32][dim]`;
+/// `dim` and `keys` are multiples of 32.
+pub(crate) unsafe fn sums(weights: Split, stride: usize, v: Split, dim: usize, keys: usize, acc: *mut f32) {
+    for d in (0..dim).step_by(32) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let out = acc.add(d);
+            let (top, bottom, row) = (out, out.add(16 * dim), 4 * dim);
+            asm!(
+                "tileloadd tmm0, [{top} + {row}]",
+                "tileloadd tmm1, [{top} + {row} + 64]",
+                "tileloadd tmm2, [{bottom} + {row}]",
+                "tileloadd tmm3, [{bottom} + {row} + 64]",
+                top = in(reg) top, bottom = in(reg) bottom, row = in(reg) row,
+                options(nostack, readonly)
+            );
+            for (p, v) in halves(weights, v) {
+                for key in (0..keys).step_by(DEPTH) {
+                    let (a, b) = (p.add(key), v.add(2 * pair_at(dim, key, d)));
+                    products!(a, 2 * stride, a.add(16 * stride), b, b.add(TILE), 64_usize);
+                }
+            }
+            asm!(
+                "tilestored [{top} + {row}], tmm0",
+                "tilestored [{top} + {row} + 64], tmm1",
+                "tilestored [{bottom} + {row}], tmm2",
+                "tilestored [{bottom} + {row} + 64], tmm3",
+                top = in(reg) top, bottom = in(reg) bottom, row = in(reg) row,
+                options(nostack)
+            );
+        }
+    }
+}
+
+/// Vectors of two f32 rows as pairs of bfloat16: rounded towards zero, and what that leaves, exact for an f16.
+#[inline(always)]
+unsafe fn split_pair(even: __m512, odd: __m512) -> (__m512i, __m512i) {
+    // SAFETY: AVX-512 is there.
+    unsafe {
+        let mask = _mm512_set1_epi32(0xFFFF_0000_u32.cast_signed());
+        let join = |even: __m512, odd: __m512| {
+            let (even, odd) = (_mm512_castps_si512(even), _mm512_castps_si512(odd));
+            _mm512_or_si512(_mm512_srli_epi32::<16>(even), _mm512_and_si512(odd, mask))
+        };
+        let top = |x: __m512| _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), mask));
+        (join(even, odd), join(_mm512_sub_ps(even, top(even)), _mm512_sub_ps(odd, top(odd))))
+    }
+}
+
+/// Lanes that hold an infinity or a NaN.
+#[inline(always)]
+unsafe fn not_finite(x: __m512) -> __mmask16 {
+    // SAFETY: AVX-512 is there. Class: quiet and signalling NaN, both infinities.
+    unsafe { _mm512_fpclass_ps_mask::<0x99>(x) }
+}
+
+/// f16 keys of whole groups, `[dim][16]`, as split pairs `[dim / 2][16][2]`; false if a number is not finite.
+///
+/// # Safety
+/// AMX must be [`available`]; `src` holds `groups` groups, `high` and `low` have room for as many.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(crate) unsafe fn split_keys(src: *const u16, dim: usize, groups: usize, high: *mut u16, low: *mut u16) -> bool {
+    let mut odd_ones = 0;
+    for at in (0..groups * dim * GROUP).step_by(2 * GROUP) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let row = |i: usize| _mm512_cvtph_ps(_mm256_loadu_si256(src.add(at + i * GROUP).cast()));
+            let (a, b) = (row(0), row(1));
+            odd_ones |= not_finite(a) | not_finite(b);
+            let (top, rest) = split_pair(a, b);
+            _mm512_storeu_si512(high.add(at).cast(), top);
+            _mm512_storeu_si512(low.add(at).cast(), rest);
+        }
+    }
+    odd_ones == 0
+}
+
+/// f16 values of keys `from..to`, in rows, as split tiles `[n / 32][dim / 16]`; all others of the `n` become 0. False if a number
+/// is not finite.
+///
+/// # Safety
+/// AMX must be [`available`]; `dim` and `n` are multiples of 32; `src` holds `n` rows, `high` and `low` have room for as many.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(crate) unsafe fn split_values(
+    src: *const u16,
+    dim: usize,
+    (from, to, n): (usize, usize, usize),
+    high: *mut u16,
+    low: *mut u16,
+) -> bool {
+    let mut odd_ones = 0;
+    for key in (0..n).step_by(2) {
+        for d in (0..dim).step_by(16) {
+            // SAFETY: the caller's contract.
+            unsafe {
+                let row = |key: usize| {
+                    let x = _mm512_cvtph_ps(_mm256_loadu_si256(src.add(key * dim + d).cast()));
+                    let seen = if (from..to).contains(&key) { 0xFFFF } else { 0 };
+                    _mm512_maskz_mov_ps(seen, x)
+                };
+                let (a, b) = (row(key), row(key + 1));
+                odd_ones |= not_finite(a) | not_finite(b);
+                let (top, rest) = split_pair(a, b);
+                let at = 2 * pair_at(dim, key, d);
+                _mm512_storeu_si512(high.add(at).cast(), top);
+                _mm512_storeu_si512(low.add(at).cast(), rest);
+            }
+        }
+    }
+    odd_ones == 0
+}
+
+/// bf16 values of keys `from..to` as stored, tiles `[n / 32][dim / 16]`, copied; all others become 0. False if a number is not finite.
+///
+/// # Safety
+/// As [`split_values`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(crate) unsafe fn copy_values(
+    src: *const u16,
+    dim: usize,
+    (from, to, n): (usize, usize, usize),
+    dst: *mut u16,
+) -> bool {
+    let mut odd_ones = 0;
+    for key in (0..n).step_by(2) {
+        let half = |key: usize, bits: u32| if (from..to).contains(&key) { bits } else { 0 };
+        let seen = half(key, 0xFFFF) | half(key + 1, 0xFFFF_0000);
+        for d in (0..dim).step_by(16) {
+            // SAFETY: the caller's contract.
+            unsafe {
+                let at = 2 * pair_at(dim, key, d);
+                let seen = _mm512_set1_epi32(seen.cast_signed());
+                let pairs = _mm512_and_si512(_mm512_loadu_si512(src.add(at).cast()), seen);
+                odd_ones |= not_finite(_mm512_castsi512_ps(pairs)) | not_finite(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)));
+                _mm512_storeu_si512(dst.add(at).cast(), pairs);
+            }
+        }
+    }
+    odd_ones == 0
+}
+
+/// Rows of f32 as bfloat16, rounded to nearest; with `low`, rounded towards zero and what that leaves, rounded to nearest.
+///
+/// # Safety
+/// AMX must be [`available`]; `n` is a multiple of 32; all hold `n` elements but for `low`, which may be NULL.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(crate) unsafe fn narrow(src: *const f32, n: usize, high: *mut u16, low: *mut u16) {
+    for at in (0..n).step_by(32) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let (a, b) = (_mm512_loadu_ps(src.add(at)), _mm512_loadu_ps(src.add(at + 16)));
+            let round = |a: __m512, b: __m512| -> __m512i { std::mem::transmute(_mm512_cvtne2ps_pbh(b, a)) };
+            if low.is_null() {
+                _mm512_storeu_si512(high.add(at).cast(), round(a, b));
+                continue;
+            }
+            let mask = _mm512_set1_epi32(0xFFFF_0000_u32.cast_signed());
+            let top = |x: __m512| _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), mask));
+            let (ta, tb) = (top(a), top(b));
+            _mm512_storeu_si512(high.add(at).cast(), round(ta, tb));
+            _mm512_storeu_si512(low.add(at).cast(), round(_mm512_sub_ps(a, ta), _mm512_sub_ps(b, tb)));
+        }
+    }
+}
+
+/// `acc[i] *= keep` for a row.
+///
+/// # Safety
+/// AMX must be [`available`]; `acc` holds `dim` elements, a multiple of 16.
+#[target_feature(enable = "avx512f")]
+pub(crate) unsafe fn rescale(acc: *mut f32, dim: usize, keep: f32) {
+    for d in (0..dim).step_by(16) {
+        // SAFETY: the caller's contract.
+        unsafe { _mm512_storeu_ps(acc.add(d), _mm512_mul_ps(_mm512_loadu_ps(acc.add(d)), _mm512_set1_ps(keep))) };
+    }
 }

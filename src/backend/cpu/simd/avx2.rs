@@ -75,18 +75,9 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn round(self) -> Self {
-        Self(unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
-    }
-
-    #[inline(always)]
-    unsafe fn ldexp(self, n: Self) -> Self {
-        unsafe {
-            // 2^n by its exponent; at -127 that is 0. A NaN converts to the lowest integer, and the product keeps it.
-            let n = _mm256_max_epi32(_mm256_cvtps_epi32(n.0), _mm256_set1_epi32(-127));
-            let power = _mm256_slli_epi32::<23>(_mm256_add_epi32(n, _mm256_set1_epi32(127)));
-            Self(_mm256_mul_ps(self.0, _mm256_castsi256_ps(power)))
-        }
+    unsafe fn low_bits_to_exponent(self) -> Self {
+        // The ninth bit is 0 for what `exp2` hands over, and would be the sign.
+        Self(unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(self.0))) })
     }
 
     #[inline(always)]

@@ -84,13 +84,9 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn round(self) -> Self {
-        Self(unsafe { _mm512_roundscale_ps::<8>(self.0) })
-    }
-
-    #[inline(always)]
-    unsafe fn ldexp(self, n: Self) -> Self {
-        Self(unsafe { _mm512_scalef_ps(self.0, n.0) })
+    unsafe fn low_bits_to_exponent(self) -> Self {
+        // The ninth bit is 0 for what `exp2` hands over, and would be the sign.
+        Self(unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(self.0))) })
     }
 
     #[inline(always)]

@@ -3,10 +3,27 @@
 //! Pointers and counts come from the drivers (`decode.rs`, `chunk.rs`), which have checked them against the layout in
 //! `store.rs`. Keys come in groups of 16, values in rows padded to 16 dims.
 
-use super::lanes::{Lanes, exp, tanh};
+use std::f32::consts::LOG2_E;
+
+use super::lanes::{Lanes, exp2, tanh};
 use crate::backend::cpu::store::GROUP;
 use crate::config::RopeStyle;
 use crate::phase::Frequencies;
+
+/// Repeats a statement for every index below a constant of at most six, written out: arrays of vectors stay in registers only
+/// where every index is known.
+macro_rules! each {
+    ($n:expr, $i:ident, $body:expr) => {
+        each!(@ $n, $i, $body, 0 1 2 3 4 5)
+    };
+    (@ $n:expr, $i:ident, $body:expr, $($k:literal)*) => {
+        const { assert!($n <= 6) };
+        $(if $k < $n {
+            let $i: usize = $k;
+            $body;
+        })*
+    };
+}
 
 /// How keys of a group lie.
 pub(crate) trait Keys {
@@ -25,7 +42,7 @@ pub(crate) trait Values {
     /// Dims `d..d + V::N` of one key.
     ///
     /// # Safety
-    /// As [`Lanes`]; `rows` are those of an even key, `dim` elements apart.
+    /// As [`Lanes`]; `rows` are those of a key whose slot is a multiple of 32, `dim` elements to a row.
     unsafe fn one<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> V;
 
     /// The same of an even key and of the next.
@@ -41,7 +58,8 @@ pub(crate) struct Single;
 /// f16: keys `[dim][16]`, values in rows.
 #[derive(Debug)]
 pub(crate) struct Half;
-/// bf16: keys `[dim / 2][16][2]`, values `[key / 2][dim][2]`.
+/// bf16: keys `[dim / 2][16][2]`, values in tiles `[key / 32][dim / 16][16][16][2]`, the last three being pairs of keys, dims,
+/// and the two of a pair.
 #[derive(Debug)]
 pub(crate) struct Brain;
 
@@ -120,8 +138,14 @@ impl Values for Brain {
     #[inline(always)]
     unsafe fn two<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> (V, V) {
         // SAFETY: the caller's contract.
-        unsafe { V::load_pairs(rows.cast::<u32>().add(key / 2 * dim + d)) }
+        unsafe { V::load_pairs(rows.cast::<u32>().add(pair_at(dim, key, d))) }
     }
+}
+
+/// Where the pair of keys that `key` belongs to has dim `d`, in pairs from the first of a tile's keys on.
+#[inline(always)]
+pub(crate) fn pair_at(dim: usize, key: usize, d: usize) -> usize {
+    key / 32 * (16 * dim) + d / 16 * 256 + key % 32 / 2 * 16 + d % 16
 }
 
 /// Queries times keys: `scores[r][c] = q[r] . k[c]` for all keys of whole groups.
@@ -188,23 +212,18 @@ unsafe fn score_tile<V: Lanes, K: Keys, const R: usize, const NV: usize>(a: &Sco
         let lane = |v: usize| (at + v * V::N) % GROUP;
         let q = a.q.add(row * a.q_stride);
         let mut sum = [[V::splat(0.0); NV]; R];
+        let mut k = [(V::splat(0.0), V::splat(0.0)); NV];
         let mut d = 0;
         while d < a.dim {
-            let k: [(V, V); NV] = std::array::from_fn(|v| K::load(group[v], lane(v), d));
-            for (r, sum) in sum.iter_mut().enumerate() {
+            each!(NV, v, k[v] = K::load(group[v], lane(v), d));
+            each!(R, r, {
                 let (q0, q1) = (V::splat(*q.add(r * a.q_stride + d)), V::splat(*q.add(r * a.q_stride + d + 1)));
-                for v in 0..NV {
-                    sum[v] = q0.fma(k[v].0, sum[v]);
-                    sum[v] = q1.fma(k[v].1, sum[v]);
-                }
-            }
+                each!(NV, v, sum[r][v] = q0.fma(k[v].0, sum[r][v]));
+                each!(NV, v, sum[r][v] = q1.fma(k[v].1, sum[r][v]));
+            });
             d += 2;
         }
-        for (r, sum) in sum.iter().enumerate() {
-            for (v, sum) in sum.iter().enumerate() {
-                sum.store(a.scores.add((row + r) * a.stride + at + v * V::N));
-            }
-        }
+        each!(R, r, each!(NV, v, sum[r][v].store(a.scores.add((row + r) * a.stride + at + v * V::N))));
     }
     R
 }
@@ -216,7 +235,7 @@ pub(crate) struct Sums {
     pub weights: *const f32,
     pub stride: usize,
     pub rows: usize,
-    /// Values of key 0, an even one.
+    /// Values of key 0, whose slot is a multiple of 32.
     pub v: *const u8,
     /// Padded dims of a row of values and of `acc`.
     pub dim: usize,
@@ -272,35 +291,38 @@ unsafe fn sum_tile<V: Lanes, E: Values, const R: usize, const NV: usize>(a: &Sum
     unsafe {
         let mut sum = [[V::splat(0.0); NV]; R];
         let p = a.weights.add(row * a.stride);
-        let add = |sum: &mut [[V; NV]; R], key: usize, x: [V; NV]| {
-            for (r, sum) in sum.iter_mut().enumerate() {
-                let p = V::splat(*p.add(r * a.stride + key));
-                for v in 0..NV {
-                    sum[v] = p.fma(x[v], sum[v]);
-                }
-            }
-        };
+        let mut x = [(V::splat(0.0), V::splat(0.0)); NV];
+        macro_rules! add {
+            ($key:expr, $half:tt) => {
+                each!(R, r, {
+                    let p = V::splat(*p.add(r * a.stride + $key));
+                    each!(NV, v, sum[r][v] = p.fma(x[v].$half, sum[r][v]));
+                })
+            };
+        }
         let mut key = a.from;
         if !key.is_multiple_of(2) && key < a.to {
-            add(&mut sum, key, std::array::from_fn(|v| E::one(a.v, a.dim, key, d + v * V::N)));
+            each!(NV, v, x[v].0 = E::one(a.v, a.dim, key, d + v * V::N));
+            add!(key, 0);
             key += 1;
         }
         while key + 1 < a.to {
-            let x: [(V, V); NV] = std::array::from_fn(|v| E::two(a.v, a.dim, key, d + v * V::N));
-            add(&mut sum, key, x.map(|x| x.0));
-            add(&mut sum, key + 1, x.map(|x| x.1));
+            each!(NV, v, x[v] = E::two(a.v, a.dim, key, d + v * V::N));
+            add!(key, 0);
+            add!(key + 1, 1);
             key += 2;
         }
         if key < a.to {
-            add(&mut sum, key, std::array::from_fn(|v| E::one(a.v, a.dim, key, d + v * V::N)));
+            each!(NV, v, x[v].0 = E::one(a.v, a.dim, key, d + v * V::N));
+            add!(key, 0);
         }
-        for (r, sum) in sum.iter().enumerate() {
+        each!(R, r, {
             let keep = V::splat(*a.keep.add(row + r));
-            for (v, sum) in sum.iter().enumerate() {
+            each!(NV, v, {
                 let acc = a.acc.add((row + r) * a.dim + d + v * V::N);
-                V::load(acc).fma(keep, *sum).store(acc);
-            }
-        }
+                V::load(acc).fma(keep, sum[r][v]).store(acc);
+            });
+        });
     }
     R
 }
@@ -329,45 +351,72 @@ pub(crate) struct Row {
 /// # Safety
 /// As [`Lanes`] and [`Row`].
 #[inline(always)]
-pub(crate) unsafe fn weigh<V: Lanes>(a: &Row, max: &mut f32, sum: &mut f32) -> f32 {
+pub(crate) unsafe fn weigh<V: Lanes, const PRECISE: bool>(a: &Row, max: &mut f32, sum: &mut f32) -> f32 {
     // SAFETY: the caller's contract.
     unsafe {
         let at = |i: usize| a.scores.add(i * V::N);
         let (first, end) = (a.from / V::N, a.to.div_ceil(V::N));
-        let lowest = V::splat(f32::NEG_INFINITY);
+        let (zero, lowest) = (V::splat(0.0), V::splat(f32::NEG_INFINITY));
+        // Without a transform the scale goes into the exponent.
+        let plain = a.softcap == 0.0 && a.slope == 0.0;
         let mut top = lowest;
         for i in first..end {
-            let mut s = V::load(at(i)).mul(V::splat(a.scale));
-            if a.softcap > 0.0 {
-                s = tanh(s.div(V::splat(a.softcap))).mul(V::splat(a.softcap));
+            let mut s = V::load(at(i));
+            if !plain {
+                s = transformed(a, i * V::N, s);
             }
-            if a.slope != 0.0 {
-                let before = V::splat(a.distance + (a.to as f32 - 1.0 - (i * V::N) as f32)).sub(V::iota());
-                s = before.fma(V::splat(-a.slope), s);
+            if !plain || i == first || i + 1 == end {
+                let lane = |key: usize| key as isize - (i * V::N) as isize;
+                s = s.in_range(lane(a.from), lane(a.to), lowest);
+                s.store(at(i));
             }
-            let lane = |key: usize| key as isize - (i * V::N) as isize;
-            let s = s.in_range(lane(a.from), lane(a.to), lowest);
-            s.store(at(i));
             top = s.max(top);
         }
-        let zero = V::splat(0.0);
-        (0..first).chain(end..a.n / V::N).for_each(|i| zero.store(at(i)));
-        let new = top.reduce_max().max(*max);
+        for i in 0..first {
+            zero.store(at(i));
+        }
+        for i in end..a.n / V::N {
+            zero.store(at(i));
+        }
+        let scale = if plain { a.scale } else { 1.0 };
+        let new = (top.reduce_max() * scale).max(*max);
         if new == f32::NEG_INFINITY && (a.from..a.to).all(|c| *a.scores.add(c) == f32::NEG_INFINITY) {
             // Nothing but weights of zero so far, and no maximum to subtract. A NaN among them must show.
             (first..end).for_each(|i| zero.store(at(i)));
             return 1.0;
         }
+        let (factor, offset) = (V::splat(scale * LOG2_E), V::splat(-new * LOG2_E));
         let mut total = zero;
         for i in first..end {
-            let p = exp(V::load(at(i)).sub(V::splat(new)));
+            let mut p = exp2::<V, PRECISE>(V::load(at(i)).fma(factor, offset));
+            if i == first || i + 1 == end {
+                let lane = |key: usize| key as isize - (i * V::N) as isize;
+                p = p.in_range(lane(a.from), lane(a.to), zero);
+            }
             p.store(at(i));
             total = total.add(p);
         }
-        let keep = (*max - new).exp();
+        let keep = if *max == new { 1.0 } else { exp2::<V, true>(V::splat((*max - new) * LOG2_E)).reduce_max() };
         *sum = *sum * keep + total.reduce_add();
         *max = new;
         keep
+    }
+}
+
+/// Scale, softcap and bias of the scores of the keys from `key` on.
+#[inline(always)]
+unsafe fn transformed<V: Lanes>(a: &Row, key: usize, s: V) -> V {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut s = s.mul(V::splat(a.scale));
+        if a.softcap > 0.0 {
+            s = tanh(s.div(V::splat(a.softcap))).mul(V::splat(a.softcap));
+        }
+        if a.slope != 0.0 {
+            let distance = V::splat(a.distance + (a.to as f32 - 1.0 - key as f32)).sub(V::iota());
+            s = distance.fma(V::splat(-a.slope), s);
+        }
+        s
     }
 }
 

@@ -10,7 +10,7 @@ pub(crate) mod kernels;
 mod lanes;
 mod scalar;
 
-use self::kernels::{Brain, Half, Row, Scores, Single, Sums};
+use self::kernels::{Row, Scores, Sums};
 use crate::config::{DType, RopeStyle};
 use crate::phase::Frequencies;
 use crate::status::{Result, bail};
@@ -151,9 +151,9 @@ macro_rules! rung {
             }
 
             $(#[$features])?
-            unsafe fn weigh(a: &Row, max: &mut f32, sum: &mut f32) -> f32 {
+            unsafe fn weigh<const PRECISE: bool>(a: &Row, max: &mut f32, sum: &mut f32) -> f32 {
                 // SAFETY: the caller's contract.
-                unsafe { kernels::weigh::<$lanes>(a, max, sum) }
+                unsafe { kernels::weigh::<$lanes, PRECISE>(a, max, sum) }
             }
 
             $(#[$features])?
@@ -172,7 +172,7 @@ macro_rules! rung {
                     scores_packed: single::scores,
                     sums: single::sums,
                     sums_packed: single::sums,
-                    weigh,
+                    weigh: weigh::<true>,
                     pack_keys: group_rows,
                     pack_values: single::pack_values,
                     rotate,
@@ -182,6 +182,7 @@ macro_rules! rung {
                     DType::F32 => common,
                     DType::F16 => Kernels {
                         scores: Some(half::scores),
+                        weigh: weigh::<false>,
                         sums: half::sums,
                         pack_keys: half::pack_keys,
                         pack_values: half::pack_values,
@@ -189,6 +190,7 @@ macro_rules! rung {
                     },
                     DType::Bf16 => Kernels {
                         scores: Some(brain::scores),
+                        weigh: weigh::<false>,
                         sums: brain::sums,
                         pack_keys: brain::pack_keys,
                         pack_values: brain::pack_values,

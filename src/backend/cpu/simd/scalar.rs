@@ -80,15 +80,8 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn round(self) -> Self {
-        Self(self.0.map(f32::round_ties_even))
-    }
-
-    #[inline(always)]
-    unsafe fn ldexp(self, n: Self) -> Self {
-        // 2^n by its exponent; at -127 that is 0. `as` makes NaN 0, and the product keeps it.
-        let power = |n: f32| f32::from_bits((((n as i32).max(-127) + 127) as u32) << 23);
-        self.zip(n, |a, n| a * power(n))
+    unsafe fn low_bits_to_exponent(self) -> Self {
+        Self(self.0.map(|x| f32::from_bits((x.to_bits() & 0xFF) << 23)))
     }
 
     #[inline(always)]

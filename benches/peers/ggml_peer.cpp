@@ -1,0 +1,72 @@
+// ggml's CPU flash attention as a function: f32 queries, f16 K and V, one thread pool, one graph computed again and again.
+#include <cstdint>
+#include <cstring>
+#include <memory>
+
+#include <ggml-backend.h>
+#include <ggml-cpu.h>
+#include <ggml.h>
+
+namespace {
+
+struct Peer {
+    ggml_context * ctx = nullptr;
+    ggml_backend_t backend = nullptr;
+    ggml_backend_buffer_t buffer = nullptr;
+    ggml_threadpool * pool = nullptr;
+    ggml_cgraph * graph = nullptr;
+    ggml_tensor *q = nullptr, *k = nullptr, *v = nullptr, *out = nullptr;
+
+    ~Peer() {
+        if (backend) ggml_backend_free(backend);
+        if (pool) ggml_threadpool_free(pool);
+        if (buffer) ggml_backend_buffer_free(buffer);
+        if (ctx) ggml_free(ctx);
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+// q [n_queries][n_q_heads][dim] f32; k, v [n_kv_heads][n_kv][dim] f16 as llama.cpp's cache without transposed V has them.
+void * ggml_peer_new(int n_q_heads, int n_kv_heads, int dim, int n_kv, int n_queries, int n_threads, const float * q,
+                     const uint16_t * k, const uint16_t * v) {
+    auto peer = std::make_unique<Peer>();
+    peer->ctx = ggml_init({ggml_tensor_overhead() * 16 + ggml_graph_overhead(), nullptr, true});
+    peer->q = ggml_new_tensor_3d(peer->ctx, GGML_TYPE_F32, dim, n_q_heads, n_queries);
+    peer->k = ggml_new_tensor_3d(peer->ctx, GGML_TYPE_F16, dim, n_kv, n_kv_heads);
+    peer->v = ggml_new_tensor_3d(peer->ctx, GGML_TYPE_F16, dim, n_kv, n_kv_heads);
+    ggml_tensor * rows = ggml_permute(peer->ctx, peer->q, 0, 2, 1, 3);
+    const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
+    peer->out = ggml_flash_attn_ext(peer->ctx, rows, peer->k, peer->v, nullptr, scale, 0.0f, 0.0f);
+    peer->graph = ggml_new_graph(peer->ctx);
+    ggml_build_forward_expand(peer->graph, peer->out);
+    peer->backend = ggml_backend_cpu_init();
+    peer->buffer = ggml_backend_alloc_ctx_tensors(peer->ctx, peer->backend);
+    ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
+    peer->pool = ggml_threadpool_new(&params);
+    if (!peer->buffer || !peer->pool) return nullptr;
+    ggml_backend_cpu_set_n_threads(peer->backend, n_threads);
+    ggml_backend_cpu_set_threadpool(peer->backend, peer->pool);
+    std::memcpy(peer->q->data, q, ggml_nbytes(peer->q));
+    std::memcpy(peer->k->data, k, ggml_nbytes(peer->k));
+    std::memcpy(peer->v->data, v, ggml_nbytes(peer->v));
+    ggml_threadpool_pause(peer->pool);
+    return peer.release();
+}
+
+// Its threads poll while they wait: between measurements they must not.
+void ggml_peer_resume(void * peer) { ggml_threadpool_resume(static_cast<Peer *>(peer)->pool); }
+void ggml_peer_pause(void * peer) { ggml_threadpool_pause(static_cast<Peer *>(peer)->pool); }
+
+int ggml_peer_run(void * peer) {
+    auto * p = static_cast<Peer *>(peer);
+    return ggml_backend_graph_compute(p->backend, p->graph);
+}
+
+// [n_queries][n_q_heads][dim] f32
+const float * ggml_peer_out(void * peer) { return static_cast<const float *>(static_cast<Peer *>(peer)->out->data); }
+
+void ggml_peer_free(void * peer) { delete static_cast<Peer *>(peer); }
+}

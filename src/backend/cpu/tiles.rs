@@ -1,0 +1,134 @@
+//! Attention of many rows by AMX: as in `chunk.rs`, with matrix products of bfloat16.
+//!
+//! Where bf16 is stored, queries and weights are rounded to it, as plain attention in that type does. An f16 does not fit a
+//! bfloat16 but two of them, exactly: its products are then three.
+
+use super::chunk;
+use super::decode::{sum_row, weigh};
+use super::scratch::{BLOCK, Scratch};
+use super::simd::Kernels;
+use super::simd::amx::{self, DEPTH, ROWS, Split, Tiles};
+use super::simd::kernels::Sums;
+use super::store::{GROUP, PAD, Slots, padded_dim};
+use super::tile::{Block, Tile};
+use crate::config::{DType, Shape};
+
+const _: () = assert!(PAD as usize == DEPTH && BLOCK.is_multiple_of(DEPTH));
+
+/// Whether a cache's shape fits the tiles.
+pub(super) fn fits(shape: &Shape) -> bool {
+    shape.kv_dtype != DType::F32 && shape.head_dim.is_multiple_of(DEPTH) && shape.head_dim_v.is_multiple_of(DEPTH)
+}
+
+/// Two matrices of `n` bfloat16 behind one another in a field of scratch.
+fn split(field: &mut [f32], n: usize, two: bool) -> (*mut u16, *mut u16) {
+    assert!(field.len() * 2 >= n * (1 + usize::from(two)), "{} elements for {n}", field.len());
+    let high = field.as_mut_ptr().cast::<u16>();
+    (high, if two { high.wrapping_add(n) } else { std::ptr::null_mut() })
+}
+
+/// Computes the loaded rows of a tile.
+pub(super) fn tile(tile: &Tile<'_>, slots: &Slots<'_>, kernels: &Kernels, scratch: &mut Scratch<'_>) {
+    let shape = tile.job.shape;
+    let two = shape.kv_dtype == DType::F16;
+    let n = tile.rows * shape.head_dim;
+    let rows = tile.rows.next_multiple_of(ROWS) * shape.head_dim;
+    for (q, tiles) in [(&scratch.q, &mut scratch.q_tiles), (&scratch.q_sink, &mut scratch.q_sink_tiles)] {
+        let (high, low) = split(tiles, rows, two);
+        assert!(q.len() >= n);
+        // SAFETY: this rung is available; dims are a multiple of 32. Rows beyond the last keep what they hold: nobody reads
+        // what comes of them.
+        unsafe { amx::narrow(q.as_ptr(), n, high, low) };
+    }
+    // SAFETY: this rung is available.
+    let _tiles = unsafe { Tiles::new() };
+    for block in tile.blocks(BLOCK as u64) {
+        if !add_block(tile, slots, &block, kernels, scratch) {
+            // An infinity does not split. Rare: plain products.
+            chunk::add_block(tile, slots, &block, kernels, scratch);
+        }
+    }
+}
+
+/// Adds one block to the softmax of every row that sees some of it; false, and nothing done, if it cannot.
+fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernels, scratch: &mut Scratch<'_>) -> bool {
+    let shape = tile.job.shape;
+    let (dim, dim_v) = (shape.head_dim, padded_dim(shape.head_dim_v));
+    let two = shape.kv_dtype == DType::F16;
+    let n = block.hi.next_multiple_of(DEPTH);
+    let (stored_k, stored_v) = slots.read(tile.head, block.slot, n as u64);
+    let (mut k, mut v) = (stored_k.cast::<u16>(), stored_v.cast::<u16>());
+    let (mut k_low, mut v_low) = (std::ptr::null(), std::ptr::null());
+    let keys = (block.lo, block.hi, n);
+    let all_seen = tile.sees_all(block);
+    // SAFETY: this rung is available; whole groups of this head, whose append is over; a block that scratch has room for.
+    let finite = unsafe {
+        if two {
+            let ((high, low), (high_v, low_v)) = (split(scratch.k, n * dim, true), split(scratch.v, n * dim_v, true));
+            let finite = amx::split_keys(k, dim, n / GROUP, high, low) & amx::split_values(v, dim_v, keys, high_v, low_v);
+            (k, k_low, v, v_low) = (high, low.cast_const(), high_v, low_v.cast_const());
+            finite
+        } else if all_seen && (block.lo, block.hi) == (0, n) {
+            // Every key of whole tiles is visible to every row: they can be read where they lie.
+            true
+        } else {
+            let (copy, _) = split(scratch.v, n * dim_v, false);
+            let finite = amx::copy_values(v, dim_v, keys, copy);
+            v = copy;
+            finite
+        }
+    };
+    if two && !finite {
+        return false;
+    }
+    let apart = !all_seen && !finite;
+    for first in (0..tile.rows).step_by(ROWS) {
+        let rows = tile.part(first, ROWS);
+        if !all_seen && !rows.sees_any(block) {
+            continue;
+        }
+        let padded = tile.rows.next_multiple_of(ROWS) * dim;
+        let q = if block.sinks { &mut *scratch.q_sink_tiles } else { &mut *scratch.q_tiles };
+        let (q, q_low) = split(q, padded, two);
+        let q_low = if two { q_low.wrapping_add(first * dim) } else { q_low };
+        let (weights, weights_low) = split(scratch.weights, ROWS * BLOCK, two);
+        // SAFETY: as above; tiles are configured; 32 rows of queries, scores, weights and sums in scratch.
+        unsafe {
+            let q = Split { high: q.add(first * dim), low: q_low };
+            amx::scores(q, Split { high: k, low: k_low }, dim, n, scratch.scores.as_mut_ptr(), BLOCK);
+            for r in 0..rows.rows {
+                let state = (&mut scratch.max[first + r], &mut scratch.sum[first + r]);
+                let sight = scratch.sights[first + r];
+                let seen = if all_seen { block.lo..block.hi } else { block.columns(&tile.job.layer.ring, sight) };
+                let row = scratch.scores[r * BLOCK..].as_mut_ptr();
+                scratch.keep[r] = weigh(&rows, block, (r, sight), seen, row, n, kernels, state);
+            }
+            let acc = scratch.acc[first * dim_v..].as_mut_ptr();
+            if apart {
+                let stored = Sums {
+                    weights: scratch.scores.as_ptr(),
+                    stride: BLOCK,
+                    rows: rows.rows,
+                    v: stored_v,
+                    dim: dim_v,
+                    from: block.lo,
+                    to: block.hi,
+                    acc,
+                    keep: scratch.keep.as_ptr(),
+                };
+                let seen = |r: usize| block.columns(&tile.job.layer.ring, scratch.sights[first + r]);
+                (0..rows.rows).for_each(|r| sum_row(r, seen(r), &stored, kernels));
+                continue;
+            }
+            for r in 0..rows.rows {
+                let low = if two { weights_low.add(r * BLOCK) } else { weights_low };
+                amx::narrow(scratch.scores[r * BLOCK..].as_ptr(), n, weights.add(r * BLOCK), low);
+                if scratch.keep[r] != 1.0 {
+                    amx::rescale(acc.add(r * dim_v), dim_v, scratch.keep[r]);
+                }
+            }
+            amx::sums(Split { high: weights, low: weights_low }, BLOCK, Split { high: v, low: v_low }, dim_v, n, acc);
+        }
+    }
+    true
+}
