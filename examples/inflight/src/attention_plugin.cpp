@@ -26,7 +26,8 @@ sinkcache::Config cache_config(const PluginConfig &c) {
 }  // namespace
 
 AttentionPlugin::AttentionPlugin(const PluginConfig &config)
-    : q_heads_(config.n_q_heads), kv_heads_(config.n_kv_heads), dim_(config.head_dim), cache_(cache_config(config)) {}
+    : q_heads_(config.n_q_heads), kv_heads_(config.n_kv_heads), dim_(config.head_dim), max_seqs_(config.max_seqs),
+      chunk_(config.chunk), max_draft_(config.max_draft), cache_(cache_config(config)) {}
 
 std::pair<std::uint64_t, std::uint64_t> AttentionPlugin::bytes(const PluginConfig &config) {
     return cache_config(config).bytes();

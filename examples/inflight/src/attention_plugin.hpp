@@ -45,6 +45,11 @@ public:
     /** Bytes a cache of this configuration takes for ever: host, device. */
     static std::pair<std::uint64_t, std::uint64_t> bytes(const PluginConfig &config);
 
+    /** What an executor must keep to. */
+    std::uint32_t max_seqs() const { return max_seqs_; }
+    std::uint32_t chunk() const { return chunk_; }
+    std::uint32_t max_draft() const { return max_draft_; }
+
     /** Working memory enqueue needs from the engine: none, the cache brought its own. */
     std::size_t workspace_bytes() const { return 0; }
 
@@ -79,7 +84,7 @@ public:
     std::uint64_t evicted(std::int32_t seq) const { return cache_.info(seq).evicted_tokens; }
 
 private:
-    std::uint32_t q_heads_, kv_heads_, dim_;
+    std::uint32_t q_heads_, kv_heads_, dim_, max_seqs_, chunk_, max_draft_;
     sinkcache::Cache cache_;
 
     struct Packed {

@@ -19,6 +19,13 @@ Executor::Executor(Model &model, ExecutorConfig config) : model_(model), config_
     if (config.max_seqs == 0 || config.chunk == 0) {
         throw std::invalid_argument("max_seqs and chunk must be at least 1");
     }
+    const AttentionPlugin &plugin = model.plugin();
+    if (config.max_seqs > plugin.max_seqs() || config.chunk != plugin.chunk() || config.draft > plugin.max_draft()) {
+        throw std::invalid_argument("the executor has max_seqs " + std::to_string(config.max_seqs) + ", chunk " +
+                                    std::to_string(config.chunk) + " and draft " + std::to_string(config.draft) +
+                                    ": its plugin allows " + std::to_string(plugin.max_seqs()) + ", exactly " +
+                                    std::to_string(plugin.chunk()) + " and " + std::to_string(plugin.max_draft()));
+    }
     if (config.budget <= config.chunk) {
         throw std::invalid_argument("a budget of " + std::to_string(config.budget) + " tokens with chunks of " +
                                     std::to_string(config.chunk) + ": the budget must be larger, so that steps fit beside a chunk");

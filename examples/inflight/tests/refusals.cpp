@@ -61,6 +61,10 @@ TEST(Refusals, OfConfigurations) {
     CpuModel model(weights(), plugin_config(2), lone(), 1);
     EXPECT_THROW(Executor(model, executor_config(2, CHUNK)), std::invalid_argument);
     EXPECT_THROW(Executor(model, executor_config(0)), std::invalid_argument);
+    // What the plugin was not made for.
+    EXPECT_THROW(Executor(model, executor_config(3)), std::invalid_argument);
+    EXPECT_THROW(Executor(model, executor_config(2, 64, 1)), std::invalid_argument);
+    EXPECT_THROW(Executor(model, executor_config(2, 64, 0, CHUNK + 1)), std::invalid_argument);
     EXPECT_THROW(CpuModel(weights(), plugin_config(0), lone(), 1), sinkcache::Error);
     PluginConfig none = plugin_config(1);
     none.window = 0;
