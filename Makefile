@@ -5,12 +5,14 @@ JOBS ?= $(shell nproc)
 CXX ?= g++
 ASAN = $(shell $(CXX) -print-file-name=libasan.so)
 UBSAN = $(shell $(CXX) -print-file-name=libubsan.so)
+# Example engines that are built and tested with the C++ tests.
+ENGINES = -DSINKCACHE_BUILD_LLAMA=ON -DSINKCACHE_BUILD_INFLIGHT=ON
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: test setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan cuda-test cuda-variants header \
-	bench gpu-pack clean
+.PHONY: test setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan cuda-test cuda-variants cuda-engine \
+	header bench gpu-pack clean
 
-test: setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan cuda-test cuda-variants
+test: setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan cuda-test cuda-variants cuda-engine
 	@echo "all tests passed"
 
 setup:
@@ -40,13 +42,13 @@ mutants: shim
 
 # With the llama.cpp adapter: llama.cpp is built once for a machine and kept in ~/.cache/sinkcache (SINKCACHE_LLAMA_DIR).
 cpp-test:
-	cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DSINKCACHE_BUILD_LLAMA=ON
+	cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release $(ENGINES)
 	cmake --build build -j $(JOBS)
 	ctest --test-dir build --output-on-failure -j $(JOBS)
 
 # The Rust library is instrumented too, and checks its arithmetic for overflow.
 cpp-sanitize:
-	cmake -S . -B build-sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug -DSINKCACHE_SANITIZE=address,undefined -DSINKCACHE_BUILD_LLAMA=ON \
+	cmake -S . -B build-sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug -DSINKCACHE_SANITIZE=address,undefined $(ENGINES) \
 		-DSINKCACHE_CARGO_TARGET=$(HOST) "-DSINKCACHE_CARGO_ENV=RUSTC_BOOTSTRAP=1;RUSTFLAGS=-Zsanitizer=address"
 	cmake --build build-sanitize -j $(JOBS)
 	ctest --test-dir build-sanitize --output-on-failure -j $(JOBS)
@@ -63,7 +65,7 @@ cuda-test: shim gpu-pack
 	tests/shim/build.sh build/shim-sanitize sanitize
 	SINKCACHE_CUDA_CACHE_DIR= SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 		scripts/gpu_check build/gpu_check --shim build/shim-sanitize --preload "$(ASAN):$(UBSAN)" --json build/gpu_check/shim.json
-	cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release
+	cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release $(ENGINES)
 	cmake --build build -j $(JOBS)
 	LD_LIBRARY_PATH=$(CURDIR)/build/shim:$$LD_LIBRARY_PATH ctest --test-dir build --output-on-failure -R cuda
 
@@ -75,6 +77,10 @@ gpu-pack:
 cuda-variants:
 	scripts/cuda_variants.py
 
+# The CUDA half of examples/inflight by nvcc from PyPI, for every architecture: it compiles and links.
+cuda-engine:
+	scripts/cuda_engine build-cuda
+
 header:
 	SKC_WRITE_HEADER=1 $(CARGO) test -p sinkcache --test header
 
@@ -83,4 +89,4 @@ bench:
 
 clean:
 	$(CARGO) clean
-	rm -rf build build-sanitize
+	rm -rf build build-sanitize build-cuda

@@ -154,6 +154,44 @@ TEST(CudaHost, CountsOnTheDevice) {
     driver.free(device_ids), driver.free(counts);
 }
 
+TEST(CudaHost, CountsOnTheDeviceThroughTheWrapper) {
+    NEEDS_CUDA();
+    Driver &driver = *Driver::get();
+    auto config = host::config(3);
+    sinkcache::Cache cpu(config);
+    sinkcache::Cache gpu(config.cuda());
+    gpu.stream(driver.stream());
+    const Ints ids{2, -1, 0}, counts{2, 0, 1};
+    const Driver::Pointer device_ids = driver.upload(ids), device_counts = driver.upload(counts);
+    const auto at = [](Driver::Pointer p) { return reinterpret_cast<const std::int32_t *>(static_cast<std::uintptr_t>(p)); };
+    const sinkcache::DeviceBatch batch{at(device_ids), at(device_counts), 3, 3, 2};
+    const sinkcache::In none;
+    for (unsigned round = 0; round < 12; round++) {
+        const Rows rows = host::rows(3, round);
+        Results want = Results::of(3);
+        auto c = host::step_args(0, ids, counts, rows, want);
+        ASSERT_OK(skc_step(cpu.handle(), &c));
+        const Tensors t(driver, rows);
+        const auto a = step_args(0, ids, counts, t);
+        const sinkcache::In k{a.k, a.k_token_stride, a.k_head_stride}, v{a.v, a.v_token_stride, a.v_head_stride};
+        const sinkcache::In q{a.q, a.q_token_stride, a.q_head_stride};
+        const sinkcache::Out out{a.out, a.out_token_stride, a.out_head_stride};
+        const sinkcache::Lse lse{a.lse, a.lse_token_stride, a.lse_head_stride};
+        if (round % 2) {
+            gpu.step(0, batch, k, v, q, out, lse);
+        } else {
+            gpu.append_kv(0, batch, k, v);
+            gpu.attend(0, batch, q, out, lse);
+        }
+        gpu.note_replay(ids, counts);
+        expect_close(t.results(), want);
+    }
+    EXPECT_EQ(gpu.info(2).length_min, 24u);
+    EXPECT_EQ(gpu.poll_error().n_skipped, 0u);
+    EXPECT_THROW(gpu.step(9, batch, none, none, none, {}), sinkcache::Error);
+    driver.free(device_ids), driver.free(device_counts);
+}
+
 TEST(CudaHost, LeavesTheContextAlone) {
     NEEDS_CUDA();
     Driver &driver = *Driver::get();

@@ -86,6 +86,18 @@ struct Batch {
     Span<std::int32_t> n_tokens;
 };
 
+/**
+ * A ragged batch whose ids and counts lie in device memory (SKC_ON_DEVICE), `n_entries` of each. The tensors have `n_rows`
+ * rows, an entry at most `max_tokens`.
+ */
+struct DeviceBatch {
+    const std::int32_t *seq_ids = nullptr;
+    const std::int32_t *n_tokens = nullptr;
+    std::uint32_t n_entries = 0;
+    std::uint64_t n_rows = 0;
+    std::uint32_t max_tokens = 0;
+};
+
 /** Settings of a layer, with defaults. Arrays it points to must live until the cache is made. */
 struct Layer : skc_layer_config {
     Layer() : skc_layer_config() { check(skc_layer_config_init(this, sizeof(skc_layer_config))); }
@@ -211,6 +223,21 @@ public:
         set_kv(a, k, v), set_q(a, q, out, lse);
         check(skc_step(handle_, &a));
     }
+    void append_kv(std::uint32_t layer, const DeviceBatch &batch, In k, In v) {
+        auto a = with_batch<skc_append_kv_args>(layer, batch);
+        set_kv(a, k, v);
+        check(skc_append_kv(handle_, &a));
+    }
+    void attend(std::uint32_t layer, const DeviceBatch &batch, In q, Out out, Lse lse = {}) {
+        auto a = with_batch<skc_attend_args>(layer, batch);
+        set_q(a, q, out, lse);
+        check(skc_attend(handle_, &a));
+    }
+    void step(std::uint32_t layer, const DeviceBatch &batch, In k, In v, In q, Out out, Lse lse = {}) {
+        auto a = with_batch<skc_step_args>(layer, batch);
+        set_kv(a, k, v), set_q(a, q, out, lse);
+        check(skc_step(handle_, &a));
+    }
     void step_part(std::uint32_t layer, const Batch &batch, In k, In v, In q, Out out, Lse lse, std::uint32_t ith,
                    std::uint32_t nth) {
         auto a = with_batch<skc_step_args>(layer, batch);
@@ -300,6 +327,16 @@ private:
     Args with_batch(std::uint32_t layer, const Batch &batch) const {
         auto a = sized<Args>(batch.seq_ids, batch.n_tokens.size());
         a.layer = layer, a.seq_ids = batch.seq_ids.data(), a.n_tokens = batch.n_tokens.data();
+        return a;
+    }
+    template <class Args>
+    Args with_batch(std::uint32_t layer, const DeviceBatch &batch) const {
+        Args a{};
+        a.struct_size = sizeof a, a.flags = SKC_ON_DEVICE;
+        a.layer = layer, a.n_entries = batch.n_entries;
+        a.seq_ids = batch.seq_ids, a.n_tokens = batch.n_tokens;
+        a.n_rows = batch.n_rows, a.max_tokens = batch.max_tokens;
+        a.stream = stream_;
         return a;
     }
     template <class Args>

@@ -203,6 +203,18 @@ SKC_SHIM_API CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream_handle) 
     return CUDA_SUCCESS;
 }
 
+// A function of the host in its place in a stream; a node of a graph in capture.
+SKC_SHIM_API CUresult cuLaunchHostFunc(CUstream stream_handle, void (*function)(void*), void* user) {
+    Call call;
+    Stream* stream = nullptr;
+    if (CUresult error = call.enter(stream_handle, stream)) return error;
+    if (!function) return CUDA_ERROR_INVALID_VALUE;
+    return enqueue(call, *stream, [=]() -> std::string {
+        function(user);
+        return {};
+    });
+}
+
 SKC_SHIM_API CUresult cuGraphDestroy(CUgraph handle) {
     Call call;
     return call.d.graphs.remove(handle) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;

@@ -149,6 +149,36 @@ TEST_F(DriverTest, a_captured_graph_is_replayed) {
     OK(cuGraphExecDestroy(exec));
 }
 
+TEST_F(DriverTest, host_functions_run_in_their_place) {
+    CUfunction test = kernel(kAdd);
+    CUdeviceptr x = upload(std::vector<uint32_t>{1});
+    const auto twice = [](void* p) { *static_cast<uint32_t*>(p) *= 2; };
+    auto* host = reinterpret_cast<uint32_t*>(x);
+    const auto once = [&] {
+        OK(launch(test, Add{x, 3, 1}));
+        OK(cuLaunchHostFunc(stream, twice, host));
+        OK(launch(test, Add{x, 1, 1}));
+    };
+    once();
+    OK(cuStreamSynchronize(stream));
+    EXPECT_EQ(*host, 9u);
+    CUgraph graph = nullptr;
+    CUgraphExec exec = nullptr;
+    OK(cuStreamBeginCapture_v2(stream, CU_CAPTURE_GLOBAL));
+    once();
+    OK(cuStreamEndCapture(stream, &graph));
+    OK(cuStreamSynchronize(stream));
+    EXPECT_EQ(*host, 9u);
+    OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+    OK(cuGraphLaunch(exec, stream));
+    OK(cuGraphLaunch(exec, stream));
+    OK(cuStreamSynchronize(stream));
+    EXPECT_EQ(*host, ((9u + 3) * 2 + 1 + 3) * 2 + 1);
+    EXPECT_EQ(cuLaunchHostFunc(stream, nullptr, host), CUDA_ERROR_INVALID_VALUE);
+    OK(cuGraphExecDestroy(exec));
+    OK(cuGraphDestroy(graph));
+}
+
 TEST_F(DriverTest, capture_forks_and_joins) {
     CUfunction test = kernel(kAdd);
     CUstream other = nullptr;

@@ -1,0 +1,131 @@
+#include "cpu_model.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+
+namespace inflight {
+
+PluginConfig shaped(PluginConfig config, const LlamaWeights &w) {
+    // Counts were checked to be small when the file was read.
+    config.n_layers = static_cast<std::uint32_t>(w.config.n_layers);
+    config.n_q_heads = static_cast<std::uint32_t>(w.q_heads());
+    config.n_kv_heads = static_cast<std::uint32_t>(w.kv_heads());
+    config.head_dim = static_cast<std::uint32_t>(w.config.head_dim);
+    config.rope_dim = static_cast<std::uint32_t>(w.config.rope_dim);
+    config.rope_base = w.config.rope_base;
+    config.inv_freq = w.config.inv_freq;
+    return config;
+}
+
+CpuModel::CpuModel(LlamaWeights weights, PluginConfig plugin, Group &group, int threads)
+    : weights_(std::move(weights)), group_(group), gemm_(threads), plugin_(shaped(std::move(plugin), weights_)),
+      x_(weights_.config.width), normed_(weights_.config.width), qkv_(weights_.qkv_width()), attended_(weights_.q_width()),
+      added_(weights_.config.width), gate_up_(2 * weights_.feed_forward()), inner_(weights_.feed_forward()),
+      logits_(weights_.config.vocabulary) {
+    for (const LayerWeights &layer : weights_.layers) {
+        for (const Matrix *w : {&layer.qkv, &layer.attention_out, &layer.gate_up, &layer.down}) {
+            gemm_.prepare(w->n, w->k);
+        }
+    }
+    gemm_.prepare(weights_.out.n, weights_.out.k);
+}
+
+void CpuModel::make_room(std::size_t rows) {
+    for (Activations *a : {&x_, &normed_, &qkv_, &attended_, &added_, &gate_up_, &inner_, &logits_}) {
+        a->resize(rows);
+    }
+}
+
+/** RMS norm of the rows of `x` into normed_. */
+void CpuModel::norm(const float *x, std::size_t rows, const std::vector<float> &weight) {
+    const std::size_t width = weight.size();
+    for (std::size_t i = 0; i < rows; i++) {
+        const float *in = x + i * width;
+        double squares = 0;
+        for (std::size_t j = 0; j < width; j++) {
+            squares += static_cast<double>(in[j]) * static_cast<double>(in[j]);
+        }
+        const auto mean = static_cast<float>(squares / static_cast<double>(width));
+        const float scale = 1.0f / std::sqrt(mean + weights_.config.rms_eps);
+        float *out = normed_.row(i);
+        for (std::size_t j = 0; j < width; j++) {
+            out[j] = in[j] * scale * weight[j];
+        }
+    }
+}
+
+/** What a shard's product left in added_, summed over the ranks, is added to x_. */
+void CpuModel::add(std::size_t rows) {
+    const std::size_t n = rows * x_.width();
+    group_.sum(added_.data(), n);
+    std::transform(x_.data(), x_.data() + n, added_.data(), x_.data(), std::plus<>());
+}
+
+void CpuModel::feed_forward(const LayerWeights &layer, std::size_t rows) {
+    norm(x_.data(), rows, layer.feed_forward_norm);
+    gemm_.multiply(normed_.data(), rows, layer.gate_up, gate_up_.data());
+    for (std::size_t i = 0; i < rows; i++) {
+        const float *gate = gate_up_.row(i), *up = gate + inner_.width();
+        float *out = inner_.row(i);
+        for (std::size_t j = 0; j < inner_.width(); j++) {
+            out[j] = gate[j] / (1.0f + std::exp(-gate[j])) * up[j];
+        }
+    }
+    gemm_.multiply(inner_.data(), rows, layer.down, added_.data());
+    add(rows);
+}
+
+std::vector<Token> CpuModel::forward(const Batch &batch) {
+    try {
+        return run(batch);
+    } catch (const std::exception &error) {
+        group_.failed(error.what());
+        throw;
+    }
+}
+
+std::vector<Token> CpuModel::run(const Batch &batch) {
+    std::size_t rows = batch.tokens.size();
+    make_room(rows);
+    for (std::size_t i = 0; i < rows; i++) {
+        std::copy_n(weights_.embeddings.row(static_cast<std::size_t>(batch.tokens[i])), x_.width(), x_.row(i));
+    }
+    for (std::size_t l = 0; l < weights_.layers.size(); l++) {
+        const LayerWeights &layer = weights_.layers[l];
+        norm(x_.data(), rows, layer.attention_norm);
+        gemm_.multiply(normed_.data(), rows, layer.qkv, qkv_.data());
+        plugin_.enqueue(static_cast<std::uint32_t>(l), qkv_.data(), attended_.data(), batch.seq_ids, batch.n_tokens, nullptr,
+                        nullptr);
+        if (l + 1 == weights_.layers.size()) {
+            // The last layer's keys and values are in the cache: of the rows those alone are left that were asked for.
+            rows = batch.wanted.size();
+            for (std::size_t i = 0; i < rows; i++) {
+                // Ascending: a row moves up or stays.
+                if (const std::size_t from = batch.wanted[i].row; from != i) {
+                    std::copy_n(x_.row(from), x_.width(), x_.row(i));
+                    std::copy_n(attended_.row(from), attended_.width(), attended_.row(i));
+                }
+            }
+        }
+        if (rows == 0) {
+            return {};
+        }
+        gemm_.multiply(attended_.data(), rows, layer.attention_out, added_.data());
+        add(rows);
+        feed_forward(layer, rows);
+    }
+    norm(x_.data(), rows, weights_.out_norm);
+    gemm_.multiply(normed_.data(), rows, weights_.out, logits_.data());
+    std::vector<Token> tokens;
+    for (std::size_t i = 0; i < rows; i++) {
+        if (observer_) {
+            observer_(batch.wanted[i], logits_.row(i));
+        }
+        tokens.push_back(sample(logits_.row(i), logits_.width(), batch.wanted[i].sampling, batch.wanted[i].index));
+    }
+    group_.from_first(tokens);
+    return tokens;
+}
+
+}  // namespace inflight

@@ -1,0 +1,204 @@
+// inflight-serve: runs the requests of a file through the executor.
+#include "cpu_model.hpp"
+#include "executor.hpp"
+#include "metrics.hpp"
+#include "mpi_group.hpp"
+#include "report.hpp"
+#include "requests_file.hpp"
+#ifdef INFLIGHT_CUDA
+#include "cuda_device.hpp"
+#include "device_model.hpp"
+#endif
+
+#include <CLI/CLI.hpp>
+
+#include <chrono>
+#include <fstream>
+#include <iostream>
+#include <unistd.h>
+
+namespace {
+
+using namespace inflight;
+using Clock = std::chrono::steady_clock;
+
+struct Options {
+    std::string model, requests, metrics;
+    PluginConfig plugin;
+    ExecutorConfig executor;
+    std::string kv_dtype = "f32";
+    std::uint32_t threads = 1;
+    int cuda_device = -1;
+    bool json = false, quiet = false;
+};
+
+void declare(CLI::App &app, Options &o) {
+    const CLI::Range count(1u, 1u << 24);
+    app.add_option("--model", o.model, "GGUF file of a Llama")->required();
+    app.add_option("--requests", o.requests, "JSON lines: id, prompt, ... (see the README)")->required();
+    app.add_option("--max-seqs", o.executor.max_seqs, "sequences in the cache")->capture_default_str()->check(count);
+    app.add_option("--budget", o.executor.budget, "most tokens of a batch, above --chunk")->capture_default_str()->check(count);
+    app.add_option("--chunk", o.executor.chunk, "prompts are cut at multiples of this")->capture_default_str()->check(count);
+    app.add_option("--sink", o.plugin.n_sink, "pinned first tokens of a sequence")->capture_default_str();
+    app.add_option("--window", o.plugin.window, "most recent tokens a query sees")->capture_default_str()->check(count);
+    app.add_option("--draft", o.executor.draft, "most draft tokens per step, by prompt lookup; 0 = none")
+        ->capture_default_str()
+        ->check(CLI::Range(0u, 256u));
+    app.add_option("--max-prompt", o.executor.max_prompt, "longest prompt taken, in tokens")->capture_default_str();
+    app.add_option("--kv-dtype", o.kv_dtype, "type of K and V in the cache")
+        ->capture_default_str()
+        ->check(CLI::IsMember({"f32", "f16", "bf16"}));
+    app.add_option("--threads", o.threads, "threads of attention and of matrix products")
+        ->capture_default_str()
+        ->check(CLI::Range(1u, 1024u));
+#ifdef INFLIGHT_CUDA
+    app.add_flag("--cuda", o.plugin.cuda, "run on a GPU, of several ranks each on its own");
+    app.add_option("--cuda-device", o.cuda_device, "which GPU; -1 = the one of the rank's number")->capture_default_str();
+#endif
+    app.add_option("--metrics", o.metrics, "file for Prometheus' textfile collectors, renewed every second");
+    app.add_flag("--json", o.json, "a JSON line per request, then one of totals");
+    app.add_flag("--quiet", o.quiet, "no progress on the terminal");
+}
+
+/** Prints and writes what there is to tell; on the ranks beside the first nothing. */
+class Console {
+public:
+    Console(const Options &options, const Group &group, bool bytes, std::pair<std::uint64_t, std::uint64_t> cache)
+        : options_(options), first_(group.rank() == 0), ranks_(group.size()), cache_(cache),
+          progress_(!options.quiet && isatty(STDERR_FILENO)), report_(std::cout, options.json, bytes) {}
+
+    void results(const std::vector<Result> &results) {
+        if (first_ && !results.empty() && progress_) {
+            std::cerr << "\r\033[K" << std::flush;
+        }
+        for (const Result &r : results) {
+            if (first_) {
+                report_.request(r);
+            }
+        }
+    }
+    void tick(const Counters &counters) {
+        const auto now = Clock::now();
+        if (!first_ || now - ticked_ < std::chrono::milliseconds(progress_ ? 200 : 1000)) {
+            return;
+        }
+        ticked_ = now;
+        if (progress_) {
+            show_progress(std::cerr, counters);
+        }
+        metrics(counters);
+    }
+    void totals(const Counters &counters) {
+        if (first_) {
+            if (progress_) {
+                std::cerr << "\r\033[K" << std::flush;
+            }
+            metrics(counters);
+            report_.totals({counters, std::chrono::duration<double>(Clock::now() - began_).count(), cache_.first, cache_.second, ranks_});
+        }
+    }
+
+private:
+    const Options &options_;
+    bool first_;
+    std::size_t ranks_;
+    std::pair<std::uint64_t, std::uint64_t> cache_;
+    bool progress_;
+    Report report_;
+    Clock::time_point began_ = Clock::now(), ticked_;
+
+    void metrics(const Counters &counters) const {
+        if (!options_.metrics.empty()) {
+            write_metrics(options_.metrics, counters, cache_.first + cache_.second);
+        }
+    }
+};
+
+/** The model on the CPU or on a GPU. */
+struct Engine {
+#ifdef INFLIGHT_CUDA
+    std::unique_ptr<Device> device;
+#endif
+    std::unique_ptr<Model> model;
+
+    Engine(const Options &options, LlamaWeights weights, Group &group) {
+#ifdef INFLIGHT_CUDA
+        if (options.plugin.cuda) {
+            device = cuda_device(options.cuda_device, group);
+            PluginConfig plugin = options.plugin;
+            plugin.cuda_device = static_cast<std::uint32_t>(options.cuda_device >= 0 ? options.cuda_device : static_cast<int>(group.rank()));
+            model = std::make_unique<DeviceModel>(weights, plugin, group, *device, options.executor.budget);
+            return;
+        }
+#endif
+        model = std::make_unique<CpuModel>(std::move(weights), options.plugin, group, static_cast<int>(options.threads));
+    }
+};
+
+void serve(const Options &options, Group &group) {
+    std::ifstream file(options.requests);
+    if (!file) {
+        throw std::runtime_error("requests '" + options.requests + "' cannot be opened");
+    }
+    LlamaWeights weights = LlamaWeights::load(options.model, group.rank(), group.size());
+    const auto cache_bytes = AttentionPlugin::bytes(shaped(options.plugin, weights));
+    const Engine engine(options, std::move(weights), group);
+    Model &model = *engine.model;
+    Executor executor(model, options.executor);
+    const auto lines = read_requests(file, model.config());
+    if (group.rank() == 0 && !options.quiet) {
+        std::cerr << model.describe() << std::endl;
+    }
+    Console console(options, group, model.config().bytes, cache_bytes);
+    std::uint64_t unreadable = 0;
+    for (const Line &line : lines) {
+        if (line.request) {
+            executor.submit(*line.request);
+        } else {
+            unreadable++;
+            Result result;
+            result.id = line.id, result.outcome = Outcome::failed, result.error = line.error;
+            console.results({result});
+        }
+    }
+    // Those that could not be read are requests that failed.
+    const auto counters = [&] {
+        Counters c = executor.counters();
+        c.failed += unreadable;
+        return c;
+    };
+    console.results(executor.take_results());
+    while (executor.step()) {
+        console.results(executor.take_results());
+        console.tick(counters());
+    }
+    console.results(executor.take_results());
+    console.totals(counters());
+}
+
+}  // namespace
+
+int main(int argc, char **argv) {
+    Options options;
+    CLI::App app("Runs requests through an executor with in-flight batching whose attention is sinkcache.");
+    declare(app, options);
+    CLI11_PARSE(app, argc, argv);
+    options.plugin.max_seqs = options.executor.max_seqs;
+    options.plugin.chunk = options.executor.chunk;
+    options.plugin.max_draft = options.executor.draft;
+    options.plugin.n_threads = options.threads;
+    options.plugin.kv_dtype = options.kv_dtype == "f32" ? SKC_DTYPE_F32 : options.kv_dtype == "f16" ? SKC_DTYPE_F16 : SKC_DTYPE_BF16;
+    options.executor.reclaim_idle = true;
+    std::unique_ptr<Group> group;
+    try {
+        group = make_group(&argc, &argv);
+        serve(options, *group);
+        return 0;
+    } catch (const std::exception &error) {
+        if (group) {
+            group->failed(error.what());
+        }
+        std::cerr << "error: " << error.what() << std::endl;
+        return 1;
+    }
+}

@@ -1,0 +1,118 @@
+#include "report.hpp"
+
+#include <nlohmann/json.hpp>
+
+#include <cstdio>
+#include <string>
+
+namespace inflight {
+namespace {
+
+const char *name(Outcome outcome) {
+    return outcome == Outcome::done ? "done" : outcome == Outcome::cancelled ? "cancelled" : "failed";
+}
+
+std::string rounded(double x, const char *format = "%.1f") {
+    char text[64];
+    std::snprintf(text, sizeof text, format, x);
+    return text;
+}
+
+double per(std::uint64_t part, double whole) { return whole > 0 ? static_cast<double>(part) / whole : 0; }
+
+}  // namespace
+
+/** Bytes of the tokens; special ones have none. */
+std::string Report::text(const std::vector<Token> &tokens) const {
+    std::string text;
+    for (Token t : tokens) {
+        if (t >= LlamaConfig::byte_offset) {
+            text += static_cast<char>(t - LlamaConfig::byte_offset);
+        }
+    }
+    return text;
+}
+
+void Report::request(const Result &r) {
+    if (json_) {
+        nlohmann::ordered_json line{{"id", r.id}, {"outcome", name(r.outcome)}};
+        if (r.outcome == Outcome::failed) {
+            line["error"] = r.error;
+        }
+        line["tokens"] = r.tokens;
+        if (bytes_) {
+            line["text"] = text(r.tokens);
+        }
+        line["prompt_tokens"] = r.prompt_tokens, line["stream_length"] = r.stream_length;
+        line["drafted"] = r.drafted, line["accepted"] = r.accepted;
+        const auto time = [&](const char *key, double seconds) {
+            line[key] = seconds < 0 ? nlohmann::ordered_json() : nlohmann::ordered_json(seconds);
+        };
+        time("waited_s", r.waited), time("first_token_s", r.first_token);
+        line["tokens_per_s"] = r.tokens_per_second();
+        out_ << line.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << std::endl;
+        return;
+    }
+    out_ << r.id << ": " << name(r.outcome);
+    if (r.outcome == Outcome::failed) {
+        out_ << ": " << r.error;
+    }
+    if (!r.tokens.empty()) {
+        out_ << ", " << r.prompt_tokens << " + " << r.tokens.size() << " tokens, waited " << rounded(1e3 * r.waited)
+             << " ms, first token after " << rounded(1e3 * r.first_token) << " ms, " << rounded(r.tokens_per_second())
+             << " tokens/s";
+        if (r.drafted > 0) {
+            out_ << ", " << r.accepted << " of " << r.drafted << " draft tokens accepted";
+        }
+        out_ << "\n    ";
+        if (bytes_) {
+            out_ << nlohmann::json(text(r.tokens)).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+        } else {
+            out_ << nlohmann::json(r.tokens).dump();
+        }
+    }
+    out_ << std::endl;
+}
+
+void Report::totals(const Totals &t) {
+    const Counters &c = t.counters;
+    const double fill = per(c.batch_rows, static_cast<double>(c.batch_budget));
+    const double acceptance = per(c.accepted_tokens, static_cast<double>(c.drafted_tokens));
+    if (json_) {
+        const nlohmann::ordered_json totals{{"done", c.done},
+                                            {"cancelled", c.cancelled},
+                                            {"failed", c.failed},
+                                            {"seconds", t.seconds},
+                                            {"iterations", c.iterations},
+                                            {"context_tokens", c.context_tokens},
+                                            {"decode_tokens", c.decode_tokens},
+                                            {"generated_tokens", c.generated_tokens},
+                                            {"generated_per_s", per(c.generated_tokens, t.seconds)},
+                                            {"evicted_tokens", c.evicted_tokens},
+                                            {"batch_fill", fill},
+                                            {"drafted", c.drafted_tokens},
+                                            {"accepted", c.accepted_tokens},
+                                            {"cache_bytes_host", t.cache_bytes_host},
+                                            {"cache_bytes_device", t.cache_bytes_device},
+                                            {"ranks", t.ranks}};
+        out_ << nlohmann::ordered_json{{"totals", totals}}.dump() << std::endl;
+        return;
+    }
+    out_ << "\n" << c.done << " done, " << c.cancelled << " cancelled, " << c.failed << " failed in " << rounded(t.seconds, "%.2f")
+         << " s; " << c.context_tokens << " prompt tokens in, " << c.generated_tokens << " generated ("
+         << rounded(per(c.generated_tokens, t.seconds)) << " tokens/s)\n"
+         << c.iterations << " iterations, " << rounded(100 * fill) << " % of the budget used, " << c.evicted_tokens
+         << " tokens evicted";
+    if (c.drafted_tokens > 0) {
+        out_ << ", " << rounded(100 * acceptance) << " % of " << c.drafted_tokens << " draft tokens accepted";
+    }
+    out_ << "\ncache: " << t.cache_bytes_host << " bytes on the host, " << t.cache_bytes_device << " on the device"
+         << (t.ranks > 1 ? ", on each of " + std::to_string(t.ranks) + " ranks" : "") << std::endl;
+}
+
+void show_progress(std::ostream &terminal, const Counters &c) {
+    terminal << "\r\033[K" << c.done + c.cancelled + c.failed << " requests ended, " << c.running << " running, " << c.waiting
+             << " waiting; " << c.context_tokens << " tokens in, " << c.generated_tokens << " out" << std::flush;
+}
+
+}  // namespace inflight

@@ -1,0 +1,150 @@
+#include "requests_file.hpp"
+
+#include <nlohmann/json.hpp>
+
+#include <limits>
+#include <set>
+#include <stdexcept>
+
+namespace inflight {
+namespace {
+
+using Json = nlohmann::json;
+
+const std::set<std::string> FIELDS{"id",   "prompt",       "tokens",   "max_tokens", "temperature", "seed",
+                                   "fork", "conversation", "continue", "end",        "arrival",     "cancel_after"};
+
+[[noreturn]] void wrong(const std::string &field, const Json &value, const std::string &allowed) {
+    // dump() would throw for text that is no UTF-8.
+    throw std::runtime_error("field '" + field + "' is " + value.dump(-1, ' ', false, Json::error_handler_t::replace) +
+                             ": it must be " + allowed);
+}
+
+std::string text(const Json &line, const std::string &field) {
+    if (!line.contains(field)) {
+        return "";
+    }
+    const Json &value = line[field];
+    if (!value.is_string() || value.get_ref<const std::string &>().empty()) {
+        wrong(field, value, "a text that is not empty");
+    }
+    return value;
+}
+
+std::uint64_t whole(const Json &line, const std::string &field, std::uint64_t otherwise, std::uint64_t most) {
+    if (!line.contains(field)) {
+        return otherwise;
+    }
+    const Json &value = line[field];
+    if (!value.is_number_unsigned() || value.get<std::uint64_t>() > most) {
+        wrong(field, value, "a whole number from 0 to " + std::to_string(most));
+    }
+    return value;
+}
+
+std::vector<Token> prompt(const Json &line, const LlamaConfig &model) {
+    if (line.contains("prompt") == line.contains("tokens")) {
+        throw std::runtime_error(line.contains("prompt") ? "fields 'prompt' and 'tokens' exclude each other"
+                                                         : "field 'prompt' (or 'tokens') is missing");
+    }
+    std::vector<Token> tokens;
+    if (line.contains("prompt")) {
+        if (!model.bytes) {
+            throw std::runtime_error("field 'prompt' needs a model whose vocabulary is bytes: give 'tokens'");
+        }
+        for (const char c : text(line, "prompt")) {
+            tokens.push_back(static_cast<unsigned char>(c) + LlamaConfig::byte_offset);
+        }
+        return tokens;
+    }
+    const Json &list = line["tokens"];
+    if (!list.is_array() || list.empty()) {
+        wrong("tokens", list, "an array of token ids that is not empty");
+    }
+    for (const Json &token : list) {
+        if (!token.is_number_unsigned() || token.get<std::uint64_t>() >= model.vocabulary) {
+            wrong("tokens", token, "made of token ids below " + std::to_string(model.vocabulary));
+        }
+        tokens.push_back(token);
+    }
+    return tokens;
+}
+
+Request request(const Json &line, const LlamaConfig &model) {
+    if (!line.is_object()) {
+        throw std::runtime_error("the line is not a JSON object");
+    }
+    for (const auto &field : line.items()) {
+        if (!FIELDS.count(field.key())) {
+            throw std::runtime_error("field '" + field.key() + "' is not known");
+        }
+    }
+    constexpr auto ANY = std::numeric_limits<std::uint64_t>::max();
+    Request r;
+    r.id = text(line, "id");
+    if (r.id.empty()) {
+        throw std::runtime_error("field 'id' is missing");
+    }
+    r.conversation = text(line, "conversation");
+    const std::string continued = text(line, "continue"), forked = text(line, "fork");
+    if (!continued.empty() && !forked.empty()) {
+        throw std::runtime_error("fields 'continue' and 'fork' exclude each other");
+    }
+    r.source = continued + forked;
+    r.start = !continued.empty() ? Start::continued : !forked.empty() ? Start::forked : Start::fresh;
+    r.prompt = prompt(line, model);
+    if (r.start == Start::fresh) {
+        r.prompt.insert(r.prompt.begin(), model.bos);
+    }
+    r.max_tokens = static_cast<std::uint32_t>(whole(line, "max_tokens", 64, std::numeric_limits<std::uint32_t>::max()));
+    r.sampling.seed = whole(line, "seed", 0, ANY);
+    // Far below where sums of iterations overflow.
+    r.arrival = whole(line, "arrival", 0, ANY / 4);
+    if (line.contains("cancel_after")) {
+        r.cancel_after = whole(line, "cancel_after", 0, ANY / 4);
+    }
+    if (line.contains("temperature")) {
+        if (!line["temperature"].is_number()) {
+            wrong("temperature", line["temperature"], "a number");
+        }
+        r.sampling.temperature = line["temperature"];
+    }
+    if (line.contains("end")) {
+        if (!line["end"].is_boolean()) {
+            wrong("end", line["end"], "true or false");
+        }
+        r.end = line["end"];
+    }
+    return r;
+}
+
+}  // namespace
+
+std::vector<Line> read_requests(std::istream &in, const LlamaConfig &model) {
+    std::vector<Line> lines;
+    std::string text;
+    for (std::size_t n = 1; std::getline(in, text); n++) {
+        if (text.find_first_not_of(" \t\r") == std::string::npos) {
+            continue;
+        }
+        Line line{{}, "line " + std::to_string(n), ""};
+        try {
+            const Json json = Json::parse(text);
+            if (json.is_object() && json.contains("id") && json["id"].is_string()) {
+                line.id = json["id"];
+            }
+            line.request = request(json, model);
+        } catch (const Json::parse_error &) {
+            line.error = "the line is not JSON";
+        } catch (const std::runtime_error &error) {
+            line.error = error.what();
+        }
+        if (!line.error.empty()) {
+            line.error = "line " + std::to_string(n) + ": " + line.error;
+        }
+        lines.push_back(std::move(line));
+    }
+    return lines;
+}
+
+}  // namespace inflight

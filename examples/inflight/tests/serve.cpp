@@ -1,0 +1,156 @@
+// The program: what it prints and writes, on one rank and on two.
+#include "support.hpp"
+
+#include <nlohmann/json.hpp>
+
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+
+namespace {
+
+using namespace test;
+using Json = nlohmann::json;
+
+struct Output {
+    int status;
+    std::string text;
+};
+
+Output shell(const std::string &command) {
+    Output out{-1, ""};
+    FILE *pipe = popen(command.c_str(), "r");
+    char buffer[4096];
+    for (std::size_t n; (n = std::fread(buffer, 1, sizeof buffer, pipe)) > 0;) {
+        out.text.append(buffer, n);
+    }
+    out.status = pclose(pipe);
+    return out;
+}
+
+class Serve : public testing::Test {
+protected:
+    const std::string requests = testing::TempDir() + "inflight-" + std::to_string(getpid()) + ".jsonl";
+    const std::string metrics = requests + ".prom";
+    const std::string settings = " --model " + std::string(MODEL) + " --requests " + requests + " --max-seqs 6 --budget 80 --chunk 16" +
+                                 " --sink 4 --window 32 --quiet";
+
+    void write(const std::string &lines) { std::ofstream(requests) << lines; }
+    void TearDown() override {
+        std::filesystem::remove(requests);
+        std::filesystem::remove(metrics);
+    }
+    static std::map<std::string, Json> parse(const std::string &text) {
+        std::map<std::string, Json> results;
+        std::istringstream in(text);
+        for (std::string line; std::getline(in, line);) {
+            const Json json = Json::parse(line);
+            results[json.contains("totals") ? "totals" : json["id"].get<std::string>()] = json;
+        }
+        return results;
+    }
+    /** Conversations, forks, long prompts, drafts to be had. */
+    static std::string many() {
+        std::string lines;
+        for (int i = 0; i < 20; i++) {
+            std::string prompt;
+            for (Token t : text(7000 * static_cast<std::size_t>(i), 10 + 11 * static_cast<std::size_t>(i))) {
+                prompt += static_cast<char>(t - LlamaConfig::byte_offset);
+            }
+            Json line{{"id", "r" + std::to_string(i)}, {"prompt", prompt}, {"max_tokens", 30}, {"arrival", i}};
+            if (i % 5 == 0) {
+                line["conversation"] = "t" + std::to_string(i);
+            } else if (i % 5 < 3) {
+                line[i % 5 == 1 ? "continue" : "fork"] = "t" + std::to_string(i / 5 * 5);
+            }
+            lines += line.dump() + "\n";
+        }
+        return lines;
+    }
+};
+
+TEST_F(Serve, WrongLinesFailAndTheOthersGoOn) {
+    write(R"({"id":"a","prompt":"It was a dark and","max_tokens":12}
+{"id":"b","prompt":
+{"id":"c"}
+{"id":"d","continue":"nobody","prompt":"x"}
+{"id":"e","prompt":"this prompt is longer than it may be, which is forty tokens"}
+{"id":"f","prompt":"It was a dark and","max_tokens":12}
+)");
+    const auto out = shell(std::string(SERVE) + settings + " --max-prompt 40 --json --metrics " + metrics);
+    ASSERT_EQ(out.status, 0);
+    const auto results = parse(out.text);
+    EXPECT_EQ(results.at("a")["outcome"], "done");
+    EXPECT_EQ(results.at("a")["tokens"], results.at("f")["tokens"]);
+    EXPECT_EQ(results.at("a")["text"].get<std::string>().size(), 12u);
+    EXPECT_GT(results.at("f")["first_token_s"], 0);
+    EXPECT_EQ(results.at("line 2")["error"], "line 2: the line is not JSON");
+    EXPECT_EQ(results.at("c")["error"], "line 3: field 'prompt' (or 'tokens') is missing");
+    EXPECT_EQ(results.at("d")["error"], "there is no conversation 'nobody'");
+    EXPECT_EQ(results.at("e")["error"], "the prompt has 60 tokens: at most 40 are allowed");
+    const Json totals = results.at("totals")["totals"];
+    EXPECT_EQ(totals["done"], 2);
+    EXPECT_EQ(totals["failed"], 4);
+    EXPECT_GT(totals["cache_bytes_host"], 0);
+    std::ifstream file(metrics);
+    const std::string text(std::istreambuf_iterator<char>(file), {});
+    EXPECT_NE(text.find("sinkcache_inflight_requests_total{outcome=\"failed\"} 4\n"), std::string::npos);
+    EXPECT_NE(text.find("sinkcache_inflight_generated_tokens_total 24\n"), std::string::npos);
+}
+
+TEST_F(Serve, IsReadableWithoutJson) {
+    write("{\"id\":\"a\",\"prompt\":\"It was a dark and\",\"max_tokens\":12}\n");
+    const auto out = shell(std::string(SERVE) + settings);
+    ASSERT_EQ(out.status, 0);
+    EXPECT_EQ(out.text.rfind("a: done, 18 + 12 tokens, waited", 0), 0u) << out.text;
+    EXPECT_NE(out.text.find("1 done, 0 cancelled, 0 failed"), std::string::npos) << out.text;
+}
+
+TEST_F(Serve, RefusesWhatItCannotRun) {
+    write("{\"id\":\"a\",\"prompt\":\"x\"}\n");
+    const auto refused = [&](const std::string &command, const std::string &part) {
+        const auto out = shell(command + " 2>&1");
+        EXPECT_NE(out.status, 0) << command;
+        EXPECT_NE(out.text.find(part), std::string::npos) << command << "\n" << out.text;
+    };
+    refused(std::string(SERVE) + settings + " --model /nowhere.gguf", "--model");
+    refused(std::string(SERVE) + " --requests " + requests + " --model /nowhere.gguf", "model '/nowhere.gguf' is not a file");
+    refused(std::string(SERVE) + " --model " + MODEL + " --requests /nowhere", "requests '/nowhere' cannot be opened");
+    refused(std::string(SERVE) + settings + " --draft many", "--draft");
+    refused(std::string(SERVE) + settings + " --kv-dtype f8", "--kv-dtype");
+    refused(std::string(SERVE) + " --model " + MODEL + " --requests " + requests + " --budget 8 --chunk 16", "budget of 8");
+    refused(std::string(SERVE) + " --model " + MODEL + " --requests " + requests + " --metrics /nowhere/m", "'/nowhere/m'");
+}
+
+TEST_F(Serve, TwoRanksGiveTheTokensOfOne) {
+    const std::string mpiexec = MPIEXEC;
+    if (mpiexec.empty()) {
+        GTEST_SKIP() << "skipped: built without MPI";
+    }
+    write(many());
+    // Open MPI wants to be asked before it runs as root, or more ranks than cores. Its own leaks are not ours.
+    const std::string ranks = "ASAN_OPTIONS=detect_leaks=0 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 " + mpiexec +
+                              " --oversubscribe -n 2 " + SERVE + settings + " --json";
+    for (const char *draft : {"", " --draft 4"}) {
+        const auto one = shell(std::string(SERVE) + settings + " --json" + draft), two = shell(ranks + draft);
+        ASSERT_EQ(one.status, 0);
+        ASSERT_EQ(two.status, 0);
+        const auto want = parse(one.text), got = parse(two.text);
+        ASSERT_EQ(got.size(), 21u);
+        for (const auto &[id, result] : want) {
+            if (id != "totals") {
+                EXPECT_EQ(result["outcome"], "done") << result;
+                EXPECT_EQ(got.at(id)["tokens"], result["tokens"]) << id << draft;
+            }
+        }
+        EXPECT_EQ(got.at("totals")["totals"]["ranks"], 2);
+        // Each rank holds its own heads only.
+        const auto bytes = [](const Json &totals) { return totals["totals"]["cache_bytes_host"].get<double>(); };
+        EXPECT_LT(bytes(got.at("totals")), 0.7 * bytes(want.at("totals")));
+    }
+    // A rank that cannot begin takes the others with it.
+    const auto failed = shell(ranks + " --window 4294967295 2>&1");
+    EXPECT_NE(failed.status, 0);
+}
+
+}  // namespace
