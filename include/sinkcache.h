@@ -382,8 +382,8 @@ typedef struct skc_cache_config {
      */
     void *memory_user;
     /**
-     * The host's parallel loop; NULL = threads of our own if n_threads is above 1, whose queue takes a
-     * small block of the process's memory now and then. An append of few tokens stays on the calling thread.
+     * The host's parallel loop; NULL = threads of our own if n_threads is above 1. They sleep 50 microseconds after a
+     * call; a child of fork(2) gets its own at its first call. An append of few tokens stays on the calling thread.
      */
     skc_parallel_for_fn parallel_for;
     /**

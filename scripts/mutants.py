@@ -83,7 +83,7 @@ def sources():
 
 def cargo(*args):
     env = {**os.environ, "CARGO_TARGET_DIR": str(ROOT / "target"), "SKC_HISTORIES": "300", "RUST_BACKTRACE": "0"}
-    return subprocess.run(["cargo", "test", "-q", "--no-fail-fast", "-p", "sinkcache", *TESTS, *args], cwd=COPY, env=env, capture_output=True, text=True)
+    return subprocess.run(["cargo", "test", "-q", "-p", "sinkcache", *TESTS, *args], cwd=COPY, env=env, capture_output=True, text=True)
 
 
 def on_shim(*args):
@@ -91,7 +91,7 @@ def on_shim(*args):
     shim = ROOT / "build" / "shim"
     env = {**os.environ, "CARGO_TARGET_DIR": str(ROOT / "target"), "RUST_BACKTRACE": "0", "SKC_TEST_BACKEND": "cuda", "SINKCACHE_CUDA_CACHE_DIR": "",
            "LD_LIBRARY_PATH": f"{shim}:{os.environ.get('LD_LIBRARY_PATH', '')}", "SKC_SHAPE": "7", "SKC_STREAMS": "8", "SKC_REPLAYS": "12", "SKC_SOAK": "100"}
-    return subprocess.run(["cargo", "test", "-q", "--no-fail-fast", "-p", "sinkcache", "--test", "cuda", *args], cwd=COPY, env=env, capture_output=True, text=True)
+    return subprocess.run(["cargo", "test", "-q", "-p", "sinkcache", "--test", "cuda", *args], cwd=COPY, env=env, capture_output=True, text=True)
 
 
 def mutate(name):

@@ -119,8 +119,8 @@ pub struct skc_cache_config {
     pub free: skc_free_fn,
     /// First argument of alloc and free.
     pub memory_user: *mut c_void,
-    /// The host's parallel loop; NULL = threads of our own if n_threads is above 1, whose queue takes a
-    /// small block of the process's memory now and then. An append of few tokens stays on the calling thread.
+    /// The host's parallel loop; NULL = threads of our own if n_threads is above 1. They sleep 50 microseconds after a
+    /// call; a child of fork(2) gets its own at its first call. An append of few tokens stays on the calling thread.
     pub parallel_for: skc_parallel_for_fn,
     /// First argument of parallel_for.
     pub parallel_for_user: *mut c_void,
