@@ -68,5 +68,22 @@ int ggml_peer_run(void * peer) {
 // [n_queries][n_q_heads][dim] f32
 const float * ggml_peer_out(void * peer) { return static_cast<const float *>(static_cast<Peer *>(peer)->out->data); }
 
+// Reads `n` words once: the bandwidth that attention cannot exceed.
+uint64_t peer_read(const uint64_t * x, int64_t n) {
+    using Line = uint64_t __attribute__((vector_size(64)));
+    const auto * lines = reinterpret_cast<const Line *>(x);
+    Line a{}, b{}, c{}, d{};
+    for (int64_t i = 0; i + 4 <= n / 8; i += 4) {
+        a ^= lines[i];
+        b ^= lines[i + 1];
+        c ^= lines[i + 2];
+        d ^= lines[i + 3];
+    }
+    a ^= b ^ c ^ d;
+    uint64_t sum = 0;
+    for (int i = 0; i < 8; ++i) sum ^= a[i];
+    return sum;
+}
+
 void ggml_peer_free(void * peer) { delete static_cast<Peer *>(peer); }
 }

@@ -29,12 +29,27 @@ macro_rules! each {
 pub(crate) trait Keys {
     /// Bytes of an element.
     const SIZE: usize;
+    /// Whether they are read from the cache's memory, not from scratch.
+    const STORED: bool;
 
     /// Dims `d` and `d + 1`, d even, of the keys that begin at `lane`.
     ///
     /// # Safety
     /// As [`Lanes`]; `lane + V::N` is at most 16, and `d` below the head's dims.
     unsafe fn load<V: Lanes>(group: *const u8, lane: usize, d: usize) -> (V, V);
+}
+
+/// Asks for the line at `p`; a hint, whatever the address.
+#[inline(always)]
+fn prefetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: SSE is part of the target; a hint reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
 }
 
 /// How values lie.
@@ -65,6 +80,7 @@ pub(crate) struct Brain;
 
 impl Keys for Single {
     const SIZE: usize = 4;
+    const STORED: bool = false;
 
     #[inline(always)]
     unsafe fn load<V: Lanes>(group: *const u8, lane: usize, d: usize) -> (V, V) {
@@ -78,6 +94,7 @@ impl Keys for Single {
 
 impl Keys for Half {
     const SIZE: usize = 2;
+    const STORED: bool = true;
 
     #[inline(always)]
     unsafe fn load<V: Lanes>(group: *const u8, lane: usize, d: usize) -> (V, V) {
@@ -91,6 +108,7 @@ impl Keys for Half {
 
 impl Keys for Brain {
     const SIZE: usize = 2;
+    const STORED: bool = true;
 
     #[inline(always)]
     unsafe fn load<V: Lanes>(group: *const u8, lane: usize, d: usize) -> (V, V) {
@@ -215,6 +233,14 @@ unsafe fn score_tile<V: Lanes, K: Keys, const R: usize, const NV: usize>(a: &Sco
         let mut k = [(V::splat(0.0), V::splat(0.0)); NV];
         let mut d = 0;
         while d < a.dim {
+            if K::STORED && lane(0) == 0 {
+                // The same place in the groups that come next: memory is slower than this loop.
+                each!(
+                    NV,
+                    v,
+                    prefetch(group[v].wrapping_add((NV * V::N).max(GROUP) * a.dim * K::SIZE + d * GROUP * K::SIZE))
+                );
+            }
             each!(NV, v, k[v] = K::load(group[v], lane(v), d));
             each!(R, r, {
                 let (q0, q1) = (V::splat(*q.add(r * a.q_stride + d)), V::splat(*q.add(r * a.q_stride + d + 1)));
