@@ -102,24 +102,34 @@ fn edges_keep_infinities_out() {
     for (poison, kv_dtype) in [f32::NAN, f32::INFINITY, -1e9].into_iter().flat_map(|p| DTYPES.map(|d| (p, d))) {
         for rung in Rung::all() {
             let config = CacheConfig { n_q_heads: 4, n_kv_heads: 1, ..config(rung, kv_dtype, (32, 32), 40) };
-            let run = |k: &[f32], v: &[f32]| {
+            // All at once, and a few at a time: tiles, and decodes of several tokens.
+            let run = |k: &[f32], v: &[f32], cut: usize| {
                 let mut cache = Cache::new(&config).unwrap();
-                let rows = Rows { q: &draw(N * 128, 4), k, v };
-                feed(&mut cache, &config, 0, Batch::new(&[0], &[N as i32]), rows, Call::Two).0
+                let q = draw(N * 128, 4);
+                let mut out = vec![];
+                for at in (0..N).step_by(cut) {
+                    let rows = Rows {
+                        q: &q[at * 128..(at + cut) * 128],
+                        k: &k[at * 32..(at + cut) * 32],
+                        v: &v[at * 32..(at + cut) * 32],
+                    };
+                    out.extend(feed(&mut cache, &config, 0, Batch::new(&[0], &[cut as i32]), rows, Call::Two).0);
+                }
+                out
             };
             let (k, v) = (draw(N * 32, 5), draw(N * 32, 6));
-            let clean = run(&k, &v);
-            for at in [0, 7, 31, 32, 60, 119] {
-                for values in [true, false] {
+            let clean = [N, 4].map(|cut| run(&k, &v, cut));
+            for at in [0, 7, 30, 32, 61, 119] {
+                for (values, few) in [(true, 0), (false, 0), (true, 1), (false, 1)] {
                     let (mut k, mut v) = (k.clone(), v.clone());
                     let x = if values { &mut v } else { &mut k };
                     x[at * 32..(at + 1) * 32].fill(poison);
-                    let got = run(&k, &v);
+                    let (got, clean) = (run(&k, &v, [N, 4][few]), &clean[few]);
                     for row in 0..N {
                         // Sinks are seen by all that follow; others for 40 tokens.
                         let sees = row >= at && (at < 5 || row < at + 40);
                         let (got, want) = (&got[row * 128..(row + 1) * 128], &clean[row * 128..(row + 1) * 128]);
-                        let what = format!("{rung:?} {kv_dtype:?} {poison} in token {at}: row {row}");
+                        let what = format!("{rung:?} {kv_dtype:?} {poison} in token {at}, way {few}: row {row}");
                         if sees {
                             assert!(!values || got != want, "{what} hides it");
                         } else {
