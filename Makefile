@@ -56,7 +56,7 @@ cpp-sanitize:
 # AddressSanitizer is in the toolchain, its switch is not yet stable: hence the variable. Fewer histories: it is slow.
 rust-asan:
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" SKC_HISTORIES=1500 CARGO_TARGET_DIR=target/asan \
-		$(CARGO) test -p sinkcache --target $(HOST) --lib --test vectors --test histories --test edges --test teams --test allocations
+		$(CARGO) test -p sinkcache --target $(HOST) --lib --test vectors --test rungs --test histories --test edges --test teams --test allocations
 
 # The CUDA backend without a GPU: slot arithmetic, then everything that `scripts/gpu_check` checks, kernels and driver under
 # ASan and UBSan, then a C++ host with device pointers.
