@@ -9,6 +9,7 @@ mod avx512;
 pub(crate) mod kernels;
 mod lanes;
 mod scalar;
+mod weigh;
 
 use self::kernels::{Scores, Sums, Weights};
 use crate::config::{DType, RopeStyle};
