@@ -138,6 +138,13 @@
 #define SKC_NO_DISK_CACHE 1
 
 /**
+ * Flag of skc_cache_config: CUDA's programmatic dependent launches, from compute capability 9.0 on. Blocks of a kernel of
+ * this cache take their places while the kernel before it in the stream still runs, if that one lets dependents in
+ * (griddepcontrol.launch_dependents), and wait for its end; they let the kernel after them in likewise.
+ */
+#define SKC_PROGRAMMATIC_LAUNCH 2
+
+/**
  * Flag of skc_sequence_info: wait for the stream of the latest call and read the sequence's state from the device.
  */
 #define SKC_READ_BACK 1
@@ -176,6 +183,11 @@
  * skc_abort_step.
  */
 #define SKC_CALL_ABORT 7
+
+/**
+ * skc_step, where a kernel is asked for: see skc_kernel_choice.
+ */
+#define SKC_CALL_STEP 8
 
 /**
  * A cache. The pointer is a number, not an address: it must not be dereferenced or computed with.
@@ -302,7 +314,7 @@ typedef struct skc_cache_config {
      */
     uint32_t struct_size;
     /**
-     * 0 or SKC_NO_DISK_CACHE.
+     * 0, SKC_NO_DISK_CACHE, SKC_PROGRAMMATIC_LAUNCH or both.
      */
     uint32_t flags;
     /**

@@ -34,7 +34,7 @@ AXES = {
     "SKC_TRANSFORM": (0, 1, 2, 3),
 }
 # A kernel that spills reads its registers from memory in its innermost loop.
-WITHOUT_SPILLS = ("skc_attend_decode", "skc_attend_chunk")
+WITHOUT_SPILLS = ("skc_attend_decode", "skc_step_decode", "skc_attend_chunk")
 MOST = 150
 
 
@@ -161,10 +161,12 @@ def resources(log):
 
 def shared_bytes(kernel, macros):
     """Dynamic shared memory as geometry.cuh has it."""
-    dim = int(dict(m.split("=") for m in macros)["SKC_DIM"])
+    settings = {k: int(v) for k, v in (m.split("=") for m in macros)}
+    dim, group = settings["SKC_DIM"], settings["SKC_GROUP"]
     row = 2 * dim + 16
-    if kernel == "skc_attend_decode":
-        return 2 * 8 * row + (2 if dim > 80 else 3) * (2 if dim > 128 else 4) * 2 * 16 * row + 64
+    if kernel in ("skc_attend_decode", "skc_step_decode"):
+        fresh = 2 * (8 // group if group > 1 else 4) if kernel == "skc_step_decode" else 0
+        return 2 * 8 * row + (2 if dim > 80 else 3) * (2 if dim > 128 else 4) * 2 * 16 * row + 64 + fresh * row
     return (64 + 4 * (16 if dim > 128 else 64)) * row + 64
 
 

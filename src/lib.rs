@@ -22,9 +22,9 @@ pub mod ring;
 mod status;
 mod tensor;
 
-pub use backend::DeviceError;
 pub use backend::cpu::{RUNG_VARIABLE, Rung};
 pub use backend::cuda::CudaConfig;
+pub use backend::{DeviceError, KernelChoice, TokenCall};
 pub use batch::{Batch, DeviceBatch};
 pub use cache::{Cache, DeviceEdit, SeqInfo};
 pub use config::{BackendKind, CacheConfig, DType, Footprint, LayerConfig, PositionMode, RopeStyle};

@@ -28,6 +28,38 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
 
     /// Copies the first `slots` slots of every head of one sequence over another's, in one layer.
     fn copy_sequence(&self, layer: usize, settings: &Layer, src: usize, dst: usize, slots: u64);
+
+    /// The kernel for a call on `n_tokens` tokens of each sequence.
+    fn choice(&self, shape: &Shape, call: TokenCall, n_tokens: u64) -> KernelChoice;
+}
+
+/// A call on the tokens of sequences.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenCall {
+    /// Rotate and store.
+    Append,
+    /// Attention of tokens appended before.
+    Attend,
+    /// Both.
+    Step,
+}
+
+/// Which kernel does a call's work, and how it is launched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelChoice {
+    /// The kernel's name; of a step that takes several, that of its attention.
+    pub kernel: String,
+    /// Launches that the call takes; 0 on the CPU. Those that write a batch of more than 64 entries to device memory are
+    /// not counted.
+    pub launches: u64,
+    /// Blocks of the launch in x, y and z; 0 on the CPU, as all that follows.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub threads: u32,
+    /// Bytes of shared memory of a block.
+    pub shared_bytes: u32,
+    /// Blocks that share the keys of one KV head of one sequence.
+    pub n_splits: u32,
 }
 
 /// Rotate and store, attend, or one after the other for each chunk.
@@ -67,6 +99,10 @@ pub(crate) trait Device: Send + Sync + std::fmt::Debug {
 
     /// Edits sequences, all layers at once.
     fn edit(&self, edit: &Edit<'_>) -> Result<()>;
+
+    /// The kernel for a call on `n_tokens` tokens, at least one, of each of `n_entries` sequences, whose rows begin at
+    /// multiples of 16 bytes.
+    fn choice(&self, layer: usize, call: TokenCall, n_entries: u32, n_tokens: u32) -> Result<KernelChoice>;
 
     /// Whether work put into the stream is recorded for later instead of done.
     fn capturing(&self, stream: Stream) -> Result<bool>;

@@ -10,9 +10,9 @@ use self::mirror::Mirror;
 pub use self::remote::DeviceEdit;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
-use crate::backend::{AppendRows, AttendRows, Backend, Device, Job, Stream};
+use crate::backend::{AppendRows, AttendRows, Backend, Device, Job, KernelChoice, Stream, TokenCall};
 use crate::batch::{Batch, BatchEntry, Entries, Entry, Seen};
-use crate::config::{BackendKind, CacheConfig, DType, Footprint, Layer, Shape};
+use crate::config::{BackendKind, CacheConfig, DType, Footprint, Layer, MAX_SEQS, Shape};
 use crate::exec::Executor;
 use crate::memory::{filled, with_room};
 use crate::status::{Error, Result, Status, bail};
@@ -277,6 +277,29 @@ impl Cache {
         match &self.place {
             Place::Host { exec, .. } => exec.width(),
             Place::Device(_) => 1,
+        }
+    }
+
+    /// Which kernel a call on `n_tokens` tokens of each of `n_entries` sequences runs in a layer, if its rows begin at
+    /// multiples of 16 bytes.
+    ///
+    /// # Errors
+    /// `OutOfRange` for a layer that is none, for no entry, no token, or more of them than a call can have.
+    pub fn kernel_choice(&self, layer: u32, call: TokenCall, n_entries: u32, n_tokens: u32) -> Result<KernelChoice> {
+        let layer = self.check_layer(layer)?;
+        if !(1..=MAX_SEQS).contains(&n_entries) {
+            bail!(OutOfRange, "n_entries is {n_entries}: 1 to {MAX_SEQS} is allowed");
+        }
+        let most = if call == TokenCall::Step { i32::MAX as u32 } else { self.shape.max_chunk as u32 };
+        if !(1..=most).contains(&n_tokens) {
+            bail!(OutOfRange, "n_tokens is {n_tokens}: 1 to {most} is allowed");
+        }
+        match &self.place {
+            Place::Host { backend, .. } => {
+                let chunk = u64::from(n_tokens).min(self.shape.max_chunk);
+                Ok(backend.choice(&self.shape, call, chunk))
+            }
+            Place::Device(device) => device.choice(layer, call, n_entries, n_tokens),
         }
     }
 

@@ -5,8 +5,8 @@ use std::ffi::{c_char, c_void};
 use super::boundary::{boundary, check_pointer};
 use super::constants::{
     SKC_BACKEND_CPU, SKC_BACKEND_CUDA, SKC_DTYPE_BF16, SKC_DTYPE_F16, SKC_DTYPE_F32, SKC_NO_DISK_CACHE,
-    SKC_POSITION_ALIBI, SKC_POSITION_NONE, SKC_POSITION_ROPE, SKC_POSITION_ROPE_APPLIED, SKC_ROPE_INTERLEAVED,
-    SKC_ROPE_NEOX, skc_status,
+    SKC_POSITION_ALIBI, SKC_POSITION_NONE, SKC_POSITION_ROPE, SKC_POSITION_ROPE_APPLIED, SKC_PROGRAMMATIC_LAUNCH,
+    SKC_ROPE_INTERLEAVED, SKC_ROPE_NEOX, skc_status,
 };
 use super::read::{CStruct, c_struct, read_array, read_struct};
 use crate::backend::cuda::CudaConfig;
@@ -79,7 +79,7 @@ c_struct!(skc_layer_config);
 pub struct skc_cache_config {
     /// sizeof(skc_cache_config).
     pub struct_size: u32,
-    /// 0 or SKC_NO_DISK_CACHE.
+    /// 0, SKC_NO_DISK_CACHE, SKC_PROGRAMMATIC_LAUNCH or both.
     pub flags: u32,
     /// One of SKC_BACKEND_. Default SKC_BACKEND_CPU.
     pub backend: u32,
@@ -142,7 +142,7 @@ pub struct skc_cache_config {
     /// First argument of device_alloc and device_free.
     pub device_memory_user: *mut c_void,
 }
-c_struct!(skc_cache_config, SKC_NO_DISK_CACHE, 136);
+c_struct!(skc_cache_config, SKC_NO_DISK_CACHE | SKC_PROGRAMMATIC_LAUNCH, 136);
 
 impl Default for skc_layer_config {
     fn default() -> Self {
@@ -294,6 +294,7 @@ pub unsafe fn read_config(config: *const skc_cache_config) -> Result<(CacheConfi
         context: c.cuda_context,
         memory: self::memory(["device_alloc", "device_free"], c.device_alloc, c.device_free, c.device_memory_user)?,
         disk_cache: c.flags & SKC_NO_DISK_CACHE == 0,
+        programmatic: c.flags & SKC_PROGRAMMATIC_LAUNCH != 0,
     };
     // SAFETY: the header's contract of the callback.
     let parallel_for = c.parallel_for.map(|call| unsafe { ParallelFor::new(call, c.parallel_for_user) });

@@ -88,6 +88,10 @@ pub const SKC_ALL_LAYERS: u32 = 4_294_967_295;
 pub const SKC_ON_DEVICE: u32 = 1;
 /// Flag of skc_cache_config: compiled kernels are not kept on disk. See also SINKCACHE_CUDA_CACHE_DIR.
 pub const SKC_NO_DISK_CACHE: u32 = 1;
+/// Flag of skc_cache_config: CUDA's programmatic dependent launches, from compute capability 9.0 on. Blocks of a kernel of
+/// this cache take their places while the kernel before it in the stream still runs, if that one lets dependents in
+/// (griddepcontrol.launch_dependents), and wait for its end; they let the kernel after them in likewise.
+pub const SKC_PROGRAMMATIC_LAUNCH: u32 = 2;
 /// Flag of skc_sequence_info: wait for the stream of the latest call and read the sequence's state from the device.
 pub const SKC_READ_BACK: u32 = 1;
 
@@ -105,6 +109,8 @@ pub const SKC_CALL_RESET: u32 = 5;
 pub const SKC_CALL_FORK: u32 = 6;
 /// skc_abort_step.
 pub const SKC_CALL_ABORT: u32 = 7;
+/// skc_step, where a kernel is asked for: see skc_kernel_choice.
+pub const SKC_CALL_STEP: u32 = 8;
 
 macro_rules! table {
     ($($name:ident),* $(,)?) => {
@@ -148,6 +154,7 @@ const TABLE: &[(&str, i64)] = table![
     SKC_ALL_LAYERS,
     SKC_ON_DEVICE,
     SKC_NO_DISK_CACHE,
+    SKC_PROGRAMMATIC_LAUNCH,
     SKC_READ_BACK,
     SKC_CALL_APPEND,
     SKC_CALL_ATTEND,
@@ -156,6 +163,7 @@ const TABLE: &[(&str, i64)] = table![
     SKC_CALL_RESET,
     SKC_CALL_FORK,
     SKC_CALL_ABORT,
+    SKC_CALL_STEP,
 ];
 
 /// Value of a constant of the header by its name, for callers that cannot read C: name "SKC_DTYPE_F16" gives 2.

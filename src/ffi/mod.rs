@@ -13,6 +13,7 @@ mod device;
 mod edit;
 mod handle;
 mod info;
+mod kernel;
 mod lifecycle;
 mod read;
 mod step_part;
@@ -34,5 +35,6 @@ pub use info::{
     skc_abi_version, skc_capabilities, skc_capability_info, skc_seq_info, skc_sequence_info, skc_status_name,
     skc_version,
 };
+pub use kernel::{skc_kernel_choice, skc_kernel_info};
 pub use lifecycle::{skc_cache_bytes, skc_create_cache, skc_destroy_cache};
 pub use step_part::skc_step_part;

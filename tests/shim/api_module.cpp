@@ -52,7 +52,7 @@ Params copy_params(const Function& function, void** params, void** extra) {
     return copy;
 }
 
-CUresult launch(CUfunction handle, const Dimensions& dims, CUstream stream_handle, void** params, void** extra) {
+CUresult launch(CUfunction handle, const Dimensions& dims, bool programmatic, CUstream stream_handle, void** params, void** extra) {
     Call call;
     Stream* stream = nullptr;
     if (CUresult error = call.enter(stream_handle, stream)) return error;
@@ -69,12 +69,13 @@ CUresult launch(CUfunction handle, const Dimensions& dims, CUstream stream_handl
     Work work = [=]() -> std::string {
         if (!function->module->loaded) return function->name + ": its module was unloaded before it ran";
         uint64_t seed = base_seed() * 0x9e3779b97f4a7c15ULL + ++driver().seeds;
-        Launch launch{function->kernel, copy.get(), {d.grid[0], d.grid[1], d.grid[2]}, d.block[0], d.shared_bytes, seed};
+        Launch launch{function->kernel, copy.get(), {d.grid[0], d.grid[1], d.grid[2]}, d.block[0], d.shared_bytes, seed, programmatic};
         std::string error = run_grid(launch);
         return error.empty() ? error : function->name + ": " + error;
     };
     CUresult result = enqueue(call, *stream, std::move(work));
     if (result == CUDA_SUCCESS) ++call.d.n_launches;
+    if (result == CUDA_SUCCESS && programmatic) ++call.d.n_programmatic;
     return result;
 }
 
@@ -177,20 +178,24 @@ SKC_SHIM_API CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* out, CUfu
 
 SKC_SHIM_API CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                                      unsigned shared_bytes, CUstream stream, void** params, void** extra) {
-    return launch(f, {{gx, gy, gz}, {bx, by, bz}, shared_bytes}, stream, params, extra);
+    return launch(f, {{gx, gy, gz}, {bx, by, bz}, shared_bytes}, false, stream, params, extra);
 }
 
-// Stream priorities are ignored, and so are programmatic launches: a kernel begins when the one before has ended.
+// Stream priorities are ignored. A kernel launched programmatically begins when the one before has ended, too, but must wait
+// for it first of all.
 SKC_SHIM_API CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction f, void** params, void** extra) {
     if (!config) return CUDA_ERROR_INVALID_VALUE;
+    bool programmatic = false;
     for (unsigned i = 0; i < config->n_attributes; ++i) {
         const CUlaunchAttribute& a = config->attributes[i];
         bool one = a.id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION && a.value.cluster.x * a.value.cluster.y * a.value.cluster.z == 1;
-        bool ignored = a.id == CU_LAUNCH_ATTRIBUTE_IGNORE || a.id == CU_LAUNCH_ATTRIBUTE_PRIORITY || a.id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM;
-        if (!one && !ignored) return CUDA_ERROR_NOT_SUPPORTED;
+        bool ignored = a.id == CU_LAUNCH_ATTRIBUTE_IGNORE || a.id == CU_LAUNCH_ATTRIBUTE_PRIORITY;
+        bool known = a.id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM;
+        if (known && a.value.flag != 0) programmatic = true;
+        if (!one && !ignored && !known) return CUDA_ERROR_NOT_SUPPORTED;
     }
     const unsigned *g = config->grid, *b = config->block;
-    return launch(f, {{g[0], g[1], g[2]}, {b[0], b[1], b[2]}, config->shared_bytes}, config->stream, params, extra);
+    return launch(f, {{g[0], g[1], g[2]}, {b[0], b[1], b[2]}, config->shared_bytes}, programmatic, config->stream, params, extra);
 }
 
 // ---- For tests: found by dlsym, where the driver is the shim.
@@ -198,6 +203,7 @@ SKC_SHIM_API CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction 
 SKC_SHIM_API uint64_t skc_shim_count_sync() { return driver().n_sync; }
 SKC_SHIM_API uint64_t skc_shim_count_allocations() { return driver().n_allocations; }
 SKC_SHIM_API uint64_t skc_shim_count_launches() { return driver().n_launches; }
+SKC_SHIM_API uint64_t skc_shim_count_programmatic() { return driver().n_programmatic; }
 SKC_SHIM_API uint64_t skc_shim_count_graph_launches() { return driver().n_graph_launches; }
 // Allocations that have not been freed, of the device and of pinned memory.
 SKC_SHIM_API uint64_t skc_shim_live_allocations() {

@@ -105,6 +105,11 @@ SKC_DEVICE u32 warp_ballot(bool x, int line = __builtin_LINE()) {
 
 SKC_DEVICE bool warp_any(bool x, int line = __builtin_LINE()) { return warp_ballot(x, line) != 0; }
 
+SKC_DEVICE void begin_kernel() {
+    skc_shim::Lane* self = skc_shim::this_lane();
+    self->runtime->begin(self);
+}
+
 // ---- Asynchronous copies into shared memory
 
 SKC_DEVICE void copy_async16(void* shared, const void* global, bool valid) {

@@ -25,7 +25,7 @@ esac
 runtime="grid fiber meetings copies"
 driver="driver capture memory queue api_context api_memory api_stream api_module image"
 compiler="nvrtc compiler"
-tests="self_test_lanes self_test_barriers self_test_driver"
+tests="self_test_lanes self_test_barriers self_test_driver self_test_launches"
 
 # $1 is newer than its sources, or this builds it.
 compile() {

@@ -148,7 +148,7 @@ struct Driver {
     size_t memory_used = 0;
 
     // What tests may ask.
-    std::atomic<uint64_t> n_sync{0}, n_allocations{0}, n_launches{0}, n_graph_launches{0};
+    std::atomic<uint64_t> n_sync{0}, n_allocations{0}, n_launches{0}, n_programmatic{0}, n_graph_launches{0};
     std::atomic<int64_t> fail_after{0};  // the allocation that is to fail, counted down; 0 = none
     std::atomic<uint64_t> seeds{0};
 };

@@ -79,7 +79,18 @@ namespace {
 
 uint32_t bit(const Lane& lane) { return 1u << lane.lane; }
 
+// In a programmatic launch the kernel before may still run.
+void need_begun(Lane* self, const char* what) {
+    if (self->begun) return;
+    char text[128];
+    std::snprintf(text, sizeof text, "%s before begin_kernel, in a programmatic launch", what);
+    self->engine->fail(*self, text);
+}
+
+void runtime_begin(Lane* self) { self->begun = true; }
+
 void runtime_meet(Lane* self, Meet meet, int line) {
+    need_begun(self, name_of(meet));
     self->meet = meet;
     self->line = line;
     if (const char* reason = arrive(meet, *self)) {
@@ -92,6 +103,7 @@ void runtime_meet(Lane* self, Meet meet, int line) {
 }
 
 void runtime_pause(Lane* self) {
+    need_begun(self, "an atomic");
     if (self->engine->random.next() % 4 != 0) return;
     self->warp->paused |= bit(*self);
     self->warp->priority = self->engine->random.next();
@@ -101,6 +113,7 @@ void runtime_pause(Lane* self) {
 void runtime_fail(Lane* self, const char* reason) { self->engine->fail(*self, reason); }
 
 void runtime_copy(Lane* self, void* shared, const void* global, bool valid) {
+    need_begun(self, "copy_async16");
     auto to = reinterpret_cast<uintptr_t>(shared), base = reinterpret_cast<uintptr_t>(self->shared);
     if (to % 16 != 0) self->engine->fail(*self, "copy_async16: the destination is not aligned to 16 bytes");
     if (reinterpret_cast<uintptr_t>(global) % 16 != 0) {
@@ -116,7 +129,7 @@ void runtime_copy(Lane* self, void* shared, const void* global, bool valid) {
 void runtime_commit(Lane* self) { self->copies->commit(); }
 void runtime_wait(Lane* self, uint32_t pending) { self->copies->wait(pending); }
 
-constexpr Runtime kRuntime = {runtime_meet, runtime_pause, runtime_copy, runtime_commit, runtime_wait, runtime_fail};
+constexpr Runtime kRuntime = {runtime_meet, runtime_pause, runtime_copy, runtime_commit, runtime_wait, runtime_begin, runtime_fail};
 
 }  // namespace
 
@@ -126,6 +139,7 @@ void Engine::start() {
     entered(engine->host_);
     for (;;) {
         engine->launch_->kernel(engine->launch_->params);
+        need_begun(self, "the end");
         self->warp->finished |= bit(*self);
         engine->leave(self);
     }
@@ -180,6 +194,7 @@ bool Engine::begin_block(Block& block) {
         for (Lane* lane : warp.lanes) {
             std::memcpy(lane->block, block.index, sizeof lane->block);
             lane->copies->clear();
+            lane->begun = !launch_->programmatic;
         }
         warp.arrived = warp.paused = warp.finished = 0;
         warp.priority = random.next() % 4 == 0 ? 0 : random.next();

@@ -13,6 +13,7 @@ struct Launch {
     uint32_t threads;  // of a block: a multiple of 32
     uint32_t shared_bytes;
     uint64_t seed;  // of the order in which things run
+    bool programmatic = false;  // each thread must wait for the kernel before, first of all
 };
 
 // Runs a grid to its end. Returns the empty string, or what went wrong (a divergent barrier, a misaligned copy...): then

@@ -38,6 +38,8 @@ struct Runtime {
     void (*copy_async16)(Lane*, void* shared, const void* global, bool valid);
     void (*copy_async_commit)(Lane*);
     void (*copy_async_wait)(Lane*, uint32_t pending);
+    // The kernel before this one has ended: griddepcontrol.wait.
+    void (*begin)(Lane*);
     // Ends the launch with an error. Does not return.
     void (*fail)(Lane*, const char* reason);
 };
@@ -65,6 +67,7 @@ struct Lane {
     uint32_t shared_bytes;
     int line;  // of the meeting point it waits at
     Meet meet;
+    bool begun;  // or not bound to
     Operands operands;
     void* stack_pointer;  // while it does not run
     Engine* engine;

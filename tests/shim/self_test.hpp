@@ -54,6 +54,7 @@ CUresult cuLaunchHostFunc(CUstream, void (*)(void*), void*);
 CUresult cuModuleGetFunction(CUfunction*, CUmodule, const char*);
 CUresult cuFuncSetAttribute(CUfunction, int, int);
 CUresult cuLaunchKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**, void**);
+CUresult cuLaunchKernelEx(const CUlaunchConfig*, CUfunction, void**, void**);
 CUresult cuGetErrorName(CUresult, const char**);
 
 int nvrtcCreateProgram(void**, const char*, const char*, int, const char* const*, const char* const*);
@@ -67,6 +68,7 @@ int nvrtcDestroyProgram(void**);
 uint64_t skc_shim_count_sync();
 uint64_t skc_shim_count_allocations();
 uint64_t skc_shim_count_launches();
+uint64_t skc_shim_count_programmatic();
 uint64_t skc_shim_live_allocations();
 void skc_shim_fail_allocation(int64_t);
 }

@@ -23,7 +23,7 @@ pub use self::simd::{RUNG_VARIABLE, Rung};
 use self::spans::Spans;
 use self::store::Store;
 use self::work::{Kind, Worker};
-use super::{Backend, Job};
+use super::{Backend, Job, KernelChoice, TokenCall};
 use crate::batch::Entry;
 use crate::config::{DType, Layer, Shape};
 use crate::exec::Executor;
@@ -211,6 +211,16 @@ impl Backend for Cpu {
             DType::F16 => self.part_typed::<f16>(job, ith, nth),
             DType::Bf16 => self.part_typed::<bf16>(job, ith, nth),
         }
+    }
+
+    fn choice(&self, shape: &Shape, call: TokenCall, n_tokens: u64) -> KernelChoice {
+        let kernel = match (call, Kind::new(shape, self.rung, &(0..n_tokens))) {
+            (TokenCall::Append, _) | (_, Kind::Nothing) => "append",
+            (_, Kind::Decode) => "decode",
+            (_, Kind::Tiles { .. }) => "chunk",
+        };
+        let kernel = format!("cpu_{kernel}_{}", self.rung.name());
+        KernelChoice { kernel, launches: 0, grid: [0; 3], threads: 0, shared_bytes: 0, n_splits: 0 }
     }
 
     fn copy_sequence(&self, layer: usize, settings: &Layer, src: usize, dst: usize, slots: u64) {

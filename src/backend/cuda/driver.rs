@@ -214,26 +214,54 @@ impl Current<'_> {
     }
 
     /// Puts a kernel into a stream. `params` is copied before this returns.
-    pub fn launch<P>(&self, kernel: &Kernel, grid: [u32; 3], shared: u32, stream: Stream, params: &P) -> Result<()> {
+    pub fn launch<P>(&self, kernel: &Kernel, size: Size, to: To, params: &P) -> Result<()> {
         let mut args = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
-        // SAFETY: the kernel takes one `P` by value, which the caller vouches for by its choice of kernel.
+        let [x, y, z] = size.grid;
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: kernel.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: size.shared,
+            hStream: raw(to.stream),
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(to.programmatic),
+        };
+        // SAFETY: the kernel takes one `P` by value, which the caller vouches for by its choice of kernel; drivers from
+        // before this call existed have no programmatic launches, and get the older call.
         let code = unsafe {
-            sys::cuLaunchKernel(
-                kernel.function,
-                grid[0],
-                grid[1],
-                grid[2],
-                kernel.threads,
-                1,
-                1,
-                shared,
-                raw(stream),
-                args.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
+            if to.programmatic {
+                sys::cuLaunchKernelEx(&raw const config, kernel.function, args.as_mut_ptr(), std::ptr::null_mut())
+            } else {
+                let (threads, shared, stream) = (kernel.threads, size.shared, raw(to.stream));
+                let none = std::ptr::null_mut();
+                sys::cuLaunchKernel(kernel.function, x, y, z, threads, 1, 1, shared, stream, args.as_mut_ptr(), none)
+            }
         };
         check(code, kernel.name)
     }
+}
+
+/// Blocks of a launch, and the bytes of shared memory of each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    pub grid: [u32; 3],
+    pub shared: u32,
+}
+
+/// Where launches go. `programmatic`: their blocks may take their places while the kernel before them still runs; every
+/// kernel begins by waiting for it.
+#[derive(Clone, Copy, Debug)]
+pub struct To {
+    pub stream: Stream,
+    pub programmatic: bool,
 }
 
 fn raw(stream: Stream) -> sys::CUstream {
@@ -296,6 +324,18 @@ impl Module {
         Ok(Kernel { function, threads, name: name.to_str().unwrap_or("kernel") })
     }
 
+    /// How many blocks of a kernel a multiprocessor holds at once.
+    pub fn blocks_at_once(&self, kernel: &Kernel, shared: u32) -> Result<u32> {
+        let mut blocks = 0;
+        // SAFETY: the output is writable, the function live.
+        let code = unsafe {
+            let (function, threads) = (kernel.function, kernel.threads as i32);
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&raw mut blocks, function, threads, shared as usize)
+        };
+        check(code, kernel.name)?;
+        Ok(u32::try_from(blocks).unwrap_or(0))
+    }
+
     /// Frees it; its context must be current and its kernels idle.
     pub fn unload(self, _: &Current<'_>) {
         // SAFETY: loaded once, unloaded once.
@@ -307,8 +347,8 @@ impl Module {
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel {
     function: sys::CUfunction,
-    threads: u32,
-    name: &'static str,
+    pub threads: u32,
+    pub name: &'static str,
 }
 
 // SAFETY: the driver's handles may be used from any thread.

@@ -15,17 +15,21 @@ macro_rules! files {
 
 /// Every file a program may include.
 const HEADERS: &[(&str, &str)] = files![
+    "advance.cuh",
     "append.cuh",
     "arch.cuh",
     "attend_generic.cuh",
     "chunk.cuh",
+    "columns.cuh",
     "decode.cuh",
     "edit.cuh",
     "element.cuh",
     "entry.cuh",
     "fork.cuh",
+    "fresh.cuh",
     "geometry.cuh",
     "params.cuh",
+    "parts.cuh",
     "phase.cuh",
     "query.cuh",
     "ring.cuh",

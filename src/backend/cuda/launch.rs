@@ -1,18 +1,15 @@
-//! Which kernel runs for which shape, and how many blocks of it.
+//! The kernels of a cache, loaded.
 
 use std::ffi::CStr;
 
 use super::driver::{Current, Kernel, Module};
+use super::geometry::{COLUMNS, THREADS, chunk_shared, decode_shared, decode_warps, step_shared};
 use super::jit::{COMMON, FAST, compile};
 use crate::config::{DType, Layer, Shape};
 use crate::status::Result;
 
-/// Threads of every kernel's blocks but those of a decode with heads of 256.
-const THREADS: u32 = 128;
-/// Query columns of a decode: tokens x group.
-pub const COLUMNS: u32 = 8;
 /// Largest y and z of a grid.
-const MOST: u64 = 65_535;
+pub const MOST: u64 = 65_535;
 
 /// The kernels that run for every configuration.
 #[derive(Debug)]
@@ -65,6 +62,7 @@ pub struct Special {
 impl Special {
     /// The specialisation of a layer; `None` where only the kernels for every shape will do.
     pub fn of(shape: &Shape, layer: &Layer, arch: u32, shared: u32) -> Option<Self> {
+        let (dim, group) = (shape.head_dim as u32, shape.group as u32);
         let fits = shape.head_dim == shape.head_dim_v
             && matches!(shape.head_dim, 64 | 80 | 96 | 128 | 256)
             && shape.group <= COLUMNS as usize
@@ -75,14 +73,21 @@ impl Special {
             && layer.ring.slots() < 1 << 31
             // cp.async, ldmatrix and mma.m16n8k16 of both half types.
             && arch >= 80
-            && decode_shared(shape.head_dim as u32).max(chunk_shared(shape.head_dim as u32)) <= shared;
+            && step_shared(dim, group).max(chunk_shared(dim)) <= shared;
         fits.then(|| Self {
-            dim: shape.head_dim as u32,
-            group: shape.group as u32,
+            dim,
+            group,
             dtype: shape.kv_dtype,
             transform: u32::from(layer.softcap > 0.0) | u32::from(!layer.alibi_slopes.is_empty()) << 1,
         })
     }
+}
+
+/// A kernel and how many of its blocks a multiprocessor holds at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Split {
+    pub kernel: Kernel,
+    pub at_once: u32,
 }
 
 /// The kernels of one specialisation.
@@ -90,7 +95,8 @@ impl Special {
 pub struct Fast {
     pub special: Special,
     module: Module,
-    pub decode: Kernel,
+    pub decode: Split,
+    pub step: Split,
     pub chunk: Kernel,
 }
 
@@ -103,10 +109,21 @@ impl Fast {
             ("SKC_TRANSFORM", special.transform),
         ];
         let module = Module::load(current, &compile(FAST, arch, &macros, disk)?)?;
-        let decode = module.kernel(c"skc_attend_decode", decode_threads(special.dim), decode_shared(special.dim));
-        match (decode, module.kernel(c"skc_attend_chunk", THREADS, chunk_shared(special.dim))) {
-            (Ok(decode), Ok(chunk)) => Ok(Self { special, module, decode, chunk }),
-            (Err(error), _) | (_, Err(error)) => {
+        let dim = special.dim;
+        let split = |name: &'static CStr, shared: u32| {
+            let kernel = module.kernel(name, 32 * decode_warps(dim), shared)?;
+            Ok(Split { kernel, at_once: module.blocks_at_once(&kernel, shared)?.max(1) })
+        };
+        let kernels = (|| {
+            Ok((
+                split(c"skc_attend_decode", decode_shared(dim))?,
+                split(c"skc_step_decode", step_shared(dim, special.group))?,
+                module.kernel(c"skc_attend_chunk", THREADS, chunk_shared(dim))?,
+            ))
+        })();
+        match kernels {
+            Ok((decode, step, chunk)) => Ok(Self { special, module, decode, step, chunk }),
+            Err(error) => {
                 module.unload(current);
                 Err(error)
             }
@@ -116,92 +133,4 @@ impl Fast {
     pub fn unload(self, current: &Current<'_>) {
         self.module.unload(current);
     }
-}
-
-/// Which attention kernel a job gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attention {
-    /// Any shape.
-    Generic,
-    /// Few queries: the keys are split among blocks.
-    Decode { n_splits: u32 },
-    /// Many queries: tiles of 64 rows.
-    Chunk,
-}
-
-/// The kernel for `n_entries` sequences of up to `max_tokens` queries. `aligned`: rows of q and out at multiples of 16
-/// bytes.
-pub fn choose(
-    special: Option<Special>,
-    shape: &Shape,
-    layer: &Layer,
-    n_entries: u32,
-    max_tokens: u32,
-    aligned: bool,
-    multiprocessors: u32,
-) -> Attention {
-    let Some(special) = special.filter(|_| aligned) else {
-        return Attention::Generic;
-    };
-    if u64::from(max_tokens) * u64::from(special.group) > u64::from(COLUMNS) {
-        return Attention::Chunk;
-    }
-    // Two blocks for every multiprocessor, none with fewer keys than its warps take at once.
-    let blocks = u64::from(n_entries) * shape.n_kv_heads as u64;
-    let wanted = (2 * u64::from(multiprocessors)).div_ceil(blocks.max(1));
-    let keys = layer.ring.n_sink + layer.ring.window;
-    let most = keys.div_ceil(64).min(MOST);
-    Attention::Decode { n_splits: wanted.min(most).max(1) as u32 }
-}
-
-/// Blocks of a launch: entries in x, up to `y` and `z` in the others, whose kernels loop where that is not enough.
-pub fn grid(n_entries: u32, y: u64, z: u64) -> [u32; 3] {
-    [n_entries, y.clamp(1, MOST) as u32, z.clamp(1, MOST) as u32]
-}
-
-/// Blocks over the tokens of an append: each does every head of its tokens, so that angles are computed once.
-pub fn append_grid(n_entries: u32, max_tokens: u32) -> [u32; 3] {
-    grid(n_entries, u64::from(max_tokens).min(256), 1)
-}
-
-/// Scratch of block-wide sums.
-const SCRATCH: u32 = 64;
-/// Shared memory of edits and forks.
-pub const EDIT_SHARED: u32 = SCRATCH;
-
-/// Shared memory of an append: cosines and sines of one token.
-pub fn append_shared(layer: &Layer) -> u32 {
-    (8 * layer.frequencies.len() as u32).next_multiple_of(16) + SCRATCH
-}
-
-/// Shared memory of the attention of any shape: two queries, the weights of a block of keys.
-pub fn generic_shared(shape: &Shape) -> u32 {
-    8 * shape.head_dim as u32 + 4 * THREADS + SCRATCH
-}
-
-/// Bytes of a row of a tile.
-const fn tile_row(dim: u32) -> u32 {
-    2 * dim + 16
-}
-
-/// Warps of a decode's block.
-const fn decode_warps(dim: u32) -> u32 {
-    if dim > 128 { 2 } else { 4 }
-}
-
-/// Threads of a decode's block.
-pub const fn decode_threads(dim: u32) -> u32 {
-    32 * decode_warps(dim)
-}
-
-/// Shared memory of a decode: queries for window and sinks, stages of 16 keys and values for every warp.
-pub const fn decode_shared(dim: u32) -> u32 {
-    let stages = if dim > 80 { 2 } else { 3 };
-    2 * COLUMNS * tile_row(dim) + stages * decode_warps(dim) * 2 * 16 * tile_row(dim) + SCRATCH
-}
-
-/// Shared memory of a chunk: 64 queries, two stages of keys and values.
-pub const fn chunk_shared(dim: u32) -> u32 {
-    let keys = if dim > 128 { 16 } else { 64 };
-    (64 + 4 * keys) * tile_row(dim) + SCRATCH
 }

@@ -8,7 +8,7 @@ use crate::status::{Error, Result, Status};
 
 /// Query columns of a split decode times the floats of one: accumulators, maximum, sum.
 fn partial_floats(shape: &Shape) -> u64 {
-    u64::from(super::launch::COLUMNS) * (shape.head_dim_v as u64 + 2)
+    u64::from(super::geometry::COLUMNS) * (shape.head_dim_v as u64 + 2)
 }
 
 /// Byte offsets in the block of K and V: of K and of V of each layer, and its length.

@@ -1,7 +1,9 @@
 //! K, V and counters in an NVIDIA GPU's memory, and kernels in the host's stream.
 
+mod chooser;
 mod disk;
 mod driver;
+mod geometry;
 mod jit;
 mod launch;
 mod layout;
@@ -14,12 +16,13 @@ use std::ffi::c_void;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
-use self::driver::{Context, Current, Relaxed};
+use self::chooser::{Chooser, Which};
+use self::driver::{Context, Current, Kernel, Relaxed, To};
 use self::launch::{Common, Fast, Special};
 use self::layout::Rest;
 use self::memory::{DeviceBuffer, Mapped, Setup};
 use self::params::{SkcError, SkcLayer, SkcStore};
-use super::{Device, DeviceError, DeviceJob, Edit, Stream};
+use super::{Device, DeviceError, DeviceJob, Edit, KernelChoice, Stream, TokenCall};
 use crate::config::{Layer, Shape};
 use crate::memory::Memory;
 use crate::ring::Seq;
@@ -36,6 +39,9 @@ pub struct CudaConfig {
     pub memory: Memory,
     /// Keep compiled kernels on disk.
     pub disk_cache: bool,
+    /// Programmatic dependent launches, from compute capability 9.0 on: blocks of a kernel take their places while the
+    /// kernel before it in the stream still runs, if that one lets them.
+    pub programmatic: bool,
 }
 
 // SAFETY: a context may be used from any thread.
@@ -45,7 +51,13 @@ unsafe impl Sync for CudaConfig {}
 
 impl Default for CudaConfig {
     fn default() -> Self {
-        Self { device: 0, context: std::ptr::null_mut(), memory: Memory::default(), disk_cache: true }
+        Self {
+            device: 0,
+            context: std::ptr::null_mut(),
+            memory: Memory::default(),
+            disk_cache: true,
+            programmatic: false,
+        }
     }
 }
 
@@ -67,6 +79,7 @@ pub(crate) struct Cuda {
     rest: Rest,
     n_seqs: u32,
     multiprocessors: u32,
+    programmatic: bool,
     /// Everything that needs the context to be given back; `None` only in drop.
     parts: Parts,
 }
@@ -122,8 +135,30 @@ impl Cuda {
             rest,
             n_seqs,
             multiprocessors,
+            programmatic: config.programmatic,
             parts,
         })
+    }
+
+    fn chooser(&self, layer: usize) -> Chooser<'_> {
+        let fast = self.fast_of[layer].and_then(|i| self.parts.fast.get(i));
+        let (shape, multiprocessors) = (&self.shape, self.multiprocessors);
+        Chooser { shape, layer: &self.layers[layer], fast, multiprocessors }
+    }
+
+    fn kernel(&self, layer: usize, which: Which) -> Result<Kernel> {
+        let fast = || self.fast_of[layer].and_then(|i| self.parts.fast.get(i)).ok_or_else(gone);
+        Ok(match which {
+            Which::Append => self.common()?.append,
+            Which::Generic => self.common()?.attend,
+            Which::Decode => fast()?.decode.kernel,
+            Which::Step => fast()?.step.kernel,
+            Which::Chunk => fast()?.chunk,
+        })
+    }
+
+    fn to(&self, stream: Stream) -> To {
+        To { stream, programmatic: self.programmatic }
     }
 
     fn common(&self) -> Result<&Common> {
@@ -157,6 +192,10 @@ fn build(
 ) -> Result<Built> {
     let context = current.context();
     let (arch, multiprocessors) = (context.arch()?, context.multiprocessors()?);
+    if config.programmatic && arch < 90 {
+        let (major, minor) = (arch / 10, arch % 10);
+        bail!(InvalidConfig, "programmatic launches need compute capability 9.0: the device has {major}.{minor}");
+    }
     let shared = context.shared_limit()?;
     let plain = || layers.iter().map(Arc::as_ref);
     let (kv, kv_bytes) = layout::kv(shape, plain(), n_seqs)?;
@@ -224,6 +263,26 @@ impl Device for Cuda {
 
     fn edit(&self, edit: &Edit<'_>) -> Result<()> {
         work::edit(self, &self.context.enter()?, edit)
+    }
+
+    fn choice(&self, layer: usize, call: TokenCall, n_entries: u32, n_tokens: u32) -> Result<KernelChoice> {
+        let chooser = self.chooser(layer);
+        // A call of many chunks is as many times the launches of one, and those of the rest.
+        let chunk = self.shape.max_chunk as u32;
+        let (first, rest) = (n_tokens.min(chunk), n_tokens % chunk);
+        let of = |n: u32| chooser.launches(call, n_entries, n, true);
+        let launches =
+            u64::from(n_tokens / chunk) * of(first).len() as u64 + if rest > 0 { of(rest).len() as u64 } else { 0 };
+        let Some(&choice) = of(first).last() else { bail!(Internal, "a call without launches") };
+        let kernel = self.kernel(layer, choice.which)?;
+        Ok(KernelChoice {
+            kernel: kernel.name.to_owned(),
+            launches,
+            grid: choice.size.grid,
+            threads: kernel.threads,
+            shared_bytes: choice.size.shared,
+            n_splits: choice.n_splits,
+        })
     }
 
     fn capturing(&self, stream: Stream) -> Result<bool> {

@@ -130,6 +130,14 @@ pub struct SkcAttend {
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
+pub struct SkcStep {
+    pub attend: SkcAttend,
+    pub k: SkcRows,
+    pub v: SkcRows,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
 pub struct SkcEdit {
     pub seqs: Address,
     pub starts: Address,
@@ -191,7 +199,7 @@ pub struct SkcError {
 const _: () = {
     assert!(size_of::<Seq>() == 32 && size_of::<SkcError>() == 32);
     assert!(size_of::<SkcBatch>() == 560 && size_of::<SkcRows>() == 24 && size_of::<SkcLayer>() == 168);
-    assert!(size_of::<SkcAppend>() == 776 && size_of::<SkcAttend>() == 824);
+    assert!(size_of::<SkcAppend>() == 776 && size_of::<SkcAttend>() == 824 && size_of::<SkcStep>() == 872);
     assert!(size_of::<SkcEdit>() == 1120 && size_of::<SkcStore>() == 40 && size_of::<SkcFork>() == 1136);
     assert!(size_of::<SkcStage>() == 1056);
 };

@@ -1,12 +1,11 @@
 //! Calls as launches. Nothing here waits, allocates or reads device memory, so that all of it can be captured.
 
-use super::driver::Current;
-use super::launch::{
-    Attention, EDIT_SHARED, append_grid, append_shared, choose, chunk_shared, decode_shared, generic_shared, grid,
-};
-use super::params::{INLINE, SkcAppend, SkcAttend, SkcBatch, SkcEdit, SkcFork, SkcRows, SkcStage};
+use super::chooser::{Choice, grid};
+use super::driver::{Current, Size};
+use super::geometry::EDIT_SHARED;
+use super::params::{INLINE, SkcAppend, SkcAttend, SkcBatch, SkcEdit, SkcFork, SkcRows, SkcStage, SkcStep};
 use super::{Cuda, layout};
-use crate::backend::{AppendRows, AttendRows, DeviceJob, Edit, EditCall, EditEntries, JobBatch, Stream};
+use crate::backend::{AttendRows, DeviceJob, Edit, EditCall, EditEntries, JobBatch, Stream};
 use crate::status::{Result, bail};
 
 /// A call's arrays as kernels get them, and the largest count among them.
@@ -41,77 +40,62 @@ pub fn run(cuda: &Cuda, current: &Current<'_>, job: &DeviceJob<'_>) -> Result<()
     if given.batch.n_entries == 0 || max_tokens == 0 {
         return Ok(());
     }
+    let chooser = cuda.chooser(job.layer);
+    let n = given.batch.n_entries;
     for at in (0..max_tokens).step_by(max_chunk as usize) {
         given.batch.at = at;
         let most = (max_tokens - at).min(max_chunk);
+        let batch = given.batch;
+        if let (Some(append), Some(attend)) = (&job.append, &job.attend) {
+            let rows = [append.k.into(), append.v.into(), attend.q.into(), attend.out.into()];
+            if let Some(choice) = chooser.step(n, most, aligned(&rows)) {
+                let params = SkcStep { attend: attention(cuda, job, attend, batch, choice)?, k: rows[0], v: rows[1] };
+                launch(cuda, current, job, choice, &params)?;
+                continue;
+            }
+        }
         if let Some(rows) = &job.append {
-            append(cuda, current, job, rows, given.batch, most)?;
+            let params = SkcAppend { layer: cuda.settings[job.layer], batch, k: rows.k.into(), v: rows.v.into() };
+            launch(cuda, current, job, chooser.append(n, most), &params)?;
         }
         if let Some(rows) = &job.attend {
-            attend(cuda, current, job, rows, given.batch, most)?;
+            let choice = chooser.attend(n, most, aligned(&[rows.q.into(), rows.out.into()]));
+            launch(cuda, current, job, choice, &attention(cuda, job, rows, batch, choice)?)?;
         }
     }
     Ok(())
 }
 
-fn append(
-    cuda: &Cuda,
-    current: &Current<'_>,
-    job: &DeviceJob<'_>,
-    rows: &AppendRows,
-    batch: SkcBatch,
-    most: u32,
-) -> Result<()> {
-    let params = SkcAppend { layer: cuda.settings[job.layer], batch, k: rows.k.into(), v: rows.v.into() };
-    let shared = append_shared(&cuda.layers[job.layer]);
-    current.launch(&cuda.common()?.append, append_grid(batch.n_entries, most), shared, job.stream, &params)
+/// Whether all rows begin at multiples of 16 bytes.
+fn aligned(rows: &[SkcRows]) -> bool {
+    rows.iter().all(|r| (r.ptr | r.token as u64 | r.head as u64).is_multiple_of(16))
 }
 
-fn attend(
+/// Launches what has been chosen; `params` must be those of its kernel.
+fn launch<P>(cuda: &Cuda, current: &Current<'_>, job: &DeviceJob<'_>, choice: Choice, params: &P) -> Result<()> {
+    let kernel = cuda.kernel(job.layer, choice.which)?;
+    current.launch(&kernel, choice.size, cuda.to(job.stream), params)
+}
+
+fn attention(
     cuda: &Cuda,
-    current: &Current<'_>,
     job: &DeviceJob<'_>,
     rows: &AttendRows,
     batch: SkcBatch,
-    most: u32,
-) -> Result<()> {
-    let (shape, layer) = (&cuda.shape, &cuda.layers[job.layer]);
-    let fast = cuda.fast_of[job.layer].and_then(|i| cuda.parts.fast.get(i));
-    let (q, out): (SkcRows, SkcRows) = (rows.q.into(), rows.out.into());
-    let aligned = [q, out].iter().all(|r| (r.ptr | r.token as u64 | r.head as u64).is_multiple_of(16));
-    let special = fast.map(|f| f.special);
-    let choice = choose(special, shape, layer, batch.n_entries, most, aligned, cuda.multiprocessors);
-    let n_splits = if let Attention::Decode { n_splits } = choice { n_splits } else { 1 };
+    choice: Choice,
+) -> Result<SkcAttend> {
     let base = cuda.base()?;
-    let params = SkcAttend {
+    Ok(SkcAttend {
         layer: cuda.settings[job.layer],
         batch,
-        q,
-        out,
+        q: rows.q.into(),
+        out: rows.out.into(),
         lse: rows.lse.map_or_else(SkcRows::default, SkcRows::from),
         partials: base + cuda.rest.partials,
         counters: base + cuda.rest.counters,
-        n_splits,
+        n_splits: choice.n_splits,
         reserved: 0,
-    };
-    let n = batch.n_entries;
-    let heads = shape.n_kv_heads as u64;
-    match (choice, fast) {
-        (Attention::Decode { n_splits }, Some(fast)) => {
-            let shared = decode_shared(fast.special.dim);
-            current.launch(&fast.decode, grid(n, heads, n_splits.into()), shared, job.stream, &params)
-        }
-        (Attention::Chunk, Some(fast)) => {
-            let tiles = (u64::from(most) * u64::from(fast.special.group)).div_ceil(64);
-            let shared = chunk_shared(fast.special.dim);
-            current.launch(&fast.chunk, grid(n, heads, tiles), shared, job.stream, &params)
-        }
-        _ => {
-            let blocks = grid(n, u64::from(most).min(1024), shape.n_q_heads as u64);
-            let shared = generic_shared(shape);
-            current.launch(&cuda.common()?.attend, blocks, shared, job.stream, &params)
-        }
-    }
+    })
 }
 
 /// An edit of sequences, all layers at once.
@@ -148,9 +132,11 @@ pub fn edit(cuda: &Cuda, current: &Current<'_>, edit: &Edit<'_>) -> Result<()> {
     if edit.call == EditCall::Fork {
         let stores = base + cuda.rest.stores;
         let fork = SkcFork { edit: params, stores, n_kv_heads: cuda.shape.n_kv_heads as u32, reserved: 0 };
-        current.launch(&common.fork, grid(n, n_layers.into(), 32), EDIT_SHARED, edit.stream, &fork)?;
+        let size = Size { grid: grid(n, n_layers.into(), 32), shared: EDIT_SHARED };
+        current.launch(&common.fork, size, cuda.to(edit.stream), &fork)?;
     }
-    current.launch(&common.edit, [n, 1, 1], EDIT_SHARED, edit.stream, &params)
+    let size = Size { grid: [n, 1, 1], shared: EDIT_SHARED };
+    current.launch(&common.edit, size, cuda.to(edit.stream), &params)
 }
 
 /// A batch of `n` entries without arrays.
@@ -217,7 +203,8 @@ fn stage(
         if !positions.is_empty() {
             params.values[..ids.len()].copy_from_slice(&positions[part_of(first)]);
         }
-        current.launch(&cuda.common()?.stage, [1, 1, 1], 0, stream, &params)?;
+        let size = Size { grid: [1, 1, 1], shared: 0 };
+        current.launch(&cuda.common()?.stage, size, cuda.to(stream), &params)?;
     }
     Ok(given)
 }

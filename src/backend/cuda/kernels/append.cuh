@@ -5,15 +5,9 @@
 // rounded up to 16, then 64 bytes.
 #pragma once
 
+#include "advance.cuh"
 #include "element.cuh"
-#include "entry.cuh"
 #include "phase.cuh"
-
-// Whether tokens can follow what the sequence holds: Entry::append of src/batch.rs.
-SKC_DEVICE i32 check_append(const Ring& ring, const SkcSeq& seq, u64 start, u64 n) {
-    if (seq.len > ~0ull - start || n > ~0ull - start - seq.len) return SKC_STATUS_OUT_OF_RANGE;
-    return ring_intact(ring, seq.len, seq) ? 0 : SKC_STATUS_TOKENS_GONE;
-}
 
 // What a thread moves at once: its loads wait for memory together.
 constexpr u32 BATCH = 4;
@@ -42,8 +36,9 @@ struct Pairs {
             if (i >= count(l)) break;
             u32 pair = i % l.half;
             u8* key = to + i / l.half * stride;
-            store_element(key, l.kv_dtype, pair_first(l.rope_style, pair), x[j][0] * cos[pair] - x[j][1] * sin[pair]);
-            store_element(key, l.kv_dtype, pair_second(l.rope_style, l.half, pair), x[j][1] * cos[pair] + x[j][0] * sin[pair]);
+            Turned t = turned(x[j][0], x[j][1], cos[pair], sin[pair]);
+            store_element(key, l.kv_dtype, pair_first(l.rope_style, pair), t.first);
+            store_element(key, l.kv_dtype, pair_second(l.rope_style, l.half, pair), t.second);
         }
     }
 };
@@ -98,6 +93,7 @@ SKC_DEVICE Plain plain_of(const SkcLayer& l, const SkcRows& rows, u8* store, u32
 }
 
 SKC_KERNEL(128, skc_append, SkcAppend) {
+    begin_kernel();
     const SkcLayer& l = p.layer;
     u32 index = block_x();
     u32 angles = (8 * l.half + 15) / 16 * 16;
@@ -105,31 +101,20 @@ SKC_KERNEL(128, skc_append, SkcAppend) {
     float* sin = cos + l.half;
     u64* scratch = (u64*)(shared_memory() + angles);
     Entry e = find_entry(p.batch, index, scratch, 4);
-    if (!e.live && e.status == 0) return;
     Ring ring = ring_of(l);
-    bool first_block = block_y() == 0;
     // Read by every block before any commits: the last to arrive does.
     SkcSeq seq = l.seqs[e.seq];
     u64 start = l.starts[e.seq];
-    u64 at = p.batch.at;
-    u64 left = saturating_sub(e.n, at);
-    u64 m = min_u64(left, p.batch.step);
-    i32 status = e.status;
-    if (status == 0 && m == 0) return;
-    // All of a long call is checked with its first chunk. Whether that was done shows in what it left.
-    if (status == 0 && at > 0 && seq.attendable != min_u64(at, l.max_chunk)) return;
-    if (status == 0) status = check_append(ring, seq, start, left);
-    if (status != 0) {
-        // Reported once per call.
-        if (first_block && thread() == 0 && at == 0) {
-            report(l.error, status, l.layer, index, e.given, SKC_CALL_APPEND, shown(batch_tokens(p.batch, index)));
-        }
+    Advance a = advance_of(l, p.batch, ring, e, seq, start);
+    if (a.skip) return;
+    if (a.status != 0) {
+        if (block_y() == 0 && thread() == 0) report_advance(l, p.batch, index, e, a);
     } else {
         bool rotates = l.position_mode == SKC_ROPE && l.half > 0;
         u64 slots = ring_total_slots(ring);
         u32 turned = rotates ? 2 * l.half : 0;
-        for (u64 t = block_y(); t < m; t += grid_y()) {
-            u64 token = seq.len + t, slot = ring_slot(ring, token), row = e.row + at + t;
+        for (u64 t = block_y(); t < a.m; t += grid_y()) {
+            u64 token = seq.len + t, slot = ring_slot(ring, token), row = e.row + p.batch.at + t;
             Plain keys = plain_of(l, p.k, l.k, e.seq, slots, slot, turned, l.head_dim);
             Plain values = plain_of(l, p.v, l.v, e.seq, slots, slot, 0, l.head_dim_v);
             if (rotates) {
@@ -138,9 +123,9 @@ SKC_KERNEL(128, skc_append, SkcAppend) {
                 pairs.load(p, row, thread());
                 block_sync();
                 for (u32 i = thread(); i < l.half; i += 128) {
-                    Angle a = angle_of((start + token) * l.frequencies[i]);
-                    cos[i] = a.cos * l.mscale;
-                    sin[i] = a.sin * l.mscale;
+                    Angle turn = angle_of((start + token) * l.frequencies[i]);
+                    cos[i] = turn.cos * l.mscale;
+                    sin[i] = turn.sin * l.mscale;
                 }
                 block_sync();
                 pairs.store(l, keys.to, keys.stride, cos, sin, thread());
@@ -156,16 +141,5 @@ SKC_KERNEL(128, skc_append, SkcAppend) {
     // An id that is none, or another entry's, has no counters of its own to change.
     if (!e.own) return;
     block_sync();
-    if (thread() == 0) {
-        if (atomic_inc(&l.arrivals[e.seq], grid_y() - 1) == grid_y() - 1) {
-            if (status == 0) {
-                seq_append(seq, m);
-                seq.attendable = min_u64(at + m, l.max_chunk);
-            } else {
-                // The attend that follows is refused too.
-                seq.attendable = 0;
-            }
-            l.seqs[e.seq] = seq;
-        }
-    }
+    if (thread() == 0) arrive(l, p.batch, e.seq, a, grid_y());
 }

@@ -48,6 +48,16 @@ SKC_DEVICE T shuffle(T x, u32 src_lane) {
 }
 SKC_DEVICE bool warp_any(bool x) { return __any_sync(~0u, x) != 0; }
 
+// The first thing in every kernel: where the launch is programmatic, the kernel before it may still run. From here on its
+// writes are seen, and the next kernel's blocks may take their places. One launch deep: what lets the next one in has itself
+// been waited for.
+SKC_DEVICE void begin_kernel() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
 // ---- Asynchronous copies of 16 bytes; zeros, and no read, where not valid.
 
 SKC_DEVICE void copy_async16(void* shared, const void* global, bool valid) {

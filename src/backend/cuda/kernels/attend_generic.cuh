@@ -86,6 +86,7 @@ SKC_DEVICE u64 walk_slot(const Walk& w, u64 i) {
 }
 
 SKC_KERNEL(128, skc_attend_generic, SkcAttend) {
+    begin_kernel();
     const SkcLayer& l = p.layer;
     float* window = (float*)shared_memory();
     float* sink = window + l.head_dim;

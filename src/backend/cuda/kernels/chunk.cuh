@@ -325,6 +325,7 @@ SKC_DEVICE void attend_rows(const SkcAttend& p, const Ring& ring, Tile& tile) {
 }
 
 SKC_KERNEL(128, skc_attend_chunk, SkcAttend) {
+    begin_kernel();
     Ring ring = ring_of(p.layer);
     // Scratch lies where queries will.
     Queries q = find_queries(p, ring, (u64*)shared_memory(), 4);

@@ -134,6 +134,7 @@ SKC_DEVICE void apply_edit(const SkcEdit& p, const Target& t, u64 shortest) {
 }
 
 SKC_KERNEL(128, skc_edit, SkcEdit) {
+    begin_kernel();
     u64* scratch = (u64*)shared_memory();
     u32 index = block_x();
     Target t = find_target(p, index, scratch);

@@ -7,6 +7,7 @@
 #include "edit.cuh"
 
 SKC_KERNEL(128, skc_fork_copy, SkcFork) {
+    begin_kernel();
     u64* scratch = (u64*)shared_memory();
     const SkcEdit& edit = p.edit;
     Target t = find_target(edit, block_x(), scratch);

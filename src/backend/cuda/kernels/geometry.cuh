@@ -18,6 +18,10 @@
 #define DECODE_STAGES(dim) ((dim) > 80 ? 2 : 3)
 // Queries for window and sinks, stages, scratch.
 #define DECODE_SHARED(dim) (2 * DECODE_COLUMNS * TILE_ROW(dim) + DECODE_STAGES(dim) * DECODE_STAGE(dim) + 64)
+// Tokens that a step in one launch may bring: with one head to a KV head four, so that three blocks fit where shared memory
+// is 228 KiB.
+#define STEP_TOKENS(group) ((group) > 1 ? DECODE_COLUMNS / (group) : 4)
+#define STEP_SHARED(dim, group) (DECODE_SHARED(dim) + 2 * STEP_TOKENS(group) * TILE_ROW(dim))
 
 // ---- Chunk: a block's warps share tiles of keys. A warp has 32 rows where that many are to be done: every key it loads from
 // shared memory then serves two products. Few rows, and heads of 256, whose sums alone fill the registers, get 16 a warp.

@@ -124,6 +124,13 @@ struct SkcAttend {
     u32 reserved;
 };
 
+// skc_step_decode: an append and the attention of its tokens in one launch.
+struct SkcStep {
+    SkcAttend attend;
+    SkcRows k;  // as in SkcAppend
+    SkcRows v;
+};
+
 // An edit of sequences, all layers at once.
 struct SkcEdit {
     SkcSeq* seqs;             // [n_layers][n_seqs]
@@ -168,6 +175,6 @@ struct SkcStage {
 
 static_assert(sizeof(SkcSeq) == 32 && sizeof(SkcError) == 32, "mirrored in params.rs");
 static_assert(sizeof(SkcBatch) == 560 && sizeof(SkcRows) == 24 && sizeof(SkcLayer) == 168, "mirrored in params.rs");
-static_assert(sizeof(SkcAppend) == 776 && sizeof(SkcAttend) == 824, "mirrored in params.rs");
+static_assert(sizeof(SkcAppend) == 776 && sizeof(SkcAttend) == 824 && sizeof(SkcStep) == 872, "mirrored in params.rs");
 static_assert(sizeof(SkcEdit) == 1120 && sizeof(SkcStore) == 40 && sizeof(SkcFork) == 1136, "mirrored in params.rs");
 static_assert(sizeof(SkcStage) == 1056, "mirrored in params.rs");

@@ -32,3 +32,14 @@ SKC_DEVICE Angle angle_of(u64 phase) {
         default: return {s, -c};
     }
 }
+
+struct Turned {
+    float first;
+    float second;
+};
+
+// A pair turned. Written out so that every kernel rounds alike, however its compiler contracts: a step in one launch stores
+// the same bits as an append.
+SKC_DEVICE Turned turned(float x0, float x1, float cos, float sin) {
+    return {fma_f(x0, cos, -(x1 * sin)), fma_f(x1, cos, x0 * sin)};
+}

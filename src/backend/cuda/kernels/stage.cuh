@@ -7,6 +7,7 @@
 #include "params.cuh"
 
 SKC_KERNEL(128, skc_stage, SkcStage) {
+    begin_kernel();
     u32 i = thread();
     if (i >= p.n) return;
     u64 at = (u64)p.first + i;

@@ -143,8 +143,9 @@ SKC_DEVICE void load_query_pair(const SkcAttend& p, const Queries& q, u64 token,
             if (first + j >= n) break;
             float x0 = widen(x[j][0]), x1 = widen(x[j][1]);
             u16* out = (u16*)(to + (first + j) * ROW);
-            out[a] = narrow(x0 * cos - x1 * sin);
-            out[b] = narrow(x1 * cos + x0 * sin);
+            Turned t = turned(x0, x1, cos, sin);
+            out[a] = narrow(t.first);
+            out[b] = narrow(t.second);
         }
     }
 }
