@@ -61,14 +61,19 @@ with open("/proc/cpuinfo") as f:
 # Wrong lines of the CUDA kernels, which the device tests must catch on the host shim.
 KERNELS = "src/backend/cuda/kernels/"
 KERNEL_MUTANTS = {
-    "decode_wrong_fragment": (KERNELS + "decode.cuh", "const u8* v_row = v + (line + matrix / 2 * 8) * ROW + matrix % 2 * 16;", "const u8* v_row = v + (line + matrix % 2 * 8) * ROW + matrix / 2 * 16;"),
+    "decode_wrong_fragment": (KERNELS + "columns.cuh", "const u8* v_row = v + (line + matrix / 2 * 8) * ROW + matrix % 2 * 16;", "const u8* v_row = v + (line + matrix % 2 * 8) * ROW + matrix / 2 * 16;"),
     "chunk_wrong_fragment": (KERNELS + "chunk.cuh", "u32 a[4] = {pack(x[0], x[1]), pack(x[2], x[3]), pack(y[0], y[1]), pack(y[2], y[3])};", "u32 a[4] = {pack(x[0], x[1]), pack(y[0], y[1]), pack(x[2], x[3]), pack(y[2], y[3])};"),
-    "decode_missing_barrier": (KERNELS + "decode.cuh", "    }\n    block_sync();\n\n    Decode d;", "    }\n\n    Decode d;"),
+    "decode_missing_barrier": (KERNELS + "decode.cuh", "oldest, kv_head);\n    block_sync();\n", "oldest, kv_head);\n"),
     "chunk_missing_barrier": (KERNELS + "chunk.cuh", "        copy_async_wait<0>();\n        block_sync();", "        copy_async_wait<0>();"),
     "copies_not_waited_for": (KERNELS + "decode.cuh", "copy_async_wait<STAGES - 2>();", "copy_async_wait<STAGES - 1>();"),
     "merge_before_all_arrived": (KERNELS + "decode.cuh", "if (*arrived != p.n_splits - 1) return;", "if (*arrived != p.n_splits / 2) return;"),
     "last_key_left_out": (KERNELS + "tile.cuh", "bool valid = key < s.n;", "bool valid = key + 1 < s.n;"),
-    "lengths_before_all_blocks_read": (KERNELS + "append.cuh", "atomic_inc(&l.arrivals[e.seq], grid_y() - 1) == grid_y() - 1", "atomic_inc(&l.arrivals[e.seq], grid_y() - 1) == 0"),
+    "lengths_before_all_blocks_read": (KERNELS + "advance.cuh", "if (atomic_inc(&l.arrivals[seq_id], blocks - 1) != blocks - 1) return;", "if (atomic_inc(&l.arrivals[seq_id], blocks - 1) != 0) return;"),
+    "step_reads_old_slots": (KERNELS + "decode.cuh", "        window.n -= fresh.in_window;\n", ""),
+    "step_without_its_own_key": (KERNELS + "decode.cuh", "n != 0 && first + DECODE_KEYS > stored", "n != 0 && first + DECODE_KEYS > stored + n"),
+    "fresh_token_in_another_tile": (KERNELS + "fresh.cuh", "    u32 skipped = first > stored ? first - stored : 0;", "    u32 skipped = 0;"),
+    "fresh_token_not_stored": (KERNELS + "fresh.cuh", "bool key = i / PIECES % 2 == 0;\n        u8* slot", "bool key = true;\n        u8* slot"),
+    "launch_before_the_last_one_ended": (KERNELS + "append.cuh", "    begin_kernel();\n", ""),
     "hidden_infinity": (KERNELS + "chunk.cuh", "if (edge && tile_overflows(v, KEYS)) {", "if (false && tile_overflows(v, KEYS)) {"),
 }
 

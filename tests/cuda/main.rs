@@ -11,4 +11,5 @@ mod differential;
 mod edits;
 mod graphs;
 mod soak;
+mod steps;
 mod support;

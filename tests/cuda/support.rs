@@ -97,6 +97,12 @@ impl Tensors {
         cache.attend(layer, batch, self.q.rows(), self.out.rows_out(), None).unwrap();
     }
 
+    /// Append and attend as one call.
+    pub fn step(&mut self, cache: &mut Cache, layer: u32, batch: Batch<'_>) {
+        let (q, k, v) = (self.q.rows(), self.k.rows(), self.v.rows());
+        cache.step(layer, batch, k, v, q, self.out.rows_out(), None).unwrap();
+    }
+
     /// The same on a CPU cache; returns out.
     pub fn feed_cpu(&self, cache: &mut Cache, layer: u32, batch: Batch<'_>) -> Vec<f32> {
         let (q, k, v) = (self.q.read(), self.k.read(), self.v.read());
@@ -137,6 +143,14 @@ impl Graph {
             ok(sys::cuGraphInstantiateWithFlags(&raw mut exec, graph, 0));
         }
         Self { graph, exec }
+    }
+
+    /// Launches it holds.
+    pub fn nodes(&self) -> u64 {
+        let mut n = 0;
+        // SAFETY: the graph is live, the output writable.
+        ok(unsafe { sys::cuGraphGetNodes(self.graph, null_mut(), &raw mut n) });
+        n as u64
     }
 
     pub fn launch(&self, host: &Host) {

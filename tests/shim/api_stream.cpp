@@ -215,6 +215,17 @@ SKC_SHIM_API CUresult cuLaunchHostFunc(CUstream stream_handle, void (*function)(
     });
 }
 
+// How many pieces of work a graph holds; which they are is not told.
+SKC_SHIM_API CUresult cuGraphGetNodes(CUgraph handle, void* nodes, size_t* count) {
+    Call call;
+    auto graph = call.d.graphs.find(handle);
+    if (!graph) return CUDA_ERROR_INVALID_HANDLE;
+    if (!count) return CUDA_ERROR_INVALID_VALUE;
+    if (nodes) return CUDA_ERROR_NOT_SUPPORTED;
+    *count = static_cast<size_t>(std::count_if(graph->nodes.begin(), graph->nodes.end(), [](const Node& n) { return !!n.work; }));
+    return CUDA_SUCCESS;
+}
+
 SKC_SHIM_API CUresult cuGraphDestroy(CUgraph handle) {
     Call call;
     return call.d.graphs.remove(handle) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;

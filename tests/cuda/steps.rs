@@ -1,0 +1,234 @@
+//! A decode step in one launch: the same as an append and an attend, and what the chooser says is what is launched.
+
+use half::{bf16, f16};
+use sinkcache::{Batch, Cache, CacheConfig, DType, DeviceBatch, Element, LayerConfig, RowsIn, Status, TokenCall};
+
+use crate::common::device::{Buf, Host, with_host};
+use crate::common::new_cache;
+use crate::support::{Graph, Q, Random, Tensors, close, config, cuda};
+
+/// (head_dim, n_q_heads, n_kv_heads, type, tokens a step in one launch may bring).
+const SHAPES: [(u32, u32, u32, DType, usize); 5] = [
+    (64, 2, 2, DType::F16, 4),
+    (64, 4, 2, DType::Bf16, 4),
+    (80, 6, 2, DType::F16, 2),
+    (128, 4, 1, DType::Bf16, 2),
+    (256, 8, 1, DType::F16, 1),
+];
+
+fn shaped((head_dim, n_q_heads, n_kv_heads, dtype, _): (u32, u32, u32, DType, usize)) -> CacheConfig {
+    let layer = LayerConfig { n_sink: 5, window: 37, ..LayerConfig::default() };
+    let base = CacheConfig { n_q_heads, n_kv_heads, head_dim, in_dtype: dtype, kv_dtype: dtype, ..config(1, 2, 5, 37) };
+    CacheConfig { layers: vec![layer], ..base }
+}
+
+/// Two caches, one fed by steps and one by appends and attends; then both are asked the same by the same kernel: bit for bit,
+/// so that what lies in their slots is the same.
+fn twins_agree<T: Element>(shape: (u32, u32, u32, DType, usize), to: fn(f32) -> T) {
+    let config = shaped(shape);
+    let (mut stepped, mut plain) = (new_cache(&config), new_cache(&config));
+    let mut random = Random(9);
+    let (wq, wk) = ((config.n_q_heads * config.head_dim) as usize, (config.n_kv_heads * config.head_dim) as usize);
+    let ids = [1, 0];
+    // From nothing over the end of the sinks to a ring that has wrapped twice.
+    for round in 0..60 {
+        let n = [1 + random.below(shape.4 as u64) as usize, random.below(shape.4 as u64 + 1) as usize];
+        let counts = n.map(|n| n as i32);
+        let (batch, rows) = (Batch::new(&ids, &counts), n[0] + n[1]);
+        let mut draw = |width: usize| Buf::new(&random.rows(rows * width).into_iter().map(to).collect::<Vec<T>>());
+        let (q, k, v) = (draw(wq), draw(wk), draw(wk));
+        let nan = vec![f32::NAN; rows * wq];
+        let [mut a, mut b] = [Buf::new(&nan), Buf::new(&nan)];
+        let (mut c, mut d) = (Buf::new(&nan), Buf::new(&nan));
+        stepped.step(0, batch, k.rows(), v.rows(), q.rows(), a.rows_out(), None).unwrap();
+        plain.append(0, batch, k.rows(), v.rows()).unwrap();
+        plain.attend(0, batch, q.rows(), b.rows_out(), None).unwrap();
+        close(&a.read(), &b.read());
+        // Anything asks again: the same rows, now by attends alone.
+        stepped.attend(0, batch, q.rows(), c.rows_out(), None).unwrap();
+        plain.attend(0, batch, q.rows(), d.rows_out(), None).unwrap();
+        assert!(c.read().iter().all(|x| x.is_finite()));
+        assert_eq!(c.read(), d.read(), "round {round} of {shape:?}");
+        if round % 7 == 6 {
+            let cut = [1, 0];
+            stepped.rewind(&ids, &cut).unwrap();
+            plain.rewind(&ids, &cut).unwrap();
+        }
+    }
+    for seq in 0..2 {
+        stepped.read_back(seq).unwrap();
+        assert_eq!(stepped.seq_info(0, seq).unwrap(), plain.seq_info(0, seq).unwrap());
+    }
+    assert_eq!((stepped.take_error().unwrap(), plain.take_error().unwrap()), (None, None));
+}
+
+#[test]
+fn a_step_stores_what_an_append_stores() {
+    let Some(_turn) = cuda() else { return };
+    for shape in SHAPES {
+        match shape.3 {
+            DType::F16 => twins_agree(shape, f16::from_f32),
+            _ => twins_agree(shape, bf16::from_f32),
+        }
+    }
+}
+
+/// Launches that a call puts into a stream.
+fn launches(host: &Host, cache: &mut Cache, call: impl FnOnce(&mut Cache)) -> u64 {
+    let graph = Graph::capture(host, || {
+        // SAFETY: the host's stream.
+        unsafe { cache.set_stream(host.stream.cast()) }.unwrap();
+        call(cache);
+    });
+    // SAFETY: as above.
+    unsafe { cache.set_stream(host.stream.cast()) }.unwrap();
+    graph.nodes()
+}
+
+#[test]
+fn the_chooser_says_what_is_launched() {
+    let Some(_turn) = cuda() else { return };
+    let mut cache = new_cache(&config(1, 3, 4, 60));
+    let mut t = Tensors::new(3 * 40);
+    let ids = [0, 1, 2];
+    with_host(|host| {
+        for (n, name, expected) in [
+            (1, "skc_step_decode", 1),
+            (4, "skc_step_decode", 1),
+            (5, "skc_attend_chunk", 2),
+            (16, "skc_attend_chunk", 2),
+            // Chunks of 16, and what is left of the last one is few.
+            (17, "skc_attend_chunk", 3),
+            (40, "skc_attend_chunk", 6),
+        ] {
+            let counts = [n; 3];
+            let batch = Batch::new(&ids, &counts);
+            let choice = cache.kernel_choice(0, TokenCall::Step, 3, n as u32).unwrap();
+            assert_eq!((choice.kernel.as_str(), choice.launches), (name, expected), "{n} tokens");
+            assert_eq!((choice.grid[0], choice.grid[1]), (3, 2));
+            assert_eq!(launches(host, &mut cache, |cache| t.step(cache, 0, batch)), expected, "{n} tokens");
+            if n <= 16 {
+                let attend = cache.kernel_choice(0, TokenCall::Attend, 3, n as u32).unwrap();
+                assert_eq!((attend.kernel == "skc_attend_decode", attend.launches), (n <= 4, 1), "{n} tokens");
+                assert_eq!(launches(host, &mut cache, |cache| t.feed(cache, 0, batch)), 2);
+            }
+        }
+        // Rows at odd addresses take two launches of kernels that can read them.
+        let counts = [1; 3];
+        let odd = launches(host, &mut cache, |cache| {
+            // SAFETY: device memory, one element less than the buffer has.
+            let q =
+                unsafe { RowsIn::<'_>::from_raw(std::ptr::with_exposed_provenance(t.q.address as usize + 2), 0, 0) };
+            let (k, v) = (t.k.rows(), t.v.rows());
+            cache.step(0, Batch::new(&ids, &counts), k, v, q, t.out.rows_out(), None).unwrap();
+        });
+        assert_eq!(odd, 2);
+    });
+    // A shape without kernels of its own.
+    let cache = new_cache(&CacheConfig { head_dim: 40, ..config(1, 1, 4, 60) });
+    assert_eq!(cache.kernel_choice(0, TokenCall::Step, 1, 1).unwrap().kernel, "skc_attend_generic");
+    assert_eq!(cache.kernel_choice(0, TokenCall::Append, 1, 1).unwrap().kernel, "skc_append");
+}
+
+#[test]
+fn bad_questions_are_refused() {
+    let Some(_turn) = cuda() else { return };
+    let cache = new_cache(&config(1, 1, 4, 60));
+    for (layer, call, n_entries, n_tokens, text) in [
+        (1, TokenCall::Step, 1, 1, "layer is 1"),
+        (0, TokenCall::Step, 0, 1, "n_entries is 0"),
+        (0, TokenCall::Step, 1, 0, "n_tokens is 0"),
+        (0, TokenCall::Attend, 1, 17, "n_tokens is 17: 1 to 16"),
+        (0, TokenCall::Step, 1, 1 << 31, "n_tokens is 2147483648"),
+    ] {
+        let error = cache.kernel_choice(layer, call, n_entries, n_tokens).unwrap_err();
+        assert_eq!(error.status(), Status::OutOfRange);
+        assert!(error.message().contains(text), "{error}");
+    }
+}
+
+/// What a step in one launch refuses is told as an append's, once, counts nothing, and the other entries go on.
+#[test]
+fn a_refused_entry_changes_nothing() {
+    let Some(_turn) = cuda() else { return };
+    let mut cache = new_cache(&config(1, 3, 1, 10));
+    let mut t = Tensors::new(8);
+    let mut random = Random(3);
+    let cases: [([i32; 3], [i32; 3], i32, u32); 4] = [
+        ([0, 1, 2], [1, 4, 1], Status::ChunkTooLong as i32, 1),
+        ([0, 7, 2], [1, 1, 1], Status::OutOfRange as i32, 1),
+        ([0, 2, 0], [1, 1, 1], Status::InvalidArgument as i32, 2),
+        ([0, 1, 2], [3, 3, 3], Status::OutOfRange as i32, 2),
+    ];
+    for (ids, counts, status, entry) in cases {
+        let (i, n) = (Buf::new(&ids), Buf::new(&counts));
+        let (seq_ids, n_tokens) = (i.address, n.address);
+        let batch = DeviceBatch { seq_ids, n_tokens, n_entries: 3, max_tokens: 3, n_rows: 8 };
+        t.draw(&mut random, 8);
+        let length = |cache: &mut Cache, seq: i32| {
+            cache.read_back(seq).unwrap();
+            cache.seq_info(0, seq).unwrap().len_min
+        };
+        let before: Vec<_> = (0..3).map(|s| length(&mut cache, s)).collect();
+        // SAFETY: arrays in device memory.
+        t.step(&mut cache, 0, unsafe { Batch::on_device(batch) });
+        let out = t.out.read();
+        let error = cache.take_error().unwrap().expect("an entry cannot be done");
+        assert_eq!((error.status, error.entry, error.call, error.count), (status, entry, 1, 1), "{ids:?} {counts:?}");
+        let mut row = 0;
+        for (e, (&id, &n)) in ids.iter().zip(&counts).enumerate() {
+            let rows = &out[(row * Q).min(out.len())..((row + n as usize) * Q).min(out.len())];
+            assert_eq!(rows.iter().all(|x| x.is_nan()), e as u32 == entry, "{ids:?} {counts:?}: rows of entry {e}");
+            row += n as usize;
+            if e as u32 != entry && (0..3).contains(&id) {
+                assert_eq!(length(&mut cache, id), before[id as usize] + n as u64, "{ids:?} {counts:?} {id}");
+            } else if (0..3).contains(&id) && !ids[..e].contains(&id) {
+                assert_eq!(length(&mut cache, id), before[id as usize], "{ids:?} {counts:?} {id}");
+            }
+        }
+        assert_eq!(cache.take_error().unwrap(), None);
+    }
+}
+
+/// Two launches of a graph, whose blocks may take their places before the kernel before has ended: the same bits.
+#[test]
+fn programmatic_launches_change_no_bit() {
+    let Some(_turn) = cuda() else { return };
+    let plain = config(2, 2, 4, 60);
+    let mut early = plain.clone();
+    early.cuda.programmatic = true;
+    let (mut a, mut b) = (new_cache(&early), new_cache(&plain));
+    let (mut ta, mut tb) = (Tensors::new(40), Tensors::new(40));
+    let ids = [1, 0];
+    with_host(|host| {
+        let batch = Batch::new(&ids, &[1, 1]);
+        let graph = Graph::capture(host, || {
+            // SAFETY: the host's stream.
+            unsafe { a.set_stream(host.stream.cast()) }.unwrap();
+            (0..2).for_each(|layer| ta.step(&mut a, layer, batch));
+        });
+        // SAFETY: as above.
+        unsafe { a.set_stream(host.stream.cast()) }.unwrap();
+        let mut random = Random(17);
+        for i in 0..80 {
+            let seed = random.below(u64::MAX) | 1;
+            ta.draw(&mut Random(seed), 40);
+            tb.draw(&mut Random(seed), 40);
+            // Now and then a chunk, by appends, attends and edits of their own.
+            if i % 10 == 9 {
+                let batch = Batch::new(&ids, &[16, 16]);
+                (0..2).for_each(|layer| ta.feed(&mut a, layer, batch));
+                (0..2).for_each(|layer| tb.feed(&mut b, layer, batch));
+                a.rewind(&ids, &[3, 2]).unwrap();
+                b.rewind(&ids, &[3, 2]).unwrap();
+            } else {
+                graph.launch(host);
+                a.note_replay(None, &ids, &[1, 1]).unwrap();
+                (0..2).for_each(|layer| tb.step(&mut b, layer, batch));
+            }
+            let bits = |t: &Tensors| t.out.read().into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            assert_eq!(bits(&ta), bits(&tb), "round {i}");
+        }
+        assert_eq!((a.take_error().unwrap(), b.take_error().unwrap()), (None, None));
+    });
+}
