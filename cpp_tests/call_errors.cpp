@@ -190,6 +190,22 @@ TEST_F(Refusals, SeqInfo) {
     EXPECT_EQ(i.room, 99u);
 }
 
+TEST_F(Refusals, KernelChoice) {
+    auto i = host::sized<skc_kernel_info>();
+    i.n_splits = 99;
+    EXPECT_REFUSED(skc_kernel_choice(cache(), 2, SKC_CALL_STEP, 1, 1, &i), SKC_STATUS_OUT_OF_RANGE, "layer is 2");
+    EXPECT_REFUSED(skc_kernel_choice(cache(), 0, SKC_CALL_EVICT, 1, 1, &i), SKC_STATUS_INVALID_ARGUMENT, "call is 3");
+    EXPECT_REFUSED(skc_kernel_choice(cache(), 0, SKC_CALL_STEP, 0, 1, &i), SKC_STATUS_OUT_OF_RANGE, "n_entries is 0");
+    EXPECT_REFUSED(skc_kernel_choice(cache(), 0, SKC_CALL_ATTEND, 1, 0, &i), SKC_STATUS_OUT_OF_RANGE, "n_tokens is 0");
+    EXPECT_REFUSED(skc_kernel_choice(nullptr, 0, SKC_CALL_STEP, 1, 1, &i), SKC_STATUS_INVALID_HANDLE, "");
+    EXPECT_EQ(i.n_splits, 99u);
+    ASSERT_OK(skc_kernel_choice(cache(), 0, SKC_CALL_STEP, 1, 1, &i));
+    EXPECT_EQ(std::string(i.kernel).substr(0, 11), "cpu_decode_");
+    EXPECT_EQ(i.n_splits, 0u);
+    ASSERT_OK(skc_kernel_choice(cache(), 0, SKC_CALL_APPEND, 1, 1, &i));
+    EXPECT_EQ(std::string(i.kernel).substr(0, 11), "cpu_append_");
+}
+
 // Success leaves the text; every thread has its own.
 TEST_F(Refusals, TheTextStays) {
     EXPECT_REFUSED(host::reset(cache(), 77), SKC_STATUS_OUT_OF_RANGE, "77");

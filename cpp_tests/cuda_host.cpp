@@ -127,6 +127,22 @@ TEST(CudaHost, ReplaysACapturedStep) {
     EXPECT_EQ(gpu.info(0, 0, true).evicted_tokens, cpu.info(0).evicted_tokens);
 }
 
+TEST(CudaHost, TellsItsKernels) {
+    NEEDS_CUDA();
+    auto config = host::config();
+    config.raw().head_dim = config.raw().head_dim_v = 64;
+    config.raw().kv_dtype = config.raw().in_dtype = SKC_DTYPE_F16;
+    sinkcache::Cache gpu(config.cuda());
+    const skc_kernel_info step = gpu.kernel_choice(SKC_CALL_STEP, 3, 1);
+    EXPECT_STREQ(step.kernel, "skc_step_decode");
+    EXPECT_EQ(step.n_launches, 1u);
+    EXPECT_EQ(step.grid_x, 3u);
+    EXPECT_EQ(step.grid_z, step.n_splits);
+    EXPECT_EQ(step.block_threads, 128u);
+    EXPECT_GT(step.shared_bytes, 48u * 1024);
+    EXPECT_STREQ(gpu.kernel_choice(SKC_CALL_APPEND, 3, 1).kernel, "skc_append");
+}
+
 TEST(CudaHost, CountsOnTheDevice) {
     NEEDS_CUDA();
     Driver &driver = *Driver::get();

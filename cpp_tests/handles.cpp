@@ -101,6 +101,7 @@ TEST(NullArguments, EveryCall) {
     EXPECT_NULL(skc_fork(c, nullptr));
     EXPECT_NULL(skc_abort_step(c, nullptr));
     EXPECT_NULL(skc_seq_info(c, 0, 0, nullptr));
+    EXPECT_NULL(skc_kernel_choice(c, 0, SKC_CALL_STEP, 1, 1, nullptr));
     EXPECT_NULL(skc_capabilities(nullptr));
     EXPECT_NULL(skc_create_cache(nullptr, &made));
     EXPECT_NULL(skc_create_cache(&config, nullptr));

@@ -39,7 +39,7 @@ void check_sizes(const char *name, const T &good, const std::function<skc_status
         broken.struct_size = size;
         EXPECT_REFUSED(call(&broken), SKC_STATUS_VERSION_MISMATCH, "struct_size is " + std::to_string(size));
     }
-    for (std::uint32_t flags : {2u, 0x80000000u}) {
+    for (std::uint32_t flags : {4u, 0x80000000u}) {
         T broken = good;
         broken.flags = flags;
         EXPECT_REFUSED(call(&broken), SKC_STATUS_VERSION_MISMATCH, "flags is 0x");
@@ -108,6 +108,8 @@ TEST(Structs, WhatTheLibraryFills) {
     sinkcache::Cache owner(host::config());
     check_sizes<skc_sequence_info>("seq_info", host::sized<skc_sequence_info>(),
                                    [&](auto *i) { return skc_seq_info(owner.handle(), 0, 0, i); });
+    check_sizes<skc_kernel_info>("kernel_choice", host::sized<skc_kernel_info>(),
+                                 [&](auto *i) { return skc_kernel_choice(owner.handle(), 0, SKC_CALL_STEP, 1, 1, i); });
     check_sizes<skc_capability_info>("capabilities", host::sized<skc_capability_info>(),
                                      [&](auto *i) { return skc_capabilities(i); });
     // A newer caller's struct keeps its size and its zero tail.

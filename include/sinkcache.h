@@ -969,6 +969,55 @@ typedef struct skc_capability_info {
 } skc_capability_info;
 
 /**
+ * A kernel and how it is launched, filled by skc_kernel_choice. Set struct_size and zero the rest before the call. On the
+ * CPU there is a name only.
+ */
+typedef struct skc_kernel_info {
+    /**
+     * sizeof(skc_kernel_info).
+     */
+    uint32_t struct_size;
+    /**
+     * 0.
+     */
+    uint32_t flags;
+    /**
+     * Name of the kernel; of a call that takes several, that of its attention. "skc_step_decode" is append and attention
+     * in one launch. Ends with 0.
+     */
+    char kernel[40];
+    /**
+     * Launches that the call takes. Those that write a batch of more than 64 entries in host memory to the device are not
+     * counted.
+     */
+    uint64_t n_launches;
+    /**
+     * Blocks in x: one for each entry.
+     */
+    uint32_t grid_x;
+    /**
+     * Blocks in y.
+     */
+    uint32_t grid_y;
+    /**
+     * Blocks in z.
+     */
+    uint32_t grid_z;
+    /**
+     * Threads of a block.
+     */
+    uint32_t block_threads;
+    /**
+     * Bytes of shared memory of a block.
+     */
+    uint32_t shared_bytes;
+    /**
+     * Blocks that share the keys of one KV head of one sequence.
+     */
+    uint32_t n_splits;
+} skc_kernel_info;
+
+/**
  * Arguments of skc_note_replay.
  */
 typedef struct skc_note_replay_args {
@@ -1242,6 +1291,18 @@ uint32_t skc_abi_version(void);
  * Name of a status, such as "SKC_STATUS_BUSY"; "unknown status" for other numbers. Never NULL, valid for ever.
  */
 const char *skc_status_name(skc_status status);
+
+/**
+ * Which kernel a call runs in a layer, if the rows of its tensors begin at multiples of 16 bytes: `call` is
+ * SKC_CALL_APPEND, SKC_CALL_ATTEND or SKC_CALL_STEP, on up to `n_tokens` tokens of each of `n_entries` sequences. The
+ * choice follows from these numbers, the cache's settings and the device alone, never from what sequences hold.
+ */
+skc_status skc_kernel_choice(struct skc_cache *cache,
+                             uint32_t layer,
+                             uint32_t call,
+                             uint32_t n_entries,
+                             uint32_t n_tokens,
+                             struct skc_kernel_info *info);
 
 /**
  * Tells the host's counters what they could not see: what a replayed graph, or a call with SKC_ON_DEVICE, has appended

@@ -306,6 +306,14 @@ public:
         check(skc_seq_info(handle_, layer, seq_id, &i));
         return i;
     }
+    /** The kernel of a call (SKC_CALL_APPEND, SKC_CALL_ATTEND, SKC_CALL_STEP) on tokens of sequences. */
+    skc_kernel_info kernel_choice(std::uint32_t call, std::uint32_t n_entries, std::uint32_t n_tokens,
+                                  std::uint32_t layer = 0) const {
+        skc_kernel_info i{};
+        i.struct_size = sizeof i;
+        check(skc_kernel_choice(handle_, layer, call, n_entries, n_tokens, &i));
+        return i;
+    }
 
 private:
     skc_cache *handle_ = nullptr;

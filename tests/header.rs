@@ -4,8 +4,8 @@ use std::ffi::CString;
 use std::path::Path;
 
 /// The files of the ABI, in the order of the header.
-const SOURCES: [&str; 9] =
-    ["constants", "config", "handle", "lifecycle", "compute", "step_part", "edit", "info", "device"];
+const SOURCES: [&str; 10] =
+    ["constants", "config", "handle", "lifecycle", "compute", "step_part", "edit", "info", "kernel", "device"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -10,9 +10,6 @@ use super::read::c_struct;
 use crate::backend::TokenCall;
 use crate::status::{Result, bail};
 
-/// Bytes of a kernel's name with its end.
-const NAME: usize = 40;
-
 /// A kernel and how it is launched, filled by skc_kernel_choice. Set struct_size and zero the rest before the call. On the
 /// CPU there is a name only.
 #[repr(C)]
@@ -24,7 +21,7 @@ pub struct skc_kernel_info {
     pub flags: u32,
     /// Name of the kernel; of a call that takes several, that of its attention. "skc_step_decode" is append and attention
     /// in one launch. Ends with 0.
-    pub kernel: [c_char; NAME],
+    pub kernel: [c_char; 40],
     /// Launches that the call takes. Those that write a batch of more than 64 entries in host memory to the device are not
     /// counted.
     pub n_launches: u64,
@@ -61,9 +58,9 @@ pub unsafe extern "C" fn skc_kernel_choice(
     boundary(|| {
         let call = call_of(call)?;
         let choice = with_cache(cache, |cache| cache.kernel_choice(layer, call, n_entries, n_tokens))?;
-        let mut kernel = [0; NAME];
+        let mut kernel = [0; 40];
         // The last byte stays 0.
-        for (to, from) in kernel[..NAME - 1].iter_mut().zip(choice.kernel.bytes()) {
+        for (to, from) in kernel.iter_mut().take(39).zip(choice.kernel.bytes()) {
             *to = from as c_char;
         }
         let [grid_x, grid_y, grid_z] = choice.grid;

@@ -147,7 +147,7 @@ fn bad_questions_are_refused() {
     }
 }
 
-/// What a step in one launch refuses is told as an append's, once, counts nothing, and the other entries go on.
+/// What a step in one launch refuses is told as the two calls tell it, counts nothing, and the other entries go on.
 #[test]
 fn a_refused_entry_changes_nothing() {
     let Some(_turn) = cuda() else { return };
@@ -174,7 +174,7 @@ fn a_refused_entry_changes_nothing() {
         t.step(&mut cache, 0, unsafe { Batch::on_device(batch) });
         let out = t.out.read();
         let error = cache.take_error().unwrap().expect("an entry cannot be done");
-        assert_eq!((error.status, error.entry, error.call, error.count), (status, entry, 1, 1), "{ids:?} {counts:?}");
+        assert_eq!((error.status, error.entry, error.call, error.count), (status, entry, 1, 2), "{ids:?} {counts:?}");
         let mut row = 0;
         for (e, (&id, &n)) in ids.iter().zip(&counts).enumerate() {
             let rows = &out[(row * Q).min(out.len())..((row + n as usize) * Q).min(out.len())];

@@ -22,7 +22,10 @@ SKC_DEVICE Queries find_step(const SkcStep& p, const Ring& ring, u64* scratch) {
     Advance a = advance_of(l, b, ring, e, seq, start);
     Queries q = {e.row + b.at, seq.len, a.m, start, seq.floor, e.seq, !a.skip && a.status == 0};
     if (q.live || a.skip) return q;
-    if (thread() == 0 && block_y() == 0 && block_z() == 0) report_advance(l, b, block_x(), e, a);
+    if (thread() == 0 && block_y() == 0 && block_z() == 0) {
+        // Skipped twice, as in the two calls that this one stands for; the first tells what it was.
+        for (u32 call = 0; call < 2; ++call) report_advance(l, b, block_x(), e, a);
+    }
     // An id that is none, or another entry's, has no counters of its own to change.
     if (!e.own) return q;
     block_sync();
