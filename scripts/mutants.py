@@ -64,7 +64,7 @@ KERNEL_MUTANTS = {
     "decode_wrong_fragment": (KERNELS + "columns.cuh", "const u8* v_row = v + (line + matrix / 2 * 8) * ROW + matrix % 2 * 16;", "const u8* v_row = v + (line + matrix % 2 * 8) * ROW + matrix / 2 * 16;"),
     "chunk_wrong_fragment": (KERNELS + "chunk.cuh", "u32 a[4] = {pack(x[0], x[1]), pack(x[2], x[3]), pack(y[0], y[1]), pack(y[2], y[3])};", "u32 a[4] = {pack(x[0], x[1]), pack(y[0], y[1]), pack(x[2], x[3]), pack(y[2], y[3])};"),
     "decode_missing_barrier": (KERNELS + "decode.cuh", "oldest, kv_head);\n    block_sync();\n", "oldest, kv_head);\n"),
-    "chunk_missing_barrier": (KERNELS + "chunk.cuh", "        copy_async_wait<0>();\n        block_sync();", "        copy_async_wait<0>();"),
+    "chunk_missing_barrier": (KERNELS + "chunk.cuh", "        copy_async_wait<STAGES - 2>();\n        block_sync();", "        copy_async_wait<STAGES - 2>();"),
     "copies_not_waited_for": (KERNELS + "decode.cuh", "copy_async_wait<STAGES - 2>();", "copy_async_wait<STAGES - 1>();"),
     "merge_before_all_arrived": (KERNELS + "decode.cuh", "if (*arrived != p.n_splits - 1) return;", "if (*arrived != p.n_splits / 2) return;"),
     "last_key_left_out": (KERNELS + "tile.cuh", "bool valid = key < s.n;", "bool valid = key + 1 < s.n;"),

@@ -204,15 +204,19 @@ SKC_DEVICE void load_rows(const SkcAttend& p, const Ring& ring, const Tile& tile
     }
 }
 
-// Runs over the keys of one span.
-template <u32 MATRICES, u32 KEYS>
+// Runs over the keys of one span, with STAGES tiles of them in shared memory: one is read while the others are on their way.
+template <u32 MATRICES, u32 KEYS, u32 STAGES>
 SKC_DEVICE void add_span(Chunk<MATRICES>& c, const SkcAttend& p, const Ring& ring, const Tile& tile, const Span& span, u64 oldest,
                          u8* queries, u8* tiles) {
     constexpr u32 TILE = KEYS * ROW;
     if (span.n == 0) return;
+    auto copy = [&](u32 first, u32 stage) {
+        u8* to = tiles + stage * 2 * TILE;
+        if (first < span.n) copy_tile<KEYS, 128>(p.layer, span, first, to, to + TILE, thread());
+        copy_async_commit();
+    };
     block_sync();
-    copy_tile<KEYS, 128>(p.layer, span, 0, tiles, tiles + TILE, thread());
-    copy_async_commit();
+    for (u32 i = 0; i + 1 < STAGES; ++i) copy(i * KEYS, i);
     load_rows(p, ring, tile, span.sinks, queries);
     for (u32 row = thread(); row < tile.rows; row += 128) {
         u64 token = token_of(tile, row);
@@ -228,22 +232,18 @@ SKC_DEVICE void add_span(Chunk<MATRICES>& c, const SkcAttend& p, const Ring& rin
         some = {oldest_row.from, newest_row.to};
         if (high - low == 16 * MATRICES) all = {newest_row.from, oldest_row.to};
     }
-    u32 buffer = 0;
+    u32 stage = 0;
     for (u32 first = 0; first < span.n; first += KEYS) {
-        copy_async_wait<0>();
+        copy_async_wait<STAGES - 2>();
         block_sync();
-        if (first + KEYS < span.n) {
-            // Into the buffer that was read in the round before.
-            u8* next = tiles + (1 - buffer) * 2 * TILE;
-            copy_tile<KEYS, 128>(p.layer, span, first + KEYS, next, next + TILE, thread());
-        }
-        copy_async_commit();
-        const u8* k = tiles + buffer * 2 * TILE;
+        // Into the stage that was read in the round before.
+        copy(first + (STAGES - 1) * KEYS, (stage + STAGES - 1) % STAGES);
+        const u8* k = tiles + stage * 2 * TILE;
         if (first < some.to && first + KEYS > some.from) {
             bool edge = first < all.from || first + KEYS > all.to;
             add_tile<MATRICES, KEYS>(c, queries + low * ROW, k, k + TILE, first, edge);
         }
-        buffer = 1 - buffer;
+        stage = (stage + 1) % STAGES;
     }
 }
 
@@ -257,10 +257,10 @@ SKC_DEVICE void store_row(u8* out, const float (&acc)[DIM_BLOCKS][4], u32 half, 
 }
 
 // All rows of the entry that fall to the block.
-template <u32 MATRICES, u32 KEYS>
+template <u32 MATRICES, u32 KEYS, u32 STAGES>
 SKC_DEVICE void attend_rows(const SkcAttend& p, const Ring& ring, Tile& tile) {
     constexpr u32 ROWS = 64 * MATRICES;
-    static_assert((ROWS + 4 * KEYS) * ROW + 64 <= CHUNK_SHARED(SKC_DIM), "queries and two stages fit");
+    static_assert((ROWS + 2 * STAGES * KEYS) * ROW + 64 <= CHUNK_SHARED(SKC_DIM), "queries and stages fit");
     const SkcLayer& l = p.layer;
     u8* queries = shared_memory();
     u8* tiles = queries + ROWS * ROW;
@@ -289,7 +289,7 @@ SKC_DEVICE void attend_rows(const SkcAttend& p, const Ring& ring, Tile& tile) {
 #pragma unroll 1
         for (u32 part = 0; part < 2; ++part) {
             Span span = span_of(l, ring, tile.q.seq, block_y(), part == 0, oldest, last);
-            add_span<MATRICES, KEYS>(c, p, ring, tile, span, oldest, queries, tiles);
+            add_span<MATRICES, KEYS, STAGES>(c, p, ring, tile, span, oldest, queries, tiles);
         }
 #pragma unroll
         for (u32 half = 0; half < 2 * MATRICES; ++half) {
@@ -335,9 +335,9 @@ SKC_KERNEL(128, skc_attend_chunk, SkcAttend) {
     block_sync();
 #if SKC_DIM <= 128
     if (q.m * GROUP > CHUNK_FEW_ROWS) {
-        attend_rows<2, CHUNK_MANY_KEYS>(p, ring, tile);
+        attend_rows<2, CHUNK_MANY_KEYS, CHUNK_MANY_STAGES>(p, ring, tile);
         return;
     }
 #endif
-    attend_rows<1, CHUNK_FEW_KEYS(SKC_DIM)>(p, ring, tile);
+    attend_rows<1, CHUNK_FEW_KEYS(SKC_DIM), 2>(p, ring, tile);
 }

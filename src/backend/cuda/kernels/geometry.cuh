@@ -29,5 +29,6 @@
 #define CHUNK_FEW_KEYS(dim) ((dim) > 128 ? 16 : 64)
 #define CHUNK_MANY_ROWS 128
 #define CHUNK_MANY_KEYS 32
-// Queries, two stages of K and V, scratch: of few rows, which take more.
+#define CHUNK_MANY_STAGES 3
+// Queries, stages of K and V, scratch: two stages of many keys for few rows take as much as three of few for many.
 #define CHUNK_SHARED(dim) (CHUNK_FEW_ROWS * TILE_ROW(dim) + 2 * 2 * CHUNK_FEW_KEYS(dim) * TILE_ROW(dim) + 64)
