@@ -60,6 +60,18 @@ impl Host {
         ok(unsafe { sys::cuStreamSynchronize(self.stream) });
     }
 
+    /// Multiprocessors of the device.
+    pub fn multiprocessors(&self) -> u32 {
+        let (mut device, mut n) = (0, 0);
+        // SAFETY: outputs are writable; a context is current.
+        unsafe {
+            ok(sys::cuCtxGetDevice(&raw mut device));
+            let which = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+            ok(sys::cuDeviceGetAttribute(&raw mut n, which, device));
+        }
+        n as u32
+    }
+
     /// The context that is current on this thread.
     pub fn current() -> sys::CUcontext {
         let mut context = std::ptr::null_mut();

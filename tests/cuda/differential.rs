@@ -4,6 +4,7 @@
 use half::{bf16, f16};
 use sinkcache::{
     BackendKind, Batch, Cache, CacheConfig, DType, Element, LayerConfig, PositionMode, RopeStyle, RowsIn, RowsOut,
+    TokenCall,
 };
 
 use crate::common::device::{Buf, with_host};
@@ -164,6 +165,31 @@ fn streams_agree_with_the_cpu() {
         println!("{streams} streams, {name}: {} elements, relative rms difference {relative:.2e}", tally.n);
         assert!(relative <= bound, "{name}: {relative}");
     }
+}
+
+/// As many rows as fill the device, whatever its size: the larger tiles, which a device with idle multiprocessors does not use.
+#[test]
+fn large_tiles_agree_with_the_cpu() {
+    let Some(_turn) = cuda() else { return };
+    let shape = SHAPES[1];
+    let multiprocessors = with_host(|host| host.multiprocessors());
+    // Two sequences and two KV heads; 16 tokens of 8 heads each to a tile.
+    let tiles = multiprocessors.div_ceil(4);
+    let n = 16 * tiles as usize;
+    let mut config = draw_config(&mut Random(77), shape);
+    config.max_chunk = n as u32;
+    config.layers[0] = LayerConfig { n_sink: 4, window: 50, ..LayerConfig::default() };
+    let cpu = CacheConfig { backend: BackendKind::Cpu, ..config.clone() };
+    let mut pair = Pair { device: new_cache(&config), cpu: Cache::new(&cpu).unwrap(), config };
+    let choice = pair.device.kernel_choice(0, TokenCall::Attend, 2, n as u32).unwrap();
+    assert_eq!((choice.kernel.as_str(), choice.grid), ("skc_attend_chunk", [2, 2, tiles]));
+    let fewer = pair.device.kernel_choice(0, TokenCall::Attend, 1, 16).unwrap();
+    assert_eq!(fewer.grid, [1, 2, 2], "two tiles of 64 rows");
+    let mut tally = Tally::default();
+    for n in [[n, n], [n - 5, 9], [3, n]] {
+        pair.step(&mut Random(5 + n[0] as u64), n, true, bf16::from_f32, &mut tally);
+    }
+    assert_eq!(pair.device.take_error().unwrap(), None);
 }
 
 /// The same rows at any start give the same results, but for the rounding of sines and cosines.

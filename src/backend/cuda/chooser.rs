@@ -2,8 +2,8 @@
 
 use super::driver::Size;
 use super::geometry::{
-    CHUNK_ROWS, COLUMNS, KEYS, append_shared, chunk_shared, decode_shared, decode_warps, generic_shared, step_shared,
-    step_tokens,
+    CHUNK_MANY_ROWS, CHUNK_ROWS, COLUMNS, KEYS, append_shared, chunk_shared, decode_shared, decode_warps,
+    generic_shared, step_shared, step_tokens,
 };
 use super::launch::{Fast, MOST};
 use super::layout::max_partials;
@@ -32,6 +32,8 @@ pub struct Choice {
     pub size: Size,
     /// Blocks that share the keys of a KV head; 1 but for few queries.
     pub n_splits: u32,
+    /// A chunk's tiles are the smaller ones, whatever the rows.
+    pub small_tiles: bool,
 }
 
 /// What is known before a call.
@@ -62,7 +64,7 @@ impl Chooser<'_> {
         let Some(fast) = self.fast.filter(|_| aligned) else {
             let grid = grid(n_entries, u64::from(n_tokens).min(1024), self.shape.n_q_heads as u64);
             let size = Size { grid, shared: generic_shared(self.shape) };
-            return Choice { which: Which::Generic, size, n_splits: 1 };
+            return Choice { which: Which::Generic, size, n_splits: 1, small_tiles: false };
         };
         let special = fast.special;
         let rows = u64::from(n_tokens) * u64::from(special.group);
@@ -70,14 +72,19 @@ impl Chooser<'_> {
             let shared = decode_shared(special.dim);
             return self.split(Which::Decode, special.dim, shared, fast.decode.at_once, n_entries);
         }
-        let grid = grid(n_entries, heads, rows.div_ceil(CHUNK_ROWS.into()));
-        Choice { which: Which::Chunk, size: Size { grid, shared: chunk_shared(special.dim) }, n_splits: 1 }
+        // Larger tiles read K and V half as often, but not for the price of idle multiprocessors.
+        let large = rows.div_ceil(CHUNK_MANY_ROWS.into());
+        let busy = u64::from(n_entries) * heads * large >= u64::from(self.multiprocessors);
+        let small_tiles = special.dim > 128 || !busy;
+        let tiles = if small_tiles { rows.div_ceil(CHUNK_ROWS.into()) } else { large };
+        let size = Size { grid: grid(n_entries, heads, tiles), shared: chunk_shared(special.dim) };
+        Choice { which: Which::Chunk, size, n_splits: 1, small_tiles }
     }
 
     /// Append: each block does every head of its tokens, so that angles are computed once.
     pub fn append(&self, n_entries: u32, n_tokens: u32) -> Choice {
         let size = Size { grid: grid(n_entries, u64::from(n_tokens).min(256), 1), shared: append_shared(self.layer) };
-        Choice { which: Which::Append, size, n_splits: 1 }
+        Choice { which: Which::Append, size, n_splits: 1, small_tiles: false }
     }
 
     /// All launches of a call on up to `n_tokens` tokens, no more than a chunk, of each of `n_entries` sequences. `aligned`: all
@@ -104,7 +111,7 @@ impl Chooser<'_> {
         let most = rounds.min(MOST).min(max_partials(self.multiprocessors) / blocks).max(1);
         let n_splits = n_splits(blocks, rounds, most, self.multiprocessors.into(), at_once.into()) as u32;
         let size = Size { grid: grid(n_entries, heads, n_splits.into()), shared };
-        Choice { which, size, n_splits }
+        Choice { which, size, n_splits, small_tiles: false }
     }
 }
 

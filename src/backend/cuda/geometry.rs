@@ -8,8 +8,10 @@ pub const THREADS: u32 = 128;
 pub const COLUMNS: u32 = 8;
 /// Keys of a decode's tile.
 pub const KEYS: u32 = 16;
-/// Rows of a chunk's tile: with few of them. The kernel takes twice as many where there are more.
+/// Rows of a chunk's tile where few are to be done, and with heads of 256, whose sums fill the registers.
 pub const CHUNK_ROWS: u32 = 64;
+/// Rows of a chunk's tile otherwise.
+pub const CHUNK_MANY_ROWS: u32 = 128;
 /// Scratch of block-wide sums.
 const SCRATCH: u32 = 64;
 /// Shared memory of edits and forks.

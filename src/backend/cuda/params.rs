@@ -125,7 +125,7 @@ pub struct SkcAttend {
     pub partials: Address,
     pub counters: Address,
     pub n_splits: u32,
-    pub reserved: u32,
+    pub small_tiles: u32,
 }
 
 #[repr(C)]

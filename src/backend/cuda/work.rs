@@ -94,7 +94,7 @@ fn attention(
         partials: base + cuda.rest.partials,
         counters: base + cuda.rest.counters,
         n_splits: choice.n_splits,
-        reserved: 0,
+        small_tiles: choice.small_tiles.into(),
     })
 }
 

@@ -2,7 +2,7 @@
 // the block's warps share tiles of keys, first of the sinks, then of the window. Only tiles at the edge of what some row sees
 // are masked.
 //
-// Grid: entries, KV heads, tiles of 64 rows (loop). 128 threads. Shared: CHUNK_SHARED bytes.
+// Grid: entries, KV heads, tiles of 64 or 128 rows (loop). 128 threads. Shared: CHUNK_SHARED bytes.
 //
 // Fragments are those of mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"): with g = lane / 4 and t = lane % 4 a
 // lane holds of the products rows g and g + 8 of columns 2t and 2t + 1.
@@ -334,7 +334,7 @@ SKC_KERNEL(128, skc_attend_chunk, SkcAttend) {
     if (thread() == 0) tile.q = q;
     block_sync();
 #if SKC_DIM <= 128
-    if (q.m * GROUP > CHUNK_FEW_ROWS) {
+    if (q.m * GROUP > CHUNK_FEW_ROWS && !p.small_tiles) {
         attend_rows<2, CHUNK_MANY_KEYS, CHUNK_MANY_STAGES>(p, ring, tile);
         return;
     }

@@ -121,7 +121,7 @@ struct SkcAttend {
     float* partials;  // [entries][n_kv_heads][n_splits][8][head_dim_v + 2] of a split decode
     u32* counters;    // [entries][n_kv_heads], 0 between launches
     u32 n_splits;
-    u32 reserved;
+    u32 small_tiles;  // chunk: 1 = tiles of 64 rows for every entry, where those of 128 would leave multiprocessors idle
 };
 
 // skc_step_decode: an append and the attention of its tokens in one launch.
