@@ -3,7 +3,8 @@
 use std::ffi::CStr;
 
 use super::driver::{Current, Kernel, Module};
-use super::jit::{COMMON, FAST, compile};
+use super::jit::load;
+use super::program::{COMMON, DIMS, FAST, FAST_ARCH, MOST_GROUP, Variant};
 use crate::config::{DType, Layer, Shape};
 use crate::status::Result;
 
@@ -27,7 +28,7 @@ pub struct Common {
 
 impl Common {
     pub fn load(current: &Current<'_>, arch: u32, disk: bool) -> Result<Self> {
-        let module = Module::load(current, &compile(COMMON, arch, &[], disk)?)?;
+        let module = load(current, COMMON, arch, &[], disk)?;
         let kernel = |name: &'static CStr| module.kernel(name, THREADS, 48 * 1024);
         let kernels = (|| {
             Ok((
@@ -66,15 +67,14 @@ impl Special {
     /// The specialisation of a layer; `None` where only the kernels for every shape will do.
     pub fn of(shape: &Shape, layer: &Layer, arch: u32, shared: u32) -> Option<Self> {
         let fits = shape.head_dim == shape.head_dim_v
-            && matches!(shape.head_dim, 64 | 80 | 96 | 128 | 256)
-            && shape.group <= COLUMNS as usize
+            && DIMS.contains(&(shape.head_dim as u32))
+            && shape.group <= MOST_GROUP as usize
             && shape.kv_dtype != DType::F32
             && shape.in_dtype == shape.kv_dtype
             && shape.n_kv_heads as u64 <= MOST
             // Slots are counted in 32 bits there.
             && layer.ring.slots() < 1 << 31
-            // cp.async, ldmatrix and mma.m16n8k16 of both half types.
-            && arch >= 80
+            && arch >= FAST_ARCH
             && decode_shared(shape.head_dim as u32).max(chunk_shared(shape.head_dim as u32)) <= shared;
         fits.then(|| Self {
             dim: shape.head_dim as u32,
@@ -82,6 +82,11 @@ impl Special {
             dtype: shape.kv_dtype,
             transform: u32::from(layer.softcap > 0.0) | u32::from(!layer.alibi_slopes.is_empty()) << 1,
         })
+    }
+
+    /// As the compiler is told.
+    pub fn variant(&self) -> Variant {
+        Variant { dim: self.dim, group: self.group, dtype: self.dtype as u32, transform: self.transform }
     }
 }
 
@@ -96,13 +101,7 @@ pub struct Fast {
 
 impl Fast {
     pub fn load(current: &Current<'_>, arch: u32, special: Special, disk: bool) -> Result<Self> {
-        let macros = [
-            ("SKC_DIM", special.dim),
-            ("SKC_GROUP", special.group),
-            ("SKC_TYPE", special.dtype as u32),
-            ("SKC_TRANSFORM", special.transform),
-        ];
-        let module = Module::load(current, &compile(FAST, arch, &macros, disk)?)?;
+        let module = load(current, FAST, arch, &special.variant().macros(), disk)?;
         let decode = module.kernel(c"skc_attend_decode", decode_threads(special.dim), decode_shared(special.dim));
         match (decode, module.kernel(c"skc_attend_chunk", THREADS, chunk_shared(special.dim))) {
             (Ok(decode), Ok(chunk)) => Ok(Self { special, module, decode, chunk }),
