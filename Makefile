@@ -9,10 +9,10 @@ UBSAN = $(shell $(CXX) -print-file-name=libubsan.so)
 ENGINES = -DSINKCACHE_BUILD_LLAMA=ON -DSINKCACHE_BUILD_INFLIGHT=ON
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: test setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan cuda-test cuda-variants cuda-engine \
-	header bench gpu-pack clean
+.PHONY: test setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan cuda-test cuda-variants cuda-cubins \
+	cuda-engine header bench gpu-pack clean
 
-test: setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan cuda-test cuda-variants cuda-engine
+test: setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan cuda-test cuda-variants cuda-cubins cuda-engine
 	@echo "all tests passed"
 
 setup:
@@ -76,6 +76,12 @@ gpu-pack:
 # Every architecture, without a GPU: no spills, and the committed table of registers is current.
 cuda-variants:
 	scripts/cuda_variants.py
+
+# Kernels that are built in: by NVIDIA's compiler for two architectures, and on the stand-in where there is no compiler.
+cuda-cubins: shim
+	SINKCACHE_NVRTC_DIR=$(CURDIR)/build/shim SINKCACHE_CUBIN_ARCHS=80,90 SINKCACHE_CUBIN_SHAPES=128x1:bf16,64x2:bf16 \
+		SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels $(CARGO) clippy -p sinkcache --features cubins --all-targets -- -D warnings
+	SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels scripts/cuda_cubins.py build/shim
 
 # The CUDA half of examples/inflight by nvcc from PyPI, for every architecture: it compiles and links.
 cuda-engine:

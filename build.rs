@@ -1,10 +1,35 @@
-//! Gives the shared library a SONAME: cargo sets none, and C users link against the ABI number.
+//! Gives the shared library a SONAME: cargo sets none, and C users link against the ABI number. With the feature `cubins`,
+//! compiles CUDA kernels that become part of the library.
 
-fn main() {
+#[cfg(feature = "cubins")]
+#[path = "src/backend/cuda/ahead.rs"]
+mod ahead;
+// The library's own: how NVRTC is found and called, what it is given, and which of it is wanted.
+#[cfg(feature = "cubins")]
+#[path = "src/backend/cuda/nvrtc.rs"]
+mod nvrtc;
+#[cfg(feature = "cubins")]
+#[path = "src/backend/cuda/program.rs"]
+mod program;
+#[cfg(feature = "cubins")]
+#[allow(dead_code, reason = "the build script needs a few of them")]
+#[path = "src/status.rs"]
+mod status;
+#[cfg(feature = "cubins")]
+#[path = "src/backend/cuda/wanted.rs"]
+mod wanted;
+
+fn main() -> std::process::ExitCode {
     println!("cargo:rerun-if-changed=build.rs");
     let os = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
     if os == "linux" || os == "android" || os.ends_with("bsd") {
         let abi = std::env::var("CARGO_PKG_VERSION_MAJOR").unwrap_or_default();
         println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libsinkcache.so.{abi}");
     }
+    #[cfg(feature = "cubins")]
+    if let Err(text) = ahead::build() {
+        eprintln!("feature cubins: {text}");
+        return std::process::ExitCode::FAILURE;
+    }
+    std::process::ExitCode::SUCCESS
 }

@@ -18,6 +18,16 @@ else()
     set(profile_dir release)
 endif()
 set(cargo_flags ${SINKCACHE_CARGO_FLAGS})
+set(cargo_env ${SINKCACHE_CARGO_ENV})
+if(SINKCACHE_CUBINS)
+    list(APPEND cargo_flags --features cubins)
+    # In the command rather than from the environment, so that a change builds anew.
+    foreach(name SINKCACHE_CUBIN_ARCHS SINKCACHE_CUBIN_SHAPES)
+        if(${name})
+            list(APPEND cargo_env "${name}=${${name}}")
+        endif()
+    endforeach()
+endif()
 set(cargo_out "${SINKCACHE_CARGO_TARGET_DIR}/${profile_dir}")
 if(SINKCACHE_CARGO_TARGET)
     # cargo adds a folder of the triple's name whenever --target is given, be it the host's own.
@@ -36,7 +46,7 @@ file(GLOB_RECURSE rust_sources CONFIGURE_DEPENDS ${source_patterns})
 add_custom_command(
     OUTPUT "${lib_dir}/${sinkcache_so_full}" "${lib_dir}/libsinkcache.a"
     BYPRODUCTS "${lib_dir}/${sinkcache_so_abi}" "${lib_dir}/${sinkcache_so}"
-    COMMAND ${CMAKE_COMMAND} -E env "CARGO_TARGET_DIR=${SINKCACHE_CARGO_TARGET_DIR}" ${SINKCACHE_CARGO_ENV}
+    COMMAND ${CMAKE_COMMAND} -E env "CARGO_TARGET_DIR=${SINKCACHE_CARGO_TARGET_DIR}" ${cargo_env}
             ${SINKCACHE_CARGO} build -p sinkcache --lib --profile ${profile} ${cargo_flags}
     COMMAND ${CMAKE_COMMAND} -E make_directory "${lib_dir}"
     COMMAND ${CMAKE_COMMAND} -E copy "${cargo_out}/libsinkcache.so" "${lib_dir}/${sinkcache_so_full}"

@@ -36,6 +36,8 @@ pub struct Cache {
     /// An edit at hand: index and amount; room for every sequence.
     edits: Vec<(usize, u64)>,
     seen: Seen,
+    /// What the host should know about how the cache was made.
+    warnings: Vec<String>,
     /// Why no call but drop works any more, if so.
     dead: Option<Status>,
 }
@@ -84,13 +86,18 @@ impl Cache {
     pub fn new(config: &CacheConfig) -> Result<Self> {
         let (shape, layers) = validate(config)?;
         let n_seqs = config.n_seqs as usize;
+        let mut warnings = Vec::new();
         let place = match config.backend {
             BackendKind::Cpu => {
                 let layers = layers.iter().map(Arc::as_ref);
                 let cpu = Cpu::new(&shape, layers, config.n_seqs, config.n_threads, config.rung, config.memory)?;
                 Place::Host { backend: Box::new(cpu), exec: Executor::new(config.n_threads, config.parallel_for)? }
             }
-            BackendKind::Cuda => Place::Device(Box::new(Cuda::new(&shape, &layers, config.n_seqs, &config.cuda)?)),
+            BackendKind::Cuda => {
+                let mut cuda = Cuda::new(&shape, &layers, config.n_seqs, &config.cuda)?;
+                warnings = cuda.take_warnings();
+                Place::Device(Box::new(cuda))
+            }
         };
         Ok(Self {
             shape,
@@ -102,6 +109,7 @@ impl Cache {
             entries: with_room(n_seqs, "batch entries")?,
             edits: with_room(n_seqs, "batch edits")?,
             seen: Seen::new(filled(n_seqs, 0, "batch marks")?),
+            warnings,
             dead: None,
         })
     }
@@ -138,6 +146,13 @@ impl Cache {
     #[must_use]
     pub fn n_seqs(&self) -> usize {
         self.mirror.n_seqs()
+    }
+
+    /// What a host should know about how the cache was made, lines of text; mostly none. On a GPU: which layers run on the
+    /// slower kernel for every shape, for want of a compiler. The C ABI logs them at `SKC_LOG_WARN`.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Rotates and stores the next tokens of each sequence of a batch in one layer. K is `[rows, n_kv_heads, head_dim]`,

@@ -104,6 +104,7 @@ fn decode(handle: *const skc_cache) -> Option<(usize, u32)> {
 /// Gives a cache a handle.
 pub fn register(cache: Cache, log: Log) -> Result<*mut skc_cache> {
     let text = format!("cache created: {} layers, {} sequences", cache.n_layers(), cache.n_seqs());
+    let warnings = cache.warnings().to_vec();
     let handle = Arc::new(Handle {
         gate: AtomicU32::new(IDLE),
         cache: UnsafeCell::new(Some(cache)),
@@ -112,6 +113,7 @@ pub fn register(cache: Cache, log: Log) -> Result<*mut skc_cache> {
     });
     let encoded = insert(Arc::clone(&handle))?;
     handle.log.line(SKC_LOG_INFO, &text);
+    warnings.iter().for_each(|warning| handle.log.line(SKC_LOG_WARN, warning));
     Ok(encoded)
 }
 

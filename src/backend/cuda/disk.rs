@@ -3,10 +3,11 @@
 //! The directory holds loadable code: it must belong to the user and be closed to everybody else, or it is not used.
 //! An entry says what it was made from and carries checksums; one that does not fit is a miss, never an error.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::program::hash;
 
 /// Names the directory; empty = no disk cache.
 const VARIABLE: &str = "SINKCACHE_CUDA_CACHE_DIR";
@@ -19,17 +20,6 @@ pub struct Key {
     pub recipe: String,
     /// Hash of the program and its headers.
     pub source: u128,
-}
-
-/// 128 bits of `SipHash` over `parts`: two runs that begin differently.
-pub fn hash<T: Hash>(parts: &T) -> u128 {
-    let run = |seed: u64| {
-        let mut hasher = DefaultHasher::new();
-        seed.hash(&mut hasher);
-        parts.hash(&mut hasher);
-        hasher.finish()
-    };
-    u128::from(run(1)) << 64 | u128::from(run(2))
 }
 
 /// A directory of cubins.

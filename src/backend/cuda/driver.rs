@@ -23,7 +23,9 @@ pub fn check(code: sys::CUresult, what: &str) -> Result<()> {
         | E::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
         | E::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT
         | E::CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD => Status::InvalidArgument,
-        E::CUDA_ERROR_NO_DEVICE | E::CUDA_ERROR_INVALID_DEVICE | E::CUDA_ERROR_NO_BINARY_FOR_GPU => {
+        E::CUDA_ERROR_NO_DEVICE | E::CUDA_ERROR_INVALID_DEVICE => Status::BackendUnavailable,
+        // Code for another device, or from a compiler newer than the driver.
+        E::CUDA_ERROR_NO_BINARY_FOR_GPU | E::CUDA_ERROR_INVALID_IMAGE | E::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
             Status::BackendUnavailable
         }
         _ => Status::DeviceLost,
@@ -68,6 +70,27 @@ pub fn device_count() -> u32 {
         return 0;
     }
     u32::try_from(n).unwrap_or(0)
+}
+
+/// Compute capability times ten of a device, asked without a context.
+pub fn arch_of(ordinal: u32) -> Option<u32> {
+    let mut device = 0;
+    // SAFETY: the output is writable; the driver refuses an ordinal that is none.
+    let code = unsafe { sys::cuDeviceGet(&raw mut device, i32::try_from(ordinal).ok()?) };
+    (code == sys::CUresult::CUDA_SUCCESS).then(|| arch(device).ok())?
+}
+
+fn attribute(device: sys::CUdevice, attribute: sys::CUdevice_attribute) -> Result<u32> {
+    let mut value = 0;
+    // SAFETY: the output is writable.
+    check(unsafe { sys::cuDeviceGetAttribute(&raw mut value, attribute, device) }, "device attribute")?;
+    Ok(u32::try_from(value).unwrap_or(0))
+}
+
+fn arch(device: sys::CUdevice) -> Result<u32> {
+    use sys::CUdevice_attribute as A;
+    let major = attribute(device, A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    Ok(major * 10 + attribute(device, A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?)
 }
 
 /// A context to work in: a device's primary one, kept alive, or the host's own.
@@ -122,28 +145,19 @@ impl Context {
         Ok(Current { context: self })
     }
 
-    fn attribute(&self, attribute: sys::CUdevice_attribute) -> Result<u32> {
-        let mut value = 0;
-        // SAFETY: the output is writable.
-        check(unsafe { sys::cuDeviceGetAttribute(&raw mut value, attribute, self.device) }, "device attribute")?;
-        Ok(u32::try_from(value).unwrap_or(0))
-    }
-
     /// Compute capability times ten, such as 90.
     pub fn arch(&self) -> Result<u32> {
-        use sys::CUdevice_attribute as A;
-        let major = self.attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-        Ok(major * 10 + self.attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?)
+        arch(self.device)
     }
 
     /// Multiprocessors.
     pub fn multiprocessors(&self) -> Result<u32> {
-        self.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+        attribute(self.device, sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
     }
 
     /// Shared memory a block may have.
     pub fn shared_limit(&self) -> Result<u32> {
-        self.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+        attribute(self.device, sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
     }
 }
 
@@ -305,7 +319,7 @@ impl Module {
     /// Loads a cubin into the current context.
     pub fn load(_: &Current<'_>, cubin: &[u8]) -> Result<Self> {
         let mut module = std::ptr::null_mut();
-        // SAFETY: the driver checks the image's header; images come from NVRTC or from the checked disk cache.
+        // SAFETY: the driver checks the image's header; images come from NVRTC, at some time, or from the checked disk cache.
         check(unsafe { sys::cuModuleLoadData(&raw mut module, cubin.as_ptr().cast()) }, "loading a kernel module")?;
         Ok(Self(module))
     }

@@ -1,60 +1,52 @@
-//! Kernels compiled for the device at hand: from memory, from disk, or by NVRTC.
+//! Kernels compiled for the device at hand: built in, from memory, from disk, or by NVRTC.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::disk::{Disk, Key, hash};
+use super::disk::{Disk, Key};
+use super::driver::{Current, Module};
+use super::embedded;
 use super::nvrtc::{Source, nvrtc};
-use crate::status::Result;
+use super::program::{options, recipe, text_hash};
+use crate::status::{Error, Result, Status};
 
-macro_rules! files {
-    ($($name:literal),* $(,)?) => { &[$(($name, include_str!(concat!("kernels/", $name)))),*] };
+/// A program loaded for an architecture (compute capability times ten): built in for just that, else compiled, else, where
+/// there is no compiler or it is older than the device, built in for an architecture whose code runs there.
+///
+/// # Errors
+/// `BackendUnavailable` where there is none of the three.
+pub fn load(current: &Current<'_>, source: Source, arch: u32, macros: &[(&str, u32)], disk: bool) -> Result<Module> {
+    let unavailable = |error: &Error| error.status() == Status::BackendUnavailable;
+    let mut built_in = None;
+    if let Some(code) = embedded::exact(source, arch, macros) {
+        match Module::load(current, code) {
+            // A driver older than the compiler of the build: the machine may have a compiler of its driver's time.
+            Err(error) if unavailable(&error) => built_in = Some(format!("; built in, but {error}")),
+            loaded => return loaded,
+        }
+    }
+    let error = match compiled(source, arch, macros, disk) {
+        Ok(code) => return Module::load(current, &code),
+        Err(error) if unavailable(&error) => error,
+        Err(error) => return Err(error),
+    };
+    match embedded::compatible(source, arch, macros).filter(|_| built_in.is_none()) {
+        Some(code) => Module::load(current, code),
+        None => {
+            let there = built_in.unwrap_or_else(|| embedded::what_there_is(source, macros));
+            Err(Error::new(error.status(), format!("{error}{there}")))
+        }
+    }
 }
 
-/// Every file a program may include.
-const HEADERS: &[(&str, &str)] = files![
-    "advance.cuh",
-    "append.cuh",
-    "arch.cuh",
-    "attend_generic.cuh",
-    "chunk.cuh",
-    "columns.cuh",
-    "decode.cuh",
-    "edit.cuh",
-    "element.cuh",
-    "entry.cuh",
-    "fork.cuh",
-    "fresh.cuh",
-    "geometry.cuh",
-    "params.cuh",
-    "parts.cuh",
-    "phase.cuh",
-    "query.cuh",
-    "ring.cuh",
-    "stage.cuh",
-    "tile.cuh",
-];
-
-/// What runs for every configuration: append, attention of any shape, edits.
-pub const COMMON: Source = Source { name: "common.cu", text: include_str!("kernels/common.cu"), headers: HEADERS };
-/// Attention specialised for one shape.
-pub const FAST: Source = Source { name: "fast.cu", text: include_str!("kernels/fast.cu"), headers: HEADERS };
-
-/// A program compiled for an architecture (compute capability times ten).
-pub fn compile(source: Source, arch: u32, macros: &[(&str, u32)], disk: bool) -> Result<Arc<[u8]>> {
+fn compiled(source: Source, arch: u32, macros: &[(&str, u32)], disk: bool) -> Result<Arc<[u8]>> {
     static CUBINS: Mutex<Option<HashMap<Key, Arc<[u8]>>>> = Mutex::new(None);
     let nvrtc = nvrtc()?;
-    // Code for 9.0 may use what only that architecture has.
-    let suffix = if arch == 90 { "a" } else { "" };
-    let mut options = vec![format!("--gpu-architecture=sm_{arch}{suffix}"), "-std=c++17".to_owned()];
-    options.extend(macros.iter().map(|(name, value)| format!("-D{name}={value}")));
+    let options = options(arch, macros);
     let (major, minor) = nvrtc.version();
-    let key = Key {
-        recipe: format!("{} {} nvrtc {major}.{minor}", source.name, options.join(" ")),
-        source: hash(&(source.text, source.headers)),
-    };
+    let key = Key { recipe: format!("{} nvrtc {major}.{minor}", recipe(source, &options)), source: text_hash(source) };
     // Held while compiling: two caches made at once would do the same work twice.
     let mut cubins = CUBINS.lock();
     let cubins = cubins.get_or_insert_default();

@@ -3,8 +3,9 @@
 use std::ffi::CStr;
 
 use super::driver::{Current, Kernel, Module};
-use super::geometry::{COLUMNS, THREADS, chunk_shared, decode_shared, decode_warps, step_shared};
-use super::jit::{COMMON, FAST, compile};
+use super::geometry::{THREADS, chunk_shared, decode_shared, decode_warps, step_shared};
+use super::jit::load;
+use super::program::{COMMON, DIMS, FAST, FAST_ARCH, MOST_GROUP, Variant};
 use crate::config::{DType, Layer, Shape};
 use crate::status::Result;
 
@@ -24,7 +25,7 @@ pub struct Common {
 
 impl Common {
     pub fn load(current: &Current<'_>, arch: u32, disk: bool) -> Result<Self> {
-        let module = Module::load(current, &compile(COMMON, arch, &[], disk)?)?;
+        let module = load(current, COMMON, arch, &[], disk)?;
         let kernel = |name: &'static CStr| module.kernel(name, THREADS, 48 * 1024);
         let kernels = (|| {
             Ok((
@@ -64,15 +65,14 @@ impl Special {
     pub fn of(shape: &Shape, layer: &Layer, arch: u32, shared: u32) -> Option<Self> {
         let (dim, group) = (shape.head_dim as u32, shape.group as u32);
         let fits = shape.head_dim == shape.head_dim_v
-            && matches!(shape.head_dim, 64 | 80 | 96 | 128 | 256)
-            && shape.group <= COLUMNS as usize
+            && DIMS.contains(&(shape.head_dim as u32))
+            && shape.group <= MOST_GROUP as usize
             && shape.kv_dtype != DType::F32
             && shape.in_dtype == shape.kv_dtype
             && shape.n_kv_heads as u64 <= MOST
             // Slots are counted in 32 bits there.
             && layer.ring.slots() < 1 << 31
-            // cp.async, ldmatrix and mma.m16n8k16 of both half types.
-            && arch >= 80
+            && arch >= FAST_ARCH
             && step_shared(dim, group).max(chunk_shared(dim)) <= shared;
         fits.then(|| Self {
             dim,
@@ -80,6 +80,11 @@ impl Special {
             dtype: shape.kv_dtype,
             transform: u32::from(layer.softcap > 0.0) | u32::from(!layer.alibi_slopes.is_empty()) << 1,
         })
+    }
+
+    /// As the compiler is told.
+    pub fn variant(&self) -> Variant {
+        Variant { dim: self.dim, group: self.group, dtype: self.dtype as u32, transform: self.transform }
     }
 }
 
@@ -102,13 +107,7 @@ pub struct Fast {
 
 impl Fast {
     pub fn load(current: &Current<'_>, arch: u32, special: Special, disk: bool) -> Result<Self> {
-        let macros = [
-            ("SKC_DIM", special.dim),
-            ("SKC_GROUP", special.group),
-            ("SKC_TYPE", special.dtype as u32),
-            ("SKC_TRANSFORM", special.transform),
-        ];
-        let module = Module::load(current, &compile(FAST, arch, &macros, disk)?)?;
+        let module = load(current, FAST, arch, &special.variant().macros(), disk)?;
         let dim = special.dim;
         let split = |name: &'static CStr, shared: u32| {
             let kernel = module.kernel(name, 32 * decode_warps(dim), shared)?;

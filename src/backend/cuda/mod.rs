@@ -3,6 +3,7 @@
 mod chooser;
 mod disk;
 mod driver;
+mod embedded;
 mod geometry;
 mod jit;
 mod launch;
@@ -10,6 +11,9 @@ mod layout;
 mod memory;
 mod nvrtc;
 mod params;
+mod program;
+#[cfg(test)]
+mod wanted;
 mod work;
 
 use std::ffi::c_void;
@@ -61,9 +65,10 @@ impl Default for CudaConfig {
     }
 }
 
-/// Whether a CUDA cache can be made now: a driver, a device, a compiler.
+/// Whether a CUDA cache can be made now: a driver, a device, and a compiler or kernels that are built in for it.
 pub(crate) fn available() -> bool {
-    driver::device_count() > 0 && nvrtc::nvrtc().is_ok()
+    let devices = driver::device_count();
+    devices > 0 && (nvrtc::nvrtc().is_ok() || (0..devices).filter_map(driver::arch_of).any(embedded::serves))
 }
 
 /// A cache's part on the device.
@@ -80,6 +85,8 @@ pub(crate) struct Cuda {
     n_seqs: u32,
     multiprocessors: u32,
     programmatic: bool,
+    /// What the host should know about how it was made.
+    warnings: Vec<String>,
     /// Everything that needs the context to be given back; `None` only in drop.
     parts: Parts,
 }
@@ -125,7 +132,7 @@ impl Cuda {
             }
             built?
         };
-        let Built { settings, fast_of, rest, multiprocessors } = built;
+        let Built { settings, fast_of, rest, multiprocessors, warnings } = built;
         Ok(Self {
             context,
             shape: *shape,
@@ -136,6 +143,7 @@ impl Cuda {
             n_seqs,
             multiprocessors,
             programmatic: config.programmatic,
+            warnings,
             parts,
         })
     }
@@ -161,6 +169,11 @@ impl Cuda {
         To { stream, programmatic: self.programmatic }
     }
 
+    /// What the host should know about how it was made: lines of text.
+    pub fn take_warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
+    }
+
     fn common(&self) -> Result<&Common> {
         self.parts.common.as_ref().ok_or_else(gone)
     }
@@ -180,6 +193,7 @@ struct Built {
     fast_of: Vec<Option<usize>>,
     rest: Rest,
     multiprocessors: u32,
+    warnings: Vec<String>,
 }
 
 fn build(
@@ -240,20 +254,42 @@ fn build(
 
     parts.common = Some(Common::load(current, arch, config.disk_cache)?);
     let mut fast_of = Vec::with_capacity(layers.len());
+    let mut missing = Vec::new();
+    let mut warnings = Vec::new();
     for layer in plain() {
-        let special = Special::of(shape, layer, arch, shared);
+        let special = Special::of(shape, layer, arch, shared).filter(|special| !missing.contains(special));
         fast_of.push(match special {
             None => None,
-            Some(special) => Some(match parts.fast.iter().position(|f| f.special == special) {
-                Some(at) => at,
-                None => {
-                    parts.fast.push(Fast::load(current, arch, special, config.disk_cache)?);
-                    parts.fast.len() - 1
-                }
-            }),
+            Some(special) => match parts.fast.iter().position(|f| f.special == special) {
+                Some(at) => Some(at),
+                None => match Fast::load(current, arch, special, config.disk_cache) {
+                    Ok(fast) => {
+                        parts.fast.push(fast);
+                        Some(parts.fast.len() - 1)
+                    }
+                    // The kernels for every shape were built in, these were not, and there is no compiler.
+                    Err(error) if error.status() == Status::BackendUnavailable => {
+                        warnings.push(slow(special, arch, &error));
+                        missing.push(special);
+                        None
+                    }
+                    Err(error) => return Err(error),
+                },
+            },
         });
     }
-    Ok(Built { settings, fast_of, rest, multiprocessors })
+    Ok(Built { settings, fast_of, rest, multiprocessors, warnings })
+}
+
+/// What a host is told that gets the kernel of every shape where there is a faster one.
+fn slow(special: Special, arch: u32, why: &Error) -> String {
+    let (variant, arch) = (special.variant(), program::arch_name(arch));
+    format!(
+        "attention of {variant} (head dim x query heads per KV head : type) runs on the kernel for every shape, which is much \
+         slower than its own: that is not built in for {arch}, and cannot be compiled. Build with {variant} in {}, or let \
+         libnvrtc be found. {why}",
+        program::SHAPES_VARIABLE
+    )
 }
 
 impl Device for Cuda {

@@ -13,7 +13,11 @@ type Program = *mut std::ffi::c_void;
 /// Library names, newest first. The sonames of CUDA 12 and 11.2 and later do not change within a major version.
 const NAMES: [&str; 4] = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so"];
 /// Names a directory that holds libnvrtc, asked before all others.
-const VARIABLE: &str = "SINKCACHE_NVRTC_DIR";
+pub const VARIABLE: &str = "SINKCACHE_NVRTC_DIR";
+/// Homes of a CUDA toolkit.
+pub const TOOLKITS: [&str; 2] = ["CUDA_HOME", "CUDA_PATH"];
+/// Python environments.
+pub const PYTHONS: [&str; 2] = ["VIRTUAL_ENV", "CONDA_PREFIX"];
 
 /// `NVRTC_ERROR_INVALID_OPTION`: among others an architecture newer than the library.
 const INVALID_OPTION: c_int = 5;
@@ -38,6 +42,8 @@ pub struct Nvrtc {
     cubin: unsafe extern "C" fn(Program, *mut c_char) -> c_int,
     log_size: unsafe extern "C" fn(Program, *mut usize) -> c_int,
     log: unsafe extern "C" fn(Program, *mut c_char) -> c_int,
+    n_archs: unsafe extern "C" fn(*mut c_int) -> c_int,
+    archs: unsafe extern "C" fn(*mut c_int) -> c_int,
     destroy: unsafe extern "C" fn(*mut Program) -> c_int,
     error: unsafe extern "C" fn(c_int) -> *const c_char,
 }
@@ -70,12 +76,12 @@ fn directories() -> Vec<Option<PathBuf>> {
     let mut dirs = Vec::new();
     dirs.extend(std::env::var_os(VARIABLE).map(|d| Some(PathBuf::from(d))));
     dirs.push(None);
-    for home in ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(std::env::var_os) {
+    for home in TOOLKITS.iter().filter_map(std::env::var_os) {
         dirs.extend(["lib64", "lib", "targets/x86_64-linux/lib"].map(|sub| Some(Path::new(&home).join(sub))));
     }
     dirs.push(Some(PathBuf::from("/usr/local/cuda/lib64")));
     // NVIDIA's Python wheels, in the environment that is active, if one is.
-    for prefix in ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(std::env::var_os) {
+    for prefix in PYTHONS.iter().filter_map(std::env::var_os) {
         let lib = Path::new(&prefix).join("lib");
         let versions = std::fs::read_dir(&lib).into_iter().flatten().flatten();
         for python in versions.map(|e| e.path()).filter(|p| p.file_name().is_some_and(is_python)) {
@@ -125,7 +131,7 @@ impl Nvrtc {
                 // SAFETY: the types are those of nvrtc.h.
                 match unsafe { library.get($name) } {
                     Ok(symbol) => *symbol,
-                    Err(e) => bail!(BackendUnavailable, "libnvrtc lacks a function: {e}"),
+                    Err(e) => bail!(BackendUnavailable, "no CUDA compiler: libnvrtc lacks a function: {e}"),
                 }
             };
         }
@@ -141,6 +147,8 @@ impl Nvrtc {
             cubin: symbol!(b"nvrtcGetCUBIN\0"),
             log_size: symbol!(b"nvrtcGetProgramLogSize\0"),
             log: symbol!(b"nvrtcGetProgramLog\0"),
+            n_archs: symbol!(b"nvrtcGetNumSupportedArchs\0"),
+            archs: symbol!(b"nvrtcGetSupportedArchs\0"),
             destroy: symbol!(b"nvrtcDestroyProgram\0"),
             error: symbol!(b"nvrtcGetErrorString\0"),
             _library: library,
@@ -151,6 +159,17 @@ impl Nvrtc {
     /// Major and minor version.
     pub fn version(&self) -> (i32, i32) {
         self.version
+    }
+
+    /// Architectures (compute capability times ten) that it compiles for.
+    pub fn archs(&self) -> Result<Vec<u32>> {
+        let mut n = 0;
+        // SAFETY: the output is writable.
+        self.check(unsafe { (self.n_archs)(&raw mut n) }, "NVRTC")?;
+        let mut archs = vec![0; usize::try_from(n).unwrap_or(0)];
+        // SAFETY: as many as it said.
+        self.check(unsafe { (self.archs)(archs.as_mut_ptr()) }, "NVRTC")?;
+        Ok(archs.into_iter().filter_map(|arch| u32::try_from(arch).ok()).collect())
     }
 
     fn check(&self, code: c_int, what: &str) -> Result<()> {
@@ -186,7 +205,8 @@ impl Nvrtc {
             let (major, minor) = self.version;
             bail!(
                 BackendUnavailable,
-                "NVRTC {major}.{minor} cannot compile for this device: {}",
+                "NVRTC {major}.{minor} cannot compile for this device, only for {:?}: {}",
+                self.archs().unwrap_or_default(),
                 self.program_log(program.program)
             );
         }
