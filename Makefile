@@ -9,10 +9,11 @@ UBSAN = $(shell $(CXX) -print-file-name=libubsan.so)
 ENGINES = -DSINKCACHE_BUILD_LLAMA=ON -DSINKCACHE_BUILD_INFLIGHT=ON
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: test setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan cuda-test cuda-variants cuda-cubins \
-	cuda-engine header bench gpu-pack clean
+.PHONY: test setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan neon-test cuda-test cuda-variants \
+	cuda-cubins cuda-engine header bench gpu-pack clean
 
-test: setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan cuda-test cuda-variants cuda-cubins cuda-engine
+test: setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan neon-test cuda-test cuda-variants cuda-cubins \
+	cuda-engine
 	@echo "all tests passed"
 
 setup:
@@ -57,6 +58,10 @@ cpp-sanitize:
 rust-asan:
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" SKC_HISTORIES=1500 CARGO_TARGET_DIR=target/asan \
 		$(CARGO) test -p sinkcache --target $(HOST) --lib --test vectors --test rungs --test histories --test edges --test teams --test allocations
+
+# AArch64 and its NEON rung, under QEMU. Skipped, and says so, where Rust's target cannot be had.
+neon-test:
+	CARGO="$(CARGO)" scripts/neon_test
 
 # The CUDA backend without a GPU: slot arithmetic, then everything that `scripts/gpu_check` checks, kernels and driver under
 # ASan and UBSan, then a C++ host with device pointers.

@@ -9,6 +9,7 @@ shim in build/shim (`tests/shim/build.sh build/shim`).
 """
 import os
 import pathlib
+import platform
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,13 @@ AMX_MUTANTS = {
 with open("/proc/cpuinfo") as f:
     if " amx_bf16" in f.read():
         MUTANTS |= AMX_MUTANTS
+# Of the NEON rung, which the library's own tests must catch on AArch64, elsewhere under QEMU (`scripts/neon_test`).
+NEON = "aarch64-unknown-linux-gnu"
+NEON_MUTANTS = {
+    "neon_maximum_hides_nan": ("src/backend/cpu/simd/neon.rs", "vbslq_f32(vcgtq_f32(self.0, other.0), self.0, other.0)", "vmaxnmq_f32(self.0, other.0)"),
+    "neon_lane_beyond_the_range": ("src/backend/cpu/simd/neon.rs", "vcltq_s32(lane, limit(to))", "vcleq_s32(lane, limit(to))"),
+    "neon_upper_halves": ("src/backend/cpu/simd/neon.rs", "fcvtl {x:v}.4s, {h:v}.4h", "fcvtl2 {x:v}.4s, {h:v}.8h"),
+}
 # Wrong lines of the CUDA kernels, which the device tests must catch on the host shim.
 KERNELS = "src/backend/cuda/kernels/"
 KERNEL_MUTANTS = {
@@ -77,7 +85,7 @@ KERNEL_MUTANTS = {
     "hidden_infinity": (KERNELS + "chunk.cuh", "if (edge && tile_overflows(v, KEYS)) {", "if (false && tile_overflows(v, KEYS)) {"),
 }
 
-ALL = {**MUTANTS, **KERNEL_MUTANTS}
+ALL = {**MUTANTS, **NEON_MUTANTS, **KERNEL_MUTANTS}
 
 
 def sources():
@@ -89,6 +97,21 @@ def sources():
 def cargo(*args):
     env = {**os.environ, "CARGO_TARGET_DIR": str(ROOT / "target"), "SKC_HISTORIES": "300", "RUST_BACKTRACE": "0"}
     return subprocess.run(["cargo", "test", "-q", "-p", "sinkcache", *TESTS, *args], cwd=COPY, env=env, capture_output=True, text=True)
+
+
+def can_neon():
+    """Whether Rust can build for AArch64 and this machine, or QEMU, can run it."""
+    libs = subprocess.run(["rustc", "--print", "target-libdir", "--target", NEON], capture_output=True, text=True, check=True).stdout.strip()
+    runs = platform.machine() == "aarch64" or (shutil.which("qemu-aarch64") and shutil.which("aarch64-linux-gnu-gcc"))
+    return bool(runs) and any(pathlib.Path(libs).glob("libcore-*.rlib"))
+
+
+def on_neon(*args):
+    env = {**os.environ, "CARGO_TARGET_DIR": str(ROOT / "target"), "RUST_BACKTRACE": "0"}
+    if platform.machine() != "aarch64":
+        env |= {"CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER": "aarch64-linux-gnu-gcc",
+                "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER": "qemu-aarch64 -L /usr/aarch64-linux-gnu"}
+    return subprocess.run(["cargo", "test", "-q", "-p", "sinkcache", "--target", NEON, "--lib", *args], cwd=COPY, env=env, capture_output=True, text=True)
 
 
 def on_shim(*args):
@@ -103,7 +126,7 @@ def on_shim(*args):
 def mutate(name):
     """-> None when the mutant is caught, else what is wrong."""
     changes = [ALL[name]]
-    test = on_shim if name in KERNEL_MUTANTS else cargo
+    test = on_shim if name in KERNEL_MUTANTS else on_neon if name in NEON_MUTANTS else cargo
     texts = {}
     for file, right, wrong in changes:
         text = texts.get(file) or (COPY / file).read_text()
@@ -124,12 +147,12 @@ def mutate(name):
 
 
 def main():
-    names = sys.argv[1:] or list(ALL)
+    names = sys.argv[1:] or [n for n in ALL if n not in NEON_MUTANTS or can_neon()]
     shutil.rmtree(COPY, ignore_errors=True)
     for name in sources():
         (COPY / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, COPY / name)
-    for table, test in ((MUTANTS, cargo), (KERNEL_MUTANTS, on_shim)):
+    for table, test in ((MUTANTS, cargo), (NEON_MUTANTS, on_neon), (KERNEL_MUTANTS, on_shim)):
         if any(name in table for name in names) and test().returncode:
             sys.exit("the tests fail without any mutant")
     wrong = 0

@@ -7,6 +7,8 @@ pub mod oracle;
 pub mod plain;
 pub mod vectors;
 
+use std::process::Command;
+
 use half::{bf16, f16};
 use sinkcache::{Batch, Cache, CacheConfig, DType, RowsIn, RowsOut};
 
@@ -27,6 +29,18 @@ pub fn new_cache(config: &CacheConfig) -> Cache {
         device::with_host(|host| unsafe { cache.set_stream(host.stream.cast()) }).unwrap();
     }
     cache
+}
+
+/// This test program, to be started again: through what cargo was told to run programs for AArch64 with, if it was told.
+pub fn this_program() -> Command {
+    let program = std::env::current_exe().unwrap();
+    let runner = std::env::var("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER").unwrap_or_default();
+    let runner = if cfg!(target_arch = "aarch64") { runner } else { String::new() };
+    let mut words = runner.split_whitespace();
+    let Some(first) = words.next() else { return Command::new(program) };
+    let mut command = Command::new(first);
+    command.args(words).arg(program);
+    command
 }
 
 /// Rows of f32 tensors of one call.

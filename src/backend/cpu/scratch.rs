@@ -27,6 +27,7 @@ pub(super) fn decode_rows(shape: &Shape) -> usize {
 
 /// Working memory of one part. Rows are padded to 16 elements; sizes are those of [`sizes`].
 #[derive(Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "fields of AMX"))]
 pub(super) struct Scratch<'a> {
     /// `[slab][rope_dim / 2]` cosines and sines for window and sink queries; the first two serve append too.
     pub cos: &'a mut [f32],
@@ -73,6 +74,8 @@ fn sizes(shape: &Shape) -> [usize; FIELDS] {
     let slab = shape.max_chunk.min(SLAB) as usize;
     let (dim, dim_v) = (shape.head_dim, padded_dim(shape.head_dim_v));
     let (trig, q, rows) = (slab * dim / 2, TILE * dim, decode_rows(shape));
+    // What AMX alone needs takes no memory elsewhere.
+    let (q_tiles, weights) = if cfg!(target_arch = "x86_64") { (q, SUB * BLOCK) } else { (0, 0) };
     [
         trig,
         trig,
@@ -80,8 +83,8 @@ fn sizes(shape: &Shape) -> [usize; FIELDS] {
         trig,
         q,
         q,
-        q,
-        q,
+        q_tiles,
+        q_tiles,
         TILE * dim_v,
         rows * dim_v,
         TILE,
@@ -90,7 +93,7 @@ fn sizes(shape: &Shape) -> [usize; FIELDS] {
         TILE,
         TILE,
         (rows * SPAN).max(SUB * BLOCK),
-        SUB * BLOCK,
+        weights,
         BLOCK * dim,
         BLOCK * dim_v,
         dim,

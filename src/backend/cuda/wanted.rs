@@ -7,8 +7,9 @@ pub const ARCHS_VARIABLE: &str = "SINKCACHE_CUBIN_ARCHS";
 
 /// A100; RTX 30; RTX 40 and L4; H100; B200; RTX 50.
 pub const DEFAULT_ARCHS: &str = "80,86,89,90,100,120";
-/// Head dim x query heads per KV head, in both half types: 64x4 Llama 3.2 1B; 64x8 gpt-oss, TinyLlama; 96x1 Phi-3 mini; 128x1
-/// Llama 2 7B and 13B; 128x2 Qwen 3 0.6B and 1.7B, Gemma 3 27B; 128x3 Llama 3.2 3B, Phi-4 mini; 128x4 Llama 3 8B, Mistral 7B, Mixtral, Qwen 3 8B, Phi-4; 128x5 Qwen 2.5 and 3 14B; 128x7 Qwen 2.5 7B; 128x8 Llama 3 70B, Qwen 2.5 72B,
+/// Head dim x query heads per KV head, in both half types: 64x4 Llama 3.2 1B; 64x8 gpt-oss, TinyLlama; 96x1 Phi-3 mini;
+/// 128x1 Llama 2 7B and 13B; 128x2 Qwen 3 0.6B and 1.7B, Gemma 3 27B; 128x3 Llama 3.2 3B, Phi-4 mini; 128x4 Llama 3 8B,
+/// Mistral 7B, Mixtral, Qwen 3 8B, Phi-4; 128x5 Qwen 2.5 and 3 14B; 128x7 Qwen 2.5 7B; 128x8 Llama 3 70B, Qwen 2.5 72B,
 /// Qwen 3 32B; 256x2 Gemma 3 4B and 12B. Tensor parallelism by KV heads leaves both numbers as they are.
 pub const DEFAULT_SHAPES: &str = "64x4,64x8,96x1,128x1,128x2,128x3,128x4,128x5,128x7,128x8,256x2";
 

@@ -215,6 +215,7 @@ unsafe fn score_rows<V: Lanes, K: Keys, const NV: usize>(a: &Scores, at: usize) 
                 1 => score_tile::<V, K, 1, NV>(a, r, at),
                 2 | 3 => score_tile::<V, K, 2, NV>(a, r, at),
                 4 | 5 => score_tile::<V, K, 4, NV>(a, r, at),
+                _ if !V::SIX_ROWS => score_tile::<V, K, 4, NV>(a, r, at),
                 _ => score_tile::<V, K, 6, NV>(a, r, at),
             }
         };
@@ -305,6 +306,7 @@ unsafe fn sum_rows<V: Lanes, E: Values, const NV: usize>(a: &Sums, d: usize) {
                 1 => sum_tile::<V, E, 1, NV>(a, r, d),
                 2 | 3 => sum_tile::<V, E, 2, NV>(a, r, d),
                 4 | 5 => sum_tile::<V, E, 4, NV>(a, r, d),
+                _ if !V::SIX_ROWS => sum_tile::<V, E, 4, NV>(a, r, d),
                 _ => sum_tile::<V, E, 6, NV>(a, r, d),
             }
         };

@@ -8,6 +8,8 @@ mod avx2;
 mod avx512;
 pub(crate) mod kernels;
 mod lanes;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 mod weigh;
 
@@ -27,14 +29,21 @@ pub enum Rung {
     Avx512,
     /// AVX-512, and AMX tiles of bfloat16 for chunks.
     Amx,
+    /// NEON, on AArch64.
+    Neon,
 }
 
-/// Names a rung to use instead of the best: `scalar`, `avx2`, `avx512`, `amx`.
+/// Names a rung to use instead of the best: `scalar`, `avx2`, `avx512`, `amx`, `neon`.
 pub const RUNG_VARIABLE: &str = "SINKCACHE_CPU";
 
 impl Rung {
-    const ALL: [(&'static str, Self); 4] =
-        [("scalar", Self::Scalar), ("avx2", Self::Avx2), ("avx512", Self::Avx512), ("amx", Self::Amx)];
+    const ALL: [(&'static str, Self); 5] = [
+        ("scalar", Self::Scalar),
+        ("avx2", Self::Avx2),
+        ("avx512", Self::Avx512),
+        ("amx", Self::Amx),
+        ("neon", Self::Neon),
+    ];
 
     /// Its name in [`RUNG_VARIABLE`].
     #[must_use]
@@ -58,11 +67,13 @@ impl Rung {
                 Self::Avx2 => avx2,
                 Self::Avx512 => avx2 && avx512,
                 Self::Amx => avx2 && avx512 && amx::available(),
+                Self::Neon => false,
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
         {
-            self == Self::Scalar
+            // NEON is part of the target.
+            self == Self::Scalar || (cfg!(target_arch = "aarch64") && self == Self::Neon)
         }
     }
 
@@ -86,7 +97,7 @@ impl Rung {
                 Some((_, rung)) => rung,
                 None => {
                     let name = name.display();
-                    bail!(InvalidConfig, "{RUNG_VARIABLE} is {name}: scalar, avx2, avx512 or amx is allowed")
+                    bail!(InvalidConfig, "{RUNG_VARIABLE} is {name}: scalar, avx2, avx512, amx or neon is allowed")
                 }
             },
         };
@@ -136,7 +147,8 @@ pub(crate) struct Kernels {
     pub angles: unsafe fn(&Frequencies, u64, f32, &mut [f32], &mut [f32]),
 }
 
-/// Compiles the kernels for the vectors of one rung. `$nv` vectors by six rows of sums fit its registers.
+/// Compiles the kernels for the vectors of one rung. `$nv` vectors by six rows of sums (or four, `Lanes::SIX_ROWS`) fit its
+/// registers.
 macro_rules! rung {
     ($name:ident, $lanes:ty, $nv:literal, $(#[$features:meta])?) => {
         mod $name {
@@ -254,6 +266,8 @@ rung!(scalar_kernels, super::scalar::Scalar, 2,);
 rung!(avx2_kernels, super::avx2::Avx2, 2, #[target_feature(enable = "avx2,fma,f16c")]);
 #[cfg(target_arch = "x86_64")]
 rung!(avx512_kernels, super::avx512::Avx512, 4, #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]);
+#[cfg(target_arch = "aarch64")]
+rung!(neon_kernels, super::neon::Neon, 4,);
 
 impl Kernels {
     /// Of a rung that is available.
@@ -263,6 +277,8 @@ impl Kernels {
             Rung::Avx2 => avx2_kernels::kernels(dtype),
             #[cfg(target_arch = "x86_64")]
             Rung::Avx512 | Rung::Amx => avx512_kernels::kernels(dtype),
+            #[cfg(target_arch = "aarch64")]
+            Rung::Neon => neon_kernels::kernels(dtype),
             _ => scalar_kernels::kernels(dtype),
         }
     }
