@@ -10,6 +10,8 @@ pub(crate) mod kernels;
 mod lanes;
 mod scalar;
 mod weigh;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod weigh_tiles;
 
 use self::kernels::{Scores, Sums, Weights};
 use crate::config::{DType, RopeStyle};
