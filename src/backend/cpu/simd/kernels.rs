@@ -241,13 +241,25 @@ unsafe fn score_tile<V: Lanes, K: Keys, const R: usize, const NV: usize>(a: &Sco
                     prefetch(group[v].wrapping_add((NV * V::N).max(GROUP) * a.dim * K::SIZE + d * GROUP * K::SIZE))
                 );
             }
-            each!(NV, v, k[v] = K::load(group[v], lane(v), d));
-            each!(R, r, {
-                let (q0, q1) = (V::splat(*q.add(r * a.q_stride + d)), V::splat(*q.add(r * a.q_stride + d + 1)));
-                each!(NV, v, sum[r][v] = q0.fma(k[v].0, sum[r][v]));
-                each!(NV, v, sum[r][v] = q1.fma(k[v].1, sum[r][v]));
-            });
-            d += 2;
+            if K::STORED {
+                each!(NV, v, k[v] = K::load(group[v], lane(v), d));
+                each!(R, r, {
+                    let (q0, q1) = (V::splat(*q.add(r * a.q_stride + d)), V::splat(*q.add(r * a.q_stride + d + 1)));
+                    each!(NV, v, sum[r][v] = q0.fma(k[v].0, sum[r][v]));
+                    each!(NV, v, sum[r][v] = q1.fma(k[v].1, sum[r][v]));
+                });
+                d += 2;
+            } else {
+                // One dim after the other: with six rows the vectors of two do not fit the registers.
+                each!(2, i, {
+                    each!(NV, v, k[v].0 = V::load(group[v].cast::<f32>().add((d + i) * GROUP + lane(v))));
+                    each!(R, r, {
+                        let q = V::splat(*q.add(r * a.q_stride + d + i));
+                        each!(NV, v, sum[r][v] = q.fma(k[v].0, sum[r][v]));
+                    });
+                });
+                d += 2;
+            }
         }
         each!(R, r, each!(NV, v, sum[r][v].store(a.scores.add((row + r) * a.stride + at + v * V::N))));
     }
@@ -393,7 +405,7 @@ pub(crate) unsafe fn pack_keys<V: Lanes, K: Keys>(src: *const u8, dim: usize, gr
     }
 }
 
-/// Values of keys `from..to` as rows of f32; the rows before and up to `n` become 0.
+/// Values of keys `from..to` as rows of f32; the rows before and up to `n` become 0. False if a number is not finite.
 ///
 /// # Safety
 /// As [`Lanes`] and [`Values`]; `dst` must have room for `n` rows.
@@ -403,15 +415,20 @@ pub(crate) unsafe fn pack_values<V: Lanes, E: Values>(
     dim: usize,
     (from, to, n): (usize, usize, usize),
     dst: *mut f32,
-) {
-    for key in 0..n {
-        for d in (0..dim).step_by(V::N) {
-            // SAFETY: the caller's contract.
-            unsafe {
-                let x = if (from..to).contains(&key) { E::one::<V>(src, dim, key, d) } else { V::splat(0.0) };
+) -> bool {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let zero = V::splat(0.0);
+        // Zero times a number is nothing, unless it is infinite or none.
+        let mut nothing = zero;
+        for key in 0..n {
+            for d in (0..dim).step_by(V::N) {
+                let x = if (from..to).contains(&key) { E::one::<V>(src, dim, key, d) } else { zero };
+                nothing = x.fma(zero, nothing);
                 x.store(dst.add(key * dim + d));
             }
         }
+        nothing.reduce_add() == 0.0
     }
 }
 
