@@ -9,14 +9,14 @@ use crate::backend::cpu::store::GROUP;
 use crate::config::RopeStyle;
 use crate::phase::Frequencies;
 
-/// Repeats a statement for every index below a constant of at most six, written out: arrays of vectors stay in registers only
+/// Repeats a statement for every index below a constant of at most eight, written out: arrays of vectors stay in registers only
 /// where every index is known.
 macro_rules! each {
     ($n:expr, $i:ident, $body:expr) => {
-        each!(@ $n, $i, $body, 0 1 2 3 4 5)
+        each!(@ $n, $i, $body, 0 1 2 3 4 5 6 7)
     };
     (@ $n:expr, $i:ident, $body:expr, $($k:literal)*) => {
-        const { assert!($n <= 6) };
+        const { assert!($n <= 8) };
         $(if $k < $n {
             let $i: usize = $k;
             $body;
@@ -37,19 +37,6 @@ pub(crate) trait Keys {
     /// # Safety
     /// As [`Lanes`]; `lane + V::N` is at most 16, and `d` below the head's dims.
     unsafe fn load<V: Lanes>(group: *const u8, lane: usize, d: usize) -> (V, V);
-}
-
-/// Asks for the line at `p`; a hint, whatever the address.
-#[inline(always)]
-fn prefetch(p: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: SSE is part of the target; a hint reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
 }
 
 /// How values lie.
@@ -233,14 +220,6 @@ unsafe fn score_tile<V: Lanes, K: Keys, const R: usize, const NV: usize>(a: &Sco
         let mut k = [(V::splat(0.0), V::splat(0.0)); NV];
         let mut d = 0;
         while d < a.dim {
-            if K::STORED && lane(0) == 0 {
-                // The same place in the groups that come next: memory is slower than this loop.
-                each!(
-                    NV,
-                    v,
-                    prefetch(group[v].wrapping_add((NV * V::N).max(GROUP) * a.dim * K::SIZE + d * GROUP * K::SIZE))
-                );
-            }
             if K::STORED {
                 each!(NV, v, k[v] = K::load(group[v], lane(v), d));
                 each!(R, r, {
@@ -296,7 +275,11 @@ pub(crate) unsafe fn sums<V: Lanes, E: Values, const NV: usize>(a: &Sums) {
     while d < a.dim {
         // SAFETY: the caller's contract.
         unsafe {
-            if a.dim - d >= NV * V::N {
+            if a.rows == 1 && NV == 4 && a.dim - d >= 8 * V::N {
+                // Whole rows of memory at once, where the sums of one row leave registers for it.
+                sum_tile::<V, E, 1, 8>(a, 0, d);
+                d += 8 * V::N;
+            } else if a.dim - d >= NV * V::N {
                 sum_rows::<V, E, NV>(a, d);
                 d += NV * V::N;
             } else {
