@@ -70,8 +70,9 @@ fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernel
                 amx::split_keys(k, dim, n / GROUP, high, low) & amx::split_values(v, dim_v, keys, high_v, low_v);
             (k, k_low, v, v_low) = (high, low.cast_const(), high_v, low_v.cast_const());
             finite
-        } else if all_seen && (block.lo, block.hi) == (0, n) {
-            // Every key of whole tiles is visible to every row: they can be read where they lie.
+        } else if all_seen && (block.lo, block.hi) == (0, n) || amx::all_finite(v, n * dim_v) {
+            // Every key of whole tiles is visible to every row, or weights of zero keep the others out: they can be read
+            // where they lie.
             true
         } else {
             let (copy, _) = split(scratch.v, n * dim_v, false);
