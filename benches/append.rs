@@ -84,10 +84,11 @@ fn main() {
 
 /// The two in alternation, since the machine's speed drifts: median of the pairs' ratios.
 fn ratios(x: &[f32]) {
-    println!("append of one token (f32) / rotation and memcpy, median of 201 alternated pairs of 2,000 tokens");
-    for window in WINDOWS {
-        for (name, position) in POSITIONS {
-            let (mut cache, mut floor) = (filled(window, position, DType::F32), Floor::new(window, position));
+    println!("append of one token / rotation and memcpy as f32, median of 201 alternated pairs of 2,000 tokens");
+    let cases = WINDOWS.iter().flat_map(|&w| POSITIONS.map(|p| (w, p)));
+    for dtype in [DType::F32, DType::F16, DType::Bf16] {
+        for (window, (name, position)) in cases.clone() {
+            let (mut cache, mut floor) = (filled(window, position, dtype), Floor::new(window, position));
             let timed = |append: &mut dyn FnMut()| {
                 let start = Instant::now();
                 (0..2_000).for_each(|_| append());
@@ -100,7 +101,7 @@ fn ratios(x: &[f32]) {
                 })
                 .collect();
             ratios.sort_by(f64::total_cmp);
-            println!("window {window:6} position {name:>5}: {:.3}", ratios[ratios.len() / 2]);
+            println!("{dtype:?} window {window:6} position {name:>5}: {:.3}", ratios[ratios.len() / 2]);
         }
     }
 }

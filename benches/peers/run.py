@@ -6,7 +6,9 @@
 Needs NumPy and, for its column, torch; builds the library and, with scripts/llama_cpp, ggml. Every contender of a case is
 timed in bursts that alternate; a time is the median call of all bursts, a ratio the median over the rounds of the bursts'
 medians. sinkcache does more than the others: `step` rotates and appends the new tokens too, its window has wrapped, and
-queries come and results go as f32. `roofline` is bytes of K and V over the bandwidth of reading once, measured here.
+queries come and results go as f32. `roofline` is what a case cannot do without over what it takes: for one query, reading K and
+V once at the bandwidth measured here; for a chunk, the products of queries, keys, weights and values at the peak measured here of
+the unit that does them: AMX in bfloat16 for bf16, a third of it for sinkcache's f16 (three products), FMA in f32 for the rest.
 """
 import argparse
 import ctypes
@@ -211,6 +213,48 @@ def bandwidth(lib, n_threads, size, seconds=0.2):
     return size / statistics.median(taken) / 1e9
 
 
+UNITS = {"avx2": 0, "avx512": 1, "amx": 2}
+
+
+def peaks(lib, n_threads, seconds=0.05):
+    """-> {unit: GFLOP/s of all threads}, for those this processor has; a unit's best of five"""
+    import threading
+    lib.peer_multiply.argtypes, lib.peer_multiply.restype = [ctypes.c_int, ctypes.c_int64], ctypes.c_int64
+    found = {}
+    for name, unit in UNITS.items():
+        n, flops = 1000, lib.peer_multiply(unit, 1000)
+        if not flops:
+            continue
+        start = time.perf_counter()
+        lib.peer_multiply(unit, n)
+        n = int(n * seconds / (time.perf_counter() - start)) + 1
+        best = 0
+        for _ in range(5):
+            threads = [threading.Thread(target=lib.peer_multiply, args=(unit, n)) for _ in range(n_threads)]
+            start = time.perf_counter()
+            for t in threads:
+                t.start()
+            for t in threads:
+                t.join()
+            best = max(best, n * flops / 1000 * n_threads / (time.perf_counter() - start) / 1e9)
+        found[name] = best
+    return found
+
+
+def peak_of(name, rung, found):
+    """GFLOP/s that the contender could reach; None where its unit was not measured"""
+    if name.startswith("sinkcache"):
+        best = rung or next((u for u in ("amx", "avx512", "avx2") if u in found), "")
+        if best == "amx" and " f16 " in name:
+            return found["amx"] / 3
+        if best == "amx" and " f32 " in name:
+            best = "avx512"
+        return found.get(best)
+    if name.startswith("torch") and "amx" in found:
+        return found["amx"]
+    return found.get("avx512", found.get("avx2"))
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--quick", action="store_true", help="two cases, short bursts: does it run?")
@@ -253,6 +297,10 @@ def main():
     cases = (decode if "decode" in chosen else []) + (chunk if "chunk" in chosen else [])
     print(f"\n{'queries':>7} {'cached':>6} {'heads':>6} {'thr':>3}  {'contender':28} {'us':>10}  {'x of sinkcache':>14}  roofline")
     for n_threads in map(int, a.threads.split(",")):
+        found = peaks(ggml, n_threads) if chunk and "chunk" in chosen else {}
+        if found:
+            print(f"{n_threads} threads: peak " + ", ".join(f"{unit} {x:.0f} GFLOP/s" for unit, x in found.items()))
+            record["cases"].append({"threads": n_threads, "peak_gflop_s": {unit: round(x) for unit, x in found.items()}})
         for case in cases:
             n_q, n_kv, window, n = case
             calls = {}
@@ -270,14 +318,20 @@ def main():
             times, ratios = contest(calls, rounds, seconds)
             size = 2 * window * n_kv * HEAD_DIM * 2
             floor = size / bandwidth(ggml, n_threads, size) / 1e9
+            flops, shares = 4 * n * window * n_q * HEAD_DIM, {}
             for name in calls:
+                shares[name] = floor / times[name]
+                rate = ""
+                if n > 1:
+                    peak = peak_of(name, a.rung, found)
+                    shares[name] = flops / times[name] / 1e9 / peak if peak else 0
+                    rate = f"  {flops / times[name] / 1e9:5.0f} GFLOP/s"
                 print(f"{n:7} {window:6} {n_q:3}/{n_kv:<2} {n_threads:3}  {name:28} {times[name] * 1e6:10.1f}  {ratios[name]:14.2f}"
-                      f"  {floor / times[name] * 100:5.1f} %" if n == 1 else
-                      f"{n:7} {window:6} {n_q:3}/{n_kv:<2} {n_threads:3}  {name:28} {times[name] * 1e6:10.1f}  {ratios[name]:14.2f}"
-                      f"  {4 * n * window * n_q * HEAD_DIM / times[name] / 1e9:7.0f} GFLOP/s", flush=True)
+                      f"  {shares[name] * 100:6.1f} %{rate}", flush=True)
             record["cases"].append({"queries": n, "cached": window, "q_heads": n_q, "kv_heads": n_kv, "threads": n_threads,
                                     "us": {k: round(t * 1e6, 1) for k, t in times.items()},
-                                    "ratio": {k: round(r, 3) for k, r in ratios.items()}, "floor_us": round(floor * 1e6, 1)})
+                                    "ratio": {k: round(r, 3) for k, r in ratios.items()}, "floor_us": round(floor * 1e6, 1),
+                                    "roofline": {k: round(s, 3) for k, s in shares.items()}})
     if "large" in chosen and not a.quick:
         print("\nK and V larger than the last-level cache: 8 layers of 16,384 tokens x 32 KV heads, f16, 2.1 GB, one step of all")
         for n_threads in map(int, a.threads.split(",")):

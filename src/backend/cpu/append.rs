@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::element::{Stored, view};
 use super::scratch::Scratch;
-use super::simd::Kernels;
+use super::simd::{Kernels, prefetch};
 use super::store::{Slots, physical};
 use super::tile::Angles;
 use crate::backend::{AppendRows, Job};
@@ -13,6 +13,16 @@ use crate::config::{DType, PositionMode};
 
 /// Tokens of a head that are stored together: a group's worth.
 const TOGETHER: usize = 16;
+
+/// Tokens from one that is stored to the one whose rows are fetched.
+const AHEAD: u64 = 4;
+
+/// Asks for the rows of a token.
+fn expect(at: &Place<'_>, t: u64, head: usize) {
+    let (shape, size) = (at.job.shape, at.job.shape.in_dtype.size());
+    prefetch(at.io.k.at(at.entry.row + t, head), shape.head_dim * size);
+    prefetch(at.io.v.at(at.entry.row + t, head), shape.head_dim_v * size);
+}
 
 /// Stores tokens `tokens` of an entry for some KV heads.
 pub(super) fn append<T: Stored>(
@@ -28,7 +38,15 @@ pub(super) fn append<T: Stored>(
     for begin in tokens.clone().step_by(TOGETHER) {
         let end = tokens.end.min(begin + TOGETHER as u64);
         for head in heads.clone() {
-            (begin..end).for_each(|t| append_row::<T>(at, tokens, t, head, kernels, angles, scratch));
+            for t in begin..end {
+                // Rows of one head lie far apart: nothing but a hint brings them in time.
+                let (next, ahead) =
+                    if t + AHEAD < end { (head, t + AHEAD) } else { (head + 1, t + AHEAD - (end - begin)) };
+                if next < heads.end && (begin..end).contains(&ahead) {
+                    expect(at, ahead, next);
+                }
+                append_row::<T>(at, tokens, t, head, kernels, angles, scratch);
+            }
         }
     }
 }

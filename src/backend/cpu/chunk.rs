@@ -1,16 +1,11 @@
 //! Attention of many rows: tiles of them over blocks of keys that are packed once per tile, FlashAttention-style.
 
 use super::decode::sum_rows;
-use super::scratch::{BLOCK, Scratch};
+use super::scratch::{BLOCK, SUB, Scratch};
 use super::simd::Kernels;
 use super::simd::kernels::{Scores, Sums, Weights};
 use super::store::{GROUP, Slots, padded_dim};
 use super::tile::{Block, Tile};
-
-/// Rows of a tile: keys and values are packed once for them.
-pub(super) const ROWS: usize = 96;
-/// Rows that are scored together, a multiple of the six that kernels take at once.
-pub(super) const SUB: usize = 48;
 
 /// Computes the loaded rows of a tile.
 pub(super) fn tile(tile: &Tile<'_>, slots: &Slots<'_>, kernels: &Kernels, scratch: &mut Scratch<'_>) {
@@ -32,13 +27,13 @@ pub(super) fn add_block(
     let n = block.hi.next_multiple_of(GROUP);
     let (k, v) = slots.read(tile.head, block.slot, n as u64);
     // SAFETY: the rung is available; whole groups of this head, whose append is over; a block that scratch has room for.
-    unsafe {
+    let finite = unsafe {
         (kernels.pack_keys)(k, dim, n / GROUP, scratch.k.as_mut_ptr());
-        (kernels.pack_values)(v, dim_v, (block.lo, block.hi, n), scratch.v.as_mut_ptr());
-    }
+        (kernels.pack_values)(v, dim_v, (block.lo, block.hi, n), scratch.v.as_mut_ptr())
+    };
     // Where some rows see a key and others do not, a weight of zero would let an infinity in.
     let all_seen = tile.sees_all(block);
-    let apart = !all_seen && !scratch.v[..n * dim_v].iter().all(|x| x.is_finite());
+    let apart = !all_seen && !finite;
     for first in (0..tile.rows).step_by(SUB) {
         let rows = tile.part(first, SUB);
         if !all_seen && !rows.sees_any(block) {

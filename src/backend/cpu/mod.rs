@@ -132,7 +132,7 @@ impl Cpu {
 
     fn attend_all(&self, job: &Job<'_>, exec: &Executor, round: Round) -> Result<()> {
         let heads = job.shape.n_kv_heads as u64;
-        let kind = |e: &Entry| Kind::new(job.shape, self.rung, &round.tokens(e));
+        let kind = |e: &Entry| Kind::new(job.shape, &round.tokens(e));
         let units: u64 = job.entries.iter().map(|e| kind(e).units() * heads).sum();
         if exec.width() > 1 && units < 4 * u64::from(exec.width()) && self.spans.fits(job, |e| kind(e) == Kind::Decode)
         {
@@ -187,7 +187,7 @@ impl Cpu {
                 }
                 for head in heads.clone() {
                     if job.attend.is_some() {
-                        let units = Kind::new(job.shape, self.rung, &tokens).units();
+                        let units = Kind::new(job.shape, &tokens).units();
                         (0..units).for_each(|unit| worker.attend(entry, &tokens, head, unit));
                     }
                 }

@@ -11,9 +11,9 @@ use crate::status::Result;
 pub(super) const BLOCK: usize = 256;
 /// Keys of a span of a decode: its softmax is computed by itself and merged in order.
 pub(super) const SPAN: usize = 512;
-/// Most rows (tokens times heads of a group) of a chunk's tile.
-pub(super) const TILE: usize = 128;
-/// Most rows of a tile that are scored together.
+/// Most rows (tokens times heads of a group) of a chunk's tile: keys and values are packed once for them.
+pub(super) const TILE: usize = 192;
+/// Most rows of a tile that are scored together, a multiple of the six that kernels take at once.
 pub(super) const SUB: usize = 48;
 /// Up to this many rows an entry is a decode.
 pub(super) const FEW_ROWS: usize = 20;

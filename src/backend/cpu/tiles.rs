@@ -9,6 +9,7 @@ use super::scratch::{BLOCK, Scratch};
 use super::simd::Kernels;
 use super::simd::amx::{self, DEPTH, ROWS, Split, Tiles};
 use super::simd::kernels::Sums;
+use super::simd::weigh_tiles::weigh_tiles;
 use super::store::{GROUP, PAD, Slots, padded_dim};
 use super::tile::{Block, Tile};
 use crate::config::{DType, Shape};
@@ -69,8 +70,9 @@ fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernel
                 amx::split_keys(k, dim, n / GROUP, high, low) & amx::split_values(v, dim_v, keys, high_v, low_v);
             (k, k_low, v, v_low) = (high, low.cast_const(), high_v, low_v.cast_const());
             finite
-        } else if all_seen && (block.lo, block.hi) == (0, n) {
-            // Every key of whole tiles is visible to every row: they can be read where they lie.
+        } else if all_seen && (block.lo, block.hi) == (0, n) || amx::all_finite(v, n * dim_v) {
+            // Every key of whole tiles is visible to every row, or weights of zero keep the others out: they can be read
+            // where they lie.
             true
         } else {
             let (copy, _) = split(scratch.v, n * dim_v, false);
@@ -83,6 +85,7 @@ fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernel
         return false;
     }
     let apart = !all_seen && !finite;
+    let plain = tile.job.layer.softcap == 0.0 && tile.job.layer.alibi_slopes.is_empty();
     for first in (0..tile.rows).step_by(ROWS) {
         let rows = tile.part(first, ROWS);
         if !all_seen && !rows.sees_any(block) {
@@ -98,7 +101,13 @@ fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernel
             let q = Split { high: q.add(first * dim), low: q_low };
             amx::scores(q, Split { high: k, low: k_low }, dim, n, scratch.scores.as_mut_ptr(), BLOCK);
             rows.look(block, &scratch.sights[first..first + rows.rows], &mut scratch.seen);
-            (kernels.weigh)(&chunk::weights(&rows, first, n, scratch));
+            let fused = plain && !apart;
+            let softmax = chunk::weights(&rows, first, n, scratch);
+            if fused {
+                weigh_tiles(&softmax, weights, weights_low);
+            } else {
+                (kernels.weigh)(&softmax);
+            }
             let acc = scratch.acc[first * dim_v..].as_mut_ptr();
             if apart {
                 let stored = Sums {
@@ -116,8 +125,10 @@ fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernel
                 continue;
             }
             for r in 0..rows.rows {
-                let low = if two { weights_low.add(r * BLOCK) } else { weights_low };
-                amx::narrow(scratch.scores[r * BLOCK..].as_ptr(), n, weights.add(r * BLOCK), low);
+                if !fused {
+                    let low = if two { weights_low.add(r * BLOCK) } else { weights_low };
+                    amx::narrow(scratch.scores[r * BLOCK..].as_ptr(), n, weights.add(r * BLOCK), low);
+                }
                 if scratch.keep[r] != 1.0 {
                     amx::rescale(acc.add(r * dim_v), dim_v, scratch.keep[r]);
                 }

@@ -22,14 +22,14 @@ use crate::config::Shape;
 pub(super) enum Kind {
     /// All rows of a head at once.
     Decode,
-    /// This many tiles of so many rows for each head.
-    Tiles { n: u64, rows: usize },
+    /// This many tiles for each head.
+    Tiles(u64),
     /// No tokens in this round.
     Nothing,
 }
 
 impl Kind {
-    pub fn new(shape: &Shape, rung: Rung, tokens: &Range<u64>) -> Self {
+    pub fn new(shape: &Shape, tokens: &Range<u64>) -> Self {
         let n = tokens.end - tokens.start;
         let rows = n * shape.group as u64;
         if n == 0 {
@@ -37,8 +37,7 @@ impl Kind {
         } else if rows <= FEW_ROWS as u64 || (n == 1 && rows <= TILE as u64) {
             Self::Decode
         } else {
-            let most = if uses_tiles(shape, rung) { TILE } else { chunk::ROWS };
-            Self::Tiles { n: rows.div_ceil(most as u64), rows: most }
+            Self::Tiles(rows.div_ceil(TILE as u64))
         }
     }
 
@@ -46,7 +45,7 @@ impl Kind {
     pub fn units(self) -> u64 {
         match self {
             Self::Decode => 1,
-            Self::Tiles { n, .. } => n,
+            Self::Tiles(n) => n,
             Self::Nothing => 0,
         }
     }
@@ -127,7 +126,7 @@ impl<'a> Worker<'a> {
         let slots = self.store.slots(self.job.layer_index, entry.seq);
         let (kernels, scratch) = (self.kernels, &mut self.scratch);
         let dim = padded_dim(self.job.shape.head_dim_v);
-        match Kind::new(self.job.shape, self.rung, tokens) {
+        match Kind::new(self.job.shape, tokens) {
             Kind::Nothing => return,
             Kind::Decode => {
                 tile.load(kernels, &mut self.angles, scratch);
@@ -137,9 +136,8 @@ impl<'a> Worker<'a> {
                     decode::merge(tile.rows, dim, &mut state, &part);
                 }
             }
-            Kind::Tiles { rows, .. } => {
-                let first = unit as usize * rows;
-                tile = tile.part(first, rows);
+            Kind::Tiles(_) => {
+                tile = tile.part(unit as usize * TILE, TILE);
                 tile.load(kernels, &mut self.angles, scratch);
                 #[cfg(target_arch = "x86_64")]
                 if uses_tiles(self.job.shape, self.rung) {

@@ -280,6 +280,23 @@ pub(crate) unsafe fn split_values(
     odd_ones == 0
 }
 
+/// Whether `n` numbers in bfloat16 are all finite.
+///
+/// # Safety
+/// AMX must be [`available`]; `src` holds `n` numbers, a multiple of 32.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(crate) unsafe fn all_finite(src: *const u16, n: usize) -> bool {
+    // Without its sign, an infinity or a NaN is at least the infinity.
+    let (sign, infinity) = (_mm512_set1_epi16(0x7FFF), _mm512_set1_epi16(0x7F80));
+    let mut largest = _mm512_setzero_si512();
+    for at in (0..n).step_by(32) {
+        // SAFETY: the caller's contract.
+        let x = unsafe { _mm512_loadu_si512(src.add(at).cast()) };
+        largest = _mm512_max_epu16(largest, _mm512_and_si512(x, sign));
+    }
+    _mm512_cmplt_epu16_mask(largest, infinity) == u32::MAX
+}
+
 /// bf16 values of keys `from..to` as stored, tiles `[n / 32][dim / 16]`, copied; all others become 0. False if a number is not finite.
 ///
 /// # Safety

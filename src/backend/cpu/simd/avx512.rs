@@ -6,7 +6,7 @@ use super::lanes::Lanes;
 
 /// Sixteen f32.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx512(__m512);
+pub(crate) struct Avx512(pub __m512);
 
 impl Avx512 {
     /// Lanes `from..to` as a mask.

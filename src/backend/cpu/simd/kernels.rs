@@ -9,14 +9,14 @@ use crate::backend::cpu::store::GROUP;
 use crate::config::RopeStyle;
 use crate::phase::Frequencies;
 
-/// Repeats a statement for every index below a constant of at most six, written out: arrays of vectors stay in registers only
+/// Repeats a statement for every index below a constant of at most eight, written out: arrays of vectors stay in registers only
 /// where every index is known.
 macro_rules! each {
     ($n:expr, $i:ident, $body:expr) => {
-        each!(@ $n, $i, $body, 0 1 2 3 4 5)
+        each!(@ $n, $i, $body, 0 1 2 3 4 5 6 7)
     };
     (@ $n:expr, $i:ident, $body:expr, $($k:literal)*) => {
-        const { assert!($n <= 6) };
+        const { assert!($n <= 8) };
         $(if $k < $n {
             let $i: usize = $k;
             $body;
@@ -37,19 +37,6 @@ pub(crate) trait Keys {
     /// # Safety
     /// As [`Lanes`]; `lane + V::N` is at most 16, and `d` below the head's dims.
     unsafe fn load<V: Lanes>(group: *const u8, lane: usize, d: usize) -> (V, V);
-}
-
-/// Asks for the line at `p`; a hint, whatever the address.
-#[inline(always)]
-fn prefetch(p: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: SSE is part of the target; a hint reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
 }
 
 /// How values lie.
@@ -234,21 +221,25 @@ unsafe fn score_tile<V: Lanes, K: Keys, const R: usize, const NV: usize>(a: &Sco
         let mut k = [(V::splat(0.0), V::splat(0.0)); NV];
         let mut d = 0;
         while d < a.dim {
-            if K::STORED && lane(0) == 0 {
-                // The same place in the groups that come next: memory is slower than this loop.
-                each!(
-                    NV,
-                    v,
-                    prefetch(group[v].wrapping_add((NV * V::N).max(GROUP) * a.dim * K::SIZE + d * GROUP * K::SIZE))
-                );
+            if K::STORED {
+                each!(NV, v, k[v] = K::load(group[v], lane(v), d));
+                each!(R, r, {
+                    let (q0, q1) = (V::splat(*q.add(r * a.q_stride + d)), V::splat(*q.add(r * a.q_stride + d + 1)));
+                    each!(NV, v, sum[r][v] = q0.fma(k[v].0, sum[r][v]));
+                    each!(NV, v, sum[r][v] = q1.fma(k[v].1, sum[r][v]));
+                });
+                d += 2;
+            } else {
+                // One dim after the other: with six rows the vectors of two do not fit the registers.
+                each!(2, i, {
+                    each!(NV, v, k[v].0 = V::load(group[v].cast::<f32>().add((d + i) * GROUP + lane(v))));
+                    each!(R, r, {
+                        let q = V::splat(*q.add(r * a.q_stride + d + i));
+                        each!(NV, v, sum[r][v] = q.fma(k[v].0, sum[r][v]));
+                    });
+                });
+                d += 2;
             }
-            each!(NV, v, k[v] = K::load(group[v], lane(v), d));
-            each!(R, r, {
-                let (q0, q1) = (V::splat(*q.add(r * a.q_stride + d)), V::splat(*q.add(r * a.q_stride + d + 1)));
-                each!(NV, v, sum[r][v] = q0.fma(k[v].0, sum[r][v]));
-                each!(NV, v, sum[r][v] = q1.fma(k[v].1, sum[r][v]));
-            });
-            d += 2;
         }
         each!(R, r, each!(NV, v, sum[r][v].store(a.scores.add((row + r) * a.stride + at + v * V::N))));
     }
@@ -285,7 +276,11 @@ pub(crate) unsafe fn sums<V: Lanes, E: Values, const NV: usize>(a: &Sums) {
     while d < a.dim {
         // SAFETY: the caller's contract.
         unsafe {
-            if a.dim - d >= NV * V::N {
+            if a.rows == 1 && NV == 4 && a.dim - d >= 8 * V::N {
+                // Whole rows of memory at once, where the sums of one row leave registers for it.
+                sum_tile::<V, E, 1, 8>(a, 0, d);
+                d += 8 * V::N;
+            } else if a.dim - d >= NV * V::N {
                 sum_rows::<V, E, NV>(a, d);
                 d += NV * V::N;
             } else {
@@ -395,7 +390,7 @@ pub(crate) unsafe fn pack_keys<V: Lanes, K: Keys>(src: *const u8, dim: usize, gr
     }
 }
 
-/// Values of keys `from..to` as rows of f32; the rows before and up to `n` become 0.
+/// Values of keys `from..to` as rows of f32; the rows before and up to `n` become 0. False if a number is not finite.
 ///
 /// # Safety
 /// As [`Lanes`] and [`Values`]; `dst` must have room for `n` rows.
@@ -405,15 +400,20 @@ pub(crate) unsafe fn pack_values<V: Lanes, E: Values>(
     dim: usize,
     (from, to, n): (usize, usize, usize),
     dst: *mut f32,
-) {
-    for key in 0..n {
-        for d in (0..dim).step_by(V::N) {
-            // SAFETY: the caller's contract.
-            unsafe {
-                let x = if (from..to).contains(&key) { E::one::<V>(src, dim, key, d) } else { V::splat(0.0) };
+) -> bool {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let zero = V::splat(0.0);
+        // Zero times a number is nothing, unless it is infinite or none.
+        let mut nothing = zero;
+        for key in 0..n {
+            for d in (0..dim).step_by(V::N) {
+                let x = if (from..to).contains(&key) { E::one::<V>(src, dim, key, d) } else { zero };
+                nothing = x.fma(zero, nothing);
                 x.store(dst.add(key * dim + d));
             }
         }
+        nothing.reduce_add() == 0.0
     }
 }
 

@@ -12,6 +12,8 @@ mod lanes;
 mod neon;
 mod scalar;
 mod weigh;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod weigh_tiles;
 
 use self::kernels::{Scores, Sums, Weights};
 use crate::config::{DType, RopeStyle};
@@ -140,8 +142,8 @@ pub(crate) struct Kernels {
     pub weigh: unsafe fn(&Weights),
     /// Stored keys, dims, groups, where to.
     pub pack_keys: unsafe fn(*const u8, usize, usize, *mut f32),
-    /// Stored values, padded dims, (from, to, rows), where to.
-    pub pack_values: unsafe fn(*const u8, usize, (usize, usize, usize), *mut f32),
+    /// Stored values, padded dims, (from, to, rows), where to; whether all are finite.
+    pub pack_values: unsafe fn(*const u8, usize, (usize, usize, usize), *mut f32) -> bool,
     pub rotate: Rotate,
     pub narrow_to_bf16: unsafe fn(&[f32], &mut [u16]),
     pub angles: unsafe fn(&Frequencies, u64, f32, &mut [f32], &mut [f32]),
@@ -173,7 +175,7 @@ macro_rules! rung {
                         }
 
                         $(#[$features])?
-                        pub unsafe fn pack_values(src: *const u8, dim: usize, keys: (usize, usize, usize), dst: *mut f32) {
+                        pub unsafe fn pack_values(src: *const u8, dim: usize, keys: (usize, usize, usize), dst: *mut f32) -> bool {
                             // SAFETY: the caller's contract.
                             unsafe { kernels::pack_values::<$lanes, $e>(src, dim, keys, dst) }
                         }
