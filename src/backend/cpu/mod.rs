@@ -214,10 +214,10 @@ impl Backend for Cpu {
     }
 
     fn choice(&self, shape: &Shape, call: TokenCall, n_tokens: u64) -> KernelChoice {
-        let kernel = match (call, Kind::new(shape, self.rung, &(0..n_tokens))) {
+        let kernel = match (call, Kind::new(shape, &(0..n_tokens))) {
             (TokenCall::Append, _) | (_, Kind::Nothing) => "append",
             (_, Kind::Decode) => "decode",
-            (_, Kind::Tiles { .. }) => "chunk",
+            (_, Kind::Tiles(_)) => "chunk",
         };
         let kernel = format!("cpu_{kernel}_{}", self.rung.name());
         KernelChoice { kernel, launches: 0, grid: [0; 3], threads: 0, shared_bytes: 0, n_splits: 0 }
