@@ -285,6 +285,12 @@ def main():
     commit = built("git", "rev-parse", "--short", "HEAD")[0]
     cpu = next((l.split(":", 1)[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.processor())
     family = [l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith(("cpu family", "model\t"))][:2]
+
+    def keep():
+        # After every case: a run that is cut off has what it had.
+        if a.json:
+            a.json.write_text(json.dumps(record, indent=1) + "\n")
+
     record = {"commit": commit, "date": time.strftime("%Y-%m-%d"), "cpu": f"{cpu}, family {family[0]} model {family[1]}", "rung": a.rung or "best",
               "torch": torch.__version__ if torch else None, "cases": []}
     print(f"{record['cpu']}, {record['date']}, commit {commit}, rung {record['rung']}, torch {record['torch']}")
@@ -301,6 +307,7 @@ def main():
         if found:
             print(f"{n_threads} threads: peak " + ", ".join(f"{unit} {x:.0f} GFLOP/s" for unit, x in found.items()))
             record["cases"].append({"threads": n_threads, "peak_gflop_s": {unit: round(x) for unit, x in found.items()}})
+            keep()
         for case in cases:
             n_q, n_kv, window, n = case
             calls = {}
@@ -332,6 +339,7 @@ def main():
                                     "us": {k: round(t * 1e6, 1) for k, t in times.items()},
                                     "ratio": {k: round(r, 3) for k, r in ratios.items()}, "floor_us": round(floor * 1e6, 1),
                                     "roofline": {k: round(s, 3) for k, s in shares.items()}})
+            keep()
     if "large" in chosen and not a.quick:
         print("\nK and V larger than the last-level cache: 8 layers of 16,384 tokens x 32 KV heads, f16, 2.1 GB, one step of all")
         for n_threads in map(int, a.threads.split(",")):
@@ -344,6 +352,7 @@ def main():
             ours, theirs = size / statistics.median(taken) / 1e9, statistics.median(speeds)
             print(f"{n_threads} threads: {ours:.1f} GB/s, reading once {theirs:.1f} GB/s, {ours / theirs * 100:.0f} %", flush=True)
             record["cases"].append({"large": True, "threads": n_threads, "gb_s": round(ours, 2), "read_gb_s": round(theirs, 2)})
+            keep()
             s.close()
     if "position" in chosen and not a.quick:
         print("\nOne step at stream position 10,000,000 against 10,000 (2048 cached, 32/8, f16)")
@@ -352,8 +361,7 @@ def main():
             times, ratios = contest({"1e4": near, "1e7": far}, rounds, seconds)
             print(f"{n_threads} threads: {times['1e4'] * 1e6:.1f} us, {times['1e7'] * 1e6:.1f} us, ratio {ratios['1e7']:.3f}", flush=True)
             record["cases"].append({"position_ratio": round(ratios["1e7"], 4), "threads": n_threads})
-    if a.json:
-        a.json.write_text(json.dumps(record, indent=1) + "\n")
+            keep()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ use super::element::Stored;
 use super::scratch::{FEW_ROWS, SPAN, Scratch, TILE};
 use super::simd::{Kernels, Rung};
 use super::spans::Spans;
-use super::store::{Store, padded_dim};
+use super::store::{Slots, Store, padded_dim};
 use super::tile::{Angles, Tile};
 #[cfg(target_arch = "x86_64")]
 use super::tiles;
@@ -51,14 +51,18 @@ impl Kind {
     }
 }
 
-/// Whether chunks go through AMX.
+/// Computes a tile with AMX, where that is the rung and heads fit; false, and nothing done, elsewhere.
 #[cfg(target_arch = "x86_64")]
-fn uses_tiles(shape: &Shape, rung: Rung) -> bool {
-    rung == Rung::Amx && tiles::fits(shape)
+fn by_amx(rung: Rung, tile: &Tile<'_>, slots: &Slots<'_>, kernels: &Kernels, scratch: &mut Scratch<'_>) -> bool {
+    let does = rung == Rung::Amx && tiles::fits(tile.job.shape);
+    if does {
+        tiles::tile(tile, slots, kernels, scratch);
+    }
+    does
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn uses_tiles(_: &Shape, _: Rung) -> bool {
+fn by_amx(_: Rung, _: &Tile<'_>, _: &Slots<'_>, _: &Kernels, _: &mut Scratch<'_>) -> bool {
     false
 }
 
@@ -139,12 +143,9 @@ impl<'a> Worker<'a> {
             Kind::Tiles(_) => {
                 tile = tile.part(unit as usize * TILE, TILE);
                 tile.load(kernels, &mut self.angles, scratch);
-                #[cfg(target_arch = "x86_64")]
-                if uses_tiles(self.job.shape, self.rung) {
-                    tiles::tile(&tile, &slots, kernels, scratch);
-                    return tile.finish(kernels, scratch);
+                if !by_amx(self.rung, &tile, &slots, kernels, scratch) {
+                    chunk::tile(&tile, &slots, kernels, scratch);
                 }
-                chunk::tile(&tile, &slots, kernels, scratch);
             }
         }
         tile.finish(kernels, scratch);
