@@ -72,12 +72,12 @@ def all_cases():
                 for cached in CACHED:
                     far = (3 * _worth(heads, HEADS) + 4 * (dtype == "f16")
                            + 1.5 * _worth(n_seqs, SEQUENCES) + 2 * _worth(cached, CACHED))
-                    core = heads == HEADS[0] and dtype == "bf16" and cached in (2048, 4096) and n_seqs in (1, 64)
+                    core = heads == HEADS[0] and dtype == "bf16" and cached == 2048 and n_seqs in (1, 64)
                     ranked.append((far, Case(n_seqs, cached, *heads, dtype, core=core)))
             for chunk in CHUNKS:
                 for cached in (2048, 16384):
                     far = (1 + 4 * _worth(heads, HEADS) + 4 * (dtype == "f16") + 1.5 * _worth(chunk, CHUNKS) + 3 * (cached > 2048))
-                    core = heads == HEADS[0] and dtype == "bf16" and chunk in (512, 2048, 8192)
+                    core = heads == HEADS[0] and dtype == "bf16" and cached == chunk == 2048
                     ranked.append((far, Case(1, cached, *heads, dtype, chunk, core=core)))
     # The price of a far position: nothing, if angles are exact at any.
     for start in (10_000, 10_000_000):
@@ -92,6 +92,8 @@ def smoke_cases(dtypes=("bf16", "f16"), dim=64):
         Case(2, 48, 4, 2, dim, dtypes[0], core=True),
         Case(1, 48, 4, 2, dim, dtypes[-1], start=10_000_000),
         Case(2, 48, 4, 2, dim, dtypes[-1], chunk=20, core=True),
+        # More than travel inside a launch.
+        Case(70, 24, 2, 1, dim, dtypes[0]),
     ]
 
 

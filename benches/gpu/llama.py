@@ -153,9 +153,9 @@ def main():
         os.replace(temporary, o.out / "llama.json")
 
     print(f"{record['device']['name']}, {shape.weights / 1e9:.3f} billion weights, {dtype}", flush=True)
-    cached = 24 if o.tiny else 48
+    cached = 24 if o.tiny else 32
     try:
-        record["checks"] = compare(model, place, cached, 3 * cached + 5)
+        record["checks"] = compare(model, place, cached, 2 * cached + 5)
     except Exception as e:
         record["checks"] = [{"contender": Streaming.name, "holds": False, "note": f"{type(e).__name__}: {first_line(e)}"}]
     for row in record["checks"]:

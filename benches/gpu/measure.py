@@ -21,7 +21,7 @@ def layers_of(case, place, few=False):
     room = 0.85 * place.free_bytes() - 4 * case.layer_bytes - 16 * row
     fit = int(room / ring)
     least = NODES if case.decode else 4
-    return max(0, min(fit, max(least, math.ceil(3 * place.cache_bytes() / case.layer_bytes))))
+    return max(0, min(fit, max(least, 3 * place.cache_bytes() // case.layer_bytes + 1)))
 
 
 def loops_of(case, layers):

@@ -29,7 +29,7 @@ def commit():
     done = subprocess.run(["git", "-C", str(HERE), "rev-parse", "HEAD"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     if done.returncode == 0 and done.stdout.strip():
         return done.stdout.strip()
-    for file in (HERE.parent.parent / "commit",):
+    for file in (HERE.parent.parent / "commit", HERE.parent.parent / "build" / "gpu_check" / "commit"):
         if file.exists():
             return file.read_text().strip()
     return "unknown"
@@ -110,7 +110,7 @@ def main():
             if data is None:
                 journal.add({**about, "mode": "", "status": "unavailable", "note": "does not fit into the device's memory"})
                 continue
-            with journal.under_way({**about, "mode": ""}, o.limit):
+            with journal.under_way({**about, "mode": ""}, o.limit * kind.patience):
                 found = measure(kind, case, place, data, o.seconds)
             clocks = place.clocks()
             for row in found:

@@ -11,6 +11,8 @@ class Contender:
     name = family = None
     # Eager calls, calls replayed from a graph, or both.
     modes = ("graph",)
+    # Times the limit after which a contender is given up.
+    patience = 1
 
     @classmethod
     def does(cls, case, place):

@@ -72,10 +72,12 @@ class FlashInfer(Contender):
 
     name, family = "FlashInfer, rotated window", "window"
     page, rotation = 16, "NONE"
+    # Its kernels are compiled at first use.
+    patience = 4
 
     @classmethod
     def does(cls, case, place):
-        return place.name == "cuda" and case.start == 0 and case.decode and _importable("flashinfer")
+        return place.name == "cuda" and case.core and case.decode and _importable("flashinfer")
 
     def prepare(self):
         import flashinfer
@@ -84,7 +86,7 @@ class FlashInfer(Contender):
         indptr = torch.arange(c.n_seqs + 1, dtype=torch.int32, device=device) * pages
         indices = torch.arange(c.n_seqs * pages, dtype=torch.int32, device=device)
         last = torch.full((c.n_seqs,), (c.cached - 1) % self.page + 1, dtype=torch.int32, device=device)
-        workspace = torch.empty(256 << 20, dtype=torch.uint8, device=device)
+        workspace = torch.zeros(256 << 20, dtype=torch.uint8, device=device)
         self.wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=c.q_heads > c.kv_heads)
         dtype = DTYPES[c.dtype]
         self.wrapper.plan(indptr, indices, last, c.q_heads, c.kv_heads, c.dim, self.page, pos_encoding_mode=self.rotation,
