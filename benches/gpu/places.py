@@ -27,6 +27,8 @@ class Timing:
 
 class Cpu:
     name, backend, tensors, graphs = "cpu", "SKC_BACKEND_CPU", "cpu", False
+    # Seconds that a sample takes at least.
+    least = 2e-3
 
     def __init__(self):
         torch.set_num_threads(1)
@@ -45,7 +47,7 @@ class Cpu:
 
     def time(self, call, seconds, between=lambda: None):
         """Samples of `call` for so many seconds; `between` comes before each and is not timed."""
-        return self._sample(seconds, between, lambda repeat: self._clock(call, repeat))
+        return self._sample(seconds, between, lambda repeat: self._clock(call, repeat), self.synchronize, self.least)
 
     def _clock(self, call, repeat):
         self.synchronize()
@@ -56,13 +58,15 @@ class Cpu:
         return (time.perf_counter() - begin) / repeat
 
     @staticmethod
-    def _sample(seconds, between, clock, least=2e-3):
+    def _sample(seconds, between, clock, settle, least):
         clock(1)
         once = max(clock(1), 1e-7)
         repeat = max(1, min(1000, round(least / once)))
         samples, until = [], time.perf_counter() + seconds
         while len(samples) < 3 or (time.perf_counter() < until and len(samples) < 200):
             between()
+            # Or what is left of it would hide the time that launches take.
+            settle()
             samples.append(clock(repeat))
         return Timing(samples, repeat)
 
@@ -72,6 +76,9 @@ class Cpu:
 
     def free_bytes(self):
         return 1 << 30
+
+    def release(self):
+        """Gives memory back that PyTorch keeps for later: the library takes its own from the driver."""
 
     def describe(self):
         model = next((l.split(":", 1)[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "CPU")
@@ -83,6 +90,8 @@ class Cpu:
 
 class Gpu(Cpu):
     name, backend, tensors, graphs = "cuda", "SKC_BACKEND_CUDA", "cuda", True
+    # The launch of the first replay, tens of microseconds, is in it.
+    least = 6e-3
 
     def __init__(self):
         if not torch.cuda.is_available():
@@ -127,8 +136,11 @@ class Gpu(Cpu):
     def cache_bytes(self):
         return getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 64 << 20)
 
-    def free_bytes(self):
+    def release(self):
         torch.cuda.empty_cache()
+
+    def free_bytes(self):
+        self.release()
         return torch.cuda.mem_get_info()[0]
 
     def describe(self):

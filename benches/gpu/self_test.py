@@ -141,7 +141,7 @@ class Cases(unittest.TestCase):
             n = layers_of(case, Place())
             if n and case.decode:
                 # All of them, or so few because one alone exceeds what fits.
-                self.assertTrue(n >= 32 and n * case.layer_bytes > 3 * (50 << 20) or case.layer_bytes > 1 << 30, case.key)
+                self.assertTrue(n >= 32 and n * case.layer_bytes > 3 * (50 << 20) or case.layer_bytes >= 1 << 30, case.key)
 
 
 class Bytes(unittest.TestCase):

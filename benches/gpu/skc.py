@@ -36,7 +36,7 @@ class SinkCache:
         ffi.check(ffi.lib.skc_create_cache(byref(config), byref(self.handle)))
 
     def _prepared(self, function, struct, layer, n_tokens, tensors):
-        """A call of `function` for all sequences with `n_tokens` each; tensors by name, rows packed."""
+        """A call of `function` for all sequences with `n_tokens` each; tensors by name, rows packed. They stay the caller's to keep."""
         args = struct(struct_size=ctypes.sizeof(struct), layer=layer, n_entries=self.n_seqs)
         for name, tensor in tensors.items():
             if not tensor.is_contiguous() or tensor.dtype != self.dtype:
@@ -51,7 +51,7 @@ class SinkCache:
             arrays = [(ctypes.c_int32 * self.n_seqs)(*c) for c in counts]
             args.seq_ids, args.n_tokens = arrays
         args.stream = self.place.stream()
-        self.kept.append((args, arrays, tuple(tensors.values())))
+        self.kept.append((args, arrays))
         pointer, handle = byref(args), self.handle
 
         def call():

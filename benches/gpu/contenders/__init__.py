@@ -2,10 +2,6 @@
 from contenders import copy, peers, sinkcache, streaming_llm, window
 
 
-class Unavailable(Exception):
-    """The contender cannot do this case here; the text says why."""
-
-
 def contenders_for(case, place):
     """Classes for a case, the most valuable first."""
     found = [*sinkcache.CONTENDERS]

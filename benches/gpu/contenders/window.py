@@ -14,10 +14,11 @@ from data import attention, rotate
 
 
 def rotated(x, positions):
-    """Contiguous x [n_seqs, heads, n, dim] turned to positions: one sequence after the other, since float64 takes room."""
+    """Contiguous x [n_seqs, heads, n, dim] turned to positions: a few sequences at a time, since float64 takes room."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    for seq in range(len(x)):
-        out[seq] = rotate(x[seq], positions)
+    few = max(1, (1 << 26) // x[0].numel())
+    for at in range(0, len(x), few):
+        out[at : at + few] = rotate(x[at : at + few], positions)
     return out
 
 
