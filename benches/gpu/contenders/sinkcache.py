@@ -19,10 +19,11 @@ class Step(Contender):
             fill = self.cache.append(layer, d.period, k, v)
             for _ in range(d.blocks):
                 fill()
+        # Arrays on the device are read when the work is done.
+        self.place.synchronize()
         self.cache.kept.clear()
         self.out = [self.empty_out() for _ in range(d.layers)]
         self.calls = [self.call(layer) for layer in range(d.layers)]
-        self.place.synchronize()
         self.verify()
 
     def call(self, layer):
