@@ -81,8 +81,8 @@ GPU_BENCH = SINKCACHE_LIBRARY=$(CURDIR)/build/gpu_check/libsinkcache.so PYTHONDO
 gpu-bench-test: shim gpu-pack build/torch/complete
 	python3 benches/gpu/floors.py
 	$(GPU_BENCH) build/torch/bin/python -W ignore benches/gpu/self_test.py
-	$(GPU_BENCH) PYTHON=$(CURDIR)/build/torch/bin/python GO_DEVICE=cpu GO_OPTIONS="--smoke --strict --seconds 0.02" \
-		GO_LLAMA_OPTIONS="--tiny --seconds 0.05" build/gpu_check/benches/gpu/go build/gpu-bench/cpu 150
+	$(GPU_BENCH) PYTHON=$(CURDIR)/build/torch/bin/python GO_DEVICE=cpu GO_OPTIONS="--smoke --strict --seconds 0.02 --limit 0" \
+		GO_LLAMA_OPTIONS="--tiny --seconds 0.05" build/gpu_check/benches/gpu/go build/gpu-bench/cpu 600
 	$(GPU_BENCH) LD_LIBRARY_PATH=$(CURDIR)/build/shim SINKCACHE_NVRTC_DIR=$(CURDIR)/build/shim SINKCACHE_CUDA_CACHE_DIR= \
 		SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels build/torch/bin/python -W ignore benches/gpu/run.py --device shim --smoke --strict \
 		--seconds 0.01 --limit 0 --out build/gpu-bench/shim

@@ -175,7 +175,8 @@ def main():
                 gc.collect()
             record["rows"].append({**row, "clocks": place.clocks()})
             write()
-            print(f"{window:6} cached  {kind.name:38} {mode:6} " + (f"{row['ms']:9.3f} ms" if row["status"] == "ok" else f"{row['status']}: {row['note']}"), flush=True)
+            said = f"{row['ms']:9.3f} ms" if row["status"] == "ok" else f"{row['status']}: {row['note']}"
+            print(f"{window:6} cached  {kind.name:38} {mode:6} {said}", flush=True)
     errors = [r for r in record["rows"] if r["status"] == "error"]
     return 1 if errors or not record["checks"] or not all(r["holds"] for r in record["checks"]) else 0
 

@@ -66,7 +66,8 @@ def aims(results, llama):
               {k: v for k, v in streaming.items() if k == ("StreamingLLM in PyTorch", "eager")}, mine)
         ratio(f"{n_seqs} sequences: over StreamingLLM captured, >= 3 x", 3,
               {k: v for k, v in streaming.items() if k[0].startswith("StreamingLLM") and k[1] == "graph"}, mine)
-        ratio(f"{n_seqs} sequences: over the best attention on a ready window, >= {factor} x", factor, _times(rows, family="window", **at), mine)
+        ratio(f"{n_seqs} sequences: over the best attention on a ready window, >= {factor} x", factor,
+              _times(rows, family="window", **at), mine)
     for cached in (2048, 16384):
         for chunk in (128, 512, 2048, 8192):
             at = {"n_seqs": 1, "cached": cached, "chunk": chunk, **MAIN}
@@ -87,7 +88,8 @@ def llama_aims(llama):
     for window in (256, 1024, 2048, 4096):
         ms = {(r["contender"], r["mode"]): r["ms"] for r in rows if r["cached"] == window and r["status"] == "ok"}
         mine = min((v for k, v in ms.items() if k[0] == "sinkcache"), default=None)
-        for label, name, mode, least in (("StreamingLLM in PyTorch", "StreamingLLM in PyTorch", "eager", 5), ("recompute", "recompute", "eager", 22.2),
+        for label, name, mode, least in (("StreamingLLM in PyTorch", "StreamingLLM in PyTorch", "eager", 5),
+                                         ("recompute", "recompute", "eager", 22.2),
                                          ("ordinary cached decoding", "ordinary cache", "graph", None)):
             aim = f"Llama-2-7B shape, {window} cached: over {label}" + (f", >= {least} x" if least else "")
             other = ms.get((name, mode))
@@ -115,7 +117,8 @@ def main():
     results, llama, check = (_load(folder / name) for name in ("results.json", "llama.json", "gpu_check.json"))
     if check:
         failed = [r["check"] for r in check["rows"] if not r["ok"]]
-        print(f"gpu_check: {len(check['rows']) - len(failed)} of {len(check['rows'])} passed" + "".join(f"\n    FAILED {f}" for f in failed[:20]))
+        print(f"gpu_check: {len(check['rows']) - len(failed)} of {len(check['rows'])} passed")
+        print("".join(f"    FAILED {f}\n" for f in failed[:20]), end="")
     else:
         print("gpu_check: no result")
     if not results:

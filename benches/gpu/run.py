@@ -97,7 +97,7 @@ def main():
         if journal.seconds_left() < 0:
             left_out.append(case.key)
             continue
-        fields = {"key": case.key, **{k: getattr(case, k) for k in ("n_seqs", "cached", "q_heads", "kv_heads", "dim", "dtype", "chunk", "start")}}
+        fields = {"key": case.key, **{k: v for k, v in vars(case).items() if k != "core"}}
         data = None
         try:
             layers = layers_of(case, place, o.smoke)
