@@ -10,10 +10,10 @@ ENGINES = -DSINKCACHE_BUILD_LLAMA=ON -DSINKCACHE_BUILD_INFLIGHT=ON
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
 .PHONY: test setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan neon-test cuda-test cuda-variants \
-	cuda-cubins cuda-engine header bench gpu-pack clean
+	cuda-cubins cuda-engine gpu-bench-test header bench gpu-pack clean
 
 test: setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan neon-test cuda-test cuda-variants cuda-cubins \
-	cuda-engine
+	cuda-engine gpu-bench-test
 	@echo "all tests passed"
 
 setup:
@@ -74,7 +74,25 @@ cuda-test: shim gpu-pack
 	cmake --build build -j $(JOBS)
 	LD_LIBRARY_PATH=$(CURDIR)/build/shim:$$LD_LIBRARY_PATH ctest --test-dir build --output-on-failure -R cuda
 
-# What `scripts/gpu_check` carries to a machine with a GPU.
+# PyTorch for the tests of benches/gpu: about 2 GB, a minute, once.
+build/torch/complete: benches/gpu/requirements.txt
+	python3 -m venv build/torch
+	build/torch/bin/pip install --quiet --no-deps --no-compile -r $<
+	touch $@
+
+# The benchmarks for a GPU, without one: what they promise, all contenders on the CPU from the packed folder, the library's half on
+# the stand-in (NVIDIA's compiler, which PyTorch brings along, does not work with it), and the table of predictions.
+GPU_BENCH = SINKCACHE_LIBRARY=$(CURDIR)/build/gpu_check/libsinkcache.so PYTHONDONTWRITEBYTECODE=1
+gpu-bench-test: shim gpu-pack build/torch/complete
+	python3 benches/gpu/floors.py
+	$(GPU_BENCH) build/torch/bin/python -W ignore benches/gpu/self_test.py
+	$(GPU_BENCH) PYTHON=$(CURDIR)/build/torch/bin/python GO_DEVICE=cpu GO_OPTIONS="--smoke --strict --seconds 0.02 --limit 0" \
+		GO_LLAMA_OPTIONS="--tiny --seconds 0.05" build/gpu_check/benches/gpu/go build/gpu-bench/cpu 600
+	$(GPU_BENCH) LD_LIBRARY_PATH=$(CURDIR)/build/shim SINKCACHE_NVRTC_DIR=$(CURDIR)/build/shim SINKCACHE_CUDA_CACHE_DIR= \
+		SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels build/torch/bin/python -W ignore benches/gpu/run.py --device shim --smoke --strict \
+		--seconds 0.01 --limit 0 --out build/gpu-bench/shim
+
+# What a machine with a GPU needs, in a folder that stands by itself: `build/gpu_check/benches/gpu/go OUT` there.
 gpu-pack:
 	scripts/gpu_check --pack build/gpu_check
 

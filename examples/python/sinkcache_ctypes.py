@@ -34,10 +34,17 @@ CacheConfig = _struct(
     *_of(c_uint32, "cuda_device reserved"), *_of(c_void_p, "cuda_context device_alloc device_free device_memory_user"))
 _BATCH = (*_of(c_uint32, "layer n_entries"), *_of(POINTER(c_int32), "seq_ids n_tokens"))
 _STRIDES = "{0}_token_stride {0}_head_stride"
-StepArgs = _struct(
-    "StepArgs", *_BATCH, *_of(c_void_p, "k v q out lse"),
-    *_of(c_int64, " ".join(_STRIDES.format(x) for x in ("k", "v", "q", "out", "lse"))),
-    ("stream", c_void_p), ("n_rows", c_uint64), *_of(c_uint32, "max_tokens reserved"))
+
+
+def _call(name, *tensors):
+    """Arguments of a call over a ragged batch: its tensors, then their strides."""
+    return _struct(name, *_BATCH, *_of(c_void_p, " ".join(tensors)), *_of(c_int64, " ".join(map(_STRIDES.format, tensors))),
+                   ("stream", c_void_p), ("n_rows", c_uint64), *_of(c_uint32, "max_tokens reserved"))
+
+
+AppendKvArgs = _call("AppendKvArgs", "k", "v")
+AttendArgs = _call("AttendArgs", "q", "out", "lse")
+StepArgs = _call("StepArgs", "k", "v", "q", "out", "lse")
 _EDIT = (*_of(c_uint32, "n_entries reserved"), *_of(POINTER(c_int32), "seq_ids n_tokens"), ("stream", c_void_p))
 EvictArgs = _struct("EvictArgs", *_EDIT)
 RewindArgs = _struct("RewindArgs", *_EDIT)
@@ -61,6 +68,8 @@ def _load():
         "skc_layer_config_init": [POINTER(LayerConfig), c_uint32],
         "skc_create_cache": [POINTER(CacheConfig), POINTER(c_void_p)],
         "skc_destroy_cache": [c_void_p],
+        "skc_append_kv": [c_void_p, POINTER(AppendKvArgs)],
+        "skc_attend": [c_void_p, POINTER(AttendArgs)],
         "skc_step": [c_void_p, POINTER(StepArgs)],
         "skc_evict": [c_void_p, POINTER(EvictArgs)],
         "skc_rewind": [c_void_p, POINTER(RewindArgs)],

@@ -1,0 +1,30 @@
+"""A device-to-device copy that moves as many bytes as the case's step must: read and written bytes both count."""
+import torch
+
+from contenders.base import Contender
+
+
+class Copy(Contender):
+    name, family = "copy of as many bytes", "copy"
+
+    @classmethod
+    def does(cls, case, place):
+        return case.decode and case.start == 0
+
+    def prepare(self):
+        half = max(16, self.case.step_bytes // 2 // 16 * 16)
+        # Another place for every layer, so that nothing is found in a cache.
+        self.source = [torch.randint(0, 255, (half,), dtype=torch.uint8, device=self.place.tensors) for _ in range(self.data.layers)]
+        self.target = [torch.empty_like(x) for x in self.source]
+
+    def step(self, layer):
+        self.target[layer].copy_(self.source[layer])
+
+    def picked(self, layer):
+        return self.target[layer][:4096].double() + 1
+
+    def reference(self, layer, passes):
+        return self.source[layer][:4096].double() + 1
+
+
+CONTENDERS = (Copy,)

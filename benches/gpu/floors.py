@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+"""Occupancy, floors and predictions of the CUDA kernels, from RESOURCES.md and published limits. Writes PREDICTIONS.md.
+
+    floors.py                       fail where PREDICTIONS.md is stale
+    floors.py --write               write it: after a change of RESOURCES.md
+    floors.py --write --measured FOLDER    with what a run has found there (results.json, llama.json)
+"""
+import argparse
+import json
+import pathlib
+import re
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+from cases import Case
+from devices import ARCHS, DEVICES, blocks_at_once
+import model
+import report
+
+ROOT = HERE.parent.parent
+RESOURCES = ROOT / "src" / "backend" / "cuda" / "kernels" / "RESOURCES.md"
+PREDICTIONS = HERE / "PREDICTIONS.md"
+NOT_MEASURED = "not measured on a GPU"
+
+
+def resources():
+    """Rows of the tensor-core kernels: {(kernel, arch, dim): (most registers, most shared memory)} over the variants compiled."""
+    found = {}
+    for line in RESOURCES.read_text().splitlines():
+        cells = [c.strip() for c in line.strip("|").split("|")]
+        if len(cells) == 8 and cells[0] == "fast.cu":
+            dim = int(re.search(r"dim=(\d+)", cells[2])[1])
+            key = cells[3], cells[1], dim
+            registers, shared = found.get(key, (0, 0))
+            found[key] = max(registers, int(cells[4])), max(shared, int(cells[7]))
+    return found
+
+
+def occupancy(table):
+    lines = ["| kernel | head_dim | arch | registers | shared | stages | blocks at once | limited by | warps | KiB in flight |",
+             "|---|---|---|---|---|---|---|---|---|---|"]
+    order = list(ARCHS)
+    for (kernel, arch, dim), (registers, shared) in sorted(table.items(), key=lambda i: (i[0][0], i[0][2], order.index(i[0][1]))):
+        k = model.kernel(kernel, dim, registers, shared, ARCHS[arch])
+        lines.append(f"| {kernel} | {dim} | {arch} | {registers} | {shared} | {k.stages} | {k.at_once} | {k.why} | {k.at_once * k.threads // 32} "
+                     f"| {k.in_flight * k.at_once / 1024:.0f} |")
+    return lines
+
+
+def floors():
+    cases = [Case(n, cached, 32, 8, 128, "bf16") for n in (1, 64) for cached in (256, 2048, 16384)]
+    cases += [Case(1, cached, 32, 8, 128, "bf16", chunk) for cached in (2048, 16384) for chunk in (128, 512, 2048, 8192)]
+    lines = ["| step | MB | GFLOP | " + " | ".join(DEVICES) + " |", "|---" * (3 + len(DEVICES)) + "|"]
+    for c in cases:
+        cells = []
+        for d in DEVICES.values():
+            by_bytes, by_flops = c.step_bytes / d.bytes_per_s, c.step_flops / d.flops
+            cells.append(f"{max(by_bytes, by_flops) * 1e6:.2f} us, {'bytes' if by_bytes >= by_flops else 'flops'}")
+        lines.append(f"| {c.key} | {c.step_bytes / 1e6:.2f} | {c.step_flops / 1e9:.3f} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def predictions(table, measured):
+    """Every aim with what the model gives on an H100 and on an H200, and what was measured."""
+    found = {aim: value for aim, value, _ in measured}
+    lines = ["| aim | H100 SXM, predicted | H200 SXM, predicted | measured |", "|---|---|---|---|"]
+    columns = [model.aims(table, DEVICES[name]) for name in ("H100 SXM", "H200 SXM")]
+    for (aim, one, reached_one), (_, two, reached_two) in zip(*columns):
+        said = [f"{value}: **{'reached' if reached else 'missed'}**" for value, reached in ((one, reached_one), (two, reached_two))]
+        lines.append(f"| {aim} | {said[0]} | {said[1]} | {found.get(aim, NOT_MEASURED)} |")
+    return lines
+
+
+def text(measured, title):
+    table = resources()
+    return "\n".join([
+        "# Occupancy, floors and predictions", "",
+        "Written by `benches/gpu/floors.py --write` from `src/backend/cuda/kernels/RESOURCES.md`, published limits (`devices.py`) and the",
+        f"model of `model.py`. Nothing in the columns of predictions was measured. Measured: {title}.", "",
+        "## Predictions", "", *predictions(table, measured), "", "Why, and what each number rests on: README.md.", "",
+        "## Floors", "",
+        "The larger of bytes (K, V, rows in and out, each moved once) over the datasheet's bandwidth and flops over its dense f16 rate.", "",
+        *floors(), "", "## Occupancy", "",
+        "Most registers and shared memory of the variants compiled for an architecture; bytes in flight: copies that a multiprocessor has",
+        "under way while its warps compute.", "", *occupancy(table)]) + "\n"
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--write", action="store_true")
+    p.add_argument("--measured", type=pathlib.Path)
+    o = p.parse_args()
+    measured, title = [], NOT_MEASURED
+    if o.measured:
+        results = json.loads((o.measured / "results.json").read_text())
+        if results["place"] != "cuda":
+            sys.exit(f"{o.measured} is not of a GPU")
+        llama = o.measured / "llama.json"
+        measured = report.aims(results, json.loads(llama.read_text()) if llama.exists() else None)
+        title = f"{results['device']['name']}, commit {results['commit'][:12]}, {results['date']}"
+    new = text(measured, title)
+    if o.write:
+        PREDICTIONS.write_text(new)
+        return 0
+    # A column that was measured stays: everything else must be what the sources give.
+    old = PREDICTIONS.read_text() if PREDICTIONS.exists() else ""
+    if strip(old) != strip(new):
+        print("benches/gpu/PREDICTIONS.md is stale: benches/gpu/floors.py --write")
+        return 1
+    print("benches/gpu/PREDICTIONS.md is current")
+    return 0
+
+
+def strip(text):
+    """Without what was measured."""
+    lines = [re.sub(r"Measured: .*", "", line) for line in text.splitlines()]
+    begin = lines.index("## Predictions") if "## Predictions" in lines else 0
+    end = lines.index("## Floors") if "## Floors" in lines else 0
+    return [line.rsplit("|", 2)[0] if begin < i < end and line.startswith("|") else line for i, line in enumerate(lines)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+"""Decodes with a whole model: recompute, StreamingLLM in PyTorch, an ordinary cache, this library. See README.md.
+
+    SINKCACHE_LIBRARY=.../libsinkcache.so benches/gpu/llama.py --out FOLDER [--budget SECONDS]     Llama-2-7B's shape, a GPU
+    ... --device cpu --tiny                                                                        the test: a tiny shape, checked
+
+FOLDER gets llama.json, rewritten after every row. First all contenders stream the same tokens and must give the same logits, up to
+where the cache is full; those that stream also beyond. Then they are timed with full caches. The exit code is 1 where they differ.
+"""
+import argparse
+import dataclasses
+import datetime
+import gc
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+import torch
+
+from llama_model import LLAMA_2_7B, TINY, Model, Ordinary, Recompute, Sinkcache, Streaming, StreamingFixed
+from measure import first_line
+from places import place_of
+from run import commit
+
+# In the order in which they are timed, for every size of the cache.
+TIMED = ((Sinkcache, "graph"), (Streaming, "eager"), (Recompute, "eager"), (StreamingFixed, "graph"), (Sinkcache, "eager"),
+         (Ordinary, "graph"), (Ordinary, "eager"))
+N_SINK = 4
+# Largest ||a - b|| / ||b|| of logits, by the type that everything is computed in.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2}
+
+
+def stream(kind, mode, model, place, cached, tokens):
+    """Logits after every token. What begins full takes over from StreamingLLM when that is, and gives the rest."""
+    decoder, first = kind(model, place, N_SINK, cached), 0
+    try:
+        if kind.starts_full:
+            before, first = Streaming(model, place, N_SINK, cached), cached
+            for token in tokens[:first]:
+                before.feed(token)
+            decoder.adopt(before)
+        token, logits = torch.zeros_like(tokens[0]), torch.zeros(model.shape.vocabulary, device=model.device)
+
+        def step():
+            logits.copy_(decoder.feed(token))
+
+        # Other contenders' eager steps have made what libraries make at their first call.
+        call, found = place.capture(step) if mode == "graph" else step, []
+        for each in tokens[first:]:
+            token.copy_(each)
+            call()
+            found.append(logits.clone())
+        decoder.check()
+        return first, torch.stack(found)
+    finally:
+        decoder.close()
+
+
+def compare(model, place, cached, n_tokens, seed=3):
+    """Streams the same tokens through all contenders. -> rows: who, where, the largest difference from StreamingLLM's logits"""
+    tokens = torch.randint(0, model.shape.vocabulary, (n_tokens, 1), generator=torch.Generator().manual_seed(seed)).to(model.device)
+    rows = []
+    _, want = stream(Streaming, "eager", model, place, cached, tokens)
+    for kind, mode in TIMED:
+        # `Ordinary` keeps its length on the host: a graph of it is one step, over and over.
+        if kind is Streaming or (kind, mode) == (Ordinary, "graph"):
+            continue
+        # What does not stream computes another function once the cache is full.
+        n = cached if kind in (Ordinary, Recompute) else n_tokens
+        about = {"contender": kind.name, "mode": mode}
+        try:
+            first, got = stream(kind, mode, model, place, cached, tokens[:n])
+        except Exception as e:
+            rows.append({**about, "holds": False, "note": f"{type(e).__name__}: {first_line(e)}"})
+            continue
+        for part, begin, end in (("before eviction", first, min(cached, n)), ("after eviction", max(first, cached), n)):
+            if begin < end:
+                difference = ((got[begin - first : end - first] - want[begin:end]).norm(dim=-1) / want[begin:end].norm(dim=-1)).max().item()
+                rows.append({**about, "part": part, "tokens": end - begin, "difference": difference,
+                             "holds": bool(difference <= TOLERANCE[model.dtype])})
+    return rows
+
+
+def captured(decoder, place, token):
+    """A step that a graph replays: it takes its token from `token` and leaves its choice there."""
+
+    def step():
+        token.copy_(decoder.feed(token).argmax().view(1))
+
+    # Twice eagerly: libraries make their handles, the allocator its blocks.
+    for _ in range(2):
+        step()
+    return place.capture(step)
+
+
+def time_decoder(kind, mode, model, place, cached, seconds):
+    """-> a row. The cache is full and has wrapped before anything is timed."""
+    decoder = kind(model, place, N_SINK, cached)
+    try:
+        decoder.fill()
+        token = torch.zeros(1, dtype=torch.long, device=model.device)
+
+        def eager():
+            token.copy_(decoder.feed(token).argmax().view(1))
+
+        call = captured(decoder, place, token) if mode == "graph" else eager
+        for _ in range(3):
+            call()
+        decoder.check()
+        place.synchronize()
+        samples, until = [], time.perf_counter() + seconds
+        while len(samples) < 3 or (time.perf_counter() < until and len(samples) < 500):
+            samples.append(place._clock(call, 1) * 1e3)
+        decoder.check()
+        if not 0 <= int(token) < model.shape.vocabulary:
+            raise RuntimeError(f"token {int(token)} was chosen")
+        return {"status": "ok", "ms": statistics.median(samples), "samples": len(samples)}
+    finally:
+        decoder.close()
+
+
+def options():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    p.add_argument("--out", type=pathlib.Path, required=True)
+    p.add_argument("--budget", type=float, default=150, help="seconds after which no row is begun")
+    p.add_argument("--seconds", type=float, default=1.0, help="spent on timing a row")
+    p.add_argument("--cached", default="4096,2048,256,1024", help="tokens of the cache, the most valuable first")
+    p.add_argument("--tiny", action="store_true", help="a tiny shape in float32")
+    return p.parse_args()
+
+
+def main():
+    o = options()
+    torch.set_grad_enabled(False)
+    until = time.perf_counter() + o.budget
+    o.out.mkdir(parents=True, exist_ok=True)
+    place = place_of(o.device)
+    shape, dtype = (TINY, torch.float32) if o.tiny else (LLAMA_2_7B, torch.float16)
+    model = Model(shape, place.tensors, dtype)
+    record = {"device": place.describe(), "commit": commit(), "date": datetime.date.today().isoformat(),
+              "shape": dataclasses.asdict(shape), "weights": shape.weights, "dtype": str(dtype), "checks": [], "rows": []}
+
+    def write():
+        temporary = o.out / "llama.json.new"
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+        os.replace(temporary, o.out / "llama.json")
+
+    print(f"{record['device']['name']}, {shape.weights / 1e9:.3f} billion weights, {dtype}", flush=True)
+    cached = 24 if o.tiny else 32
+    try:
+        record["checks"] = compare(model, place, cached, 2 * cached + 5)
+    except Exception as e:
+        record["checks"] = [{"contender": Streaming.name, "holds": False, "note": f"{type(e).__name__}: {first_line(e)}"}]
+    for row in record["checks"]:
+        print(f"{'same' if row['holds'] else 'DIFFERS'}: {row}", flush=True)
+    write()
+    windows = [24] if o.tiny else [int(w) for w in o.cached.split(",")]
+    for window in windows:
+        for kind, mode in TIMED:
+            row = {"contender": kind.name, "mode": mode, "cached": window}
+            if time.perf_counter() > until:
+                row |= {"status": "left out", "note": "time"}
+            else:
+                try:
+                    row |= time_decoder(kind, mode, model, place, window, o.seconds)
+                except Exception as e:
+                    row |= {"status": "error", "note": f"{type(e).__name__}: {first_line(e)}"}
+                gc.collect()
+            record["rows"].append({**row, "clocks": place.clocks()})
+            write()
+            said = f"{row['ms']:9.3f} ms" if row["status"] == "ok" else f"{row['status']}: {row['note']}"
+            print(f"{window:6} cached  {kind.name:38} {mode:6} {said}", flush=True)
+    errors = [r for r in record["rows"] if r["status"] == "error"]
+    return 1 if errors or not record["checks"] or not all(r["holds"] for r in record["checks"]) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""One contender on one case: built, checked, timed."""
+import gc
+import math
+
+import torch
+
+from data import TOLERANCE, error_of
+
+# Steps of a graph: the launch of the graph itself is then shared by as many.
+NODES = 32
+
+
+def layers_of(case, place, few=False):
+    """Layers, each with a cache of its own: so many that all together exceed the device's cache three times; 0: not even one fits."""
+    if few:
+        return 2
+    row = case.n_seqs * case.chunk * (2 * case.q_heads + 2 * case.kv_heads) * case.dim * 2
+    ring = case.layer_bytes * (1 + max(case.chunk, 256) / case.cached) + row
+    # Beside the layers: blocks of tokens, and what preparing a layer takes for a while.
+    room = 0.85 * place.free_bytes() - 4 * case.layer_bytes - 16 * row
+    fit = int(room / ring)
+    least = NODES if case.decode else 4
+    return max(0, min(fit, max(least, 3 * place.cache_bytes() // case.layer_bytes + 1)))
+
+
+def loops_of(case, layers):
+    """How often a graph goes over all layers."""
+    return max(1, math.ceil((NODES if case.decode else 4) / layers))
+
+
+class Wrong(Exception):
+    """A result that is not what the case asks for."""
+
+
+def verify(contender, passes):
+    """-> the largest error of the first and the last layer; raises Wrong beyond what rounding explains."""
+    contender.place.synchronize()
+    contender.verify()
+    worst = 0.0
+    for layer in sorted({0, contender.data.layers - 1}):
+        error = error_of(contender.picked(layer), contender.reference(layer, passes))
+        # A NaN is never small.
+        if not error <= TOLERANCE[contender.case.dtype]:
+            raise Wrong(f"wrong: max error {error:.2e} in layer {layer} after {passes} steps, allowed {TOLERANCE[contender.case.dtype]:.0e}")
+        worst = max(worst, error)
+    return worst
+
+
+def measure(kind, case, place, data, seconds):
+    """Rows of a contender's modes, as dictionaries with "mode", "status" and what was found. All modes are checked before the
+    first one is timed: timing changes what the caches hold."""
+    contender, rows, calls, passes = None, [], {}, 0
+    loops = loops_of(case, data.layers)
+    try:
+        try:
+            contender = kind(case, place, data)
+            contender.all_layers()
+            passes, error = 1, verify(contender, 1)
+            launches = count_launches(contender) if contender.family == "sinkcache" else None
+            # Counting on the stand-in is doing.
+            passes += launches is not None and place.name == "shim"
+        except Exception as e:
+            return [{"mode": mode, **failure(e)} for mode in kind.modes]
+
+        def work():
+            for _ in range(loops):
+                contender.all_layers()
+
+        for mode in kind.modes:
+            try:
+                call = place.capture(work) if mode == "graph" else work
+                call()
+                passes += loops
+                calls[mode] = call, max(error, verify(contender, passes))
+            except Exception as e:
+                rows.append({"mode": mode, **failure(e)})
+                break
+        for mode, (call, error) in calls.items():
+            try:
+                taken = place.time(call, seconds, data.refresh)
+                contender.verify()
+                rows.append({"mode": mode, **numbers(case, taken, loops, data.layers), "error": error, "launches": launches})
+            except Exception as e:
+                rows.append({"mode": mode, **failure(e)})
+                break
+        return rows
+    finally:
+        close(contender)
+        # Graphs and the contender hold memory that the next one needs.
+        contender = call = calls = work = None
+        gc.collect()
+        try:
+            place.release()
+        except Exception as e:
+            print(f"after {kind.name}: {first_line(e)}", flush=True)
+
+
+def close(contender):
+    try:
+        if contender is not None:
+            contender.close()
+    except Exception as e:
+        print(f"closing {contender.name}: {first_line(e)}", flush=True)
+
+
+def count_launches(contender):
+    """Launches of the first layer's step; None where they cannot be counted."""
+    try:
+        found = contender.place.count_launches(lambda: contender.step(0))
+        if contender.place.name == "shim":
+            for layer in range(1, contender.data.layers):
+                contender.step(layer)
+        return found
+    except Exception as e:
+        print(f"launches of {contender.name} were not counted: {first_line(e)}", flush=True)
+        return None
+
+
+def numbers(case, taken, loops, layers):
+    """What a timing says of one step."""
+    nodes = loops * layers
+    us, low, high = (x / nodes * 1e6 for x in (taken.median, taken.quartile(0.25), taken.quartile(0.75)))
+    return {"status": "ok", "us": us, "us_quartiles": [low, high], "samples": len(taken.samples), "replays": taken.repeat,
+            "layers": layers, "nodes": nodes, "bytes": case.step_bytes, "gb_s": case.step_bytes / us / 1e3,
+            "flops": case.step_flops, "tflop_s": case.step_flops / us / 1e6}
+
+
+def failure(e):
+    if isinstance(e, Wrong):
+        return {"status": "wrong", "note": str(e)}
+    # What PyTorch says where the backend that was asked for cannot do a shape.
+    if isinstance(e, (ImportError, NotImplementedError)) or "No available kernel" in str(e):
+        return {"status": "unavailable", "note": first_line(e)}
+    return {"status": "error", "note": f"{type(e).__name__}: {first_line(e)}"}
+
+
+def first_line(e):
+    text = str(e).strip() or repr(e)
+    return text.split("\n")[0][:300]
+
+
+def ceiling(place, few=False):
+    """Bytes per second of a plain copy, read and written bytes both counted: the largest of a few sizes."""
+    found = {}
+    for mebi in ((8,) if few else (64, 512, 2048)):
+        try:
+            source = torch.randint(0, 255, (mebi << 20,), dtype=torch.uint8, device=place.tensors)
+            target = torch.empty_like(source)
+            found[mebi] = 2 * source.numel() / place.time(lambda: target.copy_(source), 0.1).median
+            del source, target
+        except Exception as e:
+            print(f"copy of {mebi} MiB: {first_line(e)}", flush=True)
+    return found

@@ -1,0 +1,243 @@
+"""What the benchmark promises: wrong results get no time, failures become rows, a cut-off run goes on. `python self_test.py`
+
+Needs PyTorch and SINKCACHE_LIBRARY, no GPU.
+"""
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+import torch
+
+from cases import Case, all_cases, select, smoke_cases
+from contenders import copy, streaming_llm, window
+from contenders.base import Contender
+from contenders.sinkcache import Step, TwoCalls
+from data import Data, TOLERANCE, error_of, rotate
+from devices import ARCHS, blocks_at_once
+from journal import Journal
+from measure import layers_of, measure
+from places import Cpu
+import report
+
+CASE = Case(2, 48, 4, 2, 64, "f32", core=True)
+CHUNK = Case(2, 48, 4, 2, 64, "f32", chunk=20, core=True)
+
+
+def rows_of(kind, case=CASE):
+    place = Cpu()
+    return measure(kind, case, place, Data(case, place, 2), 0.005)
+
+
+class Measure(unittest.TestCase):
+    def test_everybody_is_right_in_f32_and_gets_a_time(self):
+        both = Step, TwoCalls, window.CONTENDERS[0], window.Flex
+        for case, kinds in ((CASE, (*both, *streaming_llm.CONTENDERS, window.Rows, *copy.CONTENDERS)), (CHUNK, both)):
+            for kind in kinds:
+                for row in rows_of(kind, case):
+                    self.assertEqual(row["status"], "ok", (kind.name, row))
+                    self.assertGreater(row["us"], 0)
+                    self.assertLess(row["error"], TOLERANCE["f32"])
+
+    def test_a_window_that_is_off_by_one_is_wrong_and_not_timed(self):
+        class Off(Step):
+            def prepare(self):
+                self.case = Case(2, 47, 4, 2, 64, "f32")
+                super().prepare()
+
+        for row in rows_of(Off):
+            self.assertEqual(row["status"], "wrong", row)
+            self.assertNotIn("us", row)
+
+    def test_a_step_that_is_right_once_only_is_wrong(self):
+        class Stale(Step):
+            def step(self, layer):
+                if self.out[layer].isnan().any():
+                    super().step(layer)
+
+        # The second step sees one token twice: another result.
+        self.assertEqual([r["status"] for r in rows_of(Stale)], ["wrong"])
+
+    def test_rows_that_are_not_written_are_wrong(self):
+        class Silent(Step):
+            def step(self, layer):
+                pass
+
+        self.assertEqual({r["status"] for r in rows_of(Silent)}, {"wrong"})
+
+    def test_exceptions_are_rows(self):
+        class Broken(Contender):
+            name, modes = "broken", ("graph", "eager")
+
+            def step(self, layer):
+                raise RuntimeError("no such kernel\nmore")
+
+        class Missing(Broken):
+            def prepare(self):
+                import a_module_that_is_not_there  # noqa: F401
+
+        self.assertEqual([(r["mode"], r["status"], r["note"]) for r in rows_of(Broken)],
+                         [(m, "error", "RuntimeError: no such kernel") for m in ("graph", "eager")])
+        self.assertEqual({r["status"] for r in rows_of(Missing)}, {"unavailable"})
+
+    def test_refusals_of_the_library_are_rows(self):
+        class Refused(Step):
+            def prepare(self):
+                self.case = Case(2, 4, 4, 2, 64, "f32")
+                super().prepare()
+
+        row = rows_of(Refused)[0]
+        self.assertEqual(row["status"], "error")
+        self.assertIn("window", row["note"])
+
+
+class Tokens(unittest.TestCase):
+    def test_held_is_sinks_and_the_last_tokens(self):
+        data = Data(CASE, Cpu(), 1)
+        stream_k = torch.cat([data.block_k] * data.blocks + [data.k[0]] * 3, 1).transpose(1, 2)
+        k, _ = data.held(0, passes=3)
+        self.assertTrue(torch.equal(k, torch.cat([stream_k[:, :, :4], stream_k[:, :, -44:]], 2)))
+
+    def test_rotation_depends_on_distance_alone(self):
+        q, k = torch.randn(2, 1, 64, dtype=torch.float64)
+        at = lambda x, p: rotate(x, torch.tensor([p]))
+        near, far = (float(at(q, p + 7) @ at(k, p).T) for p in (0, 1000))
+        self.assertAlmostEqual(near, far, places=9)
+
+    def test_nan_is_an_error_that_no_bound_holds(self):
+        x = torch.ones(4)
+        x[1] = float("nan")
+        self.assertFalse(error_of(x, torch.ones(4).double()) <= 1e9)
+
+
+class Cases(unittest.TestCase):
+    def test_all_that_was_asked_for_is_there_the_aims_first(self):
+        cases = all_cases()
+        decode = {(c.n_seqs, c.cached, c.q_heads, c.kv_heads, c.dim, c.dtype) for c in cases if c.decode and not c.start}
+        self.assertEqual(len(decode), 4 * 5 * 5 * 2)
+        self.assertEqual(len(cases), len(set(cases)))
+        self.assertEqual(cases[0], Case(1, 2048, 32, 8, 128, "bf16", core=True))
+        self.assertEqual({c.start for c in cases}, {0, 10_000, 10_000_000})
+        self.assertEqual(len(select(cases, "1 x 1 over 256, 32/8 x 128 bf16; nothing")), 1)
+
+    def test_layers_exceed_the_cache_three_times(self):
+        class Place(Cpu):
+            def cache_bytes(self):
+                return 50 << 20
+
+            def free_bytes(self):
+                return 70 << 30
+
+        for case in all_cases():
+            n = layers_of(case, Place())
+            if n and case.decode:
+                # All of them, or so few because one alone exceeds what fits.
+                self.assertTrue(n >= 32 and n * case.layer_bytes > 3 * (50 << 20) or case.layer_bytes >= 1 << 30, case.key)
+
+
+class Bytes(unittest.TestCase):
+    def test_floors_by_hand(self):
+        c = Case(1, 2048, 32, 8, 128, "bf16")
+        self.assertEqual(c.layer_bytes, 2048 * 8 * 128 * 2 * 2)
+        # One token less is read from memory, the new one is read and stored; queries and results.
+        self.assertEqual(c.step_bytes, 2047 * 4096 + 2 * 4096 + 2 * 32 * 256)
+        self.assertEqual(c.step_flops, 4 * 2048 * 32 * 128)
+
+    def test_blocks_at_once(self):
+        # 133 registers take 136 of a thread: 65536 / 4 schedulers hold 3 warps each, so 12 warps are 3 blocks of 4.
+        self.assertEqual(blocks_at_once(ARCHS["sm_90a"], 128, 133, 1024), (3, "registers"))
+        self.assertEqual(blocks_at_once(ARCHS["sm_90a"], 128, 64, 87104), (2, "shared memory"))
+        self.assertEqual(blocks_at_once(ARCHS["sm_86"], 128, 32, 512)[0], 12)
+        self.assertEqual(blocks_at_once(ARCHS["sm_86"], 128, 32, 100 << 10)[0], 0)
+
+
+class Runs(unittest.TestCase):
+    def test_a_line_cut_in_the_middle_is_dropped_and_what_was_under_way_is_an_error(self):
+        with tempfile.TemporaryDirectory() as folder:
+            journal = Journal(folder, False, 10)
+            journal.add({"key": "a", "contender": "x", "status": "ok"})
+            with (pathlib.Path(folder) / "rows.jsonl").open("a") as file:
+                file.write('{"key": "b", "cont')
+            (pathlib.Path(folder) / "now.json").write_text('{"key": "c", "contender": "y"}')
+            again = Journal(folder, True, 10)
+            self.assertEqual([(r["key"], r["status"]) for r in again.rows], [("a", "ok"), ("c", "error")])
+            third = Journal(folder, True, 10)
+            self.assertEqual(third.rows, again.rows)
+            self.assertEqual(third.until, journal.until)
+
+    def run_with(self, change, *options):
+        """run.py in a process of its own with something changed. -> (exit code, results)"""
+        with tempfile.TemporaryDirectory() as folder:
+            program = pathlib.Path(folder) / "program.py"
+            program.write_text(f"import sys\nsys.path.insert(0, {str(HERE)!r})\nimport os, time, run, contenders\n"
+                               f"from contenders.sinkcache import Step, TwoCalls\n{change}\nsys.exit(run.main())\n")
+            command = [sys.executable, str(program), "--device", "cpu", "--smoke", "--seconds", "0.005", "--out", folder, *options]
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
+            results = pathlib.Path(folder) / "results.json"
+            self.assertTrue(results.exists(), done.stdout)
+            return done.returncode, json.loads(results.read_text())
+
+    def test_a_hang_becomes_a_row_and_the_run_goes_on(self):
+        change = ("class Hang(Step):\n    name, patience = 'hang', 0.05\n    def step(self, layer):\n        time.sleep(600)\n"
+                  "contenders.contenders_for = lambda case, place: [Hang, TwoCalls]")
+        code, results = self.run_with(change, "--cases", "2 x 1 over 48", "--limit", "60", "--strict")
+        self.assertEqual([(r["contender"], r["status"]) for r in results["rows"]],
+                         [("hang", "error"), ("sinkcache append, attend", "ok"), ("sinkcache append, attend", "ok")])
+        self.assertIn("longer than 3 s", results["rows"][0]["note"])
+        self.assertEqual(code, 1)
+
+    def test_a_device_that_has_failed_starts_the_run_anew(self):
+        change = ("class Fault(Step):\n    name = 'fault'\n    def step(self, layer):\n        raise RuntimeError('illegal address')\n"
+                  "first = '--resume' not in sys.argv\nrun.alive = lambda place: not first\n"
+                  "contenders.contenders_for = lambda case, place: [Fault, TwoCalls]")
+        code, results = self.run_with(change, "--cases", "2 x 1 over 48")
+        self.assertEqual([(r["contender"], r["status"]) for r in results["rows"]],
+                         [("fault", "error"), ("fault", "error"), ("sinkcache append, attend", "ok"), ("sinkcache append, attend", "ok")])
+        self.assertEqual(code, 0)
+
+    def test_without_time_cases_are_left_out_and_said_so(self):
+        code, results = self.run_with("", "--budget", "0")
+        self.assertEqual(len(results["left_out"]), len(smoke_cases()))
+        self.assertEqual((code, results["rows"]), (0, []))
+
+
+class Report(unittest.TestCase):
+    def results(self, ours, flash):
+        main = {"n_seqs": 1, "cached": 2048, "chunk": 1, "start": 0, **report.MAIN, "status": "ok", "key": "k"}
+        rows = [{**main, "contender": "sinkcache skc_step", "family": "sinkcache", "mode": "graph", "us": ours, "gb_s": 1.0},
+                {**main, "contender": "torch SDPA, flash", "family": "window", "mode": "graph", "us": flash, "gb_s": 1.0}]
+        return {"rows": rows, "copy_bytes_per_s": 3e12}
+
+    def test_aims_are_judged_by_rows_and_nothing_is_said_where_there_are_none(self):
+        for ours, flash, step, ratio in ((7.5, 10.0, True, True), (9.0, 10.0, False, False)):
+            found = {aim: holds for aim, _, holds in report.aims(self.results(ours, flash), None)}
+            self.assertEqual(found["step of 1 sequence, 2048 cached, <= 8 us"], step)
+            self.assertEqual(found["1 sequences: over the best attention on a ready window, >= 1.2 x"], ratio)
+            self.assertIsNone(found["64 sequences: over StreamingLLM eager, >= 20 x"])
+        # A wrong row never counts.
+        results = self.results(7.5, 10.0)
+        results["rows"][0]["status"] = "wrong"
+        self.assertFalse(any(holds for _, _, holds in report.aims(results, None)))
+        report.table(report.aims(results, None))
+
+    def test_models_of_report_and_prediction_speak_of_the_same_aims(self):
+        import floors
+        import model
+        predicted = {aim for aim, _, _ in model.aims(floors.resources(), model_device())}
+        judged = {aim for aim, _, _ in report.aims(self.results(1, 1), None)}
+        self.assertEqual(predicted - judged, set())
+
+
+def model_device():
+    from devices import DEVICES
+    return DEVICES["H100 SXM"]
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    unittest.main()
