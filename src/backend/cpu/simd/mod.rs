@@ -10,6 +10,7 @@ pub(crate) mod kernels;
 mod lanes;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod repack;
 mod scalar;
 mod weigh;
 #[cfg(target_arch = "x86_64")]
