@@ -142,6 +142,8 @@ fn edges_keep_infinities_out() {
                         let what = format!("{rung:?} {kv_dtype:?} {poison} in token {at}, way {few}: row {row}");
                         if sees {
                             assert!(!values || got != want, "{what} hides it");
+                            // A score that is none leaves no weight that is one; a value that is none, no sum.
+                            assert!(!poison.is_nan() || got.iter().all(|x| x.is_nan()), "{what} hides some of it");
                         } else {
                             // Its block may be computed another way: near, not the same bits.
                             let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 2e-2 * b.abs().max(1.0);

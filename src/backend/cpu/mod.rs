@@ -214,12 +214,14 @@ impl Backend for Cpu {
     }
 
     fn choice(&self, shape: &Shape, call: TokenCall, n_tokens: u64) -> KernelChoice {
-        let kernel = match (call, Kind::new(shape, &(0..n_tokens))) {
-            (TokenCall::Append, _) | (_, Kind::Nothing) => "append",
-            (_, Kind::Decode) => "decode",
-            (_, Kind::Tiles(_)) => "chunk",
+        // AMX serves chunks alone.
+        let plain = if self.rung == Rung::Amx { Rung::Avx512 } else { self.rung };
+        let (kernel, rung) = match (call, Kind::new(shape, &(0..n_tokens))) {
+            (TokenCall::Append, _) | (_, Kind::Nothing) => ("append", plain),
+            (_, Kind::Decode) => ("decode", plain),
+            (_, Kind::Tiles(_)) => ("chunk", work::rung_of_chunks(shape, self.rung)),
         };
-        let kernel = format!("cpu_{kernel}_{}", self.rung.name());
+        let kernel = format!("cpu_{kernel}_{}", rung.name());
         KernelChoice { kernel, launches: 0, grid: [0; 3], threads: 0, shared_bytes: 0, n_splits: 0 }
     }
 

@@ -74,7 +74,7 @@ fn sizes(shape: &Shape) -> [usize; FIELDS] {
     let slab = shape.max_chunk.min(SLAB) as usize;
     let (dim, dim_v) = (shape.head_dim, padded_dim(shape.head_dim_v));
     let (trig, q, rows) = (slab * dim / 2, TILE * dim, decode_rows(shape));
-    // What AMX alone needs takes no memory elsewhere.
+    // What AMX alone needs takes no memory on other architectures.
     let (q_tiles, weights) = if cfg!(target_arch = "x86_64") { (q, SUB * BLOCK) } else { (0, 0) };
     [
         trig,

@@ -5,7 +5,7 @@
 
 use super::chunk;
 use super::decode::sum_rows;
-use super::scratch::{BLOCK, Scratch};
+use super::scratch::{BLOCK, SUB, Scratch, TILE};
 use super::simd::Kernels;
 use super::simd::amx::{self, DEPTH, ROWS, Split, Tiles};
 use super::simd::kernels::Sums;
@@ -15,6 +15,8 @@ use super::tile::{Block, Tile};
 use crate::config::{DType, Shape};
 
 const _: () = assert!(PAD as usize == DEPTH && BLOCK.is_multiple_of(DEPTH));
+// Maxima, sums and products are read and written for whole tiles of rows, whatever is left of them.
+const _: () = assert!(TILE.is_multiple_of(ROWS) && SUB >= ROWS);
 
 /// Whether a cache's shape fits the tiles.
 pub(super) fn fits(shape: &Shape) -> bool {

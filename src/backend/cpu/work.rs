@@ -66,6 +66,16 @@ fn by_amx(_: Rung, _: &Tile<'_>, _: &Slots<'_>, _: &Kernels, _: &mut Scratch<'_>
     false
 }
 
+/// The rung whose kernels compute chunks of a shape, where the cache's is `rung`.
+pub(super) fn rung_of_chunks(shape: &Shape, rung: Rung) -> Rung {
+    #[cfg(target_arch = "x86_64")]
+    if rung == Rung::Amx && !tiles::fits(shape) {
+        return Rung::Avx512;
+    }
+    let _ = shape;
+    rung
+}
+
 /// All rows of an entry's head.
 fn all_rows<'a>(job: &'a Job<'a>, entry: &'a Entry, tokens: &Range<u64>, head: usize) -> Option<Tile<'a>> {
     let io = job.attend.as_ref()?;
