@@ -140,7 +140,8 @@
 /**
  * Flag of skc_cache_config: CUDA's programmatic dependent launches, from compute capability 9.0 on. Blocks of a kernel of
  * this cache take their places while the kernel before it in the stream still runs, if that one lets dependents in
- * (griddepcontrol.launch_dependents), and wait for its end; they let the kernel after them in likewise.
+ * (griddepcontrol.launch_dependents), and wait for its end. With this flag or without, they let a kernel after them in that
+ * is launched that way: it must wait likewise. Captures need a driver of CUDA 12.3 or later.
  */
 #define SKC_PROGRAMMATIC_LAUNCH 2
 
@@ -632,7 +633,8 @@ typedef struct skc_step_args {
      */
     const void *q;
     /**
-     * Results [rows, n_q_heads, head_dim_v] of out_dtype. Rows and heads must not overlap.
+     * Results [rows, n_q_heads, head_dim_v] of out_dtype. Rows and heads must not overlap, nor k
+     * or v.
      */
     void *out;
     /**
@@ -970,7 +972,7 @@ typedef struct skc_capability_info {
 
 /**
  * A kernel and how it is launched, filled by skc_kernel_choice. Set struct_size and zero the rest before the call. On the
- * CPU there is a name only.
+ * CPU there is a name only. Of a step longer than max_chunk all but n_launches is of its first chunk.
  */
 typedef struct skc_kernel_info {
     /**

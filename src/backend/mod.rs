@@ -44,7 +44,7 @@ pub enum TokenCall {
     Step,
 }
 
-/// Which kernel does a call's work, and how it is launched.
+/// Which kernel does a call's work, and how it is launched; of a call of several chunks, for the first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelChoice {
     /// The kernel's name; of a step that takes several, that of its attention.

@@ -148,8 +148,8 @@ impl Cache {
         self.mirror.n_seqs()
     }
 
-    /// What a host should know about how the cache was made, lines of text; mostly none. On a GPU: which layers run on the
-    /// slower kernel for every shape, for want of a compiler. The C ABI logs them at `SKC_LOG_WARN`.
+    /// What a host should know about how the cache was made, lines of text; mostly none. On a GPU: which shapes run on the
+    /// slower kernel for all of them, for want of a compiler. The C ABI logs them at `SKC_LOG_WARN`.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings

@@ -119,7 +119,8 @@ pub struct skc_step_args {
     pub v: *const c_void,
     /// Queries [rows, n_q_heads, head_dim] of in_dtype.
     pub q: *const c_void,
-    /// Results [rows, n_q_heads, head_dim_v] of out_dtype. Rows and heads must not overlap.
+    /// Results [rows, n_q_heads, head_dim_v] of out_dtype. Rows and heads must not overlap, nor k
+    /// or v.
     pub out: *mut c_void,
     /// Natural log of the softmax denominators [rows, n_q_heads], learned sink logit included; NULL = not wanted.
     pub lse: *mut f32,

@@ -90,7 +90,8 @@ pub const SKC_ON_DEVICE: u32 = 1;
 pub const SKC_NO_DISK_CACHE: u32 = 1;
 /// Flag of skc_cache_config: CUDA's programmatic dependent launches, from compute capability 9.0 on. Blocks of a kernel of
 /// this cache take their places while the kernel before it in the stream still runs, if that one lets dependents in
-/// (griddepcontrol.launch_dependents), and wait for its end; they let the kernel after them in likewise.
+/// (griddepcontrol.launch_dependents), and wait for its end. With this flag or without, they let a kernel after them in that
+/// is launched that way: it must wait likewise. Captures need a driver of CUDA 12.3 or later.
 pub const SKC_PROGRAMMATIC_LAUNCH: u32 = 2;
 /// Flag of skc_sequence_info: wait for the stream of the latest call and read the sequence's state from the device.
 pub const SKC_READ_BACK: u32 = 1;

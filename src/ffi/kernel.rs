@@ -11,7 +11,7 @@ use crate::backend::TokenCall;
 use crate::status::{Result, bail};
 
 /// A kernel and how it is launched, filled by skc_kernel_choice. Set struct_size and zero the rest before the call. On the
-/// CPU there is a name only.
+/// CPU there is a name only. Of a step longer than max_chunk all but n_launches is of its first chunk.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct skc_kernel_info {

@@ -1,38 +1,57 @@
 //! A decode step in one launch: the same as an append and an attend, and what the chooser says is what is launched.
 
 use half::{bf16, f16};
-use sinkcache::{Batch, Cache, CacheConfig, DType, DeviceBatch, Element, LayerConfig, RowsIn, Status, TokenCall};
+use sinkcache::{Batch, Cache, CacheConfig, DType, DeviceBatch, Element, RowsIn, Status, TokenCall};
 
 use crate::common::device::{Buf, Host, with_host};
 use crate::common::new_cache;
 use crate::support::{Graph, Q, Random, Tensors, close, config, cuda};
 
-/// (head_dim, n_q_heads, n_kv_heads, type, tokens a step in one launch may bring).
-const SHAPES: [(u32, u32, u32, DType, usize); 5] = [
-    (64, 2, 2, DType::F16, 4),
-    (64, 4, 2, DType::Bf16, 4),
-    (80, 6, 2, DType::F16, 2),
-    (128, 4, 1, DType::Bf16, 2),
-    (256, 8, 1, DType::F16, 1),
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    head_dim: u32,
+    n_q_heads: u32,
+    n_kv_heads: u32,
+    dtype: DType,
+    /// Tokens that a step in one launch may bring.
+    tokens: u64,
+    window: u32,
+    rounds: usize,
+}
+
+const fn case(head_dim: u32, heads: (u32, u32), dtype: DType, tokens: u64, window: u32, rounds: usize) -> Case {
+    Case { head_dim, n_q_heads: heads.0, n_kv_heads: heads.1, dtype, tokens, window, rounds }
+}
+
+/// Long windows are split among blocks, of which the last ones store.
+const CASES: [Case; 7] = [
+    case(64, (2, 2), DType::F16, 4, 37, 60),
+    case(64, (4, 2), DType::Bf16, 4, 37, 60),
+    case(80, (6, 2), DType::F16, 2, 37, 60),
+    case(128, (4, 1), DType::Bf16, 2, 37, 60),
+    case(256, (8, 1), DType::F16, 1, 37, 60),
+    case(64, (2, 1), DType::Bf16, 4, 300, 200),
+    case(128, (4, 1), DType::F16, 2, 256, 200),
 ];
 
-fn shaped((head_dim, n_q_heads, n_kv_heads, dtype, _): (u32, u32, u32, DType, usize)) -> CacheConfig {
-    let layer = LayerConfig { n_sink: 5, window: 37, ..LayerConfig::default() };
-    let base = CacheConfig { n_q_heads, n_kv_heads, head_dim, in_dtype: dtype, kv_dtype: dtype, ..config(1, 2, 5, 37) };
-    CacheConfig { layers: vec![layer], ..base }
+fn shaped(case: Case) -> CacheConfig {
+    let Case { head_dim, n_q_heads, n_kv_heads, dtype, window, .. } = case;
+    let base = config(1, 2, 5, window);
+    CacheConfig { n_q_heads, n_kv_heads, head_dim, in_dtype: dtype, kv_dtype: dtype, ..base }
 }
 
 /// Two caches, one fed by steps and one by appends and attends; then both are asked the same by the same kernel: bit for bit,
 /// so that what lies in their slots is the same.
-fn twins_agree<T: Element>(shape: (u32, u32, u32, DType, usize), to: fn(f32) -> T) {
-    let config = shaped(shape);
+fn twins_agree<T: Element>(case: Case, to: fn(f32) -> T) {
+    let config = shaped(case);
     let (mut stepped, mut plain) = (new_cache(&config), new_cache(&config));
     let mut random = Random(9);
     let (wq, wk) = ((config.n_q_heads * config.head_dim) as usize, (config.n_kv_heads * config.head_dim) as usize);
     let ids = [1, 0];
     // From nothing over the end of the sinks to a ring that has wrapped twice.
-    for round in 0..60 {
-        let n = [1 + random.below(shape.4 as u64) as usize, random.below(shape.4 as u64 + 1) as usize];
+    let mut splits = 1;
+    for round in 0..case.rounds {
+        let n = [1 + random.below(case.tokens) as usize, random.below(case.tokens + 1) as usize];
         let counts = n.map(|n| n as i32);
         let (batch, rows) = (Batch::new(&ids, &counts), n[0] + n[1]);
         let mut draw = |width: usize| Buf::new(&random.rows(rows * width).into_iter().map(to).collect::<Vec<T>>());
@@ -40,6 +59,9 @@ fn twins_agree<T: Element>(shape: (u32, u32, u32, DType, usize), to: fn(f32) -> 
         let nan = vec![f32::NAN; rows * wq];
         let [mut a, mut b] = [Buf::new(&nan), Buf::new(&nan)];
         let (mut c, mut d) = (Buf::new(&nan), Buf::new(&nan));
+        let choice = stepped.kernel_choice(0, TokenCall::Step, 2, n[0].max(n[1]) as u32).unwrap();
+        assert_eq!(choice.kernel, "skc_step_decode");
+        splits = splits.max(choice.n_splits);
         stepped.step(0, batch, k.rows(), v.rows(), q.rows(), a.rows_out(), None).unwrap();
         plain.append(0, batch, k.rows(), v.rows()).unwrap();
         plain.attend(0, batch, q.rows(), b.rows_out(), None).unwrap();
@@ -48,13 +70,22 @@ fn twins_agree<T: Element>(shape: (u32, u32, u32, DType, usize), to: fn(f32) -> 
         stepped.attend(0, batch, q.rows(), c.rows_out(), None).unwrap();
         plain.attend(0, batch, q.rows(), d.rows_out(), None).unwrap();
         assert!(c.read().iter().all(|x| x.is_finite()));
-        assert_eq!(c.read(), d.read(), "round {round} of {shape:?}");
+        assert_eq!(c.read(), d.read(), "round {round} of {case:?}");
         if round % 7 == 6 {
             let cut = [1, 0];
             stepped.rewind(&ids, &cut).unwrap();
             plain.rewind(&ids, &cut).unwrap();
         }
+        // Windows with a floor, and a sequence whose slots another one wrote.
+        for cache in [&mut stepped, &mut plain] {
+            match round % 40 {
+                20 => cache.evict(&ids, &[10, 0]).unwrap(),
+                30 => cache.fork(&[1], &[0]).unwrap(),
+                _ => {}
+            }
+        }
     }
+    assert_eq!(splits > 1, case.window > 37 || case.head_dim == 256, "{splits} splits of {case:?}");
     for seq in 0..2 {
         stepped.read_back(seq).unwrap();
         assert_eq!(stepped.seq_info(0, seq).unwrap(), plain.seq_info(0, seq).unwrap());
@@ -65,10 +96,10 @@ fn twins_agree<T: Element>(shape: (u32, u32, u32, DType, usize), to: fn(f32) -> 
 #[test]
 fn a_step_stores_what_an_append_stores() {
     let Some(_turn) = cuda() else { return };
-    for shape in SHAPES {
-        match shape.3 {
-            DType::F16 => twins_agree(shape, f16::from_f32),
-            _ => twins_agree(shape, bf16::from_f32),
+    for case in CASES {
+        match case.dtype {
+            DType::F16 => twins_agree(case, f16::from_f32),
+            _ => twins_agree(case, bf16::from_f32),
         }
     }
 }
@@ -229,6 +260,32 @@ fn programmatic_launches_change_no_bit() {
             let bits = |t: &Tensors| t.out.read().into_iter().map(f32::to_bits).collect::<Vec<_>>();
             assert_eq!(bits(&ta), bits(&tb), "round {i}");
         }
-        assert_eq!((a.take_error().unwrap(), b.take_error().unwrap()), (None, None));
+        // A fork; more entries than travel in a launch, most of them padding; both of a shape without kernels of its own, too.
+        let (mut many, mut counts) = (vec![-1; 70], vec![0; 70]);
+        (many[3], many[69], counts[3], counts[69]) = (0, 1, 2, 1);
+        let generic = CacheConfig { head_dim: 40, ..plain.clone() };
+        let mut early = generic.clone();
+        early.cuda.programmatic = true;
+        let (mut c, mut d) = (new_cache(&early), new_cache(&generic));
+        for cache in [&mut a, &mut c, &mut b, &mut d] {
+            // SAFETY: as above.
+            unsafe { cache.set_stream(host.stream.cast()) }.unwrap();
+            let batch = Batch::new(&many, &counts);
+            ta.draw(&mut Random(99), 40);
+            (0..2).for_each(|layer| ta.feed(cache, layer, batch));
+            cache.fork(&[0], &[1]).unwrap();
+            (0..2).for_each(|layer| ta.step(cache, layer, batch));
+        }
+        for pair in [[&mut a, &mut b], [&mut c, &mut d]] {
+            let outs = pair.map(|cache| {
+                ta.draw(&mut Random(101), 40);
+                ta.step(cache, 1, Batch::new(&ids, &[1, 1]));
+                ta.out.read().into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            });
+            assert_eq!(outs[0], outs[1]);
+        }
+        for cache in [&mut a, &mut b, &mut c, &mut d] {
+            assert_eq!(cache.take_error().unwrap(), None);
+        }
     });
 }

@@ -2,10 +2,10 @@
 
 use super::driver::Size;
 use super::geometry::{
-    CHUNK_MANY_ROWS, CHUNK_ROWS, COLUMNS, KEYS, append_shared, chunk_shared, decode_shared, decode_warps,
-    generic_shared, step_shared, step_tokens,
+    CHUNK_MANY_ROWS, CHUNK_ROWS, COLUMNS, KEYS, append_shared, chunk_shared, decode_shared, generic_shared,
+    step_shared, step_tokens,
 };
-use super::launch::{Fast, MOST};
+use super::launch::{Fast, MOST, Split};
 use super::layout::max_partials;
 use crate::backend::TokenCall;
 use crate::config::{Layer, Shape};
@@ -55,7 +55,7 @@ impl Chooser<'_> {
             return None;
         }
         let shared = step_shared(special.dim, special.group);
-        Some(self.split(Which::Step, special.dim, shared, fast.step.at_once, n_entries))
+        Some(self.split(Which::Step, fast.step, shared, n_entries, n_tokens))
     }
 
     /// Attention. `aligned`: rows of q and out at multiples of 16 bytes.
@@ -70,7 +70,7 @@ impl Chooser<'_> {
         let rows = u64::from(n_tokens) * u64::from(special.group);
         if rows <= u64::from(COLUMNS) {
             let shared = decode_shared(special.dim);
-            return self.split(Which::Decode, special.dim, shared, fast.decode.at_once, n_entries);
+            return self.split(Which::Decode, fast.decode, shared, n_entries, n_tokens);
         }
         // Larger tiles read K and V half as often, but not for the price of idle multiprocessors.
         let large = rows.div_ceil(CHUNK_MANY_ROWS.into());
@@ -102,14 +102,16 @@ impl Chooser<'_> {
         }
     }
 
-    fn split(&self, which: Which, dim: u32, shared: u32, at_once: u32, n_entries: u32) -> Choice {
+    fn split(&self, which: Which, kernel: Split, shared: u32, n_entries: u32, n_tokens: u32) -> Choice {
         let heads = self.shape.n_kv_heads as u64;
         let ring = &self.layer.ring;
-        let tiles = ring.n_sink.div_ceil(KEYS.into()) + ring.window.div_ceil(KEYS.into());
-        let rounds = tiles.div_ceil(decode_warps(dim).into()).max(1);
+        // The first token's window, and the tokens after it.
+        let keys = ring.window + u64::from(n_tokens.saturating_sub(1));
+        let tiles = ring.n_sink.div_ceil(KEYS.into()) + keys.div_ceil(KEYS.into());
+        let rounds = tiles.div_ceil(u64::from(kernel.kernel.threads / 32)).max(1);
         let blocks = (u64::from(n_entries) * heads).max(1);
         let most = rounds.min(MOST).min(max_partials(self.multiprocessors) / blocks).max(1);
-        let n_splits = n_splits(blocks, rounds, most, self.multiprocessors.into(), at_once.into()) as u32;
+        let n_splits = n_splits(blocks, rounds, most, self.multiprocessors.into(), kernel.at_once.into()) as u32;
         let size = Size { grid: grid(n_entries, heads, n_splits.into()), shared };
         Choice { which, size, n_splits, small_tiles: false }
     }

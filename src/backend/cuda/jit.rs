@@ -28,7 +28,11 @@ pub fn load(current: &Current<'_>, source: Source, arch: u32, macros: &[(&str, u
         }
     }
     let error = match compiled(source, arch, macros, disk) {
-        Ok(code) => return Module::load(current, &code),
+        // A compiler newer than the driver, too, leaves what is built in.
+        Ok(code) => match Module::load(current, &code) {
+            Err(error) if unavailable(&error) => error,
+            loaded => return loaded,
+        },
         Err(error) if unavailable(&error) => error,
         Err(error) => return Err(error),
     };

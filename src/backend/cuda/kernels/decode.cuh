@@ -1,4 +1,4 @@
-// skc_attend_decode and skc_step_decode: few queries, many keys; the second stores the queries' own tokens first, so that a
+// skc_attend_decode and skc_step_decode: few queries, many keys; the second stores the queries' own tokens as well, so that a
 // decode step is one launch. Keys are split among the blocks of z and in each among its warps, which stream tiles of their
 // own; the last block of an entry's head to finish merges all splits in order.
 //

@@ -1,4 +1,4 @@
-// Threads and shared memory of kernels, in bytes; mirrored in launch.rs.
+// Threads and shared memory of kernels, in bytes; mirrored in geometry.rs.
 #pragma once
 
 // Two queries, weights of a block of keys, scratch of block-wide sums.
@@ -18,8 +18,8 @@
 #define DECODE_STAGES(dim) ((dim) > 80 ? 2 : 3)
 // Queries for window and sinks, stages, scratch.
 #define DECODE_SHARED(dim) (2 * DECODE_COLUMNS * TILE_ROW(dim) + DECODE_STAGES(dim) * DECODE_STAGE(dim) + 64)
-// Tokens that a step in one launch may bring: with one head to a KV head four, so that three blocks fit where shared memory
-// is 228 KiB.
+// Tokens that a step in one launch may bring: with one head to a KV head four, so that with heads of 128 three blocks fit where
+// shared memory is 228 KiB. With heads of 256 two fit, where a decode has three.
 #define STEP_TOKENS(group) ((group) > 1 ? DECODE_COLUMNS / (group) : 4)
 #define STEP_SHARED(dim, group) (DECODE_SHARED(dim) + 2 * STEP_TOKENS(group) * TILE_ROW(dim))
 
