@@ -1,7 +1,9 @@
 // How fast this processor multiplies at best: loops of nothing but independent products, in registers.
 #include <cstdint>
 
+#if defined(__x86_64__)
 #include <immintrin.h>
+#endif
 #if defined(__AMX_BF16__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
