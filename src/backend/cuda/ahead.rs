@@ -101,5 +101,5 @@ fn write(jobs: &[Job], cubins: &[Vec<u8>], out: &Path) -> std::io::Result<()> {
             text_hash(job.source)
         );
     }
-    std::fs::write(out.join("cubins.rs"), format!("{text}static TABLE: &[Cubin] = &[\n{table}];\n"))
+    std::fs::write(out.join("cubins.rs"), format!("{text}static TABLE: &[Cubin<'_>] = &[\n{table}];\n"))
 }

@@ -5,21 +5,21 @@ use super::program::{COMMON, arch_name, options, recipe, text_hash};
 
 /// A cubin and what it was made from.
 #[derive(Clone, Copy, Debug)]
-struct Cubin {
+struct Cubin<'a> {
     /// Compute capability times ten.
     arch: u32,
     /// As [`recipe`] has it.
-    recipe: &'static str,
+    recipe: &'a str,
     /// Hash of the program's texts.
     source: u128,
-    code: &'static [u8],
+    code: &'a [u8],
 }
 
 // Written by the build script: `TABLE`, and the cubins.
 #[cfg(feature = "cubins")]
 include!(concat!(env!("OUT_DIR"), "/cubins.rs"));
 #[cfg(not(feature = "cubins"))]
-static TABLE: &[Cubin] = &[];
+static TABLE: &[Cubin<'_>] = &[];
 
 /// The cubin of a program for exactly this architecture.
 pub fn exact(source: Source, arch: u32, macros: &[(&str, u32)]) -> Option<&'static [u8]> {
@@ -38,7 +38,7 @@ pub fn serves(arch: u32) -> bool {
 
 /// For a message: which architectures a program is built in for, with these macros. Empty where for none.
 pub fn what_there_is(source: Source, macros: &[(&str, u32)]) -> String {
-    let made = |c: &&Cubin| c.recipe == recipe(source, &options(c.arch, macros));
+    let made = |c: &&Cubin<'_>| c.recipe == recipe(source, &options(c.arch, macros));
     let archs: Vec<_> = TABLE.iter().filter(made).map(|c| arch_name(c.arch)).collect();
     if archs.is_empty() {
         return String::new();
@@ -46,7 +46,7 @@ pub fn what_there_is(source: Source, macros: &[(&str, u32)]) -> String {
     format!("; {} is built in for {} only", source.name, archs.join(", "))
 }
 
-fn find(table: &[Cubin], source: Source, arch: u32, macros: &[(&str, u32)]) -> Option<&'static [u8]> {
+fn find<'a>(table: &[Cubin<'a>], source: Source, arch: u32, macros: &[(&str, u32)]) -> Option<&'a [u8]> {
     if !table.iter().any(|c| c.arch == arch) {
         return None;
     }
@@ -55,7 +55,7 @@ fn find(table: &[Cubin], source: Source, arch: u32, macros: &[(&str, u32)]) -> O
 }
 
 /// Architectures of a table whose code runs on a device of another, nearest first.
-fn near(table: &[Cubin], device: u32) -> Vec<u32> {
+fn near(table: &[Cubin<'_>], device: u32) -> Vec<u32> {
     let mut archs: Vec<_> = table.iter().map(|c| c.arch).filter(|&built| runs(built, device)).collect();
     archs.sort_unstable_by(|a, b| b.cmp(a));
     archs.dedup();
@@ -75,20 +75,20 @@ mod tests {
     use super::super::program::FAST;
     use super::*;
 
-    /// A table of one program; each cubin's code is its architecture.
-    fn table(archs: &[u32]) -> Vec<Cubin> {
-        let cubin = |&arch: &u32| Cubin {
-            arch,
-            recipe: recipe(FAST, &options(arch, &[("SKC_DIM", 64)])).leak(),
-            source: text_hash(FAST),
-            code: vec![arch as u8].leak(),
-        };
-        archs.iter().map(cubin).collect()
+    /// Recipes and codes of a table of one program; each cubin's code is its architecture.
+    fn made(archs: &[u32]) -> Vec<(u32, String, [u8; 1])> {
+        archs.iter().map(|&arch| (arch, recipe(FAST, &options(arch, &[("SKC_DIM", 64)])), [arch as u8])).collect()
+    }
+
+    fn table(made: &[(u32, String, [u8; 1])]) -> Vec<Cubin<'_>> {
+        let source = text_hash(FAST);
+        made.iter().map(|(arch, recipe, code)| Cubin { arch: *arch, recipe, source, code }).collect()
     }
 
     #[test]
     fn a_cubin_is_found_by_all_it_was_made_from() {
-        let mut table = table(&[80, 90]);
+        let made = made(&[80, 90]);
+        let mut table = table(&made);
         let dim = |dim| [("SKC_DIM", dim)];
         assert_eq!(find(&table, FAST, 80, &dim(64)), Some([80].as_slice()));
         assert_eq!(find(&table, FAST, 90, &dim(64)), Some([90].as_slice()));
@@ -102,7 +102,8 @@ mod tests {
 
     #[test]
     fn the_nearest_that_runs() {
-        let table = table(&[80, 86, 90, 100, 120]);
+        let made = made(&[80, 86, 90, 100, 120]);
+        let table = table(&made);
         for (device, want) in [
             (80, &[][..]),
             (86, &[80]),
