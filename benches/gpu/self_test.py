@@ -23,6 +23,7 @@ from devices import ARCHS, blocks_at_once
 from journal import Journal
 from measure import layers_of, measure
 from places import Cpu
+import model
 import report
 
 CASE = Case(2, 48, 4, 2, 64, "f32", core=True)
@@ -154,6 +155,14 @@ class Bytes(unittest.TestCase):
         self.assertEqual(blocks_at_once(ARCHS["sm_90a"], 128, 64, 87104), (2, "shared memory"))
         self.assertEqual(blocks_at_once(ARCHS["sm_86"], 128, 32, 512)[0], 12)
         self.assertEqual(blocks_at_once(ARCHS["sm_86"], 128, 32, 100 << 10)[0], 0)
+
+
+class Splits(unittest.TestCase):
+    def test_they_are_those_of_the_library(self):
+        # The list of `splits_that_predictions_rest_on` in src/backend/cuda/chooser.rs.
+        k = model.Kernel(128, 2, 3, "shared memory", 0)
+        for heads, rounds, want in ((8, 32, 16), (64, 32, 4), (512, 32, 1), (8, 256, 32), (8, 4, 4)):
+            self.assertEqual(model.splits_of(heads, 64 * rounds, k, 132), want, (heads, rounds))
 
 
 class Runs(unittest.TestCase):

@@ -16,23 +16,14 @@ volatile float one = 1.0f;
 // Twelve sums hide the latency of two units with four cycles each.
 constexpr int SUMS = 12;
 
-#if defined(__AVX512F__)
-int64_t avx512(int64_t n) {
-    __m512 sums[SUMS] = {}, a = _mm512_set1_ps(one), b = _mm512_set1_ps(one);
-    for (int64_t i = 0; i < n; ++i)
-#pragma GCC unroll 12
-        for (int j = 0; j < SUMS; ++j) asm volatile("vfmadd231ps %1, %2, %0" : "+v"(sums[j]) : "v"(a), "v"(b));
-    return n * SUMS * 32;
-}
-#endif
-
 #if defined(__AVX2__) && defined(__FMA__)
-int64_t avx2(int64_t n) {
-    __m256 sums[SUMS] = {}, a = _mm256_set1_ps(one), b = _mm256_set1_ps(one);
+template <class V>
+int64_t fused(int64_t n) {
+    V sums[SUMS] = {}, a = V{} + one, b = V{} + one;
     for (int64_t i = 0; i < n; ++i)
 #pragma GCC unroll 12
         for (int j = 0; j < SUMS; ++j) asm volatile("vfmadd231ps %1, %2, %0" : "+x"(sums[j]) : "x"(a), "x"(b));
-    return n * SUMS * 16;
+    return n * SUMS * 2 * static_cast<int64_t>(sizeof(V) / sizeof(float));
 }
 #endif
 
@@ -65,10 +56,10 @@ int64_t amx(int64_t n) {
 extern "C" int64_t peer_multiply(int unit, int64_t n) {
     switch (unit) {
 #if defined(__AVX2__) && defined(__FMA__)
-    case 0: return avx2(n);
+    case 0: return fused<__m256>(n);
 #endif
 #if defined(__AVX512F__)
-    case 1: return avx512(n);
+    case 1: return fused<__m512>(n);
 #endif
 #if defined(__AMX_BF16__) && defined(__linux__)
     case 2: return amx(n);

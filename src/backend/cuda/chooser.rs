@@ -50,11 +50,11 @@ impl Chooser<'_> {
     /// `aligned`: rows of q, k, v and out at multiples of 16 bytes.
     pub fn step(&self, n_entries: u32, n_tokens: u32, aligned: bool) -> Option<Choice> {
         let fast = self.fast.filter(|_| aligned)?;
-        let special = fast.special;
-        if n_tokens > step_tokens(special.group) {
+        let variant = fast.variant;
+        if n_tokens > step_tokens(variant.group) {
             return None;
         }
-        let shared = step_shared(special.dim, special.group);
+        let shared = step_shared(variant.dim, variant.group);
         Some(self.split(Which::Step, fast.step, shared, n_entries, n_tokens))
     }
 
@@ -66,18 +66,18 @@ impl Chooser<'_> {
             let size = Size { grid, shared: generic_shared(self.shape) };
             return Choice { which: Which::Generic, size, n_splits: 1, small_tiles: false };
         };
-        let special = fast.special;
-        let rows = u64::from(n_tokens) * u64::from(special.group);
+        let variant = fast.variant;
+        let rows = u64::from(n_tokens) * u64::from(variant.group);
         if rows <= u64::from(COLUMNS) {
-            let shared = decode_shared(special.dim);
+            let shared = decode_shared(variant.dim);
             return self.split(Which::Decode, fast.decode, shared, n_entries, n_tokens);
         }
         // Larger tiles read K and V half as often, but not for the price of idle multiprocessors.
         let large = rows.div_ceil(CHUNK_MANY_ROWS.into());
         let busy = u64::from(n_entries) * heads * large >= u64::from(self.multiprocessors);
-        let small_tiles = special.dim > 128 || !busy;
+        let small_tiles = variant.dim > 128 || !busy;
         let tiles = if small_tiles { rows.div_ceil(CHUNK_ROWS.into()) } else { large };
-        let size = Size { grid: grid(n_entries, heads, tiles), shared: chunk_shared(special.dim) };
+        let size = Size { grid: grid(n_entries, heads, tiles), shared: chunk_shared(variant.dim) };
         Choice { which: Which::Chunk, size, n_splits: 1, small_tiles }
     }
 
@@ -188,6 +188,15 @@ mod tests {
     fn a_short_last_wave_is_split() {
         let places = 132 * 3;
         assert!(n_splits(places + 1, 1025, 4, 132, 3) > 1);
+    }
+
+    /// benches/gpu/model.py predicts with the same numbers (`self_test.py` has the same list).
+    #[test]
+    fn splits_that_predictions_rest_on() {
+        for (blocks, rounds, want) in [(8, 32, 16), (64, 32, 4), (512, 32, 1), (8, 256, 32), (8, 4, 4)] {
+            let most = rounds.min(max_partials(132) / blocks).max(1);
+            assert_eq!(n_splits(blocks, rounds, most, 132, 3), want, "{blocks} blocks of {rounds} rounds");
+        }
     }
 
     #[test]

@@ -58,3 +58,30 @@ pub const fn chunk_shared(dim: u32) -> u32 {
     let keys = if dim > 128 { 16 } else { 64 };
     (CHUNK_ROWS + 4 * keys) * tile_row(dim) + SCRATCH
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The script that writes the table of resources computes them too, and kernels are launched with them.
+    #[test]
+    fn shared_memory_is_that_of_the_table() {
+        let table = include_str!("kernels/RESOURCES.md");
+        let mut rows = 0;
+        for line in table.lines().filter(|l| l.starts_with("| fast.cu |")) {
+            let cells: Vec<_> = line.split('|').map(str::trim).collect();
+            let number =
+                |name: &str| cells[3].split(' ').find_map(|m| m.strip_prefix(name)?.parse::<u32>().ok()).unwrap();
+            let (dim, group) = (number("dim="), number("group="));
+            let shared = match cells[4] {
+                "skc_attend_decode" => decode_shared(dim),
+                "skc_step_decode" => step_shared(dim, group),
+                "skc_attend_chunk" => chunk_shared(dim),
+                other => panic!("{other}"),
+            };
+            assert_eq!(cells[8], shared.to_string(), "{line}");
+            rows += 1;
+        }
+        assert!(rows > 100, "{rows} rows");
+    }
+}

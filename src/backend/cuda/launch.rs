@@ -50,42 +50,25 @@ impl Common {
     }
 }
 
-/// What the fast kernels are compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Special {
-    pub dim: u32,
-    pub group: u32,
-    pub dtype: DType,
-    /// Bit 0: softcap, bit 1: `ALiBi`.
-    pub transform: u32,
-}
-
-impl Special {
-    /// The specialisation of a layer; `None` where only the kernels for every shape will do.
-    pub fn of(shape: &Shape, layer: &Layer, arch: u32, shared: u32) -> Option<Self> {
-        let (dim, group) = (shape.head_dim as u32, shape.group as u32);
-        let fits = shape.head_dim == shape.head_dim_v
-            && DIMS.contains(&(shape.head_dim as u32))
-            && shape.group <= MOST_GROUP as usize
-            && shape.kv_dtype != DType::F32
-            && shape.in_dtype == shape.kv_dtype
-            && shape.n_kv_heads as u64 <= MOST
-            // Slots are counted in 32 bits there.
-            && layer.ring.slots() < 1 << 31
-            && arch >= FAST_ARCH
-            && step_shared(dim, group).max(chunk_shared(dim)) <= shared;
-        fits.then(|| Self {
-            dim,
-            group,
-            dtype: shape.kv_dtype,
-            transform: u32::from(layer.softcap > 0.0) | u32::from(!layer.alibi_slopes.is_empty()) << 1,
-        })
-    }
-
-    /// As the compiler is told.
-    pub fn variant(&self) -> Variant {
-        Variant { dim: self.dim, group: self.group, dtype: self.dtype as u32, transform: self.transform }
-    }
+/// The variant of the fast kernels that a layer takes; `None` where only the kernels for every shape will do.
+pub fn variant_of(shape: &Shape, layer: &Layer, arch: u32, shared: u32) -> Option<Variant> {
+    let (dim, group) = (shape.head_dim as u32, shape.group as u32);
+    let fits = shape.head_dim == shape.head_dim_v
+        && DIMS.contains(&dim)
+        && group <= MOST_GROUP
+        && shape.kv_dtype != DType::F32
+        && shape.in_dtype == shape.kv_dtype
+        && shape.n_kv_heads as u64 <= MOST
+        // Slots are counted in 32 bits there.
+        && layer.ring.slots() < 1 << 31
+        && arch >= FAST_ARCH
+        && step_shared(dim, group).max(chunk_shared(dim)) <= shared;
+    fits.then(|| Variant {
+        dim,
+        group,
+        dtype: shape.kv_dtype as u32,
+        transform: u32::from(layer.softcap > 0.0) | u32::from(!layer.alibi_slopes.is_empty()) << 1,
+    })
 }
 
 /// A kernel and how many of its blocks a multiprocessor holds at once.
@@ -95,10 +78,10 @@ pub struct Split {
     pub at_once: u32,
 }
 
-/// The kernels of one specialisation.
+/// The kernels of one variant.
 #[derive(Debug)]
 pub struct Fast {
-    pub special: Special,
+    pub variant: Variant,
     module: Module,
     pub decode: Split,
     pub step: Split,
@@ -106,9 +89,9 @@ pub struct Fast {
 }
 
 impl Fast {
-    pub fn load(current: &Current<'_>, arch: u32, special: Special, disk: bool) -> Result<Self> {
-        let module = load(current, FAST, arch, &special.variant().macros(), disk)?;
-        let dim = special.dim;
+    pub fn load(current: &Current<'_>, arch: u32, variant: Variant, disk: bool) -> Result<Self> {
+        let module = load(current, FAST, arch, &variant.macros(), disk)?;
+        let dim = variant.dim;
         let split = |name: &'static CStr, shared: u32| {
             let kernel = module.kernel(name, 32 * decode_warps(dim), shared)?;
             Ok(Split { kernel, at_once: module.blocks_at_once(&kernel, shared)?.max(1) })
@@ -116,12 +99,12 @@ impl Fast {
         let kernels = (|| {
             Ok((
                 split(c"skc_attend_decode", decode_shared(dim))?,
-                split(c"skc_step_decode", step_shared(dim, special.group))?,
+                split(c"skc_step_decode", step_shared(dim, variant.group))?,
                 module.kernel(c"skc_attend_chunk", THREADS, chunk_shared(dim))?,
             ))
         })();
         match kernels {
-            Ok((decode, step, chunk)) => Ok(Self { special, module, decode, step, chunk }),
+            Ok((decode, step, chunk)) => Ok(Self { variant, module, decode, step, chunk }),
             Err(error) => {
                 module.unload(current);
                 Err(error)

@@ -22,10 +22,11 @@ use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use self::chooser::{Chooser, Which};
 use self::driver::{Context, Current, Kernel, Relaxed, To};
-use self::launch::{Common, Fast, Special};
+use self::launch::{Common, Fast, variant_of};
 use self::layout::Rest;
 use self::memory::{DeviceBuffer, Mapped, Setup};
 use self::params::{SkcError, SkcLayer, SkcStore};
+use self::program::Variant;
 use super::{Device, DeviceError, DeviceJob, Edit, KernelChoice, Stream, TokenCall};
 use crate::config::{Layer, Shape};
 use crate::memory::Memory;
@@ -79,7 +80,7 @@ pub(crate) struct Cuda {
     layers: Vec<Arc<Layer>>,
     /// Settings and addresses of each layer, as kernels get them.
     settings: Vec<SkcLayer>,
-    /// Index in `parts.fast` of each layer's specialisation.
+    /// Index in `parts.fast` of each layer's variant.
     fast_of: Vec<Option<usize>>,
     rest: Rest,
     n_seqs: u32,
@@ -257,20 +258,20 @@ fn build(
     let mut missing = Vec::new();
     let mut warnings = Vec::new();
     for layer in plain() {
-        let special = Special::of(shape, layer, arch, shared).filter(|special| !missing.contains(special));
-        fast_of.push(match special {
+        let variant = variant_of(shape, layer, arch, shared).filter(|variant| !missing.contains(variant));
+        fast_of.push(match variant {
             None => None,
-            Some(special) => match parts.fast.iter().position(|f| f.special == special) {
+            Some(variant) => match parts.fast.iter().position(|f| f.variant == variant) {
                 Some(at) => Some(at),
-                None => match Fast::load(current, arch, special, config.disk_cache) {
+                None => match Fast::load(current, arch, variant, config.disk_cache) {
                     Ok(fast) => {
                         parts.fast.push(fast);
                         Some(parts.fast.len() - 1)
                     }
                     // The kernels for every shape were built in, these were not, and there is no compiler.
                     Err(error) if error.status() == Status::BackendUnavailable => {
-                        warnings.push(slow(special, arch, &error));
-                        missing.push(special);
+                        warnings.push(slow(variant, arch, &error));
+                        missing.push(variant);
                         None
                     }
                     Err(error) => return Err(error),
@@ -282,8 +283,8 @@ fn build(
 }
 
 /// What a host is told that gets the kernel of every shape where there is a faster one.
-fn slow(special: Special, arch: u32, why: &Error) -> String {
-    let (variant, arch) = (special.variant(), program::arch_name(arch));
+fn slow(variant: Variant, arch: u32, why: &Error) -> String {
+    let arch = program::arch_name(arch);
     format!(
         "attention of {variant} (head dim x query heads per KV head : type) runs on the kernel for every shape, which is much \
          slower than its own: that is not built in for {arch}, and cannot be compiled. Build with {variant} in {}, or let \
