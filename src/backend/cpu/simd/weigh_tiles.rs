@@ -110,6 +110,7 @@ unsafe fn weights<const WHOLE: bool, const TWO: bool>(a: &Weights, rows: &Rows, 
                 };
                 let (p, next) = (weight(c), weight(c + 16));
                 totals = [_mm512_add_ps(totals[0], p), _mm512_add_ps(totals[1], next)];
+                // The same 64 bytes under the name that stores take.
                 let round = |a: __m512, b: __m512| -> __m512i { std::mem::transmute(_mm512_cvtne2ps_pbh(b, a)) };
                 if TWO {
                     let mask = _mm512_set1_epi32(0xFFFF_0000_u32.cast_signed());
