@@ -40,16 +40,22 @@ pub(crate) trait Lanes: Copy {
     /// The largest lane that is a number; -inf if none is.
     unsafe fn reduce_max(self) -> f32;
     unsafe fn reduce_add(self) -> f32;
+
+    /// 2^x for x at most a little above 0, or NaN; below -126 it is 2^-126, which is as good as nothing beside a weight of 1.
+    /// Within 2 units in the last place, or, where not `PRECISE`, within 3e-6 of the result, far below what halves round off.
+    #[inline(always)]
+    unsafe fn exp2<const PRECISE: bool>(self) -> Self {
+        // SAFETY: the caller's contract.
+        unsafe { exp2::<Self, PRECISE>(self) }
+    }
 }
 
-/// 2^x for x at most a little above 0, or NaN; below -126 it is 2^-126, which is as good as nothing beside a weight of 1.
-/// Within 2 units in the last place, or, where not `PRECISE`, within 3e-6 of the result, far below what halves round off.
-/// Polynomials on [-1/2, 1/2], fitted to the least relative error.
+/// [`Lanes::exp2`] of nothing but sums and products. Polynomials on [-1/2, 1/2], fitted to the least relative error.
 ///
 /// # Safety
 /// As [`Lanes`].
 #[inline(always)]
-pub(crate) unsafe fn exp2<V: Lanes, const PRECISE: bool>(x: V) -> V {
+unsafe fn exp2<V: Lanes, const PRECISE: bool>(x: V) -> V {
     // 1.5 x 2^23: added to a small number, it leaves the nearest integer in the lowest bits; with the exponent's bias.
     const ROUND: f32 = 12_582_912.0 + 127.0;
     const SIX: [f32; 7] = [1.534_581_2e-4, 1.339_993_1e-3, 9.618_489e-3, 5.550_329e-2, 0.240_226_46, LN_2, 1.0];
@@ -88,7 +94,7 @@ pub(crate) unsafe fn tanh<V: Lanes>(x: V) -> V {
         let zero = V::splat(0.0);
         let negative = zero.sub(x);
         let size = negative.where_less(x, zero, x);
-        let e = exp2::<V, true>(size.mul(V::splat(-2.0 * LOG2_E)));
+        let e = size.mul(V::splat(-2.0 * LOG2_E)).exp2::<true>();
         let far = V::splat(1.0).sub(e).div(V::splat(1.0).add(e));
         let far = zero.sub(far).where_less(x, zero, far);
         let z = x.mul(x);
@@ -196,7 +202,7 @@ mod tests {
         let relative = |got: f32, want: f64| ((f64::from(got) - want) / want).abs();
         for step in 0..4096 {
             let x = -125.0 + step as f32 * (126.0 / 4096.0);
-            let (precise, rough) = unsafe { (exp2::<V, true>(V::splat(x)), exp2::<V, false>(V::splat(x))) };
+            let (precise, rough) = unsafe { (V::splat(x).exp2::<true>(), V::splat(x).exp2::<false>()) };
             let want = f64::from(x).exp2();
             assert!(get(precise).into_iter().all(|got| relative(got, want) < 2.4e-7), "2^{x}");
             assert!(get(rough).into_iter().all(|got| relative(got, want) < 3e-6), "2^{x}, roughly");
@@ -207,10 +213,10 @@ mod tests {
                 "tanh {x}"
             );
         }
-        let lowest = get(unsafe { exp2::<V, true>(V::splat(f32::NEG_INFINITY)) });
+        let lowest = get(unsafe { V::splat(f32::NEG_INFINITY).exp2::<true>() });
         assert!(lowest.into_iter().all(|x| x == f32::MIN_POSITIVE));
-        assert!(get(unsafe { exp2::<V, true>(V::splat(f32::NAN)) }).into_iter().all(f32::is_nan));
-        assert!(get(unsafe { exp2::<V, false>(V::splat(f32::NAN)) }).into_iter().all(f32::is_nan));
+        assert!(get(unsafe { V::splat(f32::NAN).exp2::<true>() }).into_iter().all(f32::is_nan));
+        assert!(get(unsafe { V::splat(f32::NAN).exp2::<false>() }).into_iter().all(f32::is_nan));
         assert!(get(unsafe { tanh(V::splat(f32::NAN)) }).into_iter().all(f32::is_nan));
     }
 

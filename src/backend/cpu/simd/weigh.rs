@@ -3,7 +3,7 @@
 use std::f32::consts::LOG2_E;
 
 use super::kernels::each;
-use super::lanes::{Lanes, exp2, tanh};
+use super::lanes::{Lanes, tanh};
 
 /// Rows of scores, to become weights relative to each row's largest score so far.
 #[derive(Clone, Copy, Debug)]
@@ -97,7 +97,7 @@ unsafe fn top_of_row<V: Lanes>(a: &Weights, r: usize) {
                 *keep = -1.0;
             }
         } else {
-            *keep = exp2::<V, true>(V::splat((*max - new) * LOG2_E)).first();
+            *keep = V::splat((*max - new) * LOG2_E).exp2::<true>().first();
         }
         *max = new;
     }
@@ -123,7 +123,7 @@ unsafe fn weigh_row<V: Lanes, const PRECISE: bool>(a: &Weights, r: usize) {
         let mut totals = [zero; 4];
         macro_rules! weight {
             ($i:expr, $v:expr) => {
-                let p = exp2::<V, PRECISE>(V::load(at($i)).fma(factor, offset));
+                let p = V::load(at($i)).fma(factor, offset).exp2::<PRECISE>();
                 p.store(at($i));
                 totals[$v] = totals[$v].add(p);
             };
