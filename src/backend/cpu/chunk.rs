@@ -1,10 +1,10 @@
 //! Attention of many rows: tiles of them over blocks of keys that are packed once per tile, FlashAttention-style.
 
 use super::decode::sum_rows;
-use super::scratch::{BLOCK, SUB, Scratch};
+use super::scratch::{BLOCK, STRIDE, SUB, Scratch};
 use super::simd::Kernels;
-use super::simd::kernels::{Scores, Sums, Weights};
-use super::store::{GROUP, Slots, padded_dim};
+use super::simd::kernels::{Scores, Seen, Sums, Weights};
+use super::store::{GROUP, PAD, Slots, padded_dim};
 use super::tile::{Block, Tile};
 
 /// Computes the loaded rows of a tile.
@@ -36,40 +36,43 @@ pub(super) fn add_block(
     let apart = !all_seen && !finite;
     for first in (0..tile.rows).step_by(SUB) {
         let rows = tile.part(first, SUB);
-        if !all_seen && !rows.sees_any(block) {
-            continue;
-        }
+        rows.look(block, &scratch.sights[first..first + rows.rows], &mut scratch.seen);
+        let Some((from, to)) = narrow(&mut scratch.seen[..rows.rows], GROUP) else { continue };
+        let n = to - from;
         let q = if block.sinks { &scratch.q_sink } else { &scratch.q };
         let scores = Scores {
             q: q[first * dim..].as_ptr(),
             q_stride: dim,
             rows: rows.rows,
-            k: scratch.k.as_ptr().cast(),
+            k: scratch.k[from * dim..].as_ptr().cast(),
             dim,
             groups: n / GROUP,
             scores: scratch.scores.as_mut_ptr(),
-            stride: BLOCK,
+            stride: STRIDE,
         };
         // SAFETY: as above.
         unsafe { (kernels.scores_packed)(&scores) };
-        rows.look(block, &scratch.sights[first..first + rows.rows], &mut scratch.seen);
         // SAFETY: as above.
         unsafe { (kernels.weigh)(&weights(&rows, first, n, scratch)) };
         let all = Sums {
             weights: scratch.scores.as_ptr(),
-            stride: BLOCK,
+            stride: STRIDE,
             rows: rows.rows,
-            v: scratch.v.as_ptr().cast(),
+            v: scratch.v[from * dim_v..].as_ptr().cast(),
             dim: dim_v,
-            from: block.lo,
-            to: block.hi,
+            from: 0,
+            to: n,
             acc: scratch.acc[first * dim_v..].as_mut_ptr(),
             keep: scratch.keep.as_ptr(),
         };
         // SAFETY: as above.
         unsafe {
             if apart {
-                sum_rows(&Sums { v, ..all }, &scratch.seen[..rows.rows], kernels);
+                sum_rows(
+                    &Sums { v: v.add(from * dim_v * shape.kv_dtype.size()), ..all },
+                    &scratch.seen[..rows.rows],
+                    kernels,
+                );
             } else {
                 (kernels.sums_packed)(&all);
             }
@@ -77,11 +80,26 @@ pub(super) fn add_block(
     }
 }
 
+/// The columns that any of some rows sees, from a multiple of [`PAD`] to one of `end`; what each sees is from then on counted from
+/// the first of them.
+pub(super) fn narrow(seen: &mut [Seen], end: usize) -> Option<(usize, usize)> {
+    let some = seen.iter().filter(|s| s.from < s.to);
+    let (from, to) = some.fold((usize::MAX, 0), |(from, to), s| (from.min(s.from), to.max(s.to)));
+    if from >= to {
+        return None;
+    }
+    let (from, to) = (from - from % PAD as usize, to.next_multiple_of(end));
+    for s in seen.iter_mut() {
+        (s.from, s.to) = if s.from < s.to { (s.from - from, s.to - from) } else { (0, 0) };
+    }
+    Some((from, to))
+}
+
 /// The scores of some rows of a tile, from `first` on, `n` columns of them.
 pub(super) fn weights(rows: &Tile<'_>, first: usize, n: usize, scratch: &mut Scratch<'_>) -> Weights {
     Weights {
         scores: scratch.scores.as_mut_ptr(),
-        stride: BLOCK,
+        stride: STRIDE,
         n,
         rows: rows.rows,
         seen: scratch.seen.as_ptr(),

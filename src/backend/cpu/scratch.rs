@@ -9,6 +9,7 @@ use crate::status::Result;
 
 /// Keys of a block of a chunk's tile.
 pub(super) const BLOCK: usize = 256;
+pub(super) const STRIDE: usize = BLOCK + 32;
 /// Keys of a span of a decode: its softmax is computed by itself and merged in order.
 pub(super) const SPAN: usize = 512;
 /// Most rows (tokens times heads of a group) of a chunk's tile: keys and values are packed once for them.
@@ -75,7 +76,7 @@ fn sizes(shape: &Shape) -> [usize; FIELDS] {
     let (dim, dim_v) = (shape.head_dim, padded_dim(shape.head_dim_v));
     let (trig, q, rows) = (slab * dim / 2, TILE * dim, decode_rows(shape));
     // What AMX alone needs takes no memory on other architectures.
-    let (q_tiles, weights) = if cfg!(target_arch = "x86_64") { (q, SUB * BLOCK) } else { (0, 0) };
+    let (q_tiles, weights) = if cfg!(target_arch = "x86_64") { (q, SUB * STRIDE) } else { (0, 0) };
     [
         trig,
         trig,
@@ -92,7 +93,7 @@ fn sizes(shape: &Shape) -> [usize; FIELDS] {
         TILE,
         TILE,
         TILE,
-        (rows * SPAN).max(SUB * BLOCK),
+        (rows * SPAN).max(SUB * STRIDE),
         weights,
         BLOCK * dim,
         BLOCK * dim_v,

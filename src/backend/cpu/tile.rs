@@ -6,7 +6,7 @@ use super::element::{save, view};
 use super::scratch::{SLAB, Scratch};
 use super::simd::Kernels;
 use super::simd::kernels::Seen;
-use super::simd::prefetch;
+use super::simd::{prefetch, prefetch_to_write};
 use super::store::{PAD, padded_dim, physical};
 use crate::backend::{AttendRows, Job};
 use crate::batch::Entry;
@@ -134,14 +134,6 @@ impl Tile<'_> {
         last.start == block.lo && first.end == block.hi
     }
 
-    /// Whether any row sees a key of a block.
-    pub fn sees_any(&self, block: &Block) -> bool {
-        // Likewise, rows in between see no less than what lies between.
-        let ring = &self.job.layer.ring;
-        let [first, last] = [0, self.rows - 1].map(|r| block.columns(ring, self.sight(r)));
-        first.start < last.end
-    }
-
     /// The sinks and the window tokens that any row sees.
     pub fn keys(&self) -> [Range<u64>; 2] {
         let (ring, first, last) = (&self.job.layer.ring, self.sight(0), self.sight(self.rows - 1));
@@ -211,6 +203,11 @@ impl Tile<'_> {
         let dim_v = padded_dim(shape.head_dim_v);
         for r in 0..self.rows {
             let (row, head) = (self.entry.row + self.token(r), self.q_head(r));
+            if r + 4 * shape.group < self.rows {
+                // Of tokens to come: a row is one head's, and the next token's lies far away.
+                let next = self.io.out.at(self.entry.row + self.token(r + 4 * shape.group), head);
+                prefetch_to_write(next, shape.head_dim_v * shape.out_dtype.size());
+            }
             let acc = &mut scratch.acc[r * dim_v..][..shape.head_dim_v];
             let scale = scratch.sum[r].recip();
             // SAFETY: the caller's rows, resolved for this batch; nobody else computes this row, and rows do not overlap.

@@ -5,10 +5,11 @@
 
 use super::chunk;
 use super::decode::sum_rows;
-use super::scratch::{BLOCK, SUB, Scratch, TILE};
+use super::scratch::{BLOCK, STRIDE, SUB, Scratch, TILE};
 use super::simd::Kernels;
 use super::simd::amx::{self, DEPTH, ROWS, Split, Tiles};
 use super::simd::kernels::Sums;
+use super::simd::weigh_at_once::weigh_at_once;
 use super::simd::weigh_tiles::weigh_tiles;
 use super::store::{GROUP, PAD, Slots, padded_dim};
 use super::tile::{Block, Tile};
@@ -90,52 +91,57 @@ fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernel
     let plain = tile.job.layer.softcap == 0.0 && tile.job.layer.alibi_slopes.is_empty();
     for first in (0..tile.rows).step_by(ROWS) {
         let rows = tile.part(first, ROWS);
-        if !all_seen && !rows.sees_any(block) {
-            continue;
-        }
+        rows.look(block, &scratch.sights[first..first + rows.rows], &mut scratch.seen);
+        let Some((from, to)) = chunk::narrow(&mut scratch.seen[..rows.rows], DEPTH) else { continue };
+        let n = to - from;
         let padded = tile.rows.next_multiple_of(ROWS) * dim;
         let q = if block.sinks { &mut *scratch.q_sink_tiles } else { &mut *scratch.q_tiles };
         let (q, q_low) = split(q, padded, two);
         let q_low = if two { q_low.wrapping_add(first * dim) } else { q_low };
-        let (weights, weights_low) = split(scratch.weights, ROWS * BLOCK, two);
+        let (weights, weights_low) = split(scratch.weights, ROWS * STRIDE, two);
         // SAFETY: as above; tiles are configured; 32 rows of queries, scores, weights and sums in scratch.
         unsafe {
             let q = Split { high: q.add(first * dim), low: q_low };
-            amx::scores(q, Split { high: k, low: k_low }, dim, n, scratch.scores.as_mut_ptr(), BLOCK);
-            rows.look(block, &scratch.sights[first..first + rows.rows], &mut scratch.seen);
+            let low = |p: *const u16, at: usize| if two { p.add(at) } else { p };
+            let k = Split { high: k.add(from * dim), low: low(k_low, from * dim) };
+            let v = Split { high: v.add(from * dim_v), low: low(v_low, from * dim_v) };
             let fused = plain && !apart;
             let softmax = chunk::weights(&rows, first, n, scratch);
-            if fused {
-                weigh_tiles(&softmax, weights, weights_low);
-            } else {
-                (kernels.weigh)(&softmax);
+            let at_once = fused && weigh_at_once(q, k, dim, &softmax, weights, weights_low);
+            if !at_once {
+                amx::scores(q, k, dim, n, softmax.scores, STRIDE);
+                if fused {
+                    weigh_tiles(&softmax, weights, weights_low);
+                } else {
+                    (kernels.weigh)(&softmax);
+                }
             }
             let acc = scratch.acc[first * dim_v..].as_mut_ptr();
             if apart {
                 let stored = Sums {
                     weights: scratch.scores.as_ptr(),
-                    stride: BLOCK,
+                    stride: STRIDE,
                     rows: rows.rows,
-                    v: stored_v,
+                    v: stored_v.add(from * dim_v * shape.kv_dtype.size()),
                     dim: dim_v,
-                    from: block.lo,
-                    to: block.hi,
+                    from: 0,
+                    to: n,
                     acc,
                     keep: scratch.keep.as_ptr(),
                 };
                 sum_rows(&stored, &scratch.seen[..rows.rows], kernels);
                 continue;
             }
-            for r in 0..rows.rows {
+            for r in 0..if at_once { 0 } else { rows.rows } {
                 if !fused {
-                    let low = if two { weights_low.add(r * BLOCK) } else { weights_low };
-                    amx::narrow(scratch.scores[r * BLOCK..].as_ptr(), n, weights.add(r * BLOCK), low);
+                    let low = if two { weights_low.add(r * STRIDE) } else { weights_low };
+                    amx::narrow(scratch.scores[r * STRIDE..].as_ptr(), n, weights.add(r * STRIDE), low);
                 }
                 if scratch.keep[r] != 1.0 {
                     amx::rescale(acc.add(r * dim_v), dim_v, scratch.keep[r]);
                 }
             }
-            amx::sums(Split { high: weights, low: weights_low }, BLOCK, Split { high: v, low: v_low }, dim_v, n, acc);
+            amx::sums(Split { high: weights, low: weights_low }, STRIDE, v, dim_v, n, acc);
         }
     }
     true

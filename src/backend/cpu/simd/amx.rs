@@ -121,6 +121,7 @@ macro_rules! products {
         )
     };
 }
+pub(super) use products;
 
 /// A matrix of bfloat16, and what it rounds off; the second is NULL where nothing is.
 #[derive(Clone, Copy, Debug)]
@@ -130,9 +131,18 @@ pub(crate) struct Split {
 }
 
 /// The products that make up one of two split matrices; that of the two lower halves is below f32's own rounding.
-fn halves(a: Split, b: Split) -> impl Iterator<Item = (*const u16, *const u16)> {
+pub(super) fn halves(a: Split, b: Split) -> impl Iterator<Item = (*const u16, *const u16)> {
     let n = if a.low.is_null() { 1 } else { 3 };
     [(a.high, b.high), (a.high, b.low), (a.low, b.high)].into_iter().take(n)
+}
+
+/// Asks for the tiles at `p`, one behind the other; a hint, whatever the address. Without it, tiles wait for the second-level cache.
+#[inline(always)]
+pub(super) fn expect(p: *const u16, tiles: usize) {
+    for line in 0..16 * tiles {
+        // SAFETY: a hint reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(32 * line).cast()) };
+    }
 }
 
 /// Queries times keys: `scores[r][c] = q[r] . k[c]` for 32 rows and `keys` keys.
@@ -187,6 +197,7 @@ pub(crate) unsafe fn sums(weights: Split, stride: usize, v: Split, dim: usize, k
             for (p, v) in halves(weights, v) {
                 for key in (0..keys).step_by(DEPTH) {
                     let (a, b) = (p.add(key), v.add(2 * pair_at(dim, key, d)));
+                    expect(b.wrapping_add(2 * GROUP * dim), 2);
                     products!(a, 2 * stride, a.add(16 * stride), b, b.add(TILE), 64_usize);
                 }
             }

@@ -14,6 +14,8 @@ mod repack;
 mod scalar;
 mod weigh;
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod weigh_at_once;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod weigh_tiles;
 
 use self::kernels::{Scores, Sums, Weights};
@@ -118,6 +120,18 @@ pub(crate) fn prefetch(p: *const u8, n: usize) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: SSE is part of the target; a hint reads nothing.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(line).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (p, n);
+}
+
+/// Likewise, to write them.
+pub(crate) fn prefetch_to_write(p: *const u8, n: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..n).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        // SAFETY: SSE is part of the target; a hint changes nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(p.wrapping_add(line).cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (p, n);
