@@ -57,10 +57,13 @@ AMX_MUTANTS = {
     "lower_half_left_out": ("src/backend/cpu/simd/amx.rs", "if a.low.is_null() { 1 } else { 3 }", "if a.low.is_null() { 1 } else { 2 }"),
     "stale_infinity_by_amx": ("src/backend/cpu/tiles.rs", "|| amx::all_finite(v, n * dim_v) {", "|| true {"),
     "only_nan_is_no_weight": ("src/backend/cpu/simd/weigh_tiles.rs", ".all(|c| *row.add(c) == f32::NEG_INFINITY)", ".all(|c| *row.add(c) < f32::INFINITY || (*row.add(c)).is_nan())"),
-    "rough_power": ("src/backend/cpu/simd/weigh_tiles.rs", "0.693_282_9, 1.0]", "0.693_282_9, 0.999_5]"),
+    "rough_power": ("src/backend/cpu/simd/weigh_tiles.rs", "0.695_116_76, 1.0]", "0.695_116_76, 0.999_5]"),
     "infinity_by_amx": ("src/backend/cpu/tiles.rs", "let apart = !all_seen && !finite;", "let apart = false && !all_seen && !finite;"),
-    "tile_weights_of_what_is_not_seen": ("src/backend/cpu/simd/weigh_tiles.rs", "if WHOLE { p } else {", "if WHOLE || true { p } else {"),
+    "tile_weights_of_what_is_not_seen": ("src/backend/cpu/simd/weigh_tiles.rs", "                if !WHOLE {", "                if !WHOLE && a.n == 0 {"),
     "tile_sums_without_keep": ("src/backend/cpu/simd/weigh_tiles.rs", "_mm512_fmadd_ps(sum, keep, total)", "_mm512_add_ps(sum, total)"),
+    "at_once_however_large": ("src/backend/cpu/simd/weigh_at_once.rs", "> HEADROOM {", "> 1e30 * HEADROOM {"),
+    "at_once_of_what_is_not_seen": ("src/backend/cpu/simd/weigh_at_once.rs", "pair.only(one, two);", "let _ = (one, two);"),
+    "columns_counted_from_the_block": ("src/backend/cpu/chunk.rs", "(s.from - from, s.to - from)", "(s.from, s.to)"),
     "stale_values_in_tiles": ("src/backend/cpu/tiles.rs", "} else if all_seen && (", "} else if !all_seen || ("),
 }
 with open("/proc/cpuinfo") as f:
