@@ -1,18 +1,17 @@
 //! Append: rotate keys once, at their stream positions, and store K and V in their slots.
 
+use std::mem::take;
 use std::ops::Range;
 
 use super::element::{Stored, view};
 use super::scratch::Scratch;
+use super::simd::regroup::GroupRows;
 use super::simd::{Kernels, prefetch};
-use super::store::{Slots, physical};
+use super::store::{GROUP, Slots, physical};
 use super::tile::Angles;
 use crate::backend::{AppendRows, Job};
 use crate::batch::Entry;
 use crate::config::{DType, PositionMode};
-
-/// Tokens of a head that are stored together: a group's worth.
-const TOGETHER: usize = 16;
 
 /// Tokens from one that is stored to the one whose rows are fetched.
 const AHEAD: u64 = 4;
@@ -33,22 +32,63 @@ pub(super) fn append<T: Stored>(
     angles: &mut Angles,
     scratch: &mut Scratch<'_>,
 ) {
-    // A few tokens of one head, then of the next: rows are read where the last ones were, and groups are filled while they
-    // are in the cache.
-    for begin in tokens.clone().step_by(TOGETHER) {
-        let end = tokens.end.min(begin + TOGETHER as u64);
-        for head in heads.clone() {
-            for t in begin..end {
-                // Rows of one head lie far apart: nothing but a hint brings them in time.
-                let (next, ahead) =
-                    if t + AHEAD < end { (head, t + AHEAD) } else { (head + 1, t + AHEAD - (end - begin)) };
-                if next < heads.end && (begin..end).contains(&ahead) {
-                    expect(at, ahead, next);
-                }
-                append_row::<T>(at, tokens, t, head, kernels, angles, scratch);
+    // The tokens of one group for one head, then for the next: rows are read where the last ones were, and groups are filled
+    // while they are in the cache.
+    let first = at.entry.first;
+    for run in at.job.layer.ring.runs(first + tokens.start, first + tokens.end) {
+        let (mut begin, end) = (run.first - first, run.first - first + run.n);
+        while begin < end {
+            let (slot, _) = physical(&at.job.layer.ring, at.job.layer.ring.slot(first + begin));
+            let stop = end.min(begin + GROUP as u64 - slot % GROUP as u64);
+            for head in heads.clone() {
+                append_run::<T>(at, tokens, (begin..stop, slot), (head, heads), kernels, angles, scratch);
+            }
+            begin = stop;
+        }
+    }
+}
+
+/// Stores some of the tokens, which lie in one group from `slot` on, for one of the KV heads.
+fn append_run<T: Stored>(
+    at: &Place<'_>,
+    tokens: &Range<u64>,
+    (run, slot): (Range<u64>, u64),
+    (head, heads): (usize, &Range<usize>),
+    kernels: &Kernels,
+    angles: &mut Angles,
+    scratch: &mut Scratch<'_>,
+) {
+    let shape = at.job.shape;
+    let n = run.end - run.start;
+    // Only a whole group may be written as one: other slots of it keep what they hold.
+    let whole = n == GROUP as u64 && kernels.group_keys.is_some();
+    let (mut k, mut v): (GroupRows, GroupRows) = ([std::ptr::null(); GROUP], [std::ptr::null(); GROUP]);
+    // Attention has filled these with what it alone needs, and fills them again.
+    let (rows_k, rows_v) = (take(&mut scratch.k), take(&mut scratch.v));
+    let rows = rows_k.chunks_mut(shape.head_dim).zip(rows_v.chunks_mut(shape.head_dim_v));
+    for ((i, t), (to_k, to_v)) in run.clone().enumerate().zip(rows) {
+        // Rows of one head lie far apart: nothing but a hint brings them in time.
+        let (next, ahead) = if t + AHEAD < run.end { (head, t + AHEAD) } else { (head + 1, t + AHEAD - n) };
+        if next < heads.end && run.contains(&ahead) {
+            expect(at, ahead, next);
+        }
+        let angle = angles_of(at, tokens, t, kernels, angles, scratch);
+        // SAFETY: this worker alone has this head, and the token is new, so no query of it is running; the slot is of a ring
+        // of this store.
+        unsafe {
+            let (key, value) = as_stored::<T>(at, t, head, angle, kernels, scratch, (to_k, to_v));
+            if whole {
+                (k[i], v[i]) = (key.as_ptr().cast(), value.as_ptr().cast());
+            } else {
+                at.slots.write::<T>(head, slot + i as u64, key, value);
             }
         }
     }
+    if whole {
+        // SAFETY: as above; the rows are the caller's or scratch, and those of scratch lie apart.
+        unsafe { at.slots.write_group::<T>(head, slot, &k, &v, shape.head_dim_v, kernels) };
+    }
+    (scratch.k, scratch.v) = (rows_k, rows_v);
 }
 
 /// What is appended, and where to.
@@ -60,37 +100,47 @@ pub(super) struct Place<'a> {
     pub entry: &'a Entry,
 }
 
-/// Stores one of the tokens for one KV head.
-fn append_row<T: Stored>(
+/// Where the angles of a token begin, if keys are rotated.
+fn angles_of(
     at: &Place<'_>,
     tokens: &Range<u64>,
     t: u64,
-    head: usize,
     kernels: &Kernels,
     angles: &mut Angles,
     scratch: &mut Scratch<'_>,
-) {
-    let (job, io, entry) = (at.job, at.io, at.entry);
-    let (layer, shape) = (job.layer, job.shape);
-    let rotates = layer.position_mode == PositionMode::Rope;
-    let half = layer.frequencies.len();
-    let (slot, _) = physical(&layer.ring, layer.ring.slot(entry.first + t));
-    let (src_k, src_v) = (io.k.at(entry.row + t, head), io.v.at(entry.row + t, head));
-    let row = if rotates { angles.of_key(job, entry, (tokens, t), kernels, scratch) * half } else { 0 };
-    // SAFETY: the caller's rows, resolved for this batch and these dims; this worker alone has this head, and the token is
-    // new, so no query of it is running; the kernels' rung is available.
+) -> Option<usize> {
+    let layer = at.job.layer;
+    (layer.position_mode == PositionMode::Rope)
+        .then(|| angles.of_key(at.job, at.entry, (tokens, t), kernels, scratch) * layer.frequencies.len())
+}
+
+/// Key and value of a token, the key rotated, in the storage type: the caller's own, or in scratch, halves in `to`.
+///
+/// # Safety
+/// The kernels' rung must be available, the caller's rows resolved for this batch and these dims.
+unsafe fn as_stored<'a, T: Stored>(
+    at: &Place<'_>,
+    t: u64,
+    head: usize,
+    angle: Option<usize>,
+    kernels: &Kernels,
+    scratch: &'a mut Scratch<'_>,
+    to: (&'a mut [f32], &'a mut [f32]),
+) -> (&'a [T], &'a [T]) {
+    let (io, layer, shape) = (at.io, at.job.layer, at.job.shape);
+    let (src_k, src_v) = (io.k.at(at.entry.row + t, head), io.v.at(at.entry.row + t, head));
+    // SAFETY: the caller's contract.
     unsafe {
-        let k = if rotates {
+        let k = if let Some(angle) = angle {
             let x = view(shape.in_dtype, src_k, shape.head_dim, scratch.row);
-            let (cos, sin) = (&scratch.cos[row..row + half], &scratch.sin[row..row + half]);
+            let angles = angle..angle + layer.frequencies.len();
+            let (cos, sin) = (&scratch.cos[angles.clone()], &scratch.sin[angles]);
             (kernels.rotate)(layer.rope_style, cos, sin, x, &mut scratch.rotated[..shape.head_dim]);
-            T::narrowed(&scratch.rotated[..shape.head_dim], scratch.row, kernels)
+            T::narrowed(&scratch.rotated[..shape.head_dim], to.0, kernels)
         } else {
-            stored(shape.in_dtype, src_k, shape.head_dim, scratch.row, scratch.rotated, kernels)
+            stored(shape.in_dtype, src_k, shape.head_dim, scratch.row, to.0, kernels)
         };
-        let narrow = &mut scratch.acc[..shape.head_dim_v];
-        let v = stored(shape.in_dtype, src_v, shape.head_dim_v, scratch.row_v, narrow, kernels);
-        at.slots.write::<T>(head, slot, k, v);
+        (k, stored(shape.in_dtype, src_v, shape.head_dim_v, scratch.row_v, to.1, kernels))
     }
 }
 

@@ -10,6 +10,7 @@ pub(crate) mod kernels;
 mod lanes;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+pub(crate) mod regroup;
 mod repack;
 mod scalar;
 mod weigh;
@@ -19,6 +20,7 @@ pub(crate) mod weigh_at_once;
 pub(crate) mod weigh_tiles;
 
 use self::kernels::{Scores, Sums, Weights};
+use self::regroup::GroupRows;
 use crate::config::{DType, RopeStyle};
 use crate::phase::Frequencies;
 use crate::status::{Result, bail};
@@ -159,6 +161,10 @@ pub(crate) struct Kernels {
     pub pack_keys: unsafe fn(*const u8, usize, usize, *mut f32),
     /// Stored values, padded dims, (from, to, rows), where to; whether all are finite.
     pub pack_values: unsafe fn(*const u8, usize, (usize, usize, usize), *mut f32) -> bool,
+    /// Rows of a group's keys, dims, the group; f32 has none, since it is stored in rows.
+    pub group_keys: Option<unsafe fn(&GroupRows, usize, *mut u16)>,
+    /// Rows of a group's values in bfloat16, dims, where their half of a tile begins.
+    pub pair_values: unsafe fn(&GroupRows, usize, *mut u16),
     pub rotate: Rotate,
     pub narrow_to_bf16: unsafe fn(&[f32], &mut [u16]),
     pub angles: unsafe fn(&Frequencies, u64, f32, &mut [f32], &mut [f32]),
@@ -220,6 +226,18 @@ macro_rules! rung {
             }
 
             $(#[$features])?
+            unsafe fn group_keys<const HALF: bool>(rows: &GroupRows, dim: usize, dst: *mut u16) {
+                // SAFETY: the caller's contract.
+                unsafe { regroup::group_keys::<HALF>(rows, dim, dst) }
+            }
+
+            $(#[$features])?
+            unsafe fn pair_values(rows: &GroupRows, dim: usize, dst: *mut u16) {
+                // SAFETY: the caller's contract.
+                unsafe { regroup::pair_values(rows, dim, dst) }
+            }
+
+            $(#[$features])?
             unsafe fn weigh<const PRECISE: bool>(a: &Weights) {
                 // SAFETY: the caller's contract.
                 unsafe { kernels::weigh::<$lanes, PRECISE>(a) }
@@ -250,6 +268,8 @@ macro_rules! rung {
                     weigh: weigh::<true>,
                     pack_keys: group_rows,
                     pack_values: single::pack_values,
+                    group_keys: None,
+                    pair_values,
                     rotate,
                     narrow_to_bf16,
                     angles,
@@ -262,6 +282,7 @@ macro_rules! rung {
                         sums: half::sums,
                         pack_keys: pack_half,
                         pack_values: half::pack_values,
+                        group_keys: Some(group_keys::<true>),
                         ..common
                     },
                     DType::Bf16 => Kernels {
@@ -270,6 +291,7 @@ macro_rules! rung {
                         sums: brain::sums,
                         pack_keys: pack_brain,
                         pack_values: brain::pack_values,
+                        group_keys: Some(group_keys::<false>),
                         ..common
                     },
                 }
@@ -293,7 +315,14 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             Rung::Avx2 => avx2_kernels::kernels(dtype),
             #[cfg(target_arch = "x86_64")]
-            Rung::Avx512 | Rung::Amx => avx512_kernels::kernels(dtype),
+            Rung::Avx512 | Rung::Amx => Self {
+                group_keys: match dtype {
+                    DType::F32 => None,
+                    DType::F16 => Some(regroup::group_keys_avx512::<true>),
+                    DType::Bf16 => Some(regroup::group_keys_avx512::<false>),
+                },
+                ..avx512_kernels::kernels(dtype)
+            },
             #[cfg(target_arch = "aarch64")]
             Rung::Neon => neon_kernels::kernels(dtype),
             _ => scalar_kernels::kernels(dtype),
