@@ -45,6 +45,8 @@ MUTANTS = {
     "block_begins_late": ("src/backend/cpu/tile.rs", "let lo = offset % PAD;", "let lo = offset % PAD + u64::from(offset % PAD == 7);"),
     "span_merged_without_keep": ("src/backend/cpu/decode.rs", "*a = *a * keep + p * take", "*a = *a + p * take"),
     "key_in_another_lane": ("src/backend/cpu/store.rs", "group.add(d * GROUP + lane).write(x)", "group.add(d * GROUP + (lane ^ 1)).write(x)"),
+    "part_of_a_group_written_whole": ("src/backend/cpu/append.rs", "let whole = n == GROUP as u64 &&", "let whole = n >= GROUP as u64 - 1 &&"),
+    "values_of_another_half": ("src/backend/cpu/store.rs", "values.add(2 * pair_at(row, in_tile, 0))", "values.add(2 * pair_at(row, 0, 0))"),
     "masked_score_counts": ("src/backend/cpu/simd/weigh.rs", "            edge::<V>(row, &seen, end - 1, lowest);", "            edge::<V>(row, &seen, first, lowest);"),
     "float_positions": ("src/phase.rs", "sin_cos(position.wrapping_mul(f))", "sin_cos((position as f32 as u64).wrapping_mul(f))"),
     "no_weight_is_nan": ("src/backend/cpu/simd/weigh.rs", "if new == f32::NEG_INFINITY && (seen", "if new == f32::INFINITY && (seen"),

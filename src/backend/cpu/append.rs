@@ -165,3 +165,99 @@ unsafe fn stored<'a, T: Stored>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
+    use super::*;
+    use crate::backend::cpu::scratch::ScratchPool;
+    use crate::backend::cpu::simd::Rung;
+    use crate::backend::cpu::store::Store;
+    use crate::config::{CacheConfig, LayerConfig, RopeStyle};
+    use crate::memory::Memory;
+    use crate::tensor::{Element, RowsIn};
+
+    /// What the slots hold, which held something else before, after tokens `first..` have come in calls of so many.
+    fn slots_after<T: Stored, I: Element>(config: &CacheConfig, first: u64, calls: &[u64], bits: &[u32]) -> Vec<u8> {
+        let (shape, layer) = (config.shape().unwrap(), config.layer(&config.layers[0]).unwrap());
+        let store = Store::new(&shape, std::iter::once(&layer), 1, Memory::default()).unwrap();
+        store.contents().iter_mut().enumerate().for_each(|(i, x)| *x = (i * 37 % 251) as u8);
+        let pool = ScratchPool::new(&shape, 1, Memory::default()).unwrap();
+        let kernels = Kernels::new(config.rung.unwrap(), shape.kv_dtype);
+        let (mut at, mut row) = (first, 0);
+        for &n in calls {
+            let rows = |dim: usize, salt: usize| -> Vec<I> {
+                let from = row * shape.n_kv_heads * dim;
+                let element = |i: usize| bits[(from + i).wrapping_mul(salt) % bits.len()];
+                (0..n as usize * shape.n_kv_heads * dim).map(|i| from_bits(element(i))).collect()
+            };
+            let (k, v) = (rows(shape.head_dim, 3), rows(shape.head_dim_v, 5));
+            let resolved = |x, dim| RowsIn::packed(x).resolve("rows", n, shape.n_kv_heads, dim, I::DTYPE).unwrap();
+            let io = AppendRows { k: resolved(&k, shape.head_dim), v: resolved(&v, shape.head_dim_v) };
+            let entry = Entry { seq: 0, row: 0, n, first: at, start: 1 << 40, floor: 0 };
+            let job =
+                Job { layer_index: 0, layer: &layer, shape: &shape, entries: &[entry], append: Some(io), attend: None };
+            let place = Place { job: &job, io: &io, slots: store.slots(0, 0), entry: &entry };
+            // SAFETY: nobody else holds it.
+            let mut scratch = unsafe { pool.part(&shape, 0) };
+            append::<T>(&place, &(0..n), &(0..shape.n_kv_heads), &kernels, &mut Angles::default(), &mut scratch);
+            (at, row) = (at + n, row + n as usize);
+        }
+        store.contents().to_vec()
+    }
+
+    /// Any number, or none, in the type.
+    fn from_bits<I: Element>(bits: u32) -> I {
+        // SAFETY: any bits are a value of each of the three types, which are no larger.
+        unsafe { std::ptr::from_ref(&bits).cast::<I>().read() }
+    }
+
+    fn hold<I: Element>(config: &CacheConfig, first: u64, n: u64, bits: &[u32]) {
+        let one_by_one = vec![1; n as usize];
+        let [together, apart] = [&[n][..], &one_by_one].map(|calls| match config.kv_dtype {
+            DType::F32 => slots_after::<f32, I>(config, first, calls, bits),
+            DType::F16 => slots_after::<f16, I>(config, first, calls, bits),
+            DType::Bf16 => slots_after::<bf16, I>(config, first, calls, bits),
+        });
+        let differs = together.iter().zip(&apart).position(|(a, b)| a != b);
+        assert!(differs.is_none(), "{config:?}: {n} tokens from {first} on, byte {differs:?}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
+        /// Tokens that fill groups lie where they would one by one, to the bit, and no other slot changes: wherever a run
+        /// begins, where sinks end, where the ring wraps.
+        #[test]
+        fn groups_are_tokens(dims in select(vec![(8, 8), (32, 32), (48, 80), (80, 24), (128, 128), (64, 40)]),
+                             kv_dtype in select(vec![DType::F32, DType::F16, DType::Bf16]),
+                             in_dtype in select(vec![DType::F32, DType::F16, DType::Bf16]),
+                             position_mode in select(vec![PositionMode::Rope, PositionMode::RopeApplied, PositionMode::None]),
+                             rope_style in select(vec![RopeStyle::Neox, RopeStyle::Interleaved]),
+                             n_sink in 0u32..40, window in 1u32..60, first in 0u64..300, n in 1u64..90,
+                             bits in prop::collection::vec(any::<u32>(), 1009)) {
+            for rung in Rung::all() {
+                let config = CacheConfig {
+                    n_q_heads: 2,
+                    n_kv_heads: 2,
+                    head_dim: dims.0,
+                    head_dim_v: dims.1,
+                    kv_dtype,
+                    in_dtype,
+                    max_chunk: 90,
+                    layers: vec![LayerConfig { n_sink, window, position_mode, rope_style, ..LayerConfig::default() }],
+                    rung: Some(rung),
+                    ..CacheConfig::default()
+                };
+                match in_dtype {
+                    DType::F32 => hold::<f32>(&config, first, n, &bits),
+                    DType::F16 => hold::<f16>(&config, first, n, &bits),
+                    DType::Bf16 => hold::<bf16>(&config, first, n, &bits),
+                }
+            }
+        }
+    }
+}

@@ -137,6 +137,15 @@ impl Store {
         }
     }
 
+    /// All bytes of K and V.
+    #[cfg(test)]
+    #[expect(clippy::mut_from_ref, reason = "a test has it alone")]
+    pub fn contents(&self) -> &mut [u8] {
+        let last = self.layers.last().map_or(0, |l| l.v + self.n_kv_heads * l.slots * self.v_slot);
+        // SAFETY: within the block, of one sequence, initialised.
+        unsafe { std::slice::from_raw_parts_mut(self.buffer.as_ptr(), last) }
+    }
+
     /// Copies the first `slots` slots of every head of `src` over those of `dst`.
     pub fn copy_sequence(&self, layer: usize, ring: &Ring, src: usize, dst: usize, slots: u64) {
         if slots == 0 {
