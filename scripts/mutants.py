@@ -71,6 +71,14 @@ AMX_MUTANTS = {
 with open("/proc/cpuinfo") as f:
     if " amx_bf16" in f.read():
         MUTANTS |= AMX_MUTANTS
+FP16_MUTANTS = {
+    "halves_overflow": ("src/backend/cpu/simd/fp16.rs", "const LARGEST: f32 = 2000.0;", "const LARGEST: f32 = 6e4;"),
+    "halves_too_small": ("src/backend/cpu/simd/fp16.rs", "const SMALLEST: f32 = 0.015_625;", "const SMALLEST: f32 = 0.0;"),
+    "queries_of_halves_unscaled": ("src/backend/cpu/simd/fp16.rs", "_mm512_fmadd_ps(high, scale, next)", "_mm512_add_ps(high, next)"),
+}
+with open("/proc/cpuinfo") as f:
+    if " avx512_fp16" in f.read():
+        MUTANTS |= FP16_MUTANTS
 # Of the NEON rung, which the library's own tests must catch on AArch64, elsewhere under QEMU (`scripts/neon_test`).
 NEON = "aarch64-unknown-linux-gnu"
 NEON_MUTANTS = {

@@ -156,6 +156,33 @@ fn edges_keep_infinities_out() {
     }
 }
 
+/// Large and small keys and values, whose products are ordinary ones: whoever multiplies in a narrow type must not lose them.
+#[test]
+fn every_size_of_numbers() {
+    const N: usize = 200;
+    let (q, k, v) = (draw(N * 128, 7), draw(N * 64, 8), draw(N * 64, 9));
+    for (key, value) in [1.0, 3e3, 1e-4].into_iter().flat_map(|k| [1.0, 5e3, 1e-4].map(|v| (k, v))) {
+        let times = |x: &[f32], by: f32| x.iter().map(|x| x * by).collect::<Vec<_>>();
+        let (q, k, v) = (times(&q, 1.0 / key), times(&k, key), times(&v, value));
+        for kv_dtype in [DType::F32, DType::Bf16] {
+            let run = |rung: Rung| {
+                let config = config(rung, kv_dtype, (32, 32), 90);
+                let mut cache = Cache::new(&config).unwrap();
+                let rows = Rows { q: &q, k: &k, v: &v };
+                feed(&mut cache, &config, 0, Batch::new(&[0], &[N as i32]), rows, Call::Two).0
+            };
+            let want = run(Rung::Scalar);
+            for rung in Rung::all() {
+                let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 2e-2 * value;
+                assert!(
+                    run(rung).iter().zip(&want).all(near),
+                    "{rung:?} {kv_dtype:?}: keys of {key}, values of {value}"
+                );
+            }
+        }
+    }
+}
+
 /// In a process of its own: what the variable says must not reach other tests.
 #[test]
 #[ignore = "run by the_variable_chooses"]

@@ -27,6 +27,16 @@ int64_t fused(int64_t n) {
 }
 #endif
 
+#if defined(__AVX512FP16__)
+int64_t halves(int64_t n) {
+    __m512 sums[SUMS] = {}, a = {}, b = {};
+    for (int64_t i = 0; i < n; ++i)
+#pragma GCC unroll 12
+        for (int j = 0; j < SUMS; ++j) asm volatile("vfmadd231ph %1, %2, %0" : "+v"(sums[j]) : "v"(a), "v"(b));
+    return n * SUMS * 2 * 32;
+}
+#endif
+
 #if defined(__AMX_BF16__) && defined(__linux__)
 int64_t amx(int64_t n) {
     // Linux hands out tile data on request.
@@ -52,7 +62,8 @@ int64_t amx(int64_t n) {
 
 }  // namespace
 
-// Multiplies and adds of `n` rounds of a unit (0: AVX2 in f32, 1: AVX-512 in f32, 2: AMX in bfloat16); 0 where it is missing.
+// Multiplies and adds of `n` rounds of a unit (0: AVX2 in f32, 1: AVX-512 in f32, 2: AMX in bfloat16, 3: AVX-512 FP16);
+// 0 where it is missing.
 extern "C" int64_t peer_multiply(int unit, int64_t n) {
     switch (unit) {
 #if defined(__AVX2__) && defined(__FMA__)
@@ -63,6 +74,9 @@ extern "C" int64_t peer_multiply(int unit, int64_t n) {
 #endif
 #if defined(__AMX_BF16__) && defined(__linux__)
     case 2: return amx(n);
+#endif
+#if defined(__AVX512FP16__)
+    case 3: return halves(n);
 #endif
     default: return 0;
     }

@@ -8,7 +8,8 @@ timed in bursts that alternate; a time is the median call of all bursts, a ratio
 medians. sinkcache does more than the others: `step` rotates and appends the new tokens too, its window has wrapped, and
 queries come and results go as f32. `roofline` is what a case cannot do without over what it takes: for one query, reading K and
 V once at the bandwidth measured here; for a chunk, the products of queries, keys, weights and values at the peak measured here of
-the unit that does them: AMX in bfloat16 for bf16, a third of it for sinkcache's f16 (three products), FMA in f32 for the rest.
+the unit that does them: AMX in bfloat16 for bf16 (FMA of halves where AVX-512 is forced and has them), a third of it for sinkcache's f16 (three products),
+FMA in f32 for the rest.
 """
 import argparse
 import ctypes
@@ -213,7 +214,7 @@ def bandwidth(lib, n_threads, size, seconds=0.2):
     return size / statistics.median(taken) / 1e9
 
 
-UNITS = {"avx2": 0, "avx512": 1, "amx": 2}
+UNITS = {"avx2": 0, "avx512": 1, "amx": 2, "fp16": 3}
 
 
 def peaks(lib, n_threads, seconds=0.05):
@@ -249,6 +250,8 @@ def peak_of(name, rung, found):
             return found["amx"] / 3
         if best == "amx" and " f32 " in name:
             best = "avx512"
+        if best == "avx512" and " bf16 " in name:
+            best = "fp16" if "fp16" in found else best
         return found.get(best)
     if name.startswith("torch") and "amx" in found:
         return found["amx"]

@@ -4,6 +4,8 @@ mod append;
 mod chunk;
 mod decode;
 mod element;
+#[cfg(target_arch = "x86_64")]
+mod halves;
 mod scratch;
 mod simd;
 mod spans;

@@ -9,6 +9,7 @@ use crate::status::Result;
 
 /// Keys of a block of a chunk's tile.
 pub(super) const BLOCK: usize = 256;
+/// From a row of a block's scores to the next: rows do not fall into the same sets of a cache.
 pub(super) const STRIDE: usize = BLOCK + 32;
 /// Keys of a span of a decode: its softmax is computed by itself and merged in order.
 pub(super) const SPAN: usize = 512;
@@ -38,23 +39,23 @@ pub(super) struct Scratch<'a> {
     /// `[TILE][head_dim]` queries for the window and for the sinks.
     pub q: &'a mut [f32],
     pub q_sink: &'a mut [f32],
-    /// The same in bfloat16: `[2][TILE][head_dim]`, what the first rounds off in the second.
+    /// The same in bfloat16: `[2][TILE][head_dim]`, what the first rounds off in the second. Or as halves, each twice.
     pub q_tiles: &'a mut [f32],
     pub q_sink_tiles: &'a mut [f32],
     /// `[TILE][head_dim_v]` weighted sums.
     pub acc: &'a mut [f32],
     /// `[decode_rows][head_dim_v]` those of one span.
     pub part: &'a mut [f32],
-    /// `[TILE]` running maximum and denominator, and those of one span.
+    /// `[TILE]` running maximum and denominator, and those of one span (or, of halves, what queries were divided by).
     pub max: &'a mut [f32],
     pub sum: &'a mut [f32],
     pub part_max: &'a mut [f32],
     pub part_sum: &'a mut [f32],
     /// `[TILE]` what earlier sums are worth now.
     pub keep: &'a mut [f32],
-    /// `[decode_rows][SPAN]` or `[SUB][BLOCK]` scores, then weights.
+    /// `[decode_rows][SPAN]` or `[SUB][STRIDE]` scores, then weights.
     pub scores: &'a mut [f32],
-    /// `[2][SUB][BLOCK]` weights in bfloat16.
+    /// `[2][SUB][STRIDE]` weights in bfloat16, or as halves, each twice.
     pub weights: &'a mut [f32],
     /// `[BLOCK][head_dim]`, `[BLOCK][head_dim_v]` keys and values as f32, or as pairs of bfloat16.
     pub k: &'a mut [f32],

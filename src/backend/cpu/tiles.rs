@@ -11,7 +11,7 @@ use super::simd::amx::{self, DEPTH, ROWS, Split, Tiles};
 use super::simd::kernels::Sums;
 use super::simd::weigh_at_once::weigh_at_once;
 use super::simd::weigh_tiles::weigh_tiles;
-use super::store::{GROUP, PAD, Slots, padded_dim};
+use super::store::{PAD, Slots, padded_dim};
 use super::tile::{Block, Tile};
 use crate::config::{DType, Shape};
 
@@ -69,8 +69,7 @@ fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernel
     let finite = unsafe {
         if two {
             let ((high, low), (high_v, low_v)) = (split(scratch.k, n * dim, true), split(scratch.v, n * dim_v, true));
-            let finite =
-                amx::split_keys(k, dim, n / GROUP, high, low) & amx::split_values(v, dim_v, keys, high_v, low_v);
+            let finite = amx::split_keys(k, dim, keys, high, low) & amx::split_values(v, dim_v, keys, high_v, low_v);
             (k, k_low, v, v_low) = (high, low.cast_const(), high_v, low_v.cast_const());
             finite
         } else if all_seen && (block.lo, block.hi) == (0, n) || amx::all_finite(v, n * dim_v) {

@@ -9,9 +9,9 @@ use super::simd::{Kernels, Rung};
 use super::spans::Spans;
 use super::store::{Slots, Store, padded_dim};
 use super::tile::{Angles, Tile};
-#[cfg(target_arch = "x86_64")]
-use super::tiles;
 use super::{append, chunk};
+#[cfg(target_arch = "x86_64")]
+use super::{halves, simd::fp16, tiles};
 use crate::backend::Job;
 use crate::batch::Entry;
 use crate::config::Shape;
@@ -51,18 +51,28 @@ impl Kind {
     }
 }
 
-/// Computes a tile with AMX, where that is the rung and heads fit; false, and nothing done, elsewhere.
+/// Computes a tile in the types that the rung has instructions for; false, and nothing done, where that is f32.
 #[cfg(target_arch = "x86_64")]
-fn by_amx(rung: Rung, tile: &Tile<'_>, slots: &Slots<'_>, kernels: &Kernels, scratch: &mut Scratch<'_>) -> bool {
-    let does = rung == Rung::Amx && tiles::fits(tile.job.shape);
-    if does {
-        tiles::tile(tile, slots, kernels, scratch);
+fn by_narrow_products(
+    rung: Rung,
+    tile: &Tile<'_>,
+    slots: &Slots<'_>,
+    kernels: &Kernels,
+    scratch: &mut Scratch<'_>,
+) -> bool {
+    let shape = tile.job.shape;
+    match rung {
+        Rung::Amx if tiles::fits(shape) => tiles::tile(tile, slots, kernels, scratch),
+        Rung::Avx512 if halves::fits(shape) && fp16::available() => {
+            halves::tile(tile, slots, kernels, scratch);
+        }
+        _ => return false,
     }
-    does
+    true
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn by_amx(_: Rung, _: &Tile<'_>, _: &Slots<'_>, _: &Kernels, _: &mut Scratch<'_>) -> bool {
+fn by_narrow_products(_: Rung, _: &Tile<'_>, _: &Slots<'_>, _: &Kernels, _: &mut Scratch<'_>) -> bool {
     false
 }
 
@@ -153,7 +163,7 @@ impl<'a> Worker<'a> {
             Kind::Tiles(_) => {
                 tile = tile.part(unit as usize * TILE, TILE);
                 tile.load(kernels, &mut self.angles, scratch);
-                if !by_amx(self.rung, &tile, &slots, kernels, scratch) {
+                if !by_narrow_products(self.rung, &tile, &slots, kernels, scratch) {
                     chunk::tile(&tile, &slots, kernels, scratch);
                 }
             }

@@ -9,6 +9,7 @@ use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
 use super::kernels::pair_at;
+use super::weigh_tiles::visible;
 use crate::backend::cpu::store::GROUP;
 
 /// Rows of queries that go through the tiles together: two tiles of 16.
@@ -235,19 +236,26 @@ unsafe fn not_finite(x: __m512) -> __mmask16 {
     unsafe { _mm512_fpclass_ps_mask::<0x99>(x) }
 }
 
-/// f16 keys of whole groups, `[dim][16]`, as split pairs `[dim / 2][16][2]`; false if a number is not finite.
+/// f16 keys of whole groups, `[dim][16]`, as split pairs `[dim / 2][16][2]`; false if a number of keys `from..to` is not finite.
 ///
 /// # Safety
-/// AMX must be [`available`]; `src` holds `groups` groups, `high` and `low` have room for as many.
+/// AMX must be [`available`]; `src` holds `n` keys, a multiple of 16, `high` and `low` have room for as many.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(crate) unsafe fn split_keys(src: *const u16, dim: usize, groups: usize, high: *mut u16, low: *mut u16) -> bool {
+pub(crate) unsafe fn split_keys(
+    src: *const u16,
+    dim: usize,
+    (from, to, n): (usize, usize, usize),
+    high: *mut u16,
+    low: *mut u16,
+) -> bool {
     let mut odd_ones = 0;
-    for at in (0..groups * dim * GROUP).step_by(2 * GROUP) {
+    for at in (0..n * dim).step_by(2 * GROUP) {
+        let seen = visible((from, to), at / (GROUP * dim) * GROUP);
         // SAFETY: the caller's contract.
         unsafe {
             let row = |i: usize| _mm512_cvtph_ps(_mm256_loadu_si256(src.add(at + i * GROUP).cast()));
             let (a, b) = (row(0), row(1));
-            odd_ones |= not_finite(a) | not_finite(b);
+            odd_ones |= (not_finite(a) | not_finite(b)) & seen;
             let (top, rest) = split_pair(a, b);
             _mm512_storeu_si512(high.add(at).cast(), top);
             _mm512_storeu_si512(low.add(at).cast(), rest);

@@ -6,6 +6,8 @@ pub(crate) mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod fp16;
 pub(crate) mod kernels;
 mod lanes;
 #[cfg(target_arch = "aarch64")]
@@ -32,7 +34,7 @@ pub enum Rung {
     Scalar,
     /// AVX2, FMA, F16C.
     Avx2,
-    /// AVX-512 F, BW, DQ, VL.
+    /// AVX-512 F, BW, DQ, VL; FP16 for chunks of bf16 where the processor has it.
     Avx512,
     /// AVX-512, and AMX tiles of bfloat16 for chunks.
     Amx,

@@ -1,0 +1,98 @@
+//! Attention of many rows in bf16 by AVX-512 FP16: as in `chunk.rs`, with products of halves.
+
+use super::chunk;
+use super::scratch::{BLOCK, STRIDE, SUB, Scratch};
+use super::simd::Kernels;
+use super::simd::fp16::{self, DEPTH, Product};
+use super::store::{PAD, Slots, padded_dim};
+use super::tile::{Block, Tile};
+use crate::config::{DType, Shape};
+
+// Keys are packed in rows of `STRIDE` halves, where f32 has `BLOCK`.
+const _: () = assert!(PAD as usize == DEPTH && STRIDE <= 2 * BLOCK);
+
+/// Whether a cache's shape fits.
+pub(super) fn fits(shape: &Shape) -> bool {
+    shape.kv_dtype == DType::Bf16 && shape.head_dim.is_multiple_of(DEPTH) && shape.head_dim_v.is_multiple_of(DEPTH)
+}
+
+/// Computes the loaded rows of a tile.
+pub(super) fn tile(tile: &Tile<'_>, slots: &Slots<'_>, kernels: &Kernels, scratch: &mut Scratch<'_>) {
+    let dim = tile.job.shape.head_dim;
+    assert!(scratch.q_tiles.len() >= tile.rows * dim && scratch.q.len() >= tile.rows * dim);
+    // SAFETY: the instructions are there; rows of scratch. The fields of a decode's span hold the scales.
+    unsafe {
+        fp16::pack_rows(scratch.q.as_ptr(), tile.rows, dim, scratch.part_max, scratch.q_tiles.as_mut_ptr().cast());
+        let q_sink_tiles = scratch.q_sink_tiles.as_mut_ptr().cast();
+        fp16::pack_rows(scratch.q_sink.as_ptr(), tile.rows, dim, scratch.part_sum, q_sink_tiles);
+    }
+    for block in tile.blocks(BLOCK as u64) {
+        if !add_block(tile, slots, &block, kernels, scratch) {
+            chunk::add_block(tile, slots, &block, kernels, scratch);
+        }
+    }
+}
+
+/// Adds one block to the softmax of every row that sees some of it; false, and nothing done, if its numbers are no halves.
+fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernels, scratch: &mut Scratch<'_>) -> bool {
+    let shape = tile.job.shape;
+    let (dim, dim_v) = (shape.head_dim, padded_dim(shape.head_dim_v));
+    let n = block.hi.next_multiple_of(DEPTH);
+    let (stored_k, stored_v) = slots.read(tile.head, block.slot, n as u64);
+    let (k, v) = (scratch.k.as_mut_ptr().cast::<u16>(), scratch.v.as_mut_ptr().cast::<u16>());
+    let keys = (block.lo, block.hi, n);
+    // SAFETY: the instructions are there; whole groups of this head, whose append is over; a block that scratch has room for.
+    let fit = unsafe { fp16::pack_keys(stored_k, dim, keys, STRIDE, k) && fp16::pack_values(stored_v, dim_v, keys, v) };
+    if !fit {
+        return false;
+    }
+    for first in (0..tile.rows).step_by(SUB) {
+        let rows = tile.part(first, SUB);
+        rows.look(block, &scratch.sights[first..first + rows.rows], &mut scratch.seen);
+        let Some((from, to)) = chunk::narrow(&mut scratch.seen[..rows.rows], DEPTH) else { continue };
+        let n = to - from;
+        let (q, scales) = if block.sinks {
+            (&*scratch.q_sink_tiles, &*scratch.part_sum)
+        } else {
+            (&*scratch.q_tiles, &*scratch.part_max)
+        };
+        let scores = Product {
+            rows_at: q[first * dim..].as_ptr().cast(),
+            row_stride: dim,
+            rows: rows.rows,
+            depth: dim,
+            columns_at: k.wrapping_add(from),
+            columns: n,
+            step: STRIDE,
+            out: scratch.scores.as_mut_ptr(),
+            stride: STRIDE,
+            scales: scales[first..].as_ptr(),
+            keep: std::ptr::null(),
+        };
+        let softmax = chunk::weights(&rows, first, n, scratch);
+        let weights = scratch.weights.as_mut_ptr().cast::<u32>();
+        let sums = Product {
+            rows_at: weights,
+            row_stride: STRIDE,
+            rows: rows.rows,
+            depth: n,
+            columns_at: v.wrapping_add(from * dim_v),
+            columns: dim_v,
+            step: dim_v,
+            out: scratch.acc[first * dim_v..].as_mut_ptr(),
+            stride: dim_v,
+            scales: std::ptr::null(),
+            keep: scratch.keep.as_ptr(),
+        };
+        // SAFETY: as above; rows and columns that scratch has.
+        unsafe {
+            fp16::multiply(&scores);
+            (kernels.weigh)(&softmax);
+            for r in 0..rows.rows {
+                fp16::pairs(softmax.scores.add(r * STRIDE), n, 1.0, weights.add(r * STRIDE));
+            }
+            fp16::multiply(&sums);
+        }
+    }
+    true
+}
