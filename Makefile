@@ -10,7 +10,8 @@ ENGINES = -DSINKCACHE_BUILD_LLAMA=ON -DSINKCACHE_BUILD_INFLIGHT=ON
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
 .PHONY: test setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan neon-test cuda-test cuda-variants \
-	cuda-cubins cuda-engine gpu-bench-test header bench gpu-pack clean
+	cuda-cubins cuda-engine gpu-bench-test header bench gpu-pack clean \
+	rust-asan-some rust-asan-others
 
 test: setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan neon-test cuda-test cuda-variants cuda-cubins \
 	cuda-engine gpu-bench-test
@@ -49,15 +50,26 @@ cpp-test:
 
 # The Rust library is instrumented too, and checks its arithmetic for overflow.
 cpp-sanitize:
-	cmake -S . -B build-sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug -DSINKCACHE_SANITIZE=address,undefined $(ENGINES) \
-		-DSINKCACHE_CARGO_TARGET=$(HOST) "-DSINKCACHE_CARGO_ENV=RUSTC_BOOTSTRAP=1;RUSTFLAGS=-Zsanitizer=address"
+	cmake -S . -B build-sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1" -DSINKCACHE_SANITIZE=address,undefined \
+		$(ENGINES) -DSINKCACHE_CARGO_TARGET_DIR=$(CURDIR)/target/asan -DSINKCACHE_CARGO_TARGET=$(HOST) "-DSINKCACHE_CARGO_ENV=RUSTC_BOOTSTRAP=1;RUSTFLAGS=-Zsanitizer=address"
 	cmake --build build-sanitize -j $(JOBS)
 	ctest --test-dir build-sanitize --output-on-failure -j $(JOBS)
 
-# AddressSanitizer is in the toolchain, its switch is not yet stable: hence the variable. Fewer histories: it is slow.
+# AddressSanitizer is in the toolchain, its switch is not yet stable: hence the variable. It is slow: fewer histories than rust-test has,
+# shorter windows (still of several spans), and each vector in each way from one start, not four. Half of the programs beside the others.
+ASAN_TEST = RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" SKC_HISTORIES=1500 SKC_WINDOW=1100 SKC_STARTS=1 CARGO_TARGET_DIR=target/asan \
+	$(CARGO) test -p sinkcache --target $(HOST)
+ASAN_SOME = --lib --test rungs --test edges --test teams --test allocations
+ASAN_OTHERS = --test vectors --test histories
 rust-asan:
-	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" SKC_HISTORIES=1500 CARGO_TARGET_DIR=target/asan \
-		$(CARGO) test -p sinkcache --target $(HOST) --lib --test vectors --test rungs --test histories --test edges --test teams --test allocations
+	$(ASAN_TEST) --no-run $(ASAN_SOME) $(ASAN_OTHERS)
+	$(MAKE) --no-print-directory -j2 --output-sync=target rust-asan-some rust-asan-others
+
+rust-asan-some:
+	$(ASAN_TEST) $(ASAN_SOME)
+
+rust-asan-others:
+	$(ASAN_TEST) $(ASAN_OTHERS)
 
 # AArch64 and its NEON rung, under QEMU. Skipped, and says so, where Rust's target cannot be had.
 neon-test:
@@ -69,7 +81,7 @@ cuda-test: shim gpu-pack
 	SKC_SHIM_LIBS=$(CURDIR)/build/shim $(CARGO) test -p sinkcache --test ring_on_device
 	tests/shim/build.sh build/shim-sanitize sanitize
 	SINKCACHE_CUDA_CACHE_DIR= SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
-		scripts/gpu_check build/gpu_check --shim build/shim-sanitize --preload "$(ASAN):$(UBSAN)" --json build/gpu_check/shim.json
+		scripts/gpu_check build/gpu_check --jobs $(JOBS) --shim build/shim-sanitize --preload "$(ASAN):$(UBSAN)" --json build/gpu_check/shim.json
 	cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release $(ENGINES)
 	cmake --build build -j $(JOBS)
 	LD_LIBRARY_PATH=$(CURDIR)/build/shim:$$LD_LIBRARY_PATH ctest --test-dir build --output-on-failure -R cuda

@@ -7,18 +7,23 @@
 Exit status 1 when a mutant survives, does not compile, or no longer finds its line. Those of the CUDA kernels need the host
 shim in build/shim (`tests/shim/build.sh build/shim`).
 """
+import collections
+import concurrent.futures
+import json
 import os
 import pathlib
 import platform
 import shutil
 import subprocess
 import sys
+import threading
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-COPY = ROOT / "target" / "mutants"
-# The vectors catch most: the others are built and run for what they let through.
-FIRST = ("vectors",)
-THEN = ("histories", "edges", "rungs")
+PLACES = ROOT / "target" / "mutants"
+CRATE_TYPES = 'crate-type = ["cdylib", "staticlib", "rlib"]'
+# Programs of the tests, by the names of their files.
+OURS = [f"{path.stem if path.is_file() else path.name}-*" for path in (ROOT / "tests").iterdir()]
 
 # name: (file, right line, wrong line)
 MUTANTS = {
@@ -108,26 +113,74 @@ KERNEL_MUTANTS = {
 ALL = {**MUTANTS, **NEON_MUTANTS, **KERNEL_MUTANTS}
 
 
-def sources():
-    names = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True)
-    keep = ("src/", "tests/", "benches/", "Cargo.toml", "Cargo.lock", "build.rs", "cbindgen.toml", "include/", "examples/stream")
-    return [n for n in names.stdout.splitlines() if n.startswith(keep) and (ROOT / n).is_file()]
+class Failure(Exception):
+    """The tests cannot tell anything."""
 
 
-def cargo(*args):
-    """The first tests, and where they pass the others."""
-    for tests in (FIRST, THEN):
-        done = some(tests, *args)
-        if done.returncode or "--no-run" in args:
-            break
-    return done
+class Suite:
+    """Tests that must catch some mutants: programs of cargo's, built and run in this order."""
+
+    def __init__(self, mutants, programs, environment, own_target=True, target=None, runner=()):
+        self.mutants, self.programs, self.environment, self.own_target = mutants, programs, environment, own_target
+        self.target, self.runner = target, list(runner)
+        self.lock, self.passes = threading.Lock(), None
+
+    def build(self, place, program):
+        """-> the path of the built program; Failure with what the compiler said."""
+        command = ["cargo", "test", "-q", "-p", "sinkcache", "--no-run", "--message-format=json-render-diagnostics"]
+        command += ["--lib"] if program == "lib" else ["--test", program]
+        command += ["--target", self.target] if self.target else []
+        target = place / "target" if self.own_target else ROOT / "target"
+        done = subprocess.run(command, cwd=place / "source", capture_output=True, text=True,
+                              env={**os.environ, **self.environment, "CARGO_TARGET_DIR": str(target)})
+        if done.returncode:
+            raise Failure("does not compile:\n" + done.stderr)
+        built = [m["executable"] for m in map(json.loads, done.stdout.splitlines()) if m.get("executable") and m["profile"]["test"]]
+        assert len(built) == 1, built
+        return built[0]
+
+    def failed(self, place, program, path):
+        """The first test that fails, or None. What is left of the program is then not waited for."""
+        run = subprocess.Popen([*self.runner, path], cwd=place / "source", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                               errors="replace", env={**os.environ, "RUST_BACKTRACE": "0", **self.environment})
+        with run:
+            for line in run.stdout:
+                if line.startswith("test ") and line.endswith(" FAILED\n"):
+                    run.kill()
+                    return f"{program}: {line.split()[1]}"
+        return program if run.returncode else None
+
+    def catches(self, place):
+        """What fails in that place, or None."""
+        for program in self.programs:
+            path = self.build(place, program)
+            if caught := self.failed(place, program, path):
+                return caught
+        return None
+
+    def check(self, place):
+        """Without any mutant everything passes: asked once."""
+        with self.lock:
+            if self.passes is None:
+                self.passes = self.catches(place) is None
+        if not self.passes:
+            raise Failure("the tests fail without any mutant")
 
 
-def some(tests, *args):
-    names = ["--lib"] if tests is THEN else []
-    names += [word for test in tests for word in ("--test", test)]
-    env = {**os.environ, "CARGO_TARGET_DIR": str(ROOT / "target"), "SKC_HISTORIES": "300", "RUST_BACKTRACE": "0"}
-    return subprocess.run(["cargo", "test", "-q", "-p", "sinkcache", *names, *args], cwd=COPY, env=env, capture_output=True, text=True)
+def suites():
+    neon_environment, runner = {}, []
+    if platform.machine() != "aarch64":
+        neon_environment = {"CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER": "aarch64-linux-gnu-gcc",
+                            "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER": "qemu-aarch64 -L /usr/aarch64-linux-gnu"}
+        runner = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"]
+    # One shape and few replays. Fresh kernels each time.
+    shim = {"SKC_TEST_BACKEND": "cuda", "SINKCACHE_CUDA_CACHE_DIR": "", "SKC_SHAPE": "7", "SKC_STREAMS": "8", "SKC_REPLAYS": "12", "SKC_SOAK": "100",
+            "LD_LIBRARY_PATH": f"{ROOT / 'build' / 'shim'}:{os.environ.get('LD_LIBRARY_PATH', '')}", "SKC_SHIM_MULTIPROCESSORS": "8"}
+    # The vectors catch most: the others are built and run for what they let through.
+    return (Suite(MUTANTS, ("vectors", "edges", "rungs", "histories", "lib"), {"SKC_HISTORIES": "300", "SKC_SHRINK": "0"}),
+            # In the target folder of `scripts/neon_test`, which builds the same dependencies.
+            Suite(NEON_MUTANTS, ("lib",), neon_environment, False, NEON, runner),
+            Suite(KERNEL_MUTANTS, ("cuda",), shim))
 
 
 def can_neon():
@@ -137,65 +190,82 @@ def can_neon():
     return bool(runs) and any(pathlib.Path(libs).glob("libcore-*.rlib"))
 
 
-def on_neon(*args):
-    env = {**os.environ, "CARGO_TARGET_DIR": str(ROOT / "target"), "RUST_BACKTRACE": "0"}
-    if platform.machine() != "aarch64":
-        env |= {"CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER": "aarch64-linux-gnu-gcc",
-                "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER": "qemu-aarch64 -L /usr/aarch64-linux-gnu"}
-    return subprocess.run(["cargo", "test", "-q", "-p", "sinkcache", "--target", NEON, "--lib", *args], cwd=COPY, env=env, capture_output=True, text=True)
+def copy_sources(place):
+    shutil.rmtree(place / "source", ignore_errors=True)
+    names = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True)
+    keep = ("src/", "tests/", "benches/", "Cargo.toml", "Cargo.lock", "build.rs", "cbindgen.toml", "include/", "examples/stream")
+    for name in names.stdout.splitlines():
+        if name.startswith(keep) and (ROOT / name).is_file():
+            (place / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, place / "source" / name)
+    # The tests link the Rust library: the two for C would be linked anew for every mutant.
+    manifest = place / "source" / "Cargo.toml"
+    text = manifest.read_text()
+    assert text.count(CRATE_TYPES) == 1, CRATE_TYPES
+    manifest.write_text(text.replace(CRATE_TYPES, 'crate-type = ["rlib"]'))
 
 
-def on_shim(*args):
-    """The device tests on the host shim, in one shape and with few replays. Fresh kernels each time."""
-    shim = ROOT / "build" / "shim"
-    env = {**os.environ, "CARGO_TARGET_DIR": str(ROOT / "target"), "RUST_BACKTRACE": "0", "SKC_TEST_BACKEND": "cuda", "SINKCACHE_CUDA_CACHE_DIR": "",
-           "LD_LIBRARY_PATH": f"{shim}:{os.environ.get('LD_LIBRARY_PATH', '')}", "SKC_SHAPE": "7", "SKC_STREAMS": "8", "SKC_REPLAYS": "12", "SKC_SOAK": "100",
-           "SKC_SHIM_MULTIPROCESSORS": "8"}
-    return subprocess.run(["cargo", "test", "-q", "-p", "sinkcache", "--test", "cuda", *args], cwd=COPY, env=env, capture_output=True, text=True)
+def copy_dependencies(place):
+    """What `cargo test` has built beside the library itself, so that it is not built once more for every place."""
+    built = ROOT / "target" / "debug"
+    for folder in ("build", "deps", ".fingerprint"):
+        if (built / folder).is_dir() and not (place / "target" / "debug" / folder).exists():
+            shutil.copytree(built / folder, place / "target" / "debug" / folder, ignore=shutil.ignore_patterns("*sinkcache*", *OURS))
 
 
-def mutate(name):
-    """-> None when the mutant is caught, else what is wrong."""
-    changes = [ALL[name]]
-    test = on_shim if name in KERNEL_MUTANTS else on_neon if name in NEON_MUTANTS else cargo
-    texts = {}
-    for file, right, wrong in changes:
-        text = texts.get(file) or (COPY / file).read_text()
-        if text.count(right) != 1:
-            return f"its line stands {text.count(right)} times in {file}"
-        texts[file] = text.replace(right, wrong)
-    before = {file: (COPY / file).read_text() for file in texts}
-    for file, text in texts.items():
-        (COPY / file).write_text(text)
+def mutate(place, suite, name):
+    """-> what catches the mutant, or None; Failure where it is none."""
+    file, right, wrong = suite.mutants[name]
+    path = place / "source" / file
+    before = path.read_text()
+    if before.count(right) != 1:
+        raise Failure(f"its line stands {before.count(right)} times in {file}")
+    path.write_text(before.replace(right, wrong))
     try:
-        built = test("--no-run")
-        if built.returncode:
-            return "does not compile:\n" + built.stderr
-        return None if test().returncode else "survived"
+        return suite.catches(place)
     finally:
-        for file, text in before.items():
-            (COPY / file).write_text(text)
+        path.write_text(before)
+
+
+def work(place, take, wrong):
+    """Takes mutants until none is left, or the tests are found to fail by themselves."""
+    copy_sources(place)
+    copy_dependencies(place)
+    while True:
+        try:
+            suite, name = take()
+        except IndexError:
+            return
+        suite.check(place)
+        began = time.monotonic()
+        try:
+            caught = mutate(place, suite, name)
+            outcome = f"caught by {caught}" if caught else "survived"
+        except Failure as failure:
+            caught, outcome = None, str(failure)
+        if not caught:
+            wrong.append(name)
+        print(f"{name:36s} {time.monotonic() - began:5.1f} s  {outcome}", flush=True)
 
 
 def main():
     names = sys.argv[1:] or list(ALL)
+    if unknown := [n for n in names if n not in ALL]:
+        sys.exit(f"no such mutant here: {' '.join(unknown)}")
     if not sys.argv[1:] and not can_neon():
         names = [n for n in names if n not in NEON_MUTANTS]
         print(f"SKIPPED, since nothing here builds or runs AArch64: {' '.join(NEON_MUTANTS)}")
-    shutil.rmtree(COPY, ignore_errors=True)
-    for name in sources():
-        (COPY / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, COPY / name)
-    for table, test in ((MUTANTS, cargo), (NEON_MUTANTS, on_neon), (KERNEL_MUTANTS, on_shim)):
-        if any(name in table for name in names) and test().returncode:
-            sys.exit("the tests fail without any mutant")
-    wrong = 0
-    for name in names:
-        outcome = mutate(name)
-        wrong += outcome is not None
-        print(f"{name:36s} {outcome or 'caught'}", flush=True)
-    print(f"{len(names) - wrong} of {len(names)} mutants caught")
-    sys.exit(wrong > 0)
+    todo, wrong = collections.deque((suite, name) for suite in suites() for name in suite.mutants if name in names), []
+    # Cargo and the tests keep one core busy most of the time: two places, from both ends, so that each builds few programs.
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        ends = [pool.submit(work, PLACES / "front", todo.popleft, wrong), pool.submit(work, PLACES / "back", todo.pop, wrong)]
+        for end in concurrent.futures.as_completed(ends):
+            if end.exception():
+                todo.clear()
+                error = end.exception()
+                sys.exit(str(error)) if isinstance(error, Failure) else end.result()
+    print(f"{len(names) - len(wrong)} of {len(names)} mutants caught")
+    sys.exit(bool(wrong))
 
 
 if __name__ == "__main__":

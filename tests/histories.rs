@@ -320,22 +320,41 @@ fn replay(history: &History) -> Result<Summary, TestCaseError> {
     run.finish()
 }
 
-/// `SKC_HISTORIES` histories (10,000 unless told), always the same ones unless `SKC_SEED` is set.
+/// Two halves, each with a seed of its own, so that there are the same histories however many cores there are.
+const HALVES: u8 = 2;
+
+/// `SKC_HISTORIES` histories (10,000 unless told), always the same ones unless `SKC_SEED` is set. `SKC_SHRINK`: how long to look for
+/// a smaller history that fails too (2,000 tries unless told).
 #[test]
 fn random_histories_match_the_definition() {
     let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u32>().ok());
     let cases = number("SKC_HISTORIES").unwrap_or(10_000);
-    let seed = number("SKC_SEED").unwrap_or(1).to_le_bytes().repeat(8);
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 2_000, ..Config::default() };
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
-    let summaries = std::cell::RefCell::new(Vec::new());
-    TestRunner::new_with_rng(config, rng)
-        .run(&histories(), |history| {
-            summaries.borrow_mut().push(replay(&history)?);
-            Ok(())
-        })
-        .unwrap_or_else(|e| panic!("{e}"));
-    report(&summaries.into_inner());
+    let half = |index: u8| {
+        let mut seed = number("SKC_SEED").unwrap_or(1).to_le_bytes().repeat(8);
+        seed[31] ^= index;
+        let cases = (cases + u32::from(index)) / u32::from(HALVES);
+        let max_shrink_iters = number("SKC_SHRINK").unwrap_or(2_000);
+        let config = Config { cases, failure_persistence: None, max_shrink_iters, ..Config::default() };
+        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
+        let summaries = std::cell::RefCell::new(Vec::new());
+        TestRunner::new_with_rng(config, rng)
+            .run(&histories(), |history| {
+                summaries.borrow_mut().push(replay(&history)?);
+                Ok(())
+            })
+            .map(|()| summaries.into_inner())
+            .map_err(|e| e.to_string())
+    };
+    // A device is used by one at a time.
+    let outcomes: Vec<_> = match common::device::backend() {
+        BackendKind::Cpu => std::thread::scope(|scope| {
+            let halves: Vec<_> = (0..HALVES).map(|index| scope.spawn(move || half(index))).collect();
+            halves.into_iter().map(|half| half.join().unwrap()).collect()
+        }),
+        BackendKind::Cuda => (0..HALVES).map(half).collect(),
+    };
+    let summaries: Vec<_> = outcomes.into_iter().flat_map(|half| half.unwrap_or_else(|e| panic!("{e}"))).collect();
+    report(&summaries);
 }
 
 /// Prints the distribution, and holds it to what makes the test worth its name.
