@@ -7,6 +7,8 @@ ASAN = $(shell $(CXX) -print-file-name=libasan.so)
 UBSAN = $(shell $(CXX) -print-file-name=libubsan.so)
 # Example engines that are built and tested with the C++ tests.
 ENGINES = -DSINKCACHE_BUILD_LLAMA=ON -DSINKCACHE_BUILD_INFLIGHT=ON
+# Cargo's own folder: what cargo has built there is not built again.
+RELEASE = -DCMAKE_BUILD_TYPE=Release -DSINKCACHE_CARGO_TARGET_DIR=$(CURDIR)/target
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
 .PHONY: test setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan neon-test cuda-test cuda-variants \
@@ -44,14 +46,15 @@ mutants: shim
 
 # With the llama.cpp adapter: llama.cpp is built once for a machine and kept in ~/.cache/sinkcache (SINKCACHE_LLAMA_DIR).
 cpp-test:
-	cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release $(ENGINES)
+	cmake -S . -B build -G Ninja $(RELEASE) $(ENGINES)
 	cmake --build build -j $(JOBS)
 	ctest --test-dir build --output-on-failure -j $(JOBS)
 
 # The Rust library is instrumented too, and checks its arithmetic for overflow.
 cpp-sanitize:
 	cmake -S . -B build-sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1" -DSINKCACHE_SANITIZE=address,undefined \
-		$(ENGINES) -DSINKCACHE_CARGO_TARGET_DIR=$(CURDIR)/target/asan -DSINKCACHE_CARGO_TARGET=$(HOST) "-DSINKCACHE_CARGO_ENV=RUSTC_BOOTSTRAP=1;RUSTFLAGS=-Zsanitizer=address"
+		$(ENGINES) -DSINKCACHE_CARGO_TARGET_DIR=$(CURDIR)/target/asan -DSINKCACHE_CARGO_TARGET=$(HOST) \
+		"-DSINKCACHE_CARGO_ENV=RUSTC_BOOTSTRAP=1;RUSTFLAGS=-Zsanitizer=address"
 	cmake --build build-sanitize -j $(JOBS)
 	ctest --test-dir build-sanitize --output-on-failure -j $(JOBS)
 
@@ -82,7 +85,7 @@ cuda-test: shim gpu-pack
 	tests/shim/build.sh build/shim-sanitize sanitize
 	SINKCACHE_CUDA_CACHE_DIR= SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 		scripts/gpu_check build/gpu_check --jobs $(JOBS) --shim build/shim-sanitize --preload "$(ASAN):$(UBSAN)" --json build/gpu_check/shim.json
-	cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release $(ENGINES)
+	cmake -S . -B build -G Ninja $(RELEASE) $(ENGINES)
 	cmake --build build -j $(JOBS)
 	LD_LIBRARY_PATH=$(CURDIR)/build/shim:$$LD_LIBRARY_PATH ctest --test-dir build --output-on-failure -R cuda
 
