@@ -52,7 +52,7 @@ cpp-test:
 
 # The Rust library is instrumented too, and checks its arithmetic for overflow.
 cpp-sanitize:
-	cmake -S . -B build-sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1" -DSINKCACHE_SANITIZE=address,undefined \
+	cmake -S . -B build-sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug -DSINKCACHE_SANITIZE=address,undefined \
 		$(ENGINES) -DSINKCACHE_CARGO_TARGET_DIR=$(CURDIR)/target/asan -DSINKCACHE_CARGO_TARGET=$(HOST) \
 		"-DSINKCACHE_CARGO_ENV=RUSTC_BOOTSTRAP=1;RUSTFLAGS=-Zsanitizer=address"
 	cmake --build build-sanitize -j $(JOBS)
