@@ -77,8 +77,8 @@ with open("/proc/cpuinfo") as f:
     if " amx_bf16" in f.read():
         MUTANTS |= AMX_MUTANTS
 FP16_MUTANTS = {
-    "halves_overflow": ("src/backend/cpu/simd/fp16.rs", "const LARGEST: f32 = 2000.0;", "const LARGEST: f32 = 6e4;"),
-    "halves_too_small": ("src/backend/cpu/simd/fp16.rs", "const SMALLEST: f32 = 0.015_625;", "const SMALLEST: f32 = 0.0;"),
+    "halves_overflow": ("src/backend/cpu/simd/fp16.rs", "const TOP: i32 = 9;", "const TOP: i32 = 14;"),
+    "light_weights_lost": ("src/backend/cpu/simd/fp16.rs", "*scale = if top >= f32::MIN_POSITIVE && top.is_finite() { top } else { 1.0 };", "*scale = if top >= 1.0 && top.is_finite() { top } else { 1.0 };"),
     "queries_of_halves_unscaled": ("src/backend/cpu/simd/fp16.rs", "_mm512_fmadd_ps(high, scale, next)", "_mm512_add_ps(high, next)"),
 }
 with open("/proc/cpuinfo") as f:

@@ -183,6 +183,33 @@ fn every_size_of_numbers() {
     }
 }
 
+/// A learned sink that takes nearly all of the softmax, and dims of very different sizes: what is left is as precise as ever.
+#[test]
+fn little_beside_a_heavy_sink() {
+    const N: usize = 200;
+    let (q, k) = (draw(N * 128, 10), draw(N * 64, 11));
+    let v: Vec<f32> = (0..N * 64).map(|i| if i % 2 == 0 { 1.0 } else { 2_f32.powi(-10) }).collect();
+    for (logit, kv_dtype) in [4.0, 12.0, 18.0].into_iter().flat_map(|l| DTYPES.map(|d| (l, d))) {
+        let run = |rung: Rung| {
+            let mut config = config(rung, kv_dtype, (32, 32), 90);
+            config.layers[0].sink_logits = vec![logit; 4];
+            config.layers[0].scale = 0.01;
+            let mut cache = Cache::new(&config).unwrap();
+            let rows = Rows { q: &q, k: &k, v: &v };
+            feed(&mut cache, &config, 0, Batch::new(&[0], &[N as i32]), rows, Call::Two).0
+        };
+        let want = run(Rung::Scalar);
+        for rung in Rung::all() {
+            for (i, (got, want)) in run(rung).iter().zip(&want).enumerate() {
+                assert!(
+                    (got - want).abs() <= 1e-2 * want,
+                    "{rung:?} {kv_dtype:?} logit {logit}, {i}: {got}, not {want}"
+                );
+            }
+        }
+    }
+}
+
 /// In a process of its own: what the variable says must not reach other tests.
 #[test]
 #[ignore = "run by the_variable_chooses"]

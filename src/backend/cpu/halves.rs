@@ -22,9 +22,10 @@ pub(super) fn tile(tile: &Tile<'_>, slots: &Slots<'_>, kernels: &Kernels, scratc
     assert!(scratch.q_tiles.len() >= tile.rows * dim && scratch.q.len() >= tile.rows * dim);
     // SAFETY: the instructions are there; rows of scratch. The fields of a decode's span hold the scales.
     unsafe {
-        fp16::pack_rows(scratch.q.as_ptr(), tile.rows, dim, scratch.part_max, scratch.q_tiles.as_mut_ptr().cast());
+        let q_tiles = scratch.q_tiles.as_mut_ptr().cast();
+        fp16::pack_rows(scratch.q.as_ptr(), (tile.rows, dim, dim), scratch.part_max, q_tiles);
         let q_sink_tiles = scratch.q_sink_tiles.as_mut_ptr().cast();
-        fp16::pack_rows(scratch.q_sink.as_ptr(), tile.rows, dim, scratch.part_sum, q_sink_tiles);
+        fp16::pack_rows(scratch.q_sink.as_ptr(), (tile.rows, dim, dim), scratch.part_sum, q_sink_tiles);
     }
     for block in tile.blocks(BLOCK as u64) {
         if !add_block(tile, slots, &block, kernels, scratch) {
@@ -33,7 +34,7 @@ pub(super) fn tile(tile: &Tile<'_>, slots: &Slots<'_>, kernels: &Kernels, scratc
     }
 }
 
-/// Adds one block to the softmax of every row that sees some of it; false, and nothing done, if its numbers are no halves.
+/// Adds one block to the softmax of every row that sees some of it; false, and nothing done, if a number is not finite.
 fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernels, scratch: &mut Scratch<'_>) -> bool {
     let shape = tile.job.shape;
     let (dim, dim_v) = (shape.head_dim, padded_dim(shape.head_dim_v));
@@ -42,20 +43,21 @@ fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernel
     let (k, v) = (scratch.k.as_mut_ptr().cast::<u16>(), scratch.v.as_mut_ptr().cast::<u16>());
     let keys = (block.lo, block.hi, n);
     // SAFETY: the instructions are there; whole groups of this head, whose append is over; a block that scratch has room for.
-    let fit = unsafe { fp16::pack_keys(stored_k, dim, keys, STRIDE, k) && fp16::pack_values(stored_v, dim_v, keys, v) };
-    if !fit {
-        return false;
-    }
+    let packed =
+        unsafe { (fp16::pack_keys(stored_k, dim, keys, STRIDE, k), fp16::pack_values(stored_v, dim_v, keys, v)) };
+    let (Some(back_k), Some(back_v)) = packed else { return false };
     for first in (0..tile.rows).step_by(SUB) {
         let rows = tile.part(first, SUB);
         rows.look(block, &scratch.sights[first..first + rows.rows], &mut scratch.seen);
         let Some((from, to)) = chunk::narrow(&mut scratch.seen[..rows.rows], DEPTH) else { continue };
         let n = to - from;
-        let (q, scales) = if block.sinks {
+        let (q, tops) = if block.sinks {
             (&*scratch.q_sink_tiles, &*scratch.part_sum)
         } else {
             (&*scratch.q_tiles, &*scratch.part_max)
         };
+        let mut scales = [0.0; SUB];
+        scales.iter_mut().zip(&tops[first..]).for_each(|(scale, top)| *scale = top * back_k);
         let scores = Product {
             rows_at: q[first * dim..].as_ptr().cast(),
             row_stride: dim,
@@ -66,32 +68,31 @@ fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernel
             step: STRIDE,
             out: scratch.scores.as_mut_ptr(),
             stride: STRIDE,
-            scales: scales[first..].as_ptr(),
+            scales: scales.as_ptr(),
             keep: std::ptr::null(),
         };
         let softmax = chunk::weights(&rows, first, n, scratch);
         let weights = scratch.weights.as_mut_ptr().cast::<u32>();
-        let sums = Product {
-            rows_at: weights,
-            row_stride: STRIDE,
-            rows: rows.rows,
-            depth: n,
-            columns_at: v.wrapping_add(from * dim_v),
-            columns: dim_v,
-            step: dim_v,
-            out: scratch.acc[first * dim_v..].as_mut_ptr(),
-            stride: dim_v,
-            scales: std::ptr::null(),
-            keep: scratch.keep.as_ptr(),
-        };
         // SAFETY: as above; rows and columns that scratch has.
         unsafe {
             fp16::multiply(&scores);
             (kernels.weigh)(&softmax);
-            for r in 0..rows.rows {
-                fp16::pairs(softmax.scores.add(r * STRIDE), n, 1.0, weights.add(r * STRIDE));
-            }
-            fp16::multiply(&sums);
+            // Each row's weights by its largest here: what a heavy sink leaves to all others must not be lost.
+            fp16::pack_rows(softmax.scores, (rows.rows, n, STRIDE), &mut scales, weights);
+            scales.iter_mut().for_each(|scale| *scale *= back_v);
+            fp16::multiply(&Product {
+                rows_at: weights,
+                row_stride: STRIDE,
+                rows: rows.rows,
+                depth: n,
+                columns_at: v.wrapping_add(from * dim_v),
+                columns: dim_v,
+                step: dim_v,
+                out: scratch.acc[first * dim_v..].as_mut_ptr(),
+                stride: dim_v,
+                scales: scales.as_ptr(),
+                keep: scratch.keep.as_ptr(),
+            });
         }
     }
     true

@@ -1,22 +1,21 @@
 //! AVX-512 FP16: products of halves at twice the rate of f32, summed as halves over 32 products, and as f32 beyond.
 //!
 //! For keys and values of bfloat16: a half has three more bits, and what 32 sums round off is no more than what rounding the
-//! queries to bfloat16, as AMX does, would. Whoever packs must see to it that 32 products cannot overflow.
+//! queries to bfloat16, as AMX does, would. Everything is scaled first, so that halves neither overflow nor lose what is small.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::avx512::Avx512;
-use super::kernels::{Brain, Keys, Values, each};
+use super::kernels::{Brain, Keys, Values, each, pair_at};
 use super::weigh_tiles::visible;
 use crate::backend::cpu::store::GROUP;
 
 /// Products that are summed as halves, and keys or dims of a vector.
 pub(crate) const DEPTH: usize = 32;
-/// The largest number that is packed: 32 of them, times at most 1, are below the largest half.
-const LARGEST: f32 = 2000.0;
-/// Where the largest number of a block is smaller, too much of the others would be subnormal.
-const SMALLEST: f32 = 0.015_625;
+/// Blocks are multiplied with a power of two that brings their largest number to between 2^9 and 2^10: 32 of them, times at most 1,
+/// are below the largest half, and what is 2^-23 of it is still no subnormal.
+const TOP: i32 = 9;
 
 /// Whether the processor has it. The rest of AVX-512 is another question.
 pub(crate) fn available() -> bool {
@@ -38,9 +37,32 @@ unsafe fn multiply_add(a: __m512i, b: __m512i, mut c: __m512i) -> __m512i {
     c
 }
 
-/// Whether numbers of which this is the largest may be halves.
-fn fits(largest: f32) -> bool {
-    largest == 0.0 || (SMALLEST..=LARGEST).contains(&largest)
+/// What numbers are multiplied with, and its inverse, where the largest of them has these bits as a bfloat16 without sign. None where
+/// it is 2^13 or more, or not finite.
+fn scales(largest: u16) -> Option<(f32, f32)> {
+    // 2^13: beside such a number, ordinary ones would be lost.
+    const TOO_LARGE: u16 = 0x4600;
+    if largest >= TOO_LARGE {
+        return None;
+    }
+    // Both are normal numbers, whatever the exponent.
+    let power = if largest == 0 { 0 } else { (TOP + 127 - i32::from(largest >> 7)).min(120) };
+    let two = |power: i32| f32::from_bits(((127 + power) as u32) << 23);
+    Some((two(power), two(-power)))
+}
+
+/// The largest of 32 bfloat16 without their signs, and of those so far, as bits.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn top_bits(x: __m512i, so_far: __m512i) -> __m512i {
+    _mm512_max_epu16(so_far, _mm512_and_si512(x, _mm512_set1_epi16(0x7FFF)))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn top_of(bits: __m512i) -> u16 {
+    let low = _mm512_reduce_max_epu32(_mm512_and_si512(bits, _mm512_set1_epi32(0xFFFF)));
+    low.max(_mm512_reduce_max_epu32(_mm512_srli_epi32::<16>(bits))) as u16
 }
 
 /// The larger of a maximum and the sizes of a vector's numbers; a NaN becomes an infinity.
@@ -61,13 +83,18 @@ fn half(x: __m512) -> __m256i {
 /// Rows of f32 as pairs of the same half, divided by the largest of each row, which goes to `scales`.
 ///
 /// # Safety
-/// The rung's and this one's instructions must be there; `x` and `y` hold `rows` rows of `dim`, a multiple of 16.
+/// The rung's and this one's instructions must be there; `x` and `y` hold `rows` rows of `dim`, a multiple of 16, `stride` apart.
 #[target_feature(enable = "avx512f,avx512dq")]
-pub(crate) unsafe fn pack_rows(x: *const f32, rows: usize, dim: usize, scales: &mut [f32], y: *mut u32) {
+pub(crate) unsafe fn pack_rows(
+    x: *const f32,
+    (rows, dim, stride): (usize, usize, usize),
+    scales: &mut [f32],
+    y: *mut u32,
+) {
     for (r, scale) in scales.iter_mut().enumerate().take(rows) {
         // SAFETY: the caller's contract.
         unsafe {
-            let (x, y) = (x.add(r * dim), y.add(r * dim));
+            let (x, y) = (x.add(r * stride), y.add(r * stride));
             let mut top = _mm512_setzero_ps();
             for d in (0..dim).step_by(16) {
                 top = largest(_mm512_loadu_ps(x.add(d)), top);
@@ -85,7 +112,7 @@ pub(crate) unsafe fn pack_rows(x: *const f32, rows: usize, dim: usize, scales: &
 /// # Safety
 /// As [`pack_rows`]; `n` is a multiple of 16.
 #[target_feature(enable = "avx512f")]
-pub(crate) unsafe fn pairs(x: *const f32, n: usize, scale: f32, y: *mut u32) {
+unsafe fn pairs(x: *const f32, n: usize, scale: f32, y: *mut u32) {
     for i in (0..n).step_by(16) {
         // SAFETY: the caller's contract.
         unsafe {
@@ -95,7 +122,8 @@ pub(crate) unsafe fn pairs(x: *const f32, n: usize, scale: f32, y: *mut u32) {
     }
 }
 
-/// bf16 keys of whole groups as columns of halves, `[dim][step]`; false if keys `from..to` do not fit. The others may become anything.
+/// bf16 keys of whole groups as columns of halves, `[dim][step]`, times a power of two whose inverse is returned; none if a number
+/// of keys `from..to` is not finite. The others may become anything.
 ///
 /// # Safety
 /// As [`pack_rows`]; `src` holds `n` keys, a multiple of 32, `dst` has room for `dim` rows.
@@ -106,25 +134,33 @@ pub(crate) unsafe fn pack_keys(
     (from, to, n): (usize, usize, usize),
     step: usize,
     dst: *mut u16,
-) -> bool {
-    let mut top = _mm512_setzero_ps();
-    for key in (0..n).step_by(GROUP) {
-        let seen = visible((from, to), key);
-        for d in (0..dim).step_by(2) {
-            // SAFETY: the caller's contract.
-            unsafe {
-                let (a, b): (Avx512, Avx512) = Brain::load(src.add(key * dim * Brain::SIZE), 0, d);
-                top = largest(_mm512_maskz_mov_ps(seen, a.0), largest(_mm512_maskz_mov_ps(seen, b.0), top));
-                let to = dst.add(d * step + key);
-                _mm256_storeu_si256(to.cast(), half(a.0));
-                _mm256_storeu_si256(to.add(step).cast(), half(b.0));
+) -> Option<f32> {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut top = _mm512_setzero_si512();
+        for key in (0..n).step_by(GROUP) {
+            let seen = visible((from, to), key);
+            let group = src.add(key * dim * Brain::SIZE);
+            for pair in 0..dim / 2 {
+                top = top_bits(_mm512_maskz_loadu_epi32(seen, group.cast::<i32>().add(pair * GROUP)), top);
             }
         }
+        let (scale, back) = scales(top_of(top))?;
+        let scale = _mm512_set1_ps(scale);
+        for key in (0..n).step_by(GROUP) {
+            for d in (0..dim).step_by(2) {
+                let (a, b): (Avx512, Avx512) = Brain::load(src.add(key * dim * Brain::SIZE), 0, d);
+                let to = dst.add(d * step + key);
+                _mm256_storeu_si256(to.cast(), half(_mm512_mul_ps(a.0, scale)));
+                _mm256_storeu_si256(to.add(step).cast(), half(_mm512_mul_ps(b.0, scale)));
+            }
+        }
+        Some(back)
     }
-    fits(_mm512_reduce_max_ps(top))
 }
 
-/// bf16 values of keys `from..to` as rows of halves; the others of the `n` become 0. False if they do not fit.
+/// bf16 values of keys `from..to` as rows of halves, times a power of two whose inverse is returned; the others of the `n` become 0. None
+/// if a number is not finite.
 ///
 /// # Safety
 /// As [`pack_keys`].
@@ -134,23 +170,30 @@ pub(crate) unsafe fn pack_values(
     dim: usize,
     (from, to, n): (usize, usize, usize),
     dst: *mut u16,
-) -> bool {
-    let mut top = _mm512_setzero_ps();
-    for key in (0..n).step_by(2) {
-        let seen = |key: usize| if (from..to).contains(&key) { 0xFFFF } else { 0 };
-        for d in (0..dim).step_by(16) {
-            // SAFETY: the caller's contract.
-            unsafe {
-                let (a, b): (Avx512, Avx512) = Brain::two(src, dim, key, d);
-                let (a, b) = (_mm512_maskz_mov_ps(seen(key), a.0), _mm512_maskz_mov_ps(seen(key + 1), b.0));
-                top = largest(a, largest(b, top));
-                let to = dst.add(key * dim + d);
-                _mm256_storeu_si256(to.cast(), half(a));
-                _mm256_storeu_si256(to.add(dim).cast(), half(b));
+) -> Option<f32> {
+    let seen = |key: usize| if (from..to).contains(&key) { 0xFFFF } else { 0 };
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut top = _mm512_setzero_si512();
+        for key in (0..n).step_by(2) {
+            let both = _mm512_set1_epi32((u32::from(seen(key)) | u32::from(seen(key + 1)) << 16).cast_signed());
+            for d in (0..dim).step_by(GROUP) {
+                let pairs = _mm512_loadu_si512(src.cast::<u32>().add(pair_at(dim, key, d)).cast());
+                top = top_bits(_mm512_and_si512(pairs, both), top);
             }
         }
+        let (scale, back) = scales(top_of(top))?;
+        let scale = _mm512_set1_ps(scale);
+        for key in (0..n).step_by(2) {
+            for d in (0..dim).step_by(GROUP) {
+                let (a, b): (Avx512, Avx512) = Brain::two(src, dim, key, d);
+                let to = dst.add(key * dim + d);
+                _mm256_storeu_si256(to.cast(), half(_mm512_maskz_mul_ps(seen(key), a.0, scale)));
+                _mm256_storeu_si256(to.add(dim).cast(), half(_mm512_maskz_mul_ps(seen(key + 1), b.0, scale)));
+            }
+        }
+        Some(back)
     }
-    fits(_mm512_reduce_max_ps(top))
 }
 
 /// What is multiplied: rows of pairs times columns of halves, with f32 results.
@@ -274,7 +317,6 @@ unsafe fn tile<const R: usize, const NV: usize>(a: &Product, row: usize, vector:
 mod tests {
     use half::{bf16, f16};
 
-    use super::super::kernels::pair_at;
     use super::*;
     use crate::backend::cpu::Rung;
 
@@ -308,7 +350,7 @@ mod tests {
             let mut out = vec![3.0_f32; rows * columns];
             // SAFETY: the instructions are there; arrays of these sizes.
             unsafe {
-                pack_rows(a.as_ptr(), rows, depth, &mut scales, pairs_of.as_mut_ptr());
+                pack_rows(a.as_ptr(), (rows, depth, depth), &mut scales, pairs_of.as_mut_ptr());
                 multiply(&Product {
                     rows_at: pairs_of.as_ptr(),
                     row_stride: depth,
@@ -362,26 +404,31 @@ mod tests {
             };
             (fit, to_k, to_v)
         };
-        let (fit, k, v) = pack(&numbers, (5, 90));
-        assert_eq!(fit, (true, true));
-        for (i, &x) in numbers.iter().enumerate() {
-            let (key, d) = (i / DIM, i % DIM);
-            let got = f16::from_bits(k[d * N + key]).to_f32();
-            assert_eq!(got, x, "key {key}, dim {d}");
-            let want = if (5..90).contains(&key) { x } else { 0.0 };
-            assert_eq!(f16::from_bits(v[i]).to_f32(), want, "value {key}, dim {d}");
+        for size in [1.0, 2_f32.powi(-100), 2_f32.powi(12)] {
+            let numbers: Vec<f32> = numbers.iter().map(|x| bf16::from_f32(x * size).to_f32()).collect();
+            let (fit, k, v) = pack(&numbers, (5, 90));
+            let (back_k, back_v) = (fit.0.unwrap(), fit.1.unwrap());
+            for (i, &x) in numbers.iter().enumerate() {
+                let (key, d) = (i / DIM, i % DIM);
+                let seen = (5..90).contains(&key);
+                let got = f16::from_bits(k[d * N + key]).to_f32();
+                assert!(
+                    !seen || got.abs() <= 1024.0 && got * back_k == x,
+                    "{size}, key {key}, dim {d}: {got}, not {x}"
+                );
+                let got = f16::from_bits(v[i]).to_f32();
+                assert_eq!(got * back_v, if seen { x } else { 0.0 }, "{size}, value {key}, dim {d}");
+            }
         }
-        for (odd, fits) in [(f32::NAN, false), (f32::NEG_INFINITY, false), (-2008.0, false), (2000.0, true)] {
+        for odd in [f32::NAN, f32::NEG_INFINITY, -8192.0] {
             for (key, seen) in [(4, false), (5, true), (89, true), (90, false)] {
                 let mut numbers = numbers.clone();
                 numbers[key * DIM + 9] = odd;
-                let fit = fits || !seen;
-                assert_eq!(pack(&numbers, (5, 90)).0, (fit, fit), "{odd} in key {key}");
+                let fit = pack(&numbers, (5, 90)).0;
+                assert_eq!((fit.0.is_none(), fit.1.is_none()), (seen, seen), "{odd} in key {key}");
             }
         }
-        let small: Vec<f32> = numbers.iter().map(|x| x / 128.0).collect();
-        assert_eq!(pack(&small, (0, N)).0, (false, false), "too much would be subnormal");
-        assert_eq!(pack(&vec![0.0; N * DIM], (0, N)).0, (true, true));
+        assert_eq!(pack(&vec![0.0; N * DIM], (0, N)).0, (Some(1.0), Some(1.0)));
     }
 
     #[test]
@@ -396,7 +443,7 @@ mod tests {
         rows[3][0] = 1e-40;
         let (mut scales, mut pairs_of) = ([0.0; 5], [[0_u32; 32]; 5]);
         // SAFETY: the instructions are there; five rows of 32.
-        unsafe { pack_rows(rows.as_ptr().cast(), 5, 32, &mut scales, pairs_of.as_mut_ptr().cast()) };
+        unsafe { pack_rows(rows.as_ptr().cast(), (5, 32, 32), &mut scales, pairs_of.as_mut_ptr().cast()) };
         assert_eq!(scales, [3e30, 1.0, 1.0, 1.0, 1.0]);
         let number = |r: usize, i: usize| {
             let word = pairs_of[r][i];
