@@ -50,19 +50,20 @@ MUTANTS = {
     "block_begins_late": ("src/backend/cpu/tile.rs", "let lo = offset % PAD;", "let lo = offset % PAD + u64::from(offset % PAD == 7);"),
     "span_merged_without_keep": ("src/backend/cpu/decode.rs", "*a = *a * keep + p * take", "*a = *a + p * take"),
     "key_in_another_lane": ("src/backend/cpu/store.rs", "group.add(d * GROUP + lane).write(x)", "group.add(d * GROUP + (lane ^ 1)).write(x)"),
-    "part_of_a_group_written_whole": ("src/backend/cpu/append.rs", "let whole = n == GROUP as u64 &&", "let whole = n >= GROUP as u64 - 1 &&"),
+    "part_of_a_group_written_whole": ("src/backend/cpu/append.rs", "filter(|_| n == GROUP as u64)", "filter(|_| n >= GROUP as u64 - 1)"),
     "values_of_another_half": ("src/backend/cpu/store.rs", "values.add(2 * pair_at(row, in_tile, 0))", "values.add(2 * pair_at(row, 0, 0))"),
     "masked_score_counts": ("src/backend/cpu/simd/weigh.rs", "            edge::<V>(row, &seen, end - 1, lowest);", "            edge::<V>(row, &seen, first, lowest);"),
     "float_positions": ("src/phase.rs", "sin_cos(position.wrapping_mul(f))", "sin_cos((position as f32 as u64).wrapping_mul(f))"),
     "no_weight_is_nan": ("src/backend/cpu/simd/weigh.rs", "if new == f32::NEG_INFINITY && (seen", "if new == f32::INFINITY && (seen"),
     "masked_by_weight_zero": ("src/backend/cpu/decode.rs", "if seen.iter().all(|s| (s.from, s.to) == (from, to)) {", "if !seen.is_empty() {"),
+    "columns_counted_from_the_block": ("src/backend/cpu/chunk.rs", "(s.from - from, s.to - from)", "(s.from, s.to)"),
     "infinity_by_the_tile": ("src/backend/cpu/chunk.rs", "let apart = !all_seen &&", "let apart = false && !all_seen &&"),
 }
 # Where the processor has AMX.
 AMX_MUTANTS = {
     "tile_of_the_wrong_rows": ("src/backend/cpu/simd/amx.rs", "products!(a, 2 * dim, a.add(16 * dim),", "products!(a, 2 * dim, a.add(8 * dim),"),
     "lower_half_left_out": ("src/backend/cpu/simd/amx.rs", "if a.low.is_null() { 1 } else { 3 }", "if a.low.is_null() { 1 } else { 2 }"),
-    "stale_infinity_by_amx": ("src/backend/cpu/tiles.rs", "|| amx::all_finite(v, n * dim_v) {", "|| true {"),
+    "stale_infinity_by_amx": ("src/backend/cpu/tiles.rs", "|| amx_pack::all_finite(v, n * dim_v) {", "|| true {"),
     "only_nan_is_no_weight": ("src/backend/cpu/simd/weigh_tiles.rs", ".all(|c| *row.add(c) == f32::NEG_INFINITY)", ".all(|c| *row.add(c) < f32::INFINITY || (*row.add(c)).is_nan())"),
     "rough_power": ("src/backend/cpu/simd/weigh_tiles.rs", "0.695_116_76, 1.0]", "0.695_116_76, 0.999_5]"),
     "infinity_by_amx": ("src/backend/cpu/tiles.rs", "let apart = !all_seen && !finite;", "let apart = false && !all_seen && !finite;"),
@@ -70,20 +71,18 @@ AMX_MUTANTS = {
     "tile_sums_without_keep": ("src/backend/cpu/simd/weigh_tiles.rs", "_mm512_fmadd_ps(sum, keep, total)", "_mm512_add_ps(sum, total)"),
     "at_once_however_large": ("src/backend/cpu/simd/weigh_at_once.rs", "> HEADROOM {", "> 1e30 * HEADROOM {"),
     "at_once_of_what_is_not_seen": ("src/backend/cpu/simd/weigh_at_once.rs", "pair.only(one, two);", "let _ = (one, two);"),
-    "columns_counted_from_the_block": ("src/backend/cpu/chunk.rs", "(s.from - from, s.to - from)", "(s.from, s.to)"),
     "stale_values_in_tiles": ("src/backend/cpu/tiles.rs", "} else if all_seen && (", "} else if !all_seen || ("),
 }
-with open("/proc/cpuinfo") as f:
-    if " amx_bf16" in f.read():
-        MUTANTS |= AMX_MUTANTS
+# Where it has AVX-512 FP16.
 FP16_MUTANTS = {
-    "halves_overflow": ("src/backend/cpu/simd/fp16.rs", "const TOP: i32 = 9;", "const TOP: i32 = 14;"),
-    "light_weights_lost": ("src/backend/cpu/simd/fp16.rs", "*scale = if top >= f32::MIN_POSITIVE && top.is_finite() { top } else { 1.0 };", "*scale = if top >= 1.0 && top.is_finite() { top } else { 1.0 };"),
+    "halves_overflow": ("src/backend/cpu/simd/fp16_pack.rs", "const TOP: i32 = 9;", "const TOP: i32 = 14;"),
+    "light_weights_lost": ("src/backend/cpu/simd/fp16_pack.rs", "*scale = if top >= f32::MIN_POSITIVE && top.is_finite() { top } else { 1.0 };", "*scale = if top >= 1.0 && top.is_finite() { top } else { 1.0 };"),
     "queries_of_halves_unscaled": ("src/backend/cpu/simd/fp16.rs", "_mm512_fmadd_ps(high, scale, next)", "_mm512_add_ps(high, next)"),
 }
-with open("/proc/cpuinfo") as f:
-    if " avx512_fp16" in f.read():
-        MUTANTS |= FP16_MUTANTS
+PROCESSOR = pathlib.Path("/proc/cpuinfo").read_text()
+for flag, mutants in (("amx_bf16", AMX_MUTANTS), ("avx512_fp16", FP16_MUTANTS)):
+    if f" {flag}" in PROCESSOR:
+        MUTANTS |= mutants
 # Of the NEON rung, which the library's own tests must catch on AArch64, elsewhere under QEMU (`scripts/neon_test`).
 NEON = "aarch64-unknown-linux-gnu"
 NEON_MUTANTS = {

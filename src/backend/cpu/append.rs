@@ -19,8 +19,8 @@ const AHEAD: u64 = 4;
 /// Asks for the rows of a token.
 fn expect(at: &Place<'_>, t: u64, head: usize) {
     let (shape, size) = (at.job.shape, at.job.shape.in_dtype.size());
-    prefetch(at.io.k.at(at.entry.row + t, head), shape.head_dim * size);
-    prefetch(at.io.v.at(at.entry.row + t, head), shape.head_dim_v * size);
+    prefetch::<false>(at.io.k.at(at.entry.row + t, head), shape.head_dim * size);
+    prefetch::<false>(at.io.v.at(at.entry.row + t, head), shape.head_dim_v * size);
 }
 
 /// Stores tokens `tokens` of an entry for some KV heads.
@@ -61,7 +61,7 @@ fn append_run<T: Stored>(
     let shape = at.job.shape;
     let n = run.end - run.start;
     // Only a whole group may be written as one: other slots of it keep what they hold.
-    let whole = n == GROUP as u64 && kernels.group_keys.is_some();
+    let whole = kernels.group_keys.filter(|_| n == GROUP as u64);
     let (mut k, mut v): (GroupRows, GroupRows) = ([std::ptr::null(); GROUP], [std::ptr::null(); GROUP]);
     // Attention has filled these with what it alone needs, and fills them again.
     let (rows_k, rows_v) = (take(&mut scratch.k), take(&mut scratch.v));
@@ -77,16 +77,16 @@ fn append_run<T: Stored>(
         // of this store.
         unsafe {
             let (key, value) = as_stored::<T>(at, t, head, angle, kernels, scratch, (to_k, to_v));
-            if whole {
+            if whole.is_some() {
                 (k[i], v[i]) = (key.as_ptr().cast(), value.as_ptr().cast());
             } else {
                 at.slots.write::<T>(head, slot + i as u64, key, value);
             }
         }
     }
-    if whole {
+    if let Some(group_keys) = whole {
         // SAFETY: as above; the rows are the caller's or scratch, and those of scratch lie apart.
-        unsafe { at.slots.write_group::<T>(head, slot, &k, &v, shape.head_dim_v, kernels) };
+        unsafe { at.slots.write_group::<T>(head, slot, &k, (&v, shape.head_dim_v), group_keys, kernels.pair_values) };
     }
     (scratch.k, scratch.v) = (rows_k, rows_v);
 }

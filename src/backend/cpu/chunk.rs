@@ -7,21 +7,23 @@ use super::simd::kernels::{Scores, Seen, Sums, Weights};
 use super::store::{GROUP, PAD, Slots, padded_dim};
 use super::tile::{Block, Tile};
 
-/// Computes the loaded rows of a tile.
-pub(super) fn tile(tile: &Tile<'_>, slots: &Slots<'_>, kernels: &Kernels, scratch: &mut Scratch<'_>) {
+/// Computes the loaded rows of a tile: a block is added by `other`, or in f32 where that says false and has done nothing.
+pub(super) fn tile<'s>(
+    tile: &Tile<'_>,
+    slots: &Slots<'_>,
+    kernels: &Kernels,
+    scratch: &mut Scratch<'s>,
+    other: impl Fn(&Block, &mut Scratch<'s>) -> bool,
+) {
     for block in tile.blocks(BLOCK as u64) {
-        add_block(tile, slots, &block, kernels, scratch);
+        if !other(&block, scratch) {
+            add_block(tile, slots, &block, kernels, scratch);
+        }
     }
 }
 
 /// Adds one block to the softmax of every row that sees some of it.
-pub(super) fn add_block(
-    tile: &Tile<'_>,
-    slots: &Slots<'_>,
-    block: &Block,
-    kernels: &Kernels,
-    scratch: &mut Scratch<'_>,
-) {
+fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernels, scratch: &mut Scratch<'_>) {
     let shape = tile.job.shape;
     let (dim, dim_v) = (shape.head_dim, padded_dim(shape.head_dim_v));
     let n = block.hi.next_multiple_of(GROUP);

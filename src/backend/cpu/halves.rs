@@ -3,7 +3,8 @@
 use super::chunk;
 use super::scratch::{BLOCK, STRIDE, SUB, Scratch};
 use super::simd::Kernels;
-use super::simd::fp16::{self, DEPTH, Product};
+use super::simd::fp16::{DEPTH, Product, multiply};
+use super::simd::fp16_pack::{pack_keys, pack_rows, pack_values};
 use super::store::{PAD, Slots, padded_dim};
 use super::tile::{Block, Tile};
 use crate::config::{DType, Shape};
@@ -23,18 +24,14 @@ pub(super) fn tile(tile: &Tile<'_>, slots: &Slots<'_>, kernels: &Kernels, scratc
     // SAFETY: the instructions are there; rows of scratch. The fields of a decode's span hold the scales.
     unsafe {
         let q_tiles = scratch.q_tiles.as_mut_ptr().cast();
-        fp16::pack_rows(scratch.q.as_ptr(), (tile.rows, dim, dim), scratch.part_max, q_tiles);
+        pack_rows(scratch.q.as_ptr(), (tile.rows, dim, dim), scratch.part_max, q_tiles);
         let q_sink_tiles = scratch.q_sink_tiles.as_mut_ptr().cast();
-        fp16::pack_rows(scratch.q_sink.as_ptr(), (tile.rows, dim, dim), scratch.part_sum, q_sink_tiles);
+        pack_rows(scratch.q_sink.as_ptr(), (tile.rows, dim, dim), scratch.part_sum, q_sink_tiles);
     }
-    for block in tile.blocks(BLOCK as u64) {
-        if !add_block(tile, slots, &block, kernels, scratch) {
-            chunk::add_block(tile, slots, &block, kernels, scratch);
-        }
-    }
+    chunk::tile(tile, slots, kernels, scratch, |block, scratch| add_block(tile, slots, block, kernels, scratch));
 }
 
-/// Adds one block to the softmax of every row that sees some of it; false, and nothing done, if a number is not finite.
+/// Adds one block to the softmax of every row that sees some of it; false, and nothing done, if a number is too large or not finite.
 fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernels, scratch: &mut Scratch<'_>) -> bool {
     let shape = tile.job.shape;
     let (dim, dim_v) = (shape.head_dim, padded_dim(shape.head_dim_v));
@@ -43,8 +40,7 @@ fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernel
     let (k, v) = (scratch.k.as_mut_ptr().cast::<u16>(), scratch.v.as_mut_ptr().cast::<u16>());
     let keys = (block.lo, block.hi, n);
     // SAFETY: the instructions are there; whole groups of this head, whose append is over; a block that scratch has room for.
-    let packed =
-        unsafe { (fp16::pack_keys(stored_k, dim, keys, STRIDE, k), fp16::pack_values(stored_v, dim_v, keys, v)) };
+    let packed = unsafe { (pack_keys(stored_k, dim, keys, STRIDE, k), pack_values(stored_v, dim_v, keys, v)) };
     let (Some(back_k), Some(back_v)) = packed else { return false };
     for first in (0..tile.rows).step_by(SUB) {
         let rows = tile.part(first, SUB);
@@ -75,12 +71,12 @@ fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernel
         let weights = scratch.weights.as_mut_ptr().cast::<u32>();
         // SAFETY: as above; rows and columns that scratch has.
         unsafe {
-            fp16::multiply(&scores);
+            multiply(&scores);
             (kernels.weigh)(&softmax);
             // Each row's weights by its largest here: what a heavy sink leaves to all others must not be lost.
-            fp16::pack_rows(softmax.scores, (rows.rows, n, STRIDE), &mut scales, weights);
+            pack_rows(softmax.scores, (rows.rows, n, STRIDE), &mut scales, weights);
             scales.iter_mut().for_each(|scale| *scale *= back_v);
-            fp16::multiply(&Product {
+            multiply(&Product {
                 rows_at: weights,
                 row_stride: STRIDE,
                 rows: rows.rows,

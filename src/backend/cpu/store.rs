@@ -8,9 +8,8 @@
 use std::marker::PhantomData;
 
 use super::element::Stored;
-use super::simd::Kernels;
 use super::simd::kernels::pair_at;
-use super::simd::regroup::GroupRows;
+use super::simd::regroup::{GroupRows, Regroup};
 use crate::config::{DType, Layer, Shape};
 use crate::memory::{ALIGN, Buffer, Memory, with_room};
 use crate::ring::Ring;
@@ -229,29 +228,27 @@ impl Slots<'_> {
     /// Stores the tokens of a whole group in f16 or bf16: what [`Self::write`] of each would. `slot` is a multiple of [`GROUP`].
     ///
     /// # Safety
-    /// Nobody else may read or write the group meanwhile. `T` is the storage type, the kernels are of it and their rung is available; each
+    /// Nobody else may read or write the group meanwhile. `T` is the storage type, the functions are its kernels' and their rung is available; each
     /// row is readable for the head's dims, those of values `dim_v`.
     pub unsafe fn write_group<T: Stored>(
         &self,
         head: usize,
         slot: u64,
         k: &GroupRows,
-        v: &GroupRows,
-        dim_v: usize,
-        kernels: &Kernels,
+        (v, dim_v): (&GroupRows, usize),
+        group_keys: Regroup,
+        pair_values: Regroup,
     ) {
         let at = self.check(head, slot, GROUP as u64);
         let (dim, row) = (self.k_slot / size_of::<u16>(), self.v_slot / size_of::<u16>());
         assert!(at.is_multiple_of(GROUP) && dim_v <= row, "a group at {slot}, {dim_v} dims");
         // SAFETY: in range by the checks; heads begin at whole tiles; the caller's contract.
         unsafe {
-            if let Some(group_keys) = kernels.group_keys {
-                group_keys(k, dim, self.k.add(at * self.k_slot).cast());
-            }
+            group_keys(k, dim, self.k.add(at * self.k_slot).cast());
             if T::DTYPE == DType::Bf16 {
                 let in_tile = at % PAD as usize;
                 let values = self.v.add((at - in_tile) * self.v_slot).cast::<u16>();
-                (kernels.pair_values)(v, dim_v, values.add(2 * pair_at(row, in_tile, 0)));
+                pair_values(v, dim_v, values.add(2 * pair_at(row, in_tile, 0)));
             } else {
                 let values = self.v.add(at * self.v_slot).cast::<u16>();
                 v.iter().enumerate().for_each(|(i, &v)| std::ptr::copy_nonoverlapping(v, values.add(i * row), dim_v));

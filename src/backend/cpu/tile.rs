@@ -6,7 +6,7 @@ use super::element::{save, view};
 use super::scratch::{SLAB, Scratch};
 use super::simd::Kernels;
 use super::simd::kernels::Seen;
-use super::simd::{prefetch, prefetch_to_write};
+use super::simd::prefetch;
 use super::store::{PAD, padded_dim, physical};
 use crate::backend::{AttendRows, Job};
 use crate::batch::Entry;
@@ -171,7 +171,7 @@ impl Tile<'_> {
             if r + 2 * shape.group < self.rows {
                 // The next token's row lies far away: nothing but a hint brings it in time.
                 let next = self.io.q.at(self.entry.row + self.token(r + 2 * shape.group), head);
-                prefetch(next, dim * shape.in_dtype.size());
+                prefetch::<false>(next, dim * shape.in_dtype.size());
             }
             // SAFETY: the caller's rows, resolved for this batch and these dims.
             let x = unsafe { view(shape.in_dtype, self.io.q.at(self.entry.row + token, head), dim, scratch.row) };
@@ -206,7 +206,7 @@ impl Tile<'_> {
             if r + 4 * shape.group < self.rows {
                 // Of tokens to come: a row is one head's, and the next token's lies far away.
                 let next = self.io.out.at(self.entry.row + self.token(r + 4 * shape.group), head);
-                prefetch_to_write(next, shape.head_dim_v * shape.out_dtype.size());
+                prefetch::<true>(next, shape.head_dim_v * shape.out_dtype.size());
             }
             let acc = &mut scratch.acc[r * dim_v..][..shape.head_dim_v];
             let scale = scratch.sum[r].recip();

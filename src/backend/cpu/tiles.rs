@@ -8,6 +8,7 @@ use super::decode::sum_rows;
 use super::scratch::{BLOCK, STRIDE, SUB, Scratch, TILE};
 use super::simd::Kernels;
 use super::simd::amx::{self, DEPTH, ROWS, Split, Tiles};
+use super::simd::amx_pack;
 use super::simd::kernels::Sums;
 use super::simd::weigh_at_once::weigh_at_once;
 use super::simd::weigh_tiles::weigh_tiles;
@@ -42,16 +43,12 @@ pub(super) fn tile(tile: &Tile<'_>, slots: &Slots<'_>, kernels: &Kernels, scratc
         assert!(q.len() >= n);
         // SAFETY: this rung is available; dims are a multiple of 32. Rows beyond the last keep what they hold: nobody reads
         // what comes of them.
-        unsafe { amx::narrow(q.as_ptr(), n, high, low) };
+        unsafe { amx_pack::narrow(q.as_ptr(), n, high, low) };
     }
     // SAFETY: this rung is available.
     let _tiles = unsafe { Tiles::new() };
-    for block in tile.blocks(BLOCK as u64) {
-        if !add_block(tile, slots, &block, kernels, scratch) {
-            // An infinity does not split. Rare: plain products.
-            chunk::add_block(tile, slots, &block, kernels, scratch);
-        }
-    }
+    // An infinity does not split. Rare: plain products.
+    chunk::tile(tile, slots, kernels, scratch, |block, scratch| add_block(tile, slots, block, kernels, scratch));
 }
 
 /// Adds one block to the softmax of every row that sees some of it; false, and nothing done, if it cannot.
@@ -69,16 +66,17 @@ fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernel
     let finite = unsafe {
         if two {
             let ((high, low), (high_v, low_v)) = (split(scratch.k, n * dim, true), split(scratch.v, n * dim_v, true));
-            let finite = amx::split_keys(k, dim, keys, high, low) & amx::split_values(v, dim_v, keys, high_v, low_v);
+            let finite =
+                amx_pack::split_keys(k, dim, keys, high, low) & amx_pack::split_values(v, dim_v, keys, high_v, low_v);
             (k, k_low, v, v_low) = (high, low.cast_const(), high_v, low_v.cast_const());
             finite
-        } else if all_seen && (block.lo, block.hi) == (0, n) || amx::all_finite(v, n * dim_v) {
+        } else if all_seen && (block.lo, block.hi) == (0, n) || amx_pack::all_finite(v, n * dim_v) {
             // Every key of whole tiles is visible to every row, or weights of zero keep the others out: they can be read
             // where they lie.
             true
         } else {
             let (copy, _) = split(scratch.v, n * dim_v, false);
-            let finite = amx::copy_values(v, dim_v, keys, copy);
+            let finite = amx_pack::copy_values(v, dim_v, keys, copy);
             v = copy;
             finite
         }
@@ -131,10 +129,12 @@ fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernel
                 sum_rows(&stored, &scratch.seen[..rows.rows], kernels);
                 continue;
             }
-            for r in 0..if at_once { 0 } else { rows.rows } {
+            // At once, maxima stay and so does what they were taken for.
+            let after = if at_once { 0 } else { rows.rows };
+            for r in 0..after {
                 if !fused {
                     let low = if two { weights_low.add(r * STRIDE) } else { weights_low };
-                    amx::narrow(scratch.scores[r * STRIDE..].as_ptr(), n, weights.add(r * STRIDE), low);
+                    amx_pack::narrow(scratch.scores[r * STRIDE..].as_ptr(), n, weights.add(r * STRIDE), low);
                 }
                 if scratch.keep[r] != 1.0 {
                     amx::rescale(acc.add(r * dim_v), dim_v, scratch.keep[r]);

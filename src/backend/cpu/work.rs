@@ -164,7 +164,7 @@ impl<'a> Worker<'a> {
                 tile = tile.part(unit as usize * TILE, TILE);
                 tile.load(kernels, &mut self.angles, scratch);
                 if !by_narrow_products(self.rung, &tile, &slots, kernels, scratch) {
-                    chunk::tile(&tile, &slots, kernels, scratch);
+                    chunk::tile(&tile, &slots, kernels, scratch, |_, _| false);
                 }
             }
         }

@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
 use super::kernels::pair_at;
-use super::weigh_tiles::visible;
+use super::prefetch;
 use crate::backend::cpu::store::GROUP;
 
 /// Rows of queries that go through the tiles together: two tiles of 16.
@@ -124,6 +124,29 @@ macro_rules! products {
 }
 pub(super) use products;
 
+/// Empties the sums.
+macro_rules! no_sums {
+    () => {
+        asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem))
+    };
+}
+pub(super) use no_sums;
+
+/// Writes the sums: rows of f32, the first of the upper 16 and of the lower, and the bytes from one to the next.
+macro_rules! store_sums {
+    ($top:expr, $bottom:expr, $stride:expr) => {
+        asm!(
+            "tilestored [{top} + {stride}], tmm0",
+            "tilestored [{top} + {stride} + 64], tmm1",
+            "tilestored [{bottom} + {stride}], tmm2",
+            "tilestored [{bottom} + {stride} + 64], tmm3",
+            top = in(reg) $top, bottom = in(reg) $bottom, stride = in(reg) $stride,
+            options(nostack)
+        )
+    };
+}
+pub(super) use store_sums;
+
 /// A matrix of bfloat16, and what it rounds off; the second is NULL where nothing is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Split {
@@ -137,15 +160,6 @@ pub(super) fn halves(a: Split, b: Split) -> impl Iterator<Item = (*const u16, *c
     [(a.high, b.high), (a.high, b.low), (a.low, b.high)].into_iter().take(n)
 }
 
-/// Asks for the tiles at `p`, one behind the other; a hint, whatever the address. Without it, tiles wait for the second-level cache.
-#[inline(always)]
-pub(super) fn expect(p: *const u16, tiles: usize) {
-    for line in 0..16 * tiles {
-        // SAFETY: a hint reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(32 * line).cast()) };
-    }
-}
-
 /// Queries times keys: `scores[r][c] = q[r] . k[c]` for 32 rows and `keys` keys.
 ///
 /// # Safety
@@ -155,7 +169,7 @@ pub(crate) unsafe fn scores(q: Split, k: Split, dim: usize, keys: usize, scores:
     for key in (0..keys).step_by(2 * GROUP) {
         // SAFETY: the caller's contract.
         unsafe {
-            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
+            no_sums!();
             for (q, k) in halves(q, k) {
                 let k = k.add(key * dim);
                 for d in (0..dim).step_by(DEPTH) {
@@ -164,14 +178,7 @@ pub(crate) unsafe fn scores(q: Split, k: Split, dim: usize, keys: usize, scores:
                 }
             }
             let out = scores.add(key);
-            asm!(
-                "tilestored [{top} + {stride}], tmm0",
-                "tilestored [{top} + {stride} + 64], tmm1",
-                "tilestored [{bottom} + {stride}], tmm2",
-                "tilestored [{bottom} + {stride} + 64], tmm3",
-                top = in(reg) out, bottom = in(reg) out.add(16 * stride), stride = in(reg) 4 * stride,
-                options(nostack)
-            );
+            store_sums!(out, out.add(16 * stride), 4 * stride);
         }
     }
 }
@@ -198,174 +205,12 @@ pub(crate) unsafe fn sums(weights: Split, stride: usize, v: Split, dim: usize, k
             for (p, v) in halves(weights, v) {
                 for key in (0..keys).step_by(DEPTH) {
                     let (a, b) = (p.add(key), v.add(2 * pair_at(dim, key, d)));
-                    expect(b.wrapping_add(2 * GROUP * dim), 2);
+                    // The next ones: tiles would wait for the second-level cache.
+                    prefetch::<false>(b.wrapping_add(2 * GROUP * dim).cast(), 4 * TILE);
                     products!(a, 2 * stride, a.add(16 * stride), b, b.add(TILE), 64_usize);
                 }
             }
-            asm!(
-                "tilestored [{top} + {row}], tmm0",
-                "tilestored [{top} + {row} + 64], tmm1",
-                "tilestored [{bottom} + {row}], tmm2",
-                "tilestored [{bottom} + {row} + 64], tmm3",
-                top = in(reg) top, bottom = in(reg) bottom, row = in(reg) row,
-                options(nostack)
-            );
-        }
-    }
-}
-
-/// Vectors of two f32 rows as pairs of bfloat16: rounded towards zero, and what that leaves, exact for an f16.
-#[inline(always)]
-unsafe fn split_pair(even: __m512, odd: __m512) -> (__m512i, __m512i) {
-    // SAFETY: AVX-512 is there.
-    unsafe {
-        let mask = _mm512_set1_epi32(0xFFFF_0000_u32.cast_signed());
-        let join = |even: __m512, odd: __m512| {
-            let (even, odd) = (_mm512_castps_si512(even), _mm512_castps_si512(odd));
-            _mm512_or_si512(_mm512_srli_epi32::<16>(even), _mm512_and_si512(odd, mask))
-        };
-        let top = |x: __m512| _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), mask));
-        (join(even, odd), join(_mm512_sub_ps(even, top(even)), _mm512_sub_ps(odd, top(odd))))
-    }
-}
-
-/// Lanes that hold an infinity or a NaN.
-#[inline(always)]
-unsafe fn not_finite(x: __m512) -> __mmask16 {
-    // SAFETY: AVX-512 is there. Class: quiet and signalling NaN, both infinities.
-    unsafe { _mm512_fpclass_ps_mask::<0x99>(x) }
-}
-
-/// f16 keys of whole groups, `[dim][16]`, as split pairs `[dim / 2][16][2]`; false if a number of keys `from..to` is not finite.
-///
-/// # Safety
-/// AMX must be [`available`]; `src` holds `n` keys, a multiple of 16, `high` and `low` have room for as many.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(crate) unsafe fn split_keys(
-    src: *const u16,
-    dim: usize,
-    (from, to, n): (usize, usize, usize),
-    high: *mut u16,
-    low: *mut u16,
-) -> bool {
-    let mut odd_ones = 0;
-    for at in (0..n * dim).step_by(2 * GROUP) {
-        let seen = visible((from, to), at / (GROUP * dim) * GROUP);
-        // SAFETY: the caller's contract.
-        unsafe {
-            let row = |i: usize| _mm512_cvtph_ps(_mm256_loadu_si256(src.add(at + i * GROUP).cast()));
-            let (a, b) = (row(0), row(1));
-            odd_ones |= (not_finite(a) | not_finite(b)) & seen;
-            let (top, rest) = split_pair(a, b);
-            _mm512_storeu_si512(high.add(at).cast(), top);
-            _mm512_storeu_si512(low.add(at).cast(), rest);
-        }
-    }
-    odd_ones == 0
-}
-
-/// f16 values of keys `from..to`, in rows, as split tiles `[n / 32][dim / 16]`; all others of the `n` become 0. False if a number
-/// is not finite.
-///
-/// # Safety
-/// AMX must be [`available`]; `dim` and `n` are multiples of 32; `src` holds `n` rows, `high` and `low` have room for as many.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(crate) unsafe fn split_values(
-    src: *const u16,
-    dim: usize,
-    (from, to, n): (usize, usize, usize),
-    high: *mut u16,
-    low: *mut u16,
-) -> bool {
-    let mut odd_ones = 0;
-    for key in (0..n).step_by(2) {
-        for d in (0..dim).step_by(16) {
-            // SAFETY: the caller's contract.
-            unsafe {
-                let row = |key: usize| {
-                    let x = _mm512_cvtph_ps(_mm256_loadu_si256(src.add(key * dim + d).cast()));
-                    let seen = if (from..to).contains(&key) { 0xFFFF } else { 0 };
-                    _mm512_maskz_mov_ps(seen, x)
-                };
-                let (a, b) = (row(key), row(key + 1));
-                odd_ones |= not_finite(a) | not_finite(b);
-                let (top, rest) = split_pair(a, b);
-                let at = 2 * pair_at(dim, key, d);
-                _mm512_storeu_si512(high.add(at).cast(), top);
-                _mm512_storeu_si512(low.add(at).cast(), rest);
-            }
-        }
-    }
-    odd_ones == 0
-}
-
-/// Whether `n` numbers in bfloat16 are all finite.
-///
-/// # Safety
-/// AMX must be [`available`]; `src` holds `n` numbers, a multiple of 32.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(crate) unsafe fn all_finite(src: *const u16, n: usize) -> bool {
-    // Without its sign, an infinity or a NaN is at least the infinity.
-    let (sign, infinity) = (_mm512_set1_epi16(0x7FFF), _mm512_set1_epi16(0x7F80));
-    let mut largest = _mm512_setzero_si512();
-    for at in (0..n).step_by(32) {
-        // SAFETY: the caller's contract.
-        let x = unsafe { _mm512_loadu_si512(src.add(at).cast()) };
-        largest = _mm512_max_epu16(largest, _mm512_and_si512(x, sign));
-    }
-    _mm512_cmplt_epu16_mask(largest, infinity) == u32::MAX
-}
-
-/// bf16 values of keys `from..to` as stored, tiles `[n / 32][dim / 16]`, copied; all others become 0. False if a number is not finite.
-///
-/// # Safety
-/// As [`split_values`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(crate) unsafe fn copy_values(
-    src: *const u16,
-    dim: usize,
-    (from, to, n): (usize, usize, usize),
-    dst: *mut u16,
-) -> bool {
-    let mut odd_ones = 0;
-    for key in (0..n).step_by(2) {
-        let half = |key: usize, bits: u32| if (from..to).contains(&key) { bits } else { 0 };
-        let seen = half(key, 0xFFFF) | half(key + 1, 0xFFFF_0000);
-        for d in (0..dim).step_by(16) {
-            // SAFETY: the caller's contract.
-            unsafe {
-                let at = 2 * pair_at(dim, key, d);
-                let seen = _mm512_set1_epi32(seen.cast_signed());
-                let pairs = _mm512_and_si512(_mm512_loadu_si512(src.add(at).cast()), seen);
-                odd_ones |= not_finite(_mm512_castsi512_ps(pairs))
-                    | not_finite(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)));
-                _mm512_storeu_si512(dst.add(at).cast(), pairs);
-            }
-        }
-    }
-    odd_ones == 0
-}
-
-/// Rows of f32 as bfloat16, rounded to nearest; with `low`, rounded towards zero and what that leaves, rounded to nearest.
-///
-/// # Safety
-/// AMX must be [`available`]; `n` is a multiple of 32; all hold `n` elements but for `low`, which may be NULL.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(crate) unsafe fn narrow(src: *const f32, n: usize, high: *mut u16, low: *mut u16) {
-    for at in (0..n).step_by(32) {
-        // SAFETY: the caller's contract.
-        unsafe {
-            let (a, b) = (_mm512_loadu_ps(src.add(at)), _mm512_loadu_ps(src.add(at + 16)));
-            let round = |a: __m512, b: __m512| -> __m512i { std::mem::transmute(_mm512_cvtne2ps_pbh(b, a)) };
-            if low.is_null() {
-                _mm512_storeu_si512(high.add(at).cast(), round(a, b));
-                continue;
-            }
-            let mask = _mm512_set1_epi32(0xFFFF_0000_u32.cast_signed());
-            let top = |x: __m512| _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), mask));
-            let (ta, tb) = (top(a), top(b));
-            _mm512_storeu_si512(high.add(at).cast(), round(ta, tb));
-            _mm512_storeu_si512(low.add(at).cast(), round(_mm512_sub_ps(a, ta), _mm512_sub_ps(b, tb)));
+            store_sums!(top, bottom, row);
         }
     }
 }

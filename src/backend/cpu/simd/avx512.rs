@@ -136,6 +136,13 @@ impl Lanes for Avx512 {
     }
 }
 
+/// Lanes of columns `at..at + 16` that are in a range.
+#[inline(always)]
+pub(super) fn visible((from, to): (usize, usize), at: usize) -> __mmask16 {
+    let lane = |column: usize| column as isize - at as isize;
+    Avx512::range(lane(from), lane(to))
+}
+
 /// 2^x by a polynomial that is 2^f for f in [0, 1), coefficients from the highest on; for x below -126, 2^-126.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]

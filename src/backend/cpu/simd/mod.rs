@@ -3,11 +3,15 @@
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod amx_pack;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod fp16;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod fp16_pack;
 pub(crate) mod kernels;
 mod lanes;
 #[cfg(target_arch = "aarch64")]
@@ -22,7 +26,7 @@ pub(crate) mod weigh_at_once;
 pub(crate) mod weigh_tiles;
 
 use self::kernels::{Scores, Sums, Weights};
-use self::regroup::GroupRows;
+use self::regroup::{GroupRows, Regroup};
 use crate::config::{DType, RopeStyle};
 use crate::phase::Frequencies;
 use crate::status::{Result, bail};
@@ -117,25 +121,15 @@ impl Rung {
     }
 }
 
-/// Asks for `n` bytes from `p` on; a hint, whatever the address.
-pub(crate) fn prefetch(p: *const u8, n: usize) {
+/// Asks for `n` bytes from `p` on, to read them or, if `WRITE`, to write them; a hint, whatever the address.
+#[inline(always)]
+pub(crate) fn prefetch<const WRITE: bool>(p: *const u8, n: usize) {
     #[cfg(target_arch = "x86_64")]
     for line in (0..n).step_by(64) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: SSE is part of the target; a hint reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(line).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (p, n);
-}
-
-/// Likewise, to write them.
-pub(crate) fn prefetch_to_write(p: *const u8, n: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in (0..n).step_by(64) {
-        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-        // SAFETY: SSE is part of the target; a hint changes nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>(p.wrapping_add(line).cast()) };
+        use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
+        let p = p.wrapping_add(line).cast();
+        // SAFETY: SSE is part of the target; a hint reads nothing and changes nothing.
+        unsafe { if WRITE { _mm_prefetch::<_MM_HINT_ET0>(p) } else { _mm_prefetch::<_MM_HINT_T0>(p) } };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (p, n);
@@ -164,9 +158,9 @@ pub(crate) struct Kernels {
     /// Stored values, padded dims, (from, to, rows), where to; whether all are finite.
     pub pack_values: unsafe fn(*const u8, usize, (usize, usize, usize), *mut f32) -> bool,
     /// Rows of a group's keys, dims, the group; f32 has none, since it is stored in rows.
-    pub group_keys: Option<unsafe fn(&GroupRows, usize, *mut u16)>,
+    pub group_keys: Option<Regroup>,
     /// Rows of a group's values in bfloat16, dims, where their half of a tile begins.
-    pub pair_values: unsafe fn(&GroupRows, usize, *mut u16),
+    pub pair_values: Regroup,
     pub rotate: Rotate,
     pub narrow_to_bf16: unsafe fn(&[f32], &mut [u16]),
     pub angles: unsafe fn(&Frequencies, u64, f32, &mut [f32], &mut [f32]),

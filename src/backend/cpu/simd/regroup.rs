@@ -4,6 +4,8 @@ use crate::backend::cpu::store::GROUP;
 
 /// The rows of the tokens of a group.
 pub(crate) type GroupRows = [*const u16; GROUP];
+/// Rows, dims, where to.
+pub(crate) type Regroup = unsafe fn(&GroupRows, usize, *mut u16);
 
 /// Keys in rows to a group: bf16 as `[dim / 2][16][2]`, f16 (`HALF`) as `[dim][16]`.
 ///

@@ -9,9 +9,11 @@ use std::arch::x86_64::*;
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-use super::amx::{DEPTH, ROWS, Split, expect, halves, products};
-use super::weigh::Weights;
-use super::weigh_tiles::{Pair, Ranges, add_to_sums, visible};
+use super::amx::{DEPTH, ROWS, Split, halves, no_sums, products, store_sums};
+use super::avx512::visible;
+use super::prefetch;
+use super::weigh::{Seen, Weights};
+use super::weigh_tiles::{Pair, add_to_sums};
 use crate::backend::cpu::store::GROUP;
 
 /// Keys of a strip.
@@ -36,10 +38,10 @@ pub(crate) unsafe fn weigh_at_once(q: Split, k: Split, dim: usize, a: &Weights, 
         }
         let whole = seen.iter().all(|s| (s.from, s.to) == (0, a.n));
         match (whole, low.is_null()) {
-            (true, true) => at_once::<true, false>(q, k, dim, a, (high, low)),
-            (true, false) => at_once::<true, true>(q, k, dim, a, (high, low)),
-            (false, true) => at_once::<false, false>(q, k, dim, a, (high, low)),
-            (false, false) => at_once::<false, true>(q, k, dim, a, (high, low)),
+            (true, true) => at_once::<true, false>(q, k, dim, a, seen, (high, low)),
+            (true, false) => at_once::<true, true>(q, k, dim, a, seen, (high, low)),
+            (false, true) => at_once::<false, false>(q, k, dim, a, seen, (high, low)),
+            (false, false) => at_once::<false, true>(q, k, dim, a, seen, (high, low)),
         }
     }
 }
@@ -51,6 +53,7 @@ unsafe fn at_once<const WHOLE: bool, const TWO: bool>(
     k: Split,
     dim: usize,
     a: &Weights,
+    seen: &[Seen],
     weights: (*mut u16, *mut u16),
 ) -> bool {
     let mut softmax = Softmax {
@@ -58,14 +61,12 @@ unsafe fn at_once<const WHOLE: bool, const TWO: bool>(
         offsets: [0.0; ROWS],
         totals: [_mm512_setzero_ps(); ROWS],
         tops: [_mm512_set1_ps(f32::NEG_INFINITY); 2],
-        ranges: [(0, 0); ROWS],
+        seen,
         stride: a.stride,
     };
-    for r in 0..a.rows {
+    for (r, offset) in softmax.offsets.iter_mut().enumerate().take(a.rows) {
         // SAFETY: the caller's contract.
-        let (max, seen) = unsafe { (*a.max.add(r), *a.seen.add(r)) };
-        softmax.offsets[r] = max * -LOG2_E;
-        softmax.ranges[r] = (seen.from, seen.to);
+        *offset = unsafe { *a.max.add(r) } * -LOG2_E;
     }
     let strip = |key: usize| a.scores.wrapping_add(key / STRIP % 2 * (ROWS * STRIP));
     let place = |key: usize| (weights.0.wrapping_add(key), weights.1.wrapping_add(if TWO { key } else { 0 }));
@@ -75,14 +76,16 @@ unsafe fn at_once<const WHOLE: bool, const TWO: bool>(
     // SAFETY: the caller's contract.
     unsafe {
         for key in (0..a.n).step_by(STRIP) {
-            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
+            no_sums!();
             let mut step = 0;
             for (q, k) in halves(q, k) {
                 let k = k.add(key * dim);
                 for d in (0..dim).step_by(DEPTH) {
                     let (a, b) = (q.add(d), k.add(d * GROUP));
-                    expect(b.wrapping_add(2 * GROUP * dim), 1);
-                    expect(b.wrapping_add(3 * GROUP * dim), 1);
+                    // The same of the next strip.
+                    for group in [2, 3] {
+                        prefetch::<false>(b.wrapping_add(group * GROUP * dim).cast(), 2 * DEPTH * GROUP);
+                    }
                     products!(a, 2 * dim, a.add(16 * dim), b, b.add(GROUP * dim), 64_usize);
                     if key > 0 {
                         softmax.turn::<WHOLE, TWO>(strip(key - STRIP), rows(step), key - STRIP, place(key - STRIP));
@@ -90,14 +93,7 @@ unsafe fn at_once<const WHOLE: bool, const TWO: bool>(
                     step += 1;
                 }
             }
-            asm!(
-                "tilestored [{top} + {stride}], tmm0",
-                "tilestored [{top} + {stride} + 64], tmm1",
-                "tilestored [{bottom} + {stride}], tmm2",
-                "tilestored [{bottom} + {stride} + 64], tmm3",
-                top = in(reg) strip(key), bottom = in(reg) strip(key).add(16 * STRIP), stride = in(reg) 4 * STRIP,
-                options(nostack)
-            );
+            store_sums!(strip(key), strip(key).add(16 * STRIP), 4 * STRIP);
         }
         softmax.turn::<WHOLE, TWO>(strip(a.n - STRIP), 0..a.rows, a.n - STRIP, place(a.n - STRIP));
         if _mm512_reduce_max_ps(_mm512_max_ps(softmax.tops[0], softmax.tops[1])) > HEADROOM {
@@ -110,7 +106,7 @@ unsafe fn at_once<const WHOLE: bool, const TWO: bool>(
 }
 
 /// Weights so far.
-struct Softmax {
+struct Softmax<'a> {
     /// Of a score, and what is added then: the weight's exponent.
     factor: __m512,
     offsets: [f32; ROWS],
@@ -119,11 +115,11 @@ struct Softmax {
     /// The largest exponents of all rows.
     tops: [__m512; 2],
     /// Keys that each row sees.
-    ranges: Ranges,
+    seen: &'a [Seen],
     stride: usize,
 }
 
-impl Softmax {
+impl Softmax<'_> {
     /// Turns rows of a strip into weights; `key` is its first.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
@@ -142,12 +138,13 @@ impl Softmax {
                 let exponent =
                     |c: usize| _mm512_fmadd_ps(_mm512_load_ps(strip.add(r * STRIP + c)), self.factor, offset);
                 let (x, next) = (exponent(0), exponent(16));
-                // Of a NaN and a number, the instruction gives its second operand.
                 let mut pair = Pair::<TWO>::of(x, next);
+                // Of a NaN and a number, a maximum is its second operand.
                 if WHOLE {
                     tops = [_mm512_max_ps(x, tops[0]), _mm512_max_ps(next, tops[1])];
                 } else {
-                    let [one, two] = [key, key + GROUP].map(|at| visible(self.ranges[r], at));
+                    let seen = (self.seen[r].from, self.seen[r].to);
+                    let [one, two] = [key, key + GROUP].map(|at| visible(seen, at));
                     tops =
                         [_mm512_mask_max_ps(tops[0], one, x, tops[0]), _mm512_mask_max_ps(tops[1], two, next, tops[1])];
                     pair.only(one, two);
@@ -165,7 +162,6 @@ mod tests {
     use half::bf16;
 
     use super::super::amx::{Tiles, available};
-    use super::super::weigh::Seen;
     use super::*;
 
     const DIM: usize = 64;

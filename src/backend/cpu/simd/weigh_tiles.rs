@@ -7,7 +7,8 @@ use std::arch::x86_64::*;
 use std::f32::consts::LOG2_E;
 
 use super::amx::ROWS;
-use super::avx512::{Avx512, power};
+use super::amx_pack::put;
+use super::avx512::{Avx512, power, visible};
 use super::lanes::Lanes;
 use super::weigh::Weights;
 
@@ -16,7 +17,7 @@ const GROUP: usize = 16;
 const ALL: __mmask16 = 0xFFFF;
 
 /// Columns of each row that have a weight.
-pub(super) type Ranges = [(usize, usize); ROWS];
+type Ranges = [(usize, usize); ROWS];
 
 /// Scores to weights; they go to `high`, and what that rounds off to `low` unless it is NULL. Weights outside of what a row sees
 /// are 0.
@@ -167,34 +168,14 @@ impl<const TWO: bool> Pair<TWO> {
     }
 
     /// # Safety
-    /// Room for 32 bfloat16, in `low` only if `TWO`.
+    /// As [`put`], in `low` only if `TWO`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub unsafe fn store(self, high: *mut u16, low: *mut u16) {
-        // The same 64 bytes under the name that stores take.
-        // SAFETY: plain bits.
-        let round = |a: __m512, b: __m512| -> __m512i { unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(b, a)) } };
         let [p, q] = self.weights;
         // SAFETY: the caller's contract.
-        unsafe {
-            if TWO {
-                let mask = _mm512_set1_epi32(0xFFFF_0000_u32.cast_signed());
-                let top = |x: __m512| _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), mask));
-                let (t, u) = (top(p), top(q));
-                _mm512_storeu_si512(high.cast(), round(t, u));
-                _mm512_storeu_si512(low.cast(), round(_mm512_sub_ps(p, t), _mm512_sub_ps(q, u)));
-            } else {
-                _mm512_storeu_si512(high.cast(), round(p, q));
-            }
-        }
+        unsafe { put(p, q, high, if TWO { low } else { std::ptr::null_mut() }) };
     }
-}
-
-/// Lanes of columns `at..at + 16` that are in a range.
-#[inline(always)]
-pub(super) fn visible((from, to): (usize, usize), at: usize) -> __mmask16 {
-    let below = |n: usize| (1_u32 << n.saturating_sub(at).min(16)) - 1;
-    (below(to) & !below(from)) as __mmask16
 }
 
 /// The largest of each lane of a row's vectors, but for NaNs.
