@@ -65,7 +65,7 @@ AMX_MUTANTS = {
     "lower_half_left_out": ("src/backend/cpu/simd/amx.rs", "if a.low.is_null() { 1 } else { 3 }", "if a.low.is_null() { 1 } else { 2 }"),
     "stale_infinity_by_amx": ("src/backend/cpu/tiles.rs", "|| amx_pack::all_finite(v, n * dim_v) {", "|| true {"),
     "only_nan_is_no_weight": ("src/backend/cpu/simd/weigh_tiles.rs", ".all(|c| *row.add(c) == f32::NEG_INFINITY)", ".all(|c| *row.add(c) < f32::INFINITY || (*row.add(c)).is_nan())"),
-    "rough_power": ("src/backend/cpu/simd/weigh_tiles.rs", "0.695_116_76, 1.0]", "0.695_116_76, 0.999_5]"),
+    "rough_power": ("src/backend/cpu/simd/avx512.rs", "0.695_116_76, 1.0]", "0.695_116_76, 0.999_5]"),
     "infinity_by_amx": ("src/backend/cpu/tiles.rs", "let apart = !all_seen && !finite;", "let apart = false && !all_seen && !finite;"),
     "tile_weights_of_what_is_not_seen": ("src/backend/cpu/simd/weigh_tiles.rs", "                if !WHOLE {", "                if !WHOLE && a.n == 0 {"),
     "tile_sums_without_keep": ("src/backend/cpu/simd/weigh_tiles.rs", "_mm512_fmadd_ps(sum, keep, total)", "_mm512_add_ps(sum, total)"),
@@ -75,8 +75,10 @@ AMX_MUTANTS = {
 }
 # Where it has AVX-512 FP16.
 FP16_MUTANTS = {
-    "halves_overflow": ("src/backend/cpu/simd/fp16_pack.rs", "const TOP: i32 = 9;", "const TOP: i32 = 14;"),
-    "light_weights_lost": ("src/backend/cpu/simd/fp16_pack.rs", "*scale = if top >= f32::MIN_POSITIVE && top.is_finite() { top } else { 1.0 };", "*scale = if top >= 1.0 && top.is_finite() { top } else { 1.0 };"),
+    "halves_overflow": ("src/backend/cpu/simd/fp16_pack.rs", "const TOP: i32 = 8;", "const TOP: i32 = 14;"),
+    "light_weights_lost": ("src/backend/cpu/simd/weigh_halves.rs", "let top = if top == f32::NEG_INFINITY { max } else { top };", "let top = max;"),
+    "halves_of_a_lesser_block": ("src/backend/cpu/simd/weigh_halves.rs", "*sum = *sum * *keep + worth * ", "*sum = *sum * *keep + "),
+    "halves_of_what_is_not_seen": ("src/backend/cpu/simd/weigh_halves.rs", "_mm512_maskz_loadu_epi32(seen, pairs", "_mm512_maskz_loadu_epi32(0xFFFF | seen, pairs"),
     "queries_of_halves_unscaled": ("src/backend/cpu/simd/fp16.rs", "_mm512_fmadd_ps(high, scale, next)", "_mm512_add_ps(high, next)"),
 }
 PROCESSOR = pathlib.Path("/proc/cpuinfo").read_text()
@@ -120,8 +122,11 @@ FIRST = {
     "stale_infinity_by_amx": ("rungs", "edges_keep_infinities_out"),
     "stale_values_in_tiles": ("rungs", "edges_keep_infinities_out"),
     "infinity_by_amx": ("rungs", "edges_keep_infinities_out"),
-    "only_nan_is_no_weight": ("lib", "backend::cpu::simd::weigh_tiles::tests::weights_are_those_of_the_plain_way"),
-    "rough_power": ("lib", "backend::cpu::simd::weigh_tiles::tests::powers_are_as_near_as_stated"),
+    "only_nan_is_no_weight": ("lib", "backend::cpu::simd::weigh::tests::weights_are_those_of_the_plain_way"),
+    "light_weights_lost": ("lib", "backend::cpu::simd::weigh::tests::weights_are_those_of_the_plain_way"),
+    "halves_of_a_lesser_block": ("lib", "backend::cpu::simd::weigh::tests::weights_are_those_of_the_plain_way"),
+    "halves_of_what_is_not_seen": ("lib", "backend::cpu::simd::weigh::tests::weights_are_those_of_the_plain_way"),
+    "rough_power": ("lib", "backend::cpu::simd::avx512::tests::powers_are_as_near_as_stated"),
     "launch_before_the_last_one_ended": ("cuda", "steps::programmatic_launches_change_no_bit"),
     "fresh_token_in_another_tile": ("cuda", "steps::a_step_stores_what_an_append_stores"),
     "step_without_its_own_key": ("cuda", "steps::a_step_stores_what_an_append_stores"),

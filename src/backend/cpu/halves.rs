@@ -5,6 +5,7 @@ use super::scratch::{BLOCK, STRIDE, SUB, Scratch};
 use super::simd::Kernels;
 use super::simd::fp16::{DEPTH, Product, multiply};
 use super::simd::fp16_pack::{pack_keys, pack_rows, pack_values};
+use super::simd::weigh_halves::weigh_halves;
 use super::store::{PAD, Slots, padded_dim};
 use super::tile::{Block, Tile};
 use crate::config::{DType, Shape};
@@ -28,11 +29,11 @@ pub(super) fn tile(tile: &Tile<'_>, slots: &Slots<'_>, kernels: &Kernels, scratc
         let q_sink_tiles = scratch.q_sink_tiles.as_mut_ptr().cast();
         pack_rows(scratch.q_sink.as_ptr(), (tile.rows, dim, dim), scratch.part_sum, q_sink_tiles);
     }
-    chunk::tile(tile, slots, kernels, scratch, |block, scratch| add_block(tile, slots, block, kernels, scratch));
+    chunk::tile(tile, slots, kernels, scratch, |block, scratch| add_block(tile, slots, block, scratch));
 }
 
 /// Adds one block to the softmax of every row that sees some of it; false, and nothing done, if a number is too large or not finite.
-fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernels, scratch: &mut Scratch<'_>) -> bool {
+fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, scratch: &mut Scratch<'_>) -> bool {
     let shape = tile.job.shape;
     let (dim, dim_v) = (shape.head_dim, padded_dim(shape.head_dim_v));
     let n = block.hi.next_multiple_of(DEPTH);
@@ -59,6 +60,7 @@ fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernel
             row_stride: dim,
             rows: rows.rows,
             depth: dim,
+            summed: DEPTH,
             columns_at: k.wrapping_add(from),
             columns: n,
             step: STRIDE,
@@ -72,15 +74,14 @@ fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernel
         // SAFETY: as above; rows and columns that scratch has.
         unsafe {
             multiply(&scores);
-            (kernels.weigh)(&softmax);
-            // Each row's weights by its largest here: what a heavy sink leaves to all others must not be lost.
-            pack_rows(softmax.scores, (rows.rows, n, STRIDE), &mut scales, weights);
+            weigh_halves(&softmax, weights, &mut scales);
             scales.iter_mut().for_each(|scale| *scale *= back_v);
             multiply(&Product {
                 rows_at: weights,
                 row_stride: STRIDE,
                 rows: rows.rows,
                 depth: n,
+                summed: 2 * DEPTH,
                 columns_at: v.wrapping_add(from * dim_v),
                 columns: dim_v,
                 step: dim_v,

@@ -14,7 +14,7 @@ pub(super) const STRIDE: usize = BLOCK + 32;
 /// Keys of a span of a decode: its softmax is computed by itself and merged in order.
 pub(super) const SPAN: usize = 512;
 /// Most rows (tokens times heads of a group) of a chunk's tile: keys and values are packed once for them.
-pub(super) const TILE: usize = 192;
+pub(super) const TILE: usize = 256;
 /// Most rows of a tile that are scored together, a multiple of the six that kernels take at once.
 pub(super) const SUB: usize = 48;
 /// Up to this many rows an entry is a decode.

@@ -158,3 +158,41 @@ pub(super) fn power(x: __m512, polynomial: &[f32]) -> __m512 {
     // Times 2^floor(x).
     _mm512_scalef_ps(p, x)
 }
+
+/// As `exp2`, within 9e-5 of the result, and 1 for 0: a half rounds off 2.4e-4, a bfloat16 2e-3, and a row whose largest weight is
+/// all it has gets that key's value.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+pub(super) fn rough_exp2(x: __m512) -> __m512 {
+    // The best of its degree on [0, 1) that is 1 in 0, by the relative error.
+    const THREE: [f32; 4] = [7.706_705e-2, 0.227_645, 0.695_116_76, 1.0];
+    power(x, &THREE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::Rung;
+
+    fn lanes(x: f32) -> [f32; 16] {
+        let mut y = [0.0; 16];
+        // SAFETY: the test runs where AVX-512 is.
+        unsafe { _mm512_storeu_ps(y.as_mut_ptr(), rough_exp2(_mm512_set1_ps(x))) };
+        y
+    }
+
+    #[test]
+    fn powers_are_as_near_as_stated() {
+        if !Rung::Avx512.available() {
+            return;
+        }
+        for step in 0..=126 * 64 {
+            let x = -(step as f32) / 64.0;
+            let want = f64::from(x).exp2();
+            assert!(lanes(x).iter().all(|&y| ((f64::from(y) - want) / want).abs() < 9e-5), "2^{x}");
+        }
+        assert_eq!(lanes(0.0), [1.0; 16]);
+        assert_eq!(lanes(f32::NEG_INFINITY), [f32::MIN_POSITIVE; 16]);
+        assert!(lanes(f32::NAN).iter().all(|y| y.is_nan()));
+    }
+}

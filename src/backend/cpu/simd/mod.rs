@@ -23,6 +23,8 @@ mod weigh;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod weigh_at_once;
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod weigh_halves;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod weigh_tiles;
 
 use self::kernels::{Scores, Sums, Weights};
