@@ -72,8 +72,11 @@ const float * ggml_peer_out(void * peer) { return static_cast<const float *>(sta
 uint64_t peer_read(const uint64_t * x, int64_t n) {
     using Line = uint64_t __attribute__((vector_size(64)));
     const auto * lines = reinterpret_cast<const Line *>(x);
+    constexpr int64_t AHEAD = 16384 / sizeof(Line);
     Line a{}, b{}, c{}, d{};
     for (int64_t i = 0; i + 4 <= n / 8; i += 4) {
+        // Processors fetch by themselves, but no further than a page: so memory is read up to twice as fast. A hint, even beyond the end.
+        for (int64_t line = 0; line < 4; ++line) __builtin_prefetch(lines + i + AHEAD + line, 0, 2);
         a ^= lines[i];
         b ^= lines[i + 1];
         c ^= lines[i + 2];

@@ -51,6 +51,7 @@ fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernel
             groups: n / GROUP,
             scores: scratch.scores.as_mut_ptr(),
             stride: STRIDE,
+            ahead: 0,
         };
         // SAFETY: as above.
         unsafe { (kernels.scores_packed)(&scores) };
@@ -66,6 +67,7 @@ fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernel
             to: n,
             acc: scratch.acc[first * dim_v..].as_mut_ptr(),
             keep: scratch.keep.as_ptr(),
+            ahead: 0,
         };
         // SAFETY: as above.
         unsafe {

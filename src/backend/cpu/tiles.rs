@@ -125,6 +125,7 @@ fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, kernels: &Kernel
                     to: n,
                     acc,
                     keep: scratch.keep.as_ptr(),
+                    ahead: 0,
                 };
                 sum_rows(&stored, &scratch.seen[..rows.rows], kernels);
                 continue;

@@ -154,8 +154,9 @@ impl<'a> Worker<'a> {
             Kind::Nothing => return,
             Kind::Decode => {
                 tile.load(kernels, &mut self.angles, scratch);
-                for block in tile.blocks(SPAN as u64) {
-                    decode::span(&tile, &slots, &block, kernels, scratch);
+                let mut blocks = tile.blocks(SPAN as u64).peekable();
+                while let Some(block) = blocks.next() {
+                    decode::span(&tile, &slots, (&block, blocks.peek()), kernels, scratch);
                     let (mut state, part) = parts(scratch);
                     decode::merge(tile.rows, dim, &mut state, &part);
                 }
@@ -186,7 +187,7 @@ impl<'a> Worker<'a> {
         let (kernels, scratch) = (self.kernels, &mut self.scratch);
         tile.load(kernels, &mut self.angles, scratch);
         let Some(block) = tile.blocks(SPAN as u64).nth(span as usize) else { return };
-        decode::span(&tile, &slots, &block, kernels, scratch);
+        decode::span(&tile, &slots, (&block, None), kernels, scratch);
         let dim = padded_dim(self.job.shape.head_dim_v);
         let (mut state, part) = parts(scratch);
         // SAFETY: this span is this worker's alone; it is in range by `Spans::fits`.

@@ -3,10 +3,14 @@
 //! Pointers and counts come from the drivers (`decode.rs`, `chunk.rs`), which have checked them against the layout in
 //! `store.rs`. Keys come in groups of 16, values in rows padded to 16 dims.
 
+use super::fetch;
 use super::lanes::Lanes;
 pub(crate) use super::repack::{angles, group_rows, narrow_to_bf16, pack_keys, pack_values, rotate};
 pub(crate) use super::weigh::{Seen, Weights, weigh};
 use crate::backend::cpu::store::GROUP;
+
+/// Bytes of a line of the caches.
+const LINE: usize = 64;
 
 /// Repeats a statement for every index below a constant of at most eight, written out: arrays of vectors stay in registers only
 /// where every index is known.
@@ -40,6 +44,13 @@ pub(crate) trait Keys {
 
 /// How values lie.
 pub(crate) trait Values {
+    /// Bytes from one dim to the next, and how many places two keys lie in.
+    const WIDTH: usize;
+    const PLACES: usize;
+
+    /// Where a key has dim `d`.
+    fn place(rows: *const u8, dim: usize, key: usize, d: usize) -> *const u8;
+
     /// Dims `d..d + V::N` of one key.
     ///
     /// # Safety
@@ -104,6 +115,14 @@ impl Keys for Brain {
 }
 
 impl Values for Single {
+    const WIDTH: usize = 4;
+    const PLACES: usize = 2;
+
+    #[inline(always)]
+    fn place(rows: *const u8, dim: usize, key: usize, d: usize) -> *const u8 {
+        rows.wrapping_add((key * dim + d) * Self::WIDTH)
+    }
+
     #[inline(always)]
     unsafe fn one<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> V {
         // SAFETY: the caller's contract.
@@ -118,6 +137,14 @@ impl Values for Single {
 }
 
 impl Values for Half {
+    const WIDTH: usize = 2;
+    const PLACES: usize = 2;
+
+    #[inline(always)]
+    fn place(rows: *const u8, dim: usize, key: usize, d: usize) -> *const u8 {
+        rows.wrapping_add((key * dim + d) * Self::WIDTH)
+    }
+
     #[inline(always)]
     unsafe fn one<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> V {
         // SAFETY: the caller's contract.
@@ -132,6 +159,14 @@ impl Values for Half {
 }
 
 impl Values for Brain {
+    const WIDTH: usize = 4;
+    const PLACES: usize = 1;
+
+    #[inline(always)]
+    fn place(rows: *const u8, dim: usize, key: usize, d: usize) -> *const u8 {
+        rows.wrapping_add(pair_at(dim, key, d) * Self::WIDTH)
+    }
+
     #[inline(always)]
     unsafe fn one<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> V {
         // SAFETY: the caller's contract.
@@ -167,6 +202,8 @@ pub(crate) struct Scores {
     /// `[rows][stride]` f32.
     pub scores: *mut f32,
     pub stride: usize,
+    /// Bytes from stored keys to what is fetched while they are read; 0: nothing is.
+    pub ahead: isize,
 }
 
 /// `NV` vectors of keys at once, rows in sixes and what is left.
@@ -180,36 +217,40 @@ pub(crate) unsafe fn scores<V: Lanes, K: Keys, const NV: usize>(a: &Scores) {
     while v < vectors {
         // SAFETY: the caller's contract; vectors `v..v + NV` are among the groups.
         unsafe {
-            if vectors - v >= NV {
-                score_rows::<V, K, NV>(a, v * V::N);
-                v += NV;
-            } else {
-                score_rows::<V, K, 1>(a, v * V::N);
-                v += 1;
+            match (vectors - v >= NV, K::STORED && a.ahead != 0) {
+                (true, true) => score_rows::<V, K, NV, true>(a, v * V::N),
+                (true, false) => score_rows::<V, K, NV, false>(a, v * V::N),
+                (false, true) => score_rows::<V, K, 1, true>(a, v * V::N),
+                (false, false) => score_rows::<V, K, 1, false>(a, v * V::N),
             }
         }
+        v += if vectors - v >= NV { NV } else { 1 };
     }
 }
 
 #[inline(always)]
-unsafe fn score_rows<V: Lanes, K: Keys, const NV: usize>(a: &Scores, at: usize) {
+unsafe fn score_rows<V: Lanes, K: Keys, const NV: usize, const FETCH: bool>(a: &Scores, at: usize) {
     let mut r = 0;
     while r < a.rows {
         // SAFETY: the caller's contract; as many rows as there are.
         r += unsafe {
             match a.rows - r {
-                1 => score_tile::<V, K, 1, NV>(a, r, at),
-                2 | 3 => score_tile::<V, K, 2, NV>(a, r, at),
-                4 | 5 => score_tile::<V, K, 4, NV>(a, r, at),
-                _ if !V::SIX_ROWS => score_tile::<V, K, 4, NV>(a, r, at),
-                _ => score_tile::<V, K, 6, NV>(a, r, at),
+                1 => score_tile::<V, K, 1, NV, FETCH>(a, r, at),
+                2 | 3 => score_tile::<V, K, 2, NV, FETCH>(a, r, at),
+                4 | 5 => score_tile::<V, K, 4, NV, FETCH>(a, r, at),
+                _ if !V::SIX_ROWS => score_tile::<V, K, 4, NV, FETCH>(a, r, at),
+                _ => score_tile::<V, K, 6, NV, FETCH>(a, r, at),
             }
         };
     }
 }
 
 #[inline(always)]
-unsafe fn score_tile<V: Lanes, K: Keys, const R: usize, const NV: usize>(a: &Scores, row: usize, at: usize) -> usize {
+unsafe fn score_tile<V: Lanes, K: Keys, const R: usize, const NV: usize, const FETCH: bool>(
+    a: &Scores,
+    row: usize,
+    at: usize,
+) -> usize {
     // SAFETY: the caller's contract.
     unsafe {
         let group: [*const u8; NV] =
@@ -221,7 +262,12 @@ unsafe fn score_tile<V: Lanes, K: Keys, const R: usize, const NV: usize>(a: &Sco
         let mut d = 0;
         while d < a.dim {
             if K::STORED {
-                each!(NV, v, k[v] = K::load(group[v], lane(v), d));
+                each!(NV, v, {
+                    k[v] = K::load(group[v], lane(v), d);
+                    if FETCH {
+                        fetch(group[v].wrapping_add(d * GROUP * K::SIZE).wrapping_offset(a.ahead));
+                    }
+                });
                 each!(R, r, {
                     let (q0, q1) = (V::splat(*q.add(r * a.q_stride + d)), V::splat(*q.add(r * a.q_stride + d + 1)));
                     each!(NV, v, sum[r][v] = q0.fma(k[v].0, sum[r][v]));
@@ -263,6 +309,8 @@ pub(crate) struct Sums {
     pub acc: *mut f32,
     /// `[rows]` f32.
     pub keep: *const f32,
+    /// Bytes from stored values to what is fetched while they are read; 0: nothing is.
+    pub ahead: isize,
 }
 
 /// `NV` vectors of dims at once, rows in sixes and what is left. Keys outside the range are not read.
@@ -270,20 +318,29 @@ pub(crate) struct Sums {
 /// # Safety
 /// As [`Lanes`] and [`Sums`].
 #[inline(always)]
-pub(crate) unsafe fn sums<V: Lanes, E: Values, const NV: usize>(a: &Sums) {
+pub(crate) unsafe fn sums<V: Lanes, E: Values, const NV: usize, const FETCH: bool>(a: &Sums) {
     let mut d = 0;
+    let fetch = FETCH && a.ahead != 0;
     while d < a.dim {
         // SAFETY: the caller's contract.
         unsafe {
             if a.rows == 1 && NV == 4 && a.dim - d >= 8 * V::N {
                 // Whole rows of memory at once, where the sums of one row leave registers for it.
-                sum_tile::<V, E, 1, 8>(a, 0, d);
+                if fetch {
+                    sum_tile::<V, E, 1, 8, FETCH>(a, 0, d);
+                } else {
+                    sum_tile::<V, E, 1, 8, false>(a, 0, d);
+                }
                 d += 8 * V::N;
             } else if a.dim - d >= NV * V::N {
-                sum_rows::<V, E, NV>(a, d);
+                if fetch {
+                    sum_rows::<V, E, NV, FETCH>(a, d);
+                } else {
+                    sum_rows::<V, E, NV, false>(a, d);
+                }
                 d += NV * V::N;
             } else {
-                sum_rows::<V, E, 1>(a, d);
+                sum_rows::<V, E, 1, false>(a, d);
                 d += V::N;
             }
         }
@@ -291,24 +348,28 @@ pub(crate) unsafe fn sums<V: Lanes, E: Values, const NV: usize>(a: &Sums) {
 }
 
 #[inline(always)]
-unsafe fn sum_rows<V: Lanes, E: Values, const NV: usize>(a: &Sums, d: usize) {
+unsafe fn sum_rows<V: Lanes, E: Values, const NV: usize, const FETCH: bool>(a: &Sums, d: usize) {
     let mut r = 0;
     while r < a.rows {
         // SAFETY: the caller's contract; as many rows as there are.
         r += unsafe {
             match a.rows - r {
-                1 => sum_tile::<V, E, 1, NV>(a, r, d),
-                2 | 3 => sum_tile::<V, E, 2, NV>(a, r, d),
-                4 | 5 => sum_tile::<V, E, 4, NV>(a, r, d),
-                _ if !V::SIX_ROWS => sum_tile::<V, E, 4, NV>(a, r, d),
-                _ => sum_tile::<V, E, 6, NV>(a, r, d),
+                1 => sum_tile::<V, E, 1, NV, FETCH>(a, r, d),
+                2 | 3 => sum_tile::<V, E, 2, NV, FETCH>(a, r, d),
+                4 | 5 => sum_tile::<V, E, 4, NV, FETCH>(a, r, d),
+                _ if !V::SIX_ROWS => sum_tile::<V, E, 4, NV, FETCH>(a, r, d),
+                _ => sum_tile::<V, E, 6, NV, FETCH>(a, r, d),
             }
         };
     }
 }
 
 #[inline(always)]
-unsafe fn sum_tile<V: Lanes, E: Values, const R: usize, const NV: usize>(a: &Sums, row: usize, d: usize) -> usize {
+unsafe fn sum_tile<V: Lanes, E: Values, const R: usize, const NV: usize, const FETCH: bool>(
+    a: &Sums,
+    row: usize,
+    d: usize,
+) -> usize {
     // SAFETY: the caller's contract.
     unsafe {
         let mut sum = [[V::splat(0.0); NV]; R];
@@ -329,7 +390,14 @@ unsafe fn sum_tile<V: Lanes, E: Values, const R: usize, const NV: usize>(a: &Sum
             key += 1;
         }
         while key + 1 < a.to {
-            each!(NV, v, x[v] = E::two(a.v, a.dim, key, d + v * V::N));
+            each!(NV, v, {
+                if FETCH && (v * V::N * E::WIDTH).is_multiple_of(LINE) {
+                    for i in 0..E::PLACES {
+                        fetch(E::place(a.v, a.dim, key + i, d + v * V::N).wrapping_offset(a.ahead));
+                    }
+                }
+                x[v] = E::two(a.v, a.dim, key, d + v * V::N);
+            });
             add!(key, 0);
             add!(key + 1, 1);
             key += 2;

@@ -137,6 +137,19 @@ pub(crate) fn prefetch<const WRITE: bool>(p: *const u8, n: usize) {
     let _ = (p, n);
 }
 
+/// Asks for the line at `p` in the second-level cache: what is read once at the speed of memory needs more requests under way than
+/// loads make, and must not push out what is at hand. A hint, whatever the address.
+#[inline(always)]
+pub(crate) fn fetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is part of the target; a hint reads nothing and changes nothing.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
 /// Style, cosines, sines, from, to.
 type Rotate = unsafe fn(RopeStyle, &[f32], &[f32], &[f32], &mut [f32]);
 
@@ -188,9 +201,9 @@ macro_rules! rung {
                         }
 
                         $(#[$features])?
-                        pub unsafe fn sums(a: &Sums) {
+                        pub unsafe fn sums<const FETCH: bool>(a: &Sums) {
                             // SAFETY: the caller's contract.
-                            unsafe { kernels::sums::<$lanes, $e, $nv>(a) }
+                            unsafe { kernels::sums::<$lanes, $e, $nv, FETCH>(a) }
                         }
 
                         $(#[$features])?
@@ -261,8 +274,8 @@ macro_rules! rung {
                 let common = Kernels {
                     scores: None,
                     scores_packed: single::scores,
-                    sums: single::sums,
-                    sums_packed: single::sums,
+                    sums: single::sums::<false>,
+                    sums_packed: single::sums::<false>,
                     weigh: weigh::<true>,
                     pack_keys: group_rows,
                     pack_values: single::pack_values,
@@ -277,7 +290,7 @@ macro_rules! rung {
                     DType::F16 => Kernels {
                         scores: Some(half::scores),
                         weigh: weigh::<false>,
-                        sums: half::sums,
+                        sums: half::sums::<true>,
                         pack_keys: pack_half,
                         pack_values: half::pack_values,
                         group_keys: Some(group_keys::<true>),
@@ -286,7 +299,7 @@ macro_rules! rung {
                     DType::Bf16 => Kernels {
                         scores: Some(brain::scores),
                         weigh: weigh::<false>,
-                        sums: brain::sums,
+                        sums: brain::sums::<true>,
                         pack_keys: pack_brain,
                         pack_values: brain::pack_values,
                         group_keys: Some(group_keys::<false>),
