@@ -57,7 +57,7 @@ MUTANTS = {
     "no_weight_is_nan": ("src/backend/cpu/simd/weigh.rs", "if new == f32::NEG_INFINITY && (seen", "if new == f32::INFINITY && (seen"),
     "masked_by_weight_zero": ("src/backend/cpu/decode.rs", "if seen.iter().all(|s| (s.from, s.to) == (from, to)) {", "if !seen.is_empty() {"),
     "columns_counted_from_the_block": ("src/backend/cpu/chunk.rs", "(s.from - from, s.to - from)", "(s.from, s.to)"),
-    "last_keys_counted_twice": ("src/backend/cpu/decode.rs", "                from: last,", "                from,"),
+    "last_keys_counted_twice": ("src/backend/cpu/decode.rs", "&Sums { from: last, ahead", "&Sums { from, ahead"),
     "infinity_by_the_tile": ("src/backend/cpu/chunk.rs", "let apart = !all_seen &&", "let apart = false && !all_seen &&"),
 }
 # Where the processor has AMX.
