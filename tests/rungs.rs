@@ -6,7 +6,7 @@ mod common;
 use common::oracle::{Oracle, OracleConfig};
 use common::plain::Plain;
 use common::{Call, Rows, check, feed, this_program};
-use sinkcache::{Batch, Cache, CacheConfig, DType, LayerConfig, RUNG_VARIABLE, Rung};
+use sinkcache::{Batch, Cache, CacheConfig, DType, LayerConfig, PositionMode, RUNG_VARIABLE, Rung};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 
@@ -205,6 +205,53 @@ fn little_beside_a_heavy_sink() {
                     (got - want).abs() <= 1e-2 * want,
                     "{rung:?} {kv_dtype:?} logit {logit}, {i}: {got}, not {want}"
                 );
+            }
+        }
+    }
+}
+
+/// Values of one sign and nearly one size, under weights that are nearly equal: no rounding of sums cancels another.
+#[test]
+fn values_of_one_sign() {
+    const N: usize = 300;
+    let (q, k) = (draw(N * 128, 12), draw(N * 64, 13).iter().map(|x| x.signum()).collect::<Vec<_>>());
+    for value in [1.015_625, 1.5, 1.968_75, 1.992_187_5] {
+        let v = vec![value; N * 64];
+        for kv_dtype in DTYPES {
+            let run = |rung: Rung| {
+                let mut config = config(rung, kv_dtype, (32, 32), 280);
+                config.layers[0].scale = 0.01;
+                let mut cache = Cache::new(&config).unwrap();
+                let rows = Rows { q: &q, k: &k, v: &v };
+                feed(&mut cache, &config, 0, Batch::new(&[0], &[N as i32]), rows, Call::Two).0
+            };
+            for rung in Rung::all() {
+                let worst = run(rung).iter().map(|x| (x / value - 1.0).abs()).fold(0.0, f32::max);
+                assert!(worst <= 5e-3, "{rung:?} {kv_dtype:?}: {worst} beside {value}");
+            }
+        }
+    }
+}
+
+/// Scores far beyond what narrow types hold, before the softmax makes differences of them.
+#[test]
+fn large_scores() {
+    const N: usize = 200;
+    for (scale, size) in [(0.1_f32, 1e7_f32), (0.088_388_3, 3e8), (0.37, 3e8)] {
+        let q = vec![size / (32.0 * 1000.0 * scale); N * 128];
+        let (k, v) = (vec![1000.0; N * 64], vec![1.984_375; N * 64]);
+        for kv_dtype in DTYPES {
+            let run = |rung: Rung| {
+                let mut config = config(rung, kv_dtype, (32, 32), 90);
+                config.layers[0].scale = f64::from(scale);
+                config.layers[0].position_mode = PositionMode::None;
+                let mut cache = Cache::new(&config).unwrap();
+                let rows = Rows { q: &q, k: &k, v: &v };
+                feed(&mut cache, &config, 0, Batch::new(&[0], &[N as i32]), rows, Call::Two).0
+            };
+            for rung in Rung::all() {
+                let worst = run(rung).iter().map(|x| (x / 1.984_375 - 1.0).abs()).fold(0.0, f32::max);
+                assert!(worst <= 5e-3, "{rung:?} {kv_dtype:?}: {worst}, scores of {size} by {scale}");
             }
         }
     }

@@ -72,11 +72,14 @@ const float * ggml_peer_out(void * peer) { return static_cast<const float *>(sta
 uint64_t peer_read(const uint64_t * x, int64_t n) {
     using Line = uint64_t __attribute__((vector_size(64)));
     const auto * lines = reinterpret_cast<const Line *>(x);
-    constexpr int64_t AHEAD = 16384 / sizeof(Line);
+    constexpr uintptr_t AHEAD = 16384;
     Line a{}, b{}, c{}, d{};
     for (int64_t i = 0; i + 4 <= n / 8; i += 4) {
-        // Processors fetch by themselves, but no further than a page: so memory is read up to twice as fast. A hint, even beyond the end.
-        for (int64_t line = 0; line < 4; ++line) __builtin_prefetch(lines + i + AHEAD + line, 0, 2);
+        // Processors prefetch up to the end of a page: fetching 16 KiB ahead reads memory up to twice as fast.
+        for (int64_t line = i; line < i + 4; ++line) {
+            const auto at = reinterpret_cast<uintptr_t>(lines) + static_cast<uintptr_t>(line) * sizeof(Line) + AHEAD;
+            __builtin_prefetch(reinterpret_cast<const void *>(at), 0, 2);
+        }
         a ^= lines[i];
         b ^= lines[i + 1];
         c ^= lines[i + 2];

@@ -18,9 +18,9 @@ pub(super) struct Part<'a> {
 }
 
 /// Keys that are fetched before they are read, a multiple of the four groups that kernels take at once. Processors fetch by
-/// themselves, but no further than the page they are in: from 8 to 16 KiB ahead, memory is read up to twice as fast.
+/// themselves, but no further than the page they are in: two pages ahead or more, memory is read up to twice as fast.
 const AHEAD: usize = 64;
-/// Most rows that this is done for: those of one pass. More have so much to do for each key that memory is not what they wait for.
+/// Most rows that this is done for. More have so much to do for each key that memory is not what they wait for.
 const FETCHING: usize = 6;
 
 /// Computes the softmax of one span for the loaded rows of a tile, into scratch's `part` fields. Keys are fetched ahead, and at their end
@@ -34,19 +34,20 @@ pub(super) fn span(
 ) {
     let (shape, layer, rows) = (tile.job.shape, tile.job.layer, tile.rows);
     let size = shape.kv_dtype.size();
-    let ahead = if rows <= FETCHING && shape.kv_dtype != DType::F32 { AHEAD } else { 0 };
+    let fetches = cfg!(target_arch = "x86_64") && rows <= FETCHING && shape.kv_dtype != DType::F32;
+    let ahead = if fetches { AHEAD } else { 0 };
     let (dim, dim_v) = (shape.head_dim, padded_dim(shape.head_dim_v));
     let n = block.hi.next_multiple_of(GROUP);
     let (k, v) = slots.read(tile.head, block.slot, n as u64);
     let q = if block.sinks { scratch.q_sink.as_ptr() } else { scratch.q.as_ptr() };
-    let scores = |k: *const u8, from: usize, to: usize, scores: *mut f32, ahead: isize| Scores {
+    let scores = |k: *const u8, from: usize, to: usize, out: *mut f32, ahead: isize| Scores {
         q,
         q_stride: dim,
         rows,
         k,
         dim,
         groups: (to - from) / GROUP,
-        scores: scores.wrapping_add(from),
+        scores: out.wrapping_add(from),
         stride: SPAN,
         ahead,
     };
@@ -114,18 +115,25 @@ pub(super) fn span(
             if ahead == 0 {
                 return (kernels.sums)(&all);
             }
+            // A whole tile of bf16 begins there, as does what its address is computed by.
             let last = (to.saturating_sub(ahead) / PAD as usize * PAD as usize).max(from);
             (kernels.sums)(&Sums { to: last, ahead: (ahead * dim_v * size) as isize, ..all });
             scratch.keep[..rows].fill(1.0);
             let next = next.map(|next| slots.read(tile.head, next.slot, GROUP as u64).0);
             let tail = v.add(last * dim_v * size);
-            return (kernels.sums)(&Sums { from: last, ahead: next.map_or(0, |next| distance(tail, next)), ..all });
+            return (kernels.sums)(&Sums {
+                from: last,
+                keep: scratch.keep.as_ptr(),
+                ahead: next.map_or(0, |next| distance(tail, next)),
+                ..all
+            });
         }
         // Rows see different keys: a weight of zero would let an infinity in.
         sum_rows(&all, seen, kernels);
     }
 }
 
+/// Bytes between two allocations, for hints alone.
 fn distance(from: *const u8, to: *const u8) -> isize {
     (to.addr() as isize).wrapping_sub(from.addr() as isize)
 }

@@ -25,9 +25,9 @@ pub(super) fn tile(tile: &Tile<'_>, slots: &Slots<'_>, kernels: &Kernels, scratc
     // SAFETY: the instructions are there; rows of scratch. The fields of a decode's span hold the scales.
     unsafe {
         let q_tiles = scratch.q_tiles.as_mut_ptr().cast();
-        pack_rows(scratch.q.as_ptr(), (tile.rows, dim, dim), scratch.part_max, q_tiles);
+        pack_rows(scratch.q.as_ptr(), (tile.rows, dim), scratch.part_max, q_tiles);
         let q_sink_tiles = scratch.q_sink_tiles.as_mut_ptr().cast();
-        pack_rows(scratch.q_sink.as_ptr(), (tile.rows, dim, dim), scratch.part_sum, q_sink_tiles);
+        pack_rows(scratch.q_sink.as_ptr(), (tile.rows, dim), scratch.part_sum, q_sink_tiles);
     }
     chunk::tile(tile, slots, kernels, scratch, |block, scratch| add_block(tile, slots, block, scratch));
 }
@@ -48,6 +48,7 @@ fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, scratch: &mut Sc
         rows.look(block, &scratch.sights[first..first + rows.rows], &mut scratch.seen);
         let Some((from, to)) = chunk::narrow(&mut scratch.seen[..rows.rows], DEPTH) else { continue };
         let n = to - from;
+        let softmax = chunk::weights(&rows, first, n, scratch);
         let (q, tops) = if block.sinks {
             (&*scratch.q_sink_tiles, &*scratch.part_sum)
         } else {
@@ -60,16 +61,14 @@ fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, scratch: &mut Sc
             row_stride: dim,
             rows: rows.rows,
             depth: dim,
-            summed: DEPTH,
             columns_at: k.wrapping_add(from),
             columns: n,
             step: STRIDE,
-            out: scratch.scores.as_mut_ptr(),
+            out: softmax.scores,
             stride: STRIDE,
             scales: scales.as_ptr(),
             keep: std::ptr::null(),
         };
-        let softmax = chunk::weights(&rows, first, n, scratch);
         let weights = scratch.weights.as_mut_ptr().cast::<u32>();
         // SAFETY: as above; rows and columns that scratch has.
         unsafe {
@@ -81,7 +80,6 @@ fn add_block(tile: &Tile<'_>, slots: &Slots<'_>, block: &Block, scratch: &mut Sc
                 row_stride: STRIDE,
                 rows: rows.rows,
                 depth: n,
-                summed: 2 * DEPTH,
                 columns_at: v.wrapping_add(from * dim_v),
                 columns: dim_v,
                 step: dim_v,

@@ -1,8 +1,8 @@
-//! AVX-512 FP16: products of halves at twice the rate of f32, summed as halves over 32 products or 64, and as f32 beyond.
+//! AVX-512 FP16: products of halves at twice the rate of f32, summed as halves over 32 products, and as f32 beyond.
 //!
-//! For keys and values of bfloat16: a half has three more bits, and what 32 sums round off is about what rounding queries to
-//! bfloat16, as AMX does, would. Scores are summed over no more than that, since a softmax makes of their errors a multiple; weighted
-//! values over 64. `fp16_pack.rs` and `weigh_halves.rs` scale everything first, so that halves neither overflow nor lose what is small.
+//! For keys and values of bfloat16: a half has three more bits, and what 32 sums round off is no more than what rounding the
+//! queries to bfloat16, as AMX does, would. `fp16_pack.rs` scales everything first, so that halves neither overflow nor lose what is
+//! small.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 
 use super::kernels::each;
 
-/// Keys or dims of a vector, and what products are a multiple of.
+/// Products that are summed as halves, and keys or dims of a vector.
 pub(crate) const DEPTH: usize = 32;
 /// Whether the processor has it. The rest of AVX-512 is another question.
 pub(crate) fn available() -> bool {
@@ -41,9 +41,8 @@ pub(crate) struct Product {
     pub rows_at: *const u32,
     pub row_stride: usize,
     pub rows: usize,
-    /// Products to a result, a multiple of 32, and how many of them are summed as halves, 32 or 64.
+    /// Products to a result, a multiple of 32.
     pub depth: usize,
-    pub summed: usize,
     /// `[depth][step]` halves, of which so many columns count, a multiple of 32.
     pub columns_at: *const u16,
     pub columns: usize,
@@ -116,12 +115,12 @@ unsafe fn strip<const NV: usize>(a: &Product, v: usize) {
 unsafe fn tile<const R: usize, const NV: usize>(a: &Product, row: usize, vector: usize) {
     // SAFETY: the caller's contract.
     unsafe {
-        for first in (0..a.depth).step_by(a.summed) {
+        for first in (0..a.depth).step_by(DEPTH) {
             let mut sum = [[_mm512_setzero_si512(); NV]; R];
             let mut x = [_mm512_setzero_si512(); NV];
             let rows = a.rows_at.add(row * a.row_stride + first);
             let columns = a.columns_at.add(vector * DEPTH + first * a.step);
-            for i in 0..a.summed.min(a.depth - first) {
+            for i in 0..DEPTH {
                 let columns = columns.add(i * a.step);
                 each!(NV, v, x[v] = _mm512_loadu_si512(columns.add(v * DEPTH).cast()));
                 each!(R, r, {
@@ -179,14 +178,9 @@ pub(super) mod tests {
             return;
         }
         let mut draw = draws();
-        let [one, two] = [DEPTH, 2 * DEPTH];
-        for (rows, columns, (depth, summed), keeps) in [
-            (48, 256, (128, one), false),
-            (1, 32, (64, two), false),
-            (5, 96, (32, two), true),
-            (9, 224, (160, two), true),
-            (3, 64, (96, one), true),
-        ] {
+        for (rows, columns, depth, keeps) in
+            [(48, 256, 128, false), (1, 32, 64, false), (5, 96, 32, true), (9, 224, 160, true), (3, 64, 96, true)]
+        {
             let a: Vec<f32> = (0..rows * depth).map(|_| draw()).collect();
             let b: Vec<f32> = (0..depth * columns).map(|_| draw()).collect();
             let halves: Vec<u16> = b.iter().map(|&x| f16::from_f32(x).to_bits()).collect();
@@ -195,13 +189,12 @@ pub(super) mod tests {
             let mut out = vec![3.0_f32; rows * columns];
             // SAFETY: the instructions are there; arrays of these sizes.
             unsafe {
-                pack_rows(a.as_ptr(), (rows, depth, depth), &mut scales, pairs_of.as_mut_ptr());
+                pack_rows(a.as_ptr(), (rows, depth), &mut scales, pairs_of.as_mut_ptr());
                 multiply(&Product {
                     rows_at: pairs_of.as_ptr(),
                     row_stride: depth,
                     rows,
                     depth,
-                    summed,
                     columns_at: halves.as_ptr(),
                     columns,
                     step: columns,
@@ -217,7 +210,7 @@ pub(super) mod tests {
                 let sum: f64 = (0..depth).map(|d| f64::from(a[r * depth + d]) * f64::from(b[d * columns + c])).sum();
                 let want = sum + if keeps { 1.5 } else { 0.0 };
                 assert!(
-                    (f64::from(*got) - want).abs() < 2e-3 * (depth as f64).sqrt() * (summed / DEPTH) as f64,
+                    (f64::from(*got) - want).abs() < 2e-3 * (depth as f64).sqrt(),
                     "{rows} x {columns}: {got}, not {want}"
                 );
             }

@@ -46,10 +46,13 @@ pub(crate) trait Keys {
 pub(crate) trait Values {
     /// Bytes from one dim to the next, and how many places two keys lie in.
     const WIDTH: usize;
-    const PLACES: usize;
+    const PLACES: usize = 2;
 
     /// Where a key has dim `d`.
-    fn place(rows: *const u8, dim: usize, key: usize, d: usize) -> *const u8;
+    #[inline(always)]
+    fn place(rows: *const u8, dim: usize, key: usize, d: usize) -> *const u8 {
+        rows.wrapping_add((key * dim + d) * Self::WIDTH)
+    }
 
     /// Dims `d..d + V::N` of one key.
     ///
@@ -116,17 +119,11 @@ impl Keys for Brain {
 
 impl Values for Single {
     const WIDTH: usize = 4;
-    const PLACES: usize = 2;
-
-    #[inline(always)]
-    fn place(rows: *const u8, dim: usize, key: usize, d: usize) -> *const u8 {
-        rows.wrapping_add((key * dim + d) * Self::WIDTH)
-    }
 
     #[inline(always)]
     unsafe fn one<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> V {
         // SAFETY: the caller's contract.
-        unsafe { V::load(rows.cast::<f32>().add(key * dim + d)) }
+        unsafe { V::load(Self::place(rows, dim, key, d).cast()) }
     }
 
     #[inline(always)]
@@ -138,17 +135,11 @@ impl Values for Single {
 
 impl Values for Half {
     const WIDTH: usize = 2;
-    const PLACES: usize = 2;
-
-    #[inline(always)]
-    fn place(rows: *const u8, dim: usize, key: usize, d: usize) -> *const u8 {
-        rows.wrapping_add((key * dim + d) * Self::WIDTH)
-    }
 
     #[inline(always)]
     unsafe fn one<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> V {
         // SAFETY: the caller's contract.
-        unsafe { V::load_f16(rows.cast::<u16>().add(key * dim + d)) }
+        unsafe { V::load_f16(Self::place(rows, dim, key, d).cast()) }
     }
 
     #[inline(always)]
@@ -177,7 +168,7 @@ impl Values for Brain {
     #[inline(always)]
     unsafe fn two<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> (V, V) {
         // SAFETY: the caller's contract.
-        unsafe { V::load_pairs(rows.cast::<u32>().add(pair_at(dim, key, d))) }
+        unsafe { V::load_pairs(Self::place(rows, dim, key, d).cast()) }
     }
 }
 
@@ -264,7 +255,7 @@ unsafe fn score_tile<V: Lanes, K: Keys, const R: usize, const NV: usize, const F
             if K::STORED {
                 each!(NV, v, {
                     k[v] = K::load(group[v], lane(v), d);
-                    if FETCH {
+                    if FETCH && (V::N >= GROUP || lane(v) == 0) {
                         fetch(group[v].wrapping_add(d * GROUP * K::SIZE).wrapping_offset(a.ahead));
                     }
                 });
@@ -340,7 +331,11 @@ pub(crate) unsafe fn sums<V: Lanes, E: Values, const NV: usize, const FETCH: boo
                 }
                 d += NV * V::N;
             } else {
-                sum_rows::<V, E, 1, false>(a, d);
+                if fetch {
+                    sum_rows::<V, E, 1, FETCH>(a, d);
+                } else {
+                    sum_rows::<V, E, 1, false>(a, d);
+                }
                 d += V::N;
             }
         }

@@ -55,7 +55,7 @@ pub(crate) unsafe fn weigh<V: Lanes, const PRECISE: bool>(a: &Weights) {
 }
 
 /// Transforms and masks a row; finds its maximum, and what earlier weights are worth beside it. A row without any weight so far
-/// is marked by a `keep` of -1. The row's own maximum.
+/// is marked by a `keep` of -1. Returns the row's own maximum, which is yet to be scaled if there was nothing to transform.
 #[inline(always)]
 pub(super) unsafe fn top_of_row<V: Lanes>(a: &Weights, r: usize) -> f32 {
     // SAFETY: the caller's contract.
@@ -88,8 +88,7 @@ pub(super) unsafe fn top_of_row<V: Lanes>(a: &Weights, r: usize) -> f32 {
         }
         let top = tops[0].max(tops[1]).max(tops[2].max(tops[3])).reduce_max();
         let max = &mut *a.max.add(r);
-        let top = if plain { top * a.scale } else { top };
-        let new = top.max(*max);
+        let new = (if plain { top * a.scale } else { top }).max(*max);
         let keep = a.keep.add(r);
         if *max == new {
             *keep = 1.0;
@@ -201,13 +200,14 @@ mod tests {
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum Way {
         Plain,
-        /// In bfloat16, and in two of them.
+        /// In bfloat16.
         Tiles,
+        /// In two of them.
         TwoTiles,
         Halves,
     }
 
-    /// What either way leaves: maxima, sums, keeps, weights.
+    /// What each way leaves: maxima, sums, keeps, weights.
     struct Left {
         max: [f32; ROWS],
         sum: [f32; ROWS],
@@ -257,7 +257,7 @@ mod tests {
         left
     }
 
-    /// Every number of rows, ranges of every kind, scores of minus infinity and NaN: the same as the plain way, but for rounding.
+    /// Numbers of rows, ranges of every kind, scores of minus infinity and NaN: the same as the plain way, but for rounding.
     #[test]
     fn weights_are_those_of_the_plain_way() {
         let ways = [(Way::Tiles, Rung::Amx), (Way::TwoTiles, Rung::Amx), (Way::Halves, Rung::Avx512)];
@@ -319,6 +319,10 @@ mod tests {
                     assert!(near(got.sum[r], want.sum[r], bound), "{what}: sum {} not {}", got.sum[r], want.sum[r]);
                     let top = want.weights[r * N..][..N].iter().fold(0.0, |top: f32, x| top.max(*x));
                     for c in 0..N {
+                        // Beside a NaN that is all there is, halves of what is not seen are NaN too.
+                        if *way == Way::Halves && want.sum[r].is_nan() && !(seen.from..seen.to).contains(&c) {
+                            continue;
+                        }
                         let (got, want) = (got.weights[r * N + c], want.weights[r * N + c]);
                         // Weights that count for nothing may be nothing, and halves have an end.
                         let tiny = got.abs() <= 1e-37 && want.abs() <= 1e-37;
