@@ -5,6 +5,7 @@
 
 use super::fetch;
 use super::lanes::Lanes;
+pub(crate) use super::layout::{Brain, Half, Keys, Single, Values, pair_at};
 pub(crate) use super::repack::{angles, group_rows, narrow_to_bf16, pack_keys, pack_values, rotate};
 pub(crate) use super::weigh::{Seen, Weights, weigh};
 use crate::backend::cpu::store::GROUP;
@@ -27,156 +28,6 @@ macro_rules! each {
     };
 }
 pub(super) use each;
-
-/// How keys of a group lie.
-pub(crate) trait Keys {
-    /// Bytes of an element.
-    const SIZE: usize;
-    /// Whether they are read from the cache's memory, not from scratch.
-    const STORED: bool;
-
-    /// Dims `d` and `d + 1`, d even, of the keys that begin at `lane`.
-    ///
-    /// # Safety
-    /// As [`Lanes`]; `lane + V::N` is at most 16, and `d` below the head's dims.
-    unsafe fn load<V: Lanes>(group: *const u8, lane: usize, d: usize) -> (V, V);
-}
-
-/// How values lie.
-pub(crate) trait Values {
-    /// Bytes from one dim to the next, and how many places two keys lie in.
-    const WIDTH: usize;
-    const PLACES: usize = 2;
-
-    /// Where a key has dim `d`.
-    #[inline(always)]
-    fn place(rows: *const u8, dim: usize, key: usize, d: usize) -> *const u8 {
-        rows.wrapping_add((key * dim + d) * Self::WIDTH)
-    }
-
-    /// Dims `d..d + V::N` of one key.
-    ///
-    /// # Safety
-    /// As [`Lanes`]; `rows` are those of a key whose slot is a multiple of 32, `dim` elements to a row.
-    unsafe fn one<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> V;
-
-    /// The same of an even key and of the next.
-    ///
-    /// # Safety
-    /// As [`Values::one`].
-    unsafe fn two<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> (V, V);
-}
-
-/// f32: keys `[dim][16]` (packed, not as stored), values in rows.
-#[derive(Debug)]
-pub(crate) struct Single;
-/// f16: keys `[dim][16]`, values in rows.
-#[derive(Debug)]
-pub(crate) struct Half;
-/// bf16: keys `[dim / 2][16][2]`, values in tiles `[key / 32][dim / 16][16][16][2]`, the last three being pairs of keys, dims,
-/// and the two of a pair.
-#[derive(Debug)]
-pub(crate) struct Brain;
-
-impl Keys for Single {
-    const SIZE: usize = 4;
-    const STORED: bool = false;
-
-    #[inline(always)]
-    unsafe fn load<V: Lanes>(group: *const u8, lane: usize, d: usize) -> (V, V) {
-        // SAFETY: the caller's contract.
-        unsafe {
-            let p = group.cast::<f32>().add(d * GROUP + lane);
-            (V::load(p), V::load(p.add(GROUP)))
-        }
-    }
-}
-
-impl Keys for Half {
-    const SIZE: usize = 2;
-    const STORED: bool = true;
-
-    #[inline(always)]
-    unsafe fn load<V: Lanes>(group: *const u8, lane: usize, d: usize) -> (V, V) {
-        // SAFETY: the caller's contract.
-        unsafe {
-            let p = group.cast::<u16>().add(d * GROUP + lane);
-            (V::load_f16(p), V::load_f16(p.add(GROUP)))
-        }
-    }
-}
-
-impl Keys for Brain {
-    const SIZE: usize = 2;
-    const STORED: bool = true;
-
-    #[inline(always)]
-    unsafe fn load<V: Lanes>(group: *const u8, lane: usize, d: usize) -> (V, V) {
-        // SAFETY: the caller's contract.
-        unsafe { V::load_pairs(group.cast::<u32>().add(d / 2 * GROUP + lane)) }
-    }
-}
-
-impl Values for Single {
-    const WIDTH: usize = 4;
-
-    #[inline(always)]
-    unsafe fn one<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> V {
-        // SAFETY: the caller's contract.
-        unsafe { V::load(Self::place(rows, dim, key, d).cast()) }
-    }
-
-    #[inline(always)]
-    unsafe fn two<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> (V, V) {
-        // SAFETY: the caller's contract.
-        unsafe { (Self::one(rows, dim, key, d), Self::one(rows, dim, key + 1, d)) }
-    }
-}
-
-impl Values for Half {
-    const WIDTH: usize = 2;
-
-    #[inline(always)]
-    unsafe fn one<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> V {
-        // SAFETY: the caller's contract.
-        unsafe { V::load_f16(Self::place(rows, dim, key, d).cast()) }
-    }
-
-    #[inline(always)]
-    unsafe fn two<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> (V, V) {
-        // SAFETY: the caller's contract.
-        unsafe { (Self::one(rows, dim, key, d), Self::one(rows, dim, key + 1, d)) }
-    }
-}
-
-impl Values for Brain {
-    const WIDTH: usize = 4;
-    const PLACES: usize = 1;
-
-    #[inline(always)]
-    fn place(rows: *const u8, dim: usize, key: usize, d: usize) -> *const u8 {
-        rows.wrapping_add(pair_at(dim, key, d) * Self::WIDTH)
-    }
-
-    #[inline(always)]
-    unsafe fn one<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> V {
-        // SAFETY: the caller's contract.
-        let (even, odd) = unsafe { Self::two(rows, dim, key & !1, d) };
-        if key.is_multiple_of(2) { even } else { odd }
-    }
-
-    #[inline(always)]
-    unsafe fn two<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> (V, V) {
-        // SAFETY: the caller's contract.
-        unsafe { V::load_pairs(Self::place(rows, dim, key, d).cast()) }
-    }
-}
-
-/// Where the pair of keys that `key` belongs to has dim `d`, in pairs from the first of a tile's keys on.
-#[inline(always)]
-pub(crate) fn pair_at(dim: usize, key: usize, d: usize) -> usize {
-    key / 32 * (16 * dim) + d / 16 * 256 + key % 32 / 2 * 16 + d % 16
-}
 
 /// Queries times keys: `scores[r][c] = q[r] . k[c]` for all keys of whole groups.
 #[derive(Clone, Copy, Debug)]
@@ -203,19 +54,31 @@ pub(crate) struct Scores {
 /// As [`Lanes`] and [`Scores`].
 #[inline(always)]
 pub(crate) unsafe fn scores<V: Lanes, K: Keys, const NV: usize>(a: &Scores) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if K::STORED && a.ahead != 0 {
+            all_scores::<V, K, NV, true>(a);
+        } else {
+            all_scores::<V, K, NV, false>(a);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn all_scores<V: Lanes, K: Keys, const NV: usize, const FETCH: bool>(a: &Scores) {
     let vectors = a.groups * GROUP / V::N;
     let mut v = 0;
     while v < vectors {
         // SAFETY: the caller's contract; vectors `v..v + NV` are among the groups.
         unsafe {
-            match (vectors - v >= NV, K::STORED && a.ahead != 0) {
-                (true, true) => score_rows::<V, K, NV, true>(a, v * V::N),
-                (true, false) => score_rows::<V, K, NV, false>(a, v * V::N),
-                (false, true) => score_rows::<V, K, 1, true>(a, v * V::N),
-                (false, false) => score_rows::<V, K, 1, false>(a, v * V::N),
+            if vectors - v >= NV {
+                score_rows::<V, K, NV, FETCH>(a, v * V::N);
+                v += NV;
+            } else {
+                score_rows::<V, K, 1, FETCH>(a, v * V::N);
+                v += 1;
             }
         }
-        v += if vectors - v >= NV { NV } else { 1 };
     }
 }
 
@@ -310,32 +173,31 @@ pub(crate) struct Sums {
 /// As [`Lanes`] and [`Sums`].
 #[inline(always)]
 pub(crate) unsafe fn sums<V: Lanes, E: Values, const NV: usize, const FETCH: bool>(a: &Sums) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if FETCH && a.ahead != 0 {
+            all_sums::<V, E, NV, FETCH>(a);
+        } else {
+            all_sums::<V, E, NV, false>(a);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn all_sums<V: Lanes, E: Values, const NV: usize, const FETCH: bool>(a: &Sums) {
     let mut d = 0;
-    let fetch = FETCH && a.ahead != 0;
     while d < a.dim {
         // SAFETY: the caller's contract.
         unsafe {
             if a.rows == 1 && NV == 4 && a.dim - d >= 8 * V::N {
                 // Whole rows of memory at once, where the sums of one row leave registers for it.
-                if fetch {
-                    sum_tile::<V, E, 1, 8, FETCH>(a, 0, d);
-                } else {
-                    sum_tile::<V, E, 1, 8, false>(a, 0, d);
-                }
+                sum_tile::<V, E, 1, 8, FETCH>(a, 0, d);
                 d += 8 * V::N;
             } else if a.dim - d >= NV * V::N {
-                if fetch {
-                    sum_rows::<V, E, NV, FETCH>(a, d);
-                } else {
-                    sum_rows::<V, E, NV, false>(a, d);
-                }
+                sum_rows::<V, E, NV, FETCH>(a, d);
                 d += NV * V::N;
             } else {
-                if fetch {
-                    sum_rows::<V, E, 1, FETCH>(a, d);
-                } else {
-                    sum_rows::<V, E, 1, false>(a, d);
-                }
+                sum_rows::<V, E, 1, FETCH>(a, d);
                 d += V::N;
             }
         }

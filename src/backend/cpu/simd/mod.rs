@@ -14,6 +14,7 @@ pub(crate) mod fp16;
 pub(crate) mod fp16_pack;
 pub(crate) mod kernels;
 mod lanes;
+mod layout;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub(crate) mod regroup;
