@@ -78,8 +78,9 @@ AMX_MUTANTS = {
 FP16_MUTANTS = {
     "halves_overflow": ("src/backend/cpu/simd/fp16_pack.rs", "const TOP: i32 = 9;", "const TOP: i32 = 14;"),
     "light_weights_lost": ("src/backend/cpu/simd/weigh_halves.rs", "let (top, scaled) = if top == f32::NEG_INFINITY { (max, max) } else { (top, top * scale) };", "let (top, scaled) = (max / scale, max);"),
-    "halves_of_large_scores": ("src/backend/cpu/simd/weigh_halves.rs", "_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row.add(at)), top), factor)", "_mm512_fmsub_ps(_mm512_loadu_ps(row.add(at)), factor, _mm512_mul_ps(top, factor))"),
+    "halves_of_large_scores": ("src/backend/cpu/simd/weigh_halves.rs", "_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row.add(i * GROUP)), top), factor)", "_mm512_fmsub_ps(_mm512_loadu_ps(row.add(i * GROUP)), factor, _mm512_mul_ps(top, factor))"),
     "halves_of_a_lesser_block": ("src/backend/cpu/simd/weigh_halves.rs", "*sum = *sum * *keep + worth * ", "*sum = *sum * *keep + "),
+    "small_queries_lost": ("src/backend/cpu/simd/fp16_pack.rs", "*scale = if top >= f32::MIN_POSITIVE && top.is_finite() { top } else { 1.0 };", "*scale = if top >= 1.0 && top.is_finite() { top } else { 1.0 };"),
     "queries_of_halves_unscaled": ("src/backend/cpu/simd/fp16.rs", "_mm512_fmadd_ps(high, scale, next)", "_mm512_add_ps(high, next)"),
 }
 PROCESSOR = pathlib.Path("/proc/cpuinfo").read_text()
@@ -125,6 +126,7 @@ FIRST = {
     "infinity_by_amx": ("rungs", "edges_keep_infinities_out"),
     "only_nan_is_no_weight": ("lib", "backend::cpu::simd::weigh::tests::weights_are_those_of_the_plain_way"),
     "halves_of_large_scores": ("lib", "backend::cpu::simd::weigh_halves::tests::the_largest_weight_is_one"),
+    "small_queries_lost": ("lib", "backend::cpu::simd::fp16_pack::tests::rows_are_scaled_by_their_largest"),
     "light_weights_lost": ("lib", "backend::cpu::simd::weigh::tests::weights_are_those_of_the_plain_way"),
     "halves_of_a_lesser_block": ("lib", "backend::cpu::simd::weigh::tests::weights_are_those_of_the_plain_way"),
     "rough_power": ("lib", "backend::cpu::simd::avx512::tests::powers_are_as_near_as_stated"),

@@ -18,7 +18,8 @@ pub(super) struct Part<'a> {
 }
 
 /// Keys that are fetched before they are read, a multiple of the four groups that kernels take at once. Processors fetch by
-/// themselves, but no further than the page they are in: two pages ahead or more, memory is read up to twice as fast.
+/// themselves, but no further than the page they are in: two pages ahead, which these are with 64 dims, memory is
+/// read up to twice as fast.
 const AHEAD: usize = 64;
 /// Most rows that this is done for. More have so much to do for each key that memory is not what they wait for.
 const FETCHING: usize = 6;

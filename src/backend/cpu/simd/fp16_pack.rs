@@ -239,21 +239,23 @@ mod tests {
         if !there() {
             return;
         }
-        let mut rows = [[0.0_f32; 32]; 5];
+        let mut rows = [[0.0_f32; 32]; 6];
         (rows[0][3], rows[0][4]) = (-3e30, 1.5e30);
         (rows[1][0], rows[1][1]) = (f32::NAN, 1.0);
         rows[2][31] = f32::INFINITY;
         rows[3][0] = 1e-40;
-        let (mut scales, mut pairs_of) = ([0.0; 5], [[0_u32; 32]; 5]);
-        // SAFETY: the instructions are there; five rows of 32.
-        unsafe { pack_rows(rows.as_ptr().cast(), (5, 32), &mut scales, pairs_of.as_mut_ptr().cast()) };
-        assert_eq!(scales, [3e30, 1.0, 1.0, 1.0, 1.0]);
+        (rows[5][1], rows[5][2]) = (2_f32.powi(-20), -(2_f32.powi(-30)));
+        let (mut scales, mut pairs_of) = ([0.0; 6], [[0_u32; 32]; 6]);
+        // SAFETY: the instructions are there; six rows of 32.
+        unsafe { pack_rows(rows.as_ptr().cast(), (6, 32), &mut scales, pairs_of.as_mut_ptr().cast()) };
+        assert_eq!(scales, [3e30, 1.0, 1.0, 1.0, 1.0, 2_f32.powi(-20)]);
         let number = |r: usize, i: usize| {
             let word = pairs_of[r][i];
             assert_eq!(word >> 16, word & 0xFFFF);
             f16::from_bits(word as u16).to_f32()
         };
         assert_eq!((number(0, 3), number(0, 4)), (-1.0, 0.5));
+        assert_eq!((number(5, 1), number(5, 2)), (1.0, -(2_f32.powi(-10))));
         assert!(number(1, 0).is_nan() && number(2, 31) == f32::INFINITY && number(3, 0) == 0.0);
     }
 }

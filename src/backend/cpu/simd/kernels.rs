@@ -29,6 +29,26 @@ macro_rules! each {
 }
 pub(super) use each;
 
+/// `$body` for every `$i` of `$from..$to`, by fours: `$v` is which of the four, for sums that do not wait for one another.
+macro_rules! by_fours {
+    ($i:ident in $from:expr, $to:expr, $v:ident, $body:expr) => {{
+        let (mut at, to) = ($from, $to);
+        while at + 4 <= to {
+            each!(4, $v, {
+                let $i = at + $v;
+                $body;
+            });
+            at += 4;
+        }
+        while at < to {
+            let ($i, $v) = (at, 0);
+            $body;
+            at += 1;
+        }
+    }};
+}
+pub(super) use by_fours;
+
 /// Queries times keys: `scores[r][c] = q[r] . k[c]` for all keys of whole groups.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scores {
@@ -172,11 +192,11 @@ pub(crate) struct Sums {
 /// # Safety
 /// As [`Lanes`] and [`Sums`].
 #[inline(always)]
-pub(crate) unsafe fn sums<V: Lanes, E: Values, const NV: usize, const FETCH: bool>(a: &Sums) {
+pub(crate) unsafe fn sums<V: Lanes, E: Values, const NV: usize>(a: &Sums) {
     // SAFETY: the caller's contract.
     unsafe {
-        if FETCH && a.ahead != 0 {
-            all_sums::<V, E, NV, FETCH>(a);
+        if E::FETCHED && a.ahead != 0 {
+            all_sums::<V, E, NV, true>(a);
         } else {
             all_sums::<V, E, NV, false>(a);
         }

@@ -19,6 +19,8 @@ pub(crate) trait Keys {
 
 /// How values lie.
 pub(crate) trait Values {
+    /// Whether a decode fetches them ahead; f32 is packed as often as it is read as stored.
+    const FETCHED: bool;
     /// Bytes from one dim to the next, and how many places two keys lie in.
     const WIDTH: usize;
     const PLACES: usize = 2;
@@ -39,7 +41,11 @@ pub(crate) trait Values {
     ///
     /// # Safety
     /// As [`Values::one`].
-    unsafe fn two<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> (V, V);
+    #[inline(always)]
+    unsafe fn two<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> (V, V) {
+        // SAFETY: the caller's contract.
+        unsafe { (Self::one(rows, dim, key, d), Self::one(rows, dim, key + 1, d)) }
+    }
 }
 
 /// f32: keys `[dim][16]` (packed, not as stored), values in rows.
@@ -93,6 +99,7 @@ impl Keys for Brain {
 }
 
 impl Values for Single {
+    const FETCHED: bool = false;
     const WIDTH: usize = 4;
 
     #[inline(always)]
@@ -100,15 +107,10 @@ impl Values for Single {
         // SAFETY: the caller's contract.
         unsafe { V::load(Self::place(rows, dim, key, d).cast()) }
     }
-
-    #[inline(always)]
-    unsafe fn two<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> (V, V) {
-        // SAFETY: the caller's contract.
-        unsafe { (Self::one(rows, dim, key, d), Self::one(rows, dim, key + 1, d)) }
-    }
 }
 
 impl Values for Half {
+    const FETCHED: bool = true;
     const WIDTH: usize = 2;
 
     #[inline(always)]
@@ -116,15 +118,10 @@ impl Values for Half {
         // SAFETY: the caller's contract.
         unsafe { V::load_f16(Self::place(rows, dim, key, d).cast()) }
     }
-
-    #[inline(always)]
-    unsafe fn two<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> (V, V) {
-        // SAFETY: the caller's contract.
-        unsafe { (Self::one(rows, dim, key, d), Self::one(rows, dim, key + 1, d)) }
-    }
 }
 
 impl Values for Brain {
+    const FETCHED: bool = true;
     const WIDTH: usize = 4;
     const PLACES: usize = 1;
 

@@ -202,9 +202,9 @@ macro_rules! rung {
                         }
 
                         $(#[$features])?
-                        pub unsafe fn sums<const FETCH: bool>(a: &Sums) {
+                        pub unsafe fn sums(a: &Sums) {
                             // SAFETY: the caller's contract.
-                            unsafe { kernels::sums::<$lanes, $e, $nv, FETCH>(a) }
+                            unsafe { kernels::sums::<$lanes, $e, $nv>(a) }
                         }
 
                         $(#[$features])?
@@ -275,8 +275,8 @@ macro_rules! rung {
                 let common = Kernels {
                     scores: None,
                     scores_packed: single::scores,
-                    sums: single::sums::<false>,
-                    sums_packed: single::sums::<false>,
+                    sums: single::sums,
+                    sums_packed: single::sums,
                     weigh: weigh::<true>,
                     pack_keys: group_rows,
                     pack_values: single::pack_values,
@@ -291,7 +291,7 @@ macro_rules! rung {
                     DType::F16 => Kernels {
                         scores: Some(half::scores),
                         weigh: weigh::<false>,
-                        sums: half::sums::<true>,
+                        sums: half::sums,
                         pack_keys: pack_half,
                         pack_values: half::pack_values,
                         group_keys: Some(group_keys::<true>),
@@ -300,7 +300,7 @@ macro_rules! rung {
                     DType::Bf16 => Kernels {
                         scores: Some(brain::scores),
                         weigh: weigh::<false>,
-                        sums: brain::sums::<true>,
+                        sums: brain::sums,
                         pack_keys: pack_brain,
                         pack_values: brain::pack_values,
                         group_keys: Some(group_keys::<false>),

@@ -2,7 +2,7 @@
 
 use std::f32::consts::LOG2_E;
 
-use super::kernels::each;
+use super::kernels::{by_fours, each};
 use super::lanes::{Lanes, tanh};
 
 /// Rows of scores, to become weights relative to each row's largest score so far.
@@ -77,15 +77,7 @@ pub(super) unsafe fn top_of_row<V: Lanes>(a: &Weights, r: usize) -> f32 {
             edge::<V>(row, &seen, end - 1, lowest);
         }
         let mut tops = [lowest; 4];
-        let mut i = first;
-        while i + 4 <= end {
-            each!(4, v, tops[v] = V::load(at(i + v)).max(tops[v]));
-            i += 4;
-        }
-        while i < end {
-            tops[0] = V::load(at(i)).max(tops[0]);
-            i += 1;
-        }
+        by_fours!(i in first, end, v, tops[v] = V::load(at(i)).max(tops[v]));
         let top = tops[0].max(tops[1]).max(tops[2].max(tops[3])).reduce_max();
         let max = &mut *a.max.add(r);
         let new = (if plain { top * a.scale } else { top }).max(*max);
@@ -122,24 +114,11 @@ unsafe fn weigh_row<V: Lanes, const PRECISE: bool>(a: &Weights, r: usize) {
         let scale = if plain { a.scale } else { 1.0 };
         let (factor, offset) = (V::splat(scale * LOG2_E), V::splat(-*a.max.add(r) * LOG2_E));
         let mut totals = [zero; 4];
-        macro_rules! weight {
-            ($i:expr, $v:expr) => {
-                let p = V::load(at($i)).fma(factor, offset).exp2::<PRECISE>();
-                p.store(at($i));
-                totals[$v] = totals[$v].add(p);
-            };
-        }
-        let mut i = first;
-        while i + 4 <= end {
-            each!(4, v, {
-                weight!(i + v, v);
-            });
-            i += 4;
-        }
-        while i < end {
-            weight!(i, 0);
-            i += 1;
-        }
+        by_fours!(i in first, end, v, {
+            let p = V::load(at(i)).fma(factor, offset).exp2::<PRECISE>();
+            p.store(at(i));
+            totals[v] = totals[v].add(p);
+        });
         // What `exp2` leaves of minus infinity is not quite nothing; too little to have counted in the sum.
         if first < end && (seen.from % V::N != 0 || seen.to % V::N != 0) {
             edge::<V>(row, &seen, first, zero);

@@ -5,7 +5,7 @@ use std::f32::consts::LOG2_E;
 
 use super::avx512::{Avx512, rough_exp2};
 use super::fp16_pack::twice;
-use super::kernels::each;
+use super::kernels::{by_fours, each};
 use super::lanes::Lanes;
 use super::weigh::{Weights, top_of_row};
 use crate::backend::cpu::store::GROUP;
@@ -51,25 +51,11 @@ unsafe fn weigh_row(a: &Weights, r: usize, top: f32, pairs: *mut u32) -> f32 {
         // Subtracted before anything is rounded: the largest weight must be 1, however large the scores. A half ends at 2^16.
         let (factor, top) = (_mm512_set1_ps(scale * LOG2_E), _mm512_set1_ps(top));
         let mut totals = [_mm512_setzero_ps(); 4];
-        macro_rules! weight {
-            ($i:expr, $v:expr) => {
-                let at = $i * GROUP;
-                let p = rough_exp2(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row.add(at)), top), factor));
-                totals[$v] = _mm512_add_ps(totals[$v], p);
-                _mm512_storeu_si512(pairs.add(at).cast(), twice(p));
-            };
-        }
-        let mut i = first;
-        while i + 4 <= end {
-            each!(4, v, {
-                weight!(i + v, v);
-            });
-            i += 4;
-        }
-        while i < end {
-            weight!(i, 0);
-            i += 1;
-        }
+        by_fours!(i in first, end, v, {
+            let p = rough_exp2(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row.add(i * GROUP)), top), factor));
+            totals[v] = _mm512_add_ps(totals[v], p);
+            _mm512_storeu_si512(pairs.add(i * GROUP).cast(), twice(p));
+        });
         // At the edges, keys that the row does not see have scores of minus infinity by now, and 2^-126 is no half.
         for i in (0..first).chain(end..a.n / GROUP) {
             _mm512_storeu_si512(pairs.add(i * GROUP).cast(), _mm512_setzero_si512());
