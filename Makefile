@@ -37,7 +37,7 @@ stream-test:
 
 # A CUDA driver and compiler that run the kernels on the CPU.
 shim:
-	tests/shim/build.sh build/shim
+	tools/cuda_shim/build.sh build/shim
 	build/shim/self_test --gtest_brief=1
 
 # Named mistakes in a copy of the sources, each of which the tests must catch.
@@ -82,7 +82,7 @@ neon-test:
 # ASan and UBSan, then a C++ host with device pointers.
 cuda-test: shim gpu-pack
 	SKC_SHIM_LIBS=$(CURDIR)/build/shim $(CARGO) test -p sinkcache --test ring_on_device
-	tests/shim/build.sh build/shim-sanitize sanitize
+	tools/cuda_shim/build.sh build/shim-sanitize sanitize
 	SINKCACHE_CUDA_CACHE_DIR= SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 		scripts/gpu_check build/gpu_check --jobs $(JOBS) --shim build/shim-sanitize --preload "$(ASAN):$(UBSAN)" --json build/gpu_check/shim.json
 	cmake -S . -B build -G Ninja $(RELEASE) $(ENGINES)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Builds the library with CUDA kernels built in (feature `cubins`), and runs it where there is no compiler.
 
-    scripts/cuda_cubins.py SHIM      SHIM: folder of the stand-in driver and compiler (tests/shim/build.sh)
+    scripts/cuda_cubins.py SHIM      SHIM: folder of the stand-in driver and compiler (tools/cuda_shim/build.sh)
 
 With NVIDIA's compiler (as scripts/cuda_variants.py finds it): the library builds, and carries ELF files for the right
 architectures; bad lists fail the build with a text. With the stand-in's: what is built in runs, tests of the backend

@@ -5,7 +5,7 @@
     python3 scripts/mutants.py NAME ...   some of them
 
 Exit status 1 when a mutant survives, does not compile, or no longer finds its line. Those of the CUDA kernels need the host
-shim in build/shim (`tests/shim/build.sh build/shim`).
+shim in build/shim (`tools/cuda_shim/build.sh build/shim`).
 """
 import collections
 import concurrent.futures

@@ -1,6 +1,6 @@
 //! The slot arithmetic exists twice, in `ring.rs` and in `kernels/ring.cuh`: the same random histories drive both.
 //!
-//! The second is taken from the library that `tests/shim/build.sh` makes of it, whose folder is in `SKC_SHIM_LIBS`.
+//! The second is taken from the library that `tools/cuda_shim/build.sh` makes of it, whose folder is in `SKC_SHIM_LIBS`.
 
 use libloading::{Library, Symbol};
 use proptest::prelude::*;

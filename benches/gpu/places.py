@@ -1,4 +1,4 @@
-"""Where a measurement runs: a GPU, this CPU, or the stand-in for a GPU of tests/shim.
+"""Where a measurement runs: a GPU, this CPU, or the stand-in for a GPU of tools/cuda_shim.
 
 A place owns a stream, captures calls into graphs, takes times, and says what the device is. On the CPU there are no graphs: a
 "graph" is the call itself. On the stand-in tensors are ordinary memory, which is its device memory too; times mean nothing there.
@@ -233,7 +233,7 @@ class Shim(Cpu):
         return self.driver.lib.skc_shim_count_launches() - before
 
     def describe(self):
-        return {"name": "tests/shim, a stand-in for a GPU: times mean nothing", "torch": torch.__version__}
+        return {"name": "tools/cuda_shim, a stand-in for a GPU: times mean nothing", "torch": torch.__version__}
 
 
 def place_of(name):

@@ -3,7 +3,7 @@
 
     SINKCACHE_LIBRARY=.../libsinkcache.so benches/gpu/run.py --out FOLDER [--budget SECONDS]
     ... --device cpu --smoke        tiny shapes on this CPU: does everything run, and is it right?
-    ... --device shim --smoke       the library's CUDA backend on the stand-in of tests/shim
+    ... --device shim --smoke       the library's CUDA backend on the stand-in of tools/cuda_shim
 
 FOLDER gets rows.jsonl (a line as soon as it is known), results.json and table.txt. The exit code is 0 when the run has come to its
 end, whatever it found; with --strict 1 if a row is wrong or an error, or nothing was measured.

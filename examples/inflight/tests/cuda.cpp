@@ -1,4 +1,4 @@
-// The engine on an accelerator: everything but its kernels, with sinkcache's CUDA backend, on the stand-in of tests/shim.
+// The engine on an accelerator: everything but its kernels, with sinkcache's CUDA backend, on the stand-in of tools/cuda_shim.
 #include "device_model.hpp"
 #include "shim_device.hpp"
 #include "support.hpp"

@@ -1,4 +1,4 @@
-// A Device whose kernels are functions of the host in a stream of the CUDA stand-in of tests/shim.
+// A Device whose kernels are functions of the host in a stream of the CUDA stand-in of tools/cuda_shim.
 #pragma once
 
 #include "device.hpp"

@@ -22,7 +22,7 @@ extern char** environ;
 
 // Set by build.sh: where arch_host.hpp is, the compiler, and its further flags.
 #if !defined(SKC_SHIM_DIR) || !defined(SKC_SHIM_CXX) || !defined(SKC_SHIM_KERNEL_FLAGS)
-#error "build with tests/shim/build.sh"
+#error "build with tools/cuda_shim/build.sh"
 #endif
 
 namespace fs = std::filesystem;

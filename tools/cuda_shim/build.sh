@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the shim: tests/shim/build.sh OUTDIR [sanitize]
+# Builds the shim: tools/cuda_shim/build.sh OUTDIR [sanitize]
 #
 # OUTDIR gets libcuda.so.1, libnvrtc.so.13 (each also by its plain name), libring_functions.so, self_test, and
 # libshim_runtime.a for harnesses.
