@@ -62,7 +62,7 @@ cpp-sanitize:
 # shorter windows (still of three spans), and each vector in each way from one start, not four. Half of the programs beside the others.
 ASAN_TEST = RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" SKC_HISTORIES=1500 SKC_WINDOW=1030 SKC_STARTS=1 CARGO_TARGET_DIR=target/asan \
 	$(CARGO) test -p sinkcache --target $(HOST)
-ASAN_SOME = --lib --test rungs --test edges --test teams --test allocations
+ASAN_SOME = --lib --test instruction_sets --test edges --test teams --test allocations
 ASAN_OTHERS = --test vectors --test histories
 rust-asan:
 	$(ASAN_TEST) --no-run $(ASAN_SOME) $(ASAN_OTHERS)

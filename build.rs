@@ -2,22 +2,22 @@
 //! compiles CUDA kernels that become part of the library.
 
 #[cfg(feature = "cubins")]
-#[path = "src/backend/cuda/ahead.rs"]
-mod ahead;
+#[path = "src/backend/cuda/jit/build_script.rs"]
+mod build_script;
 // The library's own: how NVRTC is found and called, what it is given, and which of it is wanted.
 #[cfg(feature = "cubins")]
-#[path = "src/backend/cuda/nvrtc.rs"]
+#[allow(dead_code, reason = "the build script needs a few of them")]
+#[path = "src/error.rs"]
+mod error;
+#[cfg(feature = "cubins")]
+#[path = "src/backend/cuda/jit/nvrtc.rs"]
 mod nvrtc;
 #[cfg(feature = "cubins")]
-#[path = "src/backend/cuda/program.rs"]
+#[path = "src/backend/cuda/jit/program.rs"]
 mod program;
 #[cfg(feature = "cubins")]
-#[allow(dead_code, reason = "the build script needs a few of them")]
-#[path = "src/status.rs"]
-mod status;
-#[cfg(feature = "cubins")]
-#[path = "src/backend/cuda/wanted.rs"]
-mod wanted;
+#[path = "src/backend/cuda/jit/variant_list.rs"]
+mod variant_list;
 
 fn main() -> std::process::ExitCode {
     println!("cargo:rerun-if-changed=build.rs");
@@ -27,7 +27,7 @@ fn main() -> std::process::ExitCode {
         println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libsinkcache.so.{abi}");
     }
     #[cfg(feature = "cubins")]
-    if let Err(text) = ahead::build() {
+    if let Err(text) = build_script::build() {
         eprintln!("feature cubins: {text}");
         return std::process::ExitCode::FAILURE;
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use common::{HEAD_DIM, N_KV_HEADS, N_SINK, append, cache, fill, rows};
 use criterion::{BenchmarkId, Criterion};
-use sinkcache::phase::Frequencies;
+use sinkcache::rope::Frequencies;
 use sinkcache::ring::Ring;
 use sinkcache::{Cache, DType};
 

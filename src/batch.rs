@@ -1,7 +1,7 @@
 //! Ragged batches: which sequences, how many tokens each, rows packed in that order.
 
+use crate::error::{Result, bail};
 use crate::ring::{Ring, Seq};
-use crate::status::{Result, bail};
 
 /// A ragged batch. Entry i is `n_tokens[i]` consecutive rows of sequence `seq_ids[i]`, after the rows of entries 0..i.
 /// Sequence -1 is padding: its rows are skipped.

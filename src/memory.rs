@@ -4,7 +4,7 @@ use std::alloc::Layout;
 use std::ffi::c_void;
 use std::ptr::NonNull;
 
-use crate::status::{Result, bail};
+use crate::error::{Result, bail};
 
 /// Returns `bytes` bytes aligned to `align` (a power of two), or NULL.
 pub type AllocFn = unsafe extern "C" fn(user: *mut c_void, bytes: usize, align: usize) -> *mut c_void;

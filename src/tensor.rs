@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use half::{bf16, f16};
 
 use crate::config::DType;
-use crate::status::{Result, bail};
+use crate::error::{Result, bail};
 
 mod sealed {
     pub trait Sealed {}

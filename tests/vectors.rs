@@ -6,7 +6,7 @@ use common::oracle::Oracle;
 use common::plain::Plain;
 use common::vectors::{Event, Vector, all};
 use common::{Call, Rows, check, feed};
-use sinkcache::{BackendKind, Batch, CacheConfig, DType, PositionMode, Rung, Status};
+use sinkcache::{BackendKind, Batch, CacheConfig, DType, Isa, PositionMode, Status};
 
 const STARTS: [u64; 4] = [0, 1 << 24, (1 << 32) + 7, 1 << 40];
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
@@ -29,9 +29,9 @@ const FEEDS: [Feed; 5] = [
 ];
 
 /// Every instruction set that the processor has; on a device there is one.
-fn rungs() -> Vec<Option<Rung>> {
+fn instruction_sets() -> Vec<Option<Isa>> {
     match common::device::backend() {
-        BackendKind::Cpu => Rung::all().into_iter().map(Some).collect(),
+        BackendKind::Cpu => Isa::all().into_iter().map(Some).collect(),
         BackendKind::Cuda => vec![None],
     }
 }
@@ -162,11 +162,11 @@ fn every_vector_every_way() {
                 // The shim takes its time: `SKC_STARTS` starts for each combination, in turn.
                 let starts = std::env::var("SKC_STARTS").ok().and_then(|n| n.parse().ok()).unwrap_or(STARTS.len());
                 for start in STARTS.iter().copied().cycle().skip(runs % STARTS.len()).take(starts) {
-                    for (&mode, rung) in modes.iter().flat_map(|m| rungs().into_iter().map(move |r| (m, r))) {
+                    for (&mode, isa) in modes.iter().flat_map(|m| instruction_sets().into_iter().map(move |r| (m, r))) {
                         let mut config = cache_config(&vector, how, kv_dtype, DType::F32, mode);
-                        config.rung = rung;
+                        config.isa = isa;
                         let (out, lse) = replay(&vector, &config, how, start);
-                        let name = format!("{} {how:?} start {start} {mode:?} {rung:?}", vector.name);
+                        let name = format!("{} {how:?} start {start} {mode:?} {isa:?}", vector.name);
                         check(kv_dtype, &out, &vector.tensors["out"], Some(&plain))
                             .unwrap_or_else(|e| panic!("{name}: {e}"));
                         check_lse(&name, &lse, &vector.tensors["lse"], kv_dtype);
@@ -186,12 +186,12 @@ fn half_inputs_and_outputs() {
         for dtype in [DType::F16, DType::Bf16] {
             let plain = reference(&vector, dtype).2;
             for how in FEEDS {
-                for rung in rungs() {
+                for isa in instruction_sets() {
                     let mut config = cache_config(&vector, how, dtype, dtype, vector.cfg.layer.position_mode);
-                    config.rung = rung;
+                    config.isa = isa;
                     let (out, _) = replay(&vector, &config, how, 0);
                     check(dtype, &out, &vector.tensors["out"], Some(&plain))
-                        .unwrap_or_else(|e| panic!("{} {how:?} {rung:?}: {e}", vector.name));
+                        .unwrap_or_else(|e| panic!("{} {how:?} {isa:?}: {e}", vector.name));
                 }
             }
         }

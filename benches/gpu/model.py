@@ -60,7 +60,7 @@ def _of(table, name, device, dim):
 
 
 def splits_of(heads, cached, k, multiprocessors):
-    """Into how many blocks the keys of a KV head are split: n_splits of src/backend/cuda/chooser.rs, in its units."""
+    """Into how many blocks the keys of a KV head are split: n_splits of src/backend/cuda/heuristics.rs, in its units."""
     warps = k.threads // 32
     rounds = max(1, math.ceil(math.ceil(cached / 16) / warps))
     most = max(1, min(rounds, 4 * multiprocessors // heads))

@@ -159,7 +159,7 @@ class Bytes(unittest.TestCase):
 
 class Splits(unittest.TestCase):
     def test_they_are_those_of_the_library(self):
-        # The list of `splits_that_predictions_rest_on` in src/backend/cuda/chooser.rs.
+        # The list of `splits_that_predictions_rest_on` in src/backend/cuda/heuristics.rs.
         k = model.Kernel(128, 2, 3, "shared memory", 0)
         for heads, rounds, want in ((8, 32, 16), (64, 32, 4), (512, 32, 1), (8, 256, 32), (8, 4, 4)):
             self.assertEqual(model.splits_of(heads, 64 * rounds, k, 132), want, (heads, rounds))

@@ -9,9 +9,9 @@ pub(crate) mod cuda;
 
 use crate::batch::{DeviceBatch, Entry, HostBatch};
 use crate::config::{Layer, Shape};
+use crate::error::Result;
 use crate::exec::Executor;
 use crate::ring::Seq;
-use crate::status::Result;
 use crate::tensor::Strided;
 
 /// Memory and kernels in host memory.

@@ -4,8 +4,8 @@ use super::{Cache, Place};
 use crate::backend::{EditCall, EditEntries};
 use crate::batch::{HostBatch, check_seq};
 use crate::config::Layer;
+use crate::error::{Result, bail};
 use crate::ring::{Refusal, Seq};
-use crate::status::{Result, bail};
 
 impl Cache {
     /// Drops the `n_tokens[i]` oldest window tokens of each sequence, in all layers.

@@ -1,23 +1,23 @@
 //! The cache: sequences x layers over one backend. The only place where a call becomes work.
 
-mod ask;
+mod counters;
+mod device;
 mod edit;
-mod mirror;
-mod remote;
+mod info;
 
 use std::sync::Arc;
 
-pub use self::ask::SeqInfo;
-use self::mirror::Mirror;
-pub use self::remote::DeviceEdit;
+use self::counters::Mirror;
+pub use self::device::DeviceEdit;
+pub use self::info::SeqInfo;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
 use crate::backend::{AppendRows, AttendRows, Backend, Device, Job, Stream};
 use crate::batch::{Batch, BatchEntry, Entries, Entry, Seen};
 use crate::config::{BackendKind, CacheConfig, DType, Footprint, Layer, Shape};
+use crate::error::{Error, Result, Status, bail};
 use crate::exec::Executor;
 use crate::memory::{filled, with_room};
-use crate::status::{Error, Result, Status, bail};
 use crate::tensor::{RowsIn, RowsOut};
 
 /// KV cache of all layers and sequences of one model on one device.
@@ -73,7 +73,7 @@ impl Cache {
         let place = match config.backend {
             BackendKind::Cpu => {
                 let layers = layers.iter().map(Arc::as_ref);
-                let cpu = Cpu::new(&shape, layers, config.n_seqs, config.n_threads, config.rung, config.memory)?;
+                let cpu = Cpu::new(&shape, layers, config.n_seqs, config.n_threads, config.isa, config.memory)?;
                 Place::Host { backend: Box::new(cpu), exec: Executor::new(config.n_threads, config.parallel_for)? }
             }
             BackendKind::Cuda => {

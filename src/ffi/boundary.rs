@@ -5,8 +5,8 @@ use std::ffi::{CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::constants::{SKC_STATUS_OK, skc_status};
+use crate::error::{Error, Result, bail};
 use crate::exec::defect;
-use crate::status::{Error, Result, bail};
 
 thread_local! {
     static LAST_ERROR: RefCell<CString> = RefCell::new(CString::default());

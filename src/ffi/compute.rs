@@ -3,12 +3,12 @@
 use std::ffi::c_void;
 
 use super::boundary::boundary;
+use super::c_struct::{c_struct, read_array, read_struct};
 use super::constants::{SKC_ON_DEVICE, skc_status};
-use super::handle::{skc_cache, with_cache};
-use super::read::{c_struct, read_array, read_struct};
+use super::registry::{skc_cache, with_cache};
 use crate::batch::{Batch, DeviceBatch};
 use crate::cache::Cache;
-use crate::status::{Result, bail};
+use crate::error::{Result, bail};
 use crate::tensor::{RowsIn, RowsOut};
 
 /// Arguments of skc_append_kv. Rows are packed in the order of the entries, as many for each as it has tokens. Strides

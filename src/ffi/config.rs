@@ -3,17 +3,17 @@
 use std::ffi::{c_char, c_void};
 
 use super::boundary::{boundary, check_pointer};
+use super::c_struct::{CStruct, c_struct, read_array, read_struct};
 use super::constants::{
     SKC_BACKEND_CPU, SKC_BACKEND_CUDA, SKC_DTYPE_BF16, SKC_DTYPE_F16, SKC_DTYPE_F32, SKC_NO_DISK_CACHE,
     SKC_POSITION_ALIBI, SKC_POSITION_NONE, SKC_POSITION_ROPE, SKC_POSITION_ROPE_APPLIED, SKC_PROGRAMMATIC_LAUNCH,
     SKC_ROPE_INTERLEAVED, SKC_ROPE_NEOX, skc_status,
 };
-use super::read::{CStruct, c_struct, read_array, read_struct};
-use crate::backend::cuda::CudaConfig;
+use crate::config::CudaConfig;
 use crate::config::{BackendKind, CacheConfig, DType, LayerConfig, MAX_HEADS, MAX_LAYERS, PositionMode, RopeStyle};
+use crate::error::{Result, bail};
 use crate::exec::ParallelFor;
 use crate::memory::{Memory, copied, with_room};
-use crate::status::{Result, bail};
 
 /// Returns `bytes` bytes aligned to `align` (a power of two), or NULL. Called at create only.
 pub type skc_alloc_fn = Option<unsafe extern "C" fn(user: *mut c_void, bytes: usize, align: usize) -> *mut c_void>;
@@ -299,7 +299,7 @@ pub unsafe fn read_config(config: *const skc_cache_config) -> Result<(CacheConfi
     // SAFETY: the header's contract of the callback.
     let parallel_for = c.parallel_for.map(|call| unsafe { ParallelFor::new(call, c.parallel_for_user) });
     let config = CacheConfig {
-        rung: None,
+        isa: None,
         backend,
         n_layers: c.n_layers,
         n_seqs: c.n_seqs,

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char};
 
 use super::boundary::{boundary, write};
-use crate::status::{Result, bail};
+use crate::error::{Result, bail};
 
 /// Status of a call: 0, or one of the negative SKC_STATUS_ numbers, which are never reused.
 pub type skc_status = i32;
@@ -195,7 +195,7 @@ fn lookup(name: *const c_char) -> Result<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::Status;
+    use crate::error::Status;
 
     #[test]
     fn every_status_has_its_constant() {

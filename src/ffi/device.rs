@@ -1,10 +1,10 @@
 //! What only a cache on a device needs: telling the host what graphs did, and asking what the device refused.
 
 use super::boundary::boundary;
+use super::c_struct::{c_struct, read_array, read_struct};
 use super::constants::{SKC_ALL_LAYERS, skc_status};
-use super::handle::{skc_cache, with_cache};
 use super::info::fill;
-use super::read::{c_struct, read_array, read_struct};
+use super::registry::{skc_cache, with_cache};
 
 /// Arguments of skc_note_replay.
 #[repr(C)]

@@ -3,13 +3,13 @@
 use std::ffi::c_void;
 
 use super::boundary::boundary;
+use super::c_struct::{c_struct, read_array, read_struct};
 use super::compute::on_stream;
 use super::constants::{SKC_ON_DEVICE, skc_status};
-use super::handle::{skc_cache, with_handle};
-use super::read::{c_struct, read_array, read_struct};
+use super::registry::{skc_cache, with_handle};
 use super::step_part::abandon;
 use crate::cache::DeviceEdit;
-use crate::status::Result;
+use crate::error::Result;
 
 /// Arguments of skc_evict.
 #[repr(C)]
@@ -117,7 +117,7 @@ c_struct!(skc_abort_step_args, 0, 24);
 macro_rules! check_reserved {
     ($args:expr) => {
         if $args.reserved != 0 {
-            $crate::status::bail!(VersionMismatch, "reserved is {}: it must be 0", $args.reserved);
+            $crate::error::bail!(VersionMismatch, "reserved is {}: it must be 0", $args.reserved);
         }
     };
 }

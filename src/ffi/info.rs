@@ -3,16 +3,16 @@
 use std::ffi::c_char;
 
 use super::boundary::{boundary, check_pointer};
+use super::c_struct::{CStruct, c_struct, read_struct};
 use super::constants::{
     SKC_ABI_VERSION, SKC_BACKEND_CPU, SKC_BACKEND_CUDA, SKC_DTYPE_BF16, SKC_DTYPE_F16, SKC_DTYPE_F32,
     SKC_POSITION_ALIBI, SKC_POSITION_NONE, SKC_POSITION_ROPE, SKC_POSITION_ROPE_APPLIED, SKC_READ_BACK,
     SKC_ROPE_INTERLEAVED, SKC_ROPE_NEOX, skc_status,
 };
-use super::handle::{skc_cache, with_cache};
-use super::read::{CStruct, c_struct, read_struct};
+use super::registry::{skc_cache, with_cache};
 use crate::backend::cuda::available;
 use crate::config::{HEAD_DIM_MULTIPLE, MAX_CHUNK, MAX_HEAD_DIM, MAX_LAYERS, MAX_SEQS, MAX_THREADS};
-use crate::status::Result;
+use crate::error::Result;
 
 /// State of a sequence, filled by skc_seq_info. Set struct_size and zero the rest before the call.
 #[repr(C)]

@@ -3,12 +3,12 @@
 use std::ffi::c_char;
 
 use super::boundary::boundary;
+use super::c_struct::c_struct;
 use super::constants::{SKC_CALL_APPEND, SKC_CALL_ATTEND, SKC_CALL_STEP, skc_status};
-use super::handle::{skc_cache, with_cache};
 use super::info::fill;
-use super::read::c_struct;
+use super::registry::{skc_cache, with_cache};
 use crate::backend::TokenCall;
-use crate::status::{Result, bail};
+use crate::error::{Result, bail};
 
 /// A kernel and how it is launched, filled by skc_kernel_choice. Set struct_size and zero the rest before the call. On the
 /// CPU there is a name only. Of a step longer than max_chunk all but n_launches is of its first chunk.

@@ -6,16 +6,16 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod boundary;
+mod c_struct;
 mod compute;
 mod config;
 mod constants;
 mod device;
 mod edit;
-mod handle;
 mod info;
 mod kernel;
 mod lifecycle;
-mod read;
+mod registry;
 mod step_part;
 
 pub use boundary::skc_last_error;
@@ -30,11 +30,11 @@ pub use edit::{
     skc_abort_step, skc_abort_step_args, skc_evict, skc_evict_args, skc_fork, skc_fork_args, skc_reset, skc_reset_args,
     skc_rewind, skc_rewind_args,
 };
-pub use handle::skc_cache;
 pub use info::{
     skc_abi_version, skc_capabilities, skc_capability_info, skc_seq_info, skc_sequence_info, skc_status_name,
     skc_version,
 };
 pub use kernel::{skc_kernel_choice, skc_kernel_info};
 pub use lifecycle::{skc_cache_bytes, skc_create_cache, skc_destroy_cache};
+pub use registry::skc_cache;
 pub use step_part::skc_step_part;

@@ -4,13 +4,13 @@
 //! between every member works on heads of its own.
 
 use super::boundary::{boundary, catch};
+use super::c_struct::read_struct;
 use super::compute::{read_step, skc_step_args};
 use super::constants::skc_status;
-use super::handle::{Handle, skc_cache, with_handle};
-use super::read::read_struct;
+use super::registry::{Handle, skc_cache, with_handle};
 use crate::cache::Work;
 use crate::config::MAX_THREADS;
-use crate::status::{Error, Result, bail};
+use crate::error::{Error, Result, bail};
 
 /// The step a team is doing, if any.
 #[derive(Default)]

@@ -1,7 +1,7 @@
 //! Random histories: a small cache, and what happens to its sequences.
 
 use proptest::prelude::*;
-use sinkcache::{BackendKind, CacheConfig, DType, LayerConfig, PositionMode, RopeStyle, Rung};
+use sinkcache::{BackendKind, CacheConfig, DType, Isa, LayerConfig, PositionMode, RopeStyle};
 
 use super::device::backend;
 use super::oracle::OracleConfig;
@@ -59,9 +59,9 @@ pub fn histories() -> impl Strategy<Value = History> {
         // Half of them in shapes that have kernels of their own.
         BackendKind::Cuda => prop_oneof![cache(), special_cache()].boxed(),
     };
-    (caches, any::<prop::sample::Index>()).prop_flat_map(|(mut config, rung)| {
+    (caches, any::<prop::sample::Index>()).prop_flat_map(|(mut config, isa)| {
         config.backend = backend();
-        config.rung = (config.backend == BackendKind::Cpu).then(|| rung.get(&Rung::all()).to_owned());
+        config.isa = (config.backend == BackendKind::Cpu).then(|| isa.get(&Isa::all()).to_owned());
         let wide = config.head_dim >= 32 && config.backend == BackendKind::Cpu;
         let most = config.max_chunk.min(if wide { 60 } else { 9 }) as u8;
         let window = config.layers.iter().map(|l| l.window).max().unwrap() as u8;

@@ -1,4 +1,4 @@
-// Host half of kernels/arch.cuh: the primitives of device code, with the same meaning, for g++.
+// Host half of kernels/ptx.cuh: the primitives of device code, with the same meaning, for g++.
 //
 // No names of the host's headers reach device code but those of <cstdint> and <cstddef>: NVRTC has none of them.
 #pragma once

@@ -83,8 +83,8 @@ inline Compilation compile(const std::string& source, std::vector<const char*> o
     Compilation result;
     void* program = nullptr;
     const char* header = "#include \"arch_host.hpp\"\n";
-    const char* name = "arch.cuh";
-    std::string text = "#include \"arch.cuh\"\n" + source;
+    const char* name = "ptx.cuh";
+    std::string text = "#include \"ptx.cuh\"\n" + source;
     EXPECT_EQ(nvrtcCreateProgram(&program, text.c_str(), "test.cu", 1, &header, &name), 0);
     result.code = nvrtcCompileProgram(program, static_cast<int>(options.size()), options.data());
     size_t size = 0;

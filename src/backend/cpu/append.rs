@@ -4,11 +4,13 @@ use std::mem::take;
 use std::ops::Range;
 
 use super::element::{Stored, view};
+use super::kv_layout::{GROUP, physical};
+use super::kv_store::Slots;
+use super::rope_cache::{Angles, EntryTokens};
 use super::scratch::Scratch;
-use super::simd::regroup::GroupRows;
-use super::simd::{Kernels, prefetch};
-use super::store::{GROUP, Slots, physical};
-use super::tile::Angles;
+use super::simd::Kernels;
+use super::simd::prefetch::prefetch;
+use super::simd::transpose::GroupRows;
 use crate::backend::{AppendRows, Job};
 use crate::batch::Entry;
 use crate::config::{DType, PositionMode};
@@ -110,14 +112,16 @@ fn angles_of(
     scratch: &mut Scratch<'_>,
 ) -> Option<usize> {
     let layer = at.job.layer;
-    (layer.position_mode == PositionMode::Rope)
-        .then(|| angles.of_key(at.job, at.entry, (tokens, t), kernels, scratch) * layer.frequencies.len())
+    (layer.position_mode == PositionMode::Rope).then(|| {
+        angles.of_key(&EntryTokens { job: at.job, entry: at.entry, tokens }, t, kernels, scratch)
+            * layer.frequencies.len()
+    })
 }
 
 /// Key and value of a token, the key rotated, in the storage type: the caller's own, or in scratch, halves in `to`.
 ///
 /// # Safety
-/// The kernels' rung must be available, the caller's rows resolved for this batch and these dims.
+/// The kernels' instruction set must be available, the caller's rows resolved for this batch and these dims.
 unsafe fn as_stored<'a, T: Stored>(
     at: &Place<'_>,
     t: u64,
@@ -173,10 +177,10 @@ mod tests {
     use proptest::sample::select;
 
     use super::*;
+    use crate::backend::cpu::kv_store::Store;
     use crate::backend::cpu::scratch::ScratchPool;
-    use crate::backend::cpu::simd::Rung;
-    use crate::backend::cpu::store::Store;
     use crate::config::{CacheConfig, LayerConfig, RopeStyle};
+    use crate::cpu_features::Isa;
     use crate::memory::Memory;
     use crate::tensor::{Element, RowsIn};
 
@@ -186,7 +190,7 @@ mod tests {
         let store = Store::new(&shape, std::iter::once(&layer), 1, Memory::default()).unwrap();
         store.contents().iter_mut().enumerate().for_each(|(i, x)| *x = (i * 37 % 251) as u8);
         let pool = ScratchPool::new(&shape, 1, Memory::default()).unwrap();
-        let kernels = Kernels::new(config.rung.unwrap(), shape.kv_dtype);
+        let kernels = Kernels::new(config.isa.unwrap(), shape.kv_dtype);
         let (mut at, mut row) = (first, 0);
         for &n in calls {
             let rows = |dim: usize, salt: usize| -> Vec<I> {
@@ -239,7 +243,7 @@ mod tests {
                              rope_style in select(vec![RopeStyle::Neox, RopeStyle::Interleaved]),
                              n_sink in 0u32..40, window in 1u32..60, first in 0u64..300, n in 1u64..90,
                              bits in prop::collection::vec(any::<u32>(), 1009)) {
-            for rung in Rung::all() {
+            for isa in Isa::all() {
                 let config = CacheConfig {
                     n_q_heads: 2,
                     n_kv_heads: 2,
@@ -249,7 +253,7 @@ mod tests {
                     in_dtype,
                     max_chunk: 90,
                     layers: vec![LayerConfig { n_sink, window, position_mode, rope_style, ..LayerConfig::default() }],
-                    rung: Some(rung),
+                    isa: Some(isa),
                     ..CacheConfig::default()
                 };
                 match in_dtype {

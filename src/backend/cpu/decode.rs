@@ -1,21 +1,15 @@
 //! Attention of few rows: all of them at once over spans of keys as they are stored, each read once.
 
+use super::kv_layout::{GROUP, PAD, padded_dim};
+use super::kv_store::Slots;
+use super::query_tile::Tile;
 use super::scratch::{BLOCK, SPAN, Scratch};
 use super::simd::Kernels;
-use super::simd::kernels::{Scores, Seen, Sums, Weights};
-use super::store::{GROUP, PAD, Slots, padded_dim};
-use super::tile::{Block, Tile};
+use super::simd::gemm::{Scores, Sums};
+use super::simd::softmax::Weights;
+use super::simd::sum_rows;
+use super::visibility::Block;
 use crate::config::DType;
-
-/// The softmax of one span.
-#[derive(Debug)]
-pub(super) struct Part<'a> {
-    /// `[rows]`.
-    pub max: &'a mut [f32],
-    pub sum: &'a mut [f32],
-    /// `[rows][head_dim_v]`, padded.
-    pub acc: &'a mut [f32],
-}
 
 /// Keys that are fetched before they are read, a multiple of the four groups that kernels take at once. Processors fetch by
 /// themselves, but no further than the page they are in: two pages ahead, which these are with 64 dims, memory is
@@ -53,7 +47,7 @@ pub(super) fn span(
         ahead,
     };
     debug_assert!(scratch.scores.len() >= rows * SPAN && scratch.q.len() >= rows * dim && n <= SPAN);
-    // SAFETY: the rung is available; whole groups of this head, whose append is over; rows and columns that scratch has.
+    // SAFETY: the instruction set is available; whole groups of this head, whose append is over; rows and columns that scratch has.
     unsafe {
         match kernels.scores {
             Some(f) => {
@@ -137,42 +131,4 @@ pub(super) fn span(
 /// Bytes between two allocations, for hints alone.
 fn distance(from: *const u8, to: *const u8) -> isize {
     (to.addr() as isize).wrapping_sub(from.addr() as isize)
-}
-
-/// Adds to each row what it alone sees.
-///
-/// # Safety
-/// `all` must hold for all rows.
-pub(super) unsafe fn sum_rows(all: &Sums, seen: &[Seen], kernels: &Kernels) {
-    for (r, seen) in seen.iter().enumerate() {
-        // SAFETY: the caller's contract; the rung is available.
-        unsafe {
-            (kernels.sums)(&Sums {
-                weights: all.weights.add(r * all.stride),
-                rows: 1,
-                from: seen.from,
-                to: seen.to,
-                acc: all.acc.add(r * all.dim),
-                keep: all.keep.add(r),
-                ..*all
-            });
-        }
-    }
-}
-
-/// Adds the softmax of a span to that of the spans before it.
-pub(super) fn merge(rows: usize, dim: usize, state: &mut Part<'_>, part: &Part<'_>) {
-    for r in 0..rows {
-        let (max, part_max) = (state.max[r], part.max[r]);
-        let new = max.max(part_max);
-        // Nothing with a weight, and no maximum to subtract. A NaN must show.
-        if part_max == f32::NEG_INFINITY && part.sum[r] == 0.0 {
-            continue;
-        }
-        let (keep, take) = ((max - new).exp(), (part_max - new).exp());
-        state.max[r] = new;
-        state.sum[r] = state.sum[r] * keep + part.sum[r] * take;
-        let acc = &mut state.acc[r * dim..(r + 1) * dim];
-        acc.iter_mut().zip(&part.acc[r * dim..]).for_each(|(a, p)| *a = *a * keep + p * take);
-    }
 }

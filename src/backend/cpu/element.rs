@@ -32,7 +32,7 @@ impl Stored for f16 {
 impl Stored for bf16 {
     fn narrowed<'a>(src: &'a [f32], buf: &'a mut [f32], kernels: &Kernels) -> &'a [Self] {
         assert!(buf.len() >= src.len());
-        // SAFETY: as above, and a bf16 is its bits; the kernels' rung is available.
+        // SAFETY: as above, and a bf16 is its bits; the kernels' instruction set is available.
         unsafe {
             (kernels.narrow_to_bf16)(src, std::slice::from_raw_parts_mut(buf.as_mut_ptr().cast(), src.len()));
             std::slice::from_raw_parts(buf.as_ptr().cast(), src.len())
@@ -73,7 +73,7 @@ pub(super) unsafe fn view(dtype: DType, src: *const u8, n: usize, buf: &mut [f32
 /// Writes f32 values times `scale` as `dtype`, rounded to nearest even. The values become what is written, or nearly.
 ///
 /// # Safety
-/// `dst` must be writable for `src.len()` elements and aligned to them; the kernels' rung must be available.
+/// `dst` must be writable for `src.len()` elements and aligned to them; the kernels' instruction set must be available.
 pub(super) unsafe fn save(dtype: DType, src: &mut [f32], scale: f32, dst: *mut u8, kernels: &Kernels) {
     let n = src.len();
     // SAFETY: the caller's contract.

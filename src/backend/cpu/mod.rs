@@ -4,33 +4,34 @@ mod append;
 mod chunk;
 mod decode;
 mod element;
-#[cfg(target_arch = "x86_64")]
-mod halves;
+mod kv_layout;
+mod kv_store;
+mod query_tile;
+mod rope_cache;
+mod schedule;
 mod scratch;
 mod simd;
-mod spans;
-mod store;
-mod tile;
-#[cfg(target_arch = "x86_64")]
-mod tiles;
-mod work;
-
-use std::ops::Range;
+mod split_kv;
+mod visibility;
+mod worker;
 
 use half::{bf16, f16};
 
+use self::kv_store::Store;
+use self::schedule::Kind;
+use self::schedule::Round;
+use self::schedule::share;
 use self::scratch::ScratchPool;
 use self::simd::Kernels;
-pub use self::simd::{RUNG_VARIABLE, Rung};
-use self::spans::Spans;
-use self::store::Store;
-use self::work::{Kind, Worker};
+use self::split_kv::Spans;
+use self::worker::Worker;
 use super::{Backend, Job, KernelChoice, TokenCall};
 use crate::batch::Entry;
 use crate::config::{DType, Layer, Shape};
+use crate::cpu_features::Isa;
+use crate::error::{Error, Result, Status};
 use crate::exec::Executor;
 use crate::memory::Memory;
-use crate::status::{Error, Result, Status};
 
 /// Below this many stored elements the cost of waking threads exceeds that of an append.
 const PARALLEL_APPEND: u64 = 1 << 16;
@@ -42,7 +43,7 @@ pub(crate) struct Cpu {
     scratch: ScratchPool,
     spans: Spans,
     kernels: Kernels,
-    rung: Rung,
+    isa: Isa,
 }
 
 impl Cpu {
@@ -66,16 +67,16 @@ impl Cpu {
         layers: impl Iterator<Item = &'a Layer> + Clone,
         n_seqs: u32,
         n_threads: u32,
-        rung: Option<Rung>,
+        isa: Option<Isa>,
         memory: Memory,
     ) -> Result<Self> {
-        let rung = Rung::choose(rung)?;
+        let isa = Isa::choose(isa)?;
         Ok(Self {
             scratch: ScratchPool::new(shape, n_threads, memory)?,
             spans: Spans::new(shape, layers.clone(), n_seqs, n_threads, memory)?,
             store: Store::new(shape, layers, n_seqs, memory)?,
-            kernels: Kernels::new(rung, shape.kv_dtype),
-            rung,
+            kernels: Kernels::new(isa, shape.kv_dtype),
+            isa,
         })
     }
 
@@ -84,7 +85,7 @@ impl Cpu {
     unsafe fn worker<'a>(&'a self, job: &'a Job<'a>, ith: u32) -> Worker<'a> {
         // SAFETY: the caller's contract.
         let scratch = unsafe { self.scratch.part(job.shape, ith) };
-        Worker::new(job, &self.store, &self.kernels, self.rung, scratch)
+        Worker::new(job, &self.store, &self.kernels, self.isa, scratch)
     }
 
     /// Calls `unit` with a worker and every number below `n`, on as many threads as there are or units to do.
@@ -152,7 +153,7 @@ impl Cpu {
     /// by whoever is last.
     fn attend_spans(&self, job: &Job<'_>, exec: &Executor, round: Round) -> Result<()> {
         let heads = job.shape.n_kv_heads as u64;
-        let count = |e: &Entry| work::span_count(job, e, &round.tokens(e));
+        let count = |e: &Entry| schedule::span_count(job, e, &round.tokens(e));
         let begun = self.spans.begin(job, |e| count(e));
         self.share_out(job, exec, begun, |worker, at| {
             let (entry, before) = worker.entry_of(at, |e| count(e) * heads);
@@ -217,80 +218,17 @@ impl Backend for Cpu {
 
     fn choice(&self, shape: &Shape, call: TokenCall, n_tokens: u64) -> KernelChoice {
         // AMX serves chunks alone.
-        let plain = if self.rung == Rung::Amx { Rung::Avx512 } else { self.rung };
-        let (kernel, rung) = match (call, Kind::new(shape, &(0..n_tokens))) {
+        let plain = if self.isa == Isa::Amx { Isa::Avx512 } else { self.isa };
+        let (kernel, isa) = match (call, Kind::new(shape, &(0..n_tokens))) {
             (TokenCall::Append, _) | (_, Kind::Nothing) => ("append", plain),
             (_, Kind::Decode) => ("decode", plain),
-            (_, Kind::Tiles(_)) => ("chunk", work::rung_of_chunks(shape, self.rung)),
+            (_, Kind::Tiles(_)) => ("chunk", chunk::isa_for_chunks(shape, self.isa)),
         };
-        let kernel = format!("cpu_{kernel}_{}", rung.name());
+        let kernel = format!("cpu_{kernel}_{}", isa.name());
         KernelChoice { kernel, launches: 0, grid: [0; 3], threads: 0, shared_bytes: 0, n_splits: 0 }
     }
 
     fn copy_sequence(&self, layer: usize, settings: &Layer, src: usize, dst: usize, slots: u64) {
         self.store.copy_sequence(layer, &settings.ring, src, dst, slots);
-    }
-}
-
-/// The tokens of each entry that are appended, and attended, before the next ones may overwrite what they see.
-#[derive(Clone, Copy, Debug)]
-struct Round {
-    at: u64,
-    step: u64,
-}
-
-impl Round {
-    fn all(job: &Job<'_>) -> impl Iterator<Item = Self> + use<> {
-        let longest = job.entries.iter().map(|e| e.n).max().unwrap_or(0);
-        let step = if job.append.is_some() && job.attend.is_some() { job.shape.max_chunk } else { longest };
-        let mut at = 0;
-        std::iter::from_fn(move || {
-            let round = (at < longest).then_some(Self { at, step });
-            at += step;
-            round
-        })
-    }
-
-    fn tokens(self, entry: &Entry) -> Range<u64> {
-        self.at.min(entry.n)..entry.n.min(self.at + self.step)
-    }
-}
-
-/// The KV heads of each entry that part `ith` of `nth` works on: an even share of (token, head) pairs, whole heads only.
-fn share(entries: &[Entry], n_kv_heads: usize, ith: u32, nth: u32) -> impl Iterator<Item = (&Entry, Range<usize>)> {
-    let heads = n_kv_heads as u128;
-    let total = entries.iter().map(|e| u128::from(e.n)).sum::<u128>() * heads;
-    let bound = |i: u32| total * u128::from(i) / u128::from(nth);
-    let (from, to) = (bound(ith), bound(ith + 1));
-    let mut before = 0_u128;
-    entries.iter().filter_map(move |e| {
-        let n = u128::from(e.n);
-        // A head belongs to the part in which its first pair lies.
-        let first_at = |at: u128| at.saturating_sub(before).div_ceil(n).min(heads) as usize;
-        let range = first_at(from)..first_at(to);
-        before += n * heads;
-        (!range.is_empty()).then_some((e, range))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn every_head_of_every_entry_is_shared_out_once(counts in prop::collection::vec(1u64..1000, 0..6),
-                                                         heads in 1usize..9, nth in 1u32..12) {
-            let entries: Vec<_> =
-                counts.iter().enumerate().map(|(seq, &n)| Entry { seq, row: 0, n, first: 0, start: 0, floor: 0 }).collect();
-            let mut taken = vec![vec![0; heads]; entries.len()];
-            for ith in 0..nth {
-                for (e, range) in share(&entries, heads, ith, nth) {
-                    range.for_each(|h| taken[e.seq][h] += 1);
-                }
-            }
-            prop_assert!(taken.iter().flatten().all(|&n| n == 1));
-        }
     }
 }

@@ -1,11 +1,11 @@
 //! Working memory of the kernels: one part per thread, had at create.
 
-use super::simd::kernels::Seen;
-use super::store::{GROUP, padded_dim};
-use super::tile::Sight;
+use super::kv_layout::{GROUP, padded_dim};
+use super::simd::softmax::Seen;
+use super::visibility::Sight;
 use crate::config::Shape;
+use crate::error::Result;
 use crate::memory::{ALIGN, Buffer, Memory};
-use crate::status::Result;
 
 /// Keys of a block of a chunk's tile.
 pub(super) const BLOCK: usize = 256;

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use cudarc::driver::sys;
 
 use crate::backend::Stream;
-use crate::status::{Error, Result, Status, bail};
+use crate::error::{Error, Result, Status, bail};
 
 /// Turns a driver's answer into a status. An error of the device itself stays: every later call would fail too.
 pub fn check(code: sys::CUresult, what: &str) -> Result<()> {

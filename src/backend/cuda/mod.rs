@@ -1,75 +1,34 @@
 //! K, V and counters in an NVIDIA GPU's memory, and kernels in the host's stream.
 
-mod chooser;
-mod disk;
+mod device_layout;
+mod device_memory;
 mod driver;
-mod embedded;
-mod geometry;
+mod heuristics;
 mod jit;
-mod launch;
-mod layout;
-mod memory;
-mod nvrtc;
+mod launch_config;
+mod modules;
 mod params;
-mod program;
-#[cfg(test)]
-mod wanted;
-mod work;
+mod submit;
 
-use std::ffi::c_void;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
-use self::chooser::{Chooser, Which};
+use self::device_layout::Rest;
+use self::device_memory::{DeviceBuffer, Mapped, Setup};
 use self::driver::{Context, Current, Kernel, Relaxed, To};
-use self::launch::{Common, Fast, variant_of};
-use self::layout::Rest;
-use self::memory::{DeviceBuffer, Mapped, Setup};
+use self::heuristics::{Chooser, Which};
+use self::jit::program::Variant;
+use self::modules::{Common, Fast, variant_of};
 use self::params::{SkcError, SkcLayer, SkcStore};
-use self::program::Variant;
 use super::{Device, DeviceError, DeviceJob, Edit, KernelChoice, Stream, TokenCall};
-use crate::config::{Layer, Shape};
-use crate::memory::Memory;
+use crate::config::{CudaConfig, Layer, Shape};
+use crate::error::{Error, Result, Status, bail};
 use crate::ring::Seq;
-use crate::status::{Error, Result, Status, bail};
-
-/// Where a CUDA cache lives.
-#[derive(Clone, Copy, Debug)]
-pub struct CudaConfig {
-    /// Device ordinal; its primary context is used.
-    pub device: u32,
-    /// The host's own context instead (`CUcontext`); NULL = the primary one. It must outlive the cache.
-    pub context: *mut c_void,
-    /// Device memory; the default is `cuMemAlloc`.
-    pub memory: Memory,
-    /// Keep compiled kernels on disk.
-    pub disk_cache: bool,
-    /// Programmatic dependent launches, from compute capability 9.0 on: blocks of a kernel take their places while the
-    /// kernel before it in the stream still runs, if that one lets them.
-    pub programmatic: bool,
-}
-
-// SAFETY: a context may be used from any thread.
-unsafe impl Send for CudaConfig {}
-// SAFETY: as above.
-unsafe impl Sync for CudaConfig {}
-
-impl Default for CudaConfig {
-    fn default() -> Self {
-        Self {
-            device: 0,
-            context: std::ptr::null_mut(),
-            memory: Memory::default(),
-            disk_cache: true,
-            programmatic: false,
-        }
-    }
-}
 
 /// Whether a CUDA cache can be made now: a driver, a device, and a compiler or kernels that are built in for it.
 pub(crate) fn available() -> bool {
     let devices = driver::device_count();
-    devices > 0 && (nvrtc::nvrtc().is_ok() || (0..devices).filter_map(driver::arch_of).any(embedded::serves))
+    devices > 0 && (jit::nvrtc::nvrtc().is_ok() || (0..devices).filter_map(driver::arch_of).any(jit::embedded::serves))
 }
 
 /// A cache's part on the device.
@@ -115,7 +74,7 @@ impl Cuda {
     /// Bytes of device memory. Scratch grows with the device's multiprocessors: without a device, an estimate.
     pub fn bytes(shape: &Shape, layers: &[Arc<Layer>], n_seqs: u32, config: &CudaConfig) -> Result<u64> {
         let context = Context::new(config.device, config.context)?;
-        let (_, kv) = layout::kv(shape, layers.iter().map(Arc::as_ref), n_seqs)?;
+        let (_, kv) = device_layout::kv(shape, layers.iter().map(Arc::as_ref), n_seqs)?;
         let rest = Rest::new(shape, layers.iter().map(Arc::as_ref), n_seqs, context.multiprocessors()?);
         kv.checked_add(rest.bytes).ok_or_else(|| Error::new(Status::OutOfMemory, "device memory exceeds 2^64 bytes"))
     }
@@ -213,7 +172,7 @@ fn build(
     }
     let shared = context.shared_limit()?;
     let plain = || layers.iter().map(Arc::as_ref);
-    let (kv, kv_bytes) = layout::kv(shape, plain(), n_seqs)?;
+    let (kv, kv_bytes) = device_layout::kv(shape, plain(), n_seqs)?;
     let rest = Rest::new(shape, plain(), n_seqs, multiprocessors);
     // Memory first: a cache too large for the device is refused before anything is compiled.
     let kv_block = parts.kv.insert(DeviceBuffer::new(current, config.memory, kv_bytes, "K and V")?).address();
@@ -284,22 +243,22 @@ fn build(
 
 /// What a host is told that gets the kernel of every shape where there is a faster one.
 fn slow(variant: Variant, arch: u32, why: &Error) -> String {
-    let arch = program::arch_name(arch);
+    let arch = jit::program::arch_name(arch);
     format!(
         "attention of {variant} (head dim x query heads per KV head : type) runs on the kernel for every shape, which is much \
          slower than its own: that is not built in for {arch}, and cannot be compiled. Build with {variant} in {}, or let \
          libnvrtc be found. {why}",
-        program::SHAPES_VARIABLE
+        jit::program::SHAPES_VARIABLE
     )
 }
 
 impl Device for Cuda {
     fn run(&self, job: &DeviceJob<'_>) -> Result<()> {
-        work::run(self, &self.context.enter()?, job)
+        submit::run(self, &self.context.enter()?, job)
     }
 
     fn edit(&self, edit: &Edit<'_>) -> Result<()> {
-        work::edit(self, &self.context.enter()?, edit)
+        submit::edit(self, &self.context.enter()?, edit)
     }
 
     fn choice(&self, layer: usize, call: TokenCall, n_entries: u32, n_tokens: u32) -> Result<KernelChoice> {

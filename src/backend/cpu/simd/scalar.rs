@@ -1,8 +1,8 @@
-//! Portable rung: arrays of eight, for the compiler to vectorise as far as the target goes.
+//! Portable instruction set: arrays of eight, for the compiler to vectorise as far as the target goes.
 
 use half::{bf16, f16};
 
-use super::lanes::Lanes;
+use super::vector::Lanes;
 
 /// Eight f32.
 #[derive(Clone, Copy, Debug)]

@@ -5,8 +5,8 @@
 // rounded up to 16, then 64 bytes.
 #pragma once
 
-#include "advance.cuh"
-#include "element.cuh"
+#include "commit.cuh"
+#include "dtype.cuh"
 #include "phase.cuh"
 
 // What a thread moves at once: its loads wait for memory together.

@@ -8,7 +8,7 @@
 // lane holds of the products rows g and g + 8 of columns 2t and 2t + 1.
 #pragma once
 
-#include "tile.cuh"
+#include "attention_tile.cuh"
 
 constexpr u32 DIM_BLOCKS = DIM / 8;
 

@@ -1,7 +1,7 @@
 // Program 1: what runs for every configuration, without specialisation.
 
 #include "append.cuh"
-#include "attend_generic.cuh"
+#include "attend.cuh"
 #include "edit.cuh"
 #include "fork.cuh"
-#include "stage.cuh"
+#include "stage_batch.cuh"

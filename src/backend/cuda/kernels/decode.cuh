@@ -5,8 +5,8 @@
 // Grid: entries, KV heads, splits. 32 x DECODE_WARPS threads. Shared: DECODE_SHARED bytes, of a step STEP_SHARED.
 #pragma once
 
-#include "fresh.cuh"
-#include "parts.cuh"
+#include "new_tokens.cuh"
+#include "split_merge.cuh"
 
 // Finds and checks entry block_x() of a step, as an append does; its queries then are those of the new tokens. What is
 // refused is reported and counted here. The whole block must call it.

@@ -3,7 +3,7 @@
 // Grid: entries. 128 threads, which share the layers. No shared memory but 64 bytes of scratch.
 #pragma once
 
-#include "entry.cuh"
+#include "batch_entry.cuh"
 
 struct Target {
     u32 dst;

@@ -1,7 +1,7 @@
 // Sine and cosine of a phase in units of 2^-64 turn: see src/phase.rs.
 #pragma once
 
-#include "arch.cuh"
+#include "ptx.cuh"
 
 struct Angle {
     float cos;

@@ -1,7 +1,7 @@
 // What a query sees, and from where: shared by all attention kernels.
 #pragma once
 
-#include "entry.cuh"
+#include "batch_entry.cuh"
 
 // An entry's queries in one launch: the last m tokens of its sequence.
 struct Queries {

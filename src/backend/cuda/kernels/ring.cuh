@@ -1,7 +1,7 @@
 // Slot arithmetic: the same as src/ring.rs, function by function. One test drives both from the same random histories.
 #pragma once
 
-#include "arch.cuh"
+#include "ptx.cuh"
 #include "params.cuh"
 
 struct Ring {

@@ -1,0 +1,41 @@
+//! Where the K and V of a slot lie: groups, padding, addresses.
+
+use crate::ring::Ring;
+
+/// Slots of a group.
+pub(super) const GROUP: usize = 16;
+/// Sinks and ring begin and end at multiples of this.
+pub(super) const PAD: u64 = 32;
+
+/// Dims of a row of V, as stored.
+pub(super) fn padded_dim(dim: usize) -> usize {
+    dim.next_multiple_of(GROUP)
+}
+
+/// Physical slots of the sinks of a layer: where its ring begins.
+pub(super) fn ring_begin(ring: &Ring) -> u64 {
+    ring.n_sink.next_multiple_of(PAD)
+}
+
+/// Physical slots of one sequence.
+pub(super) fn physical_slots(ring: &Ring) -> u64 {
+    // Sinks and ring slots are sums of at most two u32 each: far from overflow.
+    ring_begin(ring) + ring.ring_slots.next_multiple_of(PAD)
+}
+
+/// Physical slot of a slot, and where its region begins.
+pub(super) fn physical(ring: &Ring, slot: u64) -> (u64, u64) {
+    if slot < ring.n_sink { (slot, 0) } else { (ring_begin(ring) + slot - ring.n_sink, ring_begin(ring)) }
+}
+
+/// Spans of at most `size` physical slots that the visible tokens of one query can lie in.
+pub(super) fn most_spans(ring: &Ring, size: u64) -> u64 {
+    // The ring's run may break in two where it wraps.
+    ring_begin(ring).div_ceil(size) + ring.ring_slots.div_ceil(size) + 1
+}
+
+/// Where the pair of keys that `key` belongs to has dim `d`, in pairs from the first of a tile's keys on.
+#[inline(always)]
+pub(super) fn pair_at(dim: usize, key: usize, d: usize) -> usize {
+    key / 32 * (16 * dim) + d / 16 * 256 + key % 32 / 2 * 16 + d % 16
+}

@@ -1,0 +1,231 @@
+//! Where K and V lie: per layer, then sequence, then head, then slot.
+//!
+//! The slots of sinks and of the ring each begin and end at a multiple of [`PAD`]. Within a head, K lies in groups of
+//! [`GROUP`] slots: f16 as `[dim][slot]`, bf16 as `[dim / 2][slot][2]` (a vector holds one dim, or a pair of dims, of 16
+//! keys: no sums across lanes), f32 in rows. V lies in rows padded to 16 dims; bf16 in groups of 32 slots as
+//! `[dim / 16][slot / 2][dim % 16][2]`. Both layouts of bf16 are tiles of AMX as they stand.
+
+use std::marker::PhantomData;
+
+use super::element::Stored;
+use super::kv_layout::GROUP;
+use super::kv_layout::PAD;
+use super::kv_layout::padded_dim;
+use super::kv_layout::pair_at;
+use super::kv_layout::physical;
+use super::kv_layout::physical_slots;
+use super::simd::transpose::{GroupRows, Regroup};
+use crate::config::{DType, Layer, Shape};
+use crate::error::{Error, Result, Status};
+use crate::memory::{ALIGN, Buffer, Memory, with_room};
+use crate::ring::Ring;
+
+/// K and V of all layers, in one block.
+#[derive(Debug)]
+pub(super) struct Store {
+    buffer: Buffer,
+    layers: Vec<LayerStore>,
+    n_kv_heads: usize,
+    /// Bytes of one slot of one head.
+    k_slot: usize,
+    v_slot: usize,
+}
+
+/// Byte offsets of one layer.
+#[derive(Clone, Copy, Debug)]
+struct LayerStore {
+    k: usize,
+    v: usize,
+    slots: usize,
+}
+
+/// Bytes of one slot of one head.
+fn slot_bytes(shape: &Shape) -> [usize; 2] {
+    [shape.head_dim, padded_dim(shape.head_dim_v)].map(|dim| dim * shape.kv_dtype.size())
+}
+
+/// Bytes of K and of V of one layer, rounded up to the alignment; `None` on overflow.
+fn layer_bytes(shape: &Shape, layer: &Layer, n_seqs: u32) -> Option<[u64; 2]> {
+    let slots = physical_slots(&layer.ring).checked_mul(n_seqs.into())?.checked_mul(shape.n_kv_heads as u64)?;
+    let [k, v] = slot_bytes(shape).map(|b| slots.checked_mul(b as u64)?.checked_next_multiple_of(ALIGN as u64));
+    Some([k?, v?])
+}
+
+fn too_large() -> Error {
+    Error::new(Status::OutOfMemory, "K and V of this configuration exceed the address space")
+}
+
+impl Store {
+    /// Bytes of K and V.
+    pub fn bytes<'a>(shape: &Shape, mut layers: impl Iterator<Item = &'a Layer>, n_seqs: u32) -> Result<u64> {
+        layers
+            .try_fold(0_u64, |sum, layer| {
+                let [k, v] = layer_bytes(shape, layer, n_seqs)?;
+                sum.checked_add(k)?.checked_add(v)
+            })
+            .ok_or_else(too_large)
+    }
+
+    pub fn new<'a>(
+        shape: &Shape,
+        layers: impl Iterator<Item = &'a Layer> + Clone,
+        n_seqs: u32,
+        memory: Memory,
+    ) -> Result<Self> {
+        let total = Self::bytes(shape, layers.clone(), n_seqs)?;
+        // Every offset below is at most `total`, which fits here.
+        let total = usize::try_from(total).ok().filter(|&t| isize::try_from(t).is_ok()).ok_or_else(too_large)?;
+        let mut offsets = with_room(layers.clone().count(), "layers")?;
+        let mut at = 0;
+        for layer in layers {
+            let [k, v] = layer_bytes(shape, layer, n_seqs).ok_or_else(too_large)?.map(|b| b as usize);
+            offsets.push(LayerStore { k: at, v: at + k, slots: physical_slots(&layer.ring) as usize });
+            at += k + v;
+        }
+        let [k_slot, v_slot] = slot_bytes(shape);
+        Ok(Self {
+            // Kernels read whole groups and mask what is not visible: the rest may be stale, but it has to be something.
+            buffer: Buffer::zeroed(memory, total, "K and V")?,
+            layers: offsets,
+            n_kv_heads: shape.n_kv_heads,
+            k_slot,
+            v_slot,
+        })
+    }
+
+    /// The slots of one sequence in one layer.
+    pub fn slots(&self, layer: usize, seq: usize) -> Slots<'_> {
+        let l = self.layers[layer];
+        let head_slots = seq * self.n_kv_heads * l.slots;
+        let base = self.buffer.as_ptr();
+        Slots {
+            k: base.wrapping_add(l.k + head_slots * self.k_slot),
+            v: base.wrapping_add(l.v + head_slots * self.v_slot),
+            slots: l.slots,
+            n_heads: self.n_kv_heads,
+            k_slot: self.k_slot,
+            v_slot: self.v_slot,
+            life: PhantomData,
+        }
+    }
+
+    /// All bytes of K and V.
+    #[cfg(test)]
+    #[expect(clippy::mut_from_ref, reason = "a test has it alone")]
+    pub fn contents(&self) -> &mut [u8] {
+        let last = self.layers.last().map_or(0, |l| l.v + self.n_kv_heads * l.slots * self.v_slot);
+        // SAFETY: within the block, of one sequence, initialised.
+        unsafe { std::slice::from_raw_parts_mut(self.buffer.as_ptr(), last) }
+    }
+
+    /// Copies the first `slots` slots of every head of `src` over those of `dst`.
+    pub fn copy_sequence(&self, layer: usize, ring: &Ring, src: usize, dst: usize, slots: u64) {
+        if slots == 0 {
+            return;
+        }
+        let l = self.layers[layer];
+        // Whole groups: the slots that come along are not visible.
+        let n = (physical(ring, slots - 1).0 + 1).next_multiple_of(PAD) as usize;
+        assert!(n <= l.slots && src != dst, "{n} slots of {}, {src} to {dst}", l.slots);
+        for (base, slot) in [(l.k, self.k_slot), (l.v, self.v_slot)] {
+            for head in 0..self.n_kv_heads {
+                let at = |seq: usize| {
+                    self.buffer.as_ptr().wrapping_add(base + (seq * self.n_kv_heads + head) * l.slots * slot)
+                };
+                // SAFETY: within the block by the size it was made with; different sequences do not overlap.
+                unsafe { std::ptr::copy_nonoverlapping(at(src), at(dst), n * slot) };
+            }
+        }
+    }
+}
+
+/// Slots of one sequence in one layer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slots<'a> {
+    k: *mut u8,
+    v: *mut u8,
+    slots: usize,
+    n_heads: usize,
+    k_slot: usize,
+    v_slot: usize,
+    life: PhantomData<&'a Store>,
+}
+
+impl Slots<'_> {
+    fn check(&self, head: usize, slot: u64, n: u64) -> usize {
+        assert!(head < self.n_heads && slot + n <= self.slots as u64, "slots {slot}+{n} of head {head}");
+        head * self.slots + slot as usize
+    }
+
+    /// K and V of `n` slots, a multiple of [`GROUP`], from `slot` on, a multiple of [`PAD`].
+    pub fn read(&self, head: usize, slot: u64, n: u64) -> (*const u8, *const u8) {
+        debug_assert!(slot.is_multiple_of(PAD) && n.is_multiple_of(GROUP as u64));
+        let at = self.check(head, slot, n);
+        (self.k.wrapping_add(at * self.k_slot), self.v.wrapping_add(at * self.v_slot))
+    }
+
+    /// Stores a token.
+    ///
+    /// # Safety
+    /// Nobody else may read or write the group meanwhile. `T` is the storage type, `k` and `v` are of the head's dims.
+    pub unsafe fn write<T: Stored>(&self, head: usize, slot: u64, k: &[T], v: &[T]) {
+        let at = self.check(head, slot, 1);
+        let lane = at % GROUP;
+        let row = self.v_slot / size_of::<T>();
+        assert!(size_of_val(k) == self.k_slot && v.len() <= row, "{} and {} dims", k.len(), v.len());
+        // SAFETY: in range by the checks; heads begin at whole groups; the caller's contract.
+        unsafe {
+            let group = self.k.add((at - lane) * self.k_slot).cast::<T>();
+            let in_tile = at % PAD as usize;
+            let values = self.v.add((at - in_tile) * self.v_slot).cast::<T>();
+            match T::DTYPE {
+                DType::F32 => std::ptr::copy_nonoverlapping(k.as_ptr(), group.add(lane * k.len()), k.len()),
+                DType::F16 => k.iter().enumerate().for_each(|(d, &x)| group.add(d * GROUP + lane).write(x)),
+                DType::Bf16 => {
+                    let pairs = k.as_chunks::<2>().0.iter().enumerate();
+                    pairs.for_each(|(d, &pair)| group.cast::<[T; 2]>().add(d * GROUP + lane).write(pair));
+                }
+            }
+            match T::DTYPE {
+                DType::Bf16 => {
+                    for (i, dims) in v.chunks(GROUP).enumerate() {
+                        let to = values.add(2 * pair_at(row, in_tile, i * GROUP) + in_tile % 2);
+                        dims.iter().enumerate().for_each(|(d, &x)| to.add(2 * d).write(x));
+                    }
+                }
+                _ => std::ptr::copy_nonoverlapping(v.as_ptr(), values.add(in_tile * row), v.len()),
+            }
+        }
+    }
+
+    /// Stores the tokens of a whole group in f16 or bf16: what [`Self::write`] of each would. `slot` is a multiple of [`GROUP`].
+    ///
+    /// # Safety
+    /// Nobody else may read or write the group meanwhile. `T` is the storage type, the functions are its kernels' and their instruction set is available; each
+    /// row is readable for the head's dims, those of values `dim_v`.
+    pub unsafe fn write_group<T: Stored>(
+        &self,
+        head: usize,
+        slot: u64,
+        k: &GroupRows,
+        (v, dim_v): (&GroupRows, usize),
+        group_keys: Regroup,
+        pair_values: Regroup,
+    ) {
+        let at = self.check(head, slot, GROUP as u64);
+        let (dim, row) = (self.k_slot / size_of::<u16>(), self.v_slot / size_of::<u16>());
+        assert!(at.is_multiple_of(GROUP) && dim_v <= row, "a group at {slot}, {dim_v} dims");
+        // SAFETY: in range by the checks; heads begin at whole tiles; the caller's contract.
+        unsafe {
+            group_keys(k, dim, self.k.add(at * self.k_slot).cast());
+            if T::DTYPE == DType::Bf16 {
+                let in_tile = at % PAD as usize;
+                let values = self.v.add((at - in_tile) * self.v_slot).cast::<u16>();
+                pair_values(v, dim_v, values.add(2 * pair_at(row, in_tile, 0)));
+            } else {
+                let values = self.v.add(at * self.v_slot).cast::<u16>();
+                v.iter().enumerate().for_each(|(i, &v)| std::ptr::copy_nonoverlapping(v, values.add(i * row), dim_v));
+            }
+        }
+    }
+}

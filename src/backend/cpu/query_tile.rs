@@ -1,0 +1,150 @@
+//! Rows of queries that are computed together: tokens times heads of one KV head's group, and what each of them sees.
+
+use std::ops::Range;
+
+use super::element::{save, view};
+use super::kv_layout::padded_dim;
+use super::rope_cache::{Angles, EntryTokens};
+use super::scratch::Scratch;
+use super::simd::Kernels;
+use super::simd::prefetch::prefetch;
+use super::simd::softmax::Seen;
+use super::visibility::Sight;
+use super::visibility::{Block, blocks};
+use crate::backend::{AttendRows, Job};
+use crate::batch::Entry;
+use crate::config::PositionMode;
+
+/// Rows of one entry and KV head.
+#[derive(Clone, Debug)]
+pub(super) struct Tile<'a> {
+    pub job: &'a Job<'a>,
+    pub io: &'a AttendRows,
+    pub entry: &'a Entry,
+    /// Tokens of the entry whose keys have been appended with them.
+    pub tokens: Range<u64>,
+    pub head: usize,
+    /// The first row, counted over `tokens`, and how many.
+    pub first_row: u64,
+    pub rows: usize,
+}
+
+impl Tile<'_> {
+    /// Entry-relative token of a row.
+    pub fn token(&self, row: usize) -> u64 {
+        self.tokens.start + (self.first_row + row as u64) / self.job.shape.group as u64
+    }
+
+    /// Query head of a row.
+    pub fn q_head(&self, row: usize) -> usize {
+        let group = self.job.shape.group;
+        self.head * group + ((self.first_row + row as u64) % group as u64) as usize
+    }
+
+    pub fn sight(&self, row: usize) -> Sight {
+        let index = self.entry.first + self.token(row);
+        Sight { index, evicted: self.job.layer.ring.evicted(index + 1, self.entry.floor) }
+    }
+
+    /// At most `rows` of its rows, from `first` on.
+    pub fn part(&self, first: usize, rows: usize) -> Self {
+        let first_row = self.first_row + first as u64;
+        Self { first_row, rows: (self.rows - first).min(rows), tokens: self.tokens.clone(), ..*self }
+    }
+
+    /// Whether every row sees all keys of a block.
+    pub fn sees_all(&self, block: &Block) -> bool {
+        // What a row sees neither begins nor ends before what the row before it sees.
+        let ring = &self.job.layer.ring;
+        let [first, last] = [0, self.rows - 1].map(|r| block.columns(ring, self.sight(r)));
+        last.start == block.lo && first.end == block.hi
+    }
+
+    /// The sinks and the window tokens that any row sees.
+    pub fn keys(&self) -> [Range<u64>; 2] {
+        let (ring, first, last) = (&self.job.layer.ring, self.sight(0), self.sight(self.rows - 1));
+        [last.keys(ring, true), first.keys(ring, false).start..last.index + 1]
+    }
+
+    /// All blocks of keys that any row sees.
+    pub fn blocks(&self, size: u64) -> impl Iterator<Item = Block> + use<'_> {
+        let [sinks, window] = self.keys();
+        let ring = &self.job.layer.ring;
+        blocks(ring, sinks, size).chain(blocks(ring, window, size))
+    }
+
+    /// What its rows see of a block, into `seen`, as many as `sights`.
+    pub fn look(&self, block: &Block, sights: &[Sight], seen: &mut [Seen]) {
+        let layer = self.job.layer;
+        for (r, (sight, seen)) in sights.iter().zip(seen).enumerate() {
+            let columns = block.columns(&layer.ring, *sight);
+            *seen = Seen { from: columns.start, to: columns.end, ..Seen::default() };
+            if !layer.alibi_slopes.is_empty() && !columns.is_empty() {
+                seen.slope = layer.alibi_slopes[self.q_head(r)];
+                seen.distance = sight.distance(block.sinks, block.token(columns.end - 1)) as f32;
+            }
+        }
+    }
+
+    /// Reads and rotates the queries, and empties their softmax.
+    pub fn load(&self, kernels: &Kernels, angles: &mut Angles, scratch: &mut Scratch<'_>) {
+        let (layer, shape) = (self.job.layer, self.job.shape);
+        let (dim, half) = (shape.head_dim, layer.frequencies.len());
+        let tokens = EntryTokens { job: self.job, entry: self.entry, tokens: &self.tokens };
+        for r in 0..self.rows {
+            let (token, head) = (self.token(r), self.q_head(r));
+            let trig = angles.of_query(&tokens, token, kernels, scratch) * half;
+            let trig = trig..trig + half;
+            if r + 2 * shape.group < self.rows {
+                // The next token's row lies far away: nothing but a hint brings it in time.
+                let next = self.io.q.at(self.entry.row + self.token(r + 2 * shape.group), head);
+                prefetch::<false>(next, dim * shape.in_dtype.size());
+            }
+            // SAFETY: the caller's rows, resolved for this batch and these dims.
+            let x = unsafe { view(shape.in_dtype, self.io.q.at(self.entry.row + token, head), dim, scratch.row) };
+            let q = &mut scratch.q[r * dim..(r + 1) * dim];
+            let q_sink = &mut scratch.q_sink[r * dim..(r + 1) * dim];
+            // SAFETY: the kernels' instruction set is available.
+            unsafe {
+                let (cos, sin) = (&scratch.cos_sink[trig.clone()], &scratch.sin_sink[trig.clone()]);
+                (kernels.rotate)(layer.rope_style, cos, sin, x, q_sink);
+                if layer.position_mode == PositionMode::Rope {
+                    (kernels.rotate)(layer.rope_style, &scratch.cos[trig.clone()], &scratch.sin[trig], x, q);
+                } else {
+                    q.copy_from_slice(x);
+                }
+            }
+            scratch.sights[r] = self.sight(r);
+            // A learned sink is a key with this score and a value of zero.
+            (scratch.max[r], scratch.sum[r]) = match layer.sink_logits.get(head) {
+                Some(&logit) => (logit, 1.0),
+                None => (f32::NEG_INFINITY, 0.0),
+            };
+        }
+        scratch.acc[..self.rows * padded_dim(shape.head_dim_v)].fill(0.0);
+    }
+
+    /// Divides by the denominators and writes the rows.
+    pub fn finish(&self, kernels: &Kernels, scratch: &mut Scratch<'_>) {
+        let shape = self.job.shape;
+        let dim_v = padded_dim(shape.head_dim_v);
+        for r in 0..self.rows {
+            let (row, head) = (self.entry.row + self.token(r), self.q_head(r));
+            if r + 4 * shape.group < self.rows {
+                // Of tokens to come: a row is one head's, and the next token's lies far away.
+                let next = self.io.out.at(self.entry.row + self.token(r + 4 * shape.group), head);
+                prefetch::<true>(next, shape.head_dim_v * shape.out_dtype.size());
+            }
+            let acc = &mut scratch.acc[r * dim_v..][..shape.head_dim_v];
+            let scale = scratch.sum[r].recip();
+            // SAFETY: the caller's rows, resolved for this batch; nobody else computes this row, and rows do not overlap.
+            unsafe {
+                save(shape.out_dtype, acc, scale, self.io.out.at(row, head), kernels);
+                if let Some(lse) = self.io.lse {
+                    let value = f64::from(scratch.max[r]) + f64::from(scratch.sum[r]).ln();
+                    lse.at(row, head).cast::<f32>().write(value as f32);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Vectors of AArch64.
+
+pub(crate) mod neon;

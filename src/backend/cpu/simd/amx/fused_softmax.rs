@@ -1,0 +1,323 @@
+//! Scores and their weights in one go, on AMX: while the tiles multiply a strip of keys, vectors turn the strip before it into
+//! weights.
+//!
+//! Weights are relative to the maxima that earlier blocks have left, so none waits for its row to end, and scores need no more
+//! memory than two strips. A block with much larger scores than those before it is for `weigh_tiles.rs`.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::f32::consts::LOG2_E;
+use std::ops::Range;
+
+use super::gemm::{DEPTH, ROWS, Split, halves, no_sums, products, store_sums};
+use super::softmax::{Pair, add_to_sums};
+use crate::backend::cpu::kv_layout::GROUP;
+use crate::backend::cpu::simd::prefetch::prefetch;
+use crate::backend::cpu::simd::softmax::{Seen, Weights};
+use crate::backend::cpu::simd::x86_64::avx512::visible;
+
+/// Keys of a strip.
+const STRIP: usize = 2 * GROUP;
+/// Weights may be as large as 2 to this power: their sums are far from overflow, and as precise as below 1.
+const HEADROOM: f32 = 8.0;
+
+/// Queries times keys, and the softmax of it: `weights[r][c]` for all rows and `a.n` keys to `high`, and what that rounds off to `low`
+/// unless it is NULL. False, and no sum changed, where a row has no maximum yet, or a score exceeds it by too much. Maxima stay what
+/// they are, and earlier sums what they are worth.
+///
+/// # Safety
+/// As [`super::gemm::scores`] and [`super::softmax::weigh_tiles`], with room for 2 x 32 x 32 scores, aligned to 64 bytes.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(crate) unsafe fn weigh_at_once(q: Split, k: Split, dim: usize, a: &Weights, high: *mut u16, low: *mut u16) -> bool {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let seen = std::slice::from_raw_parts(a.seen, a.rows);
+        let max = std::slice::from_raw_parts(a.max, a.rows);
+        if max.contains(&f32::NEG_INFINITY) {
+            return false;
+        }
+        let whole = seen.iter().all(|s| (s.from, s.to) == (0, a.n));
+        match (whole, low.is_null()) {
+            (true, true) => at_once::<true, false>(q, k, dim, a, seen, (high, low)),
+            (true, false) => at_once::<true, true>(q, k, dim, a, seen, (high, low)),
+            (false, true) => at_once::<false, false>(q, k, dim, a, seen, (high, low)),
+            (false, false) => at_once::<false, true>(q, k, dim, a, seen, (high, low)),
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn at_once<const WHOLE: bool, const TWO: bool>(
+    q: Split,
+    k: Split,
+    dim: usize,
+    a: &Weights,
+    seen: &[Seen],
+    weights: (*mut u16, *mut u16),
+) -> bool {
+    let mut softmax = Softmax {
+        factor: _mm512_set1_ps(a.scale * LOG2_E),
+        offsets: [0.0; ROWS],
+        totals: [_mm512_setzero_ps(); ROWS],
+        tops: [_mm512_set1_ps(f32::NEG_INFINITY); 2],
+        seen,
+        stride: a.stride,
+    };
+    for (r, offset) in softmax.offsets.iter_mut().enumerate().take(a.rows) {
+        // SAFETY: the caller's contract.
+        *offset = unsafe { *a.max.add(r) } * -LOG2_E;
+    }
+    let strip = |key: usize| a.scores.wrapping_add(key / STRIP % 2 * (ROWS * STRIP));
+    let place = |key: usize| (weights.0.wrapping_add(key), weights.1.wrapping_add(if TWO { key } else { 0 }));
+    // The rows of a strip that are turned beside one step of the products of the next.
+    let steps = dim / DEPTH * halves(q, k).count();
+    let rows = |step: usize| (step * ROWS / steps).min(a.rows)..((step + 1) * ROWS / steps).min(a.rows);
+    // SAFETY: the caller's contract.
+    unsafe {
+        for key in (0..a.n).step_by(STRIP) {
+            no_sums!();
+            let mut step = 0;
+            for (q, k) in halves(q, k) {
+                let k = k.add(key * dim);
+                for d in (0..dim).step_by(DEPTH) {
+                    let (a, b) = (q.add(d), k.add(d * GROUP));
+                    // The same of the next strip.
+                    for group in [2, 3] {
+                        prefetch::<false>(b.wrapping_add(group * GROUP * dim).cast(), 2 * DEPTH * GROUP);
+                    }
+                    products!(a, 2 * dim, a.add(16 * dim), b, b.add(GROUP * dim), 64_usize);
+                    if key > 0 {
+                        softmax.turn::<WHOLE, TWO>(strip(key - STRIP), rows(step), key - STRIP, place(key - STRIP));
+                    }
+                    step += 1;
+                }
+            }
+            store_sums!(strip(key), strip(key).add(16 * STRIP), 4 * STRIP);
+        }
+        softmax.turn::<WHOLE, TWO>(strip(a.n - STRIP), 0..a.rows, a.n - STRIP, place(a.n - STRIP));
+        if _mm512_reduce_max_ps(_mm512_max_ps(softmax.tops[0], softmax.tops[1])) > HEADROOM {
+            return false;
+        }
+        std::slice::from_raw_parts_mut(a.keep, a.rows).fill(1.0);
+        add_to_sums(a, &softmax.totals);
+    }
+    true
+}
+
+/// Weights so far.
+struct Softmax<'a> {
+    /// Of a score, and what is added then: the weight's exponent.
+    factor: __m512,
+    offsets: [f32; ROWS],
+    /// The weights of each row, lane by lane.
+    totals: [__m512; ROWS],
+    /// The largest exponents of all rows.
+    tops: [__m512; 2],
+    /// Keys that each row sees.
+    seen: &'a [Seen],
+    stride: usize,
+}
+
+impl Softmax<'_> {
+    /// Turns rows of a strip into weights; `key` is its first.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    unsafe fn turn<const WHOLE: bool, const TWO: bool>(
+        &mut self,
+        strip: *const f32,
+        rows: Range<usize>,
+        key: usize,
+        (high, low): (*mut u16, *mut u16),
+    ) {
+        let mut tops = self.tops;
+        for r in rows {
+            // SAFETY: the caller's contract.
+            unsafe {
+                let offset = _mm512_set1_ps(self.offsets[r]);
+                let exponent =
+                    |c: usize| _mm512_fmadd_ps(_mm512_load_ps(strip.add(r * STRIP + c)), self.factor, offset);
+                let (x, next) = (exponent(0), exponent(16));
+                let mut pair = Pair::<TWO>::of(x, next);
+                // Of a NaN and a number, a maximum is its second operand.
+                if WHOLE {
+                    tops = [_mm512_max_ps(x, tops[0]), _mm512_max_ps(next, tops[1])];
+                } else {
+                    let seen = (self.seen[r].from, self.seen[r].to);
+                    let [one, two] = [key, key + GROUP].map(|at| visible(seen, at));
+                    tops =
+                        [_mm512_mask_max_ps(tops[0], one, x, tops[0]), _mm512_mask_max_ps(tops[1], two, next, tops[1])];
+                    pair.only(one, two);
+                }
+                self.totals[r] = pair.add_to(self.totals[r]);
+                pair.store(high.add(r * self.stride), if TWO { low.add(r * self.stride) } else { low });
+            }
+        }
+        self.tops = tops;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::backend::cpu::simd::amx::gemm::Tiles;
+    use crate::cpu_features::Isa;
+
+    const DIM: usize = 64;
+    const KEYS: usize = 96;
+    const STRIDE: usize = 128;
+
+    #[repr(align(64))]
+    struct Strips([f32; 2 * ROWS * STRIP]);
+
+    /// Queries and keys as the tiles take them, each number with what is rounded off of it.
+    struct Case {
+        q: Vec<f32>,
+        k: Vec<f32>,
+        seen: Vec<Seen>,
+        max: [f32; ROWS],
+    }
+
+    struct Done {
+        did: bool,
+        sum: [f32; ROWS],
+        weights: Vec<f32>,
+    }
+
+    const BEFORE: f32 = 1.5;
+
+    fn halved(x: f32) -> (u16, u16) {
+        let high = bf16::from_bits((x.to_bits() >> 16) as u16);
+        (high.to_bits(), bf16::from_f32(x - high.to_f32()).to_bits())
+    }
+
+    impl Case {
+        /// With numbers that a bfloat16 holds, or two do.
+        fn new(rows: usize, two: bool, mut draw: impl FnMut() -> f32) -> Self {
+            let mut number = || {
+                let x = draw();
+                if two { x } else { bf16::from_f32(x).to_f32() }
+            };
+            let (q, k) = ((0..ROWS * DIM).map(|_| number()).collect(), (0..KEYS * DIM).map(|_| number()).collect());
+            Self { q, k, seen: vec![Seen { from: 0, to: KEYS, ..Seen::default() }; rows], max: [0.0; ROWS] }
+        }
+
+        fn exponent(&self, r: usize, c: usize) -> f64 {
+            let row = |x: &[f32], i: usize| x[i * DIM..][..DIM].iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+            let score: f64 = row(&self.q, r).iter().zip(row(&self.k, c)).map(|(q, k)| q * k).sum();
+            score * 0.25 - f64::from(self.max[r])
+        }
+
+        fn run(&self, two: bool) -> Done {
+            let mut max = self.max;
+            let (mut sum, mut keep) = ([BEFORE; ROWS], [0.0; ROWS]);
+            let mut strips = Box::new(Strips([f32::NAN; 2 * ROWS * STRIP]));
+            let (mut high, mut low) = (vec![0xFFFF_u16; ROWS * STRIDE], vec![0xFFFF_u16; ROWS * STRIDE]);
+            let (q, q_low): (Vec<_>, Vec<_>) = self.q.iter().map(|&x| halved(x)).unzip();
+            let (mut k, mut k_low) = (vec![0; KEYS * DIM], vec![0; KEYS * DIM]);
+            for (i, &x) in self.k.iter().enumerate() {
+                let (key, d) = (i / DIM, i % DIM);
+                let at = key / GROUP * GROUP * DIM + d / 2 * 2 * GROUP + key % GROUP * 2 + d % 2;
+                (k[at], k_low[at]) = halved(x);
+            }
+            let a = Weights {
+                scores: strips.0.as_mut_ptr(),
+                stride: STRIDE,
+                n: KEYS,
+                rows: self.seen.len(),
+                seen: self.seen.as_ptr(),
+                scale: 0.25,
+                softcap: 0.0,
+                max: max.as_mut_ptr(),
+                sum: sum.as_mut_ptr(),
+                keep: keep.as_mut_ptr(),
+            };
+            let lower = |x: &[u16]| if two { x.as_ptr() } else { std::ptr::null() };
+            let (q, k) =
+                (Split { high: q.as_ptr(), low: lower(&q_low) }, Split { high: k.as_ptr(), low: lower(&k_low) });
+            let low_weights = if two { low.as_mut_ptr() } else { std::ptr::null_mut() };
+            // SAFETY: AMX is there; arrays of 32 rows.
+            let did = unsafe {
+                let _tiles = Tiles::new();
+                weigh_at_once(q, k, DIM, &a, high.as_mut_ptr(), low_weights)
+            };
+            assert_eq!(max, self.max, "maxima are left alone");
+            let number = |x: u16| bf16::from_bits(x).to_f32();
+            let weight = |(&h, &l): (&u16, &u16)| number(h) + if two { number(l) } else { 0.0 };
+            Done { did, sum, weights: high.iter().zip(&low).map(weight).collect() }
+        }
+    }
+
+    fn draws() -> impl FnMut() -> f32 {
+        let mut state = 7_u64;
+        move || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as f32 / (1_u64 << 30) as f32 - 1.0
+        }
+    }
+
+    /// Every number of rows, keys that rows do not see, maxima above and below the scores.
+    #[test]
+    fn weights_and_their_sums_are_those_of_the_definition() {
+        if !Isa::Amx.available() {
+            return;
+        }
+        let mut draw = draws();
+        for round in 0..60 {
+            let (two, rows) = (round % 2 == 1, [1, 15, 16, 17, 31, 32][round % 6]);
+            let mut case = Case::new(rows, two, &mut draw);
+            case.max.fill_with(|| draw() * 3.0);
+            for seen in case.seen.iter_mut().filter(|_| round % 3 > 0) {
+                let (a, b) = (draw().abs() * KEYS as f32, draw().abs() * KEYS as f32);
+                (seen.from, seen.to) = (a.min(b) as usize, a.max(b) as usize);
+            }
+            let done = case.run(two);
+            assert!(done.did, "round {round}");
+            for (r, seen) in case.seen.iter().enumerate() {
+                let mut want = f64::from(BEFORE);
+                for c in 0..KEYS {
+                    let got = f64::from(done.weights[r * STRIDE + c]);
+                    let weight = if (seen.from..seen.to).contains(&c) { case.exponent(r, c).exp() } else { 0.0 };
+                    want += weight;
+                    let bound = if two { 4e-5 } else { 4.1e-3 } * weight;
+                    assert!((got - weight).abs() <= bound, "round {round}, row {r}, key {c}: {got}, not {weight}");
+                }
+                let bound = if two { 2e-5 } else { 2e-4 } * want;
+                let got = f64::from(done.sum[r]);
+                assert!((got - want).abs() <= bound, "round {round}, row {r}: sum {got}, not {want}");
+            }
+        }
+    }
+
+    /// What it cannot do leaves the sums alone: a row without a maximum, a score far above. Rows that are not there do not count.
+    #[test]
+    fn what_it_cannot_do_it_leaves_alone() {
+        if !Isa::Amx.available() {
+            return;
+        }
+        let mut draw = draws();
+        for two in [false, true] {
+            let fresh = |draw: &mut dyn FnMut() -> f32| Case::new(20, two, draw);
+            let mut case = fresh(&mut draw);
+            case.max[19] = f32::NEG_INFINITY;
+            let done = case.run(two);
+            assert!(!done.did && done.sum == [BEFORE; ROWS]);
+            case.max[19] = 0.0;
+            case.max[20] = f32::NEG_INFINITY;
+            case.max[21] = -50.0;
+            assert!(case.run(two).did);
+            case.max[3] = -50.0;
+            let done = case.run(two);
+            assert!(!done.did && done.sum == [BEFORE; ROWS]);
+            // The same score where its row does not see it.
+            case.seen[3].to = 0;
+            assert!(case.run(two).did);
+            let mut case = fresh(&mut draw);
+            case.k[40 * DIM] = f32::NAN;
+            let done = case.run(two);
+            assert!(done.did && done.sum[..20].iter().all(|s| s.is_nan()), "a NaN must show");
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! Hints that memory will be read or written soon.
+
+/// Asks for `n` bytes from `p` on, to read them or, if `WRITE`, to write them; a hint, whatever the address.
+#[inline(always)]
+pub(crate) fn prefetch<const WRITE: bool>(p: *const u8, n: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..n).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
+        let p = p.wrapping_add(line).cast();
+        // SAFETY: SSE is part of the target; a hint reads nothing and changes nothing.
+        unsafe { if WRITE { _mm_prefetch::<_MM_HINT_ET0>(p) } else { _mm_prefetch::<_MM_HINT_T0>(p) } };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (p, n);
+}
+
+/// Asks for the line at `p` in the second-level cache: what is read once at the speed of memory needs more requests under way than
+/// loads make, and must not push out what is at hand. A hint, whatever the address.
+#[inline(always)]
+pub(crate) fn fetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is part of the target; a hint reads nothing and changes nothing.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}

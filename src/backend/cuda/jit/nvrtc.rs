@@ -1,0 +1,254 @@
+//! NVRTC, the compiler that comes as a library: found at run time, by absolute path where need be.
+
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use libloading::Library;
+
+use crate::error::{Error, Result, Status, bail};
+
+type Program = *mut std::ffi::c_void;
+
+/// Library names, newest first. The sonames of CUDA 12 and 11.2 and later do not change within a major version.
+const NAMES: [&str; 4] = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so"];
+/// Names a directory that holds libnvrtc, asked before all others.
+pub const VARIABLE: &str = "SINKCACHE_NVRTC_DIR";
+/// Homes of a CUDA toolkit.
+pub const TOOLKITS: [&str; 2] = ["CUDA_HOME", "CUDA_PATH"];
+/// Python environments.
+pub const PYTHONS: [&str; 2] = ["VIRTUAL_ENV", "CONDA_PREFIX"];
+
+/// `NVRTC_ERROR_INVALID_OPTION`: among others an architecture newer than the library.
+const INVALID_OPTION: c_int = 5;
+
+/// The library's functions that are needed here.
+#[derive(Debug)]
+pub struct Nvrtc {
+    // Stays loaded: function pointers below point into it.
+    _library: Library,
+    _builtins: Option<Library>,
+    version: (i32, i32),
+    create: unsafe extern "C" fn(
+        *mut Program,
+        *const c_char,
+        *const c_char,
+        c_int,
+        *const *const c_char,
+        *const *const c_char,
+    ) -> c_int,
+    compile: unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int,
+    cubin_size: unsafe extern "C" fn(Program, *mut usize) -> c_int,
+    cubin: unsafe extern "C" fn(Program, *mut c_char) -> c_int,
+    log_size: unsafe extern "C" fn(Program, *mut usize) -> c_int,
+    log: unsafe extern "C" fn(Program, *mut c_char) -> c_int,
+    n_archs: unsafe extern "C" fn(*mut c_int) -> c_int,
+    archs: unsafe extern "C" fn(*mut c_int) -> c_int,
+    destroy: unsafe extern "C" fn(*mut Program) -> c_int,
+    error: unsafe extern "C" fn(c_int) -> *const c_char,
+}
+
+/// The compiler, or why there is none.
+pub fn nvrtc() -> Result<&'static Nvrtc> {
+    static NVRTC: OnceLock<Result<Nvrtc>> = OnceLock::new();
+    NVRTC.get_or_init(find).as_ref().map_err(Clone::clone)
+}
+
+fn find() -> Result<Nvrtc> {
+    let dirs = directories();
+    for dir in &dirs {
+        for name in NAMES {
+            if let Some(found) = open(dir.as_deref(), name) {
+                return found;
+            }
+        }
+    }
+    let looked: Vec<_> = dirs.iter().flatten().map(|d| d.display().to_string()).collect();
+    bail!(
+        BackendUnavailable,
+        "no CUDA compiler: libnvrtc.so was found neither by the loader nor in {}; set {VARIABLE} to its directory",
+        looked.join(", ")
+    );
+}
+
+/// Where to look, in order; `None` is the loader's own path.
+fn directories() -> Vec<Option<PathBuf>> {
+    let mut dirs = Vec::new();
+    dirs.extend(std::env::var_os(VARIABLE).map(|d| Some(PathBuf::from(d))));
+    dirs.push(None);
+    for home in TOOLKITS.iter().filter_map(std::env::var_os) {
+        dirs.extend(["lib64", "lib", "targets/x86_64-linux/lib"].map(|sub| Some(Path::new(&home).join(sub))));
+    }
+    dirs.push(Some(PathBuf::from("/usr/local/cuda/lib64")));
+    // NVIDIA's Python wheels, in the environment that is active, if one is.
+    for prefix in PYTHONS.iter().filter_map(std::env::var_os) {
+        let lib = Path::new(&prefix).join("lib");
+        let versions = std::fs::read_dir(&lib).into_iter().flatten().flatten();
+        for python in versions.map(|e| e.path()).filter(|p| p.file_name().is_some_and(is_python)) {
+            let nvidia = python.join("site-packages/nvidia");
+            dirs.extend(["cu13/lib", "cuda_nvrtc/lib"].map(|sub| Some(nvidia.join(sub))));
+        }
+    }
+    dirs
+}
+
+fn is_python(name: &std::ffi::OsStr) -> bool {
+    name.to_string_lossy().starts_with("python3")
+}
+
+/// Opens one candidate; `None` where it is not there.
+fn open(dir: Option<&Path>, name: &str) -> Option<Result<Nvrtc>> {
+    let path = dir.map_or_else(|| PathBuf::from(name), |d| d.join(name));
+    // NVRTC opens its builtins by name alone: where it lies outside the loader's path they must be there before it.
+    let builtins = dir.and_then(load_builtins);
+    // SAFETY: NVRTC's initialisers do nothing but set up the library.
+    let library = unsafe { Library::new(&path) }.ok()?;
+    Some(Nvrtc::new(library, builtins))
+}
+
+fn load_builtins(dir: &Path) -> Option<Library> {
+    let file = std::fs::read_dir(dir)
+        .ok()?
+        .flatten()
+        .map(|e| e.path())
+        .find(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("libnvrtc-builtins.so")))?;
+    // SAFETY: a library without initialisers of note.
+    unsafe { Library::new(file) }.ok()
+}
+
+/// A program: its source and the headers it includes, by name.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    pub name: &'static str,
+    pub text: &'static str,
+    pub headers: &'static [(&'static str, &'static str)],
+}
+
+impl Nvrtc {
+    fn new(library: Library, builtins: Option<Library>) -> Result<Self> {
+        macro_rules! symbol {
+            ($name:literal) => {
+                // SAFETY: the types are those of nvrtc.h.
+                match unsafe { library.get($name) } {
+                    Ok(symbol) => *symbol,
+                    Err(e) => bail!(BackendUnavailable, "no CUDA compiler: libnvrtc lacks a function: {e}"),
+                }
+            };
+        }
+        let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int = symbol!(b"nvrtcVersion\0");
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: outputs are writable.
+        unsafe { version(&raw mut major, &raw mut minor) };
+        Ok(Self {
+            version: (major, minor),
+            create: symbol!(b"nvrtcCreateProgram\0"),
+            compile: symbol!(b"nvrtcCompileProgram\0"),
+            cubin_size: symbol!(b"nvrtcGetCUBINSize\0"),
+            cubin: symbol!(b"nvrtcGetCUBIN\0"),
+            log_size: symbol!(b"nvrtcGetProgramLogSize\0"),
+            log: symbol!(b"nvrtcGetProgramLog\0"),
+            n_archs: symbol!(b"nvrtcGetNumSupportedArchs\0"),
+            archs: symbol!(b"nvrtcGetSupportedArchs\0"),
+            destroy: symbol!(b"nvrtcDestroyProgram\0"),
+            error: symbol!(b"nvrtcGetErrorString\0"),
+            _library: library,
+            _builtins: builtins,
+        })
+    }
+
+    /// Major and minor version.
+    pub fn version(&self) -> (i32, i32) {
+        self.version
+    }
+
+    /// Architectures (compute capability times ten) that it compiles for.
+    pub fn archs(&self) -> Result<Vec<u32>> {
+        let mut n = 0;
+        // SAFETY: the output is writable.
+        self.check(unsafe { (self.n_archs)(&raw mut n) }, "NVRTC")?;
+        let mut archs = vec![0; usize::try_from(n).unwrap_or(0)];
+        // SAFETY: as many as it said.
+        self.check(unsafe { (self.archs)(archs.as_mut_ptr()) }, "NVRTC")?;
+        Ok(archs.into_iter().filter_map(|arch| u32::try_from(arch).ok()).collect())
+    }
+
+    fn check(&self, code: c_int, what: &str) -> Result<()> {
+        if code == 0 {
+            return Ok(());
+        }
+        // SAFETY: a static string for every code.
+        let text = unsafe { CStr::from_ptr((self.error)(code)) }.to_string_lossy();
+        bail!(Internal, "{what}: {text}");
+    }
+
+    /// Compiles to a cubin. `options` must name a real architecture (`sm_90`): a virtual one gives no cubin.
+    pub fn compile(&self, source: Source, options: &[String]) -> Result<Vec<u8>> {
+        let c = |text: &str| {
+            CString::new(text)
+                .map_err(|_| Error::new(Status::Internal, format!("a NUL in a source or option of {}", source.name)))
+        };
+        let (text, name) = (c(source.text)?, c(source.name)?);
+        let headers = source.headers.iter().map(|(name, text)| Ok((c(name)?, c(text)?))).collect::<Result<Vec<_>>>()?;
+        let options = options.iter().map(|o| c(o)).collect::<Result<Vec<_>>>()?;
+        let names: Vec<_> = headers.iter().map(|h| h.0.as_ptr()).collect();
+        let texts: Vec<_> = headers.iter().map(|h| h.1.as_ptr()).collect();
+        let options: Vec<_> = options.iter().map(|o| o.as_ptr()).collect();
+        let mut program = Guard { nvrtc: self, program: std::ptr::null_mut() };
+        // SAFETY: C strings and arrays of the lengths given, alive during the calls.
+        let code = unsafe {
+            let n = headers.len() as c_int;
+            let out = &raw mut program.program;
+            self.check((self.create)(out, text.as_ptr(), name.as_ptr(), n, texts.as_ptr(), names.as_ptr()), "NVRTC")?;
+            (self.compile)(program.program, options.len() as c_int, options.as_ptr())
+        };
+        if code == INVALID_OPTION {
+            let (major, minor) = self.version;
+            bail!(
+                BackendUnavailable,
+                "NVRTC {major}.{minor} cannot compile for this device, only for {:?}: {}",
+                self.archs().unwrap_or_default(),
+                self.program_log(program.program)
+            );
+        }
+        if code != 0 {
+            let log = self.program_log(program.program);
+            self.check(code, &format!("NVRTC {}.{}, {}: {log}", self.version.0, self.version.1, source.name))?;
+        }
+        let mut size = 0;
+        // SAFETY: the output is writable.
+        self.check(unsafe { (self.cubin_size)(program.program, &raw mut size) }, "NVRTC")?;
+        if size == 0 {
+            bail!(Internal, "NVRTC gave an empty cubin for {}", source.name);
+        }
+        let mut cubin = vec![0_u8; size];
+        // SAFETY: as long as it asked for.
+        self.check(unsafe { (self.cubin)(program.program, cubin.as_mut_ptr().cast()) }, "NVRTC")?;
+        Ok(cubin)
+    }
+
+    fn program_log(&self, program: Program) -> String {
+        let mut size = 0;
+        // SAFETY: the output is writable.
+        if unsafe { (self.log_size)(program, &raw mut size) } != 0 || size == 0 {
+            return "no log".to_owned();
+        }
+        let mut log = vec![0_u8; size];
+        // SAFETY: as long as it asked for.
+        let _ = unsafe { (self.log)(program, log.as_mut_ptr().cast()) };
+        String::from_utf8_lossy(&log).trim_end_matches('\0').to_owned()
+    }
+}
+
+struct Guard<'a> {
+    nvrtc: &'a Nvrtc,
+    program: Program,
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        if !self.program.is_null() {
+            // SAFETY: created once, destroyed once.
+            let _ = unsafe { (self.nvrtc.destroy)(&raw mut self.program) };
+        }
+    }
+}

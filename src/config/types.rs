@@ -1,0 +1,58 @@
+//! The choices that a configuration is made of. Their numbers are those of the C ABI.
+
+/// An element type. The numbers are the C ABI's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum DType {
+    /// IEEE binary32.
+    F32 = 1,
+    /// IEEE binary16.
+    F16 = 2,
+    /// bfloat16.
+    Bf16 = 3,
+}
+
+impl DType {
+    /// Bytes of one element.
+    #[must_use]
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+/// Where a cache lives and computes. The numbers are the C ABI's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum BackendKind {
+    /// Host memory, the host's threads.
+    Cpu = 1,
+    /// An NVIDIA GPU.
+    Cuda = 2,
+}
+
+/// Who gives keys and queries their positions. The numbers are the C ABI's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum PositionMode {
+    /// The cache rotates k and q.
+    Rope = 1,
+    /// The host has rotated k and q at their stream positions, which advance by one per token.
+    RopeApplied = 2,
+    /// Nobody rotates; a bias of -slope x distance in cache positions.
+    Alibi = 3,
+    /// No positions.
+    None = 4,
+}
+
+/// Which dims of a head form a rotated pair. The numbers are the C ABI's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum RopeStyle {
+    /// Dim i with dim i + `rope_dim` / 2.
+    Neox = 1,
+    /// Dim 2i with dim 2i + 1.
+    Interleaved = 2,
+}
