@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use common::{HEAD_DIM, N_KV_HEADS, N_SINK, append, cache, fill, rows};
 use criterion::{BenchmarkId, Criterion};
-use sinkcache::rope::Frequencies;
 use sinkcache::ring::Ring;
+use sinkcache::rope::Frequencies;
 use sinkcache::{Cache, DType};
 
 const WINDOWS: [u32; 3] = [256, 4_096, 65_536];

@@ -3,10 +3,10 @@
 use std::mem::take;
 use std::ops::Range;
 
-use super::element::{Stored, view};
-use super::kv_layout::{GROUP, physical};
+use super::element::{Stored, as_f32};
+use super::kv_layout::{KEY_GROUP, physical};
 use super::kv_store::Slots;
-use super::rope_cache::{Angles, EntryTokens};
+use super::rope_cache::{EntryTokens, RopeCache};
 use super::scratch::Scratch;
 use super::simd::Kernels;
 use super::simd::prefetch::prefetch;
@@ -16,10 +16,10 @@ use crate::batch::Entry;
 use crate::config::{DType, PositionMode};
 
 /// Tokens from one that is stored to the one whose rows are fetched.
-const AHEAD: u64 = 4;
+const PREFETCH_KEYS: u64 = 4;
 
 /// Asks for the rows of a token.
-fn expect(at: &Place<'_>, t: u64, head: usize) {
+fn prefetch_rows(at: &AppendTarget<'_>, t: u64, head: usize) {
     let (shape, size) = (at.job.shape, at.job.shape.in_dtype.size());
     prefetch::<false>(at.io.k.at(at.entry.row + t, head), shape.head_dim * size);
     prefetch::<false>(at.io.v.at(at.entry.row + t, head), shape.head_dim_v * size);
@@ -27,11 +27,11 @@ fn expect(at: &Place<'_>, t: u64, head: usize) {
 
 /// Stores tokens `tokens` of an entry for some KV heads.
 pub(super) fn append<T: Stored>(
-    at: &Place<'_>,
+    at: &AppendTarget<'_>,
     tokens: &Range<u64>,
     heads: &Range<usize>,
     kernels: &Kernels,
-    angles: &mut Angles,
+    angles: &mut RopeCache,
     scratch: &mut Scratch<'_>,
 ) {
     // The tokens of one group for one head, then for the next: rows are read where the last ones were, and groups are filled
@@ -41,7 +41,7 @@ pub(super) fn append<T: Stored>(
         let (mut begin, end) = (run.first - first, run.first - first + run.n);
         while begin < end {
             let (slot, _) = physical(&at.job.layer.ring, at.job.layer.ring.slot(first + begin));
-            let stop = end.min(begin + GROUP as u64 - slot % GROUP as u64);
+            let stop = end.min(begin + KEY_GROUP as u64 - slot % KEY_GROUP as u64);
             for head in heads.clone() {
                 append_run::<T>(at, tokens, (begin..stop, slot), (head, heads), kernels, angles, scratch);
             }
@@ -52,33 +52,34 @@ pub(super) fn append<T: Stored>(
 
 /// Stores some of the tokens, which lie in one group from `slot` on, for one of the KV heads.
 fn append_run<T: Stored>(
-    at: &Place<'_>,
+    at: &AppendTarget<'_>,
     tokens: &Range<u64>,
     (run, slot): (Range<u64>, u64),
     (head, heads): (usize, &Range<usize>),
     kernels: &Kernels,
-    angles: &mut Angles,
+    angles: &mut RopeCache,
     scratch: &mut Scratch<'_>,
 ) {
     let shape = at.job.shape;
     let n = run.end - run.start;
     // Only a whole group may be written as one: other slots of it keep what they hold.
-    let whole = kernels.group_keys.filter(|_| n == GROUP as u64);
-    let (mut k, mut v): (GroupRows, GroupRows) = ([std::ptr::null(); GROUP], [std::ptr::null(); GROUP]);
+    let whole = kernels.transpose_keys.filter(|_| n == KEY_GROUP as u64);
+    let (mut k, mut v): (GroupRows, GroupRows) = ([std::ptr::null(); KEY_GROUP], [std::ptr::null(); KEY_GROUP]);
     // Attention has filled these with what it alone needs, and fills them again.
     let (rows_k, rows_v) = (take(&mut scratch.k), take(&mut scratch.v));
     let rows = rows_k.chunks_mut(shape.head_dim).zip(rows_v.chunks_mut(shape.head_dim_v));
     for ((i, t), (to_k, to_v)) in run.clone().enumerate().zip(rows) {
         // Rows of one head lie far apart: nothing but a hint brings them in time.
-        let (next, ahead) = if t + AHEAD < run.end { (head, t + AHEAD) } else { (head + 1, t + AHEAD - n) };
-        if next < heads.end && run.contains(&ahead) {
-            expect(at, ahead, next);
+        let (next, prefetch_offset) =
+            if t + PREFETCH_KEYS < run.end { (head, t + PREFETCH_KEYS) } else { (head + 1, t + PREFETCH_KEYS - n) };
+        if next < heads.end && run.contains(&prefetch_offset) {
+            prefetch_rows(at, prefetch_offset, next);
         }
-        let angle = angles_of(at, tokens, t, kernels, angles, scratch);
+        let angle = angle_offset(at, tokens, t, kernels, angles, scratch);
         // SAFETY: this worker alone has this head, and the token is new, so no query of it is running; the slot is of a ring
         // of this store.
         unsafe {
-            let (key, value) = as_stored::<T>(at, t, head, angle, kernels, scratch, (to_k, to_v));
+            let (key, value) = stored_row::<T>(at, t, head, angle, kernels, scratch, (to_k, to_v));
             if whole.is_some() {
                 (k[i], v[i]) = (key.as_ptr().cast(), value.as_ptr().cast());
             } else {
@@ -86,16 +87,18 @@ fn append_run<T: Stored>(
             }
         }
     }
-    if let Some(group_keys) = whole {
+    if let Some(transpose_keys) = whole {
         // SAFETY: as above; the rows are the caller's or scratch, and those of scratch lie apart.
-        unsafe { at.slots.write_group::<T>(head, slot, &k, (&v, shape.head_dim_v), group_keys, kernels.pair_values) };
+        unsafe {
+            at.slots.write_group::<T>(head, slot, &k, (&v, shape.head_dim_v), transpose_keys, kernels.interleave_values)
+        };
     }
     (scratch.k, scratch.v) = (rows_k, rows_v);
 }
 
 /// What is appended, and where to.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place<'a> {
+pub(super) struct AppendTarget<'a> {
     pub job: &'a Job<'a>,
     pub io: &'a AppendRows,
     pub slots: Slots<'a>,
@@ -103,12 +106,12 @@ pub(super) struct Place<'a> {
 }
 
 /// Where the angles of a token begin, if keys are rotated.
-fn angles_of(
-    at: &Place<'_>,
+fn angle_offset(
+    at: &AppendTarget<'_>,
     tokens: &Range<u64>,
     t: u64,
     kernels: &Kernels,
-    angles: &mut Angles,
+    angles: &mut RopeCache,
     scratch: &mut Scratch<'_>,
 ) -> Option<usize> {
     let layer = at.job.layer;
@@ -122,8 +125,8 @@ fn angles_of(
 ///
 /// # Safety
 /// The kernels' instruction set must be available, the caller's rows resolved for this batch and these dims.
-unsafe fn as_stored<'a, T: Stored>(
-    at: &Place<'_>,
+unsafe fn stored_row<'a, T: Stored>(
+    at: &AppendTarget<'_>,
     t: u64,
     head: usize,
     angle: Option<usize>,
@@ -136,11 +139,11 @@ unsafe fn as_stored<'a, T: Stored>(
     // SAFETY: the caller's contract.
     unsafe {
         let k = if let Some(angle) = angle {
-            let x = view(shape.in_dtype, src_k, shape.head_dim, scratch.row);
+            let x = as_f32(shape.in_dtype, src_k, shape.head_dim, scratch.row);
             let angles = angle..angle + layer.frequencies.len();
             let (cos, sin) = (&scratch.cos[angles.clone()], &scratch.sin[angles]);
             (kernels.rotate)(layer.rope_style, cos, sin, x, &mut scratch.rotated[..shape.head_dim]);
-            T::narrowed(&scratch.rotated[..shape.head_dim], to.0, kernels)
+            T::converted(&scratch.rotated[..shape.head_dim], to.0, kernels)
         } else {
             stored(shape.in_dtype, src_k, shape.head_dim, scratch.row, to.0, kernels)
         };
@@ -165,7 +168,7 @@ unsafe fn stored<'a, T: Stored>(
         if T::DTYPE == dtype {
             std::slice::from_raw_parts(src.cast(), n)
         } else {
-            T::narrowed(view(dtype, src, n, wide), narrow, kernels)
+            T::converted(as_f32(dtype, src, n, wide), narrow, kernels)
         }
     }
 }
@@ -177,7 +180,7 @@ mod tests {
     use proptest::sample::select;
 
     use super::*;
-    use crate::backend::cpu::kv_store::Store;
+    use crate::backend::cpu::kv_store::KvStore;
     use crate::backend::cpu::scratch::ScratchPool;
     use crate::config::{CacheConfig, LayerConfig, RopeStyle};
     use crate::cpu_features::Isa;
@@ -187,7 +190,7 @@ mod tests {
     /// What the slots hold, which held something else before, after tokens `first..` have come in calls of so many.
     fn slots_after<T: Stored, I: Element>(config: &CacheConfig, first: u64, calls: &[u64], bits: &[u32]) -> Vec<u8> {
         let (shape, layer) = (config.shape().unwrap(), config.layer(&config.layers[0]).unwrap());
-        let store = Store::new(&shape, std::iter::once(&layer), 1, Memory::default()).unwrap();
+        let store = KvStore::new(&shape, std::iter::once(&layer), 1, Memory::default()).unwrap();
         store.contents().iter_mut().enumerate().for_each(|(i, x)| *x = (i * 37 % 251) as u8);
         let pool = ScratchPool::new(&shape, 1, Memory::default()).unwrap();
         let kernels = Kernels::new(config.isa.unwrap(), shape.kv_dtype);
@@ -204,10 +207,10 @@ mod tests {
             let entry = Entry { seq: 0, row: 0, n, first: at, start: 1 << 40, floor: 0 };
             let job =
                 Job { layer_index: 0, layer: &layer, shape: &shape, entries: &[entry], append: Some(io), attend: None };
-            let place = Place { job: &job, io: &io, slots: store.slots(0, 0), entry: &entry };
+            let place = AppendTarget { job: &job, io: &io, slots: store.slots(0, 0), entry: &entry };
             // SAFETY: nobody else holds it.
             let mut scratch = unsafe { pool.part(&shape, 0) };
-            append::<T>(&place, &(0..n), &(0..shape.n_kv_heads), &kernels, &mut Angles::default(), &mut scratch);
+            append::<T>(&place, &(0..n), &(0..shape.n_kv_heads), &kernels, &mut RopeCache::default(), &mut scratch);
             (at, row) = (at + n, row + n as usize);
         }
         store.contents().to_vec()
@@ -221,12 +224,12 @@ mod tests {
 
     fn hold<I: Element>(config: &CacheConfig, first: u64, n: u64, bits: &[u32]) {
         let one_by_one = vec![1; n as usize];
-        let [together, apart] = [&[n][..], &one_by_one].map(|calls| match config.kv_dtype {
+        let [together, separate] = [&[n][..], &one_by_one].map(|calls| match config.kv_dtype {
             DType::F32 => slots_after::<f32, I>(config, first, calls, bits),
             DType::F16 => slots_after::<f16, I>(config, first, calls, bits),
             DType::Bf16 => slots_after::<bf16, I>(config, first, calls, bits),
         });
-        let differs = together.iter().zip(&apart).position(|(a, b)| a != b);
+        let differs = together.iter().zip(&separate).position(|(a, b)| a != b);
         assert!(differs.is_none(), "{config:?}: {n} tokens from {first} on, byte {differs:?}");
     }
 

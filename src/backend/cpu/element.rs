@@ -10,17 +10,17 @@ use crate::tensor::Element;
 /// A type K and V are stored in.
 pub(super) trait Stored: Element {
     /// Rounded f32 values: themselves, or in `buf`, which must have room for as many elements.
-    fn narrowed<'a>(src: &'a [f32], buf: &'a mut [f32], kernels: &Kernels) -> &'a [Self];
+    fn converted<'a>(src: &'a [f32], buf: &'a mut [f32], kernels: &Kernels) -> &'a [Self];
 }
 
 impl Stored for f32 {
-    fn narrowed<'a>(src: &'a [f32], _: &'a mut [f32], _: &Kernels) -> &'a [Self] {
+    fn converted<'a>(src: &'a [f32], _: &'a mut [f32], _: &Kernels) -> &'a [Self] {
         src
     }
 }
 
 impl Stored for f16 {
-    fn narrowed<'a>(src: &'a [f32], buf: &'a mut [f32], _: &Kernels) -> &'a [Self] {
+    fn converted<'a>(src: &'a [f32], buf: &'a mut [f32], _: &Kernels) -> &'a [Self] {
         assert!(buf.len() >= src.len());
         // SAFETY: a half is smaller and less aligned than an f32, and any bits are one.
         let dst = unsafe { std::slice::from_raw_parts_mut(buf.as_mut_ptr().cast(), src.len()) };
@@ -30,11 +30,11 @@ impl Stored for f16 {
 }
 
 impl Stored for bf16 {
-    fn narrowed<'a>(src: &'a [f32], buf: &'a mut [f32], kernels: &Kernels) -> &'a [Self] {
+    fn converted<'a>(src: &'a [f32], buf: &'a mut [f32], kernels: &Kernels) -> &'a [Self] {
         assert!(buf.len() >= src.len());
         // SAFETY: as above, and a bf16 is its bits; the kernels' instruction set is available.
         unsafe {
-            (kernels.narrow_to_bf16)(src, std::slice::from_raw_parts_mut(buf.as_mut_ptr().cast(), src.len()));
+            (kernels.f32_to_bf16)(src, std::slice::from_raw_parts_mut(buf.as_mut_ptr().cast(), src.len()));
             std::slice::from_raw_parts(buf.as_ptr().cast(), src.len())
         }
     }
@@ -59,7 +59,7 @@ unsafe fn load(dtype: DType, src: *const u8, dst: &mut [f32]) {
 ///
 /// # Safety
 /// `src` must be readable for that many elements while the result lives and aligned to them.
-pub(super) unsafe fn view(dtype: DType, src: *const u8, n: usize, buf: &mut [f32]) -> &[f32] {
+pub(super) unsafe fn as_f32(dtype: DType, src: *const u8, n: usize, buf: &mut [f32]) -> &[f32] {
     if dtype == DType::F32 {
         // SAFETY: the caller's contract.
         return unsafe { std::slice::from_raw_parts(src.cast(), n) };
@@ -74,7 +74,7 @@ pub(super) unsafe fn view(dtype: DType, src: *const u8, n: usize, buf: &mut [f32
 ///
 /// # Safety
 /// `dst` must be writable for `src.len()` elements and aligned to them; the kernels' instruction set must be available.
-pub(super) unsafe fn save(dtype: DType, src: &mut [f32], scale: f32, dst: *mut u8, kernels: &Kernels) {
+pub(super) unsafe fn store_scaled(dtype: DType, src: &mut [f32], scale: f32, dst: *mut u8, kernels: &Kernels) {
     let n = src.len();
     // SAFETY: the caller's contract.
     unsafe {
@@ -85,7 +85,7 @@ pub(super) unsafe fn save(dtype: DType, src: &mut [f32], scale: f32, dst: *mut u
         }
         src.iter_mut().for_each(|s| *s *= scale);
         match dtype {
-            DType::Bf16 => (kernels.narrow_to_bf16)(src, std::slice::from_raw_parts_mut(dst.cast(), n)),
+            DType::Bf16 => (kernels.f32_to_bf16)(src, std::slice::from_raw_parts_mut(dst.cast(), n)),
             _ => std::slice::from_raw_parts_mut(dst.cast::<f16>(), n).convert_from_f32_slice(src),
         }
     }

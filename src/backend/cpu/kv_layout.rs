@@ -3,24 +3,24 @@
 use crate::ring::Ring;
 
 /// Slots of a group.
-pub(super) const GROUP: usize = 16;
+pub(super) const KEY_GROUP: usize = 16;
 /// Sinks and ring begin and end at multiples of this.
-pub(super) const PAD: u64 = 32;
+pub(super) const SLOT_ALIGN: u64 = 32;
 
 /// Dims of a row of V, as stored.
 pub(super) fn padded_dim(dim: usize) -> usize {
-    dim.next_multiple_of(GROUP)
+    dim.next_multiple_of(KEY_GROUP)
 }
 
 /// Physical slots of the sinks of a layer: where its ring begins.
 pub(super) fn ring_begin(ring: &Ring) -> u64 {
-    ring.n_sink.next_multiple_of(PAD)
+    ring.n_sink.next_multiple_of(SLOT_ALIGN)
 }
 
 /// Physical slots of one sequence.
 pub(super) fn physical_slots(ring: &Ring) -> u64 {
     // Sinks and ring slots are sums of at most two u32 each: far from overflow.
-    ring_begin(ring) + ring.ring_slots.next_multiple_of(PAD)
+    ring_begin(ring) + ring.ring_slots.next_multiple_of(SLOT_ALIGN)
 }
 
 /// Physical slot of a slot, and where its region begins.
@@ -29,13 +29,13 @@ pub(super) fn physical(ring: &Ring, slot: u64) -> (u64, u64) {
 }
 
 /// Spans of at most `size` physical slots that the visible tokens of one query can lie in.
-pub(super) fn most_spans(ring: &Ring, size: u64) -> u64 {
+pub(super) fn max_splits(ring: &Ring, size: u64) -> u64 {
     // The ring's run may break in two where it wraps.
     ring_begin(ring).div_ceil(size) + ring.ring_slots.div_ceil(size) + 1
 }
 
 /// Where the pair of keys that `key` belongs to has dim `d`, in pairs from the first of a tile's keys on.
 #[inline(always)]
-pub(super) fn pair_at(dim: usize, key: usize, d: usize) -> usize {
+pub(super) fn bf16_pair_index(dim: usize, key: usize, d: usize) -> usize {
     key / 32 * (16 * dim) + d / 16 * 256 + key % 32 / 2 * 16 + d % 16
 }

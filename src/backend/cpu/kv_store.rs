@@ -1,20 +1,20 @@
 //! Where K and V lie: per layer, then sequence, then head, then slot.
 //!
-//! The slots of sinks and of the ring each begin and end at a multiple of [`PAD`]. Within a head, K lies in groups of
-//! [`GROUP`] slots: f16 as `[dim][slot]`, bf16 as `[dim / 2][slot][2]` (a vector holds one dim, or a pair of dims, of 16
+//! The slots of sinks and of the ring each begin and end at a multiple of [`SLOT_ALIGN`]. Within a head, K lies in groups of
+//! [`KEY_GROUP`] slots: f16 as `[dim][slot]`, bf16 as `[dim / 2][slot][2]` (a vector holds one dim, or a pair of dims, of 16
 //! keys: no sums across lanes), f32 in rows. V lies in rows padded to 16 dims; bf16 in groups of 32 slots as
 //! `[dim / 16][slot / 2][dim % 16][2]`. Both layouts of bf16 are tiles of AMX as they stand.
 
 use std::marker::PhantomData;
 
 use super::element::Stored;
-use super::kv_layout::GROUP;
-use super::kv_layout::PAD;
+use super::kv_layout::KEY_GROUP;
+use super::kv_layout::SLOT_ALIGN;
+use super::kv_layout::bf16_pair_index;
 use super::kv_layout::padded_dim;
-use super::kv_layout::pair_at;
 use super::kv_layout::physical;
 use super::kv_layout::physical_slots;
-use super::simd::transpose::{GroupRows, Regroup};
+use super::simd::transpose::{GroupRows, TransposeFn};
 use crate::config::{DType, Layer, Shape};
 use crate::error::{Error, Result, Status};
 use crate::memory::{ALIGN, Buffer, Memory, with_room};
@@ -22,9 +22,9 @@ use crate::ring::Ring;
 
 /// K and V of all layers, in one block.
 #[derive(Debug)]
-pub(super) struct Store {
+pub(super) struct KvStore {
     buffer: Buffer,
-    layers: Vec<LayerStore>,
+    layers: Vec<LayerOffsets>,
     n_kv_heads: usize,
     /// Bytes of one slot of one head.
     k_slot: usize,
@@ -33,7 +33,7 @@ pub(super) struct Store {
 
 /// Byte offsets of one layer.
 #[derive(Clone, Copy, Debug)]
-struct LayerStore {
+struct LayerOffsets {
     k: usize,
     v: usize,
     slots: usize,
@@ -55,7 +55,7 @@ fn too_large() -> Error {
     Error::new(Status::OutOfMemory, "K and V of this configuration exceed the address space")
 }
 
-impl Store {
+impl KvStore {
     /// Bytes of K and V.
     pub fn bytes<'a>(shape: &Shape, mut layers: impl Iterator<Item = &'a Layer>, n_seqs: u32) -> Result<u64> {
         layers
@@ -79,7 +79,7 @@ impl Store {
         let mut at = 0;
         for layer in layers {
             let [k, v] = layer_bytes(shape, layer, n_seqs).ok_or_else(too_large)?.map(|b| b as usize);
-            offsets.push(LayerStore { k: at, v: at + k, slots: physical_slots(&layer.ring) as usize });
+            offsets.push(LayerOffsets { k: at, v: at + k, slots: physical_slots(&layer.ring) as usize });
             at += k + v;
         }
         let [k_slot, v_slot] = slot_bytes(shape);
@@ -125,7 +125,7 @@ impl Store {
         }
         let l = self.layers[layer];
         // Whole groups: the slots that come along are not visible.
-        let n = (physical(ring, slots - 1).0 + 1).next_multiple_of(PAD) as usize;
+        let n = (physical(ring, slots - 1).0 + 1).next_multiple_of(SLOT_ALIGN) as usize;
         assert!(n <= l.slots && src != dst, "{n} slots of {}, {src} to {dst}", l.slots);
         for (base, slot) in [(l.k, self.k_slot), (l.v, self.v_slot)] {
             for head in 0..self.n_kv_heads {
@@ -148,7 +148,7 @@ pub(super) struct Slots<'a> {
     n_heads: usize,
     k_slot: usize,
     v_slot: usize,
-    life: PhantomData<&'a Store>,
+    life: PhantomData<&'a KvStore>,
 }
 
 impl Slots<'_> {
@@ -157,9 +157,9 @@ impl Slots<'_> {
         head * self.slots + slot as usize
     }
 
-    /// K and V of `n` slots, a multiple of [`GROUP`], from `slot` on, a multiple of [`PAD`].
+    /// K and V of `n` slots, a multiple of [`KEY_GROUP`], from `slot` on, a multiple of [`SLOT_ALIGN`].
     pub fn read(&self, head: usize, slot: u64, n: u64) -> (*const u8, *const u8) {
-        debug_assert!(slot.is_multiple_of(PAD) && n.is_multiple_of(GROUP as u64));
+        debug_assert!(slot.is_multiple_of(SLOT_ALIGN) && n.is_multiple_of(KEY_GROUP as u64));
         let at = self.check(head, slot, n);
         (self.k.wrapping_add(at * self.k_slot), self.v.wrapping_add(at * self.v_slot))
     }
@@ -170,26 +170,26 @@ impl Slots<'_> {
     /// Nobody else may read or write the group meanwhile. `T` is the storage type, `k` and `v` are of the head's dims.
     pub unsafe fn write<T: Stored>(&self, head: usize, slot: u64, k: &[T], v: &[T]) {
         let at = self.check(head, slot, 1);
-        let lane = at % GROUP;
+        let lane = at % KEY_GROUP;
         let row = self.v_slot / size_of::<T>();
         assert!(size_of_val(k) == self.k_slot && v.len() <= row, "{} and {} dims", k.len(), v.len());
         // SAFETY: in range by the checks; heads begin at whole groups; the caller's contract.
         unsafe {
             let group = self.k.add((at - lane) * self.k_slot).cast::<T>();
-            let in_tile = at % PAD as usize;
+            let in_tile = at % SLOT_ALIGN as usize;
             let values = self.v.add((at - in_tile) * self.v_slot).cast::<T>();
             match T::DTYPE {
                 DType::F32 => std::ptr::copy_nonoverlapping(k.as_ptr(), group.add(lane * k.len()), k.len()),
-                DType::F16 => k.iter().enumerate().for_each(|(d, &x)| group.add(d * GROUP + lane).write(x)),
+                DType::F16 => k.iter().enumerate().for_each(|(d, &x)| group.add(d * KEY_GROUP + lane).write(x)),
                 DType::Bf16 => {
                     let pairs = k.as_chunks::<2>().0.iter().enumerate();
-                    pairs.for_each(|(d, &pair)| group.cast::<[T; 2]>().add(d * GROUP + lane).write(pair));
+                    pairs.for_each(|(d, &pair)| group.cast::<[T; 2]>().add(d * KEY_GROUP + lane).write(pair));
                 }
             }
             match T::DTYPE {
                 DType::Bf16 => {
-                    for (i, dims) in v.chunks(GROUP).enumerate() {
-                        let to = values.add(2 * pair_at(row, in_tile, i * GROUP) + in_tile % 2);
+                    for (i, dims) in v.chunks(KEY_GROUP).enumerate() {
+                        let to = values.add(2 * bf16_pair_index(row, in_tile, i * KEY_GROUP) + in_tile % 2);
                         dims.iter().enumerate().for_each(|(d, &x)| to.add(2 * d).write(x));
                     }
                 }
@@ -198,7 +198,7 @@ impl Slots<'_> {
         }
     }
 
-    /// Stores the tokens of a whole group in f16 or bf16: what [`Self::write`] of each would. `slot` is a multiple of [`GROUP`].
+    /// Stores the tokens of a whole group in f16 or bf16: what [`Self::write`] of each would. `slot` is a multiple of [`KEY_GROUP`].
     ///
     /// # Safety
     /// Nobody else may read or write the group meanwhile. `T` is the storage type, the functions are its kernels' and their instruction set is available; each
@@ -209,19 +209,19 @@ impl Slots<'_> {
         slot: u64,
         k: &GroupRows,
         (v, dim_v): (&GroupRows, usize),
-        group_keys: Regroup,
-        pair_values: Regroup,
+        transpose_keys: TransposeFn,
+        interleave_values: TransposeFn,
     ) {
-        let at = self.check(head, slot, GROUP as u64);
+        let at = self.check(head, slot, KEY_GROUP as u64);
         let (dim, row) = (self.k_slot / size_of::<u16>(), self.v_slot / size_of::<u16>());
-        assert!(at.is_multiple_of(GROUP) && dim_v <= row, "a group at {slot}, {dim_v} dims");
+        assert!(at.is_multiple_of(KEY_GROUP) && dim_v <= row, "a group at {slot}, {dim_v} dims");
         // SAFETY: in range by the checks; heads begin at whole tiles; the caller's contract.
         unsafe {
-            group_keys(k, dim, self.k.add(at * self.k_slot).cast());
+            transpose_keys(k, dim, self.k.add(at * self.k_slot).cast());
             if T::DTYPE == DType::Bf16 {
-                let in_tile = at % PAD as usize;
+                let in_tile = at % SLOT_ALIGN as usize;
                 let values = self.v.add((at - in_tile) * self.v_slot).cast::<u16>();
-                pair_values(v, dim_v, values.add(2 * pair_at(row, in_tile, 0)));
+                interleave_values(v, dim_v, values.add(2 * bf16_pair_index(row, in_tile, 0)));
             } else {
                 let values = self.v.add(at * self.v_slot).cast::<u16>();
                 v.iter().enumerate().for_each(|(i, &v)| std::ptr::copy_nonoverlapping(v, values.add(i * row), dim_v));

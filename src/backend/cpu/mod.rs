@@ -17,13 +17,13 @@ mod worker;
 
 use half::{bf16, f16};
 
-use self::kv_store::Store;
-use self::schedule::Kind;
-use self::schedule::Round;
+use self::kv_store::KvStore;
+use self::schedule::AttendPath;
+use self::schedule::ChunkRange;
 use self::schedule::share;
 use self::scratch::ScratchPool;
 use self::simd::Kernels;
-use self::split_kv::Spans;
+use self::split_kv::SplitPartials;
 use self::worker::Worker;
 use super::{Backend, Job, KernelChoice, TokenCall};
 use crate::batch::Entry;
@@ -39,9 +39,9 @@ const PARALLEL_APPEND: u64 = 1 << 16;
 /// K and V of all layers in host memory.
 #[derive(Debug)]
 pub(crate) struct Cpu {
-    store: Store,
+    store: KvStore,
     scratch: ScratchPool,
-    spans: Spans,
+    splits: SplitPartials,
     kernels: Kernels,
     isa: Isa,
 }
@@ -55,10 +55,10 @@ impl Cpu {
         n_threads: u32,
     ) -> Result<u64> {
         let too_large = || Error::new(Status::OutOfMemory, "K, V and scratch exceed 2^64 bytes");
-        let spans = Spans::bytes(shape, layers.clone(), n_seqs, n_threads).ok_or_else(too_large)?;
-        let kv = Store::bytes(shape, layers, n_seqs)?;
+        let splits = SplitPartials::bytes(shape, layers.clone(), n_seqs, n_threads).ok_or_else(too_large)?;
+        let kv = KvStore::bytes(shape, layers, n_seqs)?;
         let scratch = ScratchPool::bytes(shape, n_threads) as u64;
-        kv.checked_add(scratch).and_then(|b| b.checked_add(spans)).ok_or_else(too_large)
+        kv.checked_add(scratch).and_then(|b| b.checked_add(splits)).ok_or_else(too_large)
     }
 
     /// Allocates everything the cache will ever use.
@@ -73,8 +73,8 @@ impl Cpu {
         let isa = Isa::choose(isa)?;
         Ok(Self {
             scratch: ScratchPool::new(shape, n_threads, memory)?,
-            spans: Spans::new(shape, layers.clone(), n_seqs, n_threads, memory)?,
-            store: Store::new(shape, layers, n_seqs, memory)?,
+            splits: SplitPartials::new(shape, layers.clone(), n_seqs, n_threads, memory)?,
+            store: KvStore::new(shape, layers, n_seqs, memory)?,
             kernels: Kernels::new(isa, shape.kv_dtype),
             isa,
         })
@@ -111,7 +111,7 @@ impl Cpu {
         })
     }
 
-    fn append_all<T: element::Stored>(&self, job: &Job<'_>, exec: &Executor, round: Round) -> Result<()> {
+    fn append_all<T: element::Stored>(&self, job: &Job<'_>, exec: &Executor, round: ChunkRange) -> Result<()> {
         let shape = job.shape;
         let heads = shape.n_kv_heads as u64;
         let rows: u64 = job.entries.iter().map(|e| round.tokens(e).end - round.tokens(e).start).sum();
@@ -133,13 +133,15 @@ impl Cpu {
         })
     }
 
-    fn attend_all(&self, job: &Job<'_>, exec: &Executor, round: Round) -> Result<()> {
+    fn attend_all(&self, job: &Job<'_>, exec: &Executor, round: ChunkRange) -> Result<()> {
         let heads = job.shape.n_kv_heads as u64;
-        let kind = |e: &Entry| Kind::new(job.shape, &round.tokens(e));
+        let kind = |e: &Entry| AttendPath::new(job.shape, &round.tokens(e));
         let units: u64 = job.entries.iter().map(|e| kind(e).units() * heads).sum();
-        if exec.width() > 1 && units < 4 * u64::from(exec.width()) && self.spans.fits(job, |e| kind(e) == Kind::Decode)
+        if exec.width() > 1
+            && units < 4 * u64::from(exec.width())
+            && self.splits.fits(job, |e| kind(e) == AttendPath::Decode)
         {
-            return self.attend_spans(job, exec, round);
+            return self.attend_splits(job, exec, round);
         }
         self.share_out(job, exec, units, |worker, at| {
             let (entry, before) = worker.entry_of(at, |e| kind(e).units() * heads);
@@ -151,20 +153,20 @@ impl Cpu {
 
     /// Too few heads for the threads there are: spans of one head are computed by different threads, and merged in order
     /// by whoever is last.
-    fn attend_spans(&self, job: &Job<'_>, exec: &Executor, round: Round) -> Result<()> {
+    fn attend_splits(&self, job: &Job<'_>, exec: &Executor, round: ChunkRange) -> Result<()> {
         let heads = job.shape.n_kv_heads as u64;
-        let count = |e: &Entry| schedule::span_count(job, e, &round.tokens(e));
-        let begun = self.spans.begin(job, |e| count(e));
+        let count = |e: &Entry| schedule::split_count(job, e, &round.tokens(e));
+        let begun = self.splits.begin(job, |e| count(e));
         self.share_out(job, exec, begun, |worker, at| {
             let (entry, before) = worker.entry_of(at, |e| count(e) * heads);
             let (n, at) = (count(entry), at - before);
             let unit = worker.entry_index() as u64 * heads + at / n;
-            worker.attend_span(entry, &round.tokens(entry), (at / n) as usize, at % n, &self.spans, unit as usize);
+            worker.attend_split(entry, &round.tokens(entry), (at / n) as usize, at % n, &self.splits, unit as usize);
         })
     }
 
     fn run_typed<T: element::Stored>(&self, job: &Job<'_>, exec: &Executor) -> Result<()> {
-        for round in Round::all(job) {
+        for round in ChunkRange::all(job) {
             if job.append.is_some() {
                 self.append_all::<T>(job, exec, round)?;
             }
@@ -180,7 +182,7 @@ impl Cpu {
         let mut worker = unsafe { self.worker(job, ith) };
         for (entry, heads) in share(job.entries, job.shape.n_kv_heads, ith, nth) {
             // One head's chunk is stored and attended before its next chunk may overwrite what the queries still see.
-            for round in Round::all(job) {
+            for round in ChunkRange::all(job) {
                 let tokens = round.tokens(entry);
                 if tokens.is_empty() {
                     break;
@@ -190,7 +192,7 @@ impl Cpu {
                 }
                 for head in heads.clone() {
                     if job.attend.is_some() {
-                        let units = Kind::new(job.shape, &tokens).units();
+                        let units = AttendPath::new(job.shape, &tokens).units();
                         (0..units).for_each(|unit| worker.attend(entry, &tokens, head, unit));
                     }
                 }
@@ -219,10 +221,10 @@ impl Backend for Cpu {
     fn choice(&self, shape: &Shape, call: TokenCall, n_tokens: u64) -> KernelChoice {
         // AMX serves chunks alone.
         let plain = if self.isa == Isa::Amx { Isa::Avx512 } else { self.isa };
-        let (kernel, isa) = match (call, Kind::new(shape, &(0..n_tokens))) {
-            (TokenCall::Append, _) | (_, Kind::Nothing) => ("append", plain),
-            (_, Kind::Decode) => ("decode", plain),
-            (_, Kind::Tiles(_)) => ("chunk", chunk::isa_for_chunks(shape, self.isa)),
+        let (kernel, isa) = match (call, AttendPath::new(shape, &(0..n_tokens))) {
+            (TokenCall::Append, _) | (_, AttendPath::Nothing) => ("append", plain),
+            (_, AttendPath::Decode) => ("decode", plain),
+            (_, AttendPath::TileConfig(_)) => ("chunk", chunk::isa_for_chunks(shape, self.isa)),
         };
         let kernel = format!("cpu_{kernel}_{}", isa.name());
         KernelChoice { kernel, launches: 0, grid: [0; 3], threads: 0, shared_bytes: 0, n_splits: 0 }

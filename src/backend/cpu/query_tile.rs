@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-use super::element::{save, view};
+use super::element::{as_f32, store_scaled};
 use super::kv_layout::padded_dim;
-use super::rope_cache::{Angles, EntryTokens};
+use super::rope_cache::{EntryTokens, RopeCache};
 use super::scratch::Scratch;
 use super::simd::Kernels;
 use super::simd::prefetch::prefetch;
-use super::simd::softmax::Seen;
-use super::visibility::Sight;
+use super::simd::softmax::ColumnRange;
+use super::visibility::VisibleRange;
 use super::visibility::{Block, blocks};
 use crate::backend::{AttendRows, Job};
 use crate::batch::Entry;
@@ -17,7 +17,7 @@ use crate::config::PositionMode;
 
 /// Rows of one entry and KV head.
 #[derive(Clone, Debug)]
-pub(super) struct Tile<'a> {
+pub(super) struct QueryTile<'a> {
     pub job: &'a Job<'a>,
     pub io: &'a AttendRows,
     pub entry: &'a Entry,
@@ -29,7 +29,7 @@ pub(super) struct Tile<'a> {
     pub rows: usize,
 }
 
-impl Tile<'_> {
+impl QueryTile<'_> {
     /// Entry-relative token of a row.
     pub fn token(&self, row: usize) -> u64 {
         self.tokens.start + (self.first_row + row as u64) / self.job.shape.group as u64
@@ -41,9 +41,9 @@ impl Tile<'_> {
         self.head * group + ((self.first_row + row as u64) % group as u64) as usize
     }
 
-    pub fn sight(&self, row: usize) -> Sight {
+    pub fn visible_range(&self, row: usize) -> VisibleRange {
         let index = self.entry.first + self.token(row);
-        Sight { index, evicted: self.job.layer.ring.evicted(index + 1, self.entry.floor) }
+        VisibleRange { index, evicted: self.job.layer.ring.evicted(index + 1, self.entry.floor) }
     }
 
     /// At most `rows` of its rows, from `first` on.
@@ -53,16 +53,16 @@ impl Tile<'_> {
     }
 
     /// Whether every row sees all keys of a block.
-    pub fn sees_all(&self, block: &Block) -> bool {
+    pub fn all_visible(&self, block: &Block) -> bool {
         // What a row sees neither begins nor ends before what the row before it sees.
         let ring = &self.job.layer.ring;
-        let [first, last] = [0, self.rows - 1].map(|r| block.columns(ring, self.sight(r)));
+        let [first, last] = [0, self.rows - 1].map(|r| block.columns(ring, self.visible_range(r)));
         last.start == block.lo && first.end == block.hi
     }
 
     /// The sinks and the window tokens that any row sees.
     pub fn keys(&self) -> [Range<u64>; 2] {
-        let (ring, first, last) = (&self.job.layer.ring, self.sight(0), self.sight(self.rows - 1));
+        let (ring, first, last) = (&self.job.layer.ring, self.visible_range(0), self.visible_range(self.rows - 1));
         [last.keys(ring, true), first.keys(ring, false).start..last.index + 1]
     }
 
@@ -73,21 +73,21 @@ impl Tile<'_> {
         blocks(ring, sinks, size).chain(blocks(ring, window, size))
     }
 
-    /// What its rows see of a block, into `seen`, as many as `sights`.
-    pub fn look(&self, block: &Block, sights: &[Sight], seen: &mut [Seen]) {
+    /// What its rows see of a block, into `visible`, as many as `ranges`.
+    pub fn visible_columns(&self, block: &Block, ranges: &[VisibleRange], visible: &mut [ColumnRange]) {
         let layer = self.job.layer;
-        for (r, (sight, seen)) in sights.iter().zip(seen).enumerate() {
-            let columns = block.columns(&layer.ring, *sight);
-            *seen = Seen { from: columns.start, to: columns.end, ..Seen::default() };
+        for (r, (visible_range, visible)) in ranges.iter().zip(visible).enumerate() {
+            let columns = block.columns(&layer.ring, *visible_range);
+            *visible = ColumnRange { from: columns.start, to: columns.end, ..ColumnRange::default() };
             if !layer.alibi_slopes.is_empty() && !columns.is_empty() {
-                seen.slope = layer.alibi_slopes[self.q_head(r)];
-                seen.distance = sight.distance(block.sinks, block.token(columns.end - 1)) as f32;
+                visible.slope = layer.alibi_slopes[self.q_head(r)];
+                visible.distance = visible_range.distance(block.sinks, block.token(columns.end - 1)) as f32;
             }
         }
     }
 
     /// Reads and rotates the queries, and empties their softmax.
-    pub fn load(&self, kernels: &Kernels, angles: &mut Angles, scratch: &mut Scratch<'_>) {
+    pub fn load(&self, kernels: &Kernels, angles: &mut RopeCache, scratch: &mut Scratch<'_>) {
         let (layer, shape) = (self.job.layer, self.job.shape);
         let (dim, half) = (shape.head_dim, layer.frequencies.len());
         let tokens = EntryTokens { job: self.job, entry: self.entry, tokens: &self.tokens };
@@ -101,7 +101,7 @@ impl Tile<'_> {
                 prefetch::<false>(next, dim * shape.in_dtype.size());
             }
             // SAFETY: the caller's rows, resolved for this batch and these dims.
-            let x = unsafe { view(shape.in_dtype, self.io.q.at(self.entry.row + token, head), dim, scratch.row) };
+            let x = unsafe { as_f32(shape.in_dtype, self.io.q.at(self.entry.row + token, head), dim, scratch.row) };
             let q = &mut scratch.q[r * dim..(r + 1) * dim];
             let q_sink = &mut scratch.q_sink[r * dim..(r + 1) * dim];
             // SAFETY: the kernels' instruction set is available.
@@ -114,7 +114,7 @@ impl Tile<'_> {
                     q.copy_from_slice(x);
                 }
             }
-            scratch.sights[r] = self.sight(r);
+            scratch.ranges[r] = self.visible_range(r);
             // A learned sink is a key with this score and a value of zero.
             (scratch.max[r], scratch.sum[r]) = match layer.sink_logits.get(head) {
                 Some(&logit) => (logit, 1.0),
@@ -139,7 +139,7 @@ impl Tile<'_> {
             let scale = scratch.sum[r].recip();
             // SAFETY: the caller's rows, resolved for this batch; nobody else computes this row, and rows do not overlap.
             unsafe {
-                save(shape.out_dtype, acc, scale, self.io.out.at(row, head), kernels);
+                store_scaled(shape.out_dtype, acc, scale, self.io.out.at(row, head), kernels);
                 if let Some(lse) = self.io.lse {
                     let value = f64::from(scratch.max[r]) + f64::from(scratch.sum[r]).ln();
                     lse.at(row, head).cast::<f32>().write(value as f32);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::scratch::{SLAB, Scratch};
+use super::scratch::{ROPE_SLAB, Scratch};
 use super::simd::Kernels;
 use crate::backend::Job;
 use crate::batch::Entry;
@@ -19,12 +19,12 @@ pub(super) struct EntryTokens<'a> {
 
 /// Which tokens the angles in scratch belong to: they are the tokens', not the heads'.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Angles {
+pub(super) struct RopeCache {
     /// Sequence and entry-relative tokens; for keys alone, or for queries too.
     held: Option<(usize, Range<u64>, bool)>,
 }
 
-impl Angles {
+impl RopeCache {
     /// Row of the angles of a token for its queries; computes those of its slab, as far as the tokens go.
     pub fn of_query(
         &mut self,
@@ -43,8 +43,8 @@ impl Angles {
             unsafe {
                 if layer.position_mode == PositionMode::Rope {
                     (kernels.angles)(&layer.frequencies, position, layer.mscale, cos, sin);
-                    let turned = position.wrapping_sub(evicted);
-                    (kernels.angles)(&layer.frequencies, turned, layer.mscale, cos_sink, sin_sink);
+                    let rotated = position.wrapping_sub(evicted);
+                    (kernels.angles)(&layer.frequencies, rotated, layer.mscale, cos_sink, sin_sink);
                 } else {
                     // The host has rotated and scaled: turn back by E, purely.
                     (kernels.angles)(&layer.frequencies, 0_u64.wrapping_sub(evicted), 1.0, cos_sink, sin_sink);
@@ -84,7 +84,7 @@ impl Angles {
             return (token - held.start) as usize;
         }
         // No more tokens than scratch has room for, which is no less than a chunk or a slab.
-        let slab = SLAB.min(job.shape.max_chunk);
+        let slab = ROPE_SLAB.min(job.shape.max_chunk);
         let start = tokens.start + (token - tokens.start) / slab * slab;
         let held = start..tokens.end.min(start + slab);
         for (i, t) in held.clone().enumerate() {

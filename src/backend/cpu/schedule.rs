@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::query_tile::Tile;
-use super::scratch::{FEW_ROWS, SPAN, TILE};
+use super::query_tile::QueryTile;
+use super::scratch::{DECODE_ROWS, SPLIT_KEYS, TILE_ROWS};
 use crate::backend::Job;
 use crate::batch::Entry;
 use crate::config::Shape;
@@ -11,25 +11,25 @@ use crate::config::Shape;
 /// How an entry's queries are computed: it depends on nothing but their number and the cache's settings, so that neither
 /// threads nor other sequences change a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum AttendPath {
     /// All rows of a head at once.
     Decode,
     /// This many tiles for each head.
-    Tiles(u64),
+    TileConfig(u64),
     /// No tokens in this round.
     Nothing,
 }
 
-impl Kind {
+impl AttendPath {
     pub fn new(shape: &Shape, tokens: &Range<u64>) -> Self {
         let n = tokens.end - tokens.start;
         let rows = n * shape.group as u64;
         if n == 0 {
             Self::Nothing
-        } else if rows <= FEW_ROWS as u64 || (n == 1 && rows <= TILE as u64) {
+        } else if rows <= DECODE_ROWS as u64 || (n == 1 && rows <= TILE_ROWS as u64) {
             Self::Decode
         } else {
-            Self::Tiles(rows.div_ceil(TILE as u64))
+            Self::TileConfig(rows.div_ceil(TILE_ROWS as u64))
         }
     }
 
@@ -37,32 +37,37 @@ impl Kind {
     pub fn units(self) -> u64 {
         match self {
             Self::Decode => 1,
-            Self::Tiles(n) => n,
+            Self::TileConfig(n) => n,
             Self::Nothing => 0,
         }
     }
 }
 
 /// All rows of an entry's head.
-pub(super) fn all_rows<'a>(job: &'a Job<'a>, entry: &'a Entry, tokens: &Range<u64>, head: usize) -> Option<Tile<'a>> {
+pub(super) fn all_rows<'a>(
+    job: &'a Job<'a>,
+    entry: &'a Entry,
+    tokens: &Range<u64>,
+    head: usize,
+) -> Option<QueryTile<'a>> {
     let io = job.attend.as_ref()?;
     let rows = (tokens.end - tokens.start) as usize * job.shape.group;
-    Some(Tile { job, io, entry, tokens: tokens.clone(), head, first_row: 0, rows })
+    Some(QueryTile { job, io, entry, tokens: tokens.clone(), head, first_row: 0, rows })
 }
 
 /// Spans of a decode of one head.
-pub(super) fn span_count(job: &Job<'_>, entry: &Entry, tokens: &Range<u64>) -> u64 {
-    all_rows(job, entry, tokens, 0).map_or(0, |tile| tile.blocks(SPAN as u64).count() as u64)
+pub(super) fn split_count(job: &Job<'_>, entry: &Entry, tokens: &Range<u64>) -> u64 {
+    all_rows(job, entry, tokens, 0).map_or(0, |tile| tile.blocks(SPLIT_KEYS as u64).count() as u64)
 }
 
 /// The tokens of each entry that are appended, and attended, before the next ones may overwrite what they see.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Round {
+pub(super) struct ChunkRange {
     at: u64,
     step: u64,
 }
 
-impl Round {
+impl ChunkRange {
     pub fn all(job: &Job<'_>) -> impl Iterator<Item = Self> + use<> {
         let longest = job.entries.iter().map(|e| e.n).max().unwrap_or(0);
         let step = if job.append.is_some() && job.attend.is_some() { job.shape.max_chunk } else { longest };

@@ -1,30 +1,30 @@
 //! Working memory of the kernels: one part per thread, had at create.
 
-use super::kv_layout::{GROUP, padded_dim};
-use super::simd::softmax::Seen;
-use super::visibility::Sight;
+use super::kv_layout::{KEY_GROUP, padded_dim};
+use super::simd::softmax::ColumnRange;
+use super::visibility::VisibleRange;
 use crate::config::Shape;
 use crate::error::Result;
 use crate::memory::{ALIGN, Buffer, Memory};
 
 /// Keys of a block of a chunk's tile.
-pub(super) const BLOCK: usize = 256;
+pub(super) const KEY_BLOCK: usize = 256;
 /// From a row of a block's scores to the next: rows do not fall into the same sets of a cache.
-pub(super) const STRIDE: usize = BLOCK + 32;
+pub(super) const SCORE_STRIDE: usize = KEY_BLOCK + 32;
 /// Keys of a span of a decode: its softmax is computed by itself and merged in order.
-pub(super) const SPAN: usize = 512;
+pub(super) const SPLIT_KEYS: usize = 512;
 /// Most rows (tokens times heads of a group) of a chunk's tile: keys and values are packed once for them.
-pub(super) const TILE: usize = 256;
+pub(super) const TILE_ROWS: usize = 256;
 /// Most rows of a tile that are scored together, a multiple of the six that kernels take at once.
-pub(super) const SUB: usize = 48;
+pub(super) const SUBTILE_ROWS: usize = 48;
 /// Up to this many rows an entry is a decode.
-pub(super) const FEW_ROWS: usize = 20;
+pub(super) const DECODE_ROWS: usize = 20;
 /// Tokens whose angles are kept at a time.
-pub(super) const SLAB: u64 = 512;
+pub(super) const ROPE_SLAB: u64 = 512;
 
 /// Rows the scores of a decode have room for.
 pub(super) fn decode_rows(shape: &Shape) -> usize {
-    shape.group.clamp(FEW_ROWS, TILE)
+    shape.group.clamp(DECODE_ROWS, TILE_ROWS)
 }
 
 /// Working memory of one part. Rows are padded to 16 elements; sizes are those of [`sizes`].
@@ -36,28 +36,28 @@ pub(super) struct Scratch<'a> {
     pub sin: &'a mut [f32],
     pub cos_sink: &'a mut [f32],
     pub sin_sink: &'a mut [f32],
-    /// `[TILE][head_dim]` queries for the window and for the sinks.
+    /// `[TILE_ROWS][head_dim]` queries for the window and for the sinks.
     pub q: &'a mut [f32],
     pub q_sink: &'a mut [f32],
-    /// The same in bfloat16: `[2][TILE][head_dim]`, what the first rounds off in the second. Or as halves, each twice.
-    pub q_tiles: &'a mut [f32],
-    pub q_sink_tiles: &'a mut [f32],
-    /// `[TILE][head_dim_v]` weighted sums.
+    /// The same in bfloat16: `[2][TILE_ROWS][head_dim]`, what the first rounds off in the second. Or as halves, each twice.
+    pub q_packed: &'a mut [f32],
+    pub q_sink_packed: &'a mut [f32],
+    /// `[TILE_ROWS][head_dim_v]` weighted sums.
     pub acc: &'a mut [f32],
     /// `[decode_rows][head_dim_v]` those of one span.
     pub part: &'a mut [f32],
-    /// `[TILE]` running maximum and denominator, and those of one span (or, of halves, what queries were divided by).
+    /// `[TILE_ROWS]` running maximum and denominator, and those of one span (or, of halves, what queries were divided by).
     pub max: &'a mut [f32],
     pub sum: &'a mut [f32],
-    pub part_max: &'a mut [f32],
-    pub part_sum: &'a mut [f32],
-    /// `[TILE]` what earlier sums are worth now.
-    pub keep: &'a mut [f32],
-    /// `[decode_rows][SPAN]` or `[SUB][STRIDE]` scores, then weights.
+    pub partial_max: &'a mut [f32],
+    pub partial_sum: &'a mut [f32],
+    /// `[TILE_ROWS]` what earlier sums are worth now.
+    pub alpha: &'a mut [f32],
+    /// `[decode_rows][SPLIT_KEYS]` or `[SUBTILE_ROWS][SCORE_STRIDE]` scores, then weights.
     pub scores: &'a mut [f32],
-    /// `[2][SUB][STRIDE]` weights in bfloat16, or as halves, each twice.
-    pub weights: &'a mut [f32],
-    /// `[BLOCK][head_dim]`, `[BLOCK][head_dim_v]` keys and values as f32, or as pairs of bfloat16.
+    /// `[2][SUBTILE_ROWS][SCORE_STRIDE]` weights in bfloat16, or as halves, each twice.
+    pub probs: &'a mut [f32],
+    /// `[KEY_BLOCK][head_dim]`, `[KEY_BLOCK][head_dim_v]` keys and values as f32, or as pairs of bfloat16.
     pub k: &'a mut [f32],
     pub v: &'a mut [f32],
     /// `[head_dim]`, `[head_dim_v]` a row as it comes, and rotated.
@@ -65,19 +65,19 @@ pub(super) struct Scratch<'a> {
     pub rotated: &'a mut [f32],
     pub row_v: &'a mut [f32],
     /// What each row of the tile sees, and what of a block.
-    pub sights: [Sight; TILE],
-    pub seen: [Seen; TILE],
+    pub ranges: [VisibleRange; TILE_ROWS],
+    pub visible: [ColumnRange; TILE_ROWS],
 }
 
 const FIELDS: usize = 22;
 
 /// Sizes in f32 elements of the fields of [`Scratch`], in order.
 fn sizes(shape: &Shape) -> [usize; FIELDS] {
-    let slab = shape.max_chunk.min(SLAB) as usize;
+    let slab = shape.max_chunk.min(ROPE_SLAB) as usize;
     let (dim, dim_v) = (shape.head_dim, padded_dim(shape.head_dim_v));
-    let (trig, q, rows) = (slab * dim / 2, TILE * dim, decode_rows(shape));
+    let (trig, q, rows) = (slab * dim / 2, TILE_ROWS * dim, decode_rows(shape));
     // What AMX alone needs takes no memory on other architectures.
-    let (q_tiles, weights) = if cfg!(target_arch = "x86_64") { (q, SUB * STRIDE) } else { (0, 0) };
+    let (q_packed, probs) = if cfg!(target_arch = "x86_64") { (q, SUBTILE_ROWS * SCORE_STRIDE) } else { (0, 0) };
     [
         trig,
         trig,
@@ -85,24 +85,24 @@ fn sizes(shape: &Shape) -> [usize; FIELDS] {
         trig,
         q,
         q,
-        q_tiles,
-        q_tiles,
-        TILE * dim_v,
+        q_packed,
+        q_packed,
+        TILE_ROWS * dim_v,
         rows * dim_v,
-        TILE,
-        TILE,
-        TILE,
-        TILE,
-        TILE,
-        (rows * SPAN).max(SUB * STRIDE),
-        weights,
-        BLOCK * dim,
-        BLOCK * dim_v,
+        TILE_ROWS,
+        TILE_ROWS,
+        TILE_ROWS,
+        TILE_ROWS,
+        TILE_ROWS,
+        (rows * SPLIT_KEYS).max(SUBTILE_ROWS * SCORE_STRIDE),
+        probs,
+        KEY_BLOCK * dim,
+        KEY_BLOCK * dim_v,
         dim,
         dim,
         dim_v,
     ]
-    .map(|n| n.next_multiple_of(GROUP))
+    .map(|n| n.next_multiple_of(KEY_GROUP))
 }
 
 /// The parts of all threads.
@@ -145,17 +145,17 @@ impl ScratchPool {
             sin_sink,
             q,
             q_sink,
-            q_tiles,
-            q_sink_tiles,
+            q_packed,
+            q_sink_packed,
             acc,
             part,
             max,
             sum,
-            part_max,
-            part_sum,
-            keep,
+            partial_max,
+            partial_sum,
+            alpha,
             scores,
-            weights,
+            probs,
             k,
             v,
             row,
@@ -169,24 +169,24 @@ impl ScratchPool {
             sin_sink,
             q,
             q_sink,
-            q_tiles,
-            q_sink_tiles,
+            q_packed,
+            q_sink_packed,
             acc,
             part,
             max,
             sum,
-            part_max,
-            part_sum,
-            keep,
+            partial_max,
+            partial_sum,
+            alpha,
             scores,
-            weights,
+            probs,
             k,
             v,
             row,
             rotated,
             row_v,
-            sights: [Sight::default(); TILE],
-            seen: [Seen::default(); TILE],
+            ranges: [VisibleRange::default(); TILE_ROWS],
+            visible: [ColumnRange::default(); TILE_ROWS],
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::kv_layout::{most_spans, padded_dim};
-use super::scratch::{SPAN, decode_rows};
+use super::kv_layout::{max_splits, padded_dim};
+use super::scratch::{SPLIT_KEYS, decode_rows};
 use crate::backend::Job;
 use crate::batch::Entry;
 use crate::config::{Layer, Shape};
@@ -12,7 +12,7 @@ use crate::memory::{Buffer, Memory, with_room};
 
 /// The softmax of one span.
 #[derive(Debug)]
-pub(super) struct Part<'a> {
+pub(super) struct Partial<'a> {
     /// `[rows]`.
     pub max: &'a mut [f32],
     pub sum: &'a mut [f32],
@@ -22,11 +22,11 @@ pub(super) struct Part<'a> {
 
 /// Partial results of all spans of a few heads.
 #[derive(Debug)]
-pub(super) struct Spans {
+pub(super) struct SplitPartials {
     buffer: Buffer,
     /// Spans still to come of each unit (an entry's head).
     left: Vec<AtomicU32>,
-    spans: u64,
+    splits: u64,
     /// f32 elements of one span.
     size: usize,
 }
@@ -37,7 +37,7 @@ fn units(shape: &Shape, n_seqs: u32, n_threads: u32) -> u64 {
 }
 
 fn most<'a>(layers: impl Iterator<Item = &'a Layer>) -> u64 {
-    layers.map(|l| most_spans(&l.ring, SPAN as u64)).max().unwrap_or(0)
+    layers.map(|l| max_splits(&l.ring, SPLIT_KEYS as u64)).max().unwrap_or(0)
 }
 
 /// Elements of one span: maxima, sums, weighted values.
@@ -45,7 +45,7 @@ fn size(shape: &Shape) -> usize {
     decode_rows(shape) * (2 + padded_dim(shape.head_dim_v))
 }
 
-impl Spans {
+impl SplitPartials {
     /// Bytes; `None` on overflow.
     pub fn bytes<'a>(
         shape: &Shape,
@@ -54,8 +54,8 @@ impl Spans {
         n_threads: u32,
     ) -> Option<u64> {
         let units = units(shape, n_seqs, n_threads);
-        let span = (size(shape) * size_of::<f32>()) as u64;
-        (span * units).checked_mul(most(layers))?.checked_add(units * size_of::<AtomicU32>() as u64)
+        let split = (size(shape) * size_of::<f32>()) as u64;
+        (split * units).checked_mul(most(layers))?.checked_add(units * size_of::<AtomicU32>() as u64)
     }
 
     pub fn new<'a>(
@@ -65,13 +65,13 @@ impl Spans {
         n_threads: u32,
         memory: Memory,
     ) -> Result<Self> {
-        let (n, spans, size) = (units(shape, n_seqs, n_threads), most(layers), size(shape));
+        let (n, splits, size) = (units(shape, n_seqs, n_threads), most(layers), size(shape));
         let mut left = with_room(n as usize, "span counters")?;
         left.resize_with(n as usize, AtomicU32::default);
         // At most 4,096 units: a product that overflows is a size that cannot be had.
-        let bytes = (n * size as u64 * size_of::<f32>() as u64).saturating_mul(spans);
+        let bytes = (n * size as u64 * size_of::<f32>() as u64).saturating_mul(splits);
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        Ok(Self { buffer: Buffer::zeroed(memory, bytes, "spans")?, left, spans, size })
+        Ok(Self { buffer: Buffer::zeroed(memory, bytes, "spans")?, left, splits, size })
     }
 
     /// Whether all units of a job can share threads.
@@ -85,25 +85,25 @@ impl Spans {
         let mut total = 0;
         for (entry, left) in job.entries.iter().zip(self.left.chunks(heads)) {
             let n = count(entry);
-            assert!(n <= self.spans, "{n} spans, room for {}", self.spans);
+            assert!(n <= self.splits, "{n} spans, room for {}", self.splits);
             left.iter().for_each(|l| l.store(n as u32, Ordering::Relaxed));
             total += n * heads as u64;
         }
         total
     }
 
-    fn at(&self, unit: usize, span: u64) -> *mut f32 {
-        assert!(unit < self.left.len() && span < self.spans, "span {span} of unit {unit}");
-        self.buffer.as_ptr().cast::<f32>().wrapping_add((unit * self.spans as usize + span as usize) * self.size)
+    fn at(&self, unit: usize, split: u64) -> *mut f32 {
+        assert!(unit < self.left.len() && split < self.splits, "split {split} of unit {unit}");
+        self.buffer.as_ptr().cast::<f32>().wrapping_add((unit * self.splits as usize + split as usize) * self.size)
     }
 
     /// Keeps the softmax of one span.
     ///
     /// # Safety
     /// Nobody else may have this span meanwhile.
-    pub unsafe fn put(&self, unit: usize, span: u64, rows: usize, dim: usize, part: &Part<'_>) {
+    pub unsafe fn put(&self, unit: usize, split: u64, rows: usize, dim: usize, part: &Partial<'_>) {
         // SAFETY: the caller's contract.
-        let mine = unsafe { self.part(unit, span, rows, dim) };
+        let mine = unsafe { self.part(unit, split, rows, dim) };
         mine.max.copy_from_slice(&part.max[..rows]);
         mine.sum.copy_from_slice(&part.sum[..rows]);
         mine.acc.copy_from_slice(&part.acc[..rows * dim]);
@@ -113,12 +113,12 @@ impl Spans {
     ///
     /// # Safety
     /// As [`Self::put`].
-    pub unsafe fn part(&self, unit: usize, span: u64, rows: usize, dim: usize) -> Part<'_> {
+    pub unsafe fn part(&self, unit: usize, split: u64, rows: usize, dim: usize) -> Partial<'_> {
         assert!(rows * (2 + dim) <= self.size, "{rows} rows of {dim} dims");
-        let at = self.at(unit, span);
+        let at = self.at(unit, split);
         // SAFETY: within the buffer by the checks, initialised, disjoint; the caller's contract.
         unsafe {
-            Part {
+            Partial {
                 max: std::slice::from_raw_parts_mut(at, rows),
                 sum: std::slice::from_raw_parts_mut(at.add(rows), rows),
                 acc: std::slice::from_raw_parts_mut(at.add(2 * rows), rows * dim),
@@ -134,18 +134,18 @@ impl Spans {
 }
 
 /// Adds the softmax of a span to that of the spans before it.
-pub(super) fn merge(rows: usize, dim: usize, state: &mut Part<'_>, part: &Part<'_>) {
+pub(super) fn merge(rows: usize, dim: usize, state: &mut Partial<'_>, part: &Partial<'_>) {
     for r in 0..rows {
-        let (max, part_max) = (state.max[r], part.max[r]);
-        let new = max.max(part_max);
+        let (max, partial_max) = (state.max[r], part.max[r]);
+        let new = max.max(partial_max);
         // Nothing with a weight, and no maximum to subtract. A NaN must show.
-        if part_max == f32::NEG_INFINITY && part.sum[r] == 0.0 {
+        if partial_max == f32::NEG_INFINITY && part.sum[r] == 0.0 {
             continue;
         }
-        let (keep, take) = ((max - new).exp(), (part_max - new).exp());
+        let (alpha, take) = ((max - new).exp(), (partial_max - new).exp());
         state.max[r] = new;
-        state.sum[r] = state.sum[r] * keep + part.sum[r] * take;
+        state.sum[r] = state.sum[r] * alpha + part.sum[r] * take;
         let acc = &mut state.acc[r * dim..(r + 1) * dim];
-        acc.iter_mut().zip(&part.acc[r * dim..]).for_each(|(a, p)| *a = *a * keep + p * take);
+        acc.iter_mut().zip(&part.acc[r * dim..]).for_each(|(a, p)| *a = *a * alpha + p * take);
     }
 }

@@ -2,19 +2,19 @@
 
 use std::ops::Range;
 
-use super::kv_layout::{PAD, physical};
+use super::kv_layout::{SLOT_ALIGN, physical};
 use crate::ring::Ring;
 
 /// What a row sees.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Sight {
+pub(super) struct VisibleRange {
     /// Index in the sequence.
     pub index: u64,
     /// E(p + 1).
     pub evicted: u64,
 }
 
-impl Sight {
+impl VisibleRange {
     /// Which keys of sinks or window the row sees.
     pub fn keys(self, ring: &Ring, sinks: bool) -> Range<u64> {
         let end = self.index + 1;
@@ -33,7 +33,7 @@ impl Sight {
 pub(super) struct Block {
     pub sinks: bool,
     pub first: u64,
-    /// A multiple of [`PAD`].
+    /// A multiple of [`SLOT_ALIGN`].
     pub slot: u64,
     pub lo: usize,
     pub hi: usize,
@@ -41,8 +41,8 @@ pub(super) struct Block {
 
 impl Block {
     /// Columns that a row sees; empty if it sees none.
-    pub fn columns(&self, ring: &Ring, sight: Sight) -> Range<usize> {
-        let keys = sight.keys(ring, self.sinks);
+    pub fn columns(&self, ring: &Ring, visible_range: VisibleRange) -> Range<usize> {
+        let keys = visible_range.keys(ring, self.sinks);
         let end = self.first + (self.hi - self.lo) as u64;
         let column = |key: u64| self.lo + (key.clamp(self.first, end) - self.first) as usize;
         // A window that is empty may begin beyond its end.
@@ -66,7 +66,7 @@ pub(super) fn blocks(ring: &Ring, keys: Range<u64>, size: u64) -> impl Iterator<
             let offset = begin - region + at;
             let n = (run.n - at).min(size - offset % size);
             let block = (n > 0).then(|| {
-                let lo = offset % PAD;
+                let lo = offset % SLOT_ALIGN;
                 Block {
                     sinks,
                     first: run.first + at,
@@ -96,7 +96,7 @@ mod tests {
             let to = if from < ring.n_sink { ring.n_sink.min(from + n) } else { from + n.min(ring.ring_slots) };
             let mut next = from;
             for b in blocks(&ring, from..to, size) {
-                prop_assert!(b.hi > b.lo && b.hi as u64 <= size && b.slot.is_multiple_of(PAD));
+                prop_assert!(b.hi > b.lo && b.hi as u64 <= size && b.slot.is_multiple_of(SLOT_ALIGN));
                 prop_assert_eq!(b.first, next);
                 for c in b.lo..b.hi {
                     prop_assert_eq!(b.slot + c as u64, physical(&ring, ring.slot(b.token(c))).0);

@@ -2,18 +2,18 @@
 
 use std::ops::Range;
 
-use super::chunk::by_narrow_products;
+use super::chunk::attend_narrow;
 use super::decode;
 use super::element::Stored;
 use super::kv_layout::padded_dim;
-use super::kv_store::Store;
-use super::rope_cache::Angles;
-use super::schedule::Kind;
+use super::kv_store::KvStore;
+use super::rope_cache::RopeCache;
+use super::schedule::AttendPath;
 use super::schedule::all_rows;
-use super::scratch::{SPAN, Scratch, TILE};
+use super::scratch::{SPLIT_KEYS, Scratch, TILE_ROWS};
 use super::simd::Kernels;
-use super::split_kv::Part;
-use super::split_kv::Spans;
+use super::split_kv::Partial;
+use super::split_kv::SplitPartials;
 use super::{append, chunk, split_kv};
 use crate::backend::Job;
 use crate::batch::Entry;
@@ -23,19 +23,19 @@ use crate::cpu_features::Isa;
 #[derive(Debug)]
 pub(super) struct Worker<'a> {
     job: &'a Job<'a>,
-    store: &'a Store,
+    store: &'a KvStore,
     kernels: &'a Kernels,
     isa: Isa,
     scratch: Scratch<'a>,
-    angles: Angles,
+    angles: RopeCache,
     /// Entry of the last unit, and units before it.
     at: usize,
     before: u64,
 }
 
 impl<'a> Worker<'a> {
-    pub fn new(job: &'a Job<'a>, store: &'a Store, kernels: &'a Kernels, isa: Isa, scratch: Scratch<'a>) -> Self {
-        Self { job, store, kernels, isa, scratch, angles: Angles::default(), at: 0, before: 0 }
+    pub fn new(job: &'a Job<'a>, store: &'a KvStore, kernels: &'a Kernels, isa: Isa, scratch: Scratch<'a>) -> Self {
+        Self { job, store, kernels, isa, scratch, angles: RopeCache::default(), at: 0, before: 0 }
     }
 
     /// Entry of a unit, and units before it; units come in rising order.
@@ -60,7 +60,7 @@ impl<'a> Worker<'a> {
     pub fn append<T: Stored>(&mut self, entry: &Entry, tokens: &Range<u64>, heads: &Range<usize>) {
         if let Some(io) = &self.job.append {
             let slots = self.store.slots(self.job.layer_index, entry.seq);
-            let place = append::Place { job: self.job, io, slots, entry };
+            let place = append::AppendTarget { job: self.job, io, slots, entry };
             append::append::<T>(&place, tokens, heads, self.kernels, &mut self.angles, &mut self.scratch);
         }
     }
@@ -71,21 +71,21 @@ impl<'a> Worker<'a> {
         let slots = self.store.slots(self.job.layer_index, entry.seq);
         let (kernels, scratch) = (self.kernels, &mut self.scratch);
         let dim = padded_dim(self.job.shape.head_dim_v);
-        match Kind::new(self.job.shape, tokens) {
-            Kind::Nothing => return,
-            Kind::Decode => {
+        match AttendPath::new(self.job.shape, tokens) {
+            AttendPath::Nothing => return,
+            AttendPath::Decode => {
                 tile.load(kernels, &mut self.angles, scratch);
-                let mut blocks = tile.blocks(SPAN as u64).peekable();
+                let mut blocks = tile.blocks(SPLIT_KEYS as u64).peekable();
                 while let Some(block) = blocks.next() {
-                    decode::span(&tile, &slots, (&block, blocks.peek()), kernels, scratch);
+                    decode::split(&tile, &slots, (&block, blocks.peek()), kernels, scratch);
                     let (mut state, part) = parts(scratch);
                     split_kv::merge(tile.rows, dim, &mut state, &part);
                 }
             }
-            Kind::Tiles(_) => {
-                tile = tile.part(unit as usize * TILE, TILE);
+            AttendPath::TileConfig(_) => {
+                tile = tile.part(unit as usize * TILE_ROWS, TILE_ROWS);
                 tile.load(kernels, &mut self.angles, scratch);
-                if !by_narrow_products(self.isa, &tile, &slots, kernels, scratch) {
+                if !attend_narrow(self.isa, &tile, &slots, kernels, scratch) {
                     chunk::f32::tile(&tile, &slots, kernels, scratch, |_, _| false);
                 }
             }
@@ -93,30 +93,30 @@ impl<'a> Worker<'a> {
         tile.finish(kernels, scratch);
     }
 
-    /// Computes span `span` of an entry's head; the last of its spans to be done merges them all.
-    pub fn attend_span(
+    /// Computes span `split` of an entry's head; the last of its spans to be done merges them all.
+    pub fn attend_split(
         &mut self,
         entry: &Entry,
         tokens: &Range<u64>,
         head: usize,
-        span: u64,
-        spans: &Spans,
+        split: u64,
+        splits: &SplitPartials,
         unit: usize,
     ) {
         let Some(tile) = all_rows(self.job, entry, tokens, head) else { return };
         let slots = self.store.slots(self.job.layer_index, entry.seq);
         let (kernels, scratch) = (self.kernels, &mut self.scratch);
         tile.load(kernels, &mut self.angles, scratch);
-        let Some(block) = tile.blocks(SPAN as u64).nth(span as usize) else { return };
-        decode::span(&tile, &slots, (&block, None), kernels, scratch);
+        let Some(block) = tile.blocks(SPLIT_KEYS as u64).nth(split as usize) else { return };
+        decode::split(&tile, &slots, (&block, None), kernels, scratch);
         let dim = padded_dim(self.job.shape.head_dim_v);
         let (mut state, part) = parts(scratch);
-        // SAFETY: this span is this worker's alone; it is in range by `Spans::fits`.
-        unsafe { spans.put(unit, span, tile.rows, dim, &part) };
-        if spans.arrive(unit) {
-            for span in 0..tile.blocks(SPAN as u64).count() as u64 {
+        // SAFETY: this span is this worker's alone; it is in range by `SplitPartials::fits`.
+        unsafe { splits.put(unit, split, tile.rows, dim, &part) };
+        if splits.arrive(unit) {
+            for split in 0..tile.blocks(SPLIT_KEYS as u64).count() as u64 {
                 // SAFETY: all spans have arrived.
-                let part = unsafe { spans.part(unit, span, tile.rows, dim) };
+                let part = unsafe { splits.part(unit, split, tile.rows, dim) };
                 split_kv::merge(tile.rows, dim, &mut state, &part);
             }
             tile.finish(kernels, scratch);
@@ -125,9 +125,9 @@ impl<'a> Worker<'a> {
 }
 
 /// The softmax so far, and that of the last span.
-fn parts<'a>(scratch: &'a mut Scratch<'_>) -> (Part<'a>, Part<'a>) {
+fn parts<'a>(scratch: &'a mut Scratch<'_>) -> (Partial<'a>, Partial<'a>) {
     (
-        Part { max: scratch.max, sum: scratch.sum, acc: scratch.acc },
-        Part { max: scratch.part_max, sum: scratch.part_sum, acc: scratch.part },
+        Partial { max: scratch.max, sum: scratch.sum, acc: scratch.acc },
+        Partial { max: scratch.partial_max, sum: scratch.partial_sum, acc: scratch.part },
     )
 }

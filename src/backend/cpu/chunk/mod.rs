@@ -7,7 +7,7 @@ pub(super) mod f32;
 mod fp16;
 
 use super::kv_store::Slots;
-use super::query_tile::Tile;
+use super::query_tile::QueryTile;
 use super::scratch::Scratch;
 use super::simd::Kernels;
 use crate::config::Shape;
@@ -16,9 +16,9 @@ use crate::cpu_features::fp16_available;
 
 /// Computes a tile in the types that the instruction set has instructions for; false, and nothing done, where that is f32.
 #[cfg(target_arch = "x86_64")]
-pub(super) fn by_narrow_products(
+pub(super) fn attend_narrow(
     isa: Isa,
-    tile: &Tile<'_>,
+    tile: &QueryTile<'_>,
     slots: &Slots<'_>,
     kernels: &Kernels,
     scratch: &mut Scratch<'_>,
@@ -35,7 +35,7 @@ pub(super) fn by_narrow_products(
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-pub(super) fn by_narrow_products(_: Isa, _: &Tile<'_>, _: &Slots<'_>, _: &Kernels, _: &mut Scratch<'_>) -> bool {
+pub(super) fn attend_narrow(_: Isa, _: &QueryTile<'_>, _: &Slots<'_>, _: &Kernels, _: &mut Scratch<'_>) -> bool {
     false
 }
 

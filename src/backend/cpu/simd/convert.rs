@@ -2,7 +2,7 @@
 
 /// f32 as bfloat16, rounded to nearest even; a NaN stays one.
 #[inline(always)]
-pub(crate) fn narrow_to_bf16(src: &[f32], dst: &mut [u16]) {
+pub(crate) fn f32_to_bf16(src: &[f32], dst: &mut [u16]) {
     for (dst, src) in dst.iter_mut().zip(src) {
         let bits = src.to_bits();
         // Beyond 32 bits for some NaNs only, whose sum is not used.
@@ -23,7 +23,7 @@ mod tests {
             .flat_map(|high| [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF].map(|low| u32::from(high) << 16 | low));
         for bits in patterns {
             let (x, mut y) = (f32::from_bits(bits), [0]);
-            narrow_to_bf16(&[x], &mut y);
+            f32_to_bf16(&[x], &mut y);
             assert_eq!(bf16::from_bits(y[0]).to_f32().is_nan(), x.is_nan(), "{bits:#x}");
             assert!(x.is_nan() || y[0] == bf16::from_f32(x).to_bits(), "{bits:#x}");
         }

@@ -1,8 +1,8 @@
 //! How keys and values lie in memory, for kernels that load them by vectors (`store.rs` stores them so).
 
-use super::vector::Lanes;
-use crate::backend::cpu::kv_layout::GROUP;
-use crate::backend::cpu::kv_layout::pair_at;
+use super::vector::SimdF32;
+use crate::backend::cpu::kv_layout::KEY_GROUP;
+use crate::backend::cpu::kv_layout::bf16_pair_index;
 
 /// How keys of a group lie.
 pub(crate) trait Keys {
@@ -14,14 +14,14 @@ pub(crate) trait Keys {
     /// Dims `d` and `d + 1`, d even, of the keys that begin at `lane`.
     ///
     /// # Safety
-    /// As [`Lanes`]; `lane + V::N` is at most 16, and `d` below the head's dims.
-    unsafe fn load<V: Lanes>(group: *const u8, lane: usize, d: usize) -> (V, V);
+    /// As [`SimdF32`]; `lane + V::N` is at most 16, and `d` below the head's dims.
+    unsafe fn load<V: SimdF32>(group: *const u8, lane: usize, d: usize) -> (V, V);
 }
 
 /// How values lie.
 pub(crate) trait Values {
     /// Whether a decode fetches them ahead; f32 is packed as often as it is read as stored.
-    const FETCHED: bool;
+    const PREFETCHED: bool;
     /// Bytes from one dim to the next, and how many places two keys lie in.
     const WIDTH: usize;
     const PLACES: usize = 2;
@@ -35,15 +35,15 @@ pub(crate) trait Values {
     /// Dims `d..d + V::N` of one key.
     ///
     /// # Safety
-    /// As [`Lanes`]; `rows` are those of a key whose slot is a multiple of 32, `dim` elements to a row.
-    unsafe fn one<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> V;
+    /// As [`SimdF32`]; `rows` are those of a key whose slot is a multiple of 32, `dim` elements to a row.
+    unsafe fn one<V: SimdF32>(rows: *const u8, dim: usize, key: usize, d: usize) -> V;
 
     /// The same of an even key and of the next.
     ///
     /// # Safety
     /// As [`Values::one`].
     #[inline(always)]
-    unsafe fn two<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> (V, V) {
+    unsafe fn two<V: SimdF32>(rows: *const u8, dim: usize, key: usize, d: usize) -> (V, V) {
         // SAFETY: the caller's contract.
         unsafe { (Self::one(rows, dim, key, d), Self::one(rows, dim, key + 1, d)) }
     }
@@ -51,95 +51,95 @@ pub(crate) trait Values {
 
 /// f32: keys `[dim][16]` (packed, not as stored), values in rows.
 #[derive(Debug)]
-pub(crate) struct Single;
+pub(crate) struct StoredF32;
 /// f16: keys `[dim][16]`, values in rows.
 #[derive(Debug)]
-pub(crate) struct Half;
+pub(crate) struct StoredF16;
 /// bf16: keys `[dim / 2][16][2]`, values in tiles `[key / 32][dim / 16][16][16][2]`, the last three being pairs of keys, dims,
 /// and the two of a pair.
 #[derive(Debug)]
-pub(crate) struct Brain;
+pub(crate) struct StoredBf16;
 
-impl Keys for Single {
+impl Keys for StoredF32 {
     const SIZE: usize = 4;
     const STORED: bool = false;
 
     #[inline(always)]
-    unsafe fn load<V: Lanes>(group: *const u8, lane: usize, d: usize) -> (V, V) {
+    unsafe fn load<V: SimdF32>(group: *const u8, lane: usize, d: usize) -> (V, V) {
         // SAFETY: the caller's contract.
         unsafe {
-            let p = group.cast::<f32>().add(d * GROUP + lane);
-            (V::load(p), V::load(p.add(GROUP)))
+            let p = group.cast::<f32>().add(d * KEY_GROUP + lane);
+            (V::load(p), V::load(p.add(KEY_GROUP)))
         }
     }
 }
 
-impl Keys for Half {
+impl Keys for StoredF16 {
     const SIZE: usize = 2;
     const STORED: bool = true;
 
     #[inline(always)]
-    unsafe fn load<V: Lanes>(group: *const u8, lane: usize, d: usize) -> (V, V) {
+    unsafe fn load<V: SimdF32>(group: *const u8, lane: usize, d: usize) -> (V, V) {
         // SAFETY: the caller's contract.
         unsafe {
-            let p = group.cast::<u16>().add(d * GROUP + lane);
-            (V::load_f16(p), V::load_f16(p.add(GROUP)))
+            let p = group.cast::<u16>().add(d * KEY_GROUP + lane);
+            (V::load_f16(p), V::load_f16(p.add(KEY_GROUP)))
         }
     }
 }
 
-impl Keys for Brain {
+impl Keys for StoredBf16 {
     const SIZE: usize = 2;
     const STORED: bool = true;
 
     #[inline(always)]
-    unsafe fn load<V: Lanes>(group: *const u8, lane: usize, d: usize) -> (V, V) {
+    unsafe fn load<V: SimdF32>(group: *const u8, lane: usize, d: usize) -> (V, V) {
         // SAFETY: the caller's contract.
-        unsafe { V::load_pairs(group.cast::<u32>().add(d / 2 * GROUP + lane)) }
+        unsafe { V::load_pairs(group.cast::<u32>().add(d / 2 * KEY_GROUP + lane)) }
     }
 }
 
-impl Values for Single {
-    const FETCHED: bool = false;
+impl Values for StoredF32 {
+    const PREFETCHED: bool = false;
     const WIDTH: usize = 4;
 
     #[inline(always)]
-    unsafe fn one<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> V {
+    unsafe fn one<V: SimdF32>(rows: *const u8, dim: usize, key: usize, d: usize) -> V {
         // SAFETY: the caller's contract.
         unsafe { V::load(Self::place(rows, dim, key, d).cast()) }
     }
 }
 
-impl Values for Half {
-    const FETCHED: bool = true;
+impl Values for StoredF16 {
+    const PREFETCHED: bool = true;
     const WIDTH: usize = 2;
 
     #[inline(always)]
-    unsafe fn one<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> V {
+    unsafe fn one<V: SimdF32>(rows: *const u8, dim: usize, key: usize, d: usize) -> V {
         // SAFETY: the caller's contract.
         unsafe { V::load_f16(Self::place(rows, dim, key, d).cast()) }
     }
 }
 
-impl Values for Brain {
-    const FETCHED: bool = true;
+impl Values for StoredBf16 {
+    const PREFETCHED: bool = true;
     const WIDTH: usize = 4;
     const PLACES: usize = 1;
 
     #[inline(always)]
     fn place(rows: *const u8, dim: usize, key: usize, d: usize) -> *const u8 {
-        rows.wrapping_add(pair_at(dim, key, d) * Self::WIDTH)
+        rows.wrapping_add(bf16_pair_index(dim, key, d) * Self::WIDTH)
     }
 
     #[inline(always)]
-    unsafe fn one<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> V {
+    unsafe fn one<V: SimdF32>(rows: *const u8, dim: usize, key: usize, d: usize) -> V {
         // SAFETY: the caller's contract.
         let (even, odd) = unsafe { Self::two(rows, dim, key & !1, d) };
         if key.is_multiple_of(2) { even } else { odd }
     }
 
     #[inline(always)]
-    unsafe fn two<V: Lanes>(rows: *const u8, dim: usize, key: usize, d: usize) -> (V, V) {
+    unsafe fn two<V: SimdF32>(rows: *const u8, dim: usize, key: usize, d: usize) -> (V, V) {
         // SAFETY: the caller's contract.
         unsafe { V::load_pairs(Self::place(rows, dim, key, d).cast()) }
     }

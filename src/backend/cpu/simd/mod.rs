@@ -20,16 +20,16 @@ mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-use self::gemm::{Scores, Sums};
-use self::softmax::Seen;
-use self::softmax::Weights;
-use self::transpose::{GroupRows, Regroup};
+use self::gemm::{PvArgs, QkArgs};
+use self::softmax::ColumnRange;
+use self::softmax::SoftmaxArgs;
+use self::transpose::{GroupRows, TransposeFn};
 use crate::config::{DType, RopeStyle};
 use crate::cpu_features::Isa;
 use crate::rope::Frequencies;
 
 /// Style, cosines, sines, from, to.
-type Rotate = unsafe fn(RopeStyle, &[f32], &[f32], &[f32], &mut [f32]);
+type RotateFn = unsafe fn(RopeStyle, &[f32], &[f32], &[f32], &mut [f32]);
 
 /// The kernels of one instruction set for one storage type.
 ///
@@ -38,36 +38,36 @@ type Rotate = unsafe fn(RopeStyle, &[f32], &[f32], &[f32], &mut [f32]);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kernels {
     /// With keys as they are stored; f32 has none, since it is stored in rows.
-    pub scores: Option<unsafe fn(&Scores)>,
+    pub qk: Option<unsafe fn(&QkArgs)>,
     /// With keys packed by `pack_keys`.
-    pub scores_packed: unsafe fn(&Scores),
+    pub qk_packed: unsafe fn(&QkArgs),
     /// With values as they are stored.
-    pub sums: unsafe fn(&Sums),
+    pub pv: unsafe fn(&PvArgs),
     /// With values packed by `pack_values`.
-    pub sums_packed: unsafe fn(&Sums),
-    pub weigh: unsafe fn(&Weights),
+    pub pv_packed: unsafe fn(&PvArgs),
+    pub softmax: unsafe fn(&SoftmaxArgs),
     /// Stored keys, dims, groups, where to.
     pub pack_keys: unsafe fn(*const u8, usize, usize, *mut f32),
     /// Stored values, padded dims, (from, to, rows), where to; whether all are finite.
     pub pack_values: unsafe fn(*const u8, usize, (usize, usize, usize), *mut f32) -> bool,
     /// Rows of a group's keys, dims, the group; f32 has none, since it is stored in rows.
-    pub group_keys: Option<Regroup>,
+    pub transpose_keys: Option<TransposeFn>,
     /// Rows of a group's values in bfloat16, dims, where their half of a tile begins.
-    pub pair_values: Regroup,
-    pub rotate: Rotate,
-    pub narrow_to_bf16: unsafe fn(&[f32], &mut [u16]),
+    pub interleave_values: TransposeFn,
+    pub rotate: RotateFn,
+    pub f32_to_bf16: unsafe fn(&[f32], &mut [u16]),
     pub angles: unsafe fn(&Frequencies, u64, f32, &mut [f32], &mut [f32]),
 }
 
-/// Compiles the kernels for the vectors of one instruction set. `$nv` vectors by six rows of sums (or four, `Lanes::SIX_ROWS`) fit its
+/// Compiles the kernels for the vectors of one instruction set. `$nv` vectors by six rows of sums (or four, `SimdF32::SIX_ROWS`) fit its
 /// registers.
 macro_rules! isa_kernels {
     ($name:ident, $lanes:ty, $nv:literal, $(#[$features:meta])?) => {
         mod $name {
             use super::gemm;
-            use self::kv_load::{Brain, Half, Single};
-            use super::gemm::{Scores, Sums};
-            use self::softmax::Weights;
+            use self::kv_load::{StoredBf16, StoredF16, StoredF32};
+            use super::gemm::{QkArgs, PvArgs};
+            use self::softmax::SoftmaxArgs;
             use super::*;
 
             macro_rules! typed {
@@ -76,15 +76,15 @@ macro_rules! isa_kernels {
                         use super::*;
 
                         $(#[$features])?
-                        pub unsafe fn scores(a: &Scores) {
+                        pub unsafe fn qk(a: &QkArgs) {
                             // SAFETY: the caller's contract.
-                            unsafe { gemm::scores::<$lanes, $e, $nv>(a) }
+                            unsafe { gemm::qk::<$lanes, $e, $nv>(a) }
                         }
 
                         $(#[$features])?
-                        pub unsafe fn sums(a: &Sums) {
+                        pub unsafe fn pv(a: &PvArgs) {
                             // SAFETY: the caller's contract.
-                            unsafe { gemm::sums::<$lanes, $e, $nv>(a) }
+                            unsafe { gemm::pv::<$lanes, $e, $nv>(a) }
                         }
 
                         $(#[$features])?
@@ -95,20 +95,20 @@ macro_rules! isa_kernels {
                     }
                 };
             }
-            typed!(single, Single);
-            typed!(half, Half);
-            typed!(brain, Brain);
+            typed!(f32, StoredF32);
+            typed!(f16, StoredF16);
+            typed!(bf16, StoredBf16);
 
             $(#[$features])?
-            unsafe fn pack_half(src: *const u8, dim: usize, groups: usize, dst: *mut f32) {
+            unsafe fn pack_keys_f16(src: *const u8, dim: usize, groups: usize, dst: *mut f32) {
                 // SAFETY: the caller's contract.
-                unsafe { pack::pack_keys::<$lanes, Half>(src, dim, groups, dst) }
+                unsafe { pack::pack_keys::<$lanes, StoredF16>(src, dim, groups, dst) }
             }
 
             $(#[$features])?
-            unsafe fn pack_brain(src: *const u8, dim: usize, groups: usize, dst: *mut f32) {
+            unsafe fn pack_keys_bf16(src: *const u8, dim: usize, groups: usize, dst: *mut f32) {
                 // SAFETY: the caller's contract.
-                unsafe { pack::pack_keys::<$lanes, Brain>(src, dim, groups, dst) }
+                unsafe { pack::pack_keys::<$lanes, StoredBf16>(src, dim, groups, dst) }
             }
 
             $(#[$features])?
@@ -118,21 +118,21 @@ macro_rules! isa_kernels {
             }
 
             $(#[$features])?
-            unsafe fn group_keys<const HALF: bool>(rows: &GroupRows, dim: usize, dst: *mut u16) {
+            unsafe fn transpose_keys<const HALF: bool>(rows: &GroupRows, dim: usize, dst: *mut u16) {
                 // SAFETY: the caller's contract.
-                unsafe { transpose::group_keys::<HALF>(rows, dim, dst) }
+                unsafe { transpose::transpose_keys::<HALF>(rows, dim, dst) }
             }
 
             $(#[$features])?
-            unsafe fn pair_values(rows: &GroupRows, dim: usize, dst: *mut u16) {
+            unsafe fn interleave_values(rows: &GroupRows, dim: usize, dst: *mut u16) {
                 // SAFETY: the caller's contract.
-                unsafe { transpose::pair_values(rows, dim, dst) }
+                unsafe { transpose::interleave_values(rows, dim, dst) }
             }
 
             $(#[$features])?
-            unsafe fn weigh<const PRECISE: bool>(a: &Weights) {
+            unsafe fn softmax<const PRECISE: bool>(a: &SoftmaxArgs) {
                 // SAFETY: the caller's contract.
-                unsafe { softmax::weigh::<$lanes, PRECISE>(a) }
+                unsafe { softmax::softmax::<$lanes, PRECISE>(a) }
             }
 
             $(#[$features])?
@@ -142,8 +142,8 @@ macro_rules! isa_kernels {
             }
 
             $(#[$features])?
-            unsafe fn narrow_to_bf16(src: &[f32], dst: &mut [u16]) {
-                convert::narrow_to_bf16(src, dst);
+            unsafe fn f32_to_bf16(src: &[f32], dst: &mut [u16]) {
+                convert::f32_to_bf16(src, dst);
             }
 
             $(#[$features])?
@@ -153,37 +153,37 @@ macro_rules! isa_kernels {
 
             pub(super) fn kernels(dtype: DType) -> Kernels {
                 let common = Kernels {
-                    scores: None,
-                    scores_packed: single::scores,
-                    sums: single::sums,
-                    sums_packed: single::sums,
-                    weigh: weigh::<true>,
+                    qk: None,
+                    qk_packed: f32::qk,
+                    pv: f32::pv,
+                    pv_packed: f32::pv,
+                    softmax: softmax::<true>,
                     pack_keys: group_rows,
-                    pack_values: single::pack_values,
-                    group_keys: None,
-                    pair_values,
+                    pack_values: f32::pack_values,
+                    transpose_keys: None,
+                    interleave_values,
                     rotate,
-                    narrow_to_bf16,
+                    f32_to_bf16,
                     angles,
                 };
                 match dtype {
                     DType::F32 => common,
                     DType::F16 => Kernels {
-                        scores: Some(half::scores),
-                        weigh: weigh::<false>,
-                        sums: half::sums,
-                        pack_keys: pack_half,
-                        pack_values: half::pack_values,
-                        group_keys: Some(group_keys::<true>),
+                        qk: Some(f16::qk),
+                        softmax: softmax::<false>,
+                        pv: f16::pv,
+                        pack_keys: pack_keys_f16,
+                        pack_values: f16::pack_values,
+                        transpose_keys: Some(transpose_keys::<true>),
                         ..common
                     },
                     DType::Bf16 => Kernels {
-                        scores: Some(brain::scores),
-                        weigh: weigh::<false>,
-                        sums: brain::sums,
-                        pack_keys: pack_brain,
-                        pack_values: brain::pack_values,
-                        group_keys: Some(group_keys::<false>),
+                        qk: Some(bf16::qk),
+                        softmax: softmax::<false>,
+                        pv: bf16::pv,
+                        pack_keys: pack_keys_bf16,
+                        pack_values: bf16::pack_values,
+                        transpose_keys: Some(transpose_keys::<false>),
                         ..common
                     },
                 }
@@ -208,7 +208,7 @@ impl Kernels {
             Isa::Avx2 => avx2_kernels::kernels(dtype),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Amx => Self {
-                group_keys: match dtype {
+                transpose_keys: match dtype {
                     DType::F32 => None,
                     DType::F16 => Some(transpose::group_keys_avx512::<true>),
                     DType::Bf16 => Some(transpose::group_keys_avx512::<false>),
@@ -226,17 +226,17 @@ impl Kernels {
 ///
 /// # Safety
 /// `all` must hold for all rows.
-pub(super) unsafe fn sum_rows(all: &Sums, seen: &[Seen], kernels: &Kernels) {
-    for (r, seen) in seen.iter().enumerate() {
+pub(super) unsafe fn pv_rows(all: &PvArgs, visible: &[ColumnRange], kernels: &Kernels) {
+    for (r, visible) in visible.iter().enumerate() {
         // SAFETY: the caller's contract; the instruction set is available.
         unsafe {
-            (kernels.sums)(&Sums {
-                weights: all.weights.add(r * all.stride),
+            (kernels.pv)(&PvArgs {
+                probs: all.probs.add(r * all.stride),
                 rows: 1,
-                from: seen.from,
-                to: seen.to,
+                from: visible.from,
+                to: visible.to,
                 acc: all.acc.add(r * all.dim),
-                keep: all.keep.add(r),
+                alpha: all.alpha.add(r),
                 ..*all
             });
         }

@@ -1,8 +1,8 @@
 //! What is done to rows before kernels multiply them: packed into groups, rotated, narrowed.
 
 use super::kv_load::{Keys, Values};
-use super::vector::Lanes;
-use crate::backend::cpu::kv_layout::GROUP;
+use super::vector::SimdF32;
+use crate::backend::cpu::kv_layout::KEY_GROUP;
 
 /// Keys in rows, as f32 is stored, to groups `[dim][16]`.
 ///
@@ -12,11 +12,11 @@ use crate::backend::cpu::kv_layout::GROUP;
 pub(crate) unsafe fn group_rows(src: *const f32, dim: usize, groups: usize, dst: *mut f32) {
     for group in 0..groups {
         for d in 0..dim {
-            for lane in 0..GROUP {
+            for lane in 0..KEY_GROUP {
                 // SAFETY: the caller's contract.
                 unsafe {
-                    let at = group * GROUP * dim;
-                    dst.add(at + d * GROUP + lane).write(src.add(at + lane * dim + d).read());
+                    let at = group * KEY_GROUP * dim;
+                    dst.add(at + d * KEY_GROUP + lane).write(src.add(at + lane * dim + d).read());
                 }
             }
         }
@@ -26,18 +26,18 @@ pub(crate) unsafe fn group_rows(src: *const f32, dim: usize, groups: usize, dst:
 /// Keys of whole groups as f32 groups `[dim][16]`.
 ///
 /// # Safety
-/// As [`Lanes`]; `src` must hold `groups` groups, `dst` room for as many.
+/// As [`SimdF32`]; `src` must hold `groups` groups, `dst` room for as many.
 #[inline(always)]
-pub(crate) unsafe fn pack_keys<V: Lanes, K: Keys>(src: *const u8, dim: usize, groups: usize, dst: *mut f32) {
+pub(crate) unsafe fn pack_keys<V: SimdF32, K: Keys>(src: *const u8, dim: usize, groups: usize, dst: *mut f32) {
     for group in 0..groups {
         for d in (0..dim).step_by(2) {
-            for lane in (0..GROUP).step_by(V::N) {
+            for lane in (0..KEY_GROUP).step_by(V::N) {
                 // SAFETY: the caller's contract.
                 unsafe {
-                    let (a, b) = K::load::<V>(src.add(group * GROUP * dim * K::SIZE), lane, d);
-                    let to = dst.add((group * dim + d) * GROUP + lane);
+                    let (a, b) = K::load::<V>(src.add(group * KEY_GROUP * dim * K::SIZE), lane, d);
+                    let to = dst.add((group * dim + d) * KEY_GROUP + lane);
                     a.store(to);
-                    b.store(to.add(GROUP));
+                    b.store(to.add(KEY_GROUP));
                 }
             }
         }
@@ -47,9 +47,9 @@ pub(crate) unsafe fn pack_keys<V: Lanes, K: Keys>(src: *const u8, dim: usize, gr
 /// Values of keys `from..to` as rows of f32; the rows before and up to `n` become 0. False if a number is not finite.
 ///
 /// # Safety
-/// As [`Lanes`] and [`Values`]; `dst` must have room for `n` rows.
+/// As [`SimdF32`] and [`Values`]; `dst` must have room for `n` rows.
 #[inline(always)]
-pub(crate) unsafe fn pack_values<V: Lanes, E: Values>(
+pub(crate) unsafe fn pack_values<V: SimdF32, E: Values>(
     src: *const u8,
     dim: usize,
     (from, to, n): (usize, usize, usize),

@@ -1,15 +1,15 @@
 //! RoPE by vectors: rotation of a row, and angles at a position.
 
-use super::vector::Lanes;
+use super::vector::SimdF32;
 use crate::config::RopeStyle;
 use crate::rope::Frequencies;
 
 /// Writes `x` to `y` with its first `2 * cos.len()` dims rotated by the angles whose (scaled) cosines and sines are given.
 ///
 /// # Safety
-/// As [`Lanes`].
+/// As [`SimdF32`].
 #[inline(always)]
-pub(crate) unsafe fn rotate<V: Lanes>(style: RopeStyle, cos: &[f32], sin: &[f32], x: &[f32], y: &mut [f32]) {
+pub(crate) unsafe fn rotate<V: SimdF32>(style: RopeStyle, cos: &[f32], sin: &[f32], x: &[f32], y: &mut [f32]) {
     let half = cos.len();
     assert!(sin.len() == half && x.len() >= 2 * half && y.len() == x.len());
     match style {

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::vector::Lanes;
+use super::vector::SimdF32;
 
 /// Eight f32.
 #[derive(Clone, Copy, Debug)]
@@ -17,7 +17,7 @@ impl Scalar {
 
 // The contract of the trait is the contract of each `unsafe` below.
 #[expect(clippy::undocumented_unsafe_blocks, reason = "reads and writes of N elements, by the trait's contract")]
-impl Lanes for Scalar {
+impl SimdF32 for Scalar {
     const N: usize = 8;
 
     #[inline(always)]

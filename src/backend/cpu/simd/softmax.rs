@@ -2,12 +2,12 @@
 
 use std::f32::consts::LOG2_E;
 
-use super::unroll::{by_fours, each};
-use super::vector::{Lanes, tanh};
+use super::unroll::{by_fours, unrolled};
+use super::vector::{SimdF32, tanh};
 
 /// Rows of scores, to become weights relative to each row's largest score so far.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Weights {
+pub(crate) struct SoftmaxArgs {
     /// `[rows][stride]` f32.
     pub scores: *mut f32,
     pub stride: usize,
@@ -15,19 +15,19 @@ pub(crate) struct Weights {
     pub n: usize,
     pub rows: usize,
     /// `[rows]` what each sees.
-    pub seen: *const Seen,
+    pub visible: *const ColumnRange,
     pub scale: f32,
     /// 0 = none.
     pub softcap: f32,
     /// `[rows]` f32: largest score so far, sum of weights so far, and, written, what earlier sums are worth now.
     pub max: *mut f32,
     pub sum: *mut f32,
-    pub keep: *mut f32,
+    pub alpha: *mut f32,
 }
 
 /// What a row sees of a block.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Seen {
+pub(crate) struct ColumnRange {
     /// Columns; all other weights become 0.
     pub from: usize,
     pub to: usize,
@@ -40,77 +40,77 @@ pub(crate) struct Seen {
 /// Scores to weights. First the maxima of all rows, then the weights: no row waits for another one's sums.
 ///
 /// # Safety
-/// As [`Lanes`] and [`Weights`].
+/// As [`SimdF32`] and [`SoftmaxArgs`].
 #[inline(always)]
-pub(crate) unsafe fn weigh<V: Lanes, const PRECISE: bool>(a: &Weights) {
+pub(crate) unsafe fn softmax<V: SimdF32, const PRECISE: bool>(a: &SoftmaxArgs) {
     // SAFETY: the caller's contract.
     unsafe {
         for r in 0..a.rows {
-            top_of_row::<V>(a, r);
+            update_row_max::<V>(a, r);
         }
         for r in 0..a.rows {
-            weigh_row::<V, PRECISE>(a, r);
+            row_probs::<V, PRECISE>(a, r);
         }
     }
 }
 
 /// Transforms and masks a row; finds its maximum, and what earlier weights are worth beside it. A row without any weight so far
-/// is marked by a `keep` of -1. Returns the row's own maximum, which is yet to be scaled if there was nothing to transform.
+/// is marked by a `alpha` of -1. Returns the row's own maximum, which is yet to be scaled if there was nothing to transform.
 #[inline(always)]
-pub(super) unsafe fn top_of_row<V: Lanes>(a: &Weights, r: usize) -> f32 {
+pub(super) unsafe fn update_row_max<V: SimdF32>(a: &SoftmaxArgs, r: usize) -> f32 {
     // SAFETY: the caller's contract.
     unsafe {
-        let (row, seen) = (a.scores.add(r * a.stride), *a.seen.add(r));
-        let (first, end) = (seen.from / V::N, seen.to.div_ceil(V::N));
+        let (row, visible) = (a.scores.add(r * a.stride), *a.visible.add(r));
+        let (first, end) = (visible.from / V::N, visible.to.div_ceil(V::N));
         let at = |i: usize| row.add(i * V::N);
         // Without a transform the scale goes into the exponent.
-        let plain = a.softcap == 0.0 && seen.slope == 0.0;
+        let plain = a.softcap == 0.0 && visible.slope == 0.0;
         if !plain {
             for i in first..end {
-                transformed(a, &seen, i * V::N, V::load(at(i))).store(at(i));
+                transformed(a, &visible, i * V::N, V::load(at(i))).store(at(i));
             }
         }
         let lowest = V::splat(f32::NEG_INFINITY);
         // The vectors at the edges hold keys that the row does not see.
         if first < end {
-            edge::<V>(row, &seen, first, lowest);
-            edge::<V>(row, &seen, end - 1, lowest);
+            edge::<V>(row, &visible, first, lowest);
+            edge::<V>(row, &visible, end - 1, lowest);
         }
-        let mut tops = [lowest; 4];
-        by_fours!(i in first, end, v, tops[v] = V::load(at(i)).max(tops[v]));
-        let top = tops[0].max(tops[1]).max(tops[2].max(tops[3])).reduce_max();
+        let mut row_maxima = [lowest; 4];
+        by_fours!(i in first, end, v, row_maxima[v] = V::load(at(i)).max(row_maxima[v]));
+        let row_max = row_maxima[0].max(row_maxima[1]).max(row_maxima[2].max(row_maxima[3])).reduce_max();
         let max = &mut *a.max.add(r);
-        let new = (if plain { top * a.scale } else { top }).max(*max);
-        let keep = a.keep.add(r);
+        let new = (if plain { row_max * a.scale } else { row_max }).max(*max);
+        let alpha = a.alpha.add(r);
         if *max == new {
-            *keep = 1.0;
+            *alpha = 1.0;
             // Nothing but weights of zero so far, and no maximum to subtract. A NaN among them must show.
-            if new == f32::NEG_INFINITY && (seen.from..seen.to).all(|c| *row.add(c) == f32::NEG_INFINITY) {
-                *keep = -1.0;
+            if new == f32::NEG_INFINITY && (visible.from..visible.to).all(|c| *row.add(c) == f32::NEG_INFINITY) {
+                *alpha = -1.0;
             }
         } else {
-            *keep = V::splat((*max - new) * LOG2_E).exp2::<true>().first();
+            *alpha = V::splat((*max - new) * LOG2_E).exp2::<true>().first();
         }
         *max = new;
-        top
+        row_max
     }
 }
 
 /// Turns a row into weights and adds up their sum.
 #[inline(always)]
-unsafe fn weigh_row<V: Lanes, const PRECISE: bool>(a: &Weights, r: usize) {
+unsafe fn row_probs<V: SimdF32, const PRECISE: bool>(a: &SoftmaxArgs, r: usize) {
     // SAFETY: the caller's contract.
     unsafe {
-        let (row, seen) = (a.scores.add(r * a.stride), *a.seen.add(r));
-        let (first, mut end) = (seen.from / V::N, seen.to.div_ceil(V::N));
+        let (row, visible) = (a.scores.add(r * a.stride), *a.visible.add(r));
+        let (first, mut end) = (visible.from / V::N, visible.to.div_ceil(V::N));
         let at = |i: usize| row.add(i * V::N);
         let zero = V::splat(0.0);
-        let keep = &mut *a.keep.add(r);
-        if *keep < 0.0 {
-            *keep = 1.0;
+        let alpha = &mut *a.alpha.add(r);
+        if *alpha < 0.0 {
+            *alpha = 1.0;
             end = first;
         }
-        let plain = a.softcap == 0.0 && seen.slope == 0.0;
+        let plain = a.softcap == 0.0 && visible.slope == 0.0;
         let scale = if plain { a.scale } else { 1.0 };
         let (factor, offset) = (V::splat(scale * LOG2_E), V::splat(-*a.max.add(r) * LOG2_E));
         let mut totals = [zero; 4];
@@ -120,9 +120,9 @@ unsafe fn weigh_row<V: Lanes, const PRECISE: bool>(a: &Weights, r: usize) {
             totals[v] = totals[v].add(p);
         });
         // What `exp2` leaves of minus infinity is not quite nothing; too little to have counted in the sum.
-        if first < end && (seen.from % V::N != 0 || seen.to % V::N != 0) {
-            edge::<V>(row, &seen, first, zero);
-            edge::<V>(row, &seen, end - 1, zero);
+        if first < end && (visible.from % V::N != 0 || visible.to % V::N != 0) {
+            edge::<V>(row, &visible, first, zero);
+            edge::<V>(row, &visible, end - 1, zero);
         }
         for i in 0..first {
             zero.store(at(i));
@@ -131,33 +131,33 @@ unsafe fn weigh_row<V: Lanes, const PRECISE: bool>(a: &Weights, r: usize) {
             zero.store(at(i));
         }
         let sum = a.sum.add(r);
-        *sum = *sum * *keep + totals[0].add(totals[1]).add(totals[2].add(totals[3])).reduce_add();
+        *sum = *sum * *alpha + totals[0].add(totals[1]).add(totals[2].add(totals[3])).reduce_add();
     }
 }
 
 /// Puts `other` where the row does not see the keys of vector `i`.
 #[inline(always)]
-unsafe fn edge<V: Lanes>(row: *mut f32, seen: &Seen, i: usize, other: V) {
+unsafe fn edge<V: SimdF32>(row: *mut f32, visible: &ColumnRange, i: usize, other: V) {
     let lane = |key: usize| key as isize - (i * V::N) as isize;
     // SAFETY: the caller's contract.
     unsafe {
         let p = row.add(i * V::N);
-        V::load(p).in_range(lane(seen.from), lane(seen.to), other).store(p);
+        V::load(p).in_range(lane(visible.from), lane(visible.to), other).store(p);
     }
 }
 
 /// Scale, softcap and bias of the scores of the keys from `key` on.
 #[inline(always)]
-unsafe fn transformed<V: Lanes>(a: &Weights, seen: &Seen, key: usize, s: V) -> V {
+unsafe fn transformed<V: SimdF32>(a: &SoftmaxArgs, visible: &ColumnRange, key: usize, s: V) -> V {
     // SAFETY: the caller's contract.
     unsafe {
         let mut s = s.mul(V::splat(a.scale));
         if a.softcap > 0.0 {
             s = tanh(s.div(V::splat(a.softcap))).mul(V::splat(a.softcap));
         }
-        if seen.slope != 0.0 {
-            let distance = V::splat(seen.distance + (seen.to as f32 - 1.0 - key as f32)).sub(V::iota());
-            s = distance.fma(V::splat(-seen.slope), s);
+        if visible.slope != 0.0 {
+            let distance = V::splat(visible.distance + (visible.to as f32 - 1.0 - key as f32)).sub(V::iota());
+            s = distance.fma(V::splat(-visible.slope), s);
         }
         s
     }
@@ -169,8 +169,8 @@ mod tests {
 
     use super::*;
     use crate::backend::cpu::simd::amx::gemm::ROWS;
-    use crate::backend::cpu::simd::amx::softmax::weigh_tiles;
-    use crate::backend::cpu::simd::fp16::softmax::weigh_halves;
+    use crate::backend::cpu::simd::amx::softmax::softmax_bf16;
+    use crate::backend::cpu::simd::fp16::softmax::softmax_fp16;
     use crate::backend::cpu::simd::x86_64::avx512::Avx512;
     use crate::cpu_features::Isa;
 
@@ -180,55 +180,55 @@ mod tests {
     enum Way {
         Plain,
         /// In bfloat16.
-        Tiles,
+        Bf16,
         /// In two of them.
-        TwoTiles,
-        Halves,
+        SplitBf16,
+        Fp16,
     }
 
     /// What each way leaves: maxima, sums, keeps, weights.
     struct Left {
         max: [f32; ROWS],
         sum: [f32; ROWS],
-        keep: [f32; ROWS],
-        weights: Vec<f32>,
+        alpha: [f32; ROWS],
+        probs: Vec<f32>,
     }
 
-    fn run(scores: &[f32], seen: &[Seen], softcap: f32, before: (f32, f32), way: Way) -> Left {
+    fn run(scores: &[f32], visible: &[ColumnRange], softcap: f32, before: (f32, f32), way: Way) -> Left {
         let mut scores = scores.to_vec();
-        let mut left = Left { max: [before.0; ROWS], sum: [before.1; ROWS], keep: [0.0; ROWS], weights: vec![] };
+        let mut left = Left { max: [before.0; ROWS], sum: [before.1; ROWS], alpha: [0.0; ROWS], probs: vec![] };
         let (mut high, mut low) = (vec![0xFFFF_u16; ROWS * N], vec![0xFFFF_u16; ROWS * N]);
-        let (mut pairs, mut tops) = (vec![u32::MAX; ROWS * N], [0.0; ROWS]);
-        let softmax = Weights {
+        let (mut pairs, mut row_maxima) = (vec![u32::MAX; ROWS * N], [0.0; ROWS]);
+        let args = SoftmaxArgs {
             scores: scores.as_mut_ptr(),
             stride: N,
             n: N,
-            rows: seen.len(),
-            seen: seen.as_ptr(),
+            rows: visible.len(),
+            visible: visible.as_ptr(),
             scale: 0.7,
             softcap,
             max: left.max.as_mut_ptr(),
             sum: left.sum.as_mut_ptr(),
-            keep: left.keep.as_mut_ptr(),
+            alpha: left.alpha.as_mut_ptr(),
         };
         // SAFETY: arrays of 32 rows of `N` columns, where the instructions are.
         unsafe {
             match way {
-                Way::Plain => weigh::<Avx512, true>(&softmax),
-                Way::Tiles => weigh_tiles(&softmax, high.as_mut_ptr(), std::ptr::null_mut()),
-                Way::TwoTiles => weigh_tiles(&softmax, high.as_mut_ptr(), low.as_mut_ptr()),
-                Way::Halves => weigh_halves(&softmax, pairs.as_mut_ptr(), &mut tops),
+                Way::Plain => softmax::<Avx512, true>(&args),
+                Way::Bf16 => softmax_bf16(&args, high.as_mut_ptr(), std::ptr::null_mut()),
+                Way::SplitBf16 => softmax_bf16(&args, high.as_mut_ptr(), low.as_mut_ptr()),
+                Way::Fp16 => softmax_fp16(&args, pairs.as_mut_ptr(), &mut row_maxima),
             }
         }
         let number = |x: u16| bf16::from_bits(x).to_f32();
-        left.weights = match way {
+        left.probs = match way {
             Way::Plain => scores,
-            Way::Tiles => high.iter().map(|&x| number(x)).collect(),
-            Way::TwoTiles => high.iter().zip(&low).map(|(&h, &l)| number(h) + number(l)).collect(),
-            Way::Halves => {
+            Way::Bf16 => high.iter().map(|&x| number(x)).collect(),
+            Way::SplitBf16 => high.iter().zip(&low).map(|(&h, &l)| number(h) + number(l)).collect(),
+            Way::Fp16 => {
                 let weight = |(i, &pair): (usize, &u32)| {
-                    assert!(i / N >= seen.len() || pair >> 16 == pair & 0xFFFF, "{pair:x}");
-                    f16::from_bits(pair as u16).to_f32() * tops[i / N]
+                    assert!(i / N >= visible.len() || pair >> 16 == pair & 0xFFFF, "{pair:x}");
+                    f16::from_bits(pair as u16).to_f32() * row_maxima[i / N]
                 };
                 pairs.iter().enumerate().map(weight).collect()
             }
@@ -239,7 +239,7 @@ mod tests {
     /// Numbers of rows, ranges of every kind, scores of minus infinity and NaN: the same as the plain way, but for rounding.
     #[test]
     fn weights_are_those_of_the_plain_way() {
-        let ways = [(Way::Tiles, Isa::Amx), (Way::TwoTiles, Isa::Amx), (Way::Halves, Isa::Avx512)];
+        let ways = [(Way::Bf16, Isa::Amx), (Way::SplitBf16, Isa::Amx), (Way::Fp16, Isa::Avx512)];
         let ways = ways.map(|(way, isa)| (way, isa.available()));
         if !ways.iter().any(|way| way.1) {
             return;
@@ -255,11 +255,11 @@ mod tests {
             // Softcap and slopes are not for tiles.
             let transformed = round % 3 == 0;
             let softcap = if transformed { [0.0, 5.0][draw(2) as usize] } else { 0.0 };
-            let mut seen = vec![Seen::default(); rows];
+            let mut visible = vec![ColumnRange::default(); rows];
             let mut scores = vec![0.0; ROWS * N];
             scores.fill_with(|| draw(4096) as f32 / 256.0 - 8.0);
-            for (r, seen) in seen.iter_mut().enumerate() {
-                (seen.from, seen.to) = match draw(4) {
+            for (r, visible) in visible.iter_mut().enumerate() {
+                (visible.from, visible.to) = match draw(4) {
                     _ if whole => (0, N),
                     0 => (0, 0),
                     1 => (0, N),
@@ -269,7 +269,7 @@ mod tests {
                     }
                 };
                 if transformed && draw(2) == 0 {
-                    (seen.slope, seen.distance) = (0.125, draw(9) as f32);
+                    (visible.slope, visible.distance) = (0.125, draw(9) as f32);
                 }
                 let row = &mut scores[r * N..][..N];
                 match draw(8) {
@@ -281,31 +281,36 @@ mod tests {
             }
             // The third is so far above all scores that halves of its weights would be nothing.
             let before = [(f32::NEG_INFINITY, 0.0), (3.0, 2.5), (40.0, 2.5)][draw(3) as usize];
-            let want = run(&scores, &seen, softcap, before, Way::Plain);
-            for (way, _) in ways.iter().filter(|way| way.1 && (way.0 == Way::Halves || !transformed)) {
-                let got = run(&scores, &seen, softcap, before, *way);
+            let want = run(&scores, &visible, softcap, before, Way::Plain);
+            for (way, _) in ways.iter().filter(|way| way.1 && (way.0 == Way::Fp16 || !transformed)) {
+                let got = run(&scores, &visible, softcap, before, *way);
                 let near =
                     |a: f32, b: f32, bound: f32| a == b || (a - b).abs() <= bound * b.abs() || a.is_nan() && b.is_nan();
                 let (bound, rounds_off) = match way {
-                    Way::TwoTiles => (2e-5, 3e-5),
-                    Way::Halves => (2.2e-4, 6e-4),
+                    Way::SplitBf16 => (2e-5, 3e-5),
+                    Way::Fp16 => (2.2e-4, 6e-4),
                     _ => (2.2e-4, 4.1e-3),
                 };
-                for (r, seen) in seen.iter().enumerate() {
-                    let what = format!("round {round}, {way:?}, row {r} of {rows}: {seen:?}");
+                for (r, visible) in visible.iter().enumerate() {
+                    let what = format!("round {round}, {way:?}, row {r} of {rows}: {visible:?}");
                     assert!(near(got.max[r], want.max[r], 1e-6), "{what}: max {} not {}", got.max[r], want.max[r]);
-                    assert!(near(got.keep[r], want.keep[r], 1e-5), "{what}: keep {} not {}", got.keep[r], want.keep[r]);
+                    assert!(
+                        near(got.alpha[r], want.alpha[r], 1e-5),
+                        "{what}: keep {} not {}",
+                        got.alpha[r],
+                        want.alpha[r]
+                    );
                     assert!(near(got.sum[r], want.sum[r], bound), "{what}: sum {} not {}", got.sum[r], want.sum[r]);
-                    let top = want.weights[r * N..][..N].iter().fold(0.0, |top: f32, x| top.max(*x));
+                    let row_max = want.probs[r * N..][..N].iter().fold(0.0, |row_max: f32, x| row_max.max(*x));
                     for c in 0..N {
                         // Beside a NaN that is all there is, halves of what is not seen are NaN too.
-                        if *way == Way::Halves && want.sum[r].is_nan() && !(seen.from..seen.to).contains(&c) {
+                        if *way == Way::Fp16 && want.sum[r].is_nan() && !(visible.from..visible.to).contains(&c) {
                             continue;
                         }
-                        let (got, want) = (got.weights[r * N + c], want.weights[r * N + c]);
+                        let (got, want) = (got.probs[r * N + c], want.probs[r * N + c]);
                         // Weights that count for nothing may be nothing, and halves have an end.
                         let tiny = got.abs() <= 1e-37 && want.abs() <= 1e-37;
-                        let small = *way == Way::Halves && (got - want).abs() <= 4e-8 * top;
+                        let small = *way == Way::Fp16 && (got - want).abs() <= 4e-8 * row_max;
                         assert!(tiny || small || near(got, want, rounds_off), "{what}, column {c}: {got} not {want}");
                     }
                 }

@@ -1,27 +1,27 @@
 //! Sixteen tokens at once to a whole group: keys in rows to columns, values to pairs.
 
-use crate::backend::cpu::kv_layout::GROUP;
+use crate::backend::cpu::kv_layout::KEY_GROUP;
 
 /// The rows of the tokens of a group.
-pub(crate) type GroupRows = [*const u16; GROUP];
+pub(crate) type GroupRows = [*const u16; KEY_GROUP];
 /// Rows, dims, where to.
-pub(crate) type Regroup = unsafe fn(&GroupRows, usize, *mut u16);
+pub(crate) type TransposeFn = unsafe fn(&GroupRows, usize, *mut u16);
 
 /// Keys in rows to a group: bf16 as `[dim / 2][16][2]`, f16 (`HALF`) as `[dim][16]`.
 ///
 /// # Safety
 /// Each row must be readable for `dim` elements, an even number, and `dst` writable for sixteen times as many.
 #[inline(always)]
-pub(crate) unsafe fn group_keys<const HALF: bool>(rows: &GroupRows, dim: usize, dst: *mut u16) {
+pub(crate) unsafe fn transpose_keys<const HALF: bool>(rows: &GroupRows, dim: usize, dst: *mut u16) {
     for d in (0..dim).step_by(2) {
         for (lane, row) in rows.iter().enumerate() {
             // SAFETY: the caller's contract.
             unsafe {
                 let (a, b) = (row.add(d).read(), row.add(d + 1).read());
-                let to = dst.add(d * GROUP);
+                let to = dst.add(d * KEY_GROUP);
                 if HALF {
                     to.add(lane).write(a);
-                    to.add(GROUP + lane).write(b);
+                    to.add(KEY_GROUP + lane).write(b);
                 } else {
                     to.cast::<[u16; 2]>().add(lane).write([a, b]);
                 }
@@ -37,17 +37,18 @@ pub(crate) unsafe fn group_keys<const HALF: bool>(rows: &GroupRows, dim: usize, 
 /// Each row must be readable for `dim` elements, and `dst` writable for `dim` elements, rounded up to 16, of 32 rows, less the
 /// other half.
 #[inline(always)]
-pub(crate) unsafe fn pair_values(rows: &GroupRows, dim: usize, dst: *mut u16) {
-    for d in (0..dim).step_by(GROUP) {
-        let n = GROUP.min(dim - d);
+pub(crate) unsafe fn interleave_values(rows: &GroupRows, dim: usize, dst: *mut u16) {
+    for d in (0..dim).step_by(KEY_GROUP) {
+        let n = KEY_GROUP.min(dim - d);
         for (pair, [a, b]) in rows.as_chunks::<2>().0.iter().enumerate() {
             // SAFETY: the caller's contract.
             unsafe {
                 let (a, b) = (a.add(d), b.add(d));
-                let to = dst.add(d * 2 * GROUP + pair * 2 * GROUP).cast::<[u16; 2]>();
-                if n == GROUP {
-                    let (a, b) = (a.cast::<[u16; GROUP]>().read_unaligned(), b.cast::<[u16; GROUP]>().read_unaligned());
-                    to.cast::<[[u16; 2]; GROUP]>().write(std::array::from_fn(|i| [a[i], b[i]]));
+                let to = dst.add(d * 2 * KEY_GROUP + pair * 2 * KEY_GROUP).cast::<[u16; 2]>();
+                if n == KEY_GROUP {
+                    let (a, b) =
+                        (a.cast::<[u16; KEY_GROUP]>().read_unaligned(), b.cast::<[u16; KEY_GROUP]>().read_unaligned());
+                    to.cast::<[[u16; 2]; KEY_GROUP]>().write(std::array::from_fn(|i| [a[i], b[i]]));
                 } else {
                     (0..n).for_each(|i| to.add(i).write([a.add(i).read(), b.add(i).read()]));
                 }
@@ -56,30 +57,30 @@ pub(crate) unsafe fn pair_values(rows: &GroupRows, dim: usize, dst: *mut u16) {
     }
 }
 
-/// [`group_keys`] with AVX-512: 16 by 16 words of two dims are transposed in registers, and lines are written whole.
+/// [`transpose_keys`] with AVX-512: 16 by 16 words of two dims are transposed in registers, and lines are written whole.
 ///
 /// # Safety
-/// As [`group_keys`]; the processor must have AVX-512 F and BW.
+/// As [`transpose_keys`]; the processor must have AVX-512 F and BW.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(crate) unsafe fn group_keys_avx512<const HALF: bool>(rows: &GroupRows, dim: usize, dst: *mut u16) {
     use std::arch::x86_64::*;
     // Low halves of all words, then high halves.
-    let apart = _mm512_set_epi16(
+    let separate = _mm512_set_epi16(
         31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4,
         2, 0,
     );
-    for d in (0..dim).step_by(2 * GROUP) {
-        let words = ((dim - d) / 2).min(GROUP);
-        let mask = (0xFFFF_u32 >> (GROUP - words)) as __mmask16;
+    for d in (0..dim).step_by(2 * KEY_GROUP) {
+        let words = ((dim - d) / 2).min(KEY_GROUP);
+        let mask = (0xFFFF_u32 >> (KEY_GROUP - words)) as __mmask16;
         // SAFETY: what the mask leaves out is not read; the caller's contract.
         let x = rows.map(|row| unsafe { _mm512_maskz_loadu_epi32(mask, row.add(d).cast()) });
         for (word, mut line) in transposed(x).into_iter().enumerate().take(words) {
             if HALF {
-                line = _mm512_permutexvar_epi16(apart, line);
+                line = _mm512_permutexvar_epi16(separate, line);
             }
             // SAFETY: the caller's contract.
-            unsafe { _mm512_storeu_si512(dst.add((d + 2 * word) * GROUP).cast(), line) };
+            unsafe { _mm512_storeu_si512(dst.add((d + 2 * word) * KEY_GROUP).cast(), line) };
         }
     }
 }
@@ -88,16 +89,16 @@ pub(crate) unsafe fn group_keys_avx512<const HALF: bool>(rows: &GroupRows, dim: 
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transposed(x: [std::arch::x86_64::__m512i; GROUP]) -> [std::arch::x86_64::__m512i; GROUP] {
+fn transposed(x: [std::arch::x86_64::__m512i; KEY_GROUP]) -> [std::arch::x86_64::__m512i; KEY_GROUP] {
     use std::arch::x86_64::*;
     let mut y = x;
     // Within lanes of four words: pairs of rows, then fours.
-    for i in (0..GROUP).step_by(2) {
+    for i in (0..KEY_GROUP).step_by(2) {
         y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
         y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
     }
     let mut z = y;
-    for i in (0..GROUP).step_by(4) {
+    for i in (0..KEY_GROUP).step_by(4) {
         z[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
         z[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
         z[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);

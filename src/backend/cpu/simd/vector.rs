@@ -6,8 +6,8 @@ use std::f32::consts::{LN_2, LOG2_E};
 ///
 /// # Safety
 /// Every function may be called only where the processor has the instruction set, and pointers must be readable or
-/// writable for [`Lanes::N`] elements. Nothing needs alignment beyond that of its elements.
-pub(crate) trait Lanes: Copy {
+/// writable for [`SimdF32::N`] elements. Nothing needs alignment beyond that of its elements.
+pub(crate) trait SimdF32: Copy {
     /// Lanes.
     const N: usize;
     /// Whether sums of six rows fit the registers beside what is multiplied; else rows go by four.
@@ -50,12 +50,12 @@ pub(crate) trait Lanes: Copy {
     }
 }
 
-/// [`Lanes::exp2`] of nothing but sums and products. Polynomials on [-1/2, 1/2], fitted to the least relative error.
+/// [`SimdF32::exp2`] of nothing but sums and products. Polynomials on [-1/2, 1/2], fitted to the least relative error.
 ///
 /// # Safety
-/// As [`Lanes`].
+/// As [`SimdF32`].
 #[inline(always)]
-unsafe fn exp2<V: Lanes, const PRECISE: bool>(x: V) -> V {
+unsafe fn exp2<V: SimdF32, const PRECISE: bool>(x: V) -> V {
     // 1.5 x 2^23: added to a small number, it leaves the nearest integer in the lowest bits; with the exponent's bias.
     const ROUND: f32 = 12_582_912.0 + 127.0;
     const SIX: [f32; 7] = [1.534_581_2e-4, 1.339_993_1e-3, 9.618_489e-3, 5.550_329e-2, 0.240_226_46, LN_2, 1.0];
@@ -86,9 +86,9 @@ unsafe fn exp2<V: Lanes, const PRECISE: bool>(x: V) -> V {
 /// tanh x, within 3 units in the last place of 1 (coefficients below 0.625: Cephes, `tanhf`).
 ///
 /// # Safety
-/// As [`Lanes`].
+/// As [`SimdF32`].
 #[inline(always)]
-pub(crate) unsafe fn tanh<V: Lanes>(x: V) -> V {
+pub(crate) unsafe fn tanh<V: SimdF32>(x: V) -> V {
     // SAFETY: the caller's contract.
     unsafe {
         let zero = V::splat(0.0);
@@ -117,19 +117,19 @@ mod tests {
 
     const ODD: [f32; 8] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, 0.0, 1.5, -2.0, f32::MIN_POSITIVE / 4.0];
 
-    fn get<V: Lanes>(v: V) -> Vec<f32> {
+    fn get<V: SimdF32>(v: V) -> Vec<f32> {
         let mut lanes = vec![7.0; V::N];
         unsafe { v.store(lanes.as_mut_ptr()) };
         lanes
     }
 
-    fn put<V: Lanes>(lanes: impl Fn(usize) -> f32) -> V {
+    fn put<V: SimdF32>(lanes: impl Fn(usize) -> f32) -> V {
         let lanes: Vec<f32> = (0..V::N).map(lanes).collect();
         unsafe { V::load(lanes.as_ptr()) }
     }
 
     /// The same bits, or both NaN.
-    fn same<V: Lanes>(what: &str, got: V, want: impl Fn(usize) -> f32) {
+    fn same<V: SimdF32>(what: &str, got: V, want: impl Fn(usize) -> f32) {
         for (i, got) in get(got).into_iter().enumerate() {
             let want = want(i);
             let equal = got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan();
@@ -138,7 +138,7 @@ mod tests {
     }
 
     /// Every half and every bfloat16 is read as the number it is.
-    fn reads_all_halves<V: Lanes>() {
+    fn reads_all_halves<V: SimdF32>() {
         for first in (0..=u16::MAX).step_by(V::N) {
             let bits: Vec<u16> = (0..V::N as u16).map(|i| first + i).collect();
             same("half", unsafe { V::load_f16(bits.as_ptr()) }, |i| f16::from_bits(bits[i]).to_f32());
@@ -149,7 +149,7 @@ mod tests {
         }
     }
 
-    fn selects<V: Lanes>() {
+    fn selects<V: SimdF32>() {
         for (a, b) in ODD.into_iter().flat_map(|a| ODD.map(|b| (a, b))) {
             // Equal zeros and a NaN on either side: the second.
             let larger = if a > b { a } else { b };
@@ -165,7 +165,7 @@ mod tests {
         }
     }
 
-    fn reduces<V: Lanes>() {
+    fn reduces<V: SimdF32>() {
         let numbers: V = put(|i| i as f32 - 2.0);
         assert_eq!(unsafe { numbers.first() }, -2.0);
         assert_eq!(unsafe { numbers.reduce_max() }, V::N as f32 - 3.0);
@@ -177,7 +177,7 @@ mod tests {
         assert_eq!(unsafe { V::splat(f32::NAN).reduce_max() }, f32::NEG_INFINITY);
     }
 
-    fn computes<V: Lanes>() {
+    fn computes<V: SimdF32>() {
         let (a, b): (V, V) = (put(|i| i as f32 + 0.5), put(|i| 3.0 - i as f32 * 0.25));
         let (x, y) = (|i: usize| i as f32 + 0.5, |i: usize| 3.0 - i as f32 * 0.25);
         unsafe {
@@ -195,7 +195,7 @@ mod tests {
         }
     }
 
-    fn approximates<V: Lanes>() {
+    fn approximates<V: SimdF32>() {
         let relative = |got: f32, want: f64| ((f64::from(got) - want) / want).abs();
         for step in 0..4096 {
             let x = -125.0 + step as f32 * (126.0 / 4096.0);
@@ -217,7 +217,7 @@ mod tests {
         assert!(get(unsafe { tanh(V::splat(f32::NAN)) }).into_iter().all(f32::is_nan));
     }
 
-    fn keeps_the_contract<V: Lanes>() {
+    fn keeps_the_contract<V: SimdF32>() {
         reads_all_halves::<V>();
         selects::<V>();
         reduces::<V>();

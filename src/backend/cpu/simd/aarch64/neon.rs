@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use crate::backend::cpu::simd::vector::Lanes;
+use crate::backend::cpu::simd::vector::SimdF32;
 
 /// Four f32.
 #[derive(Clone, Copy, Debug)]
@@ -14,7 +14,7 @@ pub(crate) struct Neon(float32x4_t);
     clippy::undocumented_unsafe_blocks,
     reason = "the target has the instructions; N elements, by the trait's contract"
 )]
-impl Lanes for Neon {
+impl SimdF32 for Neon {
     const N: usize = 4;
     // Of 32 registers, six rows by four vectors of sums leave too few for the keys of two dims: the compiler spills.
     const SIX_ROWS: bool = false;

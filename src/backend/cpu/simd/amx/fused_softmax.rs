@@ -2,66 +2,73 @@
 //! weights.
 //!
 //! Weights are relative to the maxima that earlier blocks have left, so none waits for its row to end, and scores need no more
-//! memory than two strips. A block with much larger scores than those before it is for `weigh_tiles.rs`.
+//! memory than two strips. A block with much larger scores than those before it is for `softmax_bf16.rs`.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-use super::gemm::{DEPTH, ROWS, Split, halves, no_sums, products, store_sums};
+use super::gemm::{DEPTH, ROWS, SplitMatrix, accumulate, halves, store_acc, zero_acc};
 use super::softmax::{Pair, add_to_sums};
-use crate::backend::cpu::kv_layout::GROUP;
+use crate::backend::cpu::kv_layout::KEY_GROUP;
 use crate::backend::cpu::simd::prefetch::prefetch;
-use crate::backend::cpu::simd::softmax::{Seen, Weights};
+use crate::backend::cpu::simd::softmax::{ColumnRange, SoftmaxArgs};
 use crate::backend::cpu::simd::x86_64::avx512::visible;
 
 /// Keys of a strip.
-const STRIP: usize = 2 * GROUP;
+const STRIP: usize = 2 * KEY_GROUP;
 /// Weights may be as large as 2 to this power: their sums are far from overflow, and as precise as below 1.
 const HEADROOM: f32 = 8.0;
 
-/// Queries times keys, and the softmax of it: `weights[r][c]` for all rows and `a.n` keys to `high`, and what that rounds off to `low`
+/// Queries times keys, and the softmax of it: `probs[r][c]` for all rows and `a.n` keys to `high`, and what that rounds off to `low`
 /// unless it is NULL. False, and no sum changed, where a row has no maximum yet, or a score exceeds it by too much. Maxima stay what
 /// they are, and earlier sums what they are worth.
 ///
 /// # Safety
-/// As [`super::gemm::scores`] and [`super::softmax::weigh_tiles`], with room for 2 x 32 x 32 scores, aligned to 64 bytes.
+/// As [`super::gemm::scores`] and [`super::softmax::softmax_bf16`], with room for 2 x 32 x 32 scores, aligned to 64 bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(crate) unsafe fn weigh_at_once(q: Split, k: Split, dim: usize, a: &Weights, high: *mut u16, low: *mut u16) -> bool {
+pub(crate) unsafe fn qk_softmax(
+    q: SplitMatrix,
+    k: SplitMatrix,
+    dim: usize,
+    a: &SoftmaxArgs,
+    high: *mut u16,
+    low: *mut u16,
+) -> bool {
     // SAFETY: the caller's contract.
     unsafe {
-        let seen = std::slice::from_raw_parts(a.seen, a.rows);
+        let visible = std::slice::from_raw_parts(a.visible, a.rows);
         let max = std::slice::from_raw_parts(a.max, a.rows);
         if max.contains(&f32::NEG_INFINITY) {
             return false;
         }
-        let whole = seen.iter().all(|s| (s.from, s.to) == (0, a.n));
+        let whole = visible.iter().all(|s| (s.from, s.to) == (0, a.n));
         match (whole, low.is_null()) {
-            (true, true) => at_once::<true, false>(q, k, dim, a, seen, (high, low)),
-            (true, false) => at_once::<true, true>(q, k, dim, a, seen, (high, low)),
-            (false, true) => at_once::<false, false>(q, k, dim, a, seen, (high, low)),
-            (false, false) => at_once::<false, true>(q, k, dim, a, seen, (high, low)),
+            (true, true) => fused::<true, false>(q, k, dim, a, visible, (high, low)),
+            (true, false) => fused::<true, true>(q, k, dim, a, visible, (high, low)),
+            (false, true) => fused::<false, false>(q, k, dim, a, visible, (high, low)),
+            (false, false) => fused::<false, true>(q, k, dim, a, visible, (high, low)),
         }
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn at_once<const WHOLE: bool, const TWO: bool>(
-    q: Split,
-    k: Split,
+unsafe fn fused<const WHOLE: bool, const TWO: bool>(
+    q: SplitMatrix,
+    k: SplitMatrix,
     dim: usize,
-    a: &Weights,
-    seen: &[Seen],
-    weights: (*mut u16, *mut u16),
+    a: &SoftmaxArgs,
+    visible: &[ColumnRange],
+    probs: (*mut u16, *mut u16),
 ) -> bool {
     let mut softmax = Softmax {
         factor: _mm512_set1_ps(a.scale * LOG2_E),
         offsets: [0.0; ROWS],
         totals: [_mm512_setzero_ps(); ROWS],
-        tops: [_mm512_set1_ps(f32::NEG_INFINITY); 2],
-        seen,
+        row_maxima: [_mm512_set1_ps(f32::NEG_INFINITY); 2],
+        visible,
         stride: a.stride,
     };
     for (r, offset) in softmax.offsets.iter_mut().enumerate().take(a.rows) {
@@ -69,37 +76,37 @@ unsafe fn at_once<const WHOLE: bool, const TWO: bool>(
         *offset = unsafe { *a.max.add(r) } * -LOG2_E;
     }
     let strip = |key: usize| a.scores.wrapping_add(key / STRIP % 2 * (ROWS * STRIP));
-    let place = |key: usize| (weights.0.wrapping_add(key), weights.1.wrapping_add(if TWO { key } else { 0 }));
+    let place = |key: usize| (probs.0.wrapping_add(key), probs.1.wrapping_add(if TWO { key } else { 0 }));
     // The rows of a strip that are turned beside one step of the products of the next.
     let steps = dim / DEPTH * halves(q, k).count();
     let rows = |step: usize| (step * ROWS / steps).min(a.rows)..((step + 1) * ROWS / steps).min(a.rows);
     // SAFETY: the caller's contract.
     unsafe {
         for key in (0..a.n).step_by(STRIP) {
-            no_sums!();
+            zero_acc!();
             let mut step = 0;
             for (q, k) in halves(q, k) {
                 let k = k.add(key * dim);
                 for d in (0..dim).step_by(DEPTH) {
-                    let (a, b) = (q.add(d), k.add(d * GROUP));
+                    let (a, b) = (q.add(d), k.add(d * KEY_GROUP));
                     // The same of the next strip.
                     for group in [2, 3] {
-                        prefetch::<false>(b.wrapping_add(group * GROUP * dim).cast(), 2 * DEPTH * GROUP);
+                        prefetch::<false>(b.wrapping_add(group * KEY_GROUP * dim).cast(), 2 * DEPTH * KEY_GROUP);
                     }
-                    products!(a, 2 * dim, a.add(16 * dim), b, b.add(GROUP * dim), 64_usize);
+                    accumulate!(a, 2 * dim, a.add(16 * dim), b, b.add(KEY_GROUP * dim), 64_usize);
                     if key > 0 {
                         softmax.turn::<WHOLE, TWO>(strip(key - STRIP), rows(step), key - STRIP, place(key - STRIP));
                     }
                     step += 1;
                 }
             }
-            store_sums!(strip(key), strip(key).add(16 * STRIP), 4 * STRIP);
+            store_acc!(strip(key), strip(key).add(16 * STRIP), 4 * STRIP);
         }
         softmax.turn::<WHOLE, TWO>(strip(a.n - STRIP), 0..a.rows, a.n - STRIP, place(a.n - STRIP));
-        if _mm512_reduce_max_ps(_mm512_max_ps(softmax.tops[0], softmax.tops[1])) > HEADROOM {
+        if _mm512_reduce_max_ps(_mm512_max_ps(softmax.row_maxima[0], softmax.row_maxima[1])) > HEADROOM {
             return false;
         }
-        std::slice::from_raw_parts_mut(a.keep, a.rows).fill(1.0);
+        std::slice::from_raw_parts_mut(a.alpha, a.rows).fill(1.0);
         add_to_sums(a, &softmax.totals);
     }
     true
@@ -113,9 +120,9 @@ struct Softmax<'a> {
     /// The weights of each row, lane by lane.
     totals: [__m512; ROWS],
     /// The largest exponents of all rows.
-    tops: [__m512; 2],
+    row_maxima: [__m512; 2],
     /// Keys that each row sees.
-    seen: &'a [Seen],
+    visible: &'a [ColumnRange],
     stride: usize,
 }
 
@@ -130,7 +137,7 @@ impl Softmax<'_> {
         key: usize,
         (high, low): (*mut u16, *mut u16),
     ) {
-        let mut tops = self.tops;
+        let mut row_maxima = self.row_maxima;
         for r in rows {
             // SAFETY: the caller's contract.
             unsafe {
@@ -141,19 +148,21 @@ impl Softmax<'_> {
                 let mut pair = Pair::<TWO>::of(x, next);
                 // Of a NaN and a number, a maximum is its second operand.
                 if WHOLE {
-                    tops = [_mm512_max_ps(x, tops[0]), _mm512_max_ps(next, tops[1])];
+                    row_maxima = [_mm512_max_ps(x, row_maxima[0]), _mm512_max_ps(next, row_maxima[1])];
                 } else {
-                    let seen = (self.seen[r].from, self.seen[r].to);
-                    let [one, two] = [key, key + GROUP].map(|at| visible(seen, at));
-                    tops =
-                        [_mm512_mask_max_ps(tops[0], one, x, tops[0]), _mm512_mask_max_ps(tops[1], two, next, tops[1])];
+                    let columns = (self.visible[r].from, self.visible[r].to);
+                    let [one, two] = [key, key + KEY_GROUP].map(|at| visible(columns, at));
+                    row_maxima = [
+                        _mm512_mask_max_ps(row_maxima[0], one, x, row_maxima[0]),
+                        _mm512_mask_max_ps(row_maxima[1], two, next, row_maxima[1]),
+                    ];
                     pair.only(one, two);
                 }
                 self.totals[r] = pair.add_to(self.totals[r]);
                 pair.store(high.add(r * self.stride), if TWO { low.add(r * self.stride) } else { low });
             }
         }
-        self.tops = tops;
+        self.row_maxima = row_maxima;
     }
 }
 
@@ -162,7 +171,7 @@ mod tests {
     use half::bf16;
 
     use super::*;
-    use crate::backend::cpu::simd::amx::gemm::Tiles;
+    use crate::backend::cpu::simd::amx::gemm::TileConfig;
     use crate::cpu_features::Isa;
 
     const DIM: usize = 64;
@@ -176,14 +185,14 @@ mod tests {
     struct Case {
         q: Vec<f32>,
         k: Vec<f32>,
-        seen: Vec<Seen>,
+        visible: Vec<ColumnRange>,
         max: [f32; ROWS],
     }
 
     struct Done {
         did: bool,
         sum: [f32; ROWS],
-        weights: Vec<f32>,
+        probs: Vec<f32>,
     }
 
     const BEFORE: f32 = 1.5;
@@ -201,7 +210,12 @@ mod tests {
                 if two { x } else { bf16::from_f32(x).to_f32() }
             };
             let (q, k) = ((0..ROWS * DIM).map(|_| number()).collect(), (0..KEYS * DIM).map(|_| number()).collect());
-            Self { q, k, seen: vec![Seen { from: 0, to: KEYS, ..Seen::default() }; rows], max: [0.0; ROWS] }
+            Self {
+                q,
+                k,
+                visible: vec![ColumnRange { from: 0, to: KEYS, ..ColumnRange::default() }; rows],
+                max: [0.0; ROWS],
+            }
         }
 
         fn exponent(&self, r: usize, c: usize) -> f64 {
@@ -212,41 +226,43 @@ mod tests {
 
         fn run(&self, two: bool) -> Done {
             let mut max = self.max;
-            let (mut sum, mut keep) = ([BEFORE; ROWS], [0.0; ROWS]);
+            let (mut sum, mut alpha) = ([BEFORE; ROWS], [0.0; ROWS]);
             let mut strips = Box::new(Strips([f32::NAN; 2 * ROWS * STRIP]));
             let (mut high, mut low) = (vec![0xFFFF_u16; ROWS * STRIDE], vec![0xFFFF_u16; ROWS * STRIDE]);
             let (q, q_low): (Vec<_>, Vec<_>) = self.q.iter().map(|&x| halved(x)).unzip();
             let (mut k, mut k_low) = (vec![0; KEYS * DIM], vec![0; KEYS * DIM]);
             for (i, &x) in self.k.iter().enumerate() {
                 let (key, d) = (i / DIM, i % DIM);
-                let at = key / GROUP * GROUP * DIM + d / 2 * 2 * GROUP + key % GROUP * 2 + d % 2;
+                let at = key / KEY_GROUP * KEY_GROUP * DIM + d / 2 * 2 * KEY_GROUP + key % KEY_GROUP * 2 + d % 2;
                 (k[at], k_low[at]) = halved(x);
             }
-            let a = Weights {
+            let a = SoftmaxArgs {
                 scores: strips.0.as_mut_ptr(),
                 stride: STRIDE,
                 n: KEYS,
-                rows: self.seen.len(),
-                seen: self.seen.as_ptr(),
+                rows: self.visible.len(),
+                visible: self.visible.as_ptr(),
                 scale: 0.25,
                 softcap: 0.0,
                 max: max.as_mut_ptr(),
                 sum: sum.as_mut_ptr(),
-                keep: keep.as_mut_ptr(),
+                alpha: alpha.as_mut_ptr(),
             };
             let lower = |x: &[u16]| if two { x.as_ptr() } else { std::ptr::null() };
-            let (q, k) =
-                (Split { high: q.as_ptr(), low: lower(&q_low) }, Split { high: k.as_ptr(), low: lower(&k_low) });
+            let (q, k) = (
+                SplitMatrix { high: q.as_ptr(), low: lower(&q_low) },
+                SplitMatrix { high: k.as_ptr(), low: lower(&k_low) },
+            );
             let low_weights = if two { low.as_mut_ptr() } else { std::ptr::null_mut() };
             // SAFETY: AMX is there; arrays of 32 rows.
             let did = unsafe {
-                let _tiles = Tiles::new();
-                weigh_at_once(q, k, DIM, &a, high.as_mut_ptr(), low_weights)
+                let _tiles = TileConfig::new();
+                qk_softmax(q, k, DIM, &a, high.as_mut_ptr(), low_weights)
             };
             assert_eq!(max, self.max, "maxima are left alone");
             let number = |x: u16| bf16::from_bits(x).to_f32();
             let weight = |(&h, &l): (&u16, &u16)| number(h) + if two { number(l) } else { 0.0 };
-            Done { did, sum, weights: high.iter().zip(&low).map(weight).collect() }
+            Done { did, sum, probs: high.iter().zip(&low).map(weight).collect() }
         }
     }
 
@@ -269,17 +285,17 @@ mod tests {
             let (two, rows) = (round % 2 == 1, [1, 15, 16, 17, 31, 32][round % 6]);
             let mut case = Case::new(rows, two, &mut draw);
             case.max.fill_with(|| draw() * 3.0);
-            for seen in case.seen.iter_mut().filter(|_| round % 3 > 0) {
+            for visible in case.visible.iter_mut().filter(|_| round % 3 > 0) {
                 let (a, b) = (draw().abs() * KEYS as f32, draw().abs() * KEYS as f32);
-                (seen.from, seen.to) = (a.min(b) as usize, a.max(b) as usize);
+                (visible.from, visible.to) = (a.min(b) as usize, a.max(b) as usize);
             }
             let done = case.run(two);
             assert!(done.did, "round {round}");
-            for (r, seen) in case.seen.iter().enumerate() {
+            for (r, visible) in case.visible.iter().enumerate() {
                 let mut want = f64::from(BEFORE);
                 for c in 0..KEYS {
-                    let got = f64::from(done.weights[r * STRIDE + c]);
-                    let weight = if (seen.from..seen.to).contains(&c) { case.exponent(r, c).exp() } else { 0.0 };
+                    let got = f64::from(done.probs[r * STRIDE + c]);
+                    let weight = if (visible.from..visible.to).contains(&c) { case.exponent(r, c).exp() } else { 0.0 };
                     want += weight;
                     let bound = if two { 4e-5 } else { 4.1e-3 } * weight;
                     assert!((got - weight).abs() <= bound, "round {round}, row {r}, key {c}: {got}, not {weight}");
@@ -312,7 +328,7 @@ mod tests {
             let done = case.run(two);
             assert!(!done.did && done.sum == [BEFORE; ROWS]);
             // The same score where its row does not see it.
-            case.seen[3].to = 0;
+            case.visible[3].to = 0;
             assert!(case.run(two).did);
             let mut case = fresh(&mut draw);
             case.k[40 * DIM] = f32::NAN;

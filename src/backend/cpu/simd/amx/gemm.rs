@@ -7,8 +7,8 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use crate::backend::cpu::kv_layout::GROUP;
-use crate::backend::cpu::kv_layout::pair_at;
+use crate::backend::cpu::kv_layout::KEY_GROUP;
+use crate::backend::cpu::kv_layout::bf16_pair_index;
 use crate::backend::cpu::simd::prefetch::prefetch;
 
 /// Rows of queries that go through the tiles together: two tiles of 16.
@@ -16,12 +16,12 @@ pub(crate) const ROWS: usize = 32;
 /// Dims and keys come in multiples of this.
 pub(crate) const DEPTH: usize = 32;
 /// Numbers in a tile.
-const TILE: usize = 512;
+const TILE_ELEMENTS: usize = 512;
 
 /// All eight tiles as 16 rows of 64 bytes, from now until it is dropped; then as the host had configured them. ggml
 /// configures a thread's tiles once and relies on that for ever.
 #[derive(Debug)]
-pub(crate) struct Tiles {
+pub(crate) struct TileConfig {
     before: Config,
 }
 
@@ -35,7 +35,7 @@ struct Config {
     rows: [u8; 16],
 }
 
-impl Tiles {
+impl TileConfig {
     /// # Safety
     /// AMX must be [`available`].
     pub unsafe fn new() -> Self {
@@ -52,7 +52,7 @@ impl Tiles {
     }
 }
 
-impl Drop for Tiles {
+impl Drop for TileConfig {
     fn drop(&mut self) {
         // SAFETY: tiles were configured by `new`; what it found is a valid configuration. Left configured, tiles would make
         // every context switch dearer.
@@ -67,7 +67,7 @@ impl Drop for Tiles {
 }
 
 /// Four tiles of sums, `[2 x 16 rows][2 x 16 columns]`, times two of A and two of B.
-macro_rules! products {
+macro_rules! accumulate {
     ($a:expr, $a_stride:expr, $a1:expr, $b:expr, $b1:expr, $b_stride:expr) => {
         asm!(
             "tileloadd tmm4, [{a} + {a_stride}]",
@@ -84,18 +84,18 @@ macro_rules! products {
         )
     };
 }
-pub(crate) use products;
+pub(crate) use accumulate;
 
 /// Empties the sums.
-macro_rules! no_sums {
+macro_rules! zero_acc {
     () => {
         asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem))
     };
 }
-pub(crate) use no_sums;
+pub(crate) use zero_acc;
 
 /// Writes the sums: rows of f32, the first of the upper 16 and of the lower, and the bytes from one to the next.
-macro_rules! store_sums {
+macro_rules! store_acc {
     ($top:expr, $bottom:expr, $stride:expr) => {
         asm!(
             "tilestored [{top} + {stride}], tmm0",
@@ -107,17 +107,17 @@ macro_rules! store_sums {
         )
     };
 }
-pub(crate) use store_sums;
+pub(crate) use store_acc;
 
 /// A matrix of bfloat16, and what it rounds off; the second is NULL where nothing is.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Split {
+pub(crate) struct SplitMatrix {
     pub high: *const u16,
     pub low: *const u16,
 }
 
 /// The products that make up one of two split matrices; that of the two lower halves is below f32's own rounding.
-pub(crate) fn halves(a: Split, b: Split) -> impl Iterator<Item = (*const u16, *const u16)> {
+pub(crate) fn halves(a: SplitMatrix, b: SplitMatrix) -> impl Iterator<Item = (*const u16, *const u16)> {
     let n = if a.low.is_null() { 1 } else { 3 };
     [(a.high, b.high), (a.high, b.low), (a.low, b.high)].into_iter().take(n)
 }
@@ -125,32 +125,32 @@ pub(crate) fn halves(a: Split, b: Split) -> impl Iterator<Item = (*const u16, *c
 /// Queries times keys: `scores[r][c] = q[r] . k[c]` for 32 rows and `keys` keys.
 ///
 /// # Safety
-/// [`Tiles`] must be alive; `q` holds `[32][dim]`, `k` groups of 16 keys `[dim / 2][16][2]`, `scores` 32 rows `stride` apart;
+/// [`TileConfig`] must be alive; `q` holds `[32][dim]`, `k` groups of 16 keys `[dim / 2][16][2]`, `scores` 32 rows `stride` apart;
 /// `dim` and `keys` are multiples of 32.
-pub(crate) unsafe fn scores(q: Split, k: Split, dim: usize, keys: usize, scores: *mut f32, stride: usize) {
-    for key in (0..keys).step_by(2 * GROUP) {
+pub(crate) unsafe fn qk(q: SplitMatrix, k: SplitMatrix, dim: usize, keys: usize, scores: *mut f32, stride: usize) {
+    for key in (0..keys).step_by(2 * KEY_GROUP) {
         // SAFETY: the caller's contract.
         unsafe {
-            no_sums!();
+            zero_acc!();
             for (q, k) in halves(q, k) {
                 let k = k.add(key * dim);
                 for d in (0..dim).step_by(DEPTH) {
-                    let (a, b) = (q.add(d), k.add(d * GROUP));
-                    products!(a, 2 * dim, a.add(16 * dim), b, b.add(GROUP * dim), 64_usize);
+                    let (a, b) = (q.add(d), k.add(d * KEY_GROUP));
+                    accumulate!(a, 2 * dim, a.add(16 * dim), b, b.add(KEY_GROUP * dim), 64_usize);
                 }
             }
             let out = scores.add(key);
-            store_sums!(out, out.add(16 * stride), 4 * stride);
+            store_acc!(out, out.add(16 * stride), 4 * stride);
         }
     }
 }
 
-/// Weights times values: `acc[r] += weights[r] . v` for 32 rows and `keys` keys.
+/// Weights times values: `acc[r] += probs[r] . v` for 32 rows and `keys` keys.
 ///
 /// # Safety
-/// [`Tiles`] must be alive; `weights` holds 32 rows `stride` apart, `v` tiles `[keys / 32][dim / 16]`, `acc` `[32][dim]`;
+/// [`TileConfig`] must be alive; `probs` holds 32 rows `stride` apart, `v` tiles `[keys / 32][dim / 16]`, `acc` `[32][dim]`;
 /// `dim` and `keys` are multiples of 32.
-pub(crate) unsafe fn sums(weights: Split, stride: usize, v: Split, dim: usize, keys: usize, acc: *mut f32) {
+pub(crate) unsafe fn pv(probs: SplitMatrix, stride: usize, v: SplitMatrix, dim: usize, keys: usize, acc: *mut f32) {
     for d in (0..dim).step_by(32) {
         // SAFETY: the caller's contract.
         unsafe {
@@ -164,28 +164,28 @@ pub(crate) unsafe fn sums(weights: Split, stride: usize, v: Split, dim: usize, k
                 top = in(reg) top, bottom = in(reg) bottom, row = in(reg) row,
                 options(nostack, readonly)
             );
-            for (p, v) in halves(weights, v) {
+            for (p, v) in halves(probs, v) {
                 for key in (0..keys).step_by(DEPTH) {
-                    let (a, b) = (p.add(key), v.add(2 * pair_at(dim, key, d)));
+                    let (a, b) = (p.add(key), v.add(2 * bf16_pair_index(dim, key, d)));
                     // The next ones: tiles would wait for the second-level cache.
-                    prefetch::<false>(b.wrapping_add(2 * GROUP * dim).cast(), 4 * TILE);
-                    products!(a, 2 * stride, a.add(16 * stride), b, b.add(TILE), 64_usize);
+                    prefetch::<false>(b.wrapping_add(2 * KEY_GROUP * dim).cast(), 4 * TILE_ELEMENTS);
+                    accumulate!(a, 2 * stride, a.add(16 * stride), b, b.add(TILE_ELEMENTS), 64_usize);
                 }
             }
-            store_sums!(top, bottom, row);
+            store_acc!(top, bottom, row);
         }
     }
 }
 
-/// `acc[i] *= keep` for a row.
+/// `acc[i] *= alpha` for a row.
 ///
 /// # Safety
 /// AMX must be [`available`]; `acc` holds `dim` elements, a multiple of 16.
 #[target_feature(enable = "avx512f")]
-pub(crate) unsafe fn rescale(acc: *mut f32, dim: usize, keep: f32) {
+pub(crate) unsafe fn rescale(acc: *mut f32, dim: usize, alpha: f32) {
     for d in (0..dim).step_by(16) {
         // SAFETY: the caller's contract.
-        unsafe { _mm512_storeu_ps(acc.add(d), _mm512_mul_ps(_mm512_loadu_ps(acc.add(d)), _mm512_set1_ps(keep))) };
+        unsafe { _mm512_storeu_ps(acc.add(d), _mm512_mul_ps(_mm512_loadu_ps(acc.add(d)), _mm512_set1_ps(alpha))) };
     }
 }
 
@@ -207,7 +207,7 @@ mod tests {
             bytes
         };
         // SAFETY: AMX is available.
-        drop(unsafe { Tiles::new() });
+        drop(unsafe { TileConfig::new() });
         assert_eq!(read(), [0; 64]);
         let mut host = [0_u8; 64];
         // Palette 1, one tile of 3 rows of 8 bytes.
@@ -215,7 +215,7 @@ mod tests {
         // SAFETY: a valid configuration; released at the end.
         unsafe { asm!("ldtilecfg [{}]", in(reg) host.as_ptr(), options(nostack, readonly)) };
         // SAFETY: AMX is available.
-        drop(unsafe { Tiles::new() });
+        drop(unsafe { TileConfig::new() });
         assert_eq!(read(), host);
         // SAFETY: configured above.
         unsafe { asm!("tilerelease", options(nostack, nomem)) };

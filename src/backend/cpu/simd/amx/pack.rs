@@ -2,8 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use crate::backend::cpu::kv_layout::GROUP;
-use crate::backend::cpu::kv_layout::pair_at;
+use crate::backend::cpu::kv_layout::KEY_GROUP;
+use crate::backend::cpu::kv_layout::bf16_pair_index;
 use crate::backend::cpu::simd::x86_64::avx512::visible;
 
 /// Vectors of two f32 rows as pairs of bfloat16: rounded towards zero, and what that leaves, exact for an f16.
@@ -16,8 +16,8 @@ unsafe fn split_pair(even: __m512, odd: __m512) -> (__m512i, __m512i) {
             let (even, odd) = (_mm512_castps_si512(even), _mm512_castps_si512(odd));
             _mm512_or_si512(_mm512_srli_epi32::<16>(even), _mm512_and_si512(odd, mask))
         };
-        let top = |x: __m512| _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), mask));
-        (join(even, odd), join(_mm512_sub_ps(even, top(even)), _mm512_sub_ps(odd, top(odd))))
+        let row_max = |x: __m512| _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), mask));
+        (join(even, odd), join(_mm512_sub_ps(even, row_max(even)), _mm512_sub_ps(odd, row_max(odd))))
     }
 }
 
@@ -40,22 +40,22 @@ pub(crate) unsafe fn split_keys(
     high: *mut u16,
     low: *mut u16,
 ) -> bool {
-    let mut odd_ones = 0;
-    for key in (0..n).step_by(GROUP) {
-        let seen = visible((from, to), key);
-        for at in (key * dim..(key + GROUP) * dim).step_by(2 * GROUP) {
+    let mut non_finite = 0;
+    for key in (0..n).step_by(KEY_GROUP) {
+        let visible = visible((from, to), key);
+        for at in (key * dim..(key + KEY_GROUP) * dim).step_by(2 * KEY_GROUP) {
             // SAFETY: the caller's contract.
             unsafe {
-                let row = |i: usize| _mm512_cvtph_ps(_mm256_loadu_si256(src.add(at + i * GROUP).cast()));
+                let row = |i: usize| _mm512_cvtph_ps(_mm256_loadu_si256(src.add(at + i * KEY_GROUP).cast()));
                 let (a, b) = (row(0), row(1));
-                odd_ones |= (not_finite(a) | not_finite(b)) & seen;
-                let (top, rest) = split_pair(a, b);
-                _mm512_storeu_si512(high.add(at).cast(), top);
+                non_finite |= (not_finite(a) | not_finite(b)) & visible;
+                let (row_max, rest) = split_pair(a, b);
+                _mm512_storeu_si512(high.add(at).cast(), row_max);
                 _mm512_storeu_si512(low.add(at).cast(), rest);
             }
         }
     }
-    odd_ones == 0
+    non_finite == 0
 }
 
 /// f16 values of keys `from..to`, in rows, as split tiles `[n / 32][dim / 16]`; all others of the `n` become 0. False if a number
@@ -71,26 +71,26 @@ pub(crate) unsafe fn split_values(
     high: *mut u16,
     low: *mut u16,
 ) -> bool {
-    let mut odd_ones = 0;
+    let mut non_finite = 0;
     for key in (0..n).step_by(2) {
         for d in (0..dim).step_by(16) {
             // SAFETY: the caller's contract.
             unsafe {
                 let row = |key: usize| {
                     let x = _mm512_cvtph_ps(_mm256_loadu_si256(src.add(key * dim + d).cast()));
-                    let seen = if (from..to).contains(&key) { 0xFFFF } else { 0 };
-                    _mm512_maskz_mov_ps(seen, x)
+                    let visible = if (from..to).contains(&key) { 0xFFFF } else { 0 };
+                    _mm512_maskz_mov_ps(visible, x)
                 };
                 let (a, b) = (row(key), row(key + 1));
-                odd_ones |= not_finite(a) | not_finite(b);
-                let (top, rest) = split_pair(a, b);
-                let at = 2 * pair_at(dim, key, d);
-                _mm512_storeu_si512(high.add(at).cast(), top);
+                non_finite |= not_finite(a) | not_finite(b);
+                let (row_max, rest) = split_pair(a, b);
+                let at = 2 * bf16_pair_index(dim, key, d);
+                _mm512_storeu_si512(high.add(at).cast(), row_max);
                 _mm512_storeu_si512(low.add(at).cast(), rest);
             }
         }
     }
-    odd_ones == 0
+    non_finite == 0
 }
 
 /// Whether `n` numbers in bfloat16 are all finite.
@@ -121,23 +121,23 @@ pub(crate) unsafe fn copy_values(
     (from, to, n): (usize, usize, usize),
     dst: *mut u16,
 ) -> bool {
-    let mut odd_ones = 0;
+    let mut non_finite = 0;
     for key in (0..n).step_by(2) {
         let half = |key: usize, bits: u32| if (from..to).contains(&key) { bits } else { 0 };
-        let seen = half(key, 0xFFFF) | half(key + 1, 0xFFFF_0000);
+        let visible = half(key, 0xFFFF) | half(key + 1, 0xFFFF_0000);
         for d in (0..dim).step_by(16) {
             // SAFETY: the caller's contract.
             unsafe {
-                let at = 2 * pair_at(dim, key, d);
-                let seen = _mm512_set1_epi32(seen.cast_signed());
-                let pairs = _mm512_and_si512(_mm512_loadu_si512(src.add(at).cast()), seen);
-                odd_ones |= not_finite(_mm512_castsi512_ps(pairs))
+                let at = 2 * bf16_pair_index(dim, key, d);
+                let visible = _mm512_set1_epi32(visible.cast_signed());
+                let pairs = _mm512_and_si512(_mm512_loadu_si512(src.add(at).cast()), visible);
+                non_finite |= not_finite(_mm512_castsi512_ps(pairs))
                     | not_finite(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)));
                 _mm512_storeu_si512(dst.add(at).cast(), pairs);
             }
         }
     }
-    odd_ones == 0
+    non_finite == 0
 }
 
 /// Rows of f32 as bfloat16, rounded to nearest; with `low`, rounded towards zero and what that leaves, rounded to nearest.
@@ -169,8 +169,8 @@ pub(crate) unsafe fn put(a: __m512, b: __m512, high: *mut u16, low: *mut u16) {
             return _mm512_storeu_si512(high.cast(), round(a, b));
         }
         let mask = _mm512_set1_epi32(0xFFFF_0000_u32.cast_signed());
-        let top = |x: __m512| _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), mask));
-        let (ta, tb) = (top(a), top(b));
+        let row_max = |x: __m512| _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), mask));
+        let (ta, tb) = (row_max(a), row_max(b));
         _mm512_storeu_si512(high.cast(), round(ta, tb));
         _mm512_storeu_si512(low.cast(), round(_mm512_sub_ps(a, ta), _mm512_sub_ps(b, tb)));
     }

@@ -1,6 +1,6 @@
 //! The softmax of rows for AMX: from scores to weights in bfloat16, sixteen rows' maxima and sums at a time.
 //!
-//! What `weigh.rs` does, for scores that need no softcap and no bias: weights are never stored as f32, and no row has a
+//! What `softmax.rs` does, for scores that need no softcap and no bias: weights are never stored as f32, and no row has a
 //! horizontal sum or a power of its own.
 
 use std::arch::x86_64::*;
@@ -8,12 +8,12 @@ use std::f32::consts::LOG2_E;
 
 use super::gemm::ROWS;
 use super::pack::put;
-use crate::backend::cpu::simd::softmax::Weights;
-use crate::backend::cpu::simd::vector::Lanes;
+use crate::backend::cpu::simd::softmax::SoftmaxArgs;
+use crate::backend::cpu::simd::vector::SimdF32;
 use crate::backend::cpu::simd::x86_64::avx512::{Avx512, rough_exp2, visible};
 
 /// Rows whose maxima and sums are found together.
-const GROUP: usize = 16;
+const KEY_GROUP: usize = 16;
 const ALL: __mmask16 = 0xFFFF;
 
 /// Columns of each row that have a weight.
@@ -23,24 +23,24 @@ type Ranges = [(usize, usize); ROWS];
 /// are 0.
 ///
 /// # Safety
-/// AMX must be available. As [`Weights`], with at most 32 rows and a multiple of 32 columns, no softcap and no slopes; maxima,
+/// AMX must be available. As [`SoftmaxArgs`], with at most 32 rows and a multiple of 32 columns, no softcap and no slopes; maxima,
 /// sums and keeps of 32 rows in memory; `high` and `low` have room for rows `stride` apart.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(crate) unsafe fn weigh_tiles(a: &Weights, high: *mut u16, low: *mut u16) {
+pub(crate) unsafe fn softmax_bf16(a: &SoftmaxArgs, high: *mut u16, low: *mut u16) {
     // SAFETY: the caller's contract.
     unsafe {
-        let seen = std::slice::from_raw_parts(a.seen, a.rows);
+        let visible = std::slice::from_raw_parts(a.visible, a.rows);
         let mut rows = Rows { ranges: [(0, 0); ROWS], offsets: [0.0; ROWS] };
-        for (range, seen) in rows.ranges.iter_mut().zip(seen) {
-            *range = (seen.from, seen.to);
+        for (range, visible) in rows.ranges.iter_mut().zip(visible) {
+            *range = (visible.from, visible.to);
         }
         let whole = rows.ranges[..a.rows].iter().all(|&range| range == (0, a.n));
-        let none = if whole { tops::<true>(a, &mut rows) } else { tops::<false>(a, &mut rows) };
+        let none = if whole { row_maxima::<true>(a, &mut rows) } else { row_maxima::<false>(a, &mut rows) };
         match (whole && !none, low.is_null()) {
-            (true, true) => weights::<true, false>(a, &rows, high, low),
-            (false, true) => weights::<false, false>(a, &rows, high, low),
-            (true, false) => weights::<true, true>(a, &rows, high, low),
-            (false, false) => weights::<false, true>(a, &rows, high, low),
+            (true, true) => probs::<true, false>(a, &rows, high, low),
+            (false, true) => probs::<false, false>(a, &rows, high, low),
+            (true, false) => probs::<true, true>(a, &rows, high, low),
+            (false, false) => probs::<false, true>(a, &rows, high, low),
         }
     }
 }
@@ -55,22 +55,22 @@ struct Rows {
 /// Finds the maxima, and what earlier weights are worth beside them; true if a row has no weight at all.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn tops<const WHOLE: bool>(a: &Weights, rows: &mut Rows) -> bool {
+unsafe fn row_maxima<const WHOLE: bool>(a: &SoftmaxArgs, rows: &mut Rows) -> bool {
     // SAFETY: the caller's contract.
     unsafe {
         let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
         let mut lanes = [lowest; ROWS];
         for (r, lanes) in lanes.iter_mut().enumerate().take(a.rows) {
-            *lanes = top::<WHOLE>(a.scores.add(r * a.stride), a.n, rows.ranges[r]);
+            *lanes = row_max::<WHOLE>(a.scores.add(r * a.stride), a.n, rows.ranges[r]);
         }
         let mut any = false;
-        for first in (0..a.rows).step_by(GROUP) {
-            let tops = across(&lanes[first..first + GROUP], |a, b| _mm512_max_ps(a, b));
+        for first in (0..a.rows).step_by(KEY_GROUP) {
+            let row_maxima = across(&lanes[first..first + KEY_GROUP], |a, b| _mm512_max_ps(a, b));
             let max = _mm512_loadu_ps(a.max.add(first));
-            let new = _mm512_max_ps(_mm512_mul_ps(tops, _mm512_set1_ps(a.scale)), max);
+            let new = _mm512_max_ps(_mm512_mul_ps(row_maxima, _mm512_set1_ps(a.scale)), max);
             let same = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(new, max);
-            let keep = Avx512(_mm512_mul_ps(_mm512_sub_ps(max, new), _mm512_set1_ps(LOG2_E))).exp2::<true>().0;
-            _mm512_storeu_ps(a.keep.add(first), _mm512_mask_blend_ps(same, keep, _mm512_set1_ps(1.0)));
+            let alpha = Avx512(_mm512_mul_ps(_mm512_sub_ps(max, new), _mm512_set1_ps(LOG2_E))).exp2::<true>().0;
+            _mm512_storeu_ps(a.alpha.add(first), _mm512_mask_blend_ps(same, alpha, _mm512_set1_ps(1.0)));
             _mm512_storeu_ps(a.max.add(first), new);
             let mut none = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(new, lowest);
             let offset = _mm512_mul_ps(new, _mm512_set1_ps(-LOG2_E));
@@ -93,7 +93,7 @@ unsafe fn tops<const WHOLE: bool>(a: &Weights, rows: &mut Rows) -> bool {
 /// Turns rows into weights and adds up their sums.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn weights<const WHOLE: bool, const TWO: bool>(a: &Weights, rows: &Rows, high: *mut u16, low: *mut u16) {
+unsafe fn probs<const WHOLE: bool, const TWO: bool>(a: &SoftmaxArgs, rows: &Rows, high: *mut u16, low: *mut u16) {
     // SAFETY: the caller's contract.
     unsafe {
         let zero = _mm512_setzero_ps();
@@ -122,16 +122,16 @@ unsafe fn weights<const WHOLE: bool, const TWO: bool>(a: &Weights, rows: &Rows, 
 /// Adds what the lanes of each row hold to its sum of weights, after it has been cut down to what it is worth.
 ///
 /// # Safety
-/// As [`weigh_tiles`].
+/// As [`softmax_bf16`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(crate) unsafe fn add_to_sums(a: &Weights, lanes: &[__m512; ROWS]) {
-    for first in (0..a.rows).step_by(GROUP) {
-        let total = across(&lanes[first..first + GROUP], |a, b| _mm512_add_ps(a, b));
+pub(crate) unsafe fn add_to_sums(a: &SoftmaxArgs, lanes: &[__m512; ROWS]) {
+    for first in (0..a.rows).step_by(KEY_GROUP) {
+        let total = across(&lanes[first..first + KEY_GROUP], |a, b| _mm512_add_ps(a, b));
         // SAFETY: the caller's contract.
         unsafe {
-            let (sum, keep) = (_mm512_loadu_ps(a.sum.add(first)), _mm512_loadu_ps(a.keep.add(first)));
-            _mm512_storeu_ps(a.sum.add(first), _mm512_fmadd_ps(sum, keep, total));
+            let (sum, alpha) = (_mm512_loadu_ps(a.sum.add(first)), _mm512_loadu_ps(a.alpha.add(first)));
+            _mm512_storeu_ps(a.sum.add(first), _mm512_fmadd_ps(sum, alpha, total));
         }
     }
 }
@@ -139,7 +139,7 @@ pub(crate) unsafe fn add_to_sums(a: &Weights, lanes: &[__m512; ROWS]) {
 /// The weights of 32 keys, as values are multiplied with them.
 #[derive(Clone, Copy)]
 pub(crate) struct Pair<const TWO: bool> {
-    weights: [__m512; 2],
+    probs: [__m512; 2],
 }
 
 impl<const TWO: bool> Pair<TWO> {
@@ -149,22 +149,22 @@ impl<const TWO: bool> Pair<TWO> {
     pub unsafe fn of(x: __m512, next: __m512) -> Self {
         // SAFETY: the instructions are there, by the caller's contract.
         let power = |x| unsafe { if TWO { Avx512(x).exp2::<false>().0 } else { rough_exp2(x) } };
-        Self { weights: [power(x), power(next)] }
+        Self { probs: [power(x), power(next)] }
     }
 
     /// Leaves zero of lanes without a bit.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub fn only(&mut self, seen: __mmask16, next: __mmask16) {
-        let [p, q] = self.weights;
-        self.weights = [_mm512_maskz_mov_ps(seen, p), _mm512_maskz_mov_ps(next, q)];
+    pub fn only(&mut self, visible: __mmask16, next: __mmask16) {
+        let [p, q] = self.probs;
+        self.probs = [_mm512_maskz_mov_ps(visible, p), _mm512_maskz_mov_ps(next, q)];
     }
 
     /// Adds them up, lane by lane.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub fn add_to(self, total: __m512) -> __m512 {
-        _mm512_add_ps(total, _mm512_add_ps(self.weights[0], self.weights[1]))
+        _mm512_add_ps(total, _mm512_add_ps(self.probs[0], self.probs[1]))
     }
 
     /// # Safety
@@ -172,7 +172,7 @@ impl<const TWO: bool> Pair<TWO> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub unsafe fn store(self, high: *mut u16, low: *mut u16) {
-        let [p, q] = self.weights;
+        let [p, q] = self.probs;
         // SAFETY: the caller's contract.
         unsafe { put(p, q, high, if TWO { low } else { std::ptr::null_mut() }) };
     }
@@ -181,19 +181,19 @@ impl<const TWO: bool> Pair<TWO> {
 /// The largest of each lane of a row's vectors, but for NaNs.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn top<const WHOLE: bool>(row: *const f32, n: usize, range: (usize, usize)) -> __m512 {
+unsafe fn row_max<const WHOLE: bool>(row: *const f32, n: usize, range: (usize, usize)) -> __m512 {
     // SAFETY: the caller's contract.
     unsafe {
         let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
-        let mut tops = [lowest; 2];
+        let mut row_maxima = [lowest; 2];
         for c in (0..n).step_by(32) {
-            for (i, top) in tops.iter_mut().enumerate() {
-                let seen = if WHOLE { ALL } else { visible(range, c + i * 16) };
+            for (i, row_max) in row_maxima.iter_mut().enumerate() {
+                let visible = if WHOLE { ALL } else { visible(range, c + i * 16) };
                 // Of a NaN and a number, the instruction gives its second operand.
-                *top = _mm512_mask_max_ps(*top, seen, _mm512_loadu_ps(row.add(c + i * 16)), *top);
+                *row_max = _mm512_mask_max_ps(*row_max, visible, _mm512_loadu_ps(row.add(c + i * 16)), *row_max);
             }
         }
-        _mm512_max_ps(tops[0], tops[1])
+        _mm512_max_ps(row_maxima[0], row_maxima[1])
     }
 }
 

@@ -7,7 +7,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use crate::backend::cpu::simd::unroll::each;
+use crate::backend::cpu::simd::unroll::unrolled;
 
 /// Products that are summed as halves, and keys or dims of a vector.
 pub(crate) const DEPTH: usize = 32;
@@ -29,7 +29,7 @@ unsafe fn multiply_add(a: __m512i, b: __m512i, mut c: __m512i) -> __m512i {
 
 /// What is multiplied: rows of pairs times columns of halves, with f32 results.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Product {
+pub(crate) struct GemmArgs {
     /// `[rows][row_stride]` pairs of the same half.
     pub rows_at: *const u32,
     pub row_stride: usize,
@@ -46,15 +46,15 @@ pub(crate) struct Product {
     /// Of each row, what products are multiplied with.
     pub scales: *const f32,
     /// And what was there before them; NULL: that does not count.
-    pub keep: *const f32,
+    pub alpha: *const f32,
 }
 
-/// `out[r][c] = keep[r] * out[r][c] + scales[r] * sum over i of rows[r][i] * columns[i][c]`.
+/// `out[r][c] = alpha[r] * out[r][c] + scales[r] * sum over i of rows[r][i] * columns[i][c]`.
 ///
 /// # Safety
 /// [`available`], and the instruction set; pointers as described.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(crate) unsafe fn multiply(a: &Product) {
+pub(crate) unsafe fn multiply(a: &GemmArgs) {
     let vectors = a.columns / DEPTH;
     let mut v = 0;
     while v < vectors {
@@ -76,7 +76,7 @@ pub(crate) unsafe fn multiply(a: &Product) {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn strip<const NV: usize>(a: &Product, v: usize) {
+unsafe fn strip<const NV: usize>(a: &GemmArgs, v: usize) {
     let mut r = 0;
     while r < a.rows {
         // SAFETY: the caller's contract.
@@ -105,7 +105,7 @@ unsafe fn strip<const NV: usize>(a: &Product, v: usize) {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn tile<const R: usize, const NV: usize>(a: &Product, row: usize, vector: usize) {
+unsafe fn tile<const R: usize, const NV: usize>(a: &GemmArgs, row: usize, vector: usize) {
     // SAFETY: the caller's contract.
     unsafe {
         for first in (0..a.depth).step_by(DEPTH) {
@@ -115,26 +115,26 @@ unsafe fn tile<const R: usize, const NV: usize>(a: &Product, row: usize, vector:
             let columns = a.columns_at.add(vector * DEPTH + first * a.step);
             for i in 0..DEPTH {
                 let columns = columns.add(i * a.step);
-                each!(NV, v, x[v] = _mm512_loadu_si512(columns.add(v * DEPTH).cast()));
-                each!(R, r, {
+                unrolled!(NV, v, x[v] = _mm512_loadu_si512(columns.add(v * DEPTH).cast()));
+                unrolled!(R, r, {
                     let p = _mm512_set1_epi32((*rows.add(r * a.row_stride + i)).cast_signed());
-                    each!(NV, v, sum[r][v] = multiply_add(p, x[v], sum[r][v]));
+                    unrolled!(NV, v, sum[r][v] = multiply_add(p, x[v], sum[r][v]));
                 });
             }
-            each!(R, r, {
+            unrolled!(R, r, {
                 let scale = _mm512_set1_ps(*a.scales.add(row + r));
-                let keep = _mm512_set1_ps(if a.keep.is_null() { 0.0 } else { *a.keep.add(row + r) });
-                each!(NV, v, {
+                let alpha = _mm512_set1_ps(if a.alpha.is_null() { 0.0 } else { *a.alpha.add(row + r) });
+                unrolled!(NV, v, {
                     let sum = sum[r][v];
                     let low = _mm512_cvtph_ps(_mm512_castsi512_si256(sum));
                     let high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(sum));
                     let out = a.out.add((row + r) * a.stride + (vector + v) * DEPTH);
                     let (before, next) = if first > 0 {
                         (_mm512_loadu_ps(out), _mm512_loadu_ps(out.add(16)))
-                    } else if a.keep.is_null() {
+                    } else if a.alpha.is_null() {
                         (_mm512_setzero_ps(), _mm512_setzero_ps())
                     } else {
-                        (_mm512_mul_ps(keep, _mm512_loadu_ps(out)), _mm512_mul_ps(keep, _mm512_loadu_ps(out.add(16))))
+                        (_mm512_mul_ps(alpha, _mm512_loadu_ps(out)), _mm512_mul_ps(alpha, _mm512_loadu_ps(out.add(16))))
                     };
                     _mm512_storeu_ps(out, _mm512_fmadd_ps(low, scale, before));
                     _mm512_storeu_ps(out.add(16), _mm512_fmadd_ps(high, scale, next));
@@ -178,12 +178,12 @@ pub(crate) mod tests {
             let b: Vec<f32> = (0..depth * columns).map(|_| draw()).collect();
             let halves: Vec<u16> = b.iter().map(|&x| f16::from_f32(x).to_bits()).collect();
             let mut pairs_of = vec![0_u32; rows * depth];
-            let (mut scales, keep) = (vec![7.0; rows + 1], vec![0.5_f32; rows]);
+            let (mut scales, alpha) = (vec![7.0; rows + 1], vec![0.5_f32; rows]);
             let mut out = vec![3.0_f32; rows * columns];
             // SAFETY: the instructions are there; arrays of these sizes.
             unsafe {
                 pack_rows(a.as_ptr(), (rows, depth), &mut scales, pairs_of.as_mut_ptr());
-                multiply(&Product {
+                multiply(&GemmArgs {
                     rows_at: pairs_of.as_ptr(),
                     row_stride: depth,
                     rows,
@@ -194,7 +194,7 @@ pub(crate) mod tests {
                     out: out.as_mut_ptr(),
                     stride: columns,
                     scales: scales.as_ptr(),
-                    keep: if keeps { keep.as_ptr() } else { std::ptr::null() },
+                    alpha: if keeps { alpha.as_ptr() } else { std::ptr::null() },
                 });
             }
             assert_eq!(scales[rows], 7.0, "rows that are not there");

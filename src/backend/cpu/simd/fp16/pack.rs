@@ -2,9 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use crate::backend::cpu::kv_layout::GROUP;
-use crate::backend::cpu::kv_layout::pair_at;
-use crate::backend::cpu::simd::kv_load::{Brain, Keys, Values};
+use crate::backend::cpu::kv_layout::KEY_GROUP;
+use crate::backend::cpu::kv_layout::bf16_pair_index;
+use crate::backend::cpu::simd::kv_load::{Keys, StoredBf16, Values};
 use crate::backend::cpu::simd::x86_64::avx512::{Avx512, visible};
 
 /// Blocks are multiplied with a power of two that brings their largest number to between 2^9 and 2^10: 32 of them, times at most 1,
@@ -58,10 +58,10 @@ fn half(x: __m512) -> __m256i {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(crate) fn twice(x: __m512) -> __m512i {
-    let each: [u16; 32] = std::array::from_fn(|i| i as u16 / 2);
+    let unrolled: [u16; 32] = std::array::from_fn(|i| i as u16 / 2);
     // SAFETY: an array of that size.
-    let each = unsafe { _mm512_loadu_si512(each.as_ptr().cast()) };
-    _mm512_permutexvar_epi16(each, _mm512_castsi256_si512(half(x)))
+    let unrolled = unsafe { _mm512_loadu_si512(unrolled.as_ptr().cast()) };
+    _mm512_permutexvar_epi16(unrolled, _mm512_castsi256_si512(half(x)))
 }
 
 /// Rows of f32 as pairs of the same half, divided by the largest of each row, which goes to `scales`.
@@ -74,13 +74,13 @@ pub(crate) unsafe fn pack_rows(x: *const f32, (rows, dim): (usize, usize), scale
         // SAFETY: the caller's contract.
         unsafe {
             let (x, y) = (x.add(r * dim), y.add(r * dim));
-            let mut top = _mm512_setzero_ps();
+            let mut row_max = _mm512_setzero_ps();
             for d in (0..dim).step_by(16) {
-                top = largest(_mm512_loadu_ps(x.add(d)), top);
+                row_max = largest(_mm512_loadu_ps(x.add(d)), row_max);
             }
-            let top = _mm512_reduce_max_ps(top);
+            let row_max = _mm512_reduce_max_ps(row_max);
             // An infinity or a NaN stays what it is; next to nothing becomes nothing.
-            *scale = if top >= f32::MIN_POSITIVE && top.is_finite() { top } else { 1.0 };
+            *scale = if row_max >= f32::MIN_POSITIVE && row_max.is_finite() { row_max } else { 1.0 };
             pairs(x, dim, scale.recip(), y);
         }
     }
@@ -116,19 +116,20 @@ pub(crate) unsafe fn pack_keys(
 ) -> Option<f32> {
     // SAFETY: the caller's contract.
     unsafe {
-        let mut top = _mm512_setzero_si512();
-        for key in (0..n).step_by(GROUP) {
-            let seen = visible((from, to), key);
-            let group = src.add(key * dim * Brain::SIZE);
+        let mut row_max = _mm512_setzero_si512();
+        for key in (0..n).step_by(KEY_GROUP) {
+            let visible = visible((from, to), key);
+            let group = src.add(key * dim * StoredBf16::SIZE);
             for pair in 0..dim / 2 {
-                top = top_bits(_mm512_maskz_loadu_epi32(seen, group.cast::<i32>().add(pair * GROUP)), top);
+                row_max =
+                    top_bits(_mm512_maskz_loadu_epi32(visible, group.cast::<i32>().add(pair * KEY_GROUP)), row_max);
             }
         }
-        let (scale, back) = scales(top_of(top))?;
+        let (scale, back) = scales(top_of(row_max))?;
         let scale = _mm512_set1_ps(scale);
-        for key in (0..n).step_by(GROUP) {
+        for key in (0..n).step_by(KEY_GROUP) {
             for d in (0..dim).step_by(2) {
-                let (a, b): (Avx512, Avx512) = Brain::load(src.add(key * dim * Brain::SIZE), 0, d);
+                let (a, b): (Avx512, Avx512) = StoredBf16::load(src.add(key * dim * StoredBf16::SIZE), 0, d);
                 let to = dst.add(d * step + key);
                 _mm256_storeu_si256(to.cast(), half(_mm512_mul_ps(a.0, scale)));
                 _mm256_storeu_si256(to.add(step).cast(), half(_mm512_mul_ps(b.0, scale)));
@@ -150,25 +151,25 @@ pub(crate) unsafe fn pack_values(
     (from, to, n): (usize, usize, usize),
     dst: *mut u16,
 ) -> Option<f32> {
-    let seen = |key: usize| if (from..to).contains(&key) { 0xFFFF } else { 0 };
+    let visible = |key: usize| if (from..to).contains(&key) { 0xFFFF } else { 0 };
     // SAFETY: the caller's contract.
     unsafe {
-        let mut top = _mm512_setzero_si512();
+        let mut row_max = _mm512_setzero_si512();
         for key in (0..n).step_by(2) {
-            let both = _mm512_set1_epi32((u32::from(seen(key)) | u32::from(seen(key + 1)) << 16).cast_signed());
-            for d in (0..dim).step_by(GROUP) {
-                let pairs = _mm512_loadu_si512(src.cast::<u32>().add(pair_at(dim, key, d)).cast());
-                top = top_bits(_mm512_and_si512(pairs, both), top);
+            let both = _mm512_set1_epi32((u32::from(visible(key)) | u32::from(visible(key + 1)) << 16).cast_signed());
+            for d in (0..dim).step_by(KEY_GROUP) {
+                let pairs = _mm512_loadu_si512(src.cast::<u32>().add(bf16_pair_index(dim, key, d)).cast());
+                row_max = top_bits(_mm512_and_si512(pairs, both), row_max);
             }
         }
-        let (scale, back) = scales(top_of(top))?;
+        let (scale, back) = scales(top_of(row_max))?;
         let scale = _mm512_set1_ps(scale);
         for key in (0..n).step_by(2) {
-            for d in (0..dim).step_by(GROUP) {
-                let (a, b): (Avx512, Avx512) = Brain::two(src, dim, key, d);
+            for d in (0..dim).step_by(KEY_GROUP) {
+                let (a, b): (Avx512, Avx512) = StoredBf16::two(src, dim, key, d);
                 let to = dst.add(key * dim + d);
-                _mm256_storeu_si256(to.cast(), half(_mm512_maskz_mul_ps(seen(key), a.0, scale)));
-                _mm256_storeu_si256(to.add(dim).cast(), half(_mm512_maskz_mul_ps(seen(key + 1), b.0, scale)));
+                _mm256_storeu_si256(to.cast(), half(_mm512_maskz_mul_ps(visible(key), a.0, scale)));
+                _mm256_storeu_si256(to.add(dim).cast(), half(_mm512_maskz_mul_ps(visible(key + 1), b.0, scale)));
             }
         }
         Some(back)
@@ -196,8 +197,8 @@ mod tests {
             let (mut k, mut v) = (vec![0_u16; N * DIM], vec![0_u16; N * DIM]);
             for (i, &x) in numbers.iter().enumerate() {
                 let (key, d, bits) = (i / DIM, i % DIM, bf16::from_f32(x).to_bits());
-                k[key / GROUP * GROUP * DIM + d / 2 * 2 * GROUP + key % GROUP * 2 + d % 2] = bits;
-                v[2 * pair_at(DIM, key, d) + key % 2] = bits;
+                k[key / KEY_GROUP * KEY_GROUP * DIM + d / 2 * 2 * KEY_GROUP + key % KEY_GROUP * 2 + d % 2] = bits;
+                v[2 * bf16_pair_index(DIM, key, d) + key % 2] = bits;
             }
             let (mut to_k, mut to_v) = (vec![0_u16; N * DIM], vec![0x7C00_u16; N * DIM]);
             // SAFETY: the instructions are there; arrays of these sizes.
@@ -214,22 +215,22 @@ mod tests {
             let (back_k, back_v) = (fit.0.unwrap(), fit.1.unwrap());
             for (i, &x) in numbers.iter().enumerate() {
                 let (key, d) = (i / DIM, i % DIM);
-                let seen = (5..90).contains(&key);
+                let visible = (5..90).contains(&key);
                 let got = f16::from_bits(k[d * N + key]).to_f32();
                 assert!(
-                    !seen || got.abs() <= 1024.0 && got * back_k == x,
+                    !visible || got.abs() <= 1024.0 && got * back_k == x,
                     "{size}, key {key}, dim {d}: {got}, not {x}"
                 );
                 let got = f16::from_bits(v[i]).to_f32();
-                assert_eq!(got * back_v, if seen { x } else { 0.0 }, "{size}, value {key}, dim {d}");
+                assert_eq!(got * back_v, if visible { x } else { 0.0 }, "{size}, value {key}, dim {d}");
             }
         }
         for odd in [f32::NAN, f32::NEG_INFINITY, -8192.0] {
-            for (key, seen) in [(4, false), (5, true), (89, true), (90, false)] {
+            for (key, visible) in [(4, false), (5, true), (89, true), (90, false)] {
                 let mut numbers = numbers.clone();
                 numbers[key * DIM + 9] = odd;
                 let fit = pack(&numbers, (5, 90)).0;
-                assert_eq!((fit.0.is_none(), fit.1.is_none()), (seen, seen), "{odd} in key {key}");
+                assert_eq!((fit.0.is_none(), fit.1.is_none()), (visible, visible), "{odd} in key {key}");
             }
         }
         assert_eq!(pack(&vec![0.0; N * DIM], (0, N)).0, (Some(1.0), Some(1.0)));

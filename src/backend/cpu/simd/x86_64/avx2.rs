@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::backend::cpu::simd::vector::Lanes;
+use crate::backend::cpu::simd::vector::SimdF32;
 
 /// Eight f32.
 #[derive(Clone, Copy, Debug)]
@@ -10,7 +10,7 @@ pub(crate) struct Avx2(__m256);
 
 // The contract of the trait is the contract of each `unsafe` below.
 #[expect(clippy::undocumented_unsafe_blocks, reason = "the processor has the instructions, by the trait's contract")]
-impl Lanes for Avx2 {
+impl SimdF32 for Avx2 {
     const N: usize = 8;
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::backend::cpu::simd::vector::Lanes;
+use crate::backend::cpu::simd::vector::SimdF32;
 
 /// Sixteen f32.
 #[derive(Clone, Copy, Debug)]
@@ -19,7 +19,7 @@ impl Avx512 {
 
 // The contract of the trait is the contract of each `unsafe` below.
 #[expect(clippy::undocumented_unsafe_blocks, reason = "the processor has the instructions, by the trait's contract")]
-impl Lanes for Avx512 {
+impl SimdF32 for Avx512 {
     const N: usize = 16;
 
     #[inline(always)]
