@@ -1,11 +1,11 @@
-//! Append: rotate keys once, at their stream positions, and store K and V in their slots.
+//! Append: rotates keys once, at their stream positions, and stores K and V in their slots.
 
 use std::mem::take;
 use std::ops::Range;
 
 use super::element::{Stored, as_f32};
 use super::kv_layout::{KEY_GROUP, physical};
-use super::kv_store::Slots;
+use super::kv_store::{GroupOfTokens, Slots};
 use super::rope_cache::{EntryTokens, RopeCache};
 use super::scratch::Scratch;
 use super::simd::Kernels;
@@ -15,143 +15,162 @@ use crate::backend::{AppendRows, Job};
 use crate::batch::Entry;
 use crate::config::{DType, PositionMode};
 
-/// Tokens from one that is stored to the one whose rows are fetched.
-const PREFETCH_KEYS: u64 = 4;
+/// Distance in tokens of the prefetch of rows.
+const PREFETCH_TOKENS: u64 = 4;
 
-/// Asks for the rows of a token.
-fn prefetch_rows(at: &AppendTarget<'_>, t: u64, head: usize) {
-    let (shape, size) = (at.job.shape, at.job.shape.in_dtype.size());
-    prefetch::<false>(at.io.k.at(at.entry.row + t, head), shape.head_dim * size);
-    prefetch::<false>(at.io.v.at(at.entry.row + t, head), shape.head_dim_v * size);
-}
-
-/// Stores tokens `tokens` of an entry for some KV heads.
-pub(super) fn append<T: Stored>(
-    at: &AppendTarget<'_>,
-    tokens: &Range<u64>,
-    heads: &Range<usize>,
-    kernels: &Kernels,
-    angles: &mut RopeCache,
-    scratch: &mut Scratch<'_>,
-) {
-    // The tokens of one group for one head, then for the next: rows are read where the last ones were, and groups are filled
-    // while they are in the cache.
-    let first = at.entry.first;
-    for run in at.job.layer.ring.runs(first + tokens.start, first + tokens.end) {
-        let (mut begin, end) = (run.first - first, run.first - first + run.n);
-        while begin < end {
-            let (slot, _) = physical(&at.job.layer.ring, at.job.layer.ring.slot(first + begin));
-            let stop = end.min(begin + KEY_GROUP as u64 - slot % KEY_GROUP as u64);
-            for head in heads.clone() {
-                append_run::<T>(at, tokens, (begin..stop, slot), (head, heads), kernels, angles, scratch);
-            }
-            begin = stop;
-        }
-    }
-}
-
-/// Stores some of the tokens, which lie in one group from `slot` on, for one of the KV heads.
-fn append_run<T: Stored>(
-    at: &AppendTarget<'_>,
-    tokens: &Range<u64>,
-    (run, slot): (Range<u64>, u64),
-    (head, heads): (usize, &Range<usize>),
-    kernels: &Kernels,
-    angles: &mut RopeCache,
-    scratch: &mut Scratch<'_>,
-) {
-    let shape = at.job.shape;
-    let n = run.end - run.start;
-    // Only a whole group may be written as one: other slots of it keep what they hold.
-    let whole = kernels.transpose_keys.filter(|_| n == KEY_GROUP as u64);
-    let (mut k, mut v): (GroupRows, GroupRows) = ([std::ptr::null(); KEY_GROUP], [std::ptr::null(); KEY_GROUP]);
-    // Attention has filled these with what it alone needs, and fills them again.
-    let (rows_k, rows_v) = (take(&mut scratch.k), take(&mut scratch.v));
-    let rows = rows_k.chunks_mut(shape.head_dim).zip(rows_v.chunks_mut(shape.head_dim_v));
-    for ((i, t), (to_k, to_v)) in run.clone().enumerate().zip(rows) {
-        // Rows of one head lie far apart: nothing but a hint brings them in time.
-        let (next, prefetch_offset) =
-            if t + PREFETCH_KEYS < run.end { (head, t + PREFETCH_KEYS) } else { (head + 1, t + PREFETCH_KEYS - n) };
-        if next < heads.end && run.contains(&prefetch_offset) {
-            prefetch_rows(at, prefetch_offset, next);
-        }
-        let angle = angle_offset(at, tokens, t, kernels, angles, scratch);
-        // SAFETY: this worker alone has this head, and the token is new, so no query of it is running; the slot is of a ring
-        // of this store.
-        unsafe {
-            let (key, value) = stored_row::<T>(at, t, head, angle, kernels, scratch, (to_k, to_v));
-            if whole.is_some() {
-                (k[i], v[i]) = (key.as_ptr().cast(), value.as_ptr().cast());
-            } else {
-                at.slots.write::<T>(head, slot + i as u64, key, value);
-            }
-        }
-    }
-    if let Some(transpose_keys) = whole {
-        // SAFETY: as above; the rows are the caller's or scratch, and those of scratch lie apart.
-        unsafe {
-            at.slots.write_group::<T>(head, slot, &k, (&v, shape.head_dim_v), transpose_keys, kernels.interleave_values)
-        };
-    }
-    (scratch.k, scratch.v) = (rows_k, rows_v);
-}
-
-/// What is appended, and where to.
+/// The tokens of an entry that are appended, and where they go.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AppendTarget<'a> {
     pub job: &'a Job<'a>,
     pub io: &'a AppendRows,
     pub slots: Slots<'a>,
     pub entry: &'a Entry,
+    /// Relative to the entry.
+    pub tokens: &'a Range<u64>,
+    pub kernels: &'a Kernels,
 }
 
-/// Where the angles of a token begin, if keys are rotated.
-fn angle_offset(
-    at: &AppendTarget<'_>,
-    tokens: &Range<u64>,
-    t: u64,
-    kernels: &Kernels,
+/// Tokens of one KV head that lie in one key group.
+#[derive(Clone, Debug)]
+struct Run {
+    /// Relative to the entry.
+    tokens: Range<u64>,
+    /// Slot of the first.
+    slot: u64,
+    head: usize,
+    /// Whether the next head's rows follow.
+    has_next_head: bool,
+}
+
+/// Rows that hold a converted key and a converted value.
+#[derive(Debug)]
+struct Converted<'a> {
+    k: &'a mut [f32],
+    v: &'a mut [f32],
+}
+
+/// Stores the tokens of an entry for some KV heads.
+pub(super) fn append<T: Stored>(
+    target: &AppendTarget<'_>,
+    heads: &Range<usize>,
     angles: &mut RopeCache,
     scratch: &mut Scratch<'_>,
-) -> Option<usize> {
-    let layer = at.job.layer;
-    (layer.position_mode == PositionMode::Rope).then(|| {
-        angles.of_key(&EntryTokens { job: at.job, entry: at.entry, tokens }, t, kernels, scratch)
-            * layer.frequencies.len()
-    })
-}
-
-/// Key and value of a token, the key rotated, in the storage type: the caller's own, or in scratch, halves in `to`.
-///
-/// # Safety
-/// The kernels' instruction set must be available, the caller's rows resolved for this batch and these dims.
-unsafe fn stored_row<'a, T: Stored>(
-    at: &AppendTarget<'_>,
-    t: u64,
-    head: usize,
-    angle: Option<usize>,
-    kernels: &Kernels,
-    scratch: &'a mut Scratch<'_>,
-    to: (&'a mut [f32], &'a mut [f32]),
-) -> (&'a [T], &'a [T]) {
-    let (io, layer, shape) = (at.io, at.job.layer, at.job.shape);
-    let (src_k, src_v) = (io.k.at(at.entry.row + t, head), io.v.at(at.entry.row + t, head));
-    // SAFETY: the caller's contract.
-    unsafe {
-        let k = if let Some(angle) = angle {
-            let x = as_f32(shape.in_dtype, src_k, shape.head_dim, scratch.row);
-            let angles = angle..angle + layer.frequencies.len();
-            let (cos, sin) = (&scratch.cos[angles.clone()], &scratch.sin[angles]);
-            (kernels.rotate)(layer.rope_style, cos, sin, x, &mut scratch.rotated[..shape.head_dim]);
-            T::converted(&scratch.rotated[..shape.head_dim], to.0, kernels)
-        } else {
-            stored(shape.in_dtype, src_k, shape.head_dim, scratch.row, to.0, kernels)
-        };
-        (k, stored(shape.in_dtype, src_v, shape.head_dim_v, scratch.row_v, to.1, kernels))
+) {
+    // One key group of one head after the other: rows are read near the last ones, and a group is filled while it is in the
+    // processor's cache.
+    let (ring, first) = (&target.job.layer.ring, target.entry.first);
+    for run in ring.runs(first + target.tokens.start, first + target.tokens.end) {
+        let (mut begin, end) = (run.first - first, run.first - first + run.n);
+        while begin < end {
+            let (slot, _) = physical(ring, ring.slot(first + begin));
+            let stop = end.min(begin + KEY_GROUP as u64 - slot % KEY_GROUP as u64);
+            for head in heads.clone() {
+                let run = Run { tokens: begin..stop, slot, head, has_next_head: head + 1 < heads.end };
+                target.store_run::<T>(&run, angles, scratch);
+            }
+            begin = stop;
+        }
     }
 }
 
-/// A head as it came, in the storage type: itself, or converted by way of f32.
+impl AppendTarget<'_> {
+    fn store_run<T: Stored>(&self, run: &Run, angles: &mut RopeCache, scratch: &mut Scratch<'_>) {
+        let (shape, kernels) = (self.job.shape, self.kernels);
+        let Run { tokens, slot, head, .. } = run;
+        // Only a group whose 16 tokens are all new may be written as a whole: other slots keep their tokens.
+        let whole = kernels.transpose_keys.filter(|_| tokens.end - tokens.start == KEY_GROUP as u64);
+        let (mut k, mut v): (GroupRows, GroupRows) = ([std::ptr::null(); KEY_GROUP], [std::ptr::null(); KEY_GROUP]);
+        // Free while tokens are appended: attention packs each block anew.
+        let (rows_k, rows_v) = (take(&mut scratch.k), take(&mut scratch.v));
+        let rows = rows_k.chunks_mut(shape.head_dim).zip(rows_v.chunks_mut(shape.head_dim_v));
+        for ((i, token), (to_k, to_v)) in tokens.clone().enumerate().zip(rows) {
+            self.prefetch_after(run, token);
+            let angle = self.angle_offset(token, angles, scratch);
+            // SAFETY: the rows are resolved for this batch and these dims. Each KV head belongs to one worker, and the token is new, so
+            // that no query reads its slot; the slot is one of this ring.
+            unsafe {
+                let (key, value) = self.stored_row::<T>(token, *head, angle, scratch, Converted { k: to_k, v: to_v });
+                if whole.is_some() {
+                    (k[i], v[i]) = (key.as_ptr().cast(), value.as_ptr().cast());
+                } else {
+                    self.slots.write::<T>(*head, slot + i as u64, key, value);
+                }
+            }
+        }
+        if let Some(transpose_keys) = whole {
+            let interleave_values = kernels.interleave_values;
+            let group = GroupOfTokens { k: &k, v: &v, dim_v: shape.head_dim_v, transpose_keys, interleave_values };
+            // SAFETY: as above; the rows are the caller's or lie in `rows_k` and `rows_v`.
+            unsafe { self.slots.write_group::<T>(*head, *slot, &group) };
+        }
+        (scratch.k, scratch.v) = (rows_k, rows_v);
+    }
+
+    /// Prefetches the rows that are stored a few tokens after `token`: of this head, or of the next. Rows of one head lie far apart, beyond
+    /// the hardware's prefetchers.
+    fn prefetch_after(&self, run: &Run, token: u64) {
+        let ahead = token + PREFETCH_TOKENS;
+        let n = run.tokens.end - run.tokens.start;
+        let (head, token) = if ahead < run.tokens.end {
+            (run.head, ahead)
+        } else if run.has_next_head && run.tokens.contains(&(ahead - n)) {
+            (run.head + 1, ahead - n)
+        } else {
+            return;
+        };
+        let (shape, size) = (self.job.shape, self.job.shape.in_dtype.size());
+        prefetch::<false>(self.io.k.at(self.entry.row + token, head), shape.head_dim * size);
+        prefetch::<false>(self.io.v.at(self.entry.row + token, head), shape.head_dim_v * size);
+    }
+
+    /// Where the angles of a token begin in scratch, if keys are rotated.
+    fn angle_offset(&self, token: u64, angles: &mut RopeCache, scratch: &mut Scratch<'_>) -> Option<usize> {
+        let layer = self.job.layer;
+        let tokens = EntryTokens { job: self.job, entry: self.entry, tokens: self.tokens };
+        (layer.position_mode == PositionMode::Rope)
+            .then(|| angles.of_key(&tokens, token, self.kernels, scratch) * layer.frequencies.len())
+    }
+
+    /// Key and value of a token in the storage type, the key rotated: the caller's own rows, or rows in `to`.
+    ///
+    /// # Safety
+    /// The caller's rows must be resolved for this batch and these dims.
+    unsafe fn stored_row<'a, T: Stored>(
+        &self,
+        token: u64,
+        head: usize,
+        angle: Option<usize>,
+        scratch: &'a mut Scratch<'_>,
+        to: Converted<'a>,
+    ) -> (&'a [T], &'a [T]) {
+        let (layer, shape, kernels) = (self.job.layer, self.job.shape, self.kernels);
+        let row = self.entry.row + token;
+        let (src_k, src_v) = (self.io.k.at(row, head), self.io.v.at(row, head));
+        // SAFETY: both addresses are of resolved rows of these dims; the kernels' instruction set is available.
+        unsafe {
+            let k = if let Some(angle) = angle {
+                let x = as_f32(shape.in_dtype, src_k, shape.head_dim, scratch.row);
+                let angles = angle..angle + layer.frequencies.len();
+                let (cos, sin) = (&scratch.cos[angles.clone()], &scratch.sin[angles]);
+                (kernels.rotate)(layer.rope_style, cos, sin, x, &mut scratch.rotated[..shape.head_dim]);
+                T::converted(&scratch.rotated[..shape.head_dim], to.k, kernels)
+            } else {
+                stored(shape.in_dtype, src_k, shape.head_dim, Buffers { wide: scratch.row, narrow: to.k }, kernels)
+            };
+            let v = Buffers { wide: scratch.row_v, narrow: to.v };
+            (k, stored(shape.in_dtype, src_v, shape.head_dim_v, v, kernels))
+        }
+    }
+}
+
+/// Room for a row as f32, and as the storage type.
+#[derive(Debug)]
+struct Buffers<'a> {
+    wide: &'a mut [f32],
+    narrow: &'a mut [f32],
+}
+
+/// A row in the storage type: itself, or converted by way of f32.
 ///
 /// # Safety
 /// `src` must be readable for `n` elements of `dtype` while the result lives, and aligned to them.
@@ -159,16 +178,15 @@ unsafe fn stored<'a, T: Stored>(
     dtype: DType,
     src: *const u8,
     n: usize,
-    wide: &'a mut [f32],
-    narrow: &'a mut [f32],
+    buffers: Buffers<'a>,
     kernels: &Kernels,
 ) -> &'a [T] {
-    // SAFETY: the caller's contract.
+    // SAFETY: `src` is readable and aligned, by the caller; in the first case its elements are `T`.
     unsafe {
         if T::DTYPE == dtype {
             std::slice::from_raw_parts(src.cast(), n)
         } else {
-            T::converted(as_f32(dtype, src, n, wide), narrow, kernels)
+            T::converted(as_f32(dtype, src, n, buffers.wide), buffers.narrow, kernels)
         }
     }
 }
@@ -187,7 +205,7 @@ mod tests {
     use crate::memory::Memory;
     use crate::tensor::{Element, RowsIn};
 
-    /// What the slots hold, which held something else before, after tokens `first..` have come in calls of so many.
+    /// The bytes of all slots, which held something else before, after tokens `first..` were appended in calls of so many.
     fn slots_after<T: Stored, I: Element>(config: &CacheConfig, first: u64, calls: &[u64], bits: &[u32]) -> Vec<u8> {
         let (shape, layer) = (config.shape().unwrap(), config.layer(&config.layers[0]).unwrap());
         let store = KvStore::new(&shape, std::iter::once(&layer), 1, Memory::default()).unwrap();
@@ -207,16 +225,17 @@ mod tests {
             let entry = Entry { seq: 0, row: 0, n, first: at, start: 1 << 40, floor: 0 };
             let job =
                 Job { layer_index: 0, layer: &layer, shape: &shape, entries: &[entry], append: Some(io), attend: None };
-            let place = AppendTarget { job: &job, io: &io, slots: store.slots(0, 0), entry: &entry };
+            let slots = store.slots(0, 0);
+            let target = AppendTarget { job: &job, io: &io, slots, entry: &entry, tokens: &(0..n), kernels: &kernels };
             // SAFETY: nobody else holds it.
             let mut scratch = unsafe { pool.part(&shape, 0) };
-            append::<T>(&place, &(0..n), &(0..shape.n_kv_heads), &kernels, &mut RopeCache::default(), &mut scratch);
+            append::<T>(&target, &(0..shape.n_kv_heads), &mut RopeCache::default(), &mut scratch);
             (at, row) = (at + n, row + n as usize);
         }
         store.contents().to_vec()
     }
 
-    /// Any number, or none, in the type.
+    /// Any bit pattern as an element.
     fn from_bits<I: Element>(bits: u32) -> I {
         // SAFETY: any bits are a value of each of the three types, which are no larger.
         unsafe { std::ptr::from_ref(&bits).cast::<I>().read() }
@@ -236,8 +255,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(400))]
 
-        /// Tokens that fill groups lie where they would one by one, to the bit, and no other slot changes: wherever a run
-        /// begins, where sinks end, where the ring wraps.
+        /// Tokens that fill whole groups are stored as they would be one by one, to the bit, and no other slot changes: wherever a run
+        /// begins, sinks end or the ring wraps.
         #[test]
         fn groups_are_tokens(dims in select(vec![(8, 8), (32, 32), (48, 80), (80, 24), (128, 128), (64, 40)]),
                              kv_dtype in select(vec![DType::F32, DType::F16, DType::Bf16]),

@@ -1,134 +1,180 @@
-//! Attention of few rows: all of them at once over spans of keys as they are stored, each read once.
+//! Attention of few rows: all rows at once over one KV split at a time, with K and V read once, as they are stored.
 
 use super::kv_layout::{KEY_GROUP, SLOT_ALIGN, padded_dim};
 use super::kv_store::Slots;
 use super::query_tile::QueryTile;
 use super::scratch::{KEY_BLOCK, SPLIT_KEYS, Scratch};
-use super::simd::Kernels;
 use super::simd::gemm::{PvArgs, QkArgs};
-use super::simd::pv_rows;
-use super::simd::softmax::SoftmaxArgs;
+use super::simd::softmax::{SoftmaxArgs, visible_union};
+use super::simd::{Kernels, pv_rows};
 use super::visibility::Block;
 use crate::config::DType;
 
-/// Keys that are fetched before they are read, a multiple of the four groups that kernels take at once. Processors fetch by
-/// themselves, but no further than the page they are in: two pages ahead, which these are with 64 dims, memory is
-/// read up to twice as fast.
+/// Distance in keys of the software prefetch, a multiple of the four key groups that kernels load together. Hardware prefetchers stop
+/// at the end of a page. With 64 dims this distance is two pages, and memory is read up to twice as fast.
 const PREFETCH_KEYS: usize = 64;
-/// Most rows that this is done for. More have so much to do for each key that memory is not what they wait for.
+/// Prefetch up to this many rows. With more rows, computation per key hides the latency of memory.
 const PREFETCH_MAX_ROWS: usize = 6;
 
-/// Computes the softmax of one span for the loaded rows of a tile, into scratch's `part` fields. Keys are fetched ahead, and at their end
-/// values, and at the end of these the keys of the block that comes `next`.
-pub(super) fn split(
-    tile: &QueryTile<'_>,
-    slots: &Slots<'_>,
-    (block, next): (&Block, Option<&Block>),
-    kernels: &Kernels,
-    scratch: &mut Scratch<'_>,
-) {
-    let (shape, layer, rows) = (tile.job.shape, tile.job.layer, tile.rows);
-    let size = shape.kv_dtype.size();
-    let prefetches = cfg!(target_arch = "x86_64") && rows <= PREFETCH_MAX_ROWS && shape.kv_dtype != DType::F32;
-    let prefetch_offset = if prefetches { PREFETCH_KEYS } else { 0 };
-    let (dim, dim_v) = (shape.head_dim, padded_dim(shape.head_dim_v));
-    let n = block.hi.next_multiple_of(KEY_GROUP);
-    let (k, v) = slots.read(tile.head, block.slot, n as u64);
-    let q = if block.sinks { scratch.q_sink.as_ptr() } else { scratch.q.as_ptr() };
-    let scores = |k: *const u8, from: usize, to: usize, out: *mut f32, prefetch_offset: isize| QkArgs {
-        q,
-        q_stride: dim,
-        rows,
-        k,
-        dim,
-        groups: (to - from) / KEY_GROUP,
-        scores: out.wrapping_add(from),
-        stride: SPLIT_KEYS,
-        prefetch_offset,
-    };
-    debug_assert!(scratch.scores.len() >= rows * SPLIT_KEYS && scratch.q.len() >= rows * dim && n <= SPLIT_KEYS);
-    // SAFETY: the instruction set is available; whole groups of this head, whose append is over; rows and columns that scratch has.
-    unsafe {
-        match kernels.qk {
-            Some(f) => {
-                let last = n.saturating_sub(prefetch_offset);
-                let tail = k.add(last * dim * size);
-                f(&scores(k, 0, last, scratch.scores.as_mut_ptr(), (prefetch_offset * dim * size) as isize));
-                f(&scores(tail, last, n, scratch.scores.as_mut_ptr(), distance(tail, v)));
-            }
-            None => {
-                for at in (0..n).step_by(KEY_BLOCK) {
-                    let end = n.min(at + KEY_BLOCK);
-                    (kernels.pack_keys)(k.add(at * dim * size), dim, (end - at) / KEY_GROUP, scratch.k.as_mut_ptr());
-                    let packed = scratch.k.as_ptr().cast();
-                    (kernels.qk_packed)(&scores(packed, at, end, scratch.scores.as_mut_ptr(), 0));
+/// One KV split of one head's decode.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KvSplit<'a> {
+    /// The loaded queries.
+    pub tile: &'a QueryTile<'a>,
+    pub slots: &'a Slots<'a>,
+    pub kernels: &'a Kernels,
+    pub block: &'a Block,
+    /// The split that this thread computes next, if known: its first keys are prefetched.
+    pub next: Option<&'a Block>,
+}
+
+/// K and V of a split as they are stored.
+#[derive(Clone, Copy, Debug)]
+struct Stored {
+    k: *const u8,
+    v: *const u8,
+    /// Columns: slots up to the last visible one, in whole key groups.
+    n: usize,
+    /// Distance of the prefetch in keys; 0 = none.
+    prefetch: usize,
+}
+
+impl KvSplit<'_> {
+    /// Computes the partial result of the split into scratch's `partial` fields.
+    pub fn attend(&self, scratch: &mut Scratch<'_>) {
+        let n = self.block.hi.next_multiple_of(KEY_GROUP);
+        let (k, v) = self.slots.read(self.tile.head, self.block.slot, n as u64);
+        let prefetches = cfg!(target_arch = "x86_64")
+            && self.tile.rows <= PREFETCH_MAX_ROWS
+            && self.tile.job.shape.kv_dtype != DType::F32;
+        let stored = Stored { k, v, n, prefetch: if prefetches { PREFETCH_KEYS } else { 0 } };
+        self.qk(&stored, scratch);
+        self.softmax(n, scratch);
+        self.pv(&stored, scratch);
+    }
+
+    /// QK^T of all columns into scratch's `scores`. Keys are prefetched; the last ones prefetch the first values.
+    fn qk(&self, stored: &Stored, scratch: &mut Scratch<'_>) {
+        let (shape, rows) = (self.tile.job.shape, self.tile.rows);
+        let (dim, size) = (shape.head_dim, shape.kv_dtype.size());
+        let n = stored.n;
+        let q = if self.block.sinks { scratch.q_sink.as_ptr() } else { scratch.q.as_ptr() };
+        let scores = scratch.scores.as_mut_ptr();
+        let columns = |k: *const u8, from: usize, to: usize, prefetch_offset: isize| QkArgs {
+            q,
+            q_stride: dim,
+            rows,
+            k,
+            dim,
+            groups: (to - from) / KEY_GROUP,
+            scores: scores.wrapping_add(from),
+            stride: SPLIT_KEYS,
+            prefetch_offset,
+        };
+        debug_assert!(scratch.scores.len() >= rows * SPLIT_KEYS && scratch.q.len() >= rows * dim && n <= SPLIT_KEYS);
+        // SAFETY: the kernels' instruction set is available. `Slots::read` has checked that `n` slots of this head follow; nobody
+        // writes them while queries run. Scratch has room for the rows and columns by the assertion.
+        unsafe {
+            match self.kernels.qk {
+                Some(qk) => {
+                    let last = n.saturating_sub(stored.prefetch);
+                    let tail = stored.k.add(last * dim * size);
+                    qk(&columns(stored.k, 0, last, (stored.prefetch * dim * size) as isize));
+                    qk(&columns(tail, last, n, byte_distance(tail, stored.v)));
+                }
+                None => {
+                    for at in (0..n).step_by(KEY_BLOCK) {
+                        let end = n.min(at + KEY_BLOCK);
+                        let keys = stored.k.add(at * dim * size);
+                        (self.kernels.pack_keys)(keys, dim, (end - at) / KEY_GROUP, scratch.k.as_mut_ptr());
+                        (self.kernels.qk_packed)(&columns(scratch.k.as_ptr().cast(), at, end, 0));
+                    }
                 }
             }
         }
     }
-    tile.visible_columns(block, &scratch.ranges[..rows], &mut scratch.visible);
-    scratch.partial_max[..rows].fill(f32::NEG_INFINITY);
-    scratch.partial_sum[..rows].fill(0.0);
-    // SAFETY: as above.
-    unsafe {
-        (kernels.softmax)(&SoftmaxArgs {
-            scores: scratch.scores.as_mut_ptr(),
-            stride: SPLIT_KEYS,
-            n,
-            rows,
-            visible: scratch.visible.as_ptr(),
-            scale: layer.scale,
-            softcap: layer.softcap,
-            max: scratch.partial_max.as_mut_ptr(),
-            sum: scratch.partial_sum.as_mut_ptr(),
-            alpha: scratch.alpha.as_mut_ptr(),
-        });
-    }
-    let visible = scratch.visible[..rows].iter().filter(|s| s.from < s.to);
-    let (from, to) = visible.fold((usize::MAX, 0), |(from, to), s| (from.min(s.from), to.max(s.to)));
-    scratch.part[..rows * dim_v].fill(0.0);
-    if from >= to {
-        return;
-    }
-    scratch.alpha[..rows].fill(0.0);
-    let all = PvArgs {
-        probs: scratch.scores.as_ptr(),
-        stride: SPLIT_KEYS,
-        rows,
-        v,
-        dim: dim_v,
-        from,
-        to,
-        acc: scratch.part.as_mut_ptr(),
-        alpha: scratch.alpha.as_ptr(),
-        prefetch_offset: 0,
-    };
-    // SAFETY: as above.
-    unsafe {
-        let visible = &scratch.visible[..rows];
-        if visible.iter().all(|s| (s.from, s.to) == (from, to)) {
-            if prefetch_offset == 0 {
-                return (kernels.pv)(&all);
-            }
-            // A whole tile of bf16 begins there, as does what its address is computed by.
-            let last = (to.saturating_sub(prefetch_offset) / SLOT_ALIGN as usize * SLOT_ALIGN as usize).max(from);
-            (kernels.pv)(&PvArgs { to: last, prefetch_offset: (prefetch_offset * dim_v * size) as isize, ..all });
-            scratch.alpha[..rows].fill(1.0);
-            let next = next.map(|next| slots.read(tile.head, next.slot, KEY_GROUP as u64).0);
-            let tail = v.add(last * dim_v * size);
-            return (kernels.pv)(&PvArgs {
-                from: last,
-                alpha: scratch.alpha.as_ptr(),
-                prefetch_offset: next.map_or(0, |next| distance(tail, next)),
-                ..all
+
+    /// Turns the scores into probabilities relative to this split's row maximum.
+    fn softmax(&self, n: usize, scratch: &mut Scratch<'_>) {
+        let (layer, rows) = (self.tile.job.layer, self.tile.rows);
+        self.tile.visible_columns(self.block, &scratch.ranges[..rows], &mut scratch.visible);
+        scratch.partial_max[..rows].fill(f32::NEG_INFINITY);
+        scratch.partial_sum[..rows].fill(0.0);
+        // SAFETY: the kernels' instruction set is available; scratch holds these rows and columns.
+        unsafe {
+            (self.kernels.softmax)(&SoftmaxArgs {
+                scores: scratch.scores.as_mut_ptr(),
+                stride: SPLIT_KEYS,
+                n,
+                rows,
+                visible: scratch.visible.as_ptr(),
+                scale: layer.scale,
+                softcap: layer.softcap,
+                max: scratch.partial_max.as_mut_ptr(),
+                sum: scratch.partial_sum.as_mut_ptr(),
+                alpha: scratch.alpha.as_mut_ptr(),
             });
         }
-        // Rows see different keys: a weight of zero would let an infinity in.
-        pv_rows(&all, visible, kernels);
+    }
+
+    /// PV into scratch's `partial_acc`, over the columns that any row sees.
+    fn pv(&self, stored: &Stored, scratch: &mut Scratch<'_>) {
+        let (rows, dim) = (self.tile.rows, padded_dim(self.tile.job.shape.head_dim_v));
+        scratch.partial_acc[..rows * dim].fill(0.0);
+        let Some((from, to)) = visible_union(&scratch.visible[..rows]) else { return };
+        scratch.alpha[..rows].fill(0.0);
+        let all = PvArgs {
+            probs: scratch.scores.as_ptr(),
+            stride: SPLIT_KEYS,
+            rows,
+            v: stored.v,
+            dim,
+            from,
+            to,
+            acc: scratch.partial_acc.as_mut_ptr(),
+            alpha: scratch.alpha.as_ptr(),
+            prefetch_offset: 0,
+        };
+        let visible = &scratch.visible[..rows];
+        let same = visible.iter().all(|v| (v.from, v.to) == (from, to));
+        // SAFETY: the kernels' instruction set is available; `from..to` lies within the slots that `Slots::read` has checked, and rows
+        // and dims within scratch.
+        unsafe {
+            match (same, stored.prefetch) {
+                // A probability of 0 times an infinite value is NaN: each row reads only what it sees.
+                (false, _) => pv_rows(&all, visible, self.kernels),
+                (true, 0) => (self.kernels.pv)(&all),
+                (true, _) => self.pv_prefetching(stored, &all, scratch),
+            }
+        }
+    }
+
+    /// PV in two parts: the first prefetches later values of this split, the second the first keys of the next split.
+    ///
+    /// # Safety
+    /// As [`Kernels::pv`] with `all`, whose `alpha` is scratch's.
+    unsafe fn pv_prefetching(&self, stored: &Stored, all: &PvArgs, scratch: &mut Scratch<'_>) {
+        let slot_bytes = all.dim * self.tile.job.shape.kv_dtype.size();
+        // A multiple of SLOT_ALIGN: bf16 values of 32 slots are stored interleaved, and addresses count from their first.
+        let last = (all.to.saturating_sub(stored.prefetch) / SLOT_ALIGN as usize * SLOT_ALIGN as usize).max(all.from);
+        // SAFETY: the caller's contract; both ranges are parts of `all`'s.
+        unsafe {
+            let prefetch_offset = (stored.prefetch * slot_bytes) as isize;
+            (self.kernels.pv)(&PvArgs { to: last, prefetch_offset, ..*all });
+            scratch.alpha[..all.rows].fill(1.0);
+            let next = self.next.map(|next| self.slots.read(self.tile.head, next.slot, KEY_GROUP as u64).0);
+            let tail = stored.v.add(last * slot_bytes);
+            (self.kernels.pv)(&PvArgs {
+                from: last,
+                alpha: scratch.alpha.as_ptr(),
+                prefetch_offset: next.map_or(0, |next| byte_distance(tail, next)),
+                ..*all
+            });
+        }
     }
 }
 
-/// Bytes between two allocations, for hints alone.
-fn distance(from: *const u8, to: *const u8) -> isize {
+/// Bytes from one address to another, which may belong to different allocations: for prefetches only.
+fn byte_distance(from: *const u8, to: *const u8) -> isize {
     (to.addr() as isize).wrapping_sub(from.addr() as isize)
 }

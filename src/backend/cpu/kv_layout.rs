@@ -39,3 +39,20 @@ pub(super) fn max_splits(ring: &Ring, size: u64) -> u64 {
 pub(super) fn bf16_pair_index(dim: usize, key: usize, d: usize) -> usize {
     key / 32 * (16 * dim) + d / 16 * 256 + key % 32 / 2 * 16 + d % 16
 }
+
+/// The keys of a block: `n` stored columns, of which `from..to` may be visible. What lies in the others is unspecified and must not
+/// reach a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct KeyRange {
+    pub from: usize,
+    pub to: usize,
+    pub n: usize,
+}
+
+impl KeyRange {
+    /// Whether a column may be visible.
+    #[inline(always)]
+    pub fn contains(self, column: usize) -> bool {
+        (self.from..self.to).contains(&column)
+    }
+}

@@ -198,34 +198,40 @@ impl Slots<'_> {
         }
     }
 
-    /// Stores the tokens of a whole group in f16 or bf16: what [`Self::write`] of each would. `slot` is a multiple of [`KEY_GROUP`].
+    /// Stores the tokens of a whole key group in f16 or bf16, as [`Self::write`] of each would. `slot` is a multiple of [`KEY_GROUP`].
     ///
     /// # Safety
-    /// Nobody else may read or write the group meanwhile. `T` is the storage type, the functions are its kernels' and their instruction set is available; each
-    /// row is readable for the head's dims, those of values `dim_v`.
-    pub unsafe fn write_group<T: Stored>(
-        &self,
-        head: usize,
-        slot: u64,
-        k: &GroupRows,
-        (v, dim_v): (&GroupRows, usize),
-        transpose_keys: TransposeFn,
-        interleave_values: TransposeFn,
-    ) {
+    /// Nobody else may read or write the group at the same time. `T` is the storage type, the functions are its kernels' and their
+    /// instruction set is available; each row is readable for the head's dims, those of values for `dim_v`.
+    pub unsafe fn write_group<T: Stored>(&self, head: usize, slot: u64, tokens: &GroupOfTokens<'_>) {
         let at = self.check(head, slot, KEY_GROUP as u64);
-        let (dim, row) = (self.k_slot / size_of::<u16>(), self.v_slot / size_of::<u16>());
+        let (dim, row, dim_v) = (self.k_slot / size_of::<u16>(), self.v_slot / size_of::<u16>(), tokens.dim_v);
         assert!(at.is_multiple_of(KEY_GROUP) && dim_v <= row, "a group at {slot}, {dim_v} dims");
-        // SAFETY: in range by the checks; heads begin at whole tiles; the caller's contract.
+        // SAFETY: `check` keeps the group within the head's slots, which begin at a multiple of SLOT_ALIGN; the caller alone has the
+        // group, and its rows are readable.
         unsafe {
-            transpose_keys(k, dim, self.k.add(at * self.k_slot).cast());
+            (tokens.transpose_keys)(tokens.k, dim, self.k.add(at * self.k_slot).cast());
             if T::DTYPE == DType::Bf16 {
                 let in_tile = at % SLOT_ALIGN as usize;
                 let values = self.v.add((at - in_tile) * self.v_slot).cast::<u16>();
-                interleave_values(v, dim_v, values.add(2 * bf16_pair_index(row, in_tile, 0)));
+                (tokens.interleave_values)(tokens.v, dim_v, values.add(2 * bf16_pair_index(row, in_tile, 0)));
             } else {
                 let values = self.v.add(at * self.v_slot).cast::<u16>();
-                v.iter().enumerate().for_each(|(i, &v)| std::ptr::copy_nonoverlapping(v, values.add(i * row), dim_v));
+                for (i, &v) in tokens.v.iter().enumerate() {
+                    std::ptr::copy_nonoverlapping(v, values.add(i * row), dim_v);
+                }
             }
         }
     }
+}
+
+/// The rows of the 16 tokens of a key group, and how they are stored.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct GroupOfTokens<'a> {
+    pub k: &'a GroupRows,
+    pub v: &'a GroupRows,
+    /// Dims of a row of values.
+    pub dim_v: usize,
+    pub transpose_keys: TransposeFn,
+    pub interleave_values: TransposeFn,
 }

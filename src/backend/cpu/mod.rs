@@ -24,7 +24,7 @@ use self::schedule::share;
 use self::scratch::ScratchPool;
 use self::simd::Kernels;
 use self::split_kv::SplitPartials;
-use self::worker::Worker;
+use self::worker::{SplitUnit, Worker};
 use super::{Backend, Job, KernelChoice, TokenCall};
 use crate::batch::Entry;
 use crate::config::{DType, Layer, Shape};
@@ -33,7 +33,7 @@ use crate::error::{Error, Result, Status};
 use crate::exec::Executor;
 use crate::memory::Memory;
 
-/// Below this many stored elements the cost of waking threads exceeds that of an append.
+/// Below this many stored elements, waking threads costs more than the append.
 const PARALLEL_APPEND: u64 = 1 << 16;
 
 /// K and V of all layers in host memory.
@@ -81,14 +81,14 @@ impl Cpu {
     }
 
     /// # Safety
-    /// Nobody else may be worker `ith` meanwhile.
+    /// Nobody else may be worker `ith` at the same time.
     unsafe fn worker<'a>(&'a self, job: &'a Job<'a>, ith: u32) -> Worker<'a> {
-        // SAFETY: the caller's contract.
+        // SAFETY: nobody else is worker `ith`.
         let scratch = unsafe { self.scratch.part(job.shape, ith) };
         Worker::new(job, &self.store, &self.kernels, self.isa, scratch)
     }
 
-    /// Calls `unit` with a worker and every number below `n`, on as many threads as there are or units to do.
+    /// Calls `unit` with a worker and every number below `n`, on as many threads as there are, at most `n`.
     fn share_out(
         &self,
         job: &Job<'_>,
@@ -99,7 +99,7 @@ impl Cpu {
         let next = std::sync::atomic::AtomicU64::new(0);
         let threads = u32::try_from(n).unwrap_or(u32::MAX).clamp(1, exec.width());
         exec.run(threads, &|ith| {
-            // SAFETY: the executor runs each `ith` once at a time.
+            // SAFETY: the executor runs each `ith` at most once at a time.
             let mut worker = unsafe { self.worker(job, ith) };
             loop {
                 let at = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -111,79 +111,80 @@ impl Cpu {
         })
     }
 
-    fn append_all<T: element::Stored>(&self, job: &Job<'_>, exec: &Executor, round: ChunkRange) -> Result<()> {
+    fn append_all<T: element::Stored>(&self, job: &Job<'_>, exec: &Executor, range: ChunkRange) -> Result<()> {
         let shape = job.shape;
         let heads = shape.n_kv_heads as u64;
-        let rows: u64 = job.entries.iter().map(|e| round.tokens(e).end - round.tokens(e).start).sum();
+        let rows: u64 = job.entries.iter().map(|e| range.tokens(e).end - range.tokens(e).start).sum();
         let elements = rows.saturating_mul(heads * (shape.head_dim + shape.head_dim_v) as u64);
         if elements < PARALLEL_APPEND || exec.width() == 1 {
-            // SAFETY: this call has all workers.
+            // SAFETY: this call alone uses the cache, and no other thread is at work.
             let mut worker = unsafe { self.worker(job, 0) };
             for entry in job.entries {
-                worker.append::<T>(entry, &round.tokens(entry), &(0..shape.n_kv_heads));
+                worker.append::<T>(entry, &range.tokens(entry), &(0..shape.n_kv_heads));
             }
             return Ok(());
         }
-        // Each thread has a share of each entry's heads.
+        // Each unit is a share of an entry's heads.
         let shares = heads.min(u64::from(exec.width()));
         self.share_out(job, exec, job.entries.len() as u64 * shares, |worker, at| {
             let (entry, share) = (&job.entries[(at / shares) as usize], at % shares);
             let heads = (heads * share / shares) as usize..(heads * (share + 1) / shares) as usize;
-            worker.append::<T>(entry, &round.tokens(entry), &heads);
+            worker.append::<T>(entry, &range.tokens(entry), &heads);
         })
     }
 
-    fn attend_all(&self, job: &Job<'_>, exec: &Executor, round: ChunkRange) -> Result<()> {
+    fn attend_all(&self, job: &Job<'_>, exec: &Executor, range: ChunkRange) -> Result<()> {
         let heads = job.shape.n_kv_heads as u64;
-        let kind = |e: &Entry| AttendPath::new(job.shape, &round.tokens(e));
-        let units: u64 = job.entries.iter().map(|e| kind(e).units() * heads).sum();
+        let path = |e: &Entry| AttendPath::new(job.shape, &range.tokens(e));
+        let units: u64 = job.entries.iter().map(|e| path(e).units() * heads).sum();
         if exec.width() > 1
             && units < 4 * u64::from(exec.width())
-            && self.splits.fits(job, |e| kind(e) == AttendPath::Decode)
+            && self.splits.fits(job, |e| path(e) == AttendPath::Decode)
         {
-            return self.attend_splits(job, exec, round);
+            return self.attend_splits(job, exec, range);
         }
         self.share_out(job, exec, units, |worker, at| {
-            let (entry, before) = worker.entry_of(at, |e| kind(e).units() * heads);
-            let (units, at) = (kind(entry).units(), at - before);
-            // Tiles of a head together: its keys stay in the cache.
-            worker.attend(entry, &round.tokens(entry), (at / units) as usize, at % units);
+            let (entry, before) = worker.entry_of(at, |e| path(e).units() * heads);
+            let (units, at) = (path(entry).units(), at - before);
+            // All tiles of a head follow one another: its keys stay in the processor's cache.
+            worker.attend(entry, &range.tokens(entry), (at / units) as usize, at % units);
         })
     }
 
-    /// Too few heads for the threads there are: spans of one head are computed by different threads, and merged in order
-    /// by whoever is last.
-    fn attend_splits(&self, job: &Job<'_>, exec: &Executor, round: ChunkRange) -> Result<()> {
+    /// For fewer heads than keep the threads busy: different threads compute the KV splits of one head, and the last of them merges them
+    /// in order.
+    fn attend_splits(&self, job: &Job<'_>, exec: &Executor, range: ChunkRange) -> Result<()> {
         let heads = job.shape.n_kv_heads as u64;
-        let count = |e: &Entry| schedule::split_count(job, e, &round.tokens(e));
+        let count = |e: &Entry| schedule::split_count(job, e, &range.tokens(e));
         let begun = self.splits.begin(job, |e| count(e));
         self.share_out(job, exec, begun, |worker, at| {
             let (entry, before) = worker.entry_of(at, |e| count(e) * heads);
             let (n, at) = (count(entry), at - before);
-            let unit = worker.entry_index() as u64 * heads + at / n;
-            worker.attend_split(entry, &round.tokens(entry), (at / n) as usize, at % n, &self.splits, unit as usize);
+            let (head, split) = ((at / n) as usize, at % n);
+            let unit = SplitUnit { head, split, index: worker.entry_index() * heads as usize + head };
+            worker.attend_split(entry, &range.tokens(entry), &unit, &self.splits);
         })
     }
 
     fn run_typed<T: element::Stored>(&self, job: &Job<'_>, exec: &Executor) -> Result<()> {
-        for round in ChunkRange::all(job) {
+        for range in ChunkRange::all(job) {
             if job.append.is_some() {
-                self.append_all::<T>(job, exec, round)?;
+                self.append_all::<T>(job, exec, range)?;
             }
             if job.attend.is_some() {
-                self.attend_all(job, exec, round)?;
+                self.attend_all(job, exec, range)?;
             }
         }
         Ok(())
     }
 
     fn part_typed<T: element::Stored>(&self, job: &Job<'_>, ith: u32, nth: u32) {
-        // SAFETY: the trait's contract: one `ith` runs only once at a time.
+        // SAFETY: by the trait's contract, each `ith` runs at most once at a time.
         let mut worker = unsafe { self.worker(job, ith) };
         for (entry, heads) in share(job.entries, job.shape.n_kv_heads, ith, nth) {
-            // One head's chunk is stored and attended before its next chunk may overwrite what the queries still see.
-            for round in ChunkRange::all(job) {
-                let tokens = round.tokens(entry);
+            // A chunk is stored and attended before the next chunk may overwrite what its queries still see.
+            for range in ChunkRange::all(job) {
+                let tokens = range.tokens(entry);
                 if tokens.is_empty() {
                     break;
                 }
@@ -224,7 +225,7 @@ impl Backend for Cpu {
         let (kernel, isa) = match (call, AttendPath::new(shape, &(0..n_tokens))) {
             (TokenCall::Append, _) | (_, AttendPath::Nothing) => ("append", plain),
             (_, AttendPath::Decode) => ("decode", plain),
-            (_, AttendPath::TileConfig(_)) => ("chunk", chunk::isa_for_chunks(shape, self.isa)),
+            (_, AttendPath::Tiles(_)) => ("chunk", chunk::isa_for_chunks(shape, self.isa)),
         };
         let kernel = format!("cpu_{kernel}_{}", isa.name());
         KernelChoice { kernel, launches: 0, grid: [0; 3], threads: 0, shared_bytes: 0, n_splits: 0 }

@@ -8,15 +8,15 @@ use crate::backend::Job;
 use crate::batch::Entry;
 use crate::config::Shape;
 
-/// How an entry's queries are computed: it depends on nothing but their number and the cache's settings, so that neither
-/// threads nor other sequences change a result.
+/// How an entry's queries are computed. It depends on their number and the cache's settings only, so that neither threads nor other
+/// sequences change a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AttendPath {
     /// All rows of a head at once.
     Decode,
     /// This many tiles for each head.
-    TileConfig(u64),
-    /// No tokens in this round.
+    Tiles(u64),
+    /// No tokens in this range.
     Nothing,
 }
 
@@ -29,7 +29,7 @@ impl AttendPath {
         } else if rows <= DECODE_ROWS as u64 || (n == 1 && rows <= TILE_ROWS as u64) {
             Self::Decode
         } else {
-            Self::TileConfig(rows.div_ceil(TILE_ROWS as u64))
+            Self::Tiles(rows.div_ceil(TILE_ROWS as u64))
         }
     }
 
@@ -37,7 +37,7 @@ impl AttendPath {
     pub fn units(self) -> u64 {
         match self {
             Self::Decode => 1,
-            Self::TileConfig(n) => n,
+            Self::Tiles(n) => n,
             Self::Nothing => 0,
         }
     }
@@ -55,12 +55,13 @@ pub(super) fn all_rows<'a>(
     Some(QueryTile { job, io, entry, tokens: tokens.clone(), head, first_row: 0, rows })
 }
 
-/// Spans of a decode of one head.
+/// KV splits of a decode of one head.
 pub(super) fn split_count(job: &Job<'_>, entry: &Entry, tokens: &Range<u64>) -> u64 {
     all_rows(job, entry, tokens, 0).map_or(0, |tile| tile.blocks(SPLIT_KEYS as u64).count() as u64)
 }
 
-/// The tokens of each entry that are appended, and attended, before the next ones may overwrite what they see.
+/// A range of tokens of each entry: in a step, at most `max_chunk` tokens are appended and attended before the next tokens may overwrite
+/// what they see.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ChunkRange {
     at: u64,
@@ -73,9 +74,9 @@ impl ChunkRange {
         let step = if job.append.is_some() && job.attend.is_some() { job.shape.max_chunk } else { longest };
         let mut at = 0;
         std::iter::from_fn(move || {
-            let round = (at < longest).then_some(Self { at, step });
+            let range = (at < longest).then_some(Self { at, step });
             at += step;
-            round
+            range
         })
     }
 

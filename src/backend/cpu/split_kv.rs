@@ -1,4 +1,5 @@
-//! Where spans of a head wait for each other when threads share it: had at create, and only with threads.
+//! KV splits of a decode: partial results, their merge, and the memory that threads exchange them in (allocated at creation, only with
+//! several threads).
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -10,7 +11,7 @@ use crate::config::{Layer, Shape};
 use crate::error::Result;
 use crate::memory::{Buffer, Memory, with_room};
 
-/// The softmax of one span.
+/// A partial result: attention over some of the keys.
 #[derive(Debug)]
 pub(super) struct Partial<'a> {
     /// `[rows]`.
@@ -20,27 +21,27 @@ pub(super) struct Partial<'a> {
     pub acc: &'a mut [f32],
 }
 
-/// Partial results of all spans of a few heads.
+/// Memory for the partial results of all splits of a few heads.
 #[derive(Debug)]
 pub(super) struct SplitPartials {
     buffer: Buffer,
-    /// Spans still to come of each unit (an entry's head).
+    /// Splits of each unit (an entry's head) that have not arrived yet.
     left: Vec<AtomicU32>,
     splits: u64,
-    /// f32 elements of one span.
+    /// f32 elements of one partial result.
     size: usize,
 }
 
-/// Units that may share threads: fewer than four for each thread.
+/// Units whose splits may go to different threads: fewer than four for each thread.
 fn units(shape: &Shape, n_seqs: u32, n_threads: u32) -> u64 {
     if n_threads == 1 { 0 } else { (4 * u64::from(n_threads)).min(u64::from(n_seqs) * shape.n_kv_heads as u64) }
 }
 
-fn most<'a>(layers: impl Iterator<Item = &'a Layer>) -> u64 {
+fn most_splits<'a>(layers: impl Iterator<Item = &'a Layer>) -> u64 {
     layers.map(|l| max_splits(&l.ring, SPLIT_KEYS as u64)).max().unwrap_or(0)
 }
 
-/// Elements of one span: maxima, sums, weighted values.
+/// f32 elements of a partial result: maxima, sums, accumulators.
 fn size(shape: &Shape) -> usize {
     decode_rows(shape) * (2 + padded_dim(shape.head_dim_v))
 }
@@ -55,7 +56,7 @@ impl SplitPartials {
     ) -> Option<u64> {
         let units = units(shape, n_seqs, n_threads);
         let split = (size(shape) * size_of::<f32>()) as u64;
-        (split * units).checked_mul(most(layers))?.checked_add(units * size_of::<AtomicU32>() as u64)
+        (split * units).checked_mul(most_splits(layers))?.checked_add(units * size_of::<AtomicU32>() as u64)
     }
 
     pub fn new<'a>(
@@ -65,27 +66,27 @@ impl SplitPartials {
         n_threads: u32,
         memory: Memory,
     ) -> Result<Self> {
-        let (n, splits, size) = (units(shape, n_seqs, n_threads), most(layers), size(shape));
-        let mut left = with_room(n as usize, "span counters")?;
+        let (n, splits, size) = (units(shape, n_seqs, n_threads), most_splits(layers), size(shape));
+        let mut left = with_room(n as usize, "KV split counters")?;
         left.resize_with(n as usize, AtomicU32::default);
-        // At most 4,096 units: a product that overflows is a size that cannot be had.
+        // At most 4,096 units. A size that overflows saturates, and its allocation fails.
         let bytes = (n * size as u64 * size_of::<f32>() as u64).saturating_mul(splits);
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        Ok(Self { buffer: Buffer::zeroed(memory, bytes, "spans")?, left, splits, size })
+        Ok(Self { buffer: Buffer::zeroed(memory, bytes, "KV splits")?, left, splits, size })
     }
 
-    /// Whether all units of a job can share threads.
+    /// Whether all heads of a call can be divided into splits for different threads.
     pub fn fits(&self, job: &Job<'_>, decodes: impl Fn(&Entry) -> bool) -> bool {
         job.entries.len() * job.shape.n_kv_heads <= self.left.len() && job.entries.iter().all(decodes)
     }
 
-    /// Expects `count` spans of each head of each entry; returns how many there are in all.
+    /// Prepares for `count` splits of each head of each entry; returns their total.
     pub fn begin(&self, job: &Job<'_>, count: impl Fn(&Entry) -> u64) -> u64 {
         let heads = job.shape.n_kv_heads;
         let mut total = 0;
         for (entry, left) in job.entries.iter().zip(self.left.chunks(heads)) {
             let n = count(entry);
-            assert!(n <= self.splits, "{n} spans, room for {}", self.splits);
+            assert!(n <= self.splits, "{n} KV splits, room for {}", self.splits);
             left.iter().for_each(|l| l.store(n as u32, Ordering::Relaxed));
             total += n * heads as u64;
         }
@@ -97,26 +98,27 @@ impl SplitPartials {
         self.buffer.as_ptr().cast::<f32>().wrapping_add((unit * self.splits as usize + split as usize) * self.size)
     }
 
-    /// Keeps the softmax of one span.
+    /// Stores a partial result.
     ///
     /// # Safety
-    /// Nobody else may have this span meanwhile.
-    pub unsafe fn put(&self, unit: usize, split: u64, rows: usize, dim: usize, part: &Partial<'_>) {
-        // SAFETY: the caller's contract.
-        let mine = unsafe { self.part(unit, split, rows, dim) };
-        mine.max.copy_from_slice(&part.max[..rows]);
-        mine.sum.copy_from_slice(&part.sum[..rows]);
-        mine.acc.copy_from_slice(&part.acc[..rows * dim]);
+    /// Nobody else may access this split at the same time.
+    pub unsafe fn put(&self, unit: usize, split: u64, rows: usize, dim: usize, partial: &Partial<'_>) {
+        // SAFETY: this thread alone has the split, by the caller.
+        let to = unsafe { self.get(unit, split, rows, dim) };
+        to.max.copy_from_slice(&partial.max[..rows]);
+        to.sum.copy_from_slice(&partial.sum[..rows]);
+        to.acc.copy_from_slice(&partial.acc[..rows * dim]);
     }
 
-    /// The softmax of one span.
+    /// A stored partial result.
     ///
     /// # Safety
     /// As [`Self::put`].
-    pub unsafe fn part(&self, unit: usize, split: u64, rows: usize, dim: usize) -> Partial<'_> {
+    pub unsafe fn get(&self, unit: usize, split: u64, rows: usize, dim: usize) -> Partial<'_> {
         assert!(rows * (2 + dim) <= self.size, "{rows} rows of {dim} dims");
         let at = self.at(unit, split);
-        // SAFETY: within the buffer by the checks, initialised, disjoint; the caller's contract.
+        // SAFETY: `at` and the assertion keep the three slices within the initialised buffer; they do not overlap, and this thread alone
+        // has the split, by the caller.
         unsafe {
             Partial {
                 max: std::slice::from_raw_parts_mut(at, rows),
@@ -126,26 +128,26 @@ impl SplitPartials {
         }
     }
 
-    /// One more span of a unit is kept; true for the last.
+    /// Counts a stored split of a unit; true for the last one.
     pub fn arrive(&self, unit: usize) -> bool {
-        // Acquire: the last one sees what all others have kept.
+        // Acquire: the thread that merges sees what all others have stored.
         self.left[unit].fetch_sub(1, Ordering::AcqRel) == 1
     }
 }
 
-/// Adds the softmax of a span to that of the spans before it.
-pub(super) fn merge(rows: usize, dim: usize, state: &mut Partial<'_>, part: &Partial<'_>) {
+/// Adds a partial result to the running result `total`.
+pub(super) fn merge(rows: usize, dim: usize, total: &mut Partial<'_>, partial: &Partial<'_>) {
     for r in 0..rows {
-        let (max, partial_max) = (state.max[r], part.max[r]);
+        let (max, partial_max) = (total.max[r], partial.max[r]);
         let new = max.max(partial_max);
-        // Nothing with a weight, and no maximum to subtract. A NaN must show.
-        if partial_max == f32::NEG_INFINITY && part.sum[r] == 0.0 {
+        // All scores are minus infinity: there is no maximum to subtract. A NaN must propagate.
+        if partial_max == f32::NEG_INFINITY && partial.sum[r] == 0.0 {
             continue;
         }
-        let (alpha, take) = ((max - new).exp(), (partial_max - new).exp());
-        state.max[r] = new;
-        state.sum[r] = state.sum[r] * alpha + part.sum[r] * take;
-        let acc = &mut state.acc[r * dim..(r + 1) * dim];
-        acc.iter_mut().zip(&part.acc[r * dim..]).for_each(|(a, p)| *a = *a * alpha + p * take);
+        let (alpha, beta) = ((max - new).exp(), (partial_max - new).exp());
+        total.max[r] = new;
+        total.sum[r] = total.sum[r] * alpha + partial.sum[r] * beta;
+        let acc = &mut total.acc[r * dim..(r + 1) * dim];
+        acc.iter_mut().zip(&partial.acc[r * dim..]).for_each(|(a, p)| *a = *a * alpha + p * beta);
     }
 }

@@ -1,25 +1,23 @@
-//! One worker: a thread with its scratch, doing units of a job.
+//! A worker: one thread with its scratch, which computes units of a call.
 
 use std::ops::Range;
 
-use super::chunk::attend_narrow;
-use super::decode;
+use super::append::{self, AppendTarget};
+use super::chunk::{self, ChunkTile};
+use super::decode::KvSplit;
 use super::element::Stored;
 use super::kv_layout::padded_dim;
 use super::kv_store::KvStore;
 use super::rope_cache::RopeCache;
-use super::schedule::AttendPath;
-use super::schedule::all_rows;
+use super::schedule::{AttendPath, all_rows};
 use super::scratch::{SPLIT_KEYS, Scratch, TILE_ROWS};
 use super::simd::Kernels;
-use super::split_kv::Partial;
-use super::split_kv::SplitPartials;
-use super::{append, chunk, split_kv};
+use super::split_kv::{Partial, SplitPartials, merge};
 use crate::backend::Job;
 use crate::batch::Entry;
 use crate::cpu_features::Isa;
 
-/// A thread at work.
+/// A thread at work on one call.
 #[derive(Debug)]
 pub(super) struct Worker<'a> {
     job: &'a Job<'a>,
@@ -28,7 +26,7 @@ pub(super) struct Worker<'a> {
     isa: Isa,
     scratch: Scratch<'a>,
     angles: RopeCache,
-    /// Entry of the last unit, and units before it.
+    /// Entry of the last unit, and the number of units of the entries before it.
     at: usize,
     before: u64,
 }
@@ -38,7 +36,7 @@ impl<'a> Worker<'a> {
         Self { job, store, kernels, isa, scratch, angles: RopeCache::default(), at: 0, before: 0 }
     }
 
-    /// Entry of a unit, and units before it; units come in rising order.
+    /// The entry of a unit, and the number of units of the entries before it. Units must come in rising order.
     pub fn entry_of(&mut self, unit: u64, units: impl Fn(&Entry) -> u64) -> (&'a Entry, u64) {
         loop {
             let entry = &self.job.entries[self.at];
@@ -60,8 +58,8 @@ impl<'a> Worker<'a> {
     pub fn append<T: Stored>(&mut self, entry: &Entry, tokens: &Range<u64>, heads: &Range<usize>) {
         if let Some(io) = &self.job.append {
             let slots = self.store.slots(self.job.layer_index, entry.seq);
-            let place = append::AppendTarget { job: self.job, io, slots, entry };
-            append::append::<T>(&place, tokens, heads, self.kernels, &mut self.angles, &mut self.scratch);
+            let target = AppendTarget { job: self.job, io, slots, entry, tokens, kernels: self.kernels };
+            append::append::<T>(&target, heads, &mut self.angles, &mut self.scratch);
         }
     }
 
@@ -77,57 +75,58 @@ impl<'a> Worker<'a> {
                 tile.load(kernels, &mut self.angles, scratch);
                 let mut blocks = tile.blocks(SPLIT_KEYS as u64).peekable();
                 while let Some(block) = blocks.next() {
-                    decode::split(&tile, &slots, (&block, blocks.peek()), kernels, scratch);
-                    let (mut state, part) = parts(scratch);
-                    split_kv::merge(tile.rows, dim, &mut state, &part);
+                    let next = blocks.peek();
+                    KvSplit { tile: &tile, slots: &slots, kernels, block: &block, next }.attend(scratch);
+                    let (mut total, partial) = partials(scratch);
+                    merge(tile.rows, dim, &mut total, &partial);
                 }
             }
-            AttendPath::TileConfig(_) => {
+            AttendPath::Tiles(_) => {
                 tile = tile.part(unit as usize * TILE_ROWS, TILE_ROWS);
                 tile.load(kernels, &mut self.angles, scratch);
-                if !attend_narrow(self.isa, &tile, &slots, kernels, scratch) {
-                    chunk::f32::tile(&tile, &slots, kernels, scratch, |_, _| false);
-                }
+                chunk::attend(self.isa, &ChunkTile { tile: &tile, slots: &slots, kernels }, scratch);
             }
         }
         tile.finish(kernels, scratch);
     }
 
-    /// Computes span `split` of an entry's head; the last of its spans to be done merges them all.
-    pub fn attend_split(
-        &mut self,
-        entry: &Entry,
-        tokens: &Range<u64>,
-        head: usize,
-        split: u64,
-        splits: &SplitPartials,
-        unit: usize,
-    ) {
+    /// Computes one KV split of an entry's head. The thread that finishes the last split of a head merges all of them.
+    pub fn attend_split(&mut self, entry: &Entry, tokens: &Range<u64>, unit: &SplitUnit, partials: &SplitPartials) {
+        let SplitUnit { head, split, index } = *unit;
         let Some(tile) = all_rows(self.job, entry, tokens, head) else { return };
         let slots = self.store.slots(self.job.layer_index, entry.seq);
         let (kernels, scratch) = (self.kernels, &mut self.scratch);
         tile.load(kernels, &mut self.angles, scratch);
         let Some(block) = tile.blocks(SPLIT_KEYS as u64).nth(split as usize) else { return };
-        decode::split(&tile, &slots, (&block, None), kernels, scratch);
+        KvSplit { tile: &tile, slots: &slots, kernels, block: &block, next: None }.attend(scratch);
         let dim = padded_dim(self.job.shape.head_dim_v);
-        let (mut state, part) = parts(scratch);
-        // SAFETY: this span is this worker's alone; it is in range by `SplitPartials::fits`.
-        unsafe { splits.put(unit, split, tile.rows, dim, &part) };
-        if splits.arrive(unit) {
+        let (mut total, partial) = self::partials(scratch);
+        // SAFETY: each split is given to one thread; `SplitPartials::begin` has checked that it is in range.
+        unsafe { partials.put(index, split, tile.rows, dim, &partial) };
+        if partials.arrive(index) {
             for split in 0..tile.blocks(SPLIT_KEYS as u64).count() as u64 {
-                // SAFETY: all spans have arrived.
-                let part = unsafe { splits.part(unit, split, tile.rows, dim) };
-                split_kv::merge(tile.rows, dim, &mut state, &part);
+                // SAFETY: all splits of the head have arrived: nobody writes them any more.
+                let partial = unsafe { partials.get(index, split, tile.rows, dim) };
+                merge(tile.rows, dim, &mut total, &partial);
             }
             tile.finish(kernels, scratch);
         }
     }
 }
 
-/// The softmax so far, and that of the last span.
-fn parts<'a>(scratch: &'a mut Scratch<'_>) -> (Partial<'a>, Partial<'a>) {
+/// One KV split of one head.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SplitUnit {
+    pub head: usize,
+    pub split: u64,
+    /// Index of the entry's head in [`SplitPartials`].
+    pub index: usize,
+}
+
+/// The running result and that of the last split.
+fn partials<'a>(scratch: &'a mut Scratch<'_>) -> (Partial<'a>, Partial<'a>) {
     (
         Partial { max: scratch.max, sum: scratch.sum, acc: scratch.acc },
-        Partial { max: scratch.partial_max, sum: scratch.partial_sum, acc: scratch.part },
+        Partial { max: scratch.partial_max, sum: scratch.partial_sum, acc: scratch.partial_acc },
     )
 }

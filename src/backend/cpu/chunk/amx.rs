@@ -1,156 +1,187 @@
-//! Attention of many rows by AMX: as in `chunk.rs`, with matrix products of bfloat16.
+//! Chunks with products of bf16 tiles, by AMX.
 //!
-//! Where bf16 is stored, queries and weights are rounded to it, as plain attention in that type does. An f16 does not fit a
-//! bfloat16 but two of them, exactly: its products are then three.
+//! Stored bf16 is multiplied as it is; queries and probabilities are rounded to bf16, as plain attention in bf16 does. f16 values are
+//! split exactly into a high and a low bf16. A product is computed as hi*hi + hi*lo + lo*hi; the dropped lo*lo term is below f32
+//! rounding.
 
-use super::f32;
+use super::{ChunkKernel, ChunkTile, KeyBlock, Subtile};
 use crate::backend::cpu::kv_layout::{SLOT_ALIGN, padded_dim};
-use crate::backend::cpu::kv_store::Slots;
 use crate::backend::cpu::query_tile::QueryTile;
 use crate::backend::cpu::scratch::{KEY_BLOCK, SCORE_STRIDE, SUBTILE_ROWS, Scratch, TILE_ROWS};
-use crate::backend::cpu::simd::Kernels;
 use crate::backend::cpu::simd::amx::fused_softmax::qk_softmax;
-use crate::backend::cpu::simd::amx::gemm;
-use crate::backend::cpu::simd::amx::gemm::{DEPTH, ROWS, SplitMatrix, TileConfig};
+use crate::backend::cpu::simd::amx::gemm::{self, DEPTH, SplitMatrix, SplitMut, TileConfig};
 use crate::backend::cpu::simd::amx::pack;
 use crate::backend::cpu::simd::amx::softmax::softmax_bf16;
-use crate::backend::cpu::simd::gemm::PvArgs;
-use crate::backend::cpu::simd::pv_rows;
-use crate::backend::cpu::visibility::Block;
 use crate::config::{DType, Shape};
 
 const _: () = assert!(SLOT_ALIGN as usize == DEPTH && KEY_BLOCK.is_multiple_of(DEPTH));
-// Maxima, sums and products are read and written for whole tiles of rows, whatever is left of them.
-const _: () = assert!(TILE_ROWS.is_multiple_of(ROWS) && SUBTILE_ROWS >= ROWS);
+// Maxima, sums and products are read and written for whole tiles of rows, however many rows are left.
+const _: () = assert!(TILE_ROWS.is_multiple_of(gemm::ROWS) && SUBTILE_ROWS >= gemm::ROWS);
 
 /// Whether a cache's shape fits the tiles.
-pub(crate) fn fits(shape: &Shape) -> bool {
+pub(super) fn fits(shape: &Shape) -> bool {
     shape.kv_dtype != DType::F32 && shape.head_dim.is_multiple_of(DEPTH) && shape.head_dim_v.is_multiple_of(DEPTH)
 }
 
-/// Two matrices of `n` bfloat16 behind one another in a field of scratch.
-fn split(field: &mut [f32], n: usize, two: bool) -> (*mut u16, *mut u16) {
+/// A field of scratch as one matrix of `n` bf16, or as two behind one another.
+fn split(field: &mut [f32], n: usize, two: bool) -> SplitMut {
     assert!(field.len() * 2 >= n * (1 + usize::from(two)), "{} elements for {n}", field.len());
     let high = field.as_mut_ptr().cast::<u16>();
-    (high, if two { high.wrapping_add(n) } else { std::ptr::null_mut() })
+    SplitMut { high, low: if two { high.wrapping_add(n) } else { std::ptr::null_mut() } }
 }
 
-/// Computes the loaded rows of a tile.
-pub(crate) fn tile(tile: &QueryTile<'_>, slots: &Slots<'_>, kernels: &Kernels, scratch: &mut Scratch<'_>) {
-    let shape = tile.job.shape;
-    let two = shape.kv_dtype == DType::F16;
-    let n = tile.rows * shape.head_dim;
-    let rows = tile.rows.next_multiple_of(ROWS) * shape.head_dim;
-    for (q, tiles) in [(&scratch.q, &mut scratch.q_packed), (&scratch.q_sink, &mut scratch.q_sink_packed)] {
-        let (high, low) = split(tiles, rows, two);
-        assert!(q.len() >= n);
-        // SAFETY: this instruction set is available; dims are a multiple of 32. Rows beyond the last keep what they hold: nobody reads
-        // what comes of them.
-        unsafe { pack::narrow(q.as_ptr(), n, high, low) };
-    }
-    // SAFETY: this instruction set is available.
-    let _tiles = unsafe { TileConfig::new() };
-    // An infinity does not split. Rare: plain products.
-    f32::tile(tile, slots, kernels, scratch, |block, scratch| add_block(tile, slots, block, kernels, scratch));
+/// Products by AMX, with the thread's tiles configured while it lives.
+#[derive(Debug)]
+pub(super) struct Amx {
+    /// Rows of packed queries: the tile's, padded to whole AMX tiles.
+    q_rows: usize,
+    /// Whether numbers are split in two: stored f16.
+    two: bool,
+    /// Whether scores need neither softcap nor ALiBi.
+    plain_scores: bool,
+    _tiles: TileConfig,
 }
 
-/// Adds one block to the softmax of every row that sees some of it; false, and nothing done, if it cannot.
-fn add_block(
-    tile: &QueryTile<'_>,
-    slots: &Slots<'_>,
-    block: &Block,
-    kernels: &Kernels,
-    scratch: &mut Scratch<'_>,
-) -> bool {
-    let shape = tile.job.shape;
-    let (dim, dim_v) = (shape.head_dim, padded_dim(shape.head_dim_v));
-    let two = shape.kv_dtype == DType::F16;
-    let n = block.hi.next_multiple_of(DEPTH);
-    let (stored_k, stored_v) = slots.read(tile.head, block.slot, n as u64);
-    let (mut k, mut v) = (stored_k.cast::<u16>(), stored_v.cast::<u16>());
-    let (mut k_low, mut v_low) = (std::ptr::null(), std::ptr::null());
-    let keys = (block.lo, block.hi, n);
-    let all_visible = tile.all_visible(block);
-    // SAFETY: this instruction set is available; whole groups of this head, whose append is over; a block that scratch has room for.
-    let finite = unsafe {
-        if two {
-            let ((high, low), (high_v, low_v)) = (split(scratch.k, n * dim, true), split(scratch.v, n * dim_v, true));
-            let finite = pack::split_keys(k, dim, keys, high, low) & pack::split_values(v, dim_v, keys, high_v, low_v);
-            (k, k_low, v, v_low) = (high, low.cast_const(), high_v, low_v.cast_const());
-            finite
-        } else if all_visible && (block.lo, block.hi) == (0, n) || pack::all_finite(v, n * dim_v) {
-            // Every key of whole tiles is visible to every row, or weights of zero keep the others out: they can be read
-            // where they lie.
-            true
-        } else {
-            let (copy, _) = split(scratch.v, n * dim_v, false);
-            let finite = pack::copy_values(v, dim_v, keys, copy);
-            v = copy;
-            finite
+/// A block of keys and values, in the cache's own memory or in scratch.
+#[derive(Debug)]
+pub(super) struct Packed {
+    k: SplitMatrix,
+    v: SplitMatrix,
+    /// Values as they are stored.
+    stored_v: *const u8,
+    /// Whether each row must read only what it sees: a value is not finite, and 0 times infinity is NaN.
+    separate: bool,
+}
+
+impl Amx {
+    /// Converts the tile's queries and configures the tiles. The instruction set must be available.
+    pub fn new(tile: &QueryTile<'_>, scratch: &mut Scratch<'_>) -> Self {
+        let (shape, layer) = (tile.job.shape, tile.job.layer);
+        let (two, q_rows) = (shape.kv_dtype == DType::F16, tile.rows.next_multiple_of(gemm::ROWS));
+        let n = tile.rows * shape.head_dim;
+        for (q, packed) in [(&scratch.q, &mut scratch.q_packed), (&scratch.q_sink, &mut scratch.q_sink_packed)] {
+            assert!(q.len() >= n);
+            let packed = split(packed, q_rows * shape.head_dim, two);
+            // SAFETY: the instruction set is available, by the caller; `n` is a multiple of 32, since dims are. Rows of padding keep
+            // what they hold: their results are not used.
+            unsafe { pack::split_f32(q.as_ptr(), n, packed) };
         }
-    };
-    if two && !finite {
-        return false;
+        Self {
+            q_rows,
+            two,
+            plain_scores: layer.softcap == 0.0 && layer.alibi_slopes.is_empty(),
+            // SAFETY: AMX is available, by the caller.
+            _tiles: unsafe { TileConfig::new() },
+        }
     }
-    let separate = !all_visible && !finite;
-    let plain = tile.job.layer.softcap == 0.0 && tile.job.layer.alibi_slopes.is_empty();
-    for first in (0..tile.rows).step_by(ROWS) {
-        let rows = tile.part(first, ROWS);
-        rows.visible_columns(block, &scratch.ranges[first..first + rows.rows], &mut scratch.visible);
-        let Some((from, to)) = f32::narrow(&mut scratch.visible[..rows.rows], DEPTH) else { continue };
-        let n = to - from;
-        let padded = tile.rows.next_multiple_of(ROWS) * dim;
-        let q = if block.sinks { &mut *scratch.q_sink_packed } else { &mut *scratch.q_packed };
-        let (q, q_low) = split(q, padded, two);
-        let q_low = if two { q_low.wrapping_add(first * dim) } else { q_low };
-        let (probs, probs_low) = split(scratch.probs, ROWS * SCORE_STRIDE, two);
-        // SAFETY: as above; tiles are configured; 32 rows of queries, scores, weights and sums in scratch.
+
+    /// Where the probabilities of a subtile go.
+    fn probs(&self, scratch: &mut Scratch<'_>) -> SplitMut {
+        split(scratch.probs, gemm::ROWS * SCORE_STRIDE, self.two)
+    }
+
+    /// Packed queries and keys of a subtile.
+    fn operands(&self, packed: &Packed, sub: &Subtile<'_>, scratch: &mut Scratch<'_>) -> (SplitMatrix, SplitMatrix) {
+        let dim = sub.rows.job.shape.head_dim;
+        let q = if sub.sinks { &mut *scratch.q_sink_packed } else { &mut *scratch.q_packed };
+        let q = split(q, self.q_rows * dim, self.two).as_matrix();
+        (q.offset(sub.first * dim), packed.k.offset(sub.from * dim))
+    }
+}
+
+impl ChunkKernel for Amx {
+    const ROWS: usize = gemm::ROWS;
+    const COLUMN_ALIGN: usize = DEPTH;
+    type Packed = Packed;
+    type Softmax = ();
+
+    /// `None` for f16 with an infinity or a NaN among visible keys or values, which cannot be split.
+    fn pack(&self, chunk: &ChunkTile<'_>, block: &KeyBlock, scratch: &mut Scratch<'_>) -> Option<Packed> {
+        let shape = chunk.tile.job.shape;
+        let (dim, dim_v, keys) = (shape.head_dim, padded_dim(shape.head_dim_v), block.keys);
+        let (k, v) = (block.k.cast::<u16>(), block.v.cast::<u16>());
+        if self.two {
+            let to_k = split(scratch.k, keys.n * dim, true);
+            let to_v = split(scratch.v, keys.n * dim_v, true);
+            // SAFETY: the instruction set is available; `Slots::read` has checked the slots, which nobody writes while queries run;
+            // `split` has checked scratch.
+            let finite = unsafe { pack::split_keys(k, dim, keys, to_k) & pack::split_values(v, dim_v, keys, to_v) };
+            return finite.then(|| Packed {
+                k: to_k.as_matrix(),
+                v: to_v.as_matrix(),
+                stored_v: block.v,
+                separate: false,
+            });
+        }
+        let whole = SplitMatrix { high: k, low: std::ptr::null() };
+        // Where every key of whole tiles is visible to every row, or all values are finite and probabilities of 0 mask the rest,
+        // values are multiplied where they lie.
+        let in_place = block.all_visible && (keys.from, keys.to) == (0, keys.n)
+            // SAFETY: as above.
+            || unsafe { pack::all_finite(v, keys.n * dim_v) };
+        if in_place {
+            let v = SplitMatrix { high: v, low: std::ptr::null() };
+            return Some(Packed { k: whole, v, stored_v: block.v, separate: false });
+        }
+        let copy = split(scratch.v, keys.n * dim_v, false);
+        // SAFETY: as above.
+        let finite = unsafe { pack::copy_values(v, dim_v, keys, copy.high) };
+        let separate = !block.all_visible && !finite;
+        Some(Packed { k: whole, v: copy.as_matrix(), stored_v: block.v, separate })
+    }
+
+    fn qk(&self, _: &ChunkTile<'_>, packed: &Packed, sub: &Subtile<'_>, scratch: &mut Scratch<'_>) {
+        let (q, k) = self.operands(packed, sub, scratch);
+        let dim = sub.rows.job.shape.head_dim;
+        // SAFETY: tiles are configured; 32 rows of queries and scores lie in scratch, the subtile's keys in the block.
+        unsafe { gemm::qk(q, k, dim, sub.n, scratch.scores.as_mut_ptr(), SCORE_STRIDE) };
+    }
+
+    fn softmax(&self, chunk: &ChunkTile<'_>, packed: &Packed, sub: &Subtile<'_>, scratch: &mut Scratch<'_>) {
+        let args = sub.softmax_args(scratch);
+        let probs = self.probs(scratch);
+        // SAFETY: the instruction set is available; scratch holds 32 rows of scores and probabilities.
         unsafe {
-            let q = SplitMatrix { high: q.add(first * dim), low: q_low };
-            let low = |p: *const u16, at: usize| if two { p.add(at) } else { p };
-            let k = SplitMatrix { high: k.add(from * dim), low: low(k_low, from * dim) };
-            let v = SplitMatrix { high: v.add(from * dim_v), low: low(v_low, from * dim_v) };
-            let fused = plain && !separate;
-            let softmax = f32::probs(&rows, first, n, scratch);
-            let fused = fused && qk_softmax(q, k, dim, &softmax, probs, probs_low);
-            if !fused {
-                gemm::qk(q, k, dim, n, softmax.scores, SCORE_STRIDE);
-                if fused {
-                    softmax_bf16(&softmax, probs, probs_low);
-                } else {
-                    (kernels.softmax)(&softmax);
+            if self.plain_scores && !packed.separate {
+                return softmax_bf16(&args, probs);
+            }
+            (chunk.kernels.softmax)(&args);
+            if !packed.separate {
+                for r in 0..sub.rows.rows {
+                    let row = scratch.scores[r * SCORE_STRIDE..].as_ptr();
+                    pack::split_f32(row, sub.n, probs.offset(r * SCORE_STRIDE));
                 }
             }
-            let acc = scratch.acc[first * dim_v..].as_mut_ptr();
-            if separate {
-                let stored = PvArgs {
-                    probs: scratch.scores.as_ptr(),
-                    stride: SCORE_STRIDE,
-                    rows: rows.rows,
-                    v: stored_v.add(from * dim_v * shape.kv_dtype.size()),
-                    dim: dim_v,
-                    from: 0,
-                    to: n,
-                    acc,
-                    alpha: scratch.alpha.as_ptr(),
-                    prefetch_offset: 0,
-                };
-                pv_rows(&stored, &scratch.visible[..rows.rows], kernels);
-                continue;
-            }
-            // At once, maxima stay and so does what they were taken for.
-            let after = if fused { 0 } else { rows.rows };
-            for r in 0..after {
-                if !fused {
-                    let low = if two { probs_low.add(r * SCORE_STRIDE) } else { probs_low };
-                    pack::narrow(scratch.scores[r * SCORE_STRIDE..].as_ptr(), n, probs.add(r * SCORE_STRIDE), low);
-                }
-                if scratch.alpha[r] != 1.0 {
-                    gemm::rescale(acc.add(r * dim_v), dim_v, scratch.alpha[r]);
-                }
-            }
-            gemm::pv(SplitMatrix { high: probs, low: probs_low }, SCORE_STRIDE, v, dim_v, n, acc);
         }
     }
-    true
+
+    fn qk_softmax(&self, chunk: &ChunkTile<'_>, packed: &Packed, sub: &Subtile<'_>, scratch: &mut Scratch<'_>) {
+        if self.plain_scores && !packed.separate {
+            let (q, k) = self.operands(packed, sub, scratch);
+            let args = sub.softmax_args(scratch);
+            let probs = self.probs(scratch);
+            // SAFETY: as in `qk` and `softmax`.
+            if unsafe { qk_softmax(q, k, sub.rows.job.shape.head_dim, &args, probs) } {
+                return;
+            }
+        }
+        self.qk(chunk, packed, sub, scratch);
+        self.softmax(chunk, packed, sub, scratch);
+    }
+
+    fn pv(&self, chunk: &ChunkTile<'_>, packed: &Packed, (): (), sub: &Subtile<'_>, scratch: &mut Scratch<'_>) {
+        let dim_v = padded_dim(sub.rows.job.shape.head_dim_v);
+        // SAFETY: tiles are configured; 32 rows of probabilities and accumulators lie in scratch, the subtile's values in the block.
+        unsafe {
+            if packed.separate {
+                return sub.pv_separate(chunk, packed.stored_v, scratch);
+            }
+            let acc = scratch.acc[sub.first * dim_v..].as_mut_ptr();
+            for (r, &alpha) in scratch.alpha[..sub.rows.rows].iter().enumerate().filter(|(_, alpha)| **alpha != 1.0) {
+                gemm::rescale(acc.add(r * dim_v), dim_v, alpha);
+            }
+            let v = packed.v.offset(sub.from * dim_v);
+            gemm::pv(self.probs(scratch).as_matrix(), SCORE_STRIDE, v, dim_v, sub.n, acc);
+        }
+    }
 }

@@ -24,6 +24,7 @@ use self::gemm::{PvArgs, QkArgs};
 use self::softmax::ColumnRange;
 use self::softmax::SoftmaxArgs;
 use self::transpose::{GroupRows, TransposeFn};
+use crate::backend::cpu::kv_layout::KeyRange;
 use crate::config::{DType, RopeStyle};
 use crate::cpu_features::Isa;
 use crate::rope::Frequencies;
@@ -49,7 +50,7 @@ pub(crate) struct Kernels {
     /// Stored keys, dims, groups, where to.
     pub pack_keys: unsafe fn(*const u8, usize, usize, *mut f32),
     /// Stored values, padded dims, (from, to, rows), where to; whether all are finite.
-    pub pack_values: unsafe fn(*const u8, usize, (usize, usize, usize), *mut f32) -> bool,
+    pub pack_values: unsafe fn(*const u8, usize, KeyRange, *mut f32) -> bool,
     /// Rows of a group's keys, dims, the group; f32 has none, since it is stored in rows.
     pub transpose_keys: Option<TransposeFn>,
     /// Rows of a group's values in bfloat16, dims, where their half of a tile begins.
@@ -88,7 +89,7 @@ macro_rules! isa_kernels {
                         }
 
                         $(#[$features])?
-                        pub unsafe fn pack_values(src: *const u8, dim: usize, keys: (usize, usize, usize), dst: *mut f32) -> bool {
+                        pub unsafe fn pack_values(src: *const u8, dim: usize, keys: KeyRange, dst: *mut f32) -> bool {
                             // SAFETY: the caller's contract.
                             unsafe { pack::pack_values::<$lanes, $e>(src, dim, keys, dst) }
                         }

@@ -2,7 +2,7 @@
 
 use super::kv_load::{Keys, Values};
 use super::vector::SimdF32;
-use crate::backend::cpu::kv_layout::KEY_GROUP;
+use crate::backend::cpu::kv_layout::{KEY_GROUP, KeyRange};
 
 /// Keys in rows, as f32 is stored, to groups `[dim][16]`.
 ///
@@ -44,29 +44,29 @@ pub(crate) unsafe fn pack_keys<V: SimdF32, K: Keys>(src: *const u8, dim: usize, 
     }
 }
 
-/// Values of keys `from..to` as rows of f32; the rows before and up to `n` become 0. False if a number is not finite.
+/// Visible values of a block as rows of f32; the other rows become 0. False if a visible number is not finite.
 ///
 /// # Safety
-/// As [`SimdF32`] and [`Values`]; `dst` must have room for `n` rows.
+/// As [`SimdF32`] and [`Values`]; `dst` must have room for `keys.n` rows.
 #[inline(always)]
 pub(crate) unsafe fn pack_values<V: SimdF32, E: Values>(
     src: *const u8,
     dim: usize,
-    (from, to, n): (usize, usize, usize),
+    keys: KeyRange,
     dst: *mut f32,
 ) -> bool {
     // SAFETY: the caller's contract.
     unsafe {
         let zero = V::splat(0.0);
-        // Zero times a number is nothing, unless it is infinite or none.
-        let mut nothing = zero;
-        for key in 0..n {
+        // x * 0 is NaN iff x is infinite or NaN.
+        let mut zero_or_nan = zero;
+        for key in 0..keys.n {
             for d in (0..dim).step_by(V::N) {
-                let x = if (from..to).contains(&key) { E::one::<V>(src, dim, key, d) } else { zero };
-                nothing = x.fma(zero, nothing);
+                let x = if keys.contains(key) { E::one::<V>(src, dim, key, d) } else { zero };
+                zero_or_nan = x.fma(zero, zero_or_nan);
                 x.store(dst.add(key * dim + d));
             }
         }
-        nothing.reduce_add() == 0.0
+        zero_or_nan.reduce_add() == 0.0
     }
 }

@@ -1,11 +1,11 @@
-//! From scores to weights: the softmax of rows against a block of keys.
+//! Softmax of rows of scores against a block of keys: scores become probabilities.
 
 use std::f32::consts::LOG2_E;
 
 use super::unroll::{by_fours, unrolled};
 use super::vector::{SimdF32, tanh};
 
-/// Rows of scores, to become weights relative to each row's largest score so far.
+/// Rows of scores, to become probabilities relative to each row's running maximum.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SoftmaxArgs {
     /// `[rows][stride]` f32.
@@ -14,21 +14,21 @@ pub(crate) struct SoftmaxArgs {
     /// Columns, a multiple of 16, at most `stride`.
     pub n: usize,
     pub rows: usize,
-    /// `[rows]` what each sees.
+    /// `[rows]` visible columns.
     pub visible: *const ColumnRange,
     pub scale: f32,
     /// 0 = none.
     pub softcap: f32,
-    /// `[rows]` f32: largest score so far, sum of weights so far, and, written, what earlier sums are worth now.
+    /// `[rows]` f32: running maximum, running sum, and, written, the rescale factor of what was accumulated before.
     pub max: *mut f32,
     pub sum: *mut f32,
     pub alpha: *mut f32,
 }
 
-/// What a row sees of a block.
+/// The columns of a block that a row sees, and their ALiBi bias.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct ColumnRange {
-    /// Columns; all other weights become 0.
+    /// Probabilities outside `from..to` become 0.
     pub from: usize,
     pub to: usize,
     /// Bias per token of distance; 0 = none.
@@ -37,7 +37,14 @@ pub(crate) struct ColumnRange {
     pub distance: f32,
 }
 
-/// Scores to weights. First the maxima of all rows, then the weights: no row waits for another one's sums.
+/// The columns that any of some rows sees, or `None`.
+pub(crate) fn visible_union(visible: &[ColumnRange]) -> Option<(usize, usize)> {
+    let some = visible.iter().filter(|v| v.from < v.to);
+    let (from, to) = some.fold((usize::MAX, 0), |(from, to), v| (from.min(v.from), to.max(v.to)));
+    (from < to).then_some((from, to))
+}
+
+/// Scores to probabilities. First the maxima of all rows, then the probabilities: rows stay independent of one another.
 ///
 /// # Safety
 /// As [`SimdF32`] and [`SoftmaxArgs`].
@@ -54,8 +61,8 @@ pub(crate) unsafe fn softmax<V: SimdF32, const PRECISE: bool>(a: &SoftmaxArgs) {
     }
 }
 
-/// Transforms and masks a row; finds its maximum, and what earlier weights are worth beside it. A row without any weight so far
-/// is marked by a `alpha` of -1. Returns the row's own maximum, which is yet to be scaled if there was nothing to transform.
+/// Transforms and masks a row; updates its running maximum and computes its rescale factor. A row that has seen nothing but scores of
+/// minus infinity gets the factor -1. Returns the block's own maximum, not yet scaled where there was neither softcap nor bias.
 #[inline(always)]
 pub(super) unsafe fn update_row_max<V: SimdF32>(a: &SoftmaxArgs, r: usize) -> f32 {
     // SAFETY: the caller's contract.
@@ -63,7 +70,7 @@ pub(super) unsafe fn update_row_max<V: SimdF32>(a: &SoftmaxArgs, r: usize) -> f3
         let (row, visible) = (a.scores.add(r * a.stride), *a.visible.add(r));
         let (first, end) = (visible.from / V::N, visible.to.div_ceil(V::N));
         let at = |i: usize| row.add(i * V::N);
-        // Without a transform the scale goes into the exponent.
+        // Without softcap and bias, the scale is part of the exponent.
         let plain = a.softcap == 0.0 && visible.slope == 0.0;
         if !plain {
             for i in first..end {
@@ -71,10 +78,10 @@ pub(super) unsafe fn update_row_max<V: SimdF32>(a: &SoftmaxArgs, r: usize) -> f3
             }
         }
         let lowest = V::splat(f32::NEG_INFINITY);
-        // The vectors at the edges hold keys that the row does not see.
+        // The first and the last vector may hold masked columns.
         if first < end {
-            edge::<V>(row, &visible, first, lowest);
-            edge::<V>(row, &visible, end - 1, lowest);
+            mask_vector::<V>(row, &visible, first, lowest);
+            mask_vector::<V>(row, &visible, end - 1, lowest);
         }
         let mut row_maxima = [lowest; 4];
         by_fours!(i in first, end, v, row_maxima[v] = V::load(at(i)).max(row_maxima[v]));
@@ -84,7 +91,7 @@ pub(super) unsafe fn update_row_max<V: SimdF32>(a: &SoftmaxArgs, r: usize) -> f3
         let alpha = a.alpha.add(r);
         if *max == new {
             *alpha = 1.0;
-            // Nothing but weights of zero so far, and no maximum to subtract. A NaN among them must show.
+            // All scores so far are minus infinity: there is no maximum to subtract. A NaN must propagate.
             if new == f32::NEG_INFINITY && (visible.from..visible.to).all(|c| *row.add(c) == f32::NEG_INFINITY) {
                 *alpha = -1.0;
             }
@@ -96,7 +103,7 @@ pub(super) unsafe fn update_row_max<V: SimdF32>(a: &SoftmaxArgs, r: usize) -> f3
     }
 }
 
-/// Turns a row into weights and adds up their sum.
+/// Computes the probabilities of a row and adds them to its sum.
 #[inline(always)]
 unsafe fn row_probs<V: SimdF32, const PRECISE: bool>(a: &SoftmaxArgs, r: usize) {
     // SAFETY: the caller's contract.
@@ -119,10 +126,10 @@ unsafe fn row_probs<V: SimdF32, const PRECISE: bool>(a: &SoftmaxArgs, r: usize) 
             p.store(at(i));
             totals[v] = totals[v].add(p);
         });
-        // What `exp2` leaves of minus infinity is not quite nothing; too little to have counted in the sum.
+        // `exp2` of minus infinity is 2^-126, not 0: too small to have changed the sum, but masked columns must be 0.
         if first < end && (visible.from % V::N != 0 || visible.to % V::N != 0) {
-            edge::<V>(row, &visible, first, zero);
-            edge::<V>(row, &visible, end - 1, zero);
+            mask_vector::<V>(row, &visible, first, zero);
+            mask_vector::<V>(row, &visible, end - 1, zero);
         }
         for i in 0..first {
             zero.store(at(i));
@@ -135,9 +142,9 @@ unsafe fn row_probs<V: SimdF32, const PRECISE: bool>(a: &SoftmaxArgs, r: usize) 
     }
 }
 
-/// Puts `other` where the row does not see the keys of vector `i`.
+/// Replaces the masked columns of vector `i` by `other`.
 #[inline(always)]
-unsafe fn edge<V: SimdF32>(row: *mut f32, visible: &ColumnRange, i: usize, other: V) {
+unsafe fn mask_vector<V: SimdF32>(row: *mut f32, visible: &ColumnRange, i: usize, other: V) {
     let lane = |key: usize| key as isize - (i * V::N) as isize;
     // SAFETY: the caller's contract.
     unsafe {
@@ -146,7 +153,7 @@ unsafe fn edge<V: SimdF32>(row: *mut f32, visible: &ColumnRange, i: usize, other
     }
 }
 
-/// Scale, softcap and bias of the scores of the keys from `key` on.
+/// Scale, softcap and bias of the scores of the columns from `key` on.
 #[inline(always)]
 unsafe fn transformed<V: SimdF32>(a: &SoftmaxArgs, visible: &ColumnRange, key: usize, s: V) -> V {
     // SAFETY: the caller's contract.
@@ -168,7 +175,7 @@ mod tests {
     use half::{bf16, f16};
 
     use super::*;
-    use crate::backend::cpu::simd::amx::gemm::ROWS;
+    use crate::backend::cpu::simd::amx::gemm::{ROWS, SplitMut};
     use crate::backend::cpu::simd::amx::softmax::softmax_bf16;
     use crate::backend::cpu::simd::fp16::softmax::softmax_fp16;
     use crate::backend::cpu::simd::x86_64::avx512::Avx512;
@@ -215,8 +222,8 @@ mod tests {
         unsafe {
             match way {
                 Way::Plain => softmax::<Avx512, true>(&args),
-                Way::Bf16 => softmax_bf16(&args, high.as_mut_ptr(), std::ptr::null_mut()),
-                Way::SplitBf16 => softmax_bf16(&args, high.as_mut_ptr(), low.as_mut_ptr()),
+                Way::Bf16 => softmax_bf16(&args, SplitMut { high: high.as_mut_ptr(), low: std::ptr::null_mut() }),
+                Way::SplitBf16 => softmax_bf16(&args, SplitMut { high: high.as_mut_ptr(), low: low.as_mut_ptr() }),
                 Way::Fp16 => softmax_fp16(&args, pairs.as_mut_ptr(), &mut row_maxima),
             }
         }

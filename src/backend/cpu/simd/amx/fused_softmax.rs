@@ -1,16 +1,16 @@
-//! Scores and their weights in one go, on AMX: while the tiles multiply a strip of keys, vectors turn the strip before it into
-//! weights.
+//! QK^T and softmax overlapped, on AMX: while tiles multiply a strip of 32 keys, vectors compute the softmax of the strip before.
 //!
-//! Weights are relative to the maxima that earlier blocks have left, so none waits for its row to end, and scores need no more
-//! memory than two strips. A block with much larger scores than those before it is for `softmax_bf16.rs`.
+//! Exponents use the running maximum of earlier blocks, so that no strip waits for the end of its row, and scores need two strips of
+//! memory, which stay in L1. A row's first block, and a block whose scores exceed that maximum by more than 2^8, take two passes
+//! (`softmax.rs`).
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-use super::gemm::{DEPTH, ROWS, SplitMatrix, accumulate, halves, store_acc, zero_acc};
-use super::softmax::{Pair, add_to_sums};
+use super::gemm::{DEPTH, ROWS, SplitMatrix, SplitMut, accumulate, split_products, store_acc, zero_acc};
+use super::softmax::{Probs32, add_to_sums};
 use crate::backend::cpu::kv_layout::KEY_GROUP;
 use crate::backend::cpu::simd::prefetch::prefetch;
 use crate::backend::cpu::simd::softmax::{ColumnRange, SoftmaxArgs};
@@ -18,24 +18,16 @@ use crate::backend::cpu::simd::x86_64::avx512::visible;
 
 /// Keys of a strip.
 const STRIP: usize = 2 * KEY_GROUP;
-/// Weights may be as large as 2 to this power: their sums are far from overflow, and as precise as below 1.
+/// Probabilities may be up to 2 to this power: sums are far from overflow, and relative precision is that below 1.
 const HEADROOM: f32 = 8.0;
 
-/// Queries times keys, and the softmax of it: `probs[r][c]` for all rows and `a.n` keys to `high`, and what that rounds off to `low`
-/// unless it is NULL. False, and no sum changed, where a row has no maximum yet, or a score exceeds it by too much. Maxima stay what
-/// they are, and earlier sums what they are worth.
+/// QK^T and softmax of all rows and `a.n` keys into `probs`. Row maxima stay, rescale factors become 1. False, with row sums unchanged,
+/// where a row has no maximum yet or a score exceeds it by too much.
 ///
 /// # Safety
-/// As [`super::gemm::scores`] and [`super::softmax::softmax_bf16`], with room for 2 x 32 x 32 scores, aligned to 64 bytes.
+/// As [`super::gemm::qk`] and [`super::softmax::softmax_bf16`]; `a.scores` has room for 2 x 32 x 32 scores, aligned to 64 bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(crate) unsafe fn qk_softmax(
-    q: SplitMatrix,
-    k: SplitMatrix,
-    dim: usize,
-    a: &SoftmaxArgs,
-    high: *mut u16,
-    low: *mut u16,
-) -> bool {
+pub(crate) unsafe fn qk_softmax(q: SplitMatrix, k: SplitMatrix, dim: usize, a: &SoftmaxArgs, probs: SplitMut) -> bool {
     // SAFETY: the caller's contract.
     unsafe {
         let visible = std::slice::from_raw_parts(a.visible, a.rows);
@@ -44,11 +36,11 @@ pub(crate) unsafe fn qk_softmax(
             return false;
         }
         let whole = visible.iter().all(|s| (s.from, s.to) == (0, a.n));
-        match (whole, low.is_null()) {
-            (true, true) => fused::<true, false>(q, k, dim, a, visible, (high, low)),
-            (true, false) => fused::<true, true>(q, k, dim, a, visible, (high, low)),
-            (false, true) => fused::<false, false>(q, k, dim, a, visible, (high, low)),
-            (false, false) => fused::<false, true>(q, k, dim, a, visible, (high, low)),
+        match (whole, probs.low.is_null()) {
+            (true, true) => fused::<true, false>(q, k, dim, a, probs),
+            (true, false) => fused::<true, true>(q, k, dim, a, probs),
+            (false, true) => fused::<false, false>(q, k, dim, a, probs),
+            (false, false) => fused::<false, true>(q, k, dim, a, probs),
         }
     }
 }
@@ -60,9 +52,10 @@ unsafe fn fused<const WHOLE: bool, const TWO: bool>(
     k: SplitMatrix,
     dim: usize,
     a: &SoftmaxArgs,
-    visible: &[ColumnRange],
-    probs: (*mut u16, *mut u16),
+    probs: SplitMut,
 ) -> bool {
+    // SAFETY: `a.visible` holds `a.rows` ranges.
+    let visible = unsafe { std::slice::from_raw_parts(a.visible, a.rows) };
     let mut softmax = Softmax {
         factor: _mm512_set1_ps(a.scale * LOG2_E),
         offsets: [0.0; ROWS],
@@ -72,37 +65,36 @@ unsafe fn fused<const WHOLE: bool, const TWO: bool>(
         stride: a.stride,
     };
     for (r, offset) in softmax.offsets.iter_mut().enumerate().take(a.rows) {
-        // SAFETY: the caller's contract.
+        // SAFETY: `a.max` holds `a.rows` maxima.
         *offset = unsafe { *a.max.add(r) } * -LOG2_E;
     }
     let strip = |key: usize| a.scores.wrapping_add(key / STRIP % 2 * (ROWS * STRIP));
-    let place = |key: usize| (probs.0.wrapping_add(key), probs.1.wrapping_add(if TWO { key } else { 0 }));
-    // The rows of a strip that are turned beside one step of the products of the next.
-    let steps = dim / DEPTH * halves(q, k).count();
+    // The rows of the last strip that are computed after each step of the current one.
+    let steps = dim / DEPTH * split_products(q, k).count();
     let rows = |step: usize| (step * ROWS / steps).min(a.rows)..((step + 1) * ROWS / steps).min(a.rows);
     // SAFETY: the caller's contract.
     unsafe {
         for key in (0..a.n).step_by(STRIP) {
             zero_acc!();
             let mut step = 0;
-            for (q, k) in halves(q, k) {
+            for (q, k) in split_products(q, k) {
                 let k = k.add(key * dim);
                 for d in (0..dim).step_by(DEPTH) {
                     let (a, b) = (q.add(d), k.add(d * KEY_GROUP));
-                    // The same of the next strip.
+                    // The keys of the next strip.
                     for group in [2, 3] {
                         prefetch::<false>(b.wrapping_add(group * KEY_GROUP * dim).cast(), 2 * DEPTH * KEY_GROUP);
                     }
                     accumulate!(a, 2 * dim, a.add(16 * dim), b, b.add(KEY_GROUP * dim), 64_usize);
                     if key > 0 {
-                        softmax.turn::<WHOLE, TWO>(strip(key - STRIP), rows(step), key - STRIP, place(key - STRIP));
+                        softmax.add_rows::<WHOLE, TWO>(strip(key - STRIP), rows(step), key - STRIP, probs);
                     }
                     step += 1;
                 }
             }
             store_acc!(strip(key), strip(key).add(16 * STRIP), 4 * STRIP);
         }
-        softmax.turn::<WHOLE, TWO>(strip(a.n - STRIP), 0..a.rows, a.n - STRIP, place(a.n - STRIP));
+        softmax.add_rows::<WHOLE, TWO>(strip(a.n - STRIP), 0..a.rows, a.n - STRIP, probs);
         if _mm512_reduce_max_ps(_mm512_max_ps(softmax.row_maxima[0], softmax.row_maxima[1])) > HEADROOM {
             return false;
         }
@@ -112,30 +104,30 @@ unsafe fn fused<const WHOLE: bool, const TWO: bool>(
     true
 }
 
-/// Weights so far.
+/// State of the softmax of one block.
 struct Softmax<'a> {
-    /// Of a score, and what is added then: the weight's exponent.
+    /// The exponent of a probability is score * factor + offset of the row.
     factor: __m512,
     offsets: [f32; ROWS],
-    /// The weights of each row, lane by lane.
+    /// Sums of each row's probabilities, lane by lane.
     totals: [__m512; ROWS],
-    /// The largest exponents of all rows.
+    /// Largest exponents over all rows, of even and of odd vectors.
     row_maxima: [__m512; 2],
-    /// Keys that each row sees.
+    /// Visible columns of each row.
     visible: &'a [ColumnRange],
     stride: usize,
 }
 
 impl Softmax<'_> {
-    /// Turns rows of a strip into weights; `key` is its first.
+    /// Computes the probabilities of some rows of a strip; `key` is its first column.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    unsafe fn turn<const WHOLE: bool, const TWO: bool>(
+    unsafe fn add_rows<const WHOLE: bool, const TWO: bool>(
         &mut self,
         strip: *const f32,
         rows: Range<usize>,
         key: usize,
-        (high, low): (*mut u16, *mut u16),
+        probs: SplitMut,
     ) {
         let mut row_maxima = self.row_maxima;
         for r in rows {
@@ -145,8 +137,8 @@ impl Softmax<'_> {
                 let exponent =
                     |c: usize| _mm512_fmadd_ps(_mm512_load_ps(strip.add(r * STRIP + c)), self.factor, offset);
                 let (x, next) = (exponent(0), exponent(16));
-                let mut pair = Pair::<TWO>::of(x, next);
-                // Of a NaN and a number, a maximum is its second operand.
+                let mut p = Probs32::<TWO>::exp2(x, next);
+                // Where one operand is NaN, the instruction returns its second operand.
                 if WHOLE {
                     row_maxima = [_mm512_max_ps(x, row_maxima[0]), _mm512_max_ps(next, row_maxima[1])];
                 } else {
@@ -156,10 +148,10 @@ impl Softmax<'_> {
                         _mm512_mask_max_ps(row_maxima[0], one, x, row_maxima[0]),
                         _mm512_mask_max_ps(row_maxima[1], two, next, row_maxima[1]),
                     ];
-                    pair.only(one, two);
+                    p.mask(one, two);
                 }
-                self.totals[r] = pair.add_to(self.totals[r]);
-                pair.store(high.add(r * self.stride), if TWO { low.add(r * self.stride) } else { low });
+                self.totals[r] = p.add_to(self.totals[r]);
+                p.store(probs.offset(r * self.stride + key));
             }
         }
         self.row_maxima = row_maxima;
@@ -181,7 +173,7 @@ mod tests {
     #[repr(align(64))]
     struct Strips([f32; 2 * ROWS * STRIP]);
 
-    /// Queries and keys as the tiles take them, each number with what is rounded off of it.
+    /// Queries and keys as the tiles take them, each number as its high and its low half.
     struct Case {
         q: Vec<f32>,
         k: Vec<f32>,
@@ -203,7 +195,7 @@ mod tests {
     }
 
     impl Case {
-        /// With numbers that a bfloat16 holds, or two do.
+        /// With numbers that one bf16 holds, or the sum of two.
         fn new(rows: usize, two: bool, mut draw: impl FnMut() -> f32) -> Self {
             let mut number = || {
                 let x = draw();
@@ -253,11 +245,11 @@ mod tests {
                 SplitMatrix { high: q.as_ptr(), low: lower(&q_low) },
                 SplitMatrix { high: k.as_ptr(), low: lower(&k_low) },
             );
-            let low_weights = if two { low.as_mut_ptr() } else { std::ptr::null_mut() };
+            let low_probs = if two { low.as_mut_ptr() } else { std::ptr::null_mut() };
             // SAFETY: AMX is there; arrays of 32 rows.
             let did = unsafe {
                 let _tiles = TileConfig::new();
-                qk_softmax(q, k, DIM, &a, high.as_mut_ptr(), low_weights)
+                qk_softmax(q, k, DIM, &a, SplitMut { high: high.as_mut_ptr(), low: low_probs })
             };
             assert_eq!(max, self.max, "maxima are left alone");
             let number = |x: u16| bf16::from_bits(x).to_f32();
@@ -274,9 +266,9 @@ mod tests {
         }
     }
 
-    /// Every number of rows, keys that rows do not see, maxima above and below the scores.
+    /// Every number of rows, masked keys, maxima above and below the scores.
     #[test]
-    fn weights_and_their_sums_are_those_of_the_definition() {
+    fn probabilities_and_sums_match_the_definition() {
         if !Isa::Amx.available() {
             return;
         }
@@ -307,9 +299,9 @@ mod tests {
         }
     }
 
-    /// What it cannot do leaves the sums alone: a row without a maximum, a score far above. Rows that are not there do not count.
+    /// Sums stay unchanged where it declines: a row without a maximum, a score far above. Rows of padding do not count.
     #[test]
-    fn what_it_cannot_do_it_leaves_alone() {
+    fn a_declined_block_changes_no_sum() {
         if !Isa::Amx.available() {
             return;
         }

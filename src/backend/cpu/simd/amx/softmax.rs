@@ -1,32 +1,31 @@
-//! The softmax of rows for AMX: from scores to weights in bfloat16, sixteen rows' maxima and sums at a time.
+//! Softmax for AMX: from f32 scores to bf16 probabilities.
 //!
-//! What `softmax.rs` does, for scores that need no softcap and no bias: weights are never stored as f32, and no row has a
-//! horizontal sum or a power of its own.
+//! As `simd/softmax.rs`, for scores without softcap and ALiBi. Probabilities are never stored as f32. Maxima, rescale factors and sums
+//! of 16 rows are computed together, one row to a lane.
 
 use std::arch::x86_64::*;
 use std::f32::consts::LOG2_E;
 
-use super::gemm::ROWS;
-use super::pack::put;
+use super::gemm::{ROWS, SplitMut};
+use super::pack::split_vectors;
 use crate::backend::cpu::simd::softmax::SoftmaxArgs;
 use crate::backend::cpu::simd::vector::SimdF32;
 use crate::backend::cpu::simd::x86_64::avx512::{Avx512, rough_exp2, visible};
 
-/// Rows whose maxima and sums are found together.
-const KEY_GROUP: usize = 16;
+/// Rows whose maxima and sums are computed together, one to a lane.
+const ROW_GROUP: usize = 16;
 const ALL: __mmask16 = 0xFFFF;
 
-/// Columns of each row that have a weight.
+/// Visible columns of each row.
 type Ranges = [(usize, usize); ROWS];
 
-/// Scores to weights; they go to `high`, and what that rounds off to `low` unless it is NULL. Weights outside of what a row sees
-/// are 0.
+/// Scores to probabilities in `probs`; those of masked columns are 0.
 ///
 /// # Safety
-/// AMX must be available. As [`SoftmaxArgs`], with at most 32 rows and a multiple of 32 columns, no softcap and no slopes; maxima,
-/// sums and keeps of 32 rows in memory; `high` and `low` have room for rows `stride` apart.
+/// AVX-512 with BF16 must be available. As [`SoftmaxArgs`], with at most 32 rows and a multiple of 32 columns, no softcap and no slopes.
+/// `max`, `sum` and `alpha` hold 32 rows; each half of `probs` that is not NULL has room for the rows, `stride` apart.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(crate) unsafe fn softmax_bf16(a: &SoftmaxArgs, high: *mut u16, low: *mut u16) {
+pub(crate) unsafe fn softmax_bf16(a: &SoftmaxArgs, probs: SplitMut) {
     // SAFETY: the caller's contract.
     unsafe {
         let visible = std::slice::from_raw_parts(a.visible, a.rows);
@@ -36,23 +35,23 @@ pub(crate) unsafe fn softmax_bf16(a: &SoftmaxArgs, high: *mut u16, low: *mut u16
         }
         let whole = rows.ranges[..a.rows].iter().all(|&range| range == (0, a.n));
         let none = if whole { row_maxima::<true>(a, &mut rows) } else { row_maxima::<false>(a, &mut rows) };
-        match (whole && !none, low.is_null()) {
-            (true, true) => probs::<true, false>(a, &rows, high, low),
-            (false, true) => probs::<false, false>(a, &rows, high, low),
-            (true, false) => probs::<true, true>(a, &rows, high, low),
-            (false, false) => probs::<false, true>(a, &rows, high, low),
+        match (whole && !none, probs.low.is_null()) {
+            (true, true) => row_probs::<true, false>(a, &rows, probs),
+            (false, true) => row_probs::<false, false>(a, &rows, probs),
+            (true, false) => row_probs::<true, true>(a, &rows, probs),
+            (false, false) => row_probs::<false, true>(a, &rows, probs),
         }
     }
 }
 
-/// What the first pass leaves for the second.
+/// Results of the first pass for the second.
 struct Rows {
     ranges: Ranges,
-    /// What is added to a row's scores, times scale and log2 e.
+    /// -maximum * log2(e) of each row: added to its scores times scale * log2(e).
     offsets: [f32; ROWS],
 }
 
-/// Finds the maxima, and what earlier weights are worth beside them; true if a row has no weight at all.
+/// Updates row maxima and rescale factors. True if a row has seen nothing but scores of minus infinity so far.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn row_maxima<const WHOLE: bool>(a: &SoftmaxArgs, rows: &mut Rows) -> bool {
@@ -64,8 +63,8 @@ unsafe fn row_maxima<const WHOLE: bool>(a: &SoftmaxArgs, rows: &mut Rows) -> boo
             *lanes = row_max::<WHOLE>(a.scores.add(r * a.stride), a.n, rows.ranges[r]);
         }
         let mut any = false;
-        for first in (0..a.rows).step_by(KEY_GROUP) {
-            let row_maxima = across(&lanes[first..first + KEY_GROUP], |a, b| _mm512_max_ps(a, b));
+        for first in (0..a.rows).step_by(ROW_GROUP) {
+            let row_maxima = across(&lanes[first..first + ROW_GROUP], |a, b| _mm512_max_ps(a, b));
             let max = _mm512_loadu_ps(a.max.add(first));
             let new = _mm512_max_ps(_mm512_mul_ps(row_maxima, _mm512_set1_ps(a.scale)), max);
             let same = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(new, max);
@@ -78,7 +77,7 @@ unsafe fn row_maxima<const WHOLE: bool>(a: &SoftmaxArgs, rows: &mut Rows) -> boo
             while none != 0 {
                 let r = first + none.trailing_zeros() as usize;
                 none &= none - 1;
-                // Nothing but weights of zero so far, and no maximum to subtract. A NaN among them must show.
+                // All scores so far are minus infinity: there is no maximum to subtract. A NaN must propagate.
                 let row = a.scores.add(r * a.stride);
                 if r < a.rows && (rows.ranges[r].0..rows.ranges[r].1).all(|c| *row.add(c) == f32::NEG_INFINITY) {
                     rows.ranges[r] = (0, 0);
@@ -90,28 +89,28 @@ unsafe fn row_maxima<const WHOLE: bool>(a: &SoftmaxArgs, rows: &mut Rows) -> boo
     }
 }
 
-/// Turns rows into weights and adds up their sums.
+/// Computes the probabilities of all rows and adds them to the row sums.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn probs<const WHOLE: bool, const TWO: bool>(a: &SoftmaxArgs, rows: &Rows, high: *mut u16, low: *mut u16) {
+unsafe fn row_probs<const WHOLE: bool, const TWO: bool>(a: &SoftmaxArgs, rows: &Rows, probs: SplitMut) {
     // SAFETY: the caller's contract.
     unsafe {
         let zero = _mm512_setzero_ps();
         let factor = _mm512_set1_ps(a.scale * LOG2_E);
         let mut lanes = [zero; ROWS];
         for (r, lanes) in lanes.iter_mut().enumerate().take(a.rows) {
-            let (row, high) = (a.scores.add(r * a.stride), high.add(r * a.stride));
+            let (row, probs) = (a.scores.add(r * a.stride), probs.offset(r * a.stride));
             let offset = _mm512_set1_ps(rows.offsets[r]);
             let mut totals = [zero; 2];
             for c in (0..a.n).step_by(32) {
                 let exponent = |at: usize| _mm512_fmadd_ps(_mm512_loadu_ps(row.add(at)), factor, offset);
-                let mut pair = Pair::<TWO>::of(exponent(c), exponent(c + 16));
+                let mut p = Probs32::<TWO>::exp2(exponent(c), exponent(c + 16));
                 if !WHOLE {
-                    pair.only(visible(rows.ranges[r], c), visible(rows.ranges[r], c + 16));
+                    p.mask(visible(rows.ranges[r], c), visible(rows.ranges[r], c + 16));
                 }
                 let total = &mut totals[c / 32 % 2];
-                *total = pair.add_to(*total);
-                pair.store(high.add(c), if TWO { low.add(r * a.stride + c) } else { low });
+                *total = p.add_to(*total);
+                p.store(probs.offset(c));
             }
             *lanes = _mm512_add_ps(totals[0], totals[1]);
         }
@@ -119,15 +118,15 @@ unsafe fn probs<const WHOLE: bool, const TWO: bool>(a: &SoftmaxArgs, rows: &Rows
     }
 }
 
-/// Adds what the lanes of each row hold to its sum of weights, after it has been cut down to what it is worth.
+/// `sum[r] = sum[r] * alpha[r] + all lanes of lanes[r]`.
 ///
 /// # Safety
 /// As [`softmax_bf16`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(crate) unsafe fn add_to_sums(a: &SoftmaxArgs, lanes: &[__m512; ROWS]) {
-    for first in (0..a.rows).step_by(KEY_GROUP) {
-        let total = across(&lanes[first..first + KEY_GROUP], |a, b| _mm512_add_ps(a, b));
+    for first in (0..a.rows).step_by(ROW_GROUP) {
+        let total = across(&lanes[first..first + ROW_GROUP], |a, b| _mm512_add_ps(a, b));
         // SAFETY: the caller's contract.
         unsafe {
             let (sum, alpha) = (_mm512_loadu_ps(a.sum.add(first)), _mm512_loadu_ps(a.alpha.add(first)));
@@ -136,31 +135,31 @@ pub(crate) unsafe fn add_to_sums(a: &SoftmaxArgs, lanes: &[__m512; ROWS]) {
     }
 }
 
-/// The weights of 32 keys, as values are multiplied with them.
+/// Probabilities of 32 columns of a row.
 #[derive(Clone, Copy)]
-pub(crate) struct Pair<const TWO: bool> {
+pub(crate) struct Probs32<const TWO: bool> {
     probs: [__m512; 2],
 }
 
-impl<const TWO: bool> Pair<TWO> {
-    /// From their exponents.
+impl<const TWO: bool> Probs32<TWO> {
+    /// 2^x, of 16 columns and of the next 16.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub unsafe fn of(x: __m512, next: __m512) -> Self {
+    pub unsafe fn exp2(x: __m512, next: __m512) -> Self {
         // SAFETY: the instructions are there, by the caller's contract.
         let power = |x| unsafe { if TWO { Avx512(x).exp2::<false>().0 } else { rough_exp2(x) } };
         Self { probs: [power(x), power(next)] }
     }
 
-    /// Leaves zero of lanes without a bit.
+    /// Zeroes masked columns.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub fn only(&mut self, visible: __mmask16, next: __mmask16) {
+    pub fn mask(&mut self, visible: __mmask16, next: __mmask16) {
         let [p, q] = self.probs;
         self.probs = [_mm512_maskz_mov_ps(visible, p), _mm512_maskz_mov_ps(next, q)];
     }
 
-    /// Adds them up, lane by lane.
+    /// Adds both vectors to `total`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub fn add_to(self, total: __m512) -> __m512 {
@@ -168,17 +167,18 @@ impl<const TWO: bool> Pair<TWO> {
     }
 
     /// # Safety
-    /// As [`put`], in `low` only if `TWO`.
+    /// As [`split_vectors`]; with a low half if `TWO`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub unsafe fn store(self, high: *mut u16, low: *mut u16) {
+    pub unsafe fn store(self, to: SplitMut) {
         let [p, q] = self.probs;
-        // SAFETY: the caller's contract.
-        unsafe { put(p, q, high, if TWO { low } else { std::ptr::null_mut() }) };
+        let low = if TWO { to.low } else { std::ptr::null_mut() };
+        // SAFETY: `to` has room for 32 elements.
+        unsafe { split_vectors(p, q, SplitMut { high: to.high, low }) };
     }
 }
 
-/// The largest of each lane of a row's vectors, but for NaNs.
+/// The maximum of a row, lane by lane. NaNs are ignored.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn row_max<const WHOLE: bool>(row: *const f32, n: usize, range: (usize, usize)) -> __m512 {
@@ -189,7 +189,7 @@ unsafe fn row_max<const WHOLE: bool>(row: *const f32, n: usize, range: (usize, u
         for c in (0..n).step_by(32) {
             for (i, row_max) in row_maxima.iter_mut().enumerate() {
                 let visible = if WHOLE { ALL } else { visible(range, c + i * 16) };
-                // Of a NaN and a number, the instruction gives its second operand.
+                // Where one operand is NaN, the instruction returns its second operand.
                 *row_max = _mm512_mask_max_ps(*row_max, visible, _mm512_loadu_ps(row.add(c + i * 16)), *row_max);
             }
         }
@@ -197,7 +197,7 @@ unsafe fn row_max<const WHOLE: bool>(row: *const f32, n: usize, range: (usize, u
     }
 }
 
-/// Lane i of the result: all lanes of vector i of sixteen, joined.
+/// Reduces each of 16 vectors by `join`; lane i of the result is that of vector i.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn across(rows: &[__m512], join: impl Fn(__m512, __m512) -> __m512) -> __m512 {

@@ -1,25 +1,24 @@
-//! AVX-512 FP16: products of halves at twice the rate of f32, summed as halves over 32 products, and as f32 beyond.
+//! GEMM with AVX-512 FP16: products and sums of 32 products in fp16, at twice the rate of f32; longer sums in f32.
 //!
-//! For keys and values of bfloat16: a half has three more bits, and what 32 sums round off is no more than what rounding the
-//! queries to bfloat16, as AMX does, would. `fp16_pack.rs` scales everything first, so that halves neither overflow nor lose what is
-//! small.
+//! It serves stored bf16. fp16 has three more bits of precision, so that the rounding of 32 sums loses no more than rounding the queries
+//! to bf16 would, as AMX does. `pack.rs` scales all operands, so that fp16 neither overflows nor loses small numbers.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 
 use crate::backend::cpu::simd::unroll::unrolled;
 
-/// Products that are summed as halves, and keys or dims of a vector.
+/// Products that are summed in fp16, and fp16 elements of a vector.
 pub(crate) const DEPTH: usize = 32;
 
-/// `a * b + c` of 32 halves. Rust has the intrinsic since 1.94 only.
+/// `a * b + c` of 32 fp16. Rust has the intrinsic since 1.94 only.
 ///
 /// # Safety
-/// [`available`], and the instruction set.
+/// AVX-512 FP16 must be available.
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn multiply_add(a: __m512i, b: __m512i, mut c: __m512i) -> __m512i {
-    // SAFETY: registers in, registers out; the caller's contract.
+    // SAFETY: the instruction is available, by the caller, and touches registers only.
     unsafe {
         asm!("vfmadd231ph {c}, {a}, {b}", c = inout(zmm_reg) c, a = in(zmm_reg) a, b = in(zmm_reg) b,
             options(pure, nomem, nostack, preserves_flags));
@@ -27,75 +26,78 @@ unsafe fn multiply_add(a: __m512i, b: __m512i, mut c: __m512i) -> __m512i {
     c
 }
 
-/// What is multiplied: rows of pairs times columns of halves, with f32 results.
+/// `C = alpha A B + beta C` with A and B of fp16, C of f32, alpha and beta by row.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GemmArgs {
-    /// `[rows][row_stride]` pairs of the same half.
-    pub rows_at: *const u32,
-    pub row_stride: usize,
-    pub rows: usize,
-    /// Products to a result, a multiple of 32.
-    pub depth: usize,
-    /// `[depth][step]` halves, of which so many columns count, a multiple of 32.
-    pub columns_at: *const u16,
-    pub columns: usize,
-    pub step: usize,
-    /// `[rows][stride]` f32.
-    pub out: *mut f32,
-    pub stride: usize,
-    /// Of each row, what products are multiplied with.
-    pub scales: *const f32,
-    /// And what was there before them; NULL: that does not count.
+    /// Rows of A and C.
+    pub m: usize,
+    /// Columns of B and C, a multiple of 32.
+    pub n: usize,
+    /// Columns of A and rows of B, a multiple of 32.
+    pub k: usize,
+    /// `[m][lda]`, each element a pair of equal fp16: the form that is broadcast.
+    pub a: *const u32,
+    pub lda: usize,
+    /// `[k][ldb]` fp16.
+    pub b: *const u16,
+    pub ldb: usize,
+    /// `[m][ldc]` f32.
+    pub c: *mut f32,
+    pub ldc: usize,
+    /// `[m]`.
     pub alpha: *const f32,
+    /// `[m]`; NULL = 0, and C is not read.
+    pub beta: *const f32,
 }
 
-/// `out[r][c] = alpha[r] * out[r][c] + scales[r] * sum over i of rows[r][i] * columns[i][c]`.
+/// `C = alpha A B + beta C`. 32 products are summed in fp16, these sums in f32.
 ///
 /// # Safety
-/// [`available`], and the instruction set; pointers as described.
+/// AVX-512 and AVX-512 FP16 must be available; pointers as [`GemmArgs`] describes them.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(crate) unsafe fn multiply(a: &GemmArgs) {
-    let vectors = a.columns / DEPTH;
+pub(crate) unsafe fn gemm(args: &GemmArgs) {
+    let vectors = args.n / DEPTH;
     let mut v = 0;
     while v < vectors {
-        // SAFETY: the caller's contract.
+        // SAFETY: the caller's contract; vectors `v..v + NV` are columns of B and C.
         unsafe {
             if vectors - v >= 4 {
-                strip::<4>(a, v);
+                columns::<4>(args, v);
                 v += 4;
             } else if vectors - v >= 2 {
-                strip::<2>(a, v);
+                columns::<2>(args, v);
                 v += 2;
             } else {
-                strip::<1>(a, v);
+                columns::<1>(args, v);
                 v += 1;
             }
         }
     }
 }
 
+/// All rows of `NV` vectors of columns, in register tiles of six rows and what is left.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn strip<const NV: usize>(a: &GemmArgs, v: usize) {
+unsafe fn columns<const NV: usize>(args: &GemmArgs, v: usize) {
     let mut r = 0;
-    while r < a.rows {
-        // SAFETY: the caller's contract.
+    while r < args.m {
+        // SAFETY: the caller's contract; each tile has as many rows as are left.
         unsafe {
-            match a.rows - r {
+            match args.m - r {
                 1 => {
-                    tile::<1, NV>(a, r, v);
+                    tile::<1, NV>(args, r, v);
                     r += 1;
                 }
                 2 | 3 => {
-                    tile::<2, NV>(a, r, v);
+                    tile::<2, NV>(args, r, v);
                     r += 2;
                 }
                 4 | 5 => {
-                    tile::<4, NV>(a, r, v);
+                    tile::<4, NV>(args, r, v);
                     r += 4;
                 }
                 _ => {
-                    tile::<6, NV>(a, r, v);
+                    tile::<6, NV>(args, r, v);
                     r += 6;
                 }
             }
@@ -105,39 +107,39 @@ unsafe fn strip<const NV: usize>(a: &GemmArgs, v: usize) {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn tile<const R: usize, const NV: usize>(a: &GemmArgs, row: usize, vector: usize) {
-    // SAFETY: the caller's contract.
+unsafe fn tile<const R: usize, const NV: usize>(args: &GemmArgs, row: usize, vector: usize) {
+    // SAFETY: the caller's contract: `R` rows from `row` on, `NV` vectors of columns from `vector` on.
     unsafe {
-        for first in (0..a.depth).step_by(DEPTH) {
+        for first in (0..args.k).step_by(DEPTH) {
             let mut sum = [[_mm512_setzero_si512(); NV]; R];
             let mut x = [_mm512_setzero_si512(); NV];
-            let rows = a.rows_at.add(row * a.row_stride + first);
-            let columns = a.columns_at.add(vector * DEPTH + first * a.step);
+            let a = args.a.add(row * args.lda + first);
+            let b = args.b.add(vector * DEPTH + first * args.ldb);
             for i in 0..DEPTH {
-                let columns = columns.add(i * a.step);
-                unrolled!(NV, v, x[v] = _mm512_loadu_si512(columns.add(v * DEPTH).cast()));
+                let b = b.add(i * args.ldb);
+                unrolled!(NV, v, x[v] = _mm512_loadu_si512(b.add(v * DEPTH).cast()));
                 unrolled!(R, r, {
-                    let p = _mm512_set1_epi32((*rows.add(r * a.row_stride + i)).cast_signed());
+                    let p = _mm512_set1_epi32((*a.add(r * args.lda + i)).cast_signed());
                     unrolled!(NV, v, sum[r][v] = multiply_add(p, x[v], sum[r][v]));
                 });
             }
             unrolled!(R, r, {
-                let scale = _mm512_set1_ps(*a.scales.add(row + r));
-                let alpha = _mm512_set1_ps(if a.alpha.is_null() { 0.0 } else { *a.alpha.add(row + r) });
+                let alpha = _mm512_set1_ps(*args.alpha.add(row + r));
+                let beta = _mm512_set1_ps(if args.beta.is_null() { 0.0 } else { *args.beta.add(row + r) });
                 unrolled!(NV, v, {
                     let sum = sum[r][v];
                     let low = _mm512_cvtph_ps(_mm512_castsi512_si256(sum));
                     let high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(sum));
-                    let out = a.out.add((row + r) * a.stride + (vector + v) * DEPTH);
-                    let (before, next) = if first > 0 {
-                        (_mm512_loadu_ps(out), _mm512_loadu_ps(out.add(16)))
-                    } else if a.alpha.is_null() {
+                    let c = args.c.add((row + r) * args.ldc + (vector + v) * DEPTH);
+                    let (c0, c1) = if first > 0 {
+                        (_mm512_loadu_ps(c), _mm512_loadu_ps(c.add(16)))
+                    } else if args.beta.is_null() {
                         (_mm512_setzero_ps(), _mm512_setzero_ps())
                     } else {
-                        (_mm512_mul_ps(alpha, _mm512_loadu_ps(out)), _mm512_mul_ps(alpha, _mm512_loadu_ps(out.add(16))))
+                        (_mm512_mul_ps(beta, _mm512_loadu_ps(c)), _mm512_mul_ps(beta, _mm512_loadu_ps(c.add(16))))
                     };
-                    _mm512_storeu_ps(out, _mm512_fmadd_ps(low, scale, before));
-                    _mm512_storeu_ps(out.add(16), _mm512_fmadd_ps(high, scale, next));
+                    _mm512_storeu_ps(c, _mm512_fmadd_ps(low, alpha, c0));
+                    _mm512_storeu_ps(c.add(16), _mm512_fmadd_ps(high, alpha, c1));
                 });
             });
         }
@@ -164,7 +166,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// Every number of rows and vectors, both roles: scores with scales, sums with what was there.
+    /// Every number of rows and vectors, with and without beta.
     #[test]
     fn products_are_those_of_the_definition() {
         if !there() {
@@ -178,26 +180,26 @@ pub(crate) mod tests {
             let b: Vec<f32> = (0..depth * columns).map(|_| draw()).collect();
             let halves: Vec<u16> = b.iter().map(|&x| f16::from_f32(x).to_bits()).collect();
             let mut pairs_of = vec![0_u32; rows * depth];
-            let (mut scales, alpha) = (vec![7.0; rows + 1], vec![0.5_f32; rows]);
+            let (mut scales, beta) = (vec![7.0; rows + 1], vec![0.5_f32; rows]);
             let mut out = vec![3.0_f32; rows * columns];
             // SAFETY: the instructions are there; arrays of these sizes.
             unsafe {
                 pack_rows(a.as_ptr(), (rows, depth), &mut scales, pairs_of.as_mut_ptr());
-                multiply(&GemmArgs {
-                    rows_at: pairs_of.as_ptr(),
-                    row_stride: depth,
-                    rows,
-                    depth,
-                    columns_at: halves.as_ptr(),
-                    columns,
-                    step: columns,
-                    out: out.as_mut_ptr(),
-                    stride: columns,
-                    scales: scales.as_ptr(),
-                    alpha: if keeps { alpha.as_ptr() } else { std::ptr::null() },
+                gemm(&GemmArgs {
+                    m: rows,
+                    n: columns,
+                    k: depth,
+                    a: pairs_of.as_ptr(),
+                    lda: depth,
+                    b: halves.as_ptr(),
+                    ldb: columns,
+                    c: out.as_mut_ptr(),
+                    ldc: columns,
+                    alpha: scales.as_ptr(),
+                    beta: if keeps { beta.as_ptr() } else { std::ptr::null() },
                 });
             }
-            assert_eq!(scales[rows], 7.0, "rows that are not there");
+            assert_eq!(scales[rows], 7.0, "rows of padding");
             for (i, got) in out.iter().enumerate() {
                 let (r, c) = (i / columns, i % columns);
                 let sum: f64 = (0..depth).map(|d| f64::from(a[r * depth + d]) * f64::from(b[d * columns + c])).sum();

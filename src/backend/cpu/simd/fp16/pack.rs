@@ -1,48 +1,47 @@
-//! Queries, keys and values as halves, scaled so that their products fit (`fp16.rs`).
+//! Converts queries, keys and values to fp16, scaled so that sums of their products fit (`gemm.rs`).
 
 use std::arch::x86_64::*;
 
-use crate::backend::cpu::kv_layout::KEY_GROUP;
-use crate::backend::cpu::kv_layout::bf16_pair_index;
+use crate::backend::cpu::kv_layout::{KEY_GROUP, KeyRange, bf16_pair_index};
 use crate::backend::cpu::simd::kv_load::{Keys, StoredBf16, Values};
 use crate::backend::cpu::simd::x86_64::avx512::{Avx512, visible};
 
-/// Blocks are multiplied with a power of two that brings their largest number to between 2^9 and 2^10: 32 of them, times at most 1,
-/// are below the largest half, and what is 2^-23 of it is still no subnormal.
-const TOP: i32 = 9;
+/// A block is scaled by a power of two so that its largest number lies between 2^9 and 2^10. A sum of 32 of them, times at most 1, is
+/// then below the largest fp16, and a number 2^-23 of the largest is not yet subnormal.
+const TARGET_EXPONENT: i32 = 9;
 
-/// What numbers are multiplied with, and its inverse, where the largest of them has these bits as a bfloat16 without sign. None where
-/// it is 2^13 or more, or not finite.
+/// The scale of a block and its inverse, given its largest magnitude as the bits of a bf16. `None` where that is 2^13 or more, or not
+/// finite.
 fn scales(largest: u16) -> Option<(f32, f32)> {
-    // 2^13: beside such a number, ordinary ones would be lost.
+    // 2^13: beside such a number, ordinary ones would be lost to rounding.
     const TOO_LARGE: u16 = 0x4600;
     if largest >= TOO_LARGE {
         return None;
     }
     // Both are normal numbers, whatever the exponent.
-    let power = if largest == 0 { 0 } else { (TOP + 127 - i32::from(largest >> 7)).min(120) };
+    let power = if largest == 0 { 0 } else { (TARGET_EXPONENT + 127 - i32::from(largest >> 7)).min(120) };
     let two = |power: i32| f32::from_bits(((127 + power) as u32) << 23);
     Some((two(power), two(-power)))
 }
 
-/// The largest of 32 bfloat16 without their signs, and of those so far, as bits.
+/// The larger magnitudes of 32 bf16 and of those so far, as bits.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn top_bits(x: __m512i, so_far: __m512i) -> __m512i {
+fn max_bits(x: __m512i, so_far: __m512i) -> __m512i {
     _mm512_max_epu16(so_far, _mm512_and_si512(x, _mm512_set1_epi16(0x7FFF)))
 }
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn top_of(bits: __m512i) -> u16 {
+fn reduce_max_bits(bits: __m512i) -> u16 {
     let low = _mm512_reduce_max_epu32(_mm512_and_si512(bits, _mm512_set1_epi32(0xFFFF)));
     low.max(_mm512_reduce_max_epu32(_mm512_srli_epi32::<16>(bits))) as u16
 }
 
-/// The larger of a maximum and the sizes of a vector's numbers; a NaN becomes an infinity.
+/// The larger of a maximum and a vector's magnitudes; a NaN counts as an infinity.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
-fn largest(x: __m512, so_far: __m512) -> __m512 {
+fn max_magnitude(x: __m512, so_far: __m512) -> __m512 {
     let size = _mm512_abs_ps(x);
     let odd = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
     _mm512_max_ps(so_far, _mm512_mask_mov_ps(size, odd, _mm512_set1_ps(f32::INFINITY)))
@@ -50,43 +49,43 @@ fn largest(x: __m512, so_far: __m512) -> __m512 {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn half(x: __m512) -> __m256i {
+fn to_fp16(x: __m512) -> __m256i {
     _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x)
 }
 
-/// Sixteen numbers as pairs of the same half.
+/// Sixteen numbers as pairs of equal fp16.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(crate) fn twice(x: __m512) -> __m512i {
+pub(crate) fn fp16_pairs(x: __m512) -> __m512i {
     let unrolled: [u16; 32] = std::array::from_fn(|i| i as u16 / 2);
     // SAFETY: an array of that size.
     let unrolled = unsafe { _mm512_loadu_si512(unrolled.as_ptr().cast()) };
-    _mm512_permutexvar_epi16(unrolled, _mm512_castsi256_si512(half(x)))
+    _mm512_permutexvar_epi16(unrolled, _mm512_castsi256_si512(to_fp16(x)))
 }
 
-/// Rows of f32 as pairs of the same half, divided by the largest of each row, which goes to `scales`.
+/// Rows of f32 as pairs of equal fp16, divided by the largest magnitude of each row, which goes to `scales`.
 ///
 /// # Safety
-/// AVX-512 must be there; `x` and `y` hold `rows` rows of `dim`, a multiple of 16.
+/// AVX-512 must be available; `x` and `y` hold `rows` rows of `dim`, a multiple of 16.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
 pub(crate) unsafe fn pack_rows(x: *const f32, (rows, dim): (usize, usize), scales: &mut [f32], y: *mut u32) {
     for (r, scale) in scales.iter_mut().enumerate().take(rows) {
         // SAFETY: the caller's contract.
         unsafe {
             let (x, y) = (x.add(r * dim), y.add(r * dim));
-            let mut row_max = _mm512_setzero_ps();
+            let mut largest_bits = _mm512_setzero_ps();
             for d in (0..dim).step_by(16) {
-                row_max = largest(_mm512_loadu_ps(x.add(d)), row_max);
+                largest_bits = max_magnitude(_mm512_loadu_ps(x.add(d)), largest_bits);
             }
-            let row_max = _mm512_reduce_max_ps(row_max);
-            // An infinity or a NaN stays what it is; next to nothing becomes nothing.
-            *scale = if row_max >= f32::MIN_POSITIVE && row_max.is_finite() { row_max } else { 1.0 };
+            let largest_bits = _mm512_reduce_max_ps(largest_bits);
+            // Infinities and NaNs stay; a row of subnormals becomes 0.
+            *scale = if largest_bits >= f32::MIN_POSITIVE && largest_bits.is_finite() { largest_bits } else { 1.0 };
             pairs(x, dim, scale.recip(), y);
         }
     }
 }
 
-/// Numbers times `scale` as pairs of the same half.
+/// Numbers times `scale` as pairs of equal fp16.
 ///
 /// # Safety
 /// As [`pack_rows`]; `n` is a multiple of 16.
@@ -96,80 +95,71 @@ unsafe fn pairs(x: *const f32, n: usize, scale: f32, y: *mut u32) {
         // SAFETY: the caller's contract.
         unsafe {
             let x = _mm512_mul_ps(_mm512_loadu_ps(x.add(i)), _mm512_set1_ps(scale));
-            _mm512_storeu_si512(y.add(i).cast(), twice(x));
+            _mm512_storeu_si512(y.add(i).cast(), fp16_pairs(x));
         }
     }
 }
 
-/// bf16 keys of whole groups as columns of halves, `[dim][step]`, times a power of two whose inverse is returned; none if a number
-/// of keys `from..to` is too large or not finite. The others may become anything.
+/// bf16 keys of whole key groups as fp16 `[dim][step]`, times a power of two whose inverse is returned. `None` if a visible number is
+/// too large or not finite. Masked keys become unspecified numbers.
 ///
 /// # Safety
-/// As [`pack_rows`]; `src` holds `n` keys, a multiple of 32, `dst` has room for `dim` rows.
+/// As [`pack_rows`]; `src` holds `keys.n` keys, a multiple of 32, `dst` has room for `dim` rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(crate) unsafe fn pack_keys(
-    src: *const u8,
-    dim: usize,
-    (from, to, n): (usize, usize, usize),
-    step: usize,
-    dst: *mut u16,
-) -> Option<f32> {
+pub(crate) unsafe fn pack_keys(src: *const u8, dim: usize, keys: KeyRange, step: usize, dst: *mut u16) -> Option<f32> {
     // SAFETY: the caller's contract.
     unsafe {
-        let mut row_max = _mm512_setzero_si512();
-        for key in (0..n).step_by(KEY_GROUP) {
-            let visible = visible((from, to), key);
+        let mut largest_bits = _mm512_setzero_si512();
+        for key in (0..keys.n).step_by(KEY_GROUP) {
+            let visible = visible((keys.from, keys.to), key);
             let group = src.add(key * dim * StoredBf16::SIZE);
             for pair in 0..dim / 2 {
-                row_max =
-                    top_bits(_mm512_maskz_loadu_epi32(visible, group.cast::<i32>().add(pair * KEY_GROUP)), row_max);
+                largest_bits = max_bits(
+                    _mm512_maskz_loadu_epi32(visible, group.cast::<i32>().add(pair * KEY_GROUP)),
+                    largest_bits,
+                );
             }
         }
-        let (scale, back) = scales(top_of(row_max))?;
+        let (scale, back) = scales(reduce_max_bits(largest_bits))?;
         let scale = _mm512_set1_ps(scale);
-        for key in (0..n).step_by(KEY_GROUP) {
+        for key in (0..keys.n).step_by(KEY_GROUP) {
             for d in (0..dim).step_by(2) {
                 let (a, b): (Avx512, Avx512) = StoredBf16::load(src.add(key * dim * StoredBf16::SIZE), 0, d);
                 let to = dst.add(d * step + key);
-                _mm256_storeu_si256(to.cast(), half(_mm512_mul_ps(a.0, scale)));
-                _mm256_storeu_si256(to.add(step).cast(), half(_mm512_mul_ps(b.0, scale)));
+                _mm256_storeu_si256(to.cast(), to_fp16(_mm512_mul_ps(a.0, scale)));
+                _mm256_storeu_si256(to.add(step).cast(), to_fp16(_mm512_mul_ps(b.0, scale)));
             }
         }
         Some(back)
     }
 }
 
-/// bf16 values of keys `from..to` as rows of halves, times a power of two whose inverse is returned; the others of the `n` become 0. None
-/// if a number is too large or not finite.
+/// Visible bf16 values as rows of fp16, times a power of two whose inverse is returned; other rows become 0. `None` if a visible number
+/// is too large or not finite.
 ///
 /// # Safety
 /// As [`pack_keys`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(crate) unsafe fn pack_values(
-    src: *const u8,
-    dim: usize,
-    (from, to, n): (usize, usize, usize),
-    dst: *mut u16,
-) -> Option<f32> {
-    let visible = |key: usize| if (from..to).contains(&key) { 0xFFFF } else { 0 };
+pub(crate) unsafe fn pack_values(src: *const u8, dim: usize, keys: KeyRange, dst: *mut u16) -> Option<f32> {
+    let visible = |key: usize| if keys.contains(key) { 0xFFFF } else { 0 };
     // SAFETY: the caller's contract.
     unsafe {
-        let mut row_max = _mm512_setzero_si512();
-        for key in (0..n).step_by(2) {
+        let mut largest_bits = _mm512_setzero_si512();
+        for key in (0..keys.n).step_by(2) {
             let both = _mm512_set1_epi32((u32::from(visible(key)) | u32::from(visible(key + 1)) << 16).cast_signed());
             for d in (0..dim).step_by(KEY_GROUP) {
                 let pairs = _mm512_loadu_si512(src.cast::<u32>().add(bf16_pair_index(dim, key, d)).cast());
-                row_max = top_bits(_mm512_and_si512(pairs, both), row_max);
+                largest_bits = max_bits(_mm512_and_si512(pairs, both), largest_bits);
             }
         }
-        let (scale, back) = scales(top_of(row_max))?;
+        let (scale, back) = scales(reduce_max_bits(largest_bits))?;
         let scale = _mm512_set1_ps(scale);
-        for key in (0..n).step_by(2) {
+        for key in (0..keys.n).step_by(2) {
             for d in (0..dim).step_by(KEY_GROUP) {
                 let (a, b): (Avx512, Avx512) = StoredBf16::two(src, dim, key, d);
                 let to = dst.add(key * dim + d);
-                _mm256_storeu_si256(to.cast(), half(_mm512_maskz_mul_ps(visible(key), a.0, scale)));
-                _mm256_storeu_si256(to.add(dim).cast(), half(_mm512_maskz_mul_ps(visible(key + 1), b.0, scale)));
+                _mm256_storeu_si256(to.cast(), to_fp16(_mm512_maskz_mul_ps(visible(key), a.0, scale)));
+                _mm256_storeu_si256(to.add(dim).cast(), to_fp16(_mm512_maskz_mul_ps(visible(key + 1), b.0, scale)));
             }
         }
         Some(back)
@@ -203,7 +193,7 @@ mod tests {
             let (mut to_k, mut to_v) = (vec![0_u16; N * DIM], vec![0x7C00_u16; N * DIM]);
             // SAFETY: the instructions are there; arrays of these sizes.
             let fit = unsafe {
-                let keys = (from, to, N);
+                let keys = KeyRange { from, to, n: N };
                 let k = pack_keys(k.as_ptr().cast(), DIM, keys, N, to_k.as_mut_ptr());
                 (k, pack_values(v.as_ptr().cast(), DIM, keys, to_v.as_mut_ptr()))
             };

@@ -1,36 +1,38 @@
-//! From scores to weights as halves, each twice: as in `softmax.rs`, in one pass less over memory.
+//! Softmax for AVX-512 FP16: from f32 scores to probabilities as pairs of equal fp16, with one pass over memory less than
+//! `simd/softmax.rs`.
 
 use std::arch::x86_64::*;
 use std::f32::consts::LOG2_E;
 
-use super::pack::twice;
+use super::pack::fp16_pairs;
 use crate::backend::cpu::kv_layout::KEY_GROUP;
 use crate::backend::cpu::simd::softmax::{SoftmaxArgs, update_row_max};
 use crate::backend::cpu::simd::unroll::{by_fours, unrolled};
 use crate::backend::cpu::simd::vector::SimdF32;
 use crate::backend::cpu::simd::x86_64::avx512::{Avx512, rough_exp2};
 
-/// Scores to weights relative to the largest of each row here, as pairs of the same half, `[rows][stride]`; what that largest weight
-/// is beside earlier ones goes to `worths`. What a heavy sink leaves to all others must not be lost: hence not relative to the largest
-/// so far. Scores may become anything.
+/// Scores to probabilities as pairs of equal fp16, `[rows][stride]`. Scores are unspecified afterwards.
+///
+/// Probabilities are relative to the row maximum of *this block*; `block_scale[r]` receives exp(block_max - running_max). Scaling by the
+/// running maximum would underflow fp16 when a sink dominates.
 ///
 /// # Safety
-/// As [`SoftmaxArgs`], with AVX-512; `pairs` holds as many rows as scores, `stride` apart, and `worths` as many numbers.
+/// As [`SoftmaxArgs`], with AVX-512; `pairs` has room for as many rows as scores, `stride` apart, `block_scale` one number for each row.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(crate) unsafe fn softmax_fp16(a: &SoftmaxArgs, pairs: *mut u32, worths: &mut [f32]) {
+pub(crate) unsafe fn softmax_fp16(a: &SoftmaxArgs, pairs: *mut u32, block_scale: &mut [f32]) {
     // SAFETY: the caller's contract.
     unsafe {
-        // Their maxima first, as in `softmax.rs`.
-        for (r, row_max) in worths.iter_mut().enumerate().take(a.rows) {
-            *row_max = update_row_max::<Avx512>(a, r);
+        // All maxima first: rows stay independent of one another.
+        for (r, block_max) in block_scale.iter_mut().enumerate().take(a.rows) {
+            *block_max = update_row_max::<Avx512>(a, r);
         }
-        for (r, worth) in worths.iter_mut().enumerate().take(a.rows) {
-            *worth = row_probs(a, r, *worth, pairs.add(r * a.stride));
+        for (r, scale) in block_scale.iter_mut().enumerate().take(a.rows) {
+            *scale = row_probs(a, r, *scale, pairs.add(r * a.stride));
         }
     }
 }
 
-/// Turns a row, whose largest score is `row_max`, into weights and adds up their sum; what its largest weight is beside earlier ones.
+/// Computes the probabilities of a row whose largest score is `row_max`, adds them to its sum and returns exp(block_max - running_max).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn row_probs(a: &SoftmaxArgs, r: usize, row_max: f32, pairs: *mut u32) -> f32 {
@@ -45,25 +47,27 @@ unsafe fn row_probs(a: &SoftmaxArgs, r: usize, row_max: f32, pairs: *mut u32) ->
         }
         let plain = a.softcap == 0.0 && visible.slope == 0.0;
         let scale = if plain { a.scale } else { 1.0 };
-        // Where nothing has a weight, nothing may be subtracted from minus infinity.
+        // A row of nothing but minus infinity: -inf - -inf would be NaN.
         let (row_max, scaled) = if row_max == f32::NEG_INFINITY { (max, max) } else { (row_max, row_max * scale) };
-        let worth = if scaled == max { 1.0 } else { Avx512::splat((scaled - max) * LOG2_E).exp2::<true>().first() };
-        // Subtracted before anything is rounded: the largest weight must be 1, however large the scores. A half ends at 2^16.
+        let block_scale =
+            if scaled == max { 1.0 } else { Avx512::splat((scaled - max) * LOG2_E).exp2::<true>().first() };
+        // The maximum is subtracted before the product is rounded: the largest probability is exactly 1, however large the scores; fp16 ends
+        // at 2^16.
         let (factor, row_max) = (_mm512_set1_ps(scale * LOG2_E), _mm512_set1_ps(row_max));
         let mut totals = [_mm512_setzero_ps(); 4];
         by_fours!(i in first, end, v, {
             let p = rough_exp2(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row.add(i * KEY_GROUP)), row_max), factor));
             totals[v] = _mm512_add_ps(totals[v], p);
-            _mm512_storeu_si512(pairs.add(i * KEY_GROUP).cast(), twice(p));
+            _mm512_storeu_si512(pairs.add(i * KEY_GROUP).cast(), fp16_pairs(p));
         });
-        // At the edges, keys that the row does not see have scores of minus infinity by now, and 2^-126 is no half.
+        // Masked columns of the first and last vector hold minus infinity by now; their 2^-126 is 0 in fp16.
         for i in (0..first).chain(end..a.n / KEY_GROUP) {
             _mm512_storeu_si512(pairs.add(i * KEY_GROUP).cast(), _mm512_setzero_si512());
         }
         let total = _mm512_add_ps(_mm512_add_ps(totals[0], totals[1]), _mm512_add_ps(totals[2], totals[3]));
         let sum = a.sum.add(r);
-        *sum = *sum * *alpha + worth * _mm512_reduce_add_ps(total);
-        worth
+        *sum = *sum * *alpha + block_scale * _mm512_reduce_add_ps(total);
+        block_scale
     }
 }
 
