@@ -1,6 +1,7 @@
 //! Checks a configuration, in one place, and turns it into what backends use.
 
-use super::{CacheConfig, DType, LayerConfig, PositionMode, RopeStyle};
+use super::settings::{CacheConfig, LayerConfig};
+use super::types::{DType, PositionMode, RopeStyle};
 use crate::error::{Result, bail};
 use crate::memory::copied;
 use crate::ring::Ring;
@@ -183,7 +184,7 @@ impl CacheConfig {
 mod tests {
     use super::*;
 
-    use crate::Status;
+    use crate::error::Status;
 
     fn valid() -> CacheConfig {
         CacheConfig { n_q_heads: 4, n_kv_heads: 2, head_dim: 64, ..CacheConfig::default() }
