@@ -37,6 +37,19 @@ pub struct DeviceBatch {
     pub n_rows: u64,
 }
 
+/// The arrays of an edit in device memory, as addresses.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceEdit {
+    /// Sequence ids; of a fork, the destinations. -1 is padding.
+    pub seq_ids: u64,
+    /// Tokens per entry; of a fork, the sources. Unused by reset.
+    pub n_tokens: u64,
+    /// Start positions (u64) of a reset, or 0 for 0.
+    pub positions: u64,
+    /// Elements of each.
+    pub n_entries: u32,
+}
+
 impl<'a> Batch<'a> {
     /// A batch of one entry per pair.
     #[must_use]

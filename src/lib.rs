@@ -23,8 +23,8 @@ pub mod rope;
 mod tensor;
 
 pub use backend::{DeviceError, KernelChoice, TokenCall};
-pub use batch::{Batch, DeviceBatch};
-pub use cache::{Cache, DeviceEdit, SeqInfo};
+pub use batch::{Batch, DeviceBatch, DeviceEdit};
+pub use cache::{Cache, SeqInfo};
 pub use config::{BackendKind, CacheConfig, CudaConfig, DType, Footprint, LayerConfig, PositionMode, RopeStyle};
 pub use cpu_features::{ISA_VARIABLE, Isa};
 pub use error::{Error, Result, Status};

@@ -1,23 +1,11 @@
 //! What only a cache on a device has: a stream to work in, batches the host cannot read, counters it may not know.
 
-use super::{Cache, Place, Work};
+use super::plan::Work;
+use super::state::{Cache, Place};
 use crate::backend::{Device, DeviceError, DeviceJob, Edit, EditCall, EditEntries, JobBatch, Stream};
-use crate::batch::{Batch, DeviceBatch, Entries};
+use crate::batch::{Batch, DeviceBatch, DeviceEdit, Entries};
 use crate::config::MAX_SEQS;
 use crate::error::{Result, Status, bail};
-
-/// The arrays of an edit in device memory, as addresses.
-#[derive(Clone, Copy, Debug)]
-pub struct DeviceEdit {
-    /// Sequence ids; of a fork, the destinations. -1 is padding.
-    pub seq_ids: u64,
-    /// Tokens per entry; of a fork, the sources. Unused by reset.
-    pub n_tokens: u64,
-    /// Start positions (u64) of a reset, or 0 for 0.
-    pub positions: u64,
-    /// Elements of each.
-    pub n_entries: u32,
-}
 
 impl Cache {
     /// The stream (`CUstream`) that the next calls put their work into, until it is set again; NULL is the legacy

@@ -1,6 +1,6 @@
 //! Edits: a batch of sequences, all layers at once. Counters only, but for fork.
 
-use super::{Cache, Place};
+use super::state::{Cache, Place};
 use crate::backend::{EditCall, EditEntries};
 use crate::batch::{HostBatch, check_seq};
 use crate::config::Layer;

@@ -1,6 +1,6 @@
 //! What can be asked of a cache.
 
-use super::{Cache, Place};
+use super::state::{Cache, Place};
 use crate::backend::{KernelChoice, TokenCall};
 use crate::config::MAX_SEQS;
 use crate::error::{Result, bail};

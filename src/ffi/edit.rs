@@ -8,7 +8,7 @@ use super::compute::on_stream;
 use super::constants::{SKC_ON_DEVICE, skc_status};
 use super::registry::{skc_cache, with_handle};
 use super::step_part::abandon;
-use crate::cache::DeviceEdit;
+use crate::batch::DeviceEdit;
 use crate::error::Result;
 
 /// Arguments of skc_evict.

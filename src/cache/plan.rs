@@ -1,0 +1,121 @@
+//! Planning: everything that is checked before a call changes anything.
+
+use super::state::Cache;
+use crate::backend::{AppendRows, AttendRows};
+use crate::batch::{Batch, BatchEntry, Entries, Entry};
+use crate::config::DType;
+use crate::error::{Result, bail};
+use crate::tensor::{RowsIn, RowsOut};
+
+/// What a call works on, checked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Work {
+    pub(super) layer: usize,
+    pub(super) append: Option<AppendRows>,
+    pub(super) attend: Option<AttendRows>,
+}
+
+impl Cache {
+    /// Checks a step and keeps its batch until [`Cache::commit`].
+    #[expect(clippy::too_many_arguments, reason = "the tensors of an attention layer")]
+    pub(crate) fn plan_step(
+        &mut self,
+        layer: u32,
+        batch: Batch<'_>,
+        k: RowsIn<'_>,
+        v: RowsIn<'_>,
+        q: RowsIn<'_>,
+        out: RowsOut<'_>,
+        lse: Option<RowsOut<'_>>,
+    ) -> Result<Work> {
+        let layer = self.check_layer(layer)?;
+        let rows = self.plan_append(layer, batch, None)?;
+        let append = Some(self.append_rows(rows, k, v)?);
+        Ok(Work { layer, append, attend: Some(self.attend_rows(rows, q, out, lse)?) })
+    }
+
+    /// Fills `entries` from a batch; returns its rows, padding included.
+    pub(super) fn plan(
+        &mut self,
+        batch: Batch<'_>,
+        entry: impl Fn(&Self, &BatchEntry, usize) -> Result<Entry>,
+    ) -> Result<u64> {
+        self.entries.clear();
+        let batch = match batch.place() {
+            Entries::Host(batch) => batch,
+            Entries::Device(batch) => return self.plan_on_device(&batch),
+        };
+        batch.check()?;
+        self.seen.clear();
+        for e in batch.entries() {
+            let seq = self.seen.insert("seq_ids", e.index, e.seq)?;
+            let entry = entry(self, &e, seq)?;
+            self.entries.push(entry);
+        }
+        Ok(batch.rows())
+    }
+
+    pub(super) fn plan_append(&mut self, layer: usize, batch: Batch<'_>, max_chunk: Option<u64>) -> Result<u64> {
+        if let (Entries::Device(b), Some(most)) = (batch.place(), max_chunk)
+            && u64::from(b.max_tokens) > most
+        {
+            bail!(ChunkTooLong, "max_tokens is {}: max_chunk is {most}", b.max_tokens);
+        }
+        self.plan(batch, |cache, e, seq| {
+            if let Some(most) = max_chunk.filter(|&most| e.n > most) {
+                bail!(ChunkTooLong, "n_tokens[{}] is {}: max_chunk is {most}", e.index, e.n);
+            }
+            if cache.in_doubt(layer, seq) {
+                return Ok(Entry::unchecked(e, seq));
+            }
+            let (state, start) = (cache.mirror.seq(layer, seq), cache.mirror.starts[seq]);
+            Entry::append(e, seq, state, start, &cache.layers[layer].ring)
+        })
+    }
+
+    pub(super) fn append_rows(&self, rows: u64, k: RowsIn<'_>, v: RowsIn<'_>) -> Result<AppendRows> {
+        let s = &self.shape;
+        self.check_place(&[("k", k.in_host_memory()), ("v", v.in_host_memory())])?;
+        Ok(AppendRows {
+            k: k.resolve("k", rows, s.n_kv_heads, s.head_dim, s.in_dtype)?,
+            v: v.resolve("v", rows, s.n_kv_heads, s.head_dim_v, s.in_dtype)?,
+        })
+    }
+
+    pub(super) fn attend_rows(
+        &self,
+        rows: u64,
+        q: RowsIn<'_>,
+        out: RowsOut<'_>,
+        lse: Option<RowsOut<'_>>,
+    ) -> Result<AttendRows> {
+        let s = &self.shape;
+        let lse_on_host = lse.as_ref().is_some_and(RowsOut::in_host_memory);
+        self.check_place(&[("q", q.in_host_memory()), ("out", out.in_host_memory()), ("lse", lse_on_host)])?;
+        Ok(AttendRows {
+            q: q.resolve("q", rows, s.n_q_heads, s.head_dim, s.in_dtype)?,
+            out: out.resolve("out", rows, s.n_q_heads, s.head_dim_v, s.out_dtype)?,
+            lse: lse.map(|lse| lse.resolve("lse", rows, s.n_q_heads, 1, DType::F32)).transpose()?,
+        })
+    }
+
+    pub(super) fn check_layer(&self, layer: u32) -> Result<usize> {
+        self.alive()?;
+        if (layer as usize) < self.layers.len() {
+            return Ok(layer as usize);
+        }
+        bail!(OutOfRange, "layer is {layer}: 0 to {} is allowed", self.layers.len() - 1)
+    }
+
+    pub(super) fn check_seq_id(&self, seq_id: i32) -> Result<usize> {
+        match usize::try_from(seq_id) {
+            Ok(seq) if seq < self.n_seqs() => Ok(seq),
+            _ => bail!(OutOfRange, "seq_id is {seq_id}: 0 to {} is allowed", self.n_seqs() - 1),
+        }
+    }
+
+    /// Whether what a call may do to a sequence must be found out on the device.
+    pub(super) fn in_doubt(&self, layer: usize, seq: usize) -> bool {
+        self.capturing || !self.mirror.sure(layer, seq)
+    }
+}
