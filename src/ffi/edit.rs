@@ -4,10 +4,9 @@ use std::ffi::c_void;
 
 use super::boundary::boundary;
 use super::c_struct::{c_struct, read_array, read_struct};
-use super::compute::on_stream;
 use super::constants::{SKC_ON_DEVICE, skc_status};
-use super::registry::{skc_cache, with_handle};
-use super::step_part::abandon;
+use super::gate::abandon;
+use super::registry::{on_stream, skc_cache, with_handle};
 use crate::batch::DeviceEdit;
 use crate::error::Result;
 

@@ -3,7 +3,8 @@
 use super::boundary::{boundary, check_pointer, write};
 use super::config::{read_config, skc_cache_config};
 use super::constants::skc_status;
-use super::registry::{Log, destroy, register, skc_cache};
+use super::log::Log;
+use super::registry::{destroy, register, skc_cache};
 use crate::cache::Cache;
 
 /// Makes a cache. All memory it will ever need is allocated here. On success `*cache` is its handle; on failure `*cache`

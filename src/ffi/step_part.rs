@@ -3,47 +3,15 @@
 //! The first member to arrive checks the arguments and lets the team in, the last to finish makes the tokens count. In
 //! between every member works on heads of its own.
 
+use super::args::{read_step, skc_step_args};
 use super::boundary::{boundary, catch};
 use super::c_struct::read_struct;
-use super::compute::{read_step, skc_step_args};
 use super::constants::skc_status;
-use super::registry::{Handle, skc_cache, with_handle};
+use super::gate::Handle;
+use super::registry::{skc_cache, with_handle};
+use super::team::Open;
 use crate::cache::Work;
-use crate::config::MAX_THREADS;
-use crate::error::{Error, Result, bail};
-
-/// The step a team is doing, if any.
-#[derive(Default)]
-pub struct Parts {
-    open: Option<Open>,
-}
-
-struct Open {
-    args: skc_step_args,
-    work: Work,
-    nth: u32,
-    /// Bit per member that has come.
-    arrived: [u64; (MAX_THREADS / 64) as usize],
-    n_arrived: u32,
-    n_finished: u32,
-    failure: Option<Error>,
-}
-
-// SAFETY: the arguments' pointers are compared, never followed.
-unsafe impl Send for Parts {}
-
-impl Open {
-    /// Notes that member `ith` has come; refuses one that has come before.
-    fn arrive(&mut self, ith: u32) -> Result<()> {
-        let bit = 1_u64 << (ith % 64);
-        match self.arrived.get_mut((ith / 64) as usize) {
-            Some(word) if *word & bit == 0 => *word |= bit,
-            _ => bail!(InvalidArgument, "ith is {ith}: that member has already come in this step"),
-        }
-        self.n_arrived += 1;
-        Ok(())
-    }
-}
+use crate::error::{Result, bail};
 
 /// skc_step from inside a host's own thread team: `nth` threads call it with the same arguments and each with its own
 /// `ith` below `nth`, at most n_threads. The work is divided among them by KV heads; nobody waits for anybody. Results
@@ -121,7 +89,7 @@ unsafe fn plan(handle: &Handle, args: skc_step_args, ith: u32, nth: u32) -> Resu
     let work = cache.plan_step(args.layer, s.batch, s.k, s.v, s.q, s.out, s.lse)?;
     // From here on slots may be overwritten, whether the others come or not.
     cache.begin(work);
-    Ok(Open { args, work, nth, arrived: Default::default(), n_arrived: 0, n_finished: 0, failure: None })
+    Ok(Open::new(args, work, nth))
 }
 
 /// Notes that a member has finished; the last one commits.
@@ -151,22 +119,4 @@ fn leave(handle: &Handle, outcome: Result<()>) -> Result<()> {
     }
     handle.close_parts();
     outcome
-}
-
-/// Ends a step some of whose members never came, unless one is inside.
-pub fn abandon(handle: &Handle) -> Result<()> {
-    let mut parts = handle.parts.lock();
-    let Some(open) = &parts.open else {
-        return Ok(());
-    };
-    if open.n_finished < open.n_arrived {
-        bail!(Busy, "{} members are inside skc_step_part", open.n_arrived - open.n_finished);
-    }
-    if open.failure.is_some() {
-        // SAFETY: no member is inside, the lock is held, and the gate is still the team's.
-        unsafe { handle.sole() }?.poison();
-    }
-    parts.open = None;
-    handle.close_parts();
-    Ok(())
 }
