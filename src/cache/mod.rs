@@ -1,4 +1,5 @@
-//! The cache: sequences x layers over one backend. The only place where a call becomes work.
+//! The cache: all sequences and layers of one model, on one backend. Every call is planned (checked), run, and
+//! committed here; backends only execute it.
 
 mod compute;
 mod counters;
@@ -9,5 +10,5 @@ mod plan;
 mod state;
 
 pub use self::info::SeqInfo;
-pub(crate) use self::plan::Work;
+pub(crate) use self::plan::PlannedCall;
 pub use self::state::Cache;

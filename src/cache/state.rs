@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::counters::Mirror;
+use super::counters::HostCounters;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
 use crate::backend::{Backend, Device, Stream};
-use crate::batch::{Entry, Seen};
+use crate::batch::{Entry, SeqIdSet};
 use crate::config::{BackendKind, CacheConfig, Footprint, Layer, Shape};
 use crate::error::{Error, Result, Status, bail};
 use crate::exec::Executor;
@@ -19,29 +19,30 @@ use crate::memory::{filled, with_room};
 pub struct Cache {
     pub(super) shape: Shape,
     pub(super) layers: Vec<Arc<Layer>>,
-    pub(super) mirror: Mirror,
+    pub(super) counters: HostCounters,
     pub(super) place: Place,
-    /// Where a device's work goes.
+    /// The stream that a CUDA cache's calls put their work into.
     pub(super) stream: Stream,
-    /// Whether the stream records work for later.
+    /// Whether that stream is being captured into a graph: its work is recorded, not run.
     pub(super) capturing: bool,
-    /// The batch at hand; room for every sequence.
+    /// Entries of the current call; has capacity for every sequence.
     pub(super) entries: Vec<Entry>,
-    /// An edit at hand: index and amount; room for every sequence.
+    /// Sequences of the current edit, each with its amount; has capacity for every sequence.
     pub(super) edits: Vec<(usize, u64)>,
-    pub(super) seen: Seen,
-    /// What the host should know about how the cache was made.
+    /// Finds sequences that appear twice in the current call.
+    pub(super) seq_ids: SeqIdSet,
+    /// See [`Cache::warnings`].
     pub(super) warnings: Vec<String>,
-    /// Why no call but drop works any more, if so.
-    pub(super) dead: Option<Status>,
+    /// Set by a failure after which the cache can only be dropped.
+    pub(super) failed: Option<Status>,
 }
 
-/// Who does the work.
+/// Where a cache's memory is and its kernels run.
 #[derive(Debug)]
 pub(super) enum Place {
-    /// Kernels on threads of this process, while the call lasts.
+    /// On the CPU: a call returns when its work is done.
     Host { backend: Box<dyn Backend>, exec: Executor },
-    /// Kernels in a stream, later.
+    /// On a GPU: a call puts its work into a stream and returns.
     Device(Box<dyn Device>),
 }
 
@@ -68,23 +69,23 @@ impl Cache {
         };
         Ok(Self {
             shape,
-            mirror: Mirror::new(layers.len(), n_seqs, matches!(place, Place::Device(_)))?,
+            counters: HostCounters::new(layers.len(), n_seqs, matches!(place, Place::Device(_)))?,
             layers,
             place,
             stream: Stream::default(),
             capturing: false,
             entries: with_room(n_seqs, "batch entries")?,
             edits: with_room(n_seqs, "batch edits")?,
-            seen: Seen::new(filled(n_seqs, 0, "batch marks")?),
+            seq_ids: SeqIdSet::new(filled(n_seqs, 0, "batch marks")?),
             warnings,
-            dead: None,
+            failed: None,
         })
     }
 
     /// What [`Cache::new`] would allocate, without allocating it.
     ///
     /// # Errors
-    /// As [`Cache::new`], but for memory that cannot be had.
+    /// As [`Cache::new`], except for failed allocations.
     pub fn footprint(config: &CacheConfig) -> Result<Footprint> {
         let (shape, layers) = validate(config)?;
         let n_seqs = u64::from(config.n_seqs);
@@ -95,38 +96,41 @@ impl Cache {
             (Cpu::bytes(&shape, layers.iter().map(Arc::as_ref), config.n_seqs, config.n_threads)?, 0)
         };
         let per_seq = size_of::<Entry>() + size_of::<(usize, u64)>() + size_of::<u64>();
-        let counters = Mirror::bytes(layers.len() as u64, n_seqs, cuda);
-        // At most 2^16 layers x 2^24 sequences x 40 bytes: no overflow but in the sum.
+        let counters = HostCounters::bytes(layers.len() as u64, n_seqs, cuda);
+        // At most 2^16 layers x 2^24 sequences x 40 bytes: only the sum can overflow.
         let Some(host) = kernels.checked_add(per_seq as u64 * n_seqs + counters) else {
             bail!(OutOfMemory, "K, V and counters exceed 2^64 bytes");
         };
         Ok(Footprint { host, device })
     }
 
-    /// Layers.
+    /// Number of layers.
     #[must_use]
     pub fn n_layers(&self) -> usize {
         self.layers.len()
     }
 
-    /// Sequences.
+    /// Number of sequences.
     #[must_use]
     pub fn n_seqs(&self) -> usize {
-        self.mirror.n_seqs()
+        self.counters.n_seqs()
     }
 
-    /// No further call but drop.
+    /// Makes every further call fail with `Internal`: a call has failed part way, so that the contents are undefined.
     pub(crate) fn poison(&mut self) {
-        self.dead.get_or_insert(Status::Internal);
+        self.failed.get_or_insert(Status::Internal);
     }
 
-    pub(super) fn alive(&self) -> Result<()> {
-        match self.dead {
+    /// Fails if an earlier failure has made the cache unusable.
+    pub(super) fn check_usable(&self) -> Result<()> {
+        match self.failed {
             None => Ok(()),
             Some(Status::DeviceLost) => {
-                bail!(DeviceLost, "the device failed in an earlier call; only destroy works now")
+                bail!(DeviceLost, "the device failed in an earlier call; the cache can only be destroyed")
             }
-            Some(_) => bail!(Internal, "an earlier call failed inside; only destroy works now"),
+            Some(_) => {
+                bail!(Internal, "an earlier call failed with an internal error; the cache can only be destroyed")
+            }
         }
     }
 }

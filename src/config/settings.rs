@@ -1,4 +1,4 @@
-//! Everything a user may set.
+//! The settings of a cache and of its layers.
 
 use super::cuda::CudaConfig;
 use super::types::{BackendKind, DType, PositionMode, RopeStyle};
@@ -9,31 +9,32 @@ use crate::memory::Memory;
 /// Settings of one layer.
 #[derive(Clone, Debug)]
 pub struct LayerConfig {
-    /// Pinned first tokens of each sequence.
+    /// First tokens of each sequence, which are never dropped.
     pub n_sink: u32,
-    /// Most recent tokens a query sees, its own included; at least 1.
+    /// Most recent tokens that a query attends to, its own included; at least 1.
     pub window: u32,
-    /// Position mode.
+    /// How keys and queries get their positions.
     pub position_mode: PositionMode,
-    /// `RoPE` style.
+    /// Which dims `RoPE` rotates together.
     pub rope_style: RopeStyle,
-    /// Rotated leading dims, even; 0 = `head_dim`.
+    /// Leading dims of a head that `RoPE` rotates, an even number; 0 = `head_dim`.
     pub rope_dim: u32,
-    /// `RoPE` base.
+    /// Base of the `RoPE` frequencies (theta).
     pub rope_base: f64,
     /// Linear position scaling: angle = position x `rope_scale` x frequency.
     pub rope_scale: f64,
-    /// Factor on the rotated dims of q and of k (`YaRN`'s attention factor). The host's business in `RopeApplied`.
+    /// Factor on the rotated dims of q and of k (`YaRN`'s attention factor). In `RopeApplied` the host applies it to k
+    /// and to the queries, and the cache does not.
     pub rope_mscale: f64,
-    /// Angular frequencies `[rope_dim / 2]` instead of those of `rope_base`; empty = from the base.
+    /// Angular frequencies `[rope_dim / 2]` in radians per token; empty = those of `rope_base`.
     pub inv_freq: Vec<f32>,
-    /// `ALiBi` slopes `[n_q_heads]`; needed in `Alibi`, empty otherwise.
+    /// `ALiBi` slopes `[n_q_heads]`; required in `Alibi`, empty otherwise.
     pub alibi_slopes: Vec<f32>,
-    /// Factor on scores; 0 = 1 / sqrt(`head_dim`).
+    /// Factor on QK^T; 0 = 1 / sqrt(`head_dim`).
     pub scale: f64,
     /// Above 0: score = softcap x tanh(score / softcap).
     pub softcap: f64,
-    /// Learned logit per query head `[n_q_heads]`, raw, in the denominator only; empty = none.
+    /// Learned sink logit per query head `[n_q_heads]`, added to the softmax denominator unscaled; empty = none.
     pub sink_logits: Vec<f32>,
 }
 
@@ -60,41 +61,42 @@ impl Default for LayerConfig {
 /// Settings of a cache.
 #[derive(Clone, Debug)]
 pub struct CacheConfig {
-    /// Backend.
+    /// Where K and V are stored and kernels run.
     pub backend: BackendKind,
-    /// Layers, 1 to 65,536.
+    /// Attention layers, 1 to 65,536.
     pub n_layers: u32,
-    /// Sequences, 1 to 2^24.
+    /// Sequences that the cache holds, 1 to 2^24.
     pub n_seqs: u32,
     /// Query heads, a multiple of `n_kv_heads`, at most 65,536.
     pub n_q_heads: u32,
-    /// Heads of K and V.
+    /// Heads of K and V. Query head h uses KV head h / (`n_q_heads` / `n_kv_heads`).
     pub n_kv_heads: u32,
     /// Dims of a head of Q and K: a multiple of 8, at most 512.
     pub head_dim: u32,
-    /// Dims of a head of V, likewise; 0 = `head_dim`.
+    /// Dims of a head of V: the same limits; 0 = `head_dim`.
     pub head_dim_v: u32,
-    /// Type of q, k and v as they come in.
+    /// Element type of the caller's q, k and v.
     pub in_dtype: DType,
-    /// Type of out.
+    /// Element type of the output.
     pub out_dtype: DType,
-    /// Type K and V are stored in.
+    /// Element type that K and V are stored in.
     pub kv_dtype: DType,
-    /// Most tokens of one sequence in one append.
+    /// The most tokens of one sequence in one append.
     pub max_chunk: u32,
-    /// How far below its highest length a sequence may be cut back.
+    /// How far below its highest length a sequence may be rewound.
     pub max_rewind: u32,
-    /// Threads, or parts a host's parallel-for or thread team is given; 1 to 1,024.
+    /// Threads of the cache's pool, or parts that a call is divided into for `parallel_for` or a thread team; 1 to
+    /// 1,024.
     pub n_threads: u32,
-    /// One setting for all layers, or `n_layers` settings.
+    /// One element for all layers, or one for each layer.
     pub layers: Vec<LayerConfig>,
-    /// Where memory comes from.
+    /// Allocator of host memory.
     pub memory: Memory,
-    /// The host's parallel loop; `None` = `n_threads` threads of our own.
+    /// The host's parallel loop; `None` = a pool of `n_threads` threads.
     pub parallel_for: Option<ParallelFor>,
-    /// Which instruction set the CPU backend uses; `None` = the best, or what `SINKCACHE_CPU` names.
+    /// Instruction set of the CPU kernels; `None` = what `SINKCACHE_CPU` names, or else the best available.
     pub isa: Option<Isa>,
-    /// Which device, for the CUDA backend.
+    /// Settings of the CUDA backend.
     pub cuda: CudaConfig,
 }
 
@@ -123,11 +125,11 @@ impl Default for CacheConfig {
     }
 }
 
-/// Bytes a cache takes, all of them at create.
+/// Bytes that a cache allocates, all of them when it is created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
-    /// Host memory: on the CPU backend K, V, scratch and counters.
+    /// Host memory: for the CPU backend K, V, scratch and counters; for CUDA the host's counters.
     pub host: u64,
-    /// Device memory.
+    /// Device memory; 0 for the CPU backend.
     pub device: u64,
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use parking_lot::Mutex;
 
 use super::log::Log;
-use super::team::Parts;
+use super::team::Team;
 use crate::cache::Cache;
 use crate::error::{Error, Result, Status, bail};
 
@@ -15,7 +15,7 @@ const IDLE: u32 = 0;
 /// One call uses it.
 const EXCLUSIVE: u32 = 1;
 /// A thread team does a step.
-const PARTS: u32 = 2;
+const TEAM: u32 = 2;
 
 /// A cache behind a handle.
 pub struct Handle {
@@ -23,7 +23,7 @@ pub struct Handle {
     /// `None` once destroyed. Mutable access only through the gate.
     cache: UnsafeCell<Option<Cache>>,
     /// The step a thread team is doing.
-    pub parts: Mutex<Parts>,
+    pub team: Mutex<Team>,
     pub log: Log,
 }
 
@@ -41,7 +41,7 @@ impl<'a> Exclusive<'a> {
     pub fn enter(handle: &'a Handle) -> Result<Self> {
         match handle.gate.compare_exchange(IDLE, EXCLUSIVE, Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => Ok(Self { handle, was_panicking: std::thread::panicking() }),
-            Err(PARTS) => bail!(Busy, "a thread team is inside skc_step_part on this cache"),
+            Err(TEAM) => bail!(Busy, "a thread team is inside skc_step_part on this cache"),
             Err(_) => bail!(Busy, "another call is using this cache"),
         }
     }
@@ -67,19 +67,19 @@ impl Drop for Exclusive<'_> {
 impl Handle {
     /// A cache that nobody uses yet.
     pub fn new(cache: Cache, log: Log) -> Self {
-        Self { gate: AtomicU32::new(IDLE), cache: UnsafeCell::new(Some(cache)), parts: Mutex::default(), log }
+        Self { gate: AtomicU32::new(IDLE), cache: UnsafeCell::new(Some(cache)), team: Mutex::default(), log }
     }
 
     /// Lets a thread team in; the lock of `parts` must be held.
-    pub fn open_parts(&self) -> Result<()> {
-        match self.gate.compare_exchange(IDLE, PARTS, Ordering::Acquire, Ordering::Relaxed) {
+    pub fn begin_team(&self) -> Result<()> {
+        match self.gate.compare_exchange(IDLE, TEAM, Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => Ok(()),
             Err(_) => bail!(Busy, "another call is using this cache"),
         }
     }
 
     /// Ends a team's step; the lock of `parts` must be held, and no member be inside.
-    pub fn close_parts(&self) {
+    pub fn end_team(&self) {
         self.gate.store(IDLE, Ordering::Release);
     }
 
@@ -87,7 +87,7 @@ impl Handle {
     ///
     /// # Safety
     /// The gate must be open for a team, the caller one of its members.
-    pub unsafe fn shared(&self) -> Result<&Cache> {
+    pub unsafe fn cache_shared(&self) -> Result<&Cache> {
         // SAFETY: the caller's contract: nobody has it mutably.
         unsafe { &*self.cache.get() }.as_ref().ok_or_else(destroyed)
     }
@@ -97,7 +97,7 @@ impl Handle {
     /// # Safety
     /// The gate must be open for a team, the lock of `parts` held, and no member be computing.
     #[expect(clippy::mut_from_ref, reason = "the gate and the lock are the exclusion")]
-    pub unsafe fn sole(&self) -> Result<&mut Cache> {
+    pub unsafe fn cache_exclusive(&self) -> Result<&mut Cache> {
         // SAFETY: the caller's contract.
         unsafe { &mut *self.cache.get() }.as_mut().ok_or_else(destroyed)
     }
@@ -108,19 +108,19 @@ fn destroyed() -> Error {
 }
 
 /// Ends a step some of whose members never came, unless one is inside.
-pub fn abandon(handle: &Handle) -> Result<()> {
-    let mut parts = handle.parts.lock();
-    let Some(open) = &parts.open else {
+pub fn abort_team_step(handle: &Handle) -> Result<()> {
+    let mut team = handle.team.lock();
+    let Some(step) = &team.step else {
         return Ok(());
     };
-    if open.n_finished < open.n_arrived {
-        bail!(Busy, "{} members are inside skc_step_part", open.n_arrived - open.n_finished);
+    if step.n_finished < step.n_arrived {
+        bail!(Busy, "{} members are inside skc_step_part", step.n_arrived - step.n_finished);
     }
-    if open.failure.is_some() {
+    if step.failure.is_some() {
         // SAFETY: no member is inside, the lock is held, and the gate is still the team's.
-        unsafe { handle.sole() }?.poison();
+        unsafe { handle.cache_exclusive() }?.poison();
     }
-    parts.open = None;
-    handle.close_parts();
+    team.step = None;
+    handle.end_team();
     Ok(())
 }

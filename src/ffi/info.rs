@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, c_char};
 
-use super::boundary::{boundary, write};
+use super::boundary::{boundary, write_output};
 use super::c_struct::{c_struct, fill, read_struct};
 use super::constants::{
     SKC_ABI_VERSION, SKC_BACKEND_CPU, SKC_BACKEND_CUDA, SKC_CALL_APPEND, SKC_CALL_ATTEND, SKC_CALL_STEP,
@@ -215,7 +215,7 @@ pub unsafe extern "C" fn skc_constant(name: *const c_char, value: *mut i64) -> s
     boundary(|| {
         let found = lookup(name)?;
         // SAFETY: the caller's contract.
-        unsafe { write("value", value, found) }
+        unsafe { write_output("value", value, found) }
     })
 }
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
-use super::boundary::catch;
+use super::boundary::catch_panic;
 use super::constants::{SKC_LOG_ERROR, SKC_LOG_INFO, SKC_LOG_WARN};
-use super::gate::{Exclusive, Handle, abandon};
+use super::gate::{Exclusive, Handle, abort_team_step};
 use super::log::Log;
 use crate::cache::Cache;
 use crate::error::{Error, Result, Status, bail};
@@ -117,7 +117,7 @@ pub fn on_stream<T>(
 /// Runs a call that needs the cache to itself.
 pub fn with_cache<T>(handle: *const skc_cache, body: impl FnOnce(&mut Cache) -> Result<T>) -> Result<T> {
     let found = lookup(handle)?;
-    logged(&found, || {
+    log_failure(&found, || {
         let mut exclusive = Exclusive::enter(&found)?;
         exclusive.cache().as_mut().map_or_else(|| Err(destroyed(handle)), body)
     })
@@ -126,12 +126,12 @@ pub fn with_cache<T>(handle: *const skc_cache, body: impl FnOnce(&mut Cache) -> 
 /// Runs a call of a thread team's member; `body` orders the members by the lock in [`Handle::parts`].
 pub fn with_handle<T>(handle: *const skc_cache, body: impl FnOnce(&Handle) -> Result<T>) -> Result<T> {
     let found = lookup(handle)?;
-    logged(&found, || body(&found))
+    log_failure(&found, || body(&found))
 }
 
 /// Logs what went wrong, after the cache has been given back.
-fn logged<T>(handle: &Handle, body: impl FnOnce() -> Result<T>) -> Result<T> {
-    let outcome = catch(body);
+fn log_failure<T>(handle: &Handle, body: impl FnOnce() -> Result<T>) -> Result<T> {
+    let outcome = catch_panic(body);
     if let Err(error) = &outcome {
         let level = if error.status() == Status::Internal { SKC_LOG_ERROR } else { SKC_LOG_WARN };
         handle.log.line(level, error.message());
@@ -143,7 +143,7 @@ fn logged<T>(handle: &Handle, body: impl FnOnce() -> Result<T>) -> Result<T> {
 pub fn destroy(handle: *const skc_cache) -> Result<()> {
     let found = lookup(handle)?;
     // A team whose members never came is no call.
-    abandon(&found)?;
+    abort_team_step(&found)?;
     // Outside the registry's lock: a device may take its time.
     Exclusive::enter(&found)?.cache().as_ref().map_or(Ok(()), Cache::finish)?;
     let cache = {

@@ -1,19 +1,19 @@
 //! The state of a thread team's step.
 
 use super::args::skc_step_args;
-use crate::cache::Work;
+use crate::cache::PlannedCall;
 use crate::config::MAX_THREADS;
 use crate::error::{Error, Result, bail};
 
 /// The step a team is doing, if any.
 #[derive(Default)]
-pub struct Parts {
-    pub open: Option<Open>,
+pub struct Team {
+    pub step: Option<TeamStep>,
 }
 
-pub struct Open {
+pub struct TeamStep {
     pub args: skc_step_args,
-    pub work: Work,
+    pub call: PlannedCall,
     pub nth: u32,
     /// Bit per member that has come.
     arrived: [u64; (MAX_THREADS / 64) as usize],
@@ -23,12 +23,12 @@ pub struct Open {
 }
 
 // SAFETY: the arguments' pointers are compared, never followed.
-unsafe impl Send for Parts {}
+unsafe impl Send for Team {}
 
-impl Open {
+impl TeamStep {
     /// A step that no member has come to yet.
-    pub fn new(args: skc_step_args, work: Work, nth: u32) -> Self {
-        Self { args, work, nth, arrived: Default::default(), n_arrived: 0, n_finished: 0, failure: None }
+    pub fn new(args: skc_step_args, call: PlannedCall, nth: u32) -> Self {
+        Self { args, call, nth, arrived: Default::default(), n_arrived: 0, n_finished: 0, failure: None }
     }
 
     /// Notes that member `ith` has come; refuses one that has come before.

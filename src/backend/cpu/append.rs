@@ -11,7 +11,7 @@ use super::scratch::Scratch;
 use super::simd::Kernels;
 use super::simd::prefetch::prefetch;
 use super::simd::transpose::GroupRows;
-use crate::backend::{AppendRows, Job};
+use crate::backend::{AppendRows, LayerCall};
 use crate::batch::Entry;
 use crate::config::{DType, PositionMode};
 
@@ -96,7 +96,7 @@ fn append_run<T: Stored>(
 /// What is appended, and where to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place<'a> {
-    pub job: &'a Job<'a>,
+    pub job: &'a LayerCall<'a>,
     pub io: &'a AppendRows,
     pub slots: Slots<'a>,
     pub entry: &'a Entry,
@@ -202,8 +202,14 @@ mod tests {
             let resolved = |x, dim| RowsIn::packed(x).resolve("rows", n, shape.n_kv_heads, dim, I::DTYPE).unwrap();
             let io = AppendRows { k: resolved(&k, shape.head_dim), v: resolved(&v, shape.head_dim_v) };
             let entry = Entry { seq: 0, row: 0, n, first: at, start: 1 << 40, floor: 0 };
-            let job =
-                Job { layer_index: 0, layer: &layer, shape: &shape, entries: &[entry], append: Some(io), attend: None };
+            let job = LayerCall {
+                layer_index: 0,
+                layer: &layer,
+                shape: &shape,
+                entries: &[entry],
+                append: Some(io),
+                attend: None,
+            };
             let place = Place { job: &job, io: &io, slots: store.slots(0, 0), entry: &entry };
             // SAFETY: nobody else holds it.
             let mut scratch = unsafe { pool.part(&shape, 0) };

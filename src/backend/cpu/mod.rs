@@ -25,7 +25,7 @@ use self::scratch::ScratchPool;
 use self::simd::Kernels;
 use self::split_kv::Spans;
 use self::worker::Worker;
-use super::{Backend, Job, KernelChoice, TokenCall};
+use super::{Backend, KernelChoice, LayerCall, TokenCall};
 use crate::batch::Entry;
 use crate::config::{DType, Layer, Shape};
 use crate::cpu_features::Isa;
@@ -82,7 +82,7 @@ impl Cpu {
 
     /// # Safety
     /// Nobody else may be worker `ith` meanwhile.
-    unsafe fn worker<'a>(&'a self, job: &'a Job<'a>, ith: u32) -> Worker<'a> {
+    unsafe fn worker<'a>(&'a self, job: &'a LayerCall<'a>, ith: u32) -> Worker<'a> {
         // SAFETY: the caller's contract.
         let scratch = unsafe { self.scratch.part(job.shape, ith) };
         Worker::new(job, &self.store, &self.kernels, self.isa, scratch)
@@ -91,7 +91,7 @@ impl Cpu {
     /// Calls `unit` with a worker and every number below `n`, on as many threads as there are or units to do.
     fn share_out(
         &self,
-        job: &Job<'_>,
+        job: &LayerCall<'_>,
         exec: &Executor,
         n: u64,
         unit: impl Fn(&mut Worker<'_>, u64) + Sync,
@@ -111,7 +111,7 @@ impl Cpu {
         })
     }
 
-    fn append_all<T: element::Stored>(&self, job: &Job<'_>, exec: &Executor, round: Round) -> Result<()> {
+    fn append_all<T: element::Stored>(&self, job: &LayerCall<'_>, exec: &Executor, round: Round) -> Result<()> {
         let shape = job.shape;
         let heads = shape.n_kv_heads as u64;
         let rows: u64 = job.entries.iter().map(|e| round.tokens(e).end - round.tokens(e).start).sum();
@@ -133,7 +133,7 @@ impl Cpu {
         })
     }
 
-    fn attend_all(&self, job: &Job<'_>, exec: &Executor, round: Round) -> Result<()> {
+    fn attend_all(&self, job: &LayerCall<'_>, exec: &Executor, round: Round) -> Result<()> {
         let heads = job.shape.n_kv_heads as u64;
         let kind = |e: &Entry| Kind::new(job.shape, &round.tokens(e));
         let units: u64 = job.entries.iter().map(|e| kind(e).units() * heads).sum();
@@ -151,7 +151,7 @@ impl Cpu {
 
     /// Too few heads for the threads there are: spans of one head are computed by different threads, and merged in order
     /// by whoever is last.
-    fn attend_spans(&self, job: &Job<'_>, exec: &Executor, round: Round) -> Result<()> {
+    fn attend_spans(&self, job: &LayerCall<'_>, exec: &Executor, round: Round) -> Result<()> {
         let heads = job.shape.n_kv_heads as u64;
         let count = |e: &Entry| schedule::span_count(job, e, &round.tokens(e));
         let begun = self.spans.begin(job, |e| count(e));
@@ -163,7 +163,7 @@ impl Cpu {
         })
     }
 
-    fn run_typed<T: element::Stored>(&self, job: &Job<'_>, exec: &Executor) -> Result<()> {
+    fn run_typed<T: element::Stored>(&self, job: &LayerCall<'_>, exec: &Executor) -> Result<()> {
         for round in Round::all(job) {
             if job.append.is_some() {
                 self.append_all::<T>(job, exec, round)?;
@@ -175,7 +175,7 @@ impl Cpu {
         Ok(())
     }
 
-    fn part_typed<T: element::Stored>(&self, job: &Job<'_>, ith: u32, nth: u32) {
+    fn part_typed<T: element::Stored>(&self, job: &LayerCall<'_>, ith: u32, nth: u32) {
         // SAFETY: the trait's contract: one `ith` runs only once at a time.
         let mut worker = unsafe { self.worker(job, ith) };
         for (entry, heads) in share(job.entries, job.shape.n_kv_heads, ith, nth) {
@@ -200,7 +200,7 @@ impl Cpu {
 }
 
 impl Backend for Cpu {
-    fn run(&self, job: &Job<'_>, exec: &Executor) -> Result<()> {
+    fn run(&self, job: &LayerCall<'_>, exec: &Executor) -> Result<()> {
         match job.shape.kv_dtype {
             DType::F32 => self.run_typed::<f32>(job, exec),
             DType::F16 => self.run_typed::<f16>(job, exec),
@@ -208,7 +208,7 @@ impl Backend for Cpu {
         }
     }
 
-    fn run_part(&self, job: &Job<'_>, ith: u32, nth: u32) {
+    fn run_part(&self, job: &LayerCall<'_>, ith: u32, nth: u32) {
         match job.shape.kv_dtype {
             DType::F32 => self.part_typed::<f32>(job, ith, nth),
             DType::F16 => self.part_typed::<f16>(job, ith, nth),

@@ -11,14 +11,14 @@ use super::simd::prefetch::prefetch;
 use super::simd::softmax::Seen;
 use super::visibility::Sight;
 use super::visibility::{Block, blocks};
-use crate::backend::{AttendRows, Job};
+use crate::backend::{AttendRows, LayerCall};
 use crate::batch::Entry;
 use crate::config::PositionMode;
 
 /// Rows of one entry and KV head.
 #[derive(Clone, Debug)]
 pub(super) struct Tile<'a> {
-    pub job: &'a Job<'a>,
+    pub job: &'a LayerCall<'a>,
     pub io: &'a AttendRows,
     pub entry: &'a Entry,
     /// Tokens of the entry whose keys have been appended with them.

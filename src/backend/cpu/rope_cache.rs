@@ -4,14 +4,14 @@ use std::ops::Range;
 
 use super::scratch::{SLAB, Scratch};
 use super::simd::Kernels;
-use crate::backend::Job;
+use crate::backend::LayerCall;
 use crate::batch::Entry;
 use crate::config::PositionMode;
 
 /// Tokens of an entry that are appended, or attended, together.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct EntryTokens<'a> {
-    pub job: &'a Job<'a>,
+    pub job: &'a LayerCall<'a>,
     pub entry: &'a Entry,
     /// Relative to the entry.
     pub tokens: &'a Range<u64>,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::query_tile::Tile;
 use super::scratch::{FEW_ROWS, SPAN, TILE};
-use crate::backend::Job;
+use crate::backend::LayerCall;
 use crate::batch::Entry;
 use crate::config::Shape;
 
@@ -44,14 +44,19 @@ impl Kind {
 }
 
 /// All rows of an entry's head.
-pub(super) fn all_rows<'a>(job: &'a Job<'a>, entry: &'a Entry, tokens: &Range<u64>, head: usize) -> Option<Tile<'a>> {
+pub(super) fn all_rows<'a>(
+    job: &'a LayerCall<'a>,
+    entry: &'a Entry,
+    tokens: &Range<u64>,
+    head: usize,
+) -> Option<Tile<'a>> {
     let io = job.attend.as_ref()?;
     let rows = (tokens.end - tokens.start) as usize * job.shape.group;
     Some(Tile { job, io, entry, tokens: tokens.clone(), head, first_row: 0, rows })
 }
 
 /// Spans of a decode of one head.
-pub(super) fn span_count(job: &Job<'_>, entry: &Entry, tokens: &Range<u64>) -> u64 {
+pub(super) fn span_count(job: &LayerCall<'_>, entry: &Entry, tokens: &Range<u64>) -> u64 {
     all_rows(job, entry, tokens, 0).map_or(0, |tile| tile.blocks(SPAN as u64).count() as u64)
 }
 
@@ -63,7 +68,7 @@ pub(super) struct Round {
 }
 
 impl Round {
-    pub fn all(job: &Job<'_>) -> impl Iterator<Item = Self> + use<> {
+    pub fn all(job: &LayerCall<'_>) -> impl Iterator<Item = Self> + use<> {
         let longest = job.entries.iter().map(|e| e.n).max().unwrap_or(0);
         let step = if job.append.is_some() && job.attend.is_some() { job.shape.max_chunk } else { longest };
         let mut at = 0;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::kv_layout::{most_spans, padded_dim};
 use super::scratch::{SPAN, decode_rows};
-use crate::backend::Job;
+use crate::backend::LayerCall;
 use crate::batch::Entry;
 use crate::config::{Layer, Shape};
 use crate::error::Result;
@@ -75,12 +75,12 @@ impl Spans {
     }
 
     /// Whether all units of a job can share threads.
-    pub fn fits(&self, job: &Job<'_>, decodes: impl Fn(&Entry) -> bool) -> bool {
+    pub fn fits(&self, job: &LayerCall<'_>, decodes: impl Fn(&Entry) -> bool) -> bool {
         job.entries.len() * job.shape.n_kv_heads <= self.left.len() && job.entries.iter().all(decodes)
     }
 
     /// Expects `count` spans of each head of each entry; returns how many there are in all.
-    pub fn begin(&self, job: &Job<'_>, count: impl Fn(&Entry) -> u64) -> u64 {
+    pub fn begin(&self, job: &LayerCall<'_>, count: impl Fn(&Entry) -> u64) -> u64 {
         let heads = job.shape.n_kv_heads;
         let mut total = 0;
         for (entry, left) in job.entries.iter().zip(self.left.chunks(heads)) {

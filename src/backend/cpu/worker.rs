@@ -15,14 +15,14 @@ use super::simd::Kernels;
 use super::split_kv::Part;
 use super::split_kv::Spans;
 use super::{append, chunk, split_kv};
-use crate::backend::Job;
+use crate::backend::LayerCall;
 use crate::batch::Entry;
 use crate::cpu_features::Isa;
 
 /// A thread at work.
 #[derive(Debug)]
 pub(super) struct Worker<'a> {
-    job: &'a Job<'a>,
+    job: &'a LayerCall<'a>,
     store: &'a Store,
     kernels: &'a Kernels,
     isa: Isa,
@@ -34,7 +34,7 @@ pub(super) struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    pub fn new(job: &'a Job<'a>, store: &'a Store, kernels: &'a Kernels, isa: Isa, scratch: Scratch<'a>) -> Self {
+    pub fn new(job: &'a LayerCall<'a>, store: &'a Store, kernels: &'a Kernels, isa: Isa, scratch: Scratch<'a>) -> Self {
         Self { job, store, kernels, isa, scratch, angles: Angles::default(), at: 0, before: 0 }
     }
 
