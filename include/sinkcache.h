@@ -1177,11 +1177,6 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * Value of a constant of the header by its name, for callers that cannot read C: name "SKC_DTYPE_F16" gives 2.
- */
-skc_status skc_constant(const char *name, int64_t *value);
-
-/**
  * Fills a configuration with defaults. `struct_size` is the caller's sizeof(skc_cache_config): nothing is written
  * beyond it.
  */
@@ -1293,6 +1288,11 @@ uint32_t skc_abi_version(void);
  * Name of a status, such as "SKC_STATUS_BUSY"; "unknown status" for other numbers. Never NULL, valid for ever.
  */
 const char *skc_status_name(skc_status status);
+
+/**
+ * Value of a constant of the header by its name, for callers that cannot read C: name "SKC_DTYPE_F16" gives 2.
+ */
+skc_status skc_constant(const char *name, int64_t *value);
 
 /**
  * Which kernel a call runs in a layer, if the rows of its tensors begin at multiples of 16 bytes: `call` is

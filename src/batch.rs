@@ -1,4 +1,4 @@
-//! Ragged batches: which sequences, how many tokens each, rows packed in that order.
+//! Ragged batches: for each entry a sequence and a token count. Rows are packed in the order of the entries.
 
 use crate::error::{Result, bail};
 use crate::ring::{Ring, Seq};
@@ -6,11 +6,11 @@ use crate::ring::{Ring, Seq};
 /// A ragged batch. Entry i is `n_tokens[i]` consecutive rows of sequence `seq_ids[i]`, after the rows of entries 0..i.
 /// Sequence -1 is padding: its rows are skipped.
 #[derive(Clone, Copy, Debug)]
-pub struct Batch<'a>(Entries<'a>);
+pub struct Batch<'a>(BatchArrays<'a>);
 
-/// Where a batch's arrays are.
+/// A batch's arrays, in host or device memory.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Entries<'a> {
+pub(crate) enum BatchArrays<'a> {
     Host(HostBatch<'a>),
     Device(DeviceBatch),
 }
@@ -22,7 +22,7 @@ pub(crate) struct HostBatch<'a> {
     pub n_tokens: &'a [i32],
 }
 
-/// A batch in device memory, which the device alone can read.
+/// A batch whose arrays are in device memory: the host does not read them.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceBatch {
     /// Device address of the sequence ids, -1 for padding.
@@ -31,46 +31,59 @@ pub struct DeviceBatch {
     pub n_tokens: u64,
     /// Elements of both.
     pub n_entries: u32,
-    /// Most tokens an entry may have: one with more is refused on the device.
+    /// The most tokens an entry may have: the device skips an entry with more.
     pub max_tokens: u32,
-    /// Rows the tensors have: an entry that reaches beyond is refused on the device.
+    /// Rows of the tensors: the device skips an entry that reaches beyond.
     pub n_rows: u64,
 }
 
+/// The arrays of an edit in device memory, as device addresses.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceEdit {
+    /// Sequence ids; of a fork, the destinations. -1 is padding.
+    pub seq_ids: u64,
+    /// Tokens per entry; of a fork, the sources. Unused by reset.
+    pub n_tokens: u64,
+    /// Start positions (u64 each) of a reset; address 0 = every sequence starts at position 0.
+    pub positions: u64,
+    /// Elements of each array.
+    pub n_entries: u32,
+}
+
 impl<'a> Batch<'a> {
-    /// A batch of one entry per pair.
+    /// A batch in host memory: entry i is `n_tokens[i]` tokens of sequence `seq_ids[i]`.
     #[must_use]
     pub fn new(seq_ids: &'a [i32], n_tokens: &'a [i32]) -> Self {
-        Self(Entries::Host(HostBatch { seq_ids, n_tokens }))
+        Self(BatchArrays::Host(HostBatch { seq_ids, n_tokens }))
     }
 
-    /// A batch whose arrays lie in device memory; for the CUDA backend.
+    /// A batch whose arrays are in device memory; for the CUDA backend.
     ///
     /// # Safety
-    /// Both arrays must be readable on the device, for as many elements as stated, whenever the work runs: at every
+    /// Both arrays must be readable on the device, for `n_entries` elements, whenever the work runs: at every
     /// replay if it is captured into a graph.
     #[must_use]
     pub unsafe fn on_device(batch: DeviceBatch) -> Self {
-        Self(Entries::Device(batch))
+        Self(BatchArrays::Device(batch))
     }
 
     /// Rows of the batch's tensors, padding included.
     #[must_use]
     pub fn rows(self) -> u64 {
         match self.0 {
-            Entries::Host(batch) => batch.rows(),
-            Entries::Device(batch) => batch.n_rows,
+            BatchArrays::Host(batch) => batch.rows(),
+            BatchArrays::Device(batch) => batch.n_rows,
         }
     }
 
-    pub(crate) fn place(self) -> Entries<'a> {
+    pub(crate) fn arrays(self) -> BatchArrays<'a> {
         self.0
     }
 }
 
 impl<'a> HostBatch<'a> {
     /// # Errors
-    /// A negative count, or slices of different lengths.
+    /// `InvalidArgument` for a negative count, or slices of different lengths.
     pub fn check(self) -> Result<()> {
         if self.seq_ids.len() != self.n_tokens.len() {
             bail!(InvalidArgument, "{} sequence ids but {} token counts", self.seq_ids.len(), self.n_tokens.len());
@@ -81,33 +94,36 @@ impl<'a> HostBatch<'a> {
         Ok(())
     }
 
-    /// Entries with their first row, padding left out, of a checked batch.
-    pub fn entries(self) -> impl Iterator<Item = BatchEntry> + use<'a> {
+    /// The entries of a checked batch, each with its first row; padding is left out.
+    pub fn entries(self) -> impl Iterator<Item = RawEntry> + use<'a> {
         let mut row = 0_u64;
         self.seq_ids.iter().zip(self.n_tokens).enumerate().filter_map(move |(index, (&seq, &n))| {
             let n = u64::from(n.unsigned_abs());
-            let entry = BatchEntry { index, seq, row, n };
+            let entry = RawEntry { index, seq, row, n };
             row += n;
             (seq != -1 && n > 0).then_some(entry)
         })
     }
 
-    /// Rows of the whole batch, padding included. Counts must not be negative.
+    /// Rows of the whole batch, padding included; the batch must be checked.
     pub fn rows(self) -> u64 {
         self.n_tokens.iter().map(|&n| u64::from(n.unsigned_abs())).sum()
     }
 }
 
-/// One entry as the caller gave it.
+/// One entry as the caller gave it: its sequence id is not checked.
 #[derive(Clone, Copy, Debug)]
-pub struct BatchEntry {
+pub struct RawEntry {
+    /// Its index in the batch, for error texts.
     pub index: usize,
     pub seq: i32,
+    /// Its first row in the caller's tensors.
     pub row: u64,
+    /// Rows.
     pub n: u64,
 }
 
-/// One entry as a backend works on it.
+/// One entry as a backend gets it: checked, with its place in the stream.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
     /// The sequence, in range.
@@ -120,18 +136,18 @@ pub struct Entry {
     pub first: u64,
     /// Stream position of token 0.
     pub start: u64,
-    /// Lower bound on the dropped tokens.
+    /// Lower bound on the evicted tokens (see [`Seq`]).
     pub floor: u64,
 }
 
 impl Entry {
-    /// An entry whose sequence the device alone knows: it checks there what depends on the sequence's state.
-    pub fn unchecked(e: &BatchEntry, seq: usize) -> Self {
+    /// An entry whose sequence's counters are stale: the device checks what depends on them.
+    pub fn unchecked(e: &RawEntry, seq: usize) -> Self {
         Self { seq, row: e.row, n: e.n, first: 0, start: 0, floor: 0 }
     }
 
-    /// Tokens to append: they follow what the sequence holds.
-    pub fn append(e: &BatchEntry, seq: usize, state: &Seq, start: u64, ring: &Ring) -> Result<Self> {
+    /// Tokens to append, after those that the sequence holds.
+    pub fn append(e: &RawEntry, seq: usize, state: &Seq, start: u64, ring: &Ring) -> Result<Self> {
         let held = state.len;
         if start.checked_add(held).and_then(|p| p.checked_add(e.n)).is_none() {
             bail!(
@@ -148,17 +164,17 @@ impl Entry {
     }
 
     /// Queries of the last tokens appended.
-    pub fn attend(e: &BatchEntry, seq: usize, state: &Seq, start: u64, ring: &Ring) -> Result<Self> {
+    pub fn attend(e: &RawEntry, seq: usize, state: &Seq, start: u64, ring: &Ring) -> Result<Self> {
         if e.n > state.attendable {
             bail!(
                 OutOfRange,
-                "sequence {seq}: {} queries, the latest append allows {} (edits end it)",
+                "sequence {seq}: {} queries, the latest append allows {} (0 after an edit)",
                 e.n,
                 state.attendable
             );
         }
         let first = state.len - e.n;
-        // Follows from `attendable`; what is overwritten must not be read even where that is wrong.
+        // `attendable` implies it; checked again because overwritten slots must never be read.
         if ring.window_start(first + 1, state.floor) < ring.intact_from(state.highest) {
             bail!(TokensGone, "sequence {seq}: tokens that query {first} sees have been overwritten");
         }
@@ -166,28 +182,29 @@ impl Entry {
     }
 }
 
-/// Finds duplicates in a list of sequence ids without allocating: a stamp per sequence.
+/// A set of sequence ids, to find duplicates in a call. It allocates nothing and is cleared in O(1): a sequence is in
+/// the set if its stamp is the current epoch.
 #[derive(Debug)]
-pub struct Seen {
+pub struct SeqIdSet {
     stamps: Vec<u64>,
     epoch: u64,
 }
 
-impl Seen {
-    /// For `stamps.len()` sequences, all zero.
+impl SeqIdSet {
+    /// An empty set for `stamps.len()` sequences; stamps must be 0.
     pub fn new(stamps: Vec<u64>) -> Self {
         Self { stamps, epoch: 0 }
     }
 
-    /// Starts a new list.
+    /// Empties the set.
     pub fn clear(&mut self) {
         self.epoch += 1;
     }
 
-    /// Marks entry `index`'s sequence `id` as seen and returns it as an index.
+    /// Adds the id of entry `index` of the array `name` and returns it as an index.
     ///
     /// # Errors
-    /// Out of range, or seen before in this list.
+    /// `OutOfRange` if there is no such sequence, `InvalidArgument` if it is in the set already.
     pub fn insert(&mut self, name: &str, index: usize, id: i32) -> Result<usize> {
         let seq = check_seq(name, index, id, self.stamps.len())?;
         if self.stamps[seq] == self.epoch {
@@ -197,13 +214,13 @@ impl Seen {
         Ok(seq)
     }
 
-    /// Whether `seq` is in this list.
+    /// Whether a sequence is in the set.
     pub fn contains(&self, seq: usize) -> bool {
         self.stamps[seq] == self.epoch
     }
 }
 
-/// A sequence id as an index below `n_seqs`.
+/// Entry `index` of the array `name` as an index below `n_seqs`.
 pub fn check_seq(name: &str, index: usize, id: i32, n_seqs: usize) -> Result<usize> {
     match usize::try_from(id) {
         Ok(seq) if seq < n_seqs => Ok(seq),

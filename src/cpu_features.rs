@@ -1,23 +1,24 @@
-//! Which instruction set the CPU kernels use: detection, and the choice by `SINKCACHE_CPU`.
+//! The instruction set that the CPU kernels use: detection, and the choice by `SINKCACHE_CPU`.
 
 use crate::error::{Result, bail};
 
-/// An instruction set.
+/// An instruction set of the CPU kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
-    /// What every target has.
+    /// Plain Rust, for every target.
     Scalar,
     /// AVX2, FMA, F16C.
     Avx2,
-    /// AVX-512 F, BW, DQ, VL; FP16 for chunks of bf16 where the processor has it.
+    /// AVX-512 F, BW, DQ, VL; also AVX-512 FP16 for chunks of bf16, where the processor has it.
     Avx512,
-    /// AVX-512, and AMX tiles of bfloat16 for chunks.
+    /// AVX-512, and AMX bfloat16 tiles for chunks.
     Amx,
     /// NEON, on AArch64.
     Neon,
 }
 
-/// Names a instruction set to use instead of the best: `scalar`, `avx2`, `avx512`, `amx`, `neon`.
+/// The environment variable that selects an instruction set: `scalar`, `avx2`, `avx512`, `amx` or `neon`. Unset or
+/// empty = the best available.
 pub const ISA_VARIABLE: &str = "SINKCACHE_CPU";
 
 impl Isa {
@@ -35,7 +36,7 @@ impl Isa {
         Self::ALL[self as usize].0
     }
 
-    /// Whether this process may use it.
+    /// Whether processor and operating system let this process use it.
     #[must_use]
     pub fn available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
@@ -56,25 +57,25 @@ impl Isa {
         }
         #[cfg(not(target_arch = "x86_64"))]
         {
-            // NEON is part of the target.
+            // Every AArch64 processor has NEON.
             self == Self::Scalar || (cfg!(target_arch = "aarch64") && self == Self::Neon)
         }
     }
 
-    /// The instruction sets that this process may use, the best last.
+    /// The available instruction sets, the best last.
     #[must_use]
     pub fn all() -> Vec<Self> {
         Self::ALL.into_iter().map(|(_, isa)| isa).filter(|isa| isa.available()).collect()
     }
 
-    /// The one asked for, else the one [`ISA_VARIABLE`] names, else the best.
+    /// The requested instruction set, or the one that [`ISA_VARIABLE`] names, or the best available.
     ///
     /// # Errors
-    /// `InvalidConfig` for an unknown name or a instruction set the processor does not have.
-    pub(crate) fn choose(asked: Option<Self>) -> Result<Self> {
+    /// `InvalidConfig` for an unknown name, or an instruction set that is not available.
+    pub(crate) fn choose(requested: Option<Self>) -> Result<Self> {
         let best = Self::ALL.into_iter().rfind(|(_, isa)| isa.available()).map_or(Self::Scalar, |(_, isa)| isa);
-        let name = std::env::var_os(ISA_VARIABLE).filter(|name| asked.is_none() && !name.is_empty());
-        let isa = match (asked, &name) {
+        let name = std::env::var_os(ISA_VARIABLE).filter(|name| requested.is_none() && !name.is_empty());
+        let isa = match (requested, &name) {
             (Some(isa), _) => isa,
             (None, None) => return Ok(best),
             (None, Some(name)) => match Self::ALL.into_iter().find(|(n, _)| name == n) {
@@ -95,13 +96,13 @@ impl Isa {
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::fp16_available;
 
-/// What `is_x86_feature_detected` of stable Rust does not know.
+/// Features that `is_x86_feature_detected` of stable Rust does not know.
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
     use std::sync::OnceLock;
 
-    /// Whether processor and kernel have AMX with bfloat16, and this process may use it. Asks the kernel once.
+    /// Whether processor and operating system support AMX with bfloat16. Requests the permission from the system once.
     pub(super) fn amx_available() -> bool {
         static AVAILABLE: OnceLock<bool> = OnceLock::new();
         *AVAILABLE.get_or_init(|| amx_in_processor() && amx_permitted())
@@ -113,23 +114,24 @@ mod x86 {
         }
         let (seven, one) = (__cpuid_count(7, 0), __cpuid_count(7, 1));
         let (amx_bf16, amx_tile, avx512_bf16) = (seven.edx >> 22 & 1, seven.edx >> 24 & 1, one.eax >> 5 & 1);
-        // SAFETY: the processor has XSAVE, and so XGETBV. Bits 17 and 18: the kernel saves tile configuration and data.
-        let kernel = unsafe { xgetbv() } >> 17 & 3;
-        seven.eax >= 1 && amx_bf16 & amx_tile & avx512_bf16 == 1 && kernel == 3
+        // Bits 17 and 18: the operating system saves tile configuration and tile data.
+        // SAFETY: XSAVE was detected (with OSXSAVE), so XGETBV is available.
+        let tile_state = unsafe { xgetbv() } >> 17 & 3;
+        seven.eax >= 1 && amx_bf16 & amx_tile & avx512_bf16 == 1 && tile_state == 3
     }
 
     #[target_feature(enable = "xsave")]
     unsafe fn xgetbv() -> u64 {
-        // SAFETY: the caller's contract.
+        // SAFETY: the caller has checked that the processor has XSAVE; register 0 always exists.
         unsafe { _xgetbv(0) }
     }
 
-    /// Linux hands out the 8 KiB of tile state on request only.
+    /// Linux grants the 8 KiB of tile state only on request.
     #[cfg(target_os = "linux")]
     fn amx_permitted() -> bool {
         const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
         const XFEATURE_XTILEDATA: libc::c_long = 18;
-        // SAFETY: grants this process a larger register state, nothing else.
+        // SAFETY: the call only grants this process a larger register state.
         unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
     }
 
@@ -138,9 +140,9 @@ mod x86 {
         false
     }
 
-    /// Whether the processor has AVX-512 FP16. The rest of AVX-512 is another question.
+    /// Whether the processor has AVX-512 FP16. It does not imply the rest of AVX-512, see [`super::Isa::available`].
     pub(crate) fn fp16_available() -> bool {
-        // Asked for every tile, and a virtual machine may have to leave its processor to answer.
+        // Cached: it is queried for every tile, and CPUID may trap in a virtual machine.
         static AVAILABLE: OnceLock<bool> = OnceLock::new();
         *AVAILABLE.get_or_init(|| __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx >> 23 & 1 == 1)
     }

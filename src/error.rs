@@ -1,4 +1,4 @@
-//! What can go wrong, as a stable number and a text.
+//! Errors: a status with a stable number, and a text.
 
 use std::fmt;
 
@@ -60,7 +60,7 @@ impl Status {
     ];
 }
 
-/// An error: its status, and a text that names the value and what was allowed.
+/// An error: its status, and a text that names the rejected value and what is allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     status: Status,

@@ -1,11 +1,13 @@
 //! An attention-sink KV cache.
 //!
-//! A [`Cache`] holds the keys and values of all layers and sequences of one model: the first `n_sink` tokens of each
-//! sequence for ever, and a rolling window of the most recent ones (StreamingLLM, arXiv 2309.17453). Attention over it
-//! equals recomputing the window at every token, at any stream position, whichever way the stream is cut into chunks.
+//! A [`Cache`] holds the keys and values of all layers and sequences of one model: permanently the first `n_sink`
+//! tokens of each sequence, and a rolling window of the most recent ones (StreamingLLM, arXiv 2309.17453). Attention
+//! over it equals recomputing the window at every token, at any stream position. Results do not depend on how a stream
+//! is cut into chunks, up to floating-point rounding.
 //!
-//! Keys are rotated once, at their stream position, when they are appended. A query is rotated twice: at its stream
-//! position for the window, and at its cache position for the sinks. Nothing is ever re-rotated, so nothing drifts.
+//! `RoPE` is applied to each key once, at its stream position, when it is appended. Each query is rotated twice: at its
+//! stream position for window keys, and at its cache position (stream position minus evicted tokens) for sink keys.
+//! Stored keys are never rotated again, so no error accumulates.
 //!
 //! The C ABI (`include/sinkcache.h`, module [`ffi`]) wraps the same objects.
 
@@ -23,8 +25,8 @@ pub mod rope;
 mod tensor;
 
 pub use backend::{DeviceError, KernelChoice, TokenCall};
-pub use batch::{Batch, DeviceBatch};
-pub use cache::{Cache, DeviceEdit, SeqInfo};
+pub use batch::{Batch, DeviceBatch, DeviceEdit};
+pub use cache::{Cache, SeqInfo};
 pub use config::{BackendKind, CacheConfig, CudaConfig, DType, Footprint, LayerConfig, PositionMode, RopeStyle};
 pub use cpu_features::{ISA_VARIABLE, Isa};
 pub use error::{Error, Result, Status};

@@ -1,4 +1,4 @@
-//! Memory: had once, at create, from the caller's callbacks or the process's allocator.
+//! Memory, allocated when a cache is created: by the host's callbacks, or by the process's allocator.
 
 use std::alloc::Layout;
 use std::ffi::c_void;
@@ -8,12 +8,12 @@ use crate::error::{Result, bail};
 
 /// Returns `bytes` bytes aligned to `align` (a power of two), or NULL.
 pub type AllocFn = unsafe extern "C" fn(user: *mut c_void, bytes: usize, align: usize) -> *mut c_void;
-/// Takes back what [`AllocFn`] returned for `bytes`.
+/// Frees what [`AllocFn`] returned for `bytes`.
 pub type FreeFn = unsafe extern "C" fn(user: *mut c_void, ptr: *mut c_void, bytes: usize);
 
-/// Alignment of every buffer: a cache line, and the widest vector register.
+/// Alignment of every buffer: a cache line, which is also the widest vector register.
 pub const ALIGN: usize = 64;
-/// What malloc aligns to on every 64-bit target.
+/// The alignment of malloc on every 64-bit target.
 const MALLOC_ALIGN: usize = 16;
 
 /// Where a cache's memory comes from. The default is the process's allocator.
@@ -27,36 +27,36 @@ struct Callbacks {
     user: *mut c_void,
 }
 
-// SAFETY: the callbacks' contract (`Memory::new`) is that they may be called from any thread.
+// SAFETY: `Memory::new` demands that the callbacks may be called from any thread.
 unsafe impl Send for Memory {}
-// SAFETY: as above.
+// SAFETY: as for Send.
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// Memory from a pair of callbacks, which get `user`.
+    /// Memory from a pair of callbacks, which are called with `user`.
     ///
     /// # Safety
-    /// Until every cache made with it is gone, both may be called from any thread, `alloc` must return NULL or writable
-    /// memory of the size asked for that is nobody else's, and neither may unwind.
+    /// Until every cache that uses it is dropped: both may be called from any thread; `alloc` must return NULL
+    /// or writable memory of the requested size that is not used otherwise until it is freed; neither may unwind.
     #[must_use]
     pub unsafe fn new(alloc: AllocFn, free: FreeFn, user: *mut c_void) -> Self {
         Self(Some(Callbacks { alloc, free, user }))
     }
 
-    /// What the caller's callback returns; `None` where there is none.
+    /// Calls the alloc callback; `None` if there is none.
     pub(crate) fn call_alloc(self, bytes: usize, align: usize) -> Option<*mut c_void> {
-        // SAFETY: the contract of `new`.
+        // SAFETY: `new` demands that it may be called, from any thread.
         self.0.map(|c| unsafe { (c.alloc)(c.user, bytes, align) })
     }
 
-    /// Gives a block back to the caller; false where there is no callback.
+    /// Calls the free callback for a block that [`Self::call_alloc`] returned; false if there is none.
     pub(crate) fn call_free(self, ptr: *mut c_void, bytes: usize) -> bool {
-        // SAFETY: the contract of `new`; the block came from its partner.
+        // SAFETY: `new` demands that it may be called, from any thread; the block came from its alloc callback.
         self.0.map(|c| unsafe { (c.free)(c.user, ptr, bytes) }).is_some()
     }
 }
 
-/// A block of memory, given back on drop.
+/// A block of memory, freed on drop.
 #[derive(Debug)]
 pub struct Buffer {
     ptr: NonNull<u8>,
@@ -64,17 +64,18 @@ pub struct Buffer {
     memory: Memory,
 }
 
-// SAFETY: a buffer is plain memory; its users divide it among threads without overlap.
+// SAFETY: a buffer owns plain memory and hands out raw pointers only; its users give each thread a part of its own.
 unsafe impl Send for Buffer {}
-// SAFETY: as above.
+// SAFETY: as for Send.
 unsafe impl Sync for Buffer {}
 
 impl Buffer {
-    /// `bytes` bytes aligned to [`ALIGN`]: zeros from the process, whatever the callback left in its own. Large blocks are
-    /// not touched before they are used.
+    /// `bytes` bytes aligned to [`ALIGN`]. Memory of the process's allocator is zero, that of a callback is as the
+    /// callback left it. Pages of large blocks are not touched before they are used.
     pub fn zeroed(memory: Memory, bytes: usize, what: &str) -> Result<Self> {
         let bytes = bytes.max(1);
-        // Room to align by hand: asked for more than its natural alignment, the allocator would write the zeros itself.
+        // Room to align by hand: for more than the natural alignment the allocator would not use calloc, but write the
+        // zeros itself and so touch every page.
         let taken = match memory.0 {
             None => bytes.checked_add(ALIGN),
             Some(_) => Some(bytes),
@@ -83,9 +84,9 @@ impl Buffer {
             bail!(OutOfMemory, "{bytes} bytes for {what} exceed the address space");
         };
         let ptr = match memory.0 {
-            // SAFETY: the layout is not empty.
+            // SAFETY: the layout has at least one byte.
             None => unsafe { std::alloc::alloc_zeroed(layout) },
-            // SAFETY: the contract of `Memory::new`.
+            // SAFETY: `Memory::new` demands that it may be called, from any thread.
             Some(c) => unsafe { (c.alloc)(c.user, bytes, ALIGN).cast() },
         };
         let Some(ptr) = NonNull::new(ptr) else {
@@ -111,14 +112,14 @@ impl Buffer {
     }
 }
 
-/// Asks for huge pages where a block is large: reading a long window once touches more pages than the processor remembers.
+/// Requests huge pages for large blocks: one pass over a long window touches more 4 KiB pages than the TLB holds.
 #[cfg(target_os = "linux")]
 fn advise_huge_pages(ptr: *mut u8, bytes: usize) {
     const HUGE: usize = 2 << 20;
     let skip = ptr.align_offset(HUGE);
     let whole = bytes.saturating_sub(skip) / HUGE * HUGE;
     if whole > 0 {
-        // SAFETY: whole pages within the block; advice changes nothing that a program can see. Refused, all is as before.
+        // SAFETY: whole pages within the block; MADV_HUGEPAGE does not change their contents, and may fail.
         unsafe { libc::madvise(ptr.wrapping_add(skip).cast(), whole, libc::MADV_HUGEPAGE) };
     }
 }
@@ -129,11 +130,12 @@ fn advise_huge_pages(_: *mut u8, _: usize) {}
 impl Drop for Buffer {
     fn drop(&mut self) {
         match self.memory.0 {
-            // SAFETY: allocated with this layout.
+            // SAFETY: `zeroed` allocated it with this layout.
             None => unsafe {
                 std::alloc::dealloc(self.ptr.as_ptr(), Layout::from_size_align_unchecked(self.bytes, MALLOC_ALIGN));
             },
-            // SAFETY: the contract of `Memory::new`; the block came from its partner.
+            // SAFETY: `Memory::new` demands that it may be called, from any thread; the block came from its alloc
+            // callback.
             Some(c) => unsafe { (c.free)(c.user, self.ptr.as_ptr().cast(), self.bytes) },
         }
     }
@@ -146,7 +148,7 @@ pub fn filled<T: Clone>(n: usize, value: T, what: &str) -> Result<Vec<T>> {
     Ok(v)
 }
 
-/// An empty vector with room for `n`, or `OutOfMemory`.
+/// An empty vector with capacity for `n` elements, or `OutOfMemory`.
 pub fn with_room<T>(n: usize, what: &str) -> Result<Vec<T>> {
     let mut v = Vec::new();
     if v.try_reserve_exact(n).is_err() {

@@ -1,37 +1,38 @@
-//! Slot arithmetic: sinks, ring, and what is visible from where. Pure: no numerics, no memory.
+//! Slot arithmetic: which slot a token is stored in, and which tokens are visible at which length. Pure functions of
+//! counters; no K or V is touched.
 //!
-//! A token is known by its index `t` in its sequence, counted from 0 at the last reset. Indices below `n_sink` live in
-//! slots of their own for ever; the others share `ring_slots` slots in turn. Which token a query sees follows from
-//! indices alone, never from what a slot happens to hold, so a stale slot cannot become visible.
+//! A token is named by its index `t` in its sequence, counted from 0 since the last reset. Tokens below `n_sink` have
+//! slots of their own; the others use `ring_slots` slots in a circle. The visible range follows from indices alone,
+//! never from what a slot holds, so an overwritten slot cannot become visible.
 
 /// Geometry of the cache of one layer, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ring {
-    /// Pinned first tokens.
+    /// First tokens of a sequence, which are never dropped.
     pub n_sink: u64,
-    /// Most recent tokens a query sees, its own included.
+    /// Most recent tokens that a query attends to, its own included.
     pub window: u64,
-    /// Slots the non-sink tokens share: `window + max(max_chunk, max_rewind)`.
+    /// Slots shared by all tokens that are not sinks: `window + max(max_chunk, max_rewind)`.
     pub ring_slots: u64,
-    /// How far below its highest length a sequence may be cut back.
+    /// How far below its highest length a sequence may be rewound.
     pub max_rewind: u64,
 }
 
-/// Counters of one sequence in one layer, in tokens. On a device they lie in its memory as they are here.
+/// Counters of one sequence in one layer, in tokens. The CUDA kernels read and write the same struct in device memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Seq {
     /// Tokens appended and not rewound.
     pub len: u64,
-    /// Highest `len` since the last reset: every index below it may have overwritten a slot.
+    /// Highest `len` since the last reset: any token below it may have overwritten a slot.
     pub highest: u64,
-    /// Lower bound on the dropped tokens, raised by `evict`.
+    /// Lower bound on the evicted tokens (those dropped between sinks and window), raised by `evict`.
     pub floor: u64,
-    /// Tokens of the latest append whose queries may still be asked for.
+    /// Tokens of the latest append whose queries may still be passed to attend.
     pub attendable: u64,
 }
 
-/// A run of consecutive tokens in consecutive slots.
+/// Consecutive tokens in consecutive slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
     /// Index of the first token.
@@ -42,22 +43,23 @@ pub struct Run {
     pub n: u64,
 }
 
-/// Why an edit cannot be done.
+/// Why an edit is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// More tokens than the sequence or its window holds; the number it holds.
+pub enum EditRejection {
+    /// More tokens than the sequence, or its window, holds. Value: the number it holds.
     TooMany(u64),
-    /// Some of the tokens that would become visible have been overwritten; the most that can be cut.
+    /// Tokens that would become visible again have been overwritten. Value: the most tokens that can be removed.
     Overwritten(u64),
-    /// An explicit evict has dropped them for good; the most that can be cut.
+    /// Tokens that would become visible again were dropped by an explicit evict. Value: the most that can be removed.
     Evicted(u64),
 }
 
 impl Ring {
-    /// Ring for `n_sink + window` visible tokens with room for chunks of `max_chunk` and cuts of `max_rewind`.
+    /// The ring for `n_sink + window` visible tokens, chunks of `max_chunk` and rewinds of `max_rewind` tokens.
     ///
-    /// With separate append and attend calls the first query of a chunk still needs what the chunk's last token pushes
-    /// out, and a rewind needs what the rejected tokens pushed out: hence the extra slots.
+    /// Hence the extra slots: when append and attend are separate calls, the first query of a chunk needs the tokens
+    /// that the chunk's last token pushes out of the window; and a rewind needs those that the removed tokens pushed
+    /// out.
     #[must_use]
     pub fn new(n_sink: u32, window: u32, max_chunk: u32, max_rewind: u32) -> Self {
         let (window, max_rewind) = (u64::from(window), u64::from(max_rewind));
@@ -65,7 +67,7 @@ impl Ring {
         Self { n_sink: n_sink.into(), window, ring_slots, max_rewind }
     }
 
-    /// Slots of one sequence: sinks, then the ring.
+    /// Slots of one sequence: those of the sinks, then the ring.
     #[must_use]
     pub fn slots(&self) -> u64 {
         self.n_sink + self.ring_slots
@@ -95,13 +97,14 @@ impl Ring {
         len.saturating_sub(self.window_start(len, floor))
     }
 
-    /// Tokens held at length `len`: sinks and window.
+    /// Tokens held at length `len`: sinks and window tokens.
     #[must_use]
     pub fn held(&self, len: u64, floor: u64) -> u64 {
         len.min(self.n_sink) + self.window_len(len, floor)
     }
 
-    /// Tokens `first..end` as runs of consecutive slots, in order. Runs break where sinks end and where the ring wraps.
+    /// Tokens `first..end` as runs of consecutive slots, in order. A run ends where the sinks end and where the ring
+    /// wraps.
     pub fn runs(&self, first: u64, end: u64) -> impl Iterator<Item = Run> + use<> {
         let ring = *self;
         let mut at = first;
@@ -129,46 +132,47 @@ impl Ring {
         self.window_start(len, seq.floor) >= self.intact_from(seq.highest)
     }
 
-    /// Checks `evict(n)`: drop the `n` oldest window tokens.
+    /// Checks an evict of the `n` oldest window tokens.
     ///
     /// # Errors
     /// `TooMany` when the window holds fewer.
-    pub fn check_evict(&self, seq: &Seq, n: u64) -> Result<(), Refusal> {
+    pub fn check_evict(&self, seq: &Seq, n: u64) -> Result<(), EditRejection> {
         let held = self.window_len(seq.len, seq.floor);
-        if n > held { Err(Refusal::TooMany(held)) } else { Ok(()) }
+        if n > held { Err(EditRejection::TooMany(held)) } else { Ok(()) }
     }
 
-    /// Checks `rewind(n)`: cut the last `n` tokens as if they had never been.
+    /// Checks a rewind of the last `n` tokens.
     ///
     /// # Errors
-    /// When the sequence is shorter, or when tokens that would be visible again are gone.
-    pub fn check_rewind(&self, seq: &Seq, n: u64) -> Result<(), Refusal> {
+    /// When the sequence is shorter, or when tokens that would be visible again have been overwritten or evicted.
+    pub fn check_rewind(&self, seq: &Seq, n: u64) -> Result<(), EditRejection> {
         if n > seq.len {
-            return Err(Refusal::TooMany(seq.len));
+            return Err(EditRejection::TooMany(seq.len));
         }
         if n == 0 {
             return Ok(());
         }
         let new = seq.len - n;
         if seq.floor > 0 && new < self.n_sink + seq.floor {
-            return Err(Refusal::Evicted(self.rewindable(seq)));
+            return Err(EditRejection::Evicted(self.rewindable(seq)));
         }
         if self.window_start(new, seq.floor) < self.rewind_limit(seq) {
-            return Err(Refusal::Overwritten(self.rewindable(seq)));
+            return Err(EditRejection::Overwritten(self.rewindable(seq)));
         }
         Ok(())
     }
 
-    /// Oldest window token a rewind may bring back.
+    /// Oldest window token that a rewind may make visible again.
     fn rewind_limit(&self, seq: &Seq) -> u64 {
         seq.highest.saturating_sub(self.window + self.max_rewind)
     }
 
-    /// The most tokens `rewind` would cut now.
+    /// The most tokens that [`Self::check_rewind`] accepts.
     #[must_use]
     pub fn rewindable(&self, seq: &Seq) -> u64 {
         let below_evict = if seq.floor > 0 { self.n_sink + seq.floor } else { 0 };
-        // window_start(new) >= limit, solved for new: the floor alone may satisfy it, else new must.
+        // window_start(new) >= limit, solved for new. The floor alone may satisfy it; otherwise new must be large
+        // enough.
         let limit = self.rewind_limit(seq);
         let below_ring = if self.n_sink + seq.floor >= limit { 0 } else { limit + self.window };
         seq.len.saturating_sub(below_evict.max(below_ring))
@@ -176,20 +180,21 @@ impl Ring {
 }
 
 impl Seq {
-    /// `n` tokens have been appended.
+    /// Appends `n` tokens.
     pub fn append(&mut self, n: u64) {
         self.len += n;
         self.highest = self.highest.max(self.len);
         self.attendable = n;
     }
 
-    /// Drops the `n > 0` oldest window tokens; checked before. Queries of the latest append may have lost their keys.
+    /// Drops the `n > 0` oldest window tokens, as checked before. Keys of the latest append's queries may be among
+    /// them.
     pub fn evict(&mut self, ring: &Ring, n: u64) {
         self.floor = ring.evicted(self.len, self.floor) + n;
         self.attendable = 0;
     }
 
-    /// Cuts to `len` tokens; checked before. A layer that is as it was keeps its queries.
+    /// Sets the length to `len`, as checked before. At an unchanged length the queries stay valid.
     pub fn cut(&mut self, len: u64) {
         if len != self.len {
             self.len = len;
@@ -238,7 +243,7 @@ mod tests {
             prop_assert_eq!(best, Some(ring.rewindable(&seq)));
         }
 
-        /// What a rewind may bring back is still in its slot.
+        /// Every token that an accepted rewind makes visible is still in its slot.
         #[test]
         fn an_accepted_rewind_is_intact(n_sink in 0u32..5, window in 1u32..9, chunk in 1u32..9, back in 0u32..9,
                                         len in 0u64..60, above in 0u64..8) {
@@ -249,9 +254,10 @@ mod tests {
             }
         }
 
-        /// Two tokens that one query or one rewind can need never share a slot.
+        /// Two tokens that can be visible at the same time never share a slot.
         #[test]
-        fn live_tokens_have_slots_of_their_own(n_sink in 0u32..5, window in 1u32..9, chunk in 1u32..9, len in 1u64..99) {
+        fn live_tokens_have_slots_of_their_own(n_sink in 0u32..5, window in 1u32..9, chunk in 1u32..9,
+                                               len in 1u64..99) {
             let ring = Ring::new(n_sink, window, chunk, 0);
             let n = u64::from(chunk).min(len);
             let first = ring.window_start(len - n + 1, 0);

@@ -1,9 +1,9 @@
-//! Rotary angles at u64 stream positions.
+//! `RoPE` angles at u64 stream positions.
 //!
-//! A frequency is kept as a fraction of a turn per token in 64-bit fixed point. The phase of position p is then
-//! `p * frequency mod 2^64`, exact wrap-around integer arithmetic: the relative angle of two tokens d apart is right to
-//! d x 2^-65 turn plus the frequency's own rounding, wherever in the stream they are. `f32 position * inv_freq` is off by
-//! 0.06 rad at a million tokens.
+//! A frequency is stored as the fraction of a full rotation per token, in 64-bit fixed point. The phase of position p
+//! is `p * frequency mod 2^64`, in exact wrapping integer arithmetic. So the relative angle of two tokens at distance d
+//! has an error of at most d x 2^-65 rotations plus the frequency's rounding, at every stream position. (An f32 product
+//! `position * inv_freq` is off by 0.06 rad at a million tokens.)
 
 use std::f64::consts::TAU;
 
@@ -23,7 +23,7 @@ impl Frequencies {
         self.0.len()
     }
 
-    /// The frequencies in units of 2^-64 turn per token.
+    /// The frequencies in units of 2^-64 rotation per token.
     #[must_use]
     pub fn fixed(&self) -> &[u64] {
         &self.0
@@ -35,9 +35,9 @@ impl Frequencies {
         self.0.is_empty()
     }
 
-    /// Fills `cos` and `sin`, each of `len()` values, for stream position `position`, both times `mscale`.
+    /// Fills `cos` and `sin`, each of `len()` values, for stream position `position`, both multiplied by `mscale`.
     ///
-    /// `position` counts modulo 2^64, so `0u64.wrapping_sub(e)` turns back by e.
+    /// `position` counts modulo 2^64: `0u64.wrapping_sub(e)` gives the rotation by -e positions.
     #[inline(always)]
     pub fn fill(&self, position: u64, mscale: f32, cos: &mut [f32], sin: &mut [f32]) {
         for ((&f, c), s) in self.0.iter().zip(cos).zip(sin) {
@@ -48,23 +48,23 @@ impl Frequencies {
     }
 }
 
-/// A frequency in turns per token as 64-bit fixed point; whole turns change nothing and are dropped.
+/// A frequency in rotations per token as 64-bit fixed point. Whole rotations have no effect and are dropped.
 fn fixed_turns(turns: f64) -> u64 {
-    // 2^64 as f64; the product is below it, and `as` saturates at the one rounding that reaches it.
+    // 2^64 as f64. The product is below it unless it rounds up to it.
     let scaled = turns.rem_euclid(1.0) * 18_446_744_073_709_551_616.0;
     if scaled >= 18_446_744_073_709_551_616.0 { 0 } else { scaled.round() as u64 }
 }
 
-/// Sine and cosine of a phase in units of 2^-64 turn, right to f32 rounding.
+/// Sine and cosine of a phase in units of 2^-64 rotation, correct up to f32 rounding.
 #[must_use]
 #[inline(always)]
 pub fn sin_cos(phase: u64) -> (f32, f32) {
-    // Nearest quarter turn q, and the rest in [-1/8, 1/8) turn: both exact in integers.
+    // The nearest quarter rotation q, and the rest in [-1/8, 1/8) rotation: both exact in integers.
     let q = phase.wrapping_add(1 << 61) >> 62;
     let rest = phase.wrapping_sub(q << 62).cast_signed();
     let x = rest as f64 * (TAU / 18_446_744_073_709_551_616.0);
     let x2 = x * x;
-    // Taylor sums; at |x| <= pi/4 the first term left out is below 4e-14.
+    // Taylor polynomials; for |x| <= pi/4 the first omitted term is below 4e-14.
     let s = x
         * (1.0
             + x2 * (-1.0 / 6.0
@@ -77,8 +77,8 @@ pub fn sin_cos(phase: u64) -> (f32, f32) {
                 + x2 * (-1.0 / 720.0
                     + x2 * (1.0 / 40_320.0
                         + x2 * (-1.0 / 3_628_800.0 + x2 * (1.0 / 479_001_600.0 - x2 / 87_178_291_200.0))))));
-    // Without branches, for the vectors' sake: an odd quarter swaps the two; sine is negative in quarters 2 and 3, cosine
-    // in 1 and 2.
+    // Without branches, so that loops over this function vectorise. An odd quarter swaps the two; sine is negative in
+    // quarters 2 and 3, cosine in 1 and 2.
     let (s, c) = if q & 1 == 0 { (s, c) } else { (c, s) };
     let negated = |x: f64, bit: u64| f64::from_bits(x.to_bits() ^ bit << 63);
     (negated(s, q >> 1 & 1) as f32, negated(c, (q ^ q >> 1) & 1) as f32)
@@ -112,7 +112,7 @@ mod tests {
             prop_assert!((f64::from(s) - x.sin()).abs() < 1e-7 && (f64::from(c) - x.cos()).abs() < 1e-7);
         }
 
-        /// The angle between two tokens depends on their distance alone, to the last bit, at every position.
+        /// The angle between two tokens depends on their distance alone, bit for bit, at every position.
         #[test]
         fn distances_are_exact(p: u64, d in 0u64..1 << 40, w in 0.0f64..3.2) {
             let f = fixed_turns(w / TAU);
@@ -120,11 +120,12 @@ mod tests {
             prop_assert_eq!(phase(p.wrapping_add(d)).wrapping_sub(phase(p)), phase(d));
         }
 
-        /// Against a 128-bit product of the frequency's true value: d x 2^-65 turn plus the f64 rounding of the frequency.
+        /// Compared with a 128-bit product of the exact frequency: at most d x 2^-65 rotations plus the frequency's f64
+        /// rounding.
         #[test]
         fn long_distances_stay_right(d in 1u64..1 << 32, inv in 1e-7f64..1.0) {
             let turns = inv / TAU;
-            // f64 mantissas make this product exact in 128 bits.
+            // The mantissa of an f64 times a u64 is exact in 128 bits.
             let bits = turns.to_bits();
             let (m, e) = ((bits & ((1 << 52) - 1)) | (1 << 52), i64::try_from(bits >> 52).unwrap() - 1075);
             let product = u128::from(m) * u128::from(d);

@@ -1,4 +1,5 @@
-//! Strided views of the caller's q, k, v, out and lse: rows of one token, heads within a row, dims packed.
+//! Strided views of the caller's tensors q, k, v, out and lse, `[tokens, heads, dims]`. The dims of a head are
+//! contiguous.
 
 use std::marker::PhantomData;
 
@@ -11,9 +12,9 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// An element type the cache reads and writes.
+/// An element type of the caller's tensors.
 pub trait Element: sealed::Sealed + Copy + Send + Sync + 'static {
-    /// Its name in a configuration.
+    /// The type as a configuration names it.
     const DTYPE: DType;
 }
 
@@ -44,9 +45,9 @@ pub struct RowsOut<'a> {
 #[derive(Clone, Copy, Debug)]
 struct View {
     ptr: *mut u8,
-    /// Elements behind `ptr`; `None` when only the caller knows.
+    /// Elements of the slice at `ptr`; `None` for a raw pointer, whose length is not known.
     len: Option<usize>,
-    /// `None` takes the type the cache is configured for.
+    /// `None` = the type that the cache is configured for.
     dtype: Option<DType>,
     token_stride: i64,
     head_stride: i64,
@@ -70,18 +71,20 @@ impl<'a> RowsIn<'a> {
     /// Rows of the type the cache is configured for, strides in elements.
     ///
     /// # Safety
-    /// Every element the batch addresses must be readable for `'a`.
+    /// Every element that the batch addresses must be readable during `'a`: in host memory for a CPU cache, on
+    /// the device whenever the work runs for a CUDA cache.
     #[must_use]
     pub unsafe fn from_raw(ptr: *const u8, token_stride: i64, head_stride: i64) -> Self {
         let view = View { ptr: ptr.cast_mut(), len: None, dtype: None, token_stride, head_stride };
         Self { view, life: PhantomData }
     }
 
-    /// Whether they are known to be a slice of this process.
+    /// Whether the rows are known to be in host memory: made from a slice.
     pub(crate) fn in_host_memory(&self) -> bool {
         self.view.len.is_some()
     }
 
+    /// Checks type, alignment and extent for a batch of `rows` rows, and makes the strides explicit.
     pub(crate) fn resolve(self, name: &str, rows: u64, heads: usize, dim: usize, dtype: DType) -> Result<Strided> {
         self.view.resolve(name, rows, heads, dim, dtype)
     }
@@ -105,18 +108,19 @@ impl<'a> RowsOut<'a> {
     /// Rows of the type the cache is configured for, strides in elements.
     ///
     /// # Safety
-    /// Every element the batch addresses must be writable, and nobody else's, for `'a`.
+    /// Every element that the batch addresses must be writable during `'a`, and not accessed otherwise: in
+    /// host memory for a CPU cache, on the device whenever the work runs for a CUDA cache.
     #[must_use]
     pub unsafe fn from_raw(ptr: *mut u8, token_stride: i64, head_stride: i64) -> Self {
         Self { view: View { ptr, len: None, dtype: None, token_stride, head_stride }, life: PhantomData }
     }
 
-    /// As for input, and no two rows or heads may overlap: threads write them at the same time.
-    /// Whether they are known to be a slice of this process.
+    /// Whether the rows are known to be in host memory: made from a slice.
     pub(crate) fn in_host_memory(&self) -> bool {
         self.view.len.is_some()
     }
 
+    /// As [`RowsIn::resolve`]; in addition no two rows or heads may overlap, because threads write them concurrently.
     pub(crate) fn resolve(self, name: &str, rows: u64, heads: usize, dim: usize, dtype: DType) -> Result<Strided> {
         let strided = self.view.resolve(name, rows, heads, dim, dtype)?;
         let size = dtype.size() as u64;
@@ -146,7 +150,7 @@ impl View {
         if let Some(given) = self.dtype.filter(|&given| given != dtype) {
             bail!(InvalidArgument, "{name} holds {given:?}, the cache is configured for {dtype:?}");
         }
-        // A batch of padding addresses nothing, and an empty vector's data may be NULL.
+        // An empty batch addresses nothing, and the data pointer of an empty C++ vector may be NULL.
         if self.ptr.is_null() && rows > 0 {
             bail!(NullPointer, "{name} is NULL");
         }
@@ -154,7 +158,7 @@ impl View {
             bail!(InvalidArgument, "{name} {:p} is not aligned to its element size {}", self.ptr, dtype.size());
         }
         let head = if self.head_stride == 0 { dim as i64 } else { self.head_stride };
-        // heads <= 65,536 and dim <= 512 by configuration: the packed stride cannot overflow.
+        // heads <= 65,536 and dim <= 512 in any valid configuration: the packed stride cannot overflow.
         let token = if self.token_stride == 0 { (heads * dim) as i64 } else { self.token_stride };
         let (mut lowest, mut highest) = (0_i128, dim as i128);
         for reach in [i128::from(token) * (i128::from(rows) - 1).max(0), i128::from(head) * (heads as i128 - 1)] {
@@ -174,13 +178,13 @@ impl View {
             bail!(InvalidArgument, "{name} has {len} elements, the batch addresses {lowest}..{highest}");
         }
         let size = dtype.size() as isize;
-        // The strides themselves may lie outside the address space only where there is one row or head: unused then.
+        // A stride that does not fit belongs to a tensor of one row or head (checked above), where it is never used.
         let bytes = |stride: i64| isize::try_from(stride).ok().and_then(|s| s.checked_mul(size)).unwrap_or(0);
         Ok(Strided { ptr: self.ptr, token: bytes(token), head: bytes(head) })
     }
 }
 
-/// A checked view: base address and strides in bytes.
+/// A checked view: base address, and strides in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Strided {
     ptr: *mut u8,
@@ -188,9 +192,10 @@ pub struct Strided {
     head: isize,
 }
 
-// SAFETY: a `Strided` is an address; those who dereference it divide rows and heads among threads without overlap.
+// SAFETY: a `Strided` is an address and strides; dereferencing it is unsafe, and backends give each thread its own rows
+// and heads of an output.
 unsafe impl Send for Strided {}
-// SAFETY: as above.
+// SAFETY: as for Send.
 unsafe impl Sync for Strided {}
 
 impl Strided {
@@ -199,9 +204,9 @@ impl Strided {
         (self.ptr.expose_provenance(), self.token, self.head)
     }
 
-    /// Address of the dims of one head of one row; both must be within the batch the view was resolved for.
+    /// Address of the first dim of one head of one row; both must be within the batch that the view was resolved for.
     pub(crate) fn at(&self, row: u64, head: usize) -> *mut u8 {
-        // In range by `resolve`, so neither product nor sum can wrap.
+        // `resolve` has checked that every address of the batch is in range, so neither product nor sum wraps.
         self.ptr.wrapping_offset(self.token.wrapping_mul(row as isize)).wrapping_offset(self.head * head as isize)
     }
 }
@@ -211,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refuses_what_it_cannot_address() {
+    fn out_of_range_views_are_rejected() {
         let rows = [0.0_f32; 24];
         let text = |r: RowsIn<'_>| r.resolve("k", 3, 1, 8, DType::F32).map_err(|e| e.message().to_owned());
         assert!(text(RowsIn::packed(&rows)).is_ok());
@@ -222,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_overlapping_output() {
+    fn overlapping_outputs_are_rejected() {
         let mut rows = [0.0_f32; 64];
         let mut check =
             |token, head| RowsOut::strided(&mut rows, token, head).resolve("out", 2, 2, 8, DType::F32).is_ok();

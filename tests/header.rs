@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// The files of the ABI, in the order of the header.
 const SOURCES: [&str; 10] =
-    ["constants", "config", "registry", "lifecycle", "compute", "step_part", "edit", "info", "kernel", "device"];
+    ["constants", "config", "registry", "lifecycle", "args", "compute", "step_part", "edit", "info", "device"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -4,7 +4,7 @@
 
 use libloading::{Library, Symbol};
 use proptest::prelude::*;
-use sinkcache::ring::{Refusal, Ring, Seq};
+use sinkcache::ring::{EditRejection, Ring, Seq};
 
 /// `struct Ring` of ring.cuh.
 #[repr(C)]
@@ -30,12 +30,12 @@ macro_rules! call {
     }};
 }
 
-fn refusal(outcome: Result<(), Refusal>) -> i32 {
+fn rejection_code(outcome: Result<(), EditRejection>) -> i32 {
     match outcome {
         Ok(()) => 0,
-        Err(Refusal::TooMany(_)) => 1,
-        Err(Refusal::Overwritten(_)) => 2,
-        Err(Refusal::Evicted(_)) => 3,
+        Err(EditRejection::TooMany(_)) => 1,
+        Err(EditRejection::Overwritten(_)) => 2,
+        Err(EditRejection::Evicted(_)) => 3,
     }
 }
 
@@ -56,9 +56,9 @@ impl Twin {
         let intact = call!(self, b"skc_ring_intact\0", (*const Plain, u64, *const Seq) -> i32, r, len, s);
         assert_eq!(intact != 0, ring.intact(len, seq));
         let evict = call!(self, b"skc_ring_check_evict\0", (*const Plain, *const Seq, u64) -> i32, r, s, n);
-        assert_eq!(evict, refusal(ring.check_evict(seq, n)));
+        assert_eq!(evict, rejection_code(ring.check_evict(seq, n)));
         let rewind = call!(self, b"skc_ring_check_rewind\0", (*const Plain, *const Seq, u64) -> i32, r, s, n);
-        assert_eq!(rewind, refusal(ring.check_rewind(seq, n)), "rewind {n} of {seq:?} in {ring:?}");
+        assert_eq!(rewind, rejection_code(ring.check_rewind(seq, n)), "rewind {n} of {seq:?} in {ring:?}");
     }
 }
 

@@ -1,8 +1,9 @@
-//! What a device must do.
+//! The interface between cache and backends.
 //!
-//! A `Backend` works while it is called, in host memory: which slots and positions a call means is decided before it
-//! gets here. A `Device` works later, in a host's stream, and keeps the counters itself: it decides by the same
-//! arithmetic, and the host's counters are a mirror.
+//! A `Backend` (CPU) works in host memory and has finished when a call returns. The cache resolves slots and
+//! positions before the call. A `Device` (CUDA) works asynchronously in the host's stream and has counters of its own
+//! in device memory: its kernels resolve slots and positions by the same arithmetic, and the cache's host counters are
+//! a copy.
 
 pub mod cpu;
 pub(crate) mod cuda;
@@ -14,57 +15,56 @@ use crate::exec::Executor;
 use crate::ring::Seq;
 use crate::tensor::Strided;
 
-/// Memory and kernels in host memory.
+/// K and V in host memory, and kernels on CPU threads.
 pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
-    /// Does a job, on the executor's threads.
+    /// Runs a call on the executor's threads.
     ///
     /// # Errors
-    /// `Internal` when something panicked.
-    fn run(&self, job: &Job<'_>, exec: &Executor) -> Result<()>;
+    /// `Internal` when a thread panicked.
+    fn run(&self, call: &LayerCall<'_>, exec: &Executor) -> Result<()>;
 
-    /// Does part `ith` of `nth` of a job; all parts together do it once. Parts need no order among them and may run at
-    /// the same time, but one `ith` only once.
-    fn run_part(&self, job: &Job<'_>, ith: u32, nth: u32);
+    /// Runs part `ith` of `nth` of a call. Parts may run concurrently and in any order; each `ith` must run once.
+    fn run_part(&self, call: &LayerCall<'_>, ith: u32, nth: u32);
 
-    /// Copies the first `slots` slots of every head of one sequence over another's, in one layer.
+    /// Copies the first `slots` slots of every head of sequence `src` to `dst`, in one layer.
     fn copy_sequence(&self, layer: usize, settings: &Layer, src: usize, dst: usize, slots: u64);
 
-    /// The kernel for a call on `n_tokens` tokens of each sequence.
+    /// The kernel that a call on `n_tokens` tokens of each sequence runs.
     fn choice(&self, shape: &Shape, call: TokenCall, n_tokens: u64) -> KernelChoice;
 }
 
-/// A call on the tokens of sequences.
+/// A call on tokens, as opposed to an edit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenCall {
-    /// Rotate and store.
+    /// Rotates and stores keys and values.
     Append,
-    /// Attention of tokens appended before.
+    /// Computes attention for tokens appended before.
     Attend,
-    /// Both.
+    /// Append and attend.
     Step,
 }
 
-/// Which kernel does a call's work, and how it is launched; of a call of several chunks, for the first.
+/// The kernel that a call runs, and its launch. For a call of several chunks: that of the first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelChoice {
-    /// The kernel's name; of a step that takes several, that of its attention.
+    /// The kernel's name. If a step runs an append kernel and an attention kernel, that of the latter.
     pub kernel: String,
-    /// Launches that the call takes; 0 on the CPU. Those that write a batch of more than 64 entries to device memory are
-    /// not counted.
+    /// Kernel launches of the whole call; 0 on the CPU. Launches that copy a batch of more than 64 entries to device
+    /// memory are not counted.
     pub launches: u64,
-    /// Blocks of the launch in x, y and z; 0 on the CPU, as all that follows.
+    /// Thread blocks of the launch in x, y and z. This and the following fields are 0 on the CPU.
     pub grid: [u32; 3],
-    /// Threads of a block.
+    /// Threads per block.
     pub threads: u32,
-    /// Bytes of shared memory of a block.
+    /// Bytes of shared memory per block.
     pub shared_bytes: u32,
-    /// Blocks that share the keys of one KV head of one sequence.
+    /// KV splits: thread blocks that divide the keys of one KV head of one sequence among them.
     pub n_splits: u32,
 }
 
-/// Rotate and store, attend, or one after the other for each chunk.
+/// A checked call on one layer of a CPU cache: append, attend, or both in turn for each chunk.
 #[derive(Debug)]
-pub(crate) struct Job<'a> {
+pub(crate) struct LayerCall<'a> {
     pub layer_index: usize,
     pub layer: &'a Layer,
     pub shape: &'a Shape,
@@ -73,14 +73,14 @@ pub(crate) struct Job<'a> {
     pub attend: Option<AttendRows>,
 }
 
-/// Rows to store.
+/// Keys and values to store.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AppendRows {
     pub k: Strided,
     pub v: Strided,
 }
 
-/// Queries, and where results go.
+/// Queries, and the tensors that results are written to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AttendRows {
     pub q: Strided,
@@ -88,40 +88,40 @@ pub(crate) struct AttendRows {
     pub lse: Option<Strided>,
 }
 
-/// A host's stream as a number; 0 is the default stream. The CPU has none.
+/// A CUDA stream of the host as a number; 0 is the legacy default stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stream(pub(crate) usize);
 
-/// Memory, counters and kernels of a device with streams. Work is put into the stream; only what says so waits.
+/// K, V and counters in device memory, and kernels in a stream. Only methods that say so wait for the device.
 pub(crate) trait Device: Send + Sync + std::fmt::Debug {
-    /// Append, attend, or both.
-    fn run(&self, job: &DeviceJob<'_>) -> Result<()>;
+    /// Puts append, attend, or both into the stream.
+    fn run(&self, call: &DeviceCall<'_>) -> Result<()>;
 
-    /// Edits sequences, all layers at once.
+    /// Puts an edit of sequences, in all layers, into the stream.
     fn edit(&self, edit: &Edit<'_>) -> Result<()>;
 
-    /// The kernel for a call on `n_tokens` tokens, at least one, of each of `n_entries` sequences, whose rows begin at
+    /// The kernel that a call runs on `n_tokens >= 1` tokens of each of `n_entries` sequences, if their rows begin at
     /// multiples of 16 bytes.
     fn choice(&self, layer: usize, call: TokenCall, n_entries: u32, n_tokens: u32) -> Result<KernelChoice>;
 
-    /// Whether work put into the stream is recorded for later instead of done.
+    /// Whether the stream is being captured: work is recorded into a graph instead of run.
     fn capturing(&self, stream: Stream) -> Result<bool>;
 
     /// Waits for the stream and reads a sequence's counters in every layer, and its start position.
     fn read_back(&self, stream: Stream, seq: usize, states: &mut [Seq]) -> Result<u64>;
 
-    /// Takes the record of what the device has refused so far, of work that is done.
+    /// Returns and clears the record of invalid entries that completed work has skipped.
     fn take_error(&self) -> Option<DeviceError>;
 
-    /// Waits for all work: what comes next is the end.
+    /// Waits for all work, before the cache is dropped.
     fn finish(&self) -> Result<()>;
 }
 
-/// Work for a device.
+/// A call on one layer of a CUDA cache: append, attend, or both.
 #[derive(Debug)]
-pub(crate) struct DeviceJob<'a> {
+pub(crate) struct DeviceCall<'a> {
     pub layer: usize,
-    pub batch: JobBatch<'a>,
+    pub batch: DeviceCallBatch<'a>,
     pub append: Option<AppendRows>,
     pub attend: Option<AttendRows>,
     pub stream: Stream,
@@ -129,12 +129,12 @@ pub(crate) struct DeviceJob<'a> {
 
 /// The entries of a device's job.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum JobBatch<'a> {
+pub(crate) enum DeviceCallBatch<'a> {
     Host(HostBatch<'a>),
     Device(DeviceBatch),
 }
 
-/// Which edit. The numbers are those of the kernels and of the C ABI.
+/// Which edit. The numbers are those of the kernels, and of `SKC_CALL_` in the C ABI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum EditCall {
@@ -153,32 +153,33 @@ pub(crate) struct Edit<'a> {
     pub stream: Stream,
 }
 
-/// The sequences of an edit (of a fork: the destinations), and with each its tokens (of a fork: its source) or position.
+/// The entries of an edit: for each a sequence (in a fork: the destination) and, depending on the call, a token count
+/// (in a fork: the source) or a start position.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum EditEntries<'a> {
-    /// Empty where the call has none.
+    /// Arrays in host memory, empty where the call has none.
     Host { ids: &'a [i32], tokens: &'a [i32], positions: &'a [u64] },
     /// 0 where the call has none.
     Device { ids: u64, tokens: u64, positions: u64, n: u32 },
-    /// Every sequence.
+    /// All sequences.
     All,
 }
 
-/// What a device has refused: how many entries, and the first of them.
+/// The invalid batch entries that a device has skipped: their number, and the first of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceError {
-    /// Entries skipped; the rest describes the first.
+    /// Number of entries skipped; the other fields describe the first of them.
     pub count: u32,
-    /// The status a host that knew the counts would have got, as a number of the C ABI.
+    /// The status that the call would have returned for a batch in host memory, as a number of the C ABI.
     pub status: i32,
-    /// Which call: one of `SKC_CALL_` of the C ABI.
+    /// The call, one of `SKC_CALL_` of the C ABI.
     pub call: u32,
-    /// Layer; 2^32 - 1 for edits.
+    /// The layer; 2^32 - 1 for edits, which concern all layers.
     pub layer: u32,
-    /// Index in its batch.
+    /// Index of the entry in its batch.
     pub entry: u32,
-    /// Sequence id as given.
+    /// Sequence id as the caller gave it.
     pub seq_id: i32,
-    /// The count that was refused.
+    /// The rejected count; 0 if the sequence id was rejected.
     pub value: u64,
 }

@@ -1,109 +1,116 @@
-//! Counters of every sequence in every layer, as the host knows them.
+//! The host's copy of the counters of every sequence in every layer.
 //!
-//! On the CPU they are the truth. On a device they are a mirror: what a captured graph will do, and what counts in
-//! device memory say, the host cannot know. Such a sequence is in doubt until it is reset, read back, or the host tells.
+//! For a CPU cache they are the only counters. A CUDA cache keeps its own in device memory, and the host's copy can
+//! become stale: the host does not see length changes made by graph replays or by counts in device memory. A stale
+//! sequence becomes known again when it is reset, read back, or when the host reports the change (`note_replay`).
 
 use crate::error::Result;
 use crate::memory::filled;
 use crate::ring::Seq;
 
 #[derive(Debug)]
-pub(super) struct Mirror {
+pub(super) struct HostCounters {
     /// `[layer][sequence]`.
     seqs: Vec<Seq>,
     /// Stream position of token 0, per sequence.
     pub starts: Vec<u64>,
-    /// `None` where the host's counters are the truth.
-    doubt: Option<Doubt>,
+    /// `None` for a CPU cache, whose counters are never stale.
+    staleness: Option<Staleness>,
 }
 
-/// A counter is in doubt when its layer was lost after it was last known: losing a whole layer costs one number.
+/// Which counters are stale, by epochs: those of a sequence are stale if they were last refreshed before their layer
+/// was last invalidated. Invalidating a whole layer is O(1).
 #[derive(Debug)]
-struct Doubt {
-    now: u64,
-    /// Per layer.
-    lost: Vec<u64>,
-    /// `[layer][sequence]`.
-    known: Vec<u64>,
+struct Staleness {
+    /// Counts invalidations of whole layers.
+    epoch: u64,
+    /// Per layer: the epoch of its latest invalidation.
+    invalidated: Vec<u64>,
+    /// `[layer][sequence]`: the epoch of the latest refresh; 0 = invalidated since.
+    refreshed: Vec<u64>,
 }
 
-impl Mirror {
-    pub fn new(n_layers: usize, n_seqs: usize, doubtful: bool) -> Result<Self> {
-        let doubt = if doubtful {
-            let known = filled(n_layers * n_seqs, 1, "sequence counters")?;
-            Some(Doubt { now: 1, lost: filled(n_layers, 1, "layer counters")?, known })
+impl HostCounters {
+    pub fn new(n_layers: usize, n_seqs: usize, on_device: bool) -> Result<Self> {
+        let staleness = if on_device {
+            let refreshed = filled(n_layers * n_seqs, 1, "sequence counters")?;
+            Some(Staleness { epoch: 1, invalidated: filled(n_layers, 1, "layer counters")?, refreshed })
         } else {
             None
         };
         Ok(Self {
             seqs: filled(n_layers * n_seqs, Seq::default(), "sequence counters")?,
             starts: filled(n_seqs, 0, "start positions")?,
-            doubt,
+            staleness,
         })
     }
 
-    /// Host bytes of [`Self::new`]. At most 2^16 layers x 2^24 sequences: no overflow.
-    pub fn bytes(n_layers: u64, n_seqs: u64, doubtful: bool) -> u64 {
-        let per_seq = size_of::<Seq>() as u64 + if doubtful { 8 } else { 0 };
-        n_layers * n_seqs * per_seq + 8 * n_seqs + if doubtful { 8 * n_layers } else { 0 }
+    /// Host bytes that [`Self::new`] allocates. At most 2^16 layers x 2^24 sequences: the product cannot overflow.
+    pub fn bytes(n_layers: u64, n_seqs: u64, on_device: bool) -> u64 {
+        let per_seq = size_of::<Seq>() as u64 + if on_device { 8 } else { 0 };
+        n_layers * n_seqs * per_seq + 8 * n_seqs + if on_device { 8 * n_layers } else { 0 }
     }
 
     pub fn n_seqs(&self) -> usize {
         self.starts.len()
     }
 
+    fn index(&self, layer: usize, seq: usize) -> usize {
+        layer * self.starts.len() + seq
+    }
+
     pub fn seq(&self, layer: usize, seq: usize) -> &Seq {
-        &self.seqs[layer * self.starts.len() + seq]
+        &self.seqs[self.index(layer, seq)]
     }
 
     pub fn seq_mut(&mut self, layer: usize, seq: usize) -> &mut Seq {
-        &mut self.seqs[layer * self.starts.len() + seq]
+        let index = self.index(layer, seq);
+        &mut self.seqs[index]
     }
 
-    /// Every layer's state of one sequence.
+    /// The counters of one sequence in every layer, in order.
     pub fn layers(&self, seq: usize) -> impl Iterator<Item = (usize, &Seq)> {
         self.seqs.iter().skip(seq).step_by(self.starts.len()).enumerate()
     }
 
-    /// Whether the counters of a sequence in a layer are the device's.
-    pub fn sure(&self, layer: usize, seq: usize) -> bool {
-        self.doubt.as_ref().is_none_or(|d| d.known[layer * self.starts.len() + seq] >= d.lost[layer])
+    /// Whether the host's counters of a sequence in a layer are up to date.
+    pub fn known(&self, layer: usize, seq: usize) -> bool {
+        self.staleness.as_ref().is_none_or(|s| s.refreshed[self.index(layer, seq)] >= s.invalidated[layer])
     }
 
-    /// Whether they are in every layer.
-    pub fn sure_everywhere(&self, seq: usize) -> bool {
-        self.layers(seq).all(|(layer, _)| self.sure(layer, seq))
+    pub fn known_in_all_layers(&self, seq: usize) -> bool {
+        self.layers(seq).all(|(layer, _)| self.known(layer, seq))
     }
 
-    /// The host no longer knows a sequence in a layer.
-    pub fn lose(&mut self, layer: usize, seq: usize) {
-        let n_seqs = self.starts.len();
-        if let Some(d) = &mut self.doubt {
-            d.known[layer * n_seqs + seq] = 0;
+    /// Makes the counters of a sequence in a layer stale.
+    pub fn invalidate(&mut self, layer: usize, seq: usize) {
+        let index = self.index(layer, seq);
+        if let Some(s) = &mut self.staleness {
+            s.refreshed[index] = 0;
         }
     }
 
-    /// The host no longer knows any sequence of a layer.
-    pub fn lose_layer(&mut self, layer: usize) {
-        if let Some(d) = &mut self.doubt {
-            d.now += 1;
-            d.lost[layer] = d.now;
+    /// Makes the counters of all sequences in a layer stale.
+    pub fn invalidate_layer(&mut self, layer: usize) {
+        if let Some(s) = &mut self.staleness {
+            s.epoch += 1;
+            s.invalidated[layer] = s.epoch;
         }
     }
 
-    /// The host no longer knows anything.
-    pub fn lose_all(&mut self) {
-        if let Some(d) = &mut self.doubt {
-            d.now += 1;
-            d.lost.fill(d.now);
+    /// Makes all counters stale.
+    pub fn invalidate_all(&mut self) {
+        if let Some(s) = &mut self.staleness {
+            s.epoch += 1;
+            s.invalidated.fill(s.epoch);
         }
     }
 
-    /// The host knows a sequence in a layer.
-    pub fn settle(&mut self, layer: usize, seq: usize) {
-        let n_seqs = self.starts.len();
-        if let Some(d) = &mut self.doubt {
-            d.known[layer * n_seqs + seq] = d.now;
+    /// Makes the counters of a sequence in a layer known again: the caller has brought them up to date.
+    pub fn refresh(&mut self, layer: usize, seq: usize) {
+        let index = self.index(layer, seq);
+        if let Some(s) = &mut self.staleness {
+            s.refreshed[index] = s.epoch;
         }
     }
 }
@@ -113,23 +120,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lost_layer_is_in_doubt_until_settled() {
-        let mut mirror = Mirror::new(2, 3, true).unwrap();
-        assert!((0..3).all(|s| mirror.sure_everywhere(s)));
-        mirror.lose_layer(1);
-        assert!((0..3).all(|s| mirror.sure(0, s) && !mirror.sure(1, s)));
-        mirror.settle(1, 2);
-        assert!(mirror.sure_everywhere(2) && !mirror.sure_everywhere(1));
-        mirror.lose(0, 1);
-        assert!(mirror.sure(0, 0) && !mirror.sure(0, 1));
-        mirror.lose_all();
-        assert!((0..3).all(|s| !mirror.sure(0, s) && !mirror.sure(1, s)));
+    fn an_invalidated_layer_is_stale_until_refreshed() {
+        let mut counters = HostCounters::new(2, 3, true).unwrap();
+        assert!((0..3).all(|s| counters.known_in_all_layers(s)));
+        counters.invalidate_layer(1);
+        assert!((0..3).all(|s| counters.known(0, s) && !counters.known(1, s)));
+        counters.refresh(1, 2);
+        assert!(counters.known_in_all_layers(2) && !counters.known_in_all_layers(1));
+        counters.invalidate(0, 1);
+        assert!(counters.known(0, 0) && !counters.known(0, 1));
+        counters.invalidate_all();
+        assert!((0..3).all(|s| !counters.known(0, s) && !counters.known(1, s)));
     }
 
     #[test]
-    fn the_truth_is_never_in_doubt() {
-        let mut mirror = Mirror::new(1, 1, false).unwrap();
-        mirror.lose_all();
-        assert!(mirror.sure(0, 0));
+    fn counters_of_a_cpu_cache_are_never_stale() {
+        let mut counters = HostCounters::new(1, 1, false).unwrap();
+        counters.invalidate_all();
+        assert!(counters.known(0, 0));
     }
 }

@@ -1,84 +1,72 @@
-//! What only a cache on a device has: a stream to work in, batches the host cannot read, counters it may not know.
+//! What only a CUDA cache has: a stream, batches and edits whose arrays are in device memory, stale host counters.
 
-use super::{Cache, Place, Work};
-use crate::backend::{Device, DeviceError, DeviceJob, Edit, EditCall, EditEntries, JobBatch, Stream};
-use crate::batch::{Batch, DeviceBatch, Entries};
+use super::plan::PlannedCall;
+use super::state::{Cache, Place};
+use crate::backend::{Device, DeviceCall, DeviceCallBatch, DeviceError, Edit, EditCall, EditEntries, Stream};
+use crate::batch::{Batch, BatchArrays, DeviceBatch, DeviceEdit};
 use crate::config::MAX_SEQS;
 use crate::error::{Result, Status, bail};
 
-/// The arrays of an edit in device memory, as addresses.
-#[derive(Clone, Copy, Debug)]
-pub struct DeviceEdit {
-    /// Sequence ids; of a fork, the destinations. -1 is padding.
-    pub seq_ids: u64,
-    /// Tokens per entry; of a fork, the sources. Unused by reset.
-    pub n_tokens: u64,
-    /// Start positions (u64) of a reset, or 0 for 0.
-    pub positions: u64,
-    /// Elements of each.
-    pub n_entries: u32,
-}
-
 impl Cache {
-    /// The stream (`CUstream`) that the next calls put their work into, until it is set again; NULL is the legacy
-    /// default stream. If it is being captured, calls are recorded, the host's counters stay as they are, and the
-    /// sequences they change are in doubt for the host.
+    /// Sets the stream (`CUstream`) that the next calls put their work into, until it is set again; NULL is the legacy
+    /// default stream. While the stream is being captured, calls are recorded into the graph: the host's counters do
+    /// not change, and those of the sequences that a recorded call changes become stale.
     ///
     /// # Errors
     /// `InvalidArgument` on the CPU, or where the stream's capture has been invalidated; `DeviceLost`.
     ///
     /// # Safety
-    /// The stream must be a live one of the cache's context while calls use it. One cache follows one stream: work put
-    /// into different ones must be ordered by the caller.
+    /// The stream must belong to the cache's context and stay valid while calls use it. A caller that uses several
+    /// streams for one cache must order their work.
     pub unsafe fn set_stream(&mut self, stream: *mut std::ffi::c_void) -> Result<()> {
-        self.alive()?;
+        self.check_usable()?;
         match &self.place {
             Place::Host { .. } if stream.is_null() => Ok(()),
-            Place::Host { .. } => bail!(InvalidArgument, "stream is {stream:p}: a CPU cache has none, NULL is needed"),
+            Place::Host { .. } => bail!(InvalidArgument, "stream is {stream:p}: a CPU cache has none, it must be NULL"),
             Place::Device(device) => {
                 let stream = Stream(stream.expose_provenance());
                 let capturing = device.capturing(stream);
-                self.capturing = self.survive(capturing)?;
+                self.capturing = self.note_device_loss(capturing)?;
                 self.stream = stream;
                 Ok(())
             }
         }
     }
 
-    pub(super) fn remote(&self) -> Option<&dyn Device> {
+    pub(super) fn device(&self) -> Option<&dyn Device> {
         match &self.place {
             Place::Host { .. } => None,
             Place::Device(device) => Some(device.as_ref()),
         }
     }
 
-    /// Whether its work is done on a device, in a stream.
+    /// Whether this is a CUDA cache: calls put their work into a stream.
     #[must_use]
     pub fn is_on_device(&self) -> bool {
-        self.remote().is_some()
+        self.device().is_some()
     }
 
-    fn need_device(&self, what: &str) -> Result<&dyn Device> {
-        self.alive()?;
-        match self.remote() {
+    fn require_device(&self, what: &str) -> Result<&dyn Device> {
+        self.check_usable()?;
+        match self.device() {
             Some(device) => Ok(device),
             None => bail!(InvalidArgument, "{what}: this cache is on the CPU"),
         }
     }
 
-    /// A device that has failed stays failed.
-    pub(super) fn survive<T>(&mut self, outcome: Result<T>) -> Result<T> {
+    /// Remembers `DeviceLost`: every further call fails.
+    pub(super) fn note_device_loss<T>(&mut self, outcome: Result<T>) -> Result<T> {
         if let Err(error) = &outcome
             && error.status() == Status::DeviceLost
         {
-            self.dead = Some(Status::DeviceLost);
+            self.failed = Some(Status::DeviceLost);
         }
         outcome
     }
 
-    /// Refuses tensors known to lie in host memory.
-    pub(super) fn check_place(&self, tensors: &[(&str, bool)]) -> Result<()> {
-        if self.remote().is_some()
+    /// Rejects tensors that are known to be in host memory, if this is a CUDA cache.
+    pub(super) fn check_device_pointers(&self, tensors: &[(&str, bool)]) -> Result<()> {
+        if self.device().is_some()
             && let Some((name, _)) = tensors.iter().find(|(_, on_host)| *on_host)
         {
             bail!(InvalidArgument, "{name} is a slice in host memory: a CUDA cache needs device pointers");
@@ -86,9 +74,9 @@ impl Cache {
         Ok(())
     }
 
-    /// Checks what the host can of a batch it cannot read; returns its rows.
+    /// Checks what the host can check of a batch in device memory; returns the number of its rows.
     pub(super) fn plan_on_device(&self, batch: &DeviceBatch) -> Result<u64> {
-        self.need_device("a batch in device memory")?;
+        self.require_device("a batch in device memory")?;
         if batch.n_entries > MAX_SEQS {
             bail!(OutOfRange, "n_entries is {}: at most {MAX_SEQS} is allowed", batch.n_entries);
         }
@@ -100,39 +88,39 @@ impl Cache {
         Ok(batch.n_rows)
     }
 
-    /// Puts planned work into the stream.
-    pub(super) fn enqueue(&mut self, work: Work, batch: Batch<'_>) -> Result<()> {
-        let batch = match batch.place() {
-            Entries::Host(batch) => JobBatch::Host(batch),
-            Entries::Device(batch) => JobBatch::Device(batch),
+    /// Puts a planned call into the stream.
+    pub(super) fn enqueue(&mut self, call: PlannedCall, batch: Batch<'_>) -> Result<()> {
+        let batch = match batch.arrays() {
+            BatchArrays::Host(batch) => DeviceCallBatch::Host(batch),
+            BatchArrays::Device(batch) => DeviceCallBatch::Device(batch),
         };
-        let (layer, stream) = (work.layer, self.stream);
-        let job = DeviceJob { layer, batch, append: work.append, attend: work.attend, stream };
-        let outcome = self.need_device("a job")?.run(&job);
-        let outcome = self.survive(outcome);
-        // What a call that failed half way has put into the stream, the host does not know either.
-        if work.append.is_some() && (outcome.is_err() || matches!(batch, JobBatch::Device(_))) {
-            self.mirror.lose_layer(layer);
-        } else if work.append.is_some() && self.capturing {
+        let (layer, stream) = (call.layer, self.stream);
+        let job = DeviceCall { layer, batch, append: call.append, attend: call.attend, stream };
+        let outcome = self.require_device("a call in a stream")?.run(&job);
+        let outcome = self.note_device_loss(outcome);
+        // After a failure part way the host does not know what has been put into the stream.
+        if call.append.is_some() && (outcome.is_err() || matches!(batch, DeviceCallBatch::Device(_))) {
+            self.counters.invalidate_layer(layer);
+        } else if call.append.is_some() && self.capturing {
             for e in &self.entries {
-                self.mirror.lose(layer, e.seq);
+                self.counters.invalidate(layer, e.seq);
             }
         }
         outcome
     }
 
-    /// Puts an edit into the stream, if there is one. The host's counters follow after it.
+    /// Puts an edit into the stream of a CUDA cache. The caller then updates the host's counters.
     pub(super) fn enqueue_edit(&mut self, call: EditCall, entries: EditEntries<'_>) -> Result<()> {
-        let Some(device) = self.remote() else { return Ok(()) };
+        let Some(device) = self.device() else { return Ok(()) };
         let outcome = device.edit(&Edit { call, entries, stream: self.stream });
-        let outcome = self.survive(outcome);
+        let outcome = self.note_device_loss(outcome);
         if outcome.is_err() {
-            self.mirror.lose_all();
+            self.counters.invalidate_all();
         }
         outcome
     }
 
-    /// Evict, by counts in device memory. Entries that cannot be done are skipped there: see [`Cache::take_error`].
+    /// Evict with counts in device memory. Invalid entries are skipped on the device: see [`Cache::take_error`].
     ///
     /// # Errors
     /// Argument errors.
@@ -143,7 +131,7 @@ impl Cache {
         self.edit_on_device(EditCall::Evict, edit)
     }
 
-    /// Rewind, by counts in device memory: how many drafts were rejected never leaves the device.
+    /// Rewind with counts in device memory, such as the number of rejected drafts, which the host need not know.
     ///
     /// # Errors
     /// Argument errors.
@@ -154,7 +142,7 @@ impl Cache {
         self.edit_on_device(EditCall::Rewind, edit)
     }
 
-    /// Reset, by arrays in device memory.
+    /// Reset with arrays in device memory.
     ///
     /// # Errors
     /// Argument errors.
@@ -165,7 +153,7 @@ impl Cache {
         self.edit_on_device(EditCall::Reset, edit)
     }
 
-    /// Fork, by arrays in device memory.
+    /// Fork with arrays in device memory.
     ///
     /// # Errors
     /// Argument errors.
@@ -177,7 +165,7 @@ impl Cache {
     }
 
     fn edit_on_device(&mut self, call: EditCall, e: DeviceEdit) -> Result<()> {
-        self.need_device("an edit by arrays in device memory")?;
+        self.require_device("an edit with arrays in device memory")?;
         if e.n_entries > MAX_SEQS {
             bail!(OutOfRange, "n_entries is {}: at most {MAX_SEQS} is allowed", e.n_entries);
         }
@@ -191,17 +179,18 @@ impl Cache {
         }
         let (ids, tokens, positions, n) = (e.seq_ids, e.n_tokens, e.positions, e.n_entries);
         self.enqueue_edit(call, EditEntries::Device { ids, tokens, positions, n })?;
-        self.mirror.lose_all();
+        self.counters.invalidate_all();
         Ok(())
     }
 
-    /// Tells the host's counters what work they could not see has done: `n_tokens[i]` more tokens of `seq_ids[i]`, or
-    /// where negative as many cut, in one layer or in all. After it the host counts the sequence as known.
+    /// Brings the host's counters up to date after work that changed lengths unseen by the host: `n_tokens[i]` tokens
+    /// were appended to `seq_ids[i]`, or removed if negative, in one layer or in all (`None`). The sequences are then
+    /// known.
     ///
     /// # Errors
-    /// Argument errors; a count that the sequence cannot have had.
+    /// Argument errors; `OutOfRange` for a count that the sequence cannot have had.
     pub fn note_replay(&mut self, layer: Option<u32>, seq_ids: &[i32], n_tokens: &[i32]) -> Result<()> {
-        self.need_device("note_replay")?;
+        self.require_device("note_replay")?;
         if seq_ids.len() != n_tokens.len() {
             bail!(InvalidArgument, "{} sequence ids but {} token counts", seq_ids.len(), n_tokens.len());
         }
@@ -209,12 +198,12 @@ impl Cache {
             Some(layer) => self.check_layer(layer).map(|l| l..l + 1)?,
             None => 0..self.layers.len(),
         };
-        self.seen.clear();
+        self.seq_ids.clear();
         for (index, (&id, &n)) in seq_ids.iter().zip(n_tokens).enumerate().filter(|(_, (id, _))| **id != -1) {
-            let seq = self.seen.insert("seq_ids", index, id)?;
+            let seq = self.seq_ids.insert("seq_ids", index, id)?;
             for layer in layers.clone() {
-                let len = self.mirror.seq(layer, seq).len;
-                let room = u64::MAX - self.mirror.starts[seq];
+                let len = self.counters.seq(layer, seq).len;
+                let room = u64::MAX - self.counters.starts[seq];
                 if len.checked_add_signed(n.into()).is_none_or(|len| len > room) {
                     bail!(OutOfRange, "n_tokens[{index}] is {n}: sequence {seq} holds {len} tokens in layer {layer}");
                 }
@@ -223,65 +212,64 @@ impl Cache {
         for (&id, &n) in seq_ids.iter().zip(n_tokens) {
             let Ok(seq) = usize::try_from(id) else { continue };
             for layer in layers.clone() {
-                let state = self.mirror.seq_mut(layer, seq);
+                let state = self.counters.seq_mut(layer, seq);
                 if n > 0 {
                     state.append(n.unsigned_abs().into());
                     state.attendable = state.attendable.min(self.shape.max_chunk);
                 } else if n < 0 {
                     state.cut(state.len - u64::from(n.unsigned_abs()));
                 }
-                self.mirror.settle(layer, seq);
+                self.counters.refresh(layer, seq);
             }
         }
         Ok(())
     }
 
-    /// Waits for the stream and takes a sequence's counters from the device: after it the host knows them. On the CPU it
-    /// always does.
+    /// Waits for the stream and copies a sequence's counters from the device to the host: the sequence is then known.
+    /// Does nothing for a CPU cache.
     ///
     /// # Errors
     /// `InvalidArgument` while the stream is being captured; argument errors; `DeviceLost`.
     pub fn read_back(&mut self, seq_id: i32) -> Result<()> {
-        self.alive()?;
+        self.check_usable()?;
         let seq = self.check_seq_id(seq_id)?;
-        let Some(device) = self.remote() else { return Ok(()) };
+        let Some(device) = self.device() else { return Ok(()) };
         let mut states = crate::memory::filled(self.layers.len(), Default::default(), "counters")?;
         let start = device.read_back(self.stream, seq, &mut states);
-        let start = self.survive(start)?;
-        self.mirror.starts[seq] = start;
+        let start = self.note_device_loss(start)?;
+        self.counters.starts[seq] = start;
         for (layer, state) in states.into_iter().enumerate() {
-            *self.mirror.seq_mut(layer, seq) = state;
-            self.mirror.settle(layer, seq);
+            *self.counters.seq_mut(layer, seq) = state;
+            self.counters.refresh(layer, seq);
         }
         Ok(())
     }
 
-    /// Takes the record of entries that the device has skipped because they could not be done, in work that has
-    /// finished. Waits for nothing.
+    /// Returns and clears the record of invalid batch entries that completed device work has skipped. Never blocks.
     ///
     /// # Errors
-    /// After a failure that ended the cache.
+    /// `DeviceLost` or `Internal` after a failure that made the cache unusable.
     pub fn take_error(&mut self) -> Result<Option<DeviceError>> {
-        self.alive()?;
-        Ok(self.remote().and_then(Device::take_error))
+        self.check_usable()?;
+        Ok(self.device().and_then(Device::take_error))
     }
 
-    /// Waits for all work of a device before the cache is dropped.
+    /// Waits for all work of a CUDA cache, before it is dropped.
     ///
     /// # Errors
     /// `Busy` while a stream of the context is being captured.
     pub(crate) fn finish(&self) -> Result<()> {
-        match self.remote().map(Device::finish) {
+        match self.device().map(Device::finish) {
             Some(Err(error)) if error.status() == Status::InvalidArgument => {
-                bail!(Busy, "the device cannot be waited for: {}", error.message())
+                bail!(Busy, "waiting for the device: {}", error.message())
             }
-            // A device that has failed has nothing to be waited for.
+            // The work of a failed device need not be waited for.
             _ => Ok(()),
         }
     }
 }
 
-/// Refuses NULL and misaligned device arrays.
+/// Rejects NULL and misaligned device arrays.
 fn check_array(name: &str, address: u64, align: u64, n: u32) -> Result<()> {
     if n > 0 && address == 0 {
         bail!(NullPointer, "{name} is NULL");

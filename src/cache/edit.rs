@@ -1,21 +1,21 @@
-//! Edits: a batch of sequences, all layers at once. Counters only, but for fork.
+//! Edits of a batch of sequences, in all layers. They change counters only, except fork, which copies K and V.
 
-use super::{Cache, Place};
+use super::state::{Cache, Place};
 use crate::backend::{EditCall, EditEntries};
 use crate::batch::{HostBatch, check_seq};
 use crate::config::Layer;
 use crate::error::{Result, bail};
-use crate::ring::{Refusal, Seq};
+use crate::ring::{EditRejection, Seq};
 
 impl Cache {
-    /// Drops the `n_tokens[i]` oldest window tokens of each sequence, in all layers.
+    /// Permanently drops the `n_tokens[i]` oldest window tokens of each sequence, in all layers.
     ///
     /// # Errors
     /// `OutOfRange` when a layer's window holds fewer; `LayersOutOfStep`.
     pub fn evict(&mut self, seq_ids: &[i32], n_tokens: &[i32]) -> Result<()> {
         self.plan_cut(seq_ids, n_tokens, |cache, index, seq, n| {
             for (layer, state) in cache.known_layers(seq) {
-                if let Err(Refusal::TooMany(held)) = cache.layers[layer].ring.check_evict(state, n) {
+                if let Err(EditRejection::TooMany(held)) = cache.layers[layer].ring.check_evict(state, n) {
                     bail!(OutOfRange, "n_tokens[{index}] is {n}: the window of layer {layer} holds {held}");
                 }
             }
@@ -26,36 +26,36 @@ impl Cache {
         Ok(())
     }
 
-    /// Cuts the last `n_tokens[i]` tokens of each sequence, in all layers, as if they had never been.
+    /// Removes the last `n_tokens[i]` tokens of each sequence, in all layers, as if they had never been appended.
     ///
     /// # Errors
-    /// `OutOfRange` when the sequence is shorter, `TokensGone` when tokens that would be visible again are gone,
-    /// `LayersOutOfStep`.
+    /// `OutOfRange` when the sequence is shorter, `TokensGone` when tokens that would be visible again have been
+    /// overwritten or evicted, `LayersOutOfStep`.
     pub fn rewind(&mut self, seq_ids: &[i32], n_tokens: &[i32]) -> Result<()> {
         self.plan_cut(seq_ids, n_tokens, |cache, index, seq, n| {
             for (layer, state) in cache.known_layers(seq) {
                 let ring = &cache.layers[layer].ring;
                 let what = match ring.check_rewind(state, n) {
                     Ok(()) => continue,
-                    Err(Refusal::TooMany(held)) => {
+                    Err(EditRejection::TooMany(held)) => {
                         bail!(OutOfRange, "n_tokens[{index}] is {n}: sequence {seq} holds {held}")
                     }
-                    Err(Refusal::Overwritten(most)) => {
-                        format!("at most {most} can be cut with max_rewind {}", ring.max_rewind)
+                    Err(EditRejection::Overwritten(most)) => {
+                        format!("at most {most} can be removed with max_rewind {}", ring.max_rewind)
                     }
-                    Err(Refusal::Evicted(most)) => format!("at most {most} can be cut after the last evict"),
+                    Err(EditRejection::Evicted(most)) => format!("at most {most} can be removed after the last evict"),
                 };
                 bail!(TokensGone, "n_tokens[{index}] is {n}: tokens of layer {layer} are gone, {what}");
             }
-            // In doubt the count may be more than the host has seen.
-            Ok(cache.mirror.seq(0, seq).len.saturating_sub(n))
+            // The host's length of a stale sequence may be below the real one, and below n.
+            Ok(cache.counters.seq(0, seq).len.saturating_sub(n))
         })?;
         self.enqueue_edit(EditCall::Rewind, EditEntries::Host { ids: seq_ids, tokens: n_tokens, positions: &[] })?;
         self.apply(|_, state, len| state.cut(len));
         Ok(())
     }
 
-    /// Empties sequences; their next tokens start at `start_positions[i]`, or at 0.
+    /// Empties sequences. Their next tokens get the stream positions from `start_positions[i]`, or from 0, on.
     ///
     /// # Errors
     /// Argument errors.
@@ -71,8 +71,8 @@ impl Cache {
         self.apply(|_, state, _| *state = Seq::default());
         if !self.capturing {
             for &(seq, start) in &self.edits {
-                self.mirror.starts[seq] = start;
-                (0..self.layers.len()).for_each(|layer| self.mirror.settle(layer, seq));
+                self.counters.starts[seq] = start;
+                (0..self.layers.len()).for_each(|layer| self.counters.refresh(layer, seq));
             }
         }
         Ok(())
@@ -81,63 +81,64 @@ impl Cache {
     /// Makes each destination sequence an independent copy of its source. An entry with -1 on either side is padding.
     ///
     /// # Errors
-    /// A destination that is also a source or appears twice; `LayersOutOfStep` of a source.
+    /// `InvalidArgument` for a destination that is also a source or appears twice; `LayersOutOfStep` of a source.
     pub fn fork(&mut self, src_seq_ids: &[i32], dst_seq_ids: &[i32]) -> Result<()> {
-        self.alive()?;
+        self.check_usable()?;
         if src_seq_ids.len() != dst_seq_ids.len() {
             bail!(InvalidArgument, "{} sources but {} destinations", src_seq_ids.len(), dst_seq_ids.len());
         }
         self.edits.clear();
-        self.seen.clear();
+        self.seq_ids.clear();
         for (index, (&src, &dst)) in src_seq_ids.iter().zip(dst_seq_ids).enumerate() {
-            // Ids beside padding must be ids all the same.
-            let n_seqs = self.mirror.starts.len();
+            // The other id of a padding entry must be valid all the same.
+            let n_seqs = self.counters.starts.len();
             let src = (src != -1).then(|| check_seq("src_seq_ids", index, src, n_seqs)).transpose()?;
             if dst != -1 {
                 check_seq("dst_seq_ids", index, dst, n_seqs)?;
             }
             let Some(src) = src.filter(|_| dst != -1) else { continue };
-            let dst = self.seen.insert("dst_seq_ids", index, dst)?;
-            self.in_step(src)?;
+            let dst = self.seq_ids.insert("dst_seq_ids", index, dst)?;
+            self.check_equal_lengths(src)?;
             self.edits.push((dst, src as u64));
         }
-        if let Some(&(dst, src)) = self.edits.iter().find(|&&(_, src)| self.seen.contains(src as usize)) {
+        if let Some(&(dst, src)) = self.edits.iter().find(|&&(_, src)| self.seq_ids.contains(src as usize)) {
             bail!(InvalidArgument, "sequence {src}, copied to {dst}, is also a destination");
         }
         self.enqueue_edit(EditCall::Fork, EditEntries::Host { ids: dst_seq_ids, tokens: src_seq_ids, positions: &[] })?;
         for &(dst, src) in &self.edits {
             let src = src as usize;
             if self.capturing {
-                (0..self.layers.len()).for_each(|layer| self.mirror.lose(layer, dst));
+                (0..self.layers.len()).for_each(|layer| self.counters.invalidate(layer, dst));
                 continue;
             }
-            self.mirror.starts[dst] = self.mirror.starts[src];
+            self.counters.starts[dst] = self.counters.starts[src];
             for (index, layer) in self.layers.iter().enumerate() {
-                let state = *self.mirror.seq(index, src);
+                let state = *self.counters.seq(index, src);
                 if let Place::Host { backend, .. } = &self.place {
                     backend.copy_sequence(index, layer, src, dst, state.highest.min(layer.ring.slots()));
                 }
-                *self.mirror.seq_mut(index, dst) = state;
-                if self.mirror.sure(index, src) {
-                    self.mirror.settle(index, dst);
+                *self.counters.seq_mut(index, dst) = state;
+                if self.counters.known(index, src) {
+                    self.counters.refresh(index, dst);
                 } else {
-                    self.mirror.lose(index, dst);
+                    self.counters.invalidate(index, dst);
                 }
             }
         }
         Ok(())
     }
 
-    /// After a failure between layers: cuts every layer of the sequences back to the shortest. `None` = all sequences.
+    /// After a failure between layers: cuts every layer of the sequences to the length of the shortest, so that the
+    /// step can be repeated. `None` = all sequences.
     ///
     /// # Errors
-    /// `TokensGone` when a longer layer has overwritten tokens that would be visible again: only reset helps then.
+    /// `TokensGone` when a longer layer has overwritten tokens that would be visible again: then only reset helps.
     pub fn abort_step(&mut self, seq_ids: Option<&[i32]>) -> Result<()> {
-        self.alive()?;
+        self.check_usable()?;
         let shortest = |cache: &Self, seq| {
-            let len = cache.mirror.layers(seq).map(|(_, s)| s.len).min().unwrap_or(0);
+            let len = cache.counters.layers(seq).map(|(_, s)| s.len).min().unwrap_or(0);
             for (layer, state) in cache.known_layers(seq) {
-                // An empty sequence needs nothing of what was there.
+                // Length 0 needs no token of the ring to be intact.
                 if len > 0 && !cache.layers[layer].ring.intact(len, state) {
                     bail!(
                         TokensGone,
@@ -151,7 +152,7 @@ impl Cache {
             self.collect_edits(ids, |cache, _, seq| shortest(cache, seq).map(Some))?;
         } else {
             self.edits.clear();
-            for seq in 0..self.mirror.starts.len() {
+            for seq in 0..self.counters.starts.len() {
                 let len = shortest(self, seq)?;
                 self.edits.push((seq, len));
             }
@@ -168,15 +169,15 @@ impl Cache {
         Ok(())
     }
 
-    /// Every layer's state of a sequence, or none where the device alone knows: it checks there.
+    /// A sequence's counters in every layer, or nothing if they are stale: then the device checks the edit.
     fn known_layers(&self, seq: usize) -> impl Iterator<Item = (usize, &Seq)> {
-        let known = !self.capturing && self.mirror.sure_everywhere(seq);
-        self.mirror.layers(seq).filter(move |_| known)
+        let known = !self.capturing && self.counters.known_in_all_layers(seq);
+        self.counters.layers(seq).filter(move |_| known)
     }
 
-    /// All layers of a sequence at one length.
-    fn in_step(&self, seq: usize) -> Result<()> {
-        let len = self.mirror.seq(0, seq).len;
+    /// Checks that a sequence has the same length in all layers.
+    fn check_equal_lengths(&self, seq: usize) -> Result<()> {
+        let len = self.counters.seq(0, seq).len;
         match self.known_layers(seq).find(|(_, s)| s.len != len) {
             None => Ok(()),
             Some((layer, s)) => bail!(
@@ -187,7 +188,7 @@ impl Cache {
         }
     }
 
-    /// Collects an edit that takes `n_tokens[i]` tokens off a sequence; `amount` checks each and says what to apply.
+    /// Fills `edits` for an edit with a token count per sequence. `amount` checks one and returns the amount to apply.
     /// An entry of 0 tokens is padding.
     fn plan_cut(
         &mut self,
@@ -201,22 +202,22 @@ impl Cache {
             if n == 0 {
                 return Ok(None);
             }
-            cache.in_step(seq)?;
+            cache.check_equal_lengths(seq)?;
             amount(cache, index, seq, n).map(Some)
         })
     }
 
-    /// Fills `edits`; `amount` checks each sequence and says what to apply, if anything.
+    /// Fills `edits`. `amount` checks one sequence and returns the amount to apply, or `None` to skip it.
     fn collect_edits(
         &mut self,
         seq_ids: &[i32],
         amount: impl Fn(&Self, usize, usize) -> Result<Option<u64>>,
     ) -> Result<()> {
-        self.alive()?;
+        self.check_usable()?;
         self.edits.clear();
-        self.seen.clear();
+        self.seq_ids.clear();
         for (index, &id) in seq_ids.iter().enumerate().filter(|&(_, &id)| id != -1) {
-            let seq = self.seen.insert("seq_ids", index, id)?;
+            let seq = self.seq_ids.insert("seq_ids", index, id)?;
             if let Some(amount) = amount(self, index, seq)? {
                 self.edits.push((seq, amount));
             }
@@ -224,14 +225,15 @@ impl Cache {
         Ok(())
     }
 
-    /// Applies the collected edits to every layer; what is captured has not happened yet.
+    /// Applies `edits` to the host's counters of every layer. While the stream is captured they become stale instead:
+    /// the edit happens at each replay.
     fn apply(&mut self, edit: impl Fn(&Layer, &mut Seq, u64)) {
         for &(seq, amount) in &self.edits {
             for (index, layer) in self.layers.iter().enumerate() {
                 if self.capturing {
-                    self.mirror.lose(index, seq);
+                    self.counters.invalidate(index, seq);
                 } else {
-                    edit(layer, self.mirror.seq_mut(index, seq), amount);
+                    edit(layer, self.counters.seq_mut(index, seq), amount);
                 }
             }
         }

@@ -1,11 +1,11 @@
-//! What can be asked of a cache.
+//! Queries: the state of a sequence, and which kernel a call runs.
 
-use super::{Cache, Place};
+use super::state::{Cache, Place};
 use crate::backend::{KernelChoice, TokenCall};
 use crate::config::MAX_SEQS;
 use crate::error::{Result, bail};
 
-/// State of one sequence. Lengths are over all layers, the rest is of one layer.
+/// State of one sequence. Lengths are over all layers, the other values are those of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SeqInfo {
     /// Tokens in the shortest layer.
@@ -18,15 +18,15 @@ pub struct SeqInfo {
     pub cached: u64,
     /// Tokens dropped between sinks and window.
     pub evicted: u64,
-    /// Tokens that may come before one is dropped.
+    /// Tokens that can be appended before one is dropped.
     pub room: u64,
-    /// The most `rewind` would cut.
+    /// The largest count that [`Cache::rewind`] accepts.
     pub rewindable: u64,
 }
 
 impl Cache {
-    /// What a host should know about how the cache was made, lines of text; mostly none. On a GPU: which shapes run on the
-    /// slower kernel for all of them, for want of a compiler. The C ABI logs them at `SKC_LOG_WARN`.
+    /// Warnings of the cache's creation, lines of text; usually none. For a CUDA cache: head shapes that run on the
+    /// slower generic kernel because their own could not be compiled. The C ABI logs them at `SKC_LOG_WARN`.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings
@@ -36,7 +36,7 @@ impl Cache {
     /// multiples of 16 bytes.
     ///
     /// # Errors
-    /// `OutOfRange` for a layer that is none, for no entry, no token, or more of them than a call can have.
+    /// `OutOfRange` for an invalid layer, or a number of entries or tokens that a call cannot have.
     pub fn kernel_choice(&self, layer: u32, call: TokenCall, n_entries: u32, n_tokens: u32) -> Result<KernelChoice> {
         let layer = self.check_layer(layer)?;
         if !(1..=MAX_SEQS).contains(&n_entries) {
@@ -55,25 +55,25 @@ impl Cache {
         }
     }
 
-    /// State of one sequence, seen from one layer.
+    /// State of one sequence in one layer.
     ///
     /// # Errors
-    /// `LengthUnknown` where the device alone knows: see [`Cache::read_back`]. Argument errors.
+    /// `LengthUnknown` if the host's counters of the sequence are stale: see [`Cache::read_back`]. Argument errors.
     pub fn seq_info(&self, layer: u32, seq_id: i32) -> Result<SeqInfo> {
         let layer = self.check_layer(layer)?;
         let seq = self.check_seq_id(seq_id)?;
-        if !self.mirror.sure_everywhere(seq) {
+        if !self.counters.known_in_all_layers(seq) {
             bail!(
                 LengthUnknown,
-                "sequence {seq}: graphs or counts in device memory have changed it since the host last knew its length"
+                "sequence {seq}: graph replays or counts in device memory have changed it since the host last knew its length"
             );
         }
-        let (state, ring) = (self.mirror.seq(layer, seq), &self.layers[layer].ring);
+        let (state, ring) = (self.counters.seq(layer, seq), &self.layers[layer].ring);
         let cached = ring.held(state.len, state.floor);
         Ok(SeqInfo {
-            len_min: self.mirror.layers(seq).map(|(_, s)| s.len).min().unwrap_or(0),
-            len_max: self.mirror.layers(seq).map(|(_, s)| s.len).max().unwrap_or(0),
-            start_position: self.mirror.starts[seq],
+            len_min: self.counters.layers(seq).map(|(_, s)| s.len).min().unwrap_or(0),
+            len_max: self.counters.layers(seq).map(|(_, s)| s.len).max().unwrap_or(0),
+            start_position: self.counters.starts[seq],
             cached,
             evicted: ring.evicted(state.len, state.floor),
             room: ring.n_sink + ring.window - cached,

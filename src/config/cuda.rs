@@ -4,25 +4,25 @@ use std::ffi::c_void;
 
 use crate::memory::Memory;
 
-/// Where a CUDA cache lives.
+/// Device, memory and launches of a CUDA cache.
 #[derive(Clone, Copy, Debug)]
 pub struct CudaConfig {
     /// Device ordinal; its primary context is used.
     pub device: u32,
-    /// The host's own context instead (`CUcontext`); NULL = the primary one. It must outlive the cache.
+    /// A context of the host (`CUcontext`) to use instead, which must outlive the cache; NULL = the primary context.
     pub context: *mut c_void,
-    /// Device memory; the default is `cuMemAlloc`.
+    /// Allocator of device memory; the default is `cuMemAlloc`.
     pub memory: Memory,
-    /// Keep compiled kernels on disk.
+    /// Keep compiled kernels in a cache on disk.
     pub disk_cache: bool,
-    /// Programmatic dependent launches, from compute capability 9.0 on: blocks of a kernel take their places while the
-    /// kernel before it in the stream still runs, if that one lets them.
+    /// Programmatic dependent launch, from compute capability 9.0 on: blocks are scheduled while the preceding kernel
+    /// of the stream drains, if that kernel calls `griddepcontrol.launch_dependents`.
     pub programmatic: bool,
 }
 
-// SAFETY: a context may be used from any thread.
+// SAFETY: `context` is a handle of the driver, which may be used from any thread; `Memory` is Send and Sync.
 unsafe impl Send for CudaConfig {}
-// SAFETY: as above.
+// SAFETY: as for Send.
 unsafe impl Sync for CudaConfig {}
 
 impl Default for CudaConfig {

@@ -1,6 +1,6 @@
-//! The choices that a configuration is made of. Their numbers are those of the C ABI.
+//! Enumerated settings. Their numbers are those of the C ABI.
 
-/// An element type. The numbers are the C ABI's.
+/// An element type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum DType {
@@ -23,31 +23,31 @@ impl DType {
     }
 }
 
-/// Where a cache lives and computes. The numbers are the C ABI's.
+/// Where K and V are stored and kernels run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum BackendKind {
-    /// Host memory, the host's threads.
+    /// Host memory and CPU threads.
     Cpu = 1,
     /// An NVIDIA GPU.
     Cuda = 2,
 }
 
-/// Who gives keys and queries their positions. The numbers are the C ABI's.
+/// How keys and queries get their positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum PositionMode {
-    /// The cache rotates k and q.
+    /// The cache applies `RoPE` to k and q.
     Rope = 1,
-    /// The host has rotated k and q at their stream positions, which advance by one per token.
+    /// The host has applied `RoPE` to k and q at their stream positions, which advance by one per token.
     RopeApplied = 2,
-    /// Nobody rotates; a bias of -slope x distance in cache positions.
+    /// No `RoPE`; scores get a bias of -slope x distance in cache positions.
     Alibi = 3,
-    /// No positions.
+    /// No `RoPE` and no bias.
     None = 4,
 }
 
-/// Which dims of a head form a rotated pair. The numbers are the C ABI's.
+/// Which dims of a head `RoPE` rotates together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum RopeStyle {

@@ -1,6 +1,7 @@
-//! Checks a configuration, in one place, and turns it into what backends use.
+//! Checks of a configuration, all in this file, and the checked form that backends use.
 
-use super::{CacheConfig, DType, LayerConfig, PositionMode, RopeStyle};
+use super::settings::{CacheConfig, LayerConfig};
+use super::types::{DType, PositionMode, RopeStyle};
 use crate::error::{Result, bail};
 use crate::memory::copied;
 use crate::ring::Ring;
@@ -27,11 +28,11 @@ pub struct Layer {
     pub ring: Ring,
     pub position_mode: PositionMode,
     pub rope_style: RopeStyle,
-    /// Empty where nothing is rotated.
+    /// Empty where `RoPE` is not used.
     pub frequencies: Frequencies,
     pub mscale: f32,
     pub scale: f32,
-    /// 0 = none.
+    /// 0 = no softcap.
     pub softcap: f32,
     pub alibi_slopes: Vec<f32>,
     pub sink_logits: Vec<f32>,
@@ -60,7 +61,7 @@ fn dim(name: &str, value: u32) -> Result<()> {
 }
 
 fn positive(name: &str, value: f64) -> Result<()> {
-    // Kernels compute in f32: a value that vanishes or overflows there would make every result 0 or NaN.
+    // Kernels compute in f32: a value that is 0 or infinite there would make every result 0 or NaN.
     if value.is_finite() && value as f32 > 0.0 && (value as f32).is_finite() {
         return Ok(());
     }
@@ -75,7 +76,7 @@ fn finite(name: &str, values: &[f32]) -> Result<()> {
 }
 
 impl CacheConfig {
-    /// Checks every value that concerns all layers.
+    /// Checks the settings that concern all layers.
     pub(crate) fn shape(&self) -> Result<Shape> {
         in_range("n_layers", self.n_layers, 1, MAX_LAYERS)?;
         in_range("n_seqs", self.n_seqs, 1, MAX_SEQS)?;
@@ -111,14 +112,19 @@ impl CacheConfig {
         })
     }
 
-    /// Checks the configuration of one layer.
+    /// Checks the settings of one layer.
     pub(crate) fn layer(&self, c: &LayerConfig) -> Result<Layer> {
         in_range("window", c.window, 1, u32::MAX)?;
-        let rotates = matches!(c.position_mode, PositionMode::Rope | PositionMode::RopeApplied);
-        if !rotates && !c.inv_freq.is_empty() {
-            bail!(InvalidConfig, "inv_freq has {} values, but {:?} rotates nothing", c.inv_freq.len(), c.position_mode);
+        let rope = matches!(c.position_mode, PositionMode::Rope | PositionMode::RopeApplied);
+        if !rope && !c.inv_freq.is_empty() {
+            bail!(
+                InvalidConfig,
+                "inv_freq has {} values, but {:?} does not use RoPE",
+                c.inv_freq.len(),
+                c.position_mode
+            );
         }
-        let frequencies = if rotates { self.frequencies(c)? } else { Frequencies::default() };
+        let frequencies = if rope { self.frequencies(c)? } else { Frequencies::default() };
         let alibi = c.position_mode == PositionMode::Alibi;
         if c.alibi_slopes.len() != if alibi { self.n_q_heads as usize } else { 0 } {
             bail!(
@@ -183,13 +189,13 @@ impl CacheConfig {
 mod tests {
     use super::*;
 
-    use crate::Status;
+    use crate::error::Status;
 
     fn valid() -> CacheConfig {
         CacheConfig { n_q_heads: 4, n_kv_heads: 2, head_dim: 64, ..CacheConfig::default() }
     }
 
-    fn refusal(change: impl FnOnce(&mut CacheConfig, &mut LayerConfig)) -> String {
+    fn rejection(change: impl FnOnce(&mut CacheConfig, &mut LayerConfig)) -> String {
         let (mut config, mut layer) = (valid(), LayerConfig::default());
         change(&mut config, &mut layer);
         let error = config.shape().and_then(|_| config.layer(&layer)).unwrap_err();
@@ -198,38 +204,38 @@ mod tests {
     }
 
     #[test]
-    fn every_refusal_names_the_value_and_what_is_allowed() {
+    fn every_rejection_names_the_value_and_what_is_allowed() {
         assert!(valid().shape().is_ok() && valid().layer(&LayerConfig::default()).is_ok());
-        assert_eq!(refusal(|c, _| c.n_layers = 0), "n_layers is 0: 1 to 65536 is allowed");
-        assert_eq!(refusal(|c, _| c.n_seqs = u32::MAX), "n_seqs is 4294967295: 1 to 16777216 is allowed");
-        assert_eq!(refusal(|c, _| c.n_kv_heads = 5), "n_kv_heads is 5: 1 to 4 is allowed");
-        assert_eq!(refusal(|c, _| c.n_kv_heads = 3), "n_q_heads 4 is not a multiple of n_kv_heads 3");
-        assert_eq!(refusal(|c, _| c.head_dim = 12), "head_dim is 12: a multiple of 8 up to 512 is allowed");
-        assert_eq!(refusal(|c, _| c.head_dim_v = 520), "head_dim_v is 520: a multiple of 8 up to 512 is allowed");
-        assert!(refusal(|c, _| c.max_chunk = 0).starts_with("max_chunk is 0"));
-        assert!(refusal(|c, _| c.max_rewind = u32::MAX).starts_with("max_rewind is 4294967295"));
-        assert!(refusal(|c, _| c.n_threads = 0).starts_with("n_threads is 0"));
-        assert!(refusal(|c, _| c.layers.clear()).starts_with("0 layer configurations"));
-        assert!(refusal(|_, l| l.window = 0).starts_with("window is 0"));
-        assert!(refusal(|_, l| l.rope_dim = 7).starts_with("rope_dim is 7"));
-        assert!(refusal(|_, l| l.rope_dim = 66).starts_with("rope_dim is 66"));
-        assert!(refusal(|_, l| l.rope_base = -1.0).starts_with("rope_base is -1"));
-        assert!(refusal(|_, l| l.rope_scale = f64::NAN).starts_with("rope_scale is NaN"));
-        assert!(refusal(|_, l| l.rope_mscale = f64::INFINITY).starts_with("rope_mscale is inf"));
-        assert!(refusal(|_, l| l.inv_freq = vec![1.0; 31]).starts_with("inv_freq has 31 values"));
-        assert!(refusal(|_, l| l.inv_freq = vec![f32::NAN; 32]).starts_with("inv_freq[0] is NaN"));
-        assert!(refusal(|_, l| l.alibi_slopes = vec![1.0; 4]).starts_with("alibi_slopes has 4 values"));
-        assert!(refusal(|_, l| l.position_mode = PositionMode::Alibi).contains("4 query heads needs 4"));
-        assert!(refusal(|_, l| l.sink_logits = vec![0.0; 2]).starts_with("sink_logits has 2 values"));
-        assert!(refusal(|_, l| l.sink_logits = vec![f32::NEG_INFINITY; 4]).starts_with("sink_logits[0] is -inf"));
-        assert!(refusal(|_, l| l.scale = -0.5).starts_with("scale is -0.5"));
-        assert!(refusal(|_, l| l.softcap = 1e-300).starts_with("softcap is"));
+        assert_eq!(rejection(|c, _| c.n_layers = 0), "n_layers is 0: 1 to 65536 is allowed");
+        assert_eq!(rejection(|c, _| c.n_seqs = u32::MAX), "n_seqs is 4294967295: 1 to 16777216 is allowed");
+        assert_eq!(rejection(|c, _| c.n_kv_heads = 5), "n_kv_heads is 5: 1 to 4 is allowed");
+        assert_eq!(rejection(|c, _| c.n_kv_heads = 3), "n_q_heads 4 is not a multiple of n_kv_heads 3");
+        assert_eq!(rejection(|c, _| c.head_dim = 12), "head_dim is 12: a multiple of 8 up to 512 is allowed");
+        assert_eq!(rejection(|c, _| c.head_dim_v = 520), "head_dim_v is 520: a multiple of 8 up to 512 is allowed");
+        assert!(rejection(|c, _| c.max_chunk = 0).starts_with("max_chunk is 0"));
+        assert!(rejection(|c, _| c.max_rewind = u32::MAX).starts_with("max_rewind is 4294967295"));
+        assert!(rejection(|c, _| c.n_threads = 0).starts_with("n_threads is 0"));
+        assert!(rejection(|c, _| c.layers.clear()).starts_with("0 layer configurations"));
+        assert!(rejection(|_, l| l.window = 0).starts_with("window is 0"));
+        assert!(rejection(|_, l| l.rope_dim = 7).starts_with("rope_dim is 7"));
+        assert!(rejection(|_, l| l.rope_dim = 66).starts_with("rope_dim is 66"));
+        assert!(rejection(|_, l| l.rope_base = -1.0).starts_with("rope_base is -1"));
+        assert!(rejection(|_, l| l.rope_scale = f64::NAN).starts_with("rope_scale is NaN"));
+        assert!(rejection(|_, l| l.rope_mscale = f64::INFINITY).starts_with("rope_mscale is inf"));
+        assert!(rejection(|_, l| l.inv_freq = vec![1.0; 31]).starts_with("inv_freq has 31 values"));
+        assert!(rejection(|_, l| l.inv_freq = vec![f32::NAN; 32]).starts_with("inv_freq[0] is NaN"));
+        assert!(rejection(|_, l| l.alibi_slopes = vec![1.0; 4]).starts_with("alibi_slopes has 4 values"));
+        assert!(rejection(|_, l| l.position_mode = PositionMode::Alibi).contains("4 query heads needs 4"));
+        assert!(rejection(|_, l| l.sink_logits = vec![0.0; 2]).starts_with("sink_logits has 2 values"));
+        assert!(rejection(|_, l| l.sink_logits = vec![f32::NEG_INFINITY; 4]).starts_with("sink_logits[0] is -inf"));
+        assert!(rejection(|_, l| l.scale = -0.5).starts_with("scale is -0.5"));
+        assert!(rejection(|_, l| l.softcap = 1e-300).starts_with("softcap is"));
         assert!(
-            refusal(|_, l| {
+            rejection(|_, l| {
                 l.position_mode = PositionMode::None;
                 l.inv_freq = vec![1.0; 32];
             })
-            .contains("rotates nothing")
+            .contains("does not use RoPE")
         );
     }
 }

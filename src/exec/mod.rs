@@ -1,4 +1,4 @@
-//! On which threads work runs: the caller's own, a pool of ours, or the host's parallel-for.
+//! On which threads a call runs: the calling thread, the cache's thread pool, or the host's parallel loop.
 
 mod thread_pool;
 
@@ -13,36 +13,38 @@ use self::thread_pool::Pool;
 use crate::error::{Error, Result, Status};
 use crate::memory::with_room;
 
-/// One task of a parallel loop; `data` and `index` are passed through.
+/// One iteration of a parallel loop. The loop passes `data` and the iteration's `index` on.
 pub type TaskFn = unsafe extern "C" fn(data: *mut c_void, index: u32);
-/// A host's parallel loop: calls `task(data, i)` for every i below `n`, on any threads, and returns when all have returned.
+/// A host's parallel loop: calls `task(data, i)` for every i below `n`, on any threads, and returns when all have
+/// returned.
 pub type ParallelForFn = unsafe extern "C" fn(user: *mut c_void, n: u32, task: Option<TaskFn>, data: *mut c_void);
 
-/// A host's parallel loop with its own argument.
+/// A host's parallel loop and its first argument.
 #[derive(Clone, Copy, Debug)]
 pub struct ParallelFor {
     call: ParallelForFn,
     user: *mut c_void,
 }
 
-// SAFETY: `ParallelFor::new` demands that it may be called from any thread.
+// SAFETY: `ParallelFor::new` demands that the loop may be called from any thread.
 unsafe impl Send for ParallelFor {}
-// SAFETY: as above.
+// SAFETY: as for Send.
 unsafe impl Sync for ParallelFor {}
 
 impl ParallelFor {
     /// A host's loop.
     ///
     /// # Safety
-    /// `call` may be called from any thread while a cache uses it. It must not return before the tasks it started have,
-    /// nor start one later, nor unwind. Tasks it leaves out or runs twice are put right.
+    /// As long as a cache uses it, `call` may be called from any thread. It must not return before all tasks
+    /// that it started have returned, must not start one later, and must not unwind. It may leave tasks out or run one
+    /// twice: the cache runs each exactly once.
     #[must_use]
     pub unsafe fn new(call: ParallelForFn, user: *mut c_void) -> Self {
         Self { call, user }
     }
 }
 
-/// Runs the parts of one job.
+/// Runs the parts of a call on several threads.
 #[derive(Debug)]
 pub struct Executor {
     threads: Threads,
@@ -57,7 +59,7 @@ enum Threads {
 }
 
 impl Executor {
-    /// `n >= 1` parts at a time.
+    /// For up to `n >= 1` parts at a time; with `host` on the host's threads.
     pub fn new(n: u32, host: Option<ParallelFor>) -> Result<Self> {
         let threads = match host {
             Some(host) => {
@@ -71,47 +73,50 @@ impl Executor {
         Ok(Self { threads, n })
     }
 
-    /// The most parts [`Self::run`] is asked for.
+    /// The most parts that [`Self::run`] may be called with.
     pub fn width(&self) -> u32 {
         self.n
     }
 
-    /// Calls `part(i)` once for every i below `n`, `n` at most [`Self::width`].
+    /// Calls `part(i)` once for every i below `n`, which is at most [`Self::width`].
     ///
     /// # Errors
-    /// `Internal` when a part panicked; the others have run.
+    /// `Internal` when a part panicked; all others have run.
     pub fn run(&self, n: u32, part: &(dyn Fn(u32) + Sync)) -> Result<()> {
         let outcome = match &self.threads {
             Threads::Pool(pool) if n > 1 => run_on_pool(&mut pool.lock(), self.n, n, part),
             Threads::Host { host, claimed } if n > 1 => run_on_host(*host, &claimed[..n as usize], part),
             _ => catch_unwind(AssertUnwindSafe(|| (0..n).for_each(part))),
         };
-        outcome.map_err(|panic| defect(panic.as_ref()))
+        outcome.map_err(|panic| panic_error(panic.as_ref()))
     }
 }
 
-/// Runs the parts on our threads. After fork(2) the child has none: it gets its own.
+/// Runs the parts on the pool. A child of fork(2) inherits no threads: its first call creates a new pool.
 fn run_on_pool(pool: &mut Pool, width: u32, n: u32, part: &(dyn Fn(u32) + Sync)) -> std::thread::Result<()> {
-    if pool.is_foreign() {
+    if pool.is_inherited() {
         match Pool::new(width) {
-            // Dropped, the old one leaves alone what is not this process's.
+            // Dropping the inherited pool touches neither the parent's threads nor its lock.
             Ok(new) => *pool = new,
-            // Slower, but right.
+            // Without threads the calling thread runs all parts.
             Err(_) => return catch_unwind(AssertUnwindSafe(|| (0..n).for_each(part))),
         }
     }
     pool.run(n, part)
 }
 
-struct HostJob<'a> {
+/// The `data` of a host's parallel loop.
+struct HostTask<'a> {
     part: &'a (dyn Fn(u32) + Sync),
+    /// Per part: whether a thread has started it.
     claimed: &'a [AtomicBool],
+    /// Parts that have returned.
     done: AtomicU32,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-impl HostJob<'_> {
-    /// Runs part `index` unless it is out of range or somebody has taken it.
+impl HostTask<'_> {
+    /// Runs part `index`, unless it is out of range or has been started already.
     fn run(&self, index: u32) {
         let Some(claim) = self.claimed.get(index as usize) else { return };
         if claim.swap(true, Ordering::AcqRel) {
@@ -126,49 +131,51 @@ impl HostJob<'_> {
 
 unsafe extern "C" fn host_task(data: *mut c_void, index: u32) {
     if !data.is_null() {
-        // SAFETY: `data` is the job of a loop that has not returned (contract of `ParallelFor::new`).
-        unsafe { &*data.cast::<HostJob<'_>>() }.run(index);
+        // SAFETY: `data` is what `run_on_host` passed to the loop. `ParallelFor::new` demands that the loop starts no
+        // task after it has returned, and `run_on_host` keeps the `HostTask` alive until then.
+        unsafe { &*data.cast::<HostTask<'_>>() }.run(index);
     }
 }
 
 fn run_on_host(host: ParallelFor, claimed: &[AtomicBool], part: &(dyn Fn(u32) + Sync)) -> std::thread::Result<()> {
     claimed.iter().for_each(|c| c.store(false, Ordering::Relaxed));
     let n = claimed.len() as u32;
-    let job = HostJob { part, claimed, done: AtomicU32::new(0), panic: Mutex::new(None) };
-    // SAFETY: the contract of `ParallelFor::new`; the job outlives the call.
-    unsafe { (host.call)(host.user, n, Some(host_task), std::ptr::from_ref(&job).cast_mut().cast()) };
-    // A host that left tasks out still gets a right result, and one that returned early is waited for.
-    (0..n).for_each(|i| job.run(i));
-    while job.done.load(Ordering::Acquire) < n {
+    let task = HostTask { part, claimed, done: AtomicU32::new(0), panic: Mutex::new(None) };
+    // SAFETY: `ParallelFor::new` demands that it may be called from any thread; `task` lives until all parts have
+    // returned.
+    unsafe { (host.call)(host.user, n, Some(host_task), std::ptr::from_ref(&task).cast_mut().cast()) };
+    // Run parts that the host left out, and wait for parts that still run.
+    (0..n).for_each(|i| task.run(i));
+    while task.done.load(Ordering::Acquire) < n {
         std::thread::yield_now();
     }
-    job.panic.into_inner().map_or(Ok(()), Err)
+    task.panic.into_inner().map_or(Ok(()), Err)
 }
 
-/// A caught panic as an error.
-pub fn defect(panic: &(dyn Any + Send)) -> Error {
+/// A caught panic as an error: it is a bug of this library.
+pub fn panic_error(panic: &(dyn Any + Send)) -> Error {
     let text = panic
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no text");
-    Error::new(Status::Internal, format!("a defect of sinkcache, please report it: {text}"))
+        .unwrap_or("no message");
+    Error::new(Status::Internal, format!("a bug in sinkcache, please report it: {text}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    unsafe extern "C" fn twice_and_partial(_: *mut c_void, n: u32, task: Option<TaskFn>, data: *mut c_void) {
+    unsafe extern "C" fn repeats_and_omits(_: *mut c_void, n: u32, task: Option<TaskFn>, data: *mut c_void) {
         for i in (0..n / 2).chain(0..1).chain([n, u32::MAX]) {
-            // SAFETY: passed through.
+            // SAFETY: `task` and `data` are those of the executor, which is still waiting.
             unsafe { task.unwrap()(data, i) };
         }
     }
 
     fn executors() -> Vec<Executor> {
-        // SAFETY: the loop above honours the contract.
-        let host = unsafe { ParallelFor::new(twice_and_partial, std::ptr::null_mut()) };
+        // SAFETY: the loop above starts tasks only while it runs, and does not unwind.
+        let host = unsafe { ParallelFor::new(repeats_and_omits, std::ptr::null_mut()) };
         vec![Executor::new(1, None).unwrap(), Executor::new(3, None).unwrap(), Executor::new(8, Some(host)).unwrap()]
     }
 

@@ -1,8 +1,8 @@
-//! Threads of our own that sleep until there is work, work with the caller, and end with their cache.
+//! A pool of threads that sleep until there is work. They end with their cache.
 //!
-//! Written here since no pool on crates.io does all of this: the caller works too and waits for nobody who has not begun,
-//! nothing is allocated per job, threads sleep when no job comes within [`LINGER`], and a child of fork(2), which has inherited
-//! none of the threads, gets new ones.
+//! No pool on crates.io has all of these properties: the caller participates and waits only for workers that have
+//! started a part; nothing is allocated per task; idle threads spin for [`SPIN_TIME`] and then sleep; a child of
+//! fork(2), which inherits none of the threads, can tell and create new ones.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,28 +14,29 @@ use std::time::{Duration, Instant};
 use crate::error::{Result, bail};
 use crate::memory::with_room;
 
-/// How long a thread looks for the next job, and the caller for the last helper's end, before it sleeps. Waking one takes tens of microseconds, on a virtual machine more
-/// than a hundred, which is a good part of a decode; layers that follow each other closely are spared that.
-const LINGER: Duration = Duration::from_micros(50);
+/// How long a worker spins for the next task, and the caller for the last worker's end, before it sleeps. Waking a
+/// thread takes tens of microseconds, on a virtual machine more than a hundred: a good part of a decode. Layers that
+/// follow each other closely do not pay it.
+const SPIN_TIME: Duration = Duration::from_micros(50);
 
 /// A caught panic.
 pub type Panic = Box<dyn Any + Send>;
 
-/// Threads beside the caller's.
+/// Worker threads; the caller of [`Pool::run`] is one thread more.
 #[derive(Debug)]
 pub struct Pool {
     shared: Arc<Shared>,
-    helpers: Vec<JoinHandle<()>>,
-    /// The process that has the threads.
+    workers: Vec<JoinHandle<()>>,
+    /// Id of the process that created the workers.
     process: u32,
 }
 
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
-    /// `State::epoch`, to be seen without the lock.
+    /// Copy of `State::epoch` that is read without the lock.
     epoch: AtomicU64,
-    /// Helpers at work on the job; changed under the lock.
+    /// Workers that run the current task; changed under the lock.
     active: AtomicU32,
     wake: Condvar,
     done: Condvar,
@@ -43,83 +44,82 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The job at hand; helpers may join as long as it is here.
-    job: Option<JobRef>,
-    /// Counts jobs, so that a helper joins each once.
+    /// The current task; workers may join while it is set.
+    task: Option<TaskRef>,
+    /// Number of tasks so far, so that a worker joins each only once.
     epoch: u64,
     quit: bool,
 }
 
-/// A job on the stack of [`Pool::run`].
+/// A task on the stack of [`Pool::run`].
 #[derive(Clone, Copy, Debug)]
-struct JobRef(*const Job<'static>);
+struct TaskRef(*const Task<'static>);
 
-// SAFETY: a `Job` may be shared, and `Pool::run` keeps it alive until no helper has it.
-unsafe impl Send for JobRef {}
+// SAFETY: `Task` is Sync, and `Pool::run` keeps it alive until no worker uses it.
+unsafe impl Send for TaskRef {}
 
-struct Job<'a> {
+/// One parallel loop: `part(0)` to `part(n - 1)`. Threads take the next index as they become free.
+struct Task<'a> {
     part: &'a (dyn Fn(u32) + Sync),
     n: u32,
     next: AtomicU32,
     panic: Mutex<Option<Panic>>,
 }
 
-impl Job<'_> {
+impl Task<'_> {
     /// Runs parts until none is left.
-    fn work(&self) {
+    fn run_parts(&self) {
         loop {
             let i = self.next.fetch_add(1, Ordering::Relaxed);
             if i >= self.n {
                 return;
             }
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (self.part)(i))) {
-                locked(&self.panic).get_or_insert(panic);
+                lock(&self.panic).get_or_insert(panic);
             }
         }
     }
 }
 
-/// Nothing below panics while it holds a lock.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Locks a mutex. Nothing here panics while it holds one, so poisoning means nothing.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits without sleeping while `pending`, for [`LINGER`] at most.
-fn linger(pending: impl Fn() -> bool) {
+/// Spins while `pending`, for [`SPIN_TIME`] at most.
+fn spin_while(pending: impl Fn() -> bool) {
     let begin = Instant::now();
-    while pending() && begin.elapsed() < LINGER {
+    while pending() && begin.elapsed() < SPIN_TIME {
         std::hint::spin_loop();
     }
 }
 
 impl Shared {
-    fn help(&self) {
-        let mut seen = 0;
-        loop {
-            if let Some(job) = self.join(&mut seen) {
-                // SAFETY: `Pool::run` does not return while a helper is counted in `active`, which only sinks under the lock.
-                unsafe { &*job.0 }.work();
-                let state = locked(&self.state);
-                // Release: the caller that sees 0 sees what was done.
-                if self.active.fetch_sub(1, Ordering::Release) == 1 {
-                    self.done.notify_one();
-                }
-                drop(state);
-                linger(|| self.epoch.load(Ordering::Relaxed) == seen);
-            } else {
-                return;
+    /// The loop of a worker thread.
+    fn run_worker(&self) {
+        let mut epoch = 0;
+        while let Some(task) = self.join(&mut epoch) {
+            // SAFETY: `join` has counted this worker in `active`, and `Pool::run` does not return, so keeps the task
+            // alive, before `active` is 0.
+            unsafe { &*task.0 }.run_parts();
+            let state = lock(&self.state);
+            // Release: the caller, which reads 0 with Acquire, sees the results.
+            if self.active.fetch_sub(1, Ordering::Release) == 1 {
+                self.done.notify_one();
             }
+            drop(state);
+            spin_while(|| self.epoch.load(Ordering::Relaxed) == epoch);
         }
     }
 
-    /// Sleeps until there is a job that this helper has not seen; `None` when it is time to end.
-    fn join(&self, seen: &mut u64) -> Option<JobRef> {
-        let mut state = locked(&self.state);
+    /// Sleeps until there is a task newer than `epoch`, and joins it; `None` when the pool ends.
+    fn join(&self, epoch: &mut u64) -> Option<TaskRef> {
+        let mut state = lock(&self.state);
         while !state.quit {
-            if let Some(job) = state.job.filter(|_| state.epoch != *seen) {
-                *seen = state.epoch;
+            if let Some(task) = state.task.filter(|_| state.epoch != *epoch) {
+                *epoch = state.epoch;
                 self.active.fetch_add(1, Ordering::Relaxed);
-                return Some(job);
+                return Some(task);
             }
             state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -128,68 +128,68 @@ impl Shared {
 }
 
 impl Pool {
-    /// `n` threads, the caller's among them.
+    /// A pool of `n` threads, the caller included.
     ///
     /// # Errors
     /// `OutOfMemory` when they cannot be started.
     pub fn new(n: u32) -> Result<Self> {
         let mut pool =
-            Self { shared: Arc::default(), helpers: with_room(n as usize, "threads")?, process: std::process::id() };
+            Self { shared: Arc::default(), workers: with_room(n as usize, "threads")?, process: std::process::id() };
         for i in 1..n {
             let shared = Arc::clone(&pool.shared);
             let thread = std::thread::Builder::new().name(format!("sinkcache-{i}"));
-            match thread.spawn(move || shared.help()) {
-                Ok(helper) => pool.helpers.push(helper),
-                // Those that did start end with the pool.
+            match thread.spawn(move || shared.run_worker()) {
+                Ok(worker) => pool.workers.push(worker),
+                // Dropping the pool ends those that were started.
                 Err(e) => bail!(OutOfMemory, "{n} threads could not be started: {e}"),
             }
         }
         Ok(pool)
     }
 
-    /// Whether its threads are of another process, of which this one is a child.
-    pub fn is_foreign(&self) -> bool {
+    /// Whether the workers belong to another process, of which this one is a fork: then it has none.
+    pub fn is_inherited(&self) -> bool {
         self.process != std::process::id()
     }
 
     /// Calls `part(i)` once for every i below `n`, on any of the threads.
     pub fn run(&self, n: u32, part: &(dyn Fn(u32) + Sync)) -> std::result::Result<(), Panic> {
-        let job = Job { part, n, next: AtomicU32::new(0), panic: Mutex::new(None) };
+        let task = Task { part, n, next: AtomicU32::new(0), panic: Mutex::new(None) };
         {
-            let mut state = locked(&self.shared.state);
-            state.job = Some(JobRef(std::ptr::from_ref(&job).cast()));
+            let mut state = lock(&self.shared.state);
+            state.task = Some(TaskRef(std::ptr::from_ref(&task).cast()));
             state.epoch += 1;
             self.shared.epoch.store(state.epoch, Ordering::Relaxed);
         }
-        for _ in 1..n.min(self.helpers.len() as u32 + 1) {
+        for _ in 1..n.min(self.workers.len() as u32 + 1) {
             self.shared.wake.notify_one();
         }
-        job.work();
-        // Whoever has not joined by now finds nothing to do.
-        locked(&self.shared.state).job = None;
-        linger(|| self.shared.active.load(Ordering::Acquire) > 0);
-        let mut state = locked(&self.shared.state);
+        task.run_parts();
+        // All parts have been started: a worker that has not joined yet is not needed.
+        lock(&self.shared.state).task = None;
+        spin_while(|| self.shared.active.load(Ordering::Acquire) > 0);
+        let mut state = lock(&self.shared.state);
         while self.shared.active.load(Ordering::Acquire) > 0 {
             state = self.shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         drop(state);
-        job.panic.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+        task.panic.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        let helpers = std::mem::take(&mut self.helpers);
-        if self.is_foreign() {
-            // The threads stayed with the parent, and one of them may have held the lock: touch neither.
-            std::mem::forget((helpers, Arc::clone(&self.shared)));
+        let workers = std::mem::take(&mut self.workers);
+        if self.is_inherited() {
+            // The threads exist in the parent only, and one of them may have held the lock at the fork: touch neither.
+            std::mem::forget((workers, Arc::clone(&self.shared)));
             return;
         }
-        locked(&self.shared.state).quit = true;
+        lock(&self.shared.state).quit = true;
         self.shared.wake.notify_all();
-        for helper in helpers {
-            // A helper catches what its parts do.
-            let _ = helper.join();
+        for worker in workers {
+            // A worker never panics: `run_parts` catches panics of its parts.
+            let _ = worker.join();
         }
     }
 }
@@ -198,9 +198,9 @@ impl Drop for Pool {
 mod tests {
     use super::*;
 
-    /// Parts run at the same time: each waits until all have begun.
+    /// Each part waits until all have started.
     #[test]
-    fn parts_run_side_by_side() {
+    fn parts_run_concurrently() {
         let pool = Pool::new(4).unwrap();
         for _ in 0..50 {
             let barrier = std::sync::Barrier::new(4);
@@ -211,9 +211,9 @@ mod tests {
         }
     }
 
-    /// The caller does all of it when nobody else comes in time, and nobody is left behind.
+    /// Tasks shorter than a worker's wake-up: the caller often runs all parts, and no worker joins a finished task.
     #[test]
-    fn many_short_jobs() {
+    fn many_short_tasks() {
         let pool = Pool::new(3).unwrap();
         let count = AtomicU32::new(0);
         for _ in 0..20_000 {

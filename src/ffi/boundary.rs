@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::constants::{SKC_STATUS_OK, skc_status};
 use crate::error::{Error, Result, bail};
-use crate::exec::defect;
+use crate::exec::panic_error;
 
 thread_local! {
     static LAST_ERROR: RefCell<CString> = RefCell::new(CString::default());
@@ -22,18 +22,18 @@ pub extern "C" fn skc_last_error() -> *const c_char {
 
 /// Runs the body of a call: an error becomes its status and the last error's text, a panic becomes `INTERNAL`.
 pub fn boundary(body: impl FnOnce() -> Result<()>) -> skc_status {
-    match catch(body) {
+    match catch_panic(body) {
         Ok(()) => SKC_STATUS_OK,
         Err(error) => report(&error),
     }
 }
 
 /// Runs `body`; a panic becomes an error.
-pub fn catch<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+pub fn catch_panic<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(outcome) => outcome,
         Err(panic) => {
-            let error = defect(panic.as_ref());
+            let error = panic_error(panic.as_ref());
             // A payload whose own drop panics must not unwind into C.
             std::mem::forget(panic);
             Err(error)
@@ -52,7 +52,7 @@ fn report(error: &Error) -> skc_status {
 ///
 /// # Safety
 /// `out` must be NULL or writable.
-pub unsafe fn write<T>(name: &str, out: *mut T, value: T) -> Result<()> {
+pub unsafe fn write_output<T>(name: &str, out: *mut T, value: T) -> Result<()> {
     check_pointer(name, out)?;
     // SAFETY: not NULL and aligned by the check; the caller's contract.
     unsafe { out.write(value) };

@@ -87,3 +87,17 @@ pub unsafe fn read_array<'a, T>(name: &str, ptr: *const T, n: usize) -> Result<&
     // SAFETY: not NULL, aligned, in range; the caller's contract.
     Ok(unsafe { std::slice::from_raw_parts(ptr, n) })
 }
+
+/// Fills a caller's output struct, no further than it reaches.
+///
+/// # Safety
+/// `out` must be NULL or as the header describes it.
+pub unsafe fn fill<T: CStruct>(out: *mut T, value: impl FnOnce(T) -> T) -> Result<()> {
+    check_pointer(T::NAME, out)?;
+    // SAFETY: the caller's contract; every struct starts with its size.
+    let (old, size) = unsafe { (read_struct(out)?, out.cast::<u32>().read() as usize) };
+    let new = value(old);
+    // SAFETY: the caller's contract.
+    unsafe { std::ptr::copy_nonoverlapping((&raw const new).cast::<u8>(), out.cast(), size.min(size_of::<T>())) };
+    Ok(())
+}

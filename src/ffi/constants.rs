@@ -1,9 +1,4 @@
-//! Every constant of the header, and the call that finds one by name.
-
-use std::ffi::{CStr, c_char};
-
-use super::boundary::{boundary, write};
-use crate::error::{Result, bail};
+//! Every constant of the header.
 
 /// Status of a call: 0, or one of the negative SKC_STATUS_ numbers, which are never reused.
 pub type skc_status = i32;
@@ -119,7 +114,7 @@ macro_rules! table {
     };
 }
 
-const TABLE: &[(&str, i64)] = table![
+pub(super) const TABLE: &[(&str, i64)] = table![
     SKC_ABI_VERSION,
     SKC_STATUS_OK,
     SKC_STATUS_INVALID_HANDLE,
@@ -166,31 +161,6 @@ const TABLE: &[(&str, i64)] = table![
     SKC_CALL_ABORT,
     SKC_CALL_STEP,
 ];
-
-/// Value of a constant of the header by its name, for callers that cannot read C: name "SKC_DTYPE_F16" gives 2.
-///
-/// # Safety
-/// `name` must be NULL or a C string, `value` NULL or writable.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn skc_constant(name: *const c_char, value: *mut i64) -> skc_status {
-    boundary(|| {
-        let found = lookup(name)?;
-        // SAFETY: the caller's contract.
-        unsafe { write("value", value, found) }
-    })
-}
-
-fn lookup(name: *const c_char) -> Result<i64> {
-    if name.is_null() {
-        bail!(NullPointer, "name is NULL");
-    }
-    // SAFETY: the caller's contract.
-    let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
-    match TABLE.iter().find(|(n, _)| *n == name) {
-        Some(&(_, value)) => Ok(value),
-        None => bail!(InvalidArgument, "name is \"{name}\": not a constant of sinkcache.h"),
-    }
-}
 
 #[cfg(test)]
 mod tests {

@@ -1,9 +1,8 @@
 //! What only a cache on a device needs: telling the host what graphs did, and asking what the device refused.
 
 use super::boundary::boundary;
-use super::c_struct::{c_struct, read_array, read_struct};
+use super::c_struct::{c_struct, fill, read_array, read_struct};
 use super::constants::{SKC_ALL_LAYERS, skc_status};
-use super::info::fill;
 use super::registry::{skc_cache, with_cache};
 
 /// Arguments of skc_note_replay.

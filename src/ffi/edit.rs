@@ -4,11 +4,10 @@ use std::ffi::c_void;
 
 use super::boundary::boundary;
 use super::c_struct::{c_struct, read_array, read_struct};
-use super::compute::on_stream;
 use super::constants::{SKC_ON_DEVICE, skc_status};
-use super::registry::{skc_cache, with_handle};
-use super::step_part::abandon;
-use crate::cache::DeviceEdit;
+use super::gate::abort_team_step;
+use super::registry::{on_stream, skc_cache, with_handle};
+use crate::batch::DeviceEdit;
 use crate::error::Result;
 
 /// Arguments of skc_evict.
@@ -242,7 +241,7 @@ pub unsafe extern "C" fn skc_abort_step(cache: *mut skc_cache, args: *const skc_
         let all = a.n_entries == 0 && a.seq_ids.is_null();
         // SAFETY: the caller's contract.
         let ids = (!all).then(|| unsafe { read_array("seq_ids", a.seq_ids, a.n_entries as usize) }).transpose()?;
-        with_handle(cache, abandon)?;
+        with_handle(cache, abort_team_step)?;
         on_stream(cache, a.stream, |cache| cache.abort_step(ids))
     })
 }

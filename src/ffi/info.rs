@@ -1,18 +1,19 @@
 //! Discovery: what a sequence holds, what this build can do, versions, names.
 
-use std::ffi::c_char;
+use std::ffi::{CStr, c_char};
 
-use super::boundary::{boundary, check_pointer};
-use super::c_struct::{CStruct, c_struct, read_struct};
+use super::boundary::{boundary, write_output};
+use super::c_struct::{c_struct, fill, read_struct};
 use super::constants::{
-    SKC_ABI_VERSION, SKC_BACKEND_CPU, SKC_BACKEND_CUDA, SKC_DTYPE_BF16, SKC_DTYPE_F16, SKC_DTYPE_F32,
-    SKC_POSITION_ALIBI, SKC_POSITION_NONE, SKC_POSITION_ROPE, SKC_POSITION_ROPE_APPLIED, SKC_READ_BACK,
-    SKC_ROPE_INTERLEAVED, SKC_ROPE_NEOX, skc_status,
+    SKC_ABI_VERSION, SKC_BACKEND_CPU, SKC_BACKEND_CUDA, SKC_CALL_APPEND, SKC_CALL_ATTEND, SKC_CALL_STEP,
+    SKC_DTYPE_BF16, SKC_DTYPE_F16, SKC_DTYPE_F32, SKC_POSITION_ALIBI, SKC_POSITION_NONE, SKC_POSITION_ROPE,
+    SKC_POSITION_ROPE_APPLIED, SKC_READ_BACK, SKC_ROPE_INTERLEAVED, SKC_ROPE_NEOX, TABLE, skc_status,
 };
 use super::registry::{skc_cache, with_cache};
+use crate::backend::TokenCall;
 use crate::backend::cuda::available;
 use crate::config::{HEAD_DIM_MULTIPLE, MAX_CHUNK, MAX_HEAD_DIM, MAX_LAYERS, MAX_SEQS, MAX_THREADS};
-use crate::error::Result;
+use crate::error::{Result, bail};
 
 /// State of a sequence, filled by skc_seq_info. Set struct_size and zero the rest before the call.
 #[repr(C)]
@@ -74,6 +75,36 @@ pub struct skc_capability_info {
     pub max_chunk: u32,
 }
 c_struct!(skc_capability_info);
+
+/// A kernel and how it is launched, filled by skc_kernel_choice. Set struct_size and zero the rest before the call. On the
+/// CPU there is a name only. Of a step longer than max_chunk all but n_launches is of its first chunk.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct skc_kernel_info {
+    /// sizeof(skc_kernel_info).
+    pub struct_size: u32,
+    /// 0.
+    pub flags: u32,
+    /// Name of the kernel; of a call that takes several, that of its attention. "skc_step_decode" is append and attention
+    /// in one launch. Ends with 0.
+    pub kernel: [c_char; 40],
+    /// Launches that the call takes. Those that write a batch of more than 64 entries in host memory to the device are not
+    /// counted.
+    pub n_launches: u64,
+    /// Blocks in x: one for each entry.
+    pub grid_x: u32,
+    /// Blocks in y.
+    pub grid_y: u32,
+    /// Blocks in z.
+    pub grid_z: u32,
+    /// Threads of a block.
+    pub block_threads: u32,
+    /// Bytes of shared memory of a block.
+    pub shared_bytes: u32,
+    /// Blocks that share the keys of one KV head of one sequence.
+    pub n_splits: u32,
+}
+c_struct!(skc_kernel_info);
 
 /// State of one sequence: lengths over all layers, the rest as layer `layer` sees it. SKC_STATUS_LENGTH_UNKNOWN where the
 /// device alone knows and SKC_READ_BACK is not set.
@@ -138,20 +169,6 @@ pub unsafe extern "C" fn skc_capabilities(info: *mut skc_capability_info) -> skc
     boundary(|| unsafe { fill(info, value) })
 }
 
-/// Fills a caller's output struct, no further than it reaches.
-///
-/// # Safety
-/// `out` must be NULL or as the header describes it.
-pub unsafe fn fill<T: CStruct>(out: *mut T, value: impl FnOnce(T) -> T) -> Result<()> {
-    check_pointer(T::NAME, out)?;
-    // SAFETY: the caller's contract; every struct starts with its size.
-    let (old, size) = unsafe { (read_struct(out)?, out.cast::<u32>().read() as usize) };
-    let new = value(old);
-    // SAFETY: the caller's contract.
-    unsafe { std::ptr::copy_nonoverlapping((&raw const new).cast::<u8>(), out.cast(), size.min(size_of::<T>())) };
-    Ok(())
-}
-
 /// Version of the library, such as "0.1.0".
 #[unsafe(no_mangle)]
 pub extern "C" fn skc_version() -> *const c_char {
@@ -187,4 +204,78 @@ pub extern "C" fn skc_status_name(status: skc_status) -> *const c_char {
         _ => c"unknown status",
     };
     name.as_ptr()
+}
+
+/// Value of a constant of the header by its name, for callers that cannot read C: name "SKC_DTYPE_F16" gives 2.
+///
+/// # Safety
+/// `name` must be NULL or a C string, `value` NULL or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn skc_constant(name: *const c_char, value: *mut i64) -> skc_status {
+    boundary(|| {
+        let found = lookup(name)?;
+        // SAFETY: the caller's contract.
+        unsafe { write_output("value", value, found) }
+    })
+}
+
+fn lookup(name: *const c_char) -> Result<i64> {
+    if name.is_null() {
+        bail!(NullPointer, "name is NULL");
+    }
+    // SAFETY: the caller's contract.
+    let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
+    match TABLE.iter().find(|(n, _)| *n == name) {
+        Some(&(_, value)) => Ok(value),
+        None => bail!(InvalidArgument, "name is \"{name}\": not a constant of sinkcache.h"),
+    }
+}
+
+/// Which kernel a call runs in a layer, if the rows of its tensors begin at multiples of 16 bytes: `call` is
+/// SKC_CALL_APPEND, SKC_CALL_ATTEND or SKC_CALL_STEP, on up to `n_tokens` tokens of each of `n_entries` sequences. The
+/// choice follows from these numbers, the cache's settings and the device alone, never from what sequences hold.
+///
+/// # Safety
+/// `info` must be NULL or as the header describes it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn skc_kernel_choice(
+    cache: *mut skc_cache,
+    layer: u32,
+    call: u32,
+    n_entries: u32,
+    n_tokens: u32,
+    info: *mut skc_kernel_info,
+) -> skc_status {
+    boundary(|| {
+        let call = call_of(call)?;
+        let choice = with_cache(cache, |cache| cache.kernel_choice(layer, call, n_entries, n_tokens))?;
+        let mut kernel = [0; 40];
+        // The last byte stays 0.
+        for (to, from) in kernel.iter_mut().take(39).zip(choice.kernel.bytes()) {
+            *to = from as c_char;
+        }
+        let [grid_x, grid_y, grid_z] = choice.grid;
+        let value = |old: skc_kernel_info| skc_kernel_info {
+            kernel,
+            n_launches: choice.launches,
+            grid_x,
+            grid_y,
+            grid_z,
+            block_threads: choice.threads,
+            shared_bytes: choice.shared_bytes,
+            n_splits: choice.n_splits,
+            ..old
+        };
+        // SAFETY: the caller's contract.
+        unsafe { fill(info, value) }
+    })
+}
+
+fn call_of(call: u32) -> Result<TokenCall> {
+    Ok(match call {
+        SKC_CALL_APPEND => TokenCall::Append,
+        SKC_CALL_ATTEND => TokenCall::Attend,
+        SKC_CALL_STEP => TokenCall::Step,
+        _ => bail!(InvalidArgument, "call is {call}: SKC_CALL_APPEND, SKC_CALL_ATTEND or SKC_CALL_STEP is needed"),
+    })
 }

@@ -1,9 +1,10 @@
 //! Create, destroy, and what a cache will cost.
 
-use super::boundary::{boundary, check_pointer, write};
+use super::boundary::{boundary, check_pointer, write_output};
 use super::config::{read_config, skc_cache_config};
 use super::constants::skc_status;
-use super::registry::{Log, destroy, register, skc_cache};
+use super::log::Log;
+use super::registry::{destroy, register, skc_cache};
 use crate::cache::Cache;
 
 /// Makes a cache. All memory it will ever need is allocated here. On success `*cache` is its handle; on failure `*cache`
@@ -19,7 +20,7 @@ pub unsafe extern "C" fn skc_create_cache(config: *const skc_cache_config, cache
         let (config, raw) = unsafe { read_config(config) }?;
         let handle = register(Cache::new(&config)?, Log { call: raw.log, user: raw.log_user })?;
         // SAFETY: the caller's contract.
-        unsafe { write("cache", cache, handle) }
+        unsafe { write_output("cache", cache, handle) }
     })
 }
 
@@ -49,8 +50,8 @@ pub unsafe extern "C" fn skc_cache_bytes(
         let footprint = Cache::footprint(&config)?;
         // SAFETY: the caller's contract.
         unsafe {
-            write("host_bytes", host_bytes, footprint.host)?;
-            write("device_bytes", device_bytes, footprint.device)
+            write_output("host_bytes", host_bytes, footprint.host)?;
+            write_output("device_bytes", device_bytes, footprint.device)
         }
     })
 }

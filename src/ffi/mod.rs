@@ -5,6 +5,7 @@
 #![allow(non_camel_case_types, reason = "the names are C's")]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod args;
 mod boundary;
 mod c_struct;
 mod compute;
@@ -12,14 +13,17 @@ mod config;
 mod constants;
 mod device;
 mod edit;
+mod gate;
 mod info;
-mod kernel;
 mod lifecycle;
+mod log;
 mod registry;
 mod step_part;
+mod team;
 
+pub use args::{skc_append_kv_args, skc_attend_args, skc_step_args};
 pub use boundary::skc_last_error;
-pub use compute::{skc_append_kv, skc_append_kv_args, skc_attend, skc_attend_args, skc_step, skc_step_args};
+pub use compute::{skc_append_kv, skc_attend, skc_step};
 pub use config::{
     skc_alloc_fn, skc_cache_config, skc_cache_config_init, skc_free_fn, skc_layer_config, skc_layer_config_init,
     skc_log_fn, skc_parallel_for_fn, skc_task_fn,
@@ -31,10 +35,9 @@ pub use edit::{
     skc_rewind, skc_rewind_args,
 };
 pub use info::{
-    skc_abi_version, skc_capabilities, skc_capability_info, skc_seq_info, skc_sequence_info, skc_status_name,
-    skc_version,
+    skc_abi_version, skc_capabilities, skc_capability_info, skc_constant, skc_kernel_choice, skc_kernel_info,
+    skc_seq_info, skc_sequence_info, skc_status_name, skc_version,
 };
-pub use kernel::{skc_kernel_choice, skc_kernel_info};
 pub use lifecycle::{skc_cache_bytes, skc_create_cache, skc_destroy_cache};
 pub use registry::skc_cache;
 pub use step_part::skc_step_part;

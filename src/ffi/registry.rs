@@ -1,17 +1,15 @@
 //! Handles: an index and a generation in a registry, never an address. A destroyed, garbage or foreign handle is found
 //! out without being dereferenced.
 
-use std::cell::{Cell, UnsafeCell};
-use std::ffi::{CString, c_void};
+use std::ffi::c_void;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 
-use super::boundary::catch;
-use super::config::skc_log_fn;
+use super::boundary::catch_panic;
 use super::constants::{SKC_LOG_ERROR, SKC_LOG_INFO, SKC_LOG_WARN};
-use super::step_part::{Parts, abandon};
+use super::gate::{Exclusive, Handle, abort_team_step};
+use super::log::Log;
 use crate::cache::Cache;
 use crate::error::{Error, Result, Status, bail};
 
@@ -19,56 +17,6 @@ use crate::error::{Error, Result, Status, bail};
 #[expect(missing_debug_implementations, reason = "opaque")]
 pub struct skc_cache {
     _opaque: [u8; 0],
-}
-
-/// Nobody uses the cache.
-const IDLE: u32 = 0;
-/// One call uses it.
-const EXCLUSIVE: u32 = 1;
-/// A thread team does a step.
-const PARTS: u32 = 2;
-
-/// A cache behind a handle.
-pub struct Handle {
-    gate: AtomicU32,
-    /// `None` once destroyed. Mutable access only through the gate.
-    cache: UnsafeCell<Option<Cache>>,
-    /// The step a thread team is doing.
-    pub parts: Mutex<Parts>,
-    log: Log,
-}
-
-// SAFETY: the gate lets one exclusive user in, or a team whose members share the cache read-only.
-unsafe impl Sync for Handle {}
-
-/// A log callback with its argument.
-pub struct Log {
-    pub call: skc_log_fn,
-    pub user: *mut c_void,
-}
-
-// SAFETY: the header says that it may be called from any thread.
-unsafe impl Send for Log {}
-// SAFETY: as above.
-unsafe impl Sync for Log {}
-
-thread_local! {
-    /// Whether this thread is inside a log callback.
-    static LOGGING: Cell<bool> = const { Cell::new(false) };
-}
-
-impl Log {
-    /// Calls the host, but not for what goes wrong in a callback's own calls: that might never end.
-    fn line(&self, level: u32, text: &str) {
-        if let Some(call) = self.call
-            && let Ok(text) = CString::new(text)
-            && !LOGGING.try_with(|l| l.replace(true)).unwrap_or(true)
-        {
-            // SAFETY: the header's contract of the callback.
-            unsafe { call(self.user, level, text.as_ptr()) };
-            let _ = LOGGING.try_with(|l| l.set(false));
-        }
-    }
 }
 
 #[derive(Default)]
@@ -105,12 +53,7 @@ fn decode(handle: *const skc_cache) -> Option<(usize, u32)> {
 pub fn register(cache: Cache, log: Log) -> Result<*mut skc_cache> {
     let text = format!("cache created: {} layers, {} sequences", cache.n_layers(), cache.n_seqs());
     let warnings = cache.warnings().to_vec();
-    let handle = Arc::new(Handle {
-        gate: AtomicU32::new(IDLE),
-        cache: UnsafeCell::new(Some(cache)),
-        parts: Mutex::default(),
-        log,
-    });
+    let handle = Arc::new(Handle::new(cache, log));
     let encoded = insert(Arc::clone(&handle))?;
     handle.log.line(SKC_LOG_INFO, &text);
     warnings.iter().for_each(|warning| handle.log.line(SKC_LOG_WARN, warning));
@@ -158,44 +101,23 @@ fn destroyed(handle: *const skc_cache) -> Error {
     Error::new(Status::InvalidHandle, format!("cache {handle:p} was destroyed"))
 }
 
-/// Sole use of a cache, given back on drop. A panic meanwhile poisons the cache.
-struct Exclusive<'a> {
-    handle: &'a Handle,
-    /// A Rust host may call while its own panic unwinds.
-    was_panicking: bool,
-}
-
-impl<'a> Exclusive<'a> {
-    fn enter(handle: &'a Handle) -> Result<Self> {
-        match handle.gate.compare_exchange(IDLE, EXCLUSIVE, Ordering::Acquire, Ordering::Relaxed) {
-            Ok(_) => Ok(Self { handle, was_panicking: std::thread::panicking() }),
-            Err(PARTS) => bail!(Busy, "a thread team is inside skc_step_part on this cache"),
-            Err(_) => bail!(Busy, "another call is using this cache"),
-        }
-    }
-
-    fn cache(&mut self) -> &mut Option<Cache> {
-        // SAFETY: the gate is ours.
-        unsafe { &mut *self.handle.cache.get() }
-    }
-}
-
-impl Drop for Exclusive<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking()
-            && !self.was_panicking
-            && let Some(cache) = self.cache()
-        {
-            cache.poison();
-        }
-        self.handle.gate.store(IDLE, Ordering::Release);
-    }
+/// Runs a call that puts its work into a stream.
+pub fn on_stream<T>(
+    cache: *const skc_cache,
+    stream: *mut c_void,
+    body: impl FnOnce(&mut Cache) -> Result<T>,
+) -> Result<T> {
+    with_cache(cache, |cache| {
+        // SAFETY: the header's contract: a live stream of the cache's context.
+        unsafe { cache.set_stream(stream) }?;
+        body(cache)
+    })
 }
 
 /// Runs a call that needs the cache to itself.
 pub fn with_cache<T>(handle: *const skc_cache, body: impl FnOnce(&mut Cache) -> Result<T>) -> Result<T> {
     let found = lookup(handle)?;
-    logged(&found, || {
+    log_failure(&found, || {
         let mut exclusive = Exclusive::enter(&found)?;
         exclusive.cache().as_mut().map_or_else(|| Err(destroyed(handle)), body)
     })
@@ -204,12 +126,12 @@ pub fn with_cache<T>(handle: *const skc_cache, body: impl FnOnce(&mut Cache) -> 
 /// Runs a call of a thread team's member; `body` orders the members by the lock in [`Handle::parts`].
 pub fn with_handle<T>(handle: *const skc_cache, body: impl FnOnce(&Handle) -> Result<T>) -> Result<T> {
     let found = lookup(handle)?;
-    logged(&found, || body(&found))
+    log_failure(&found, || body(&found))
 }
 
 /// Logs what went wrong, after the cache has been given back.
-fn logged<T>(handle: &Handle, body: impl FnOnce() -> Result<T>) -> Result<T> {
-    let outcome = catch(body);
+fn log_failure<T>(handle: &Handle, body: impl FnOnce() -> Result<T>) -> Result<T> {
+    let outcome = catch_panic(body);
     if let Err(error) = &outcome {
         let level = if error.status() == Status::Internal { SKC_LOG_ERROR } else { SKC_LOG_WARN };
         handle.log.line(level, error.message());
@@ -217,45 +139,11 @@ fn logged<T>(handle: &Handle, body: impl FnOnce() -> Result<T>) -> Result<T> {
     outcome
 }
 
-impl Handle {
-    /// Lets a thread team in; the lock of `parts` must be held.
-    pub fn open_parts(&self) -> Result<()> {
-        match self.gate.compare_exchange(IDLE, PARTS, Ordering::Acquire, Ordering::Relaxed) {
-            Ok(_) => Ok(()),
-            Err(_) => bail!(Busy, "another call is using this cache"),
-        }
-    }
-
-    /// Ends a team's step; the lock of `parts` must be held, and no member be inside.
-    pub fn close_parts(&self) {
-        self.gate.store(IDLE, Ordering::Release);
-    }
-
-    /// The cache, to read while a team is inside.
-    ///
-    /// # Safety
-    /// The gate must be open for a team, the caller one of its members.
-    pub unsafe fn shared(&self) -> Result<&Cache> {
-        // SAFETY: the caller's contract: nobody has it mutably.
-        unsafe { &*self.cache.get() }.as_ref().ok_or_else(|| destroyed(std::ptr::null()))
-    }
-
-    /// The cache, to change when a team's step begins or ends.
-    ///
-    /// # Safety
-    /// The gate must be open for a team, the lock of `parts` held, and no member be computing.
-    #[expect(clippy::mut_from_ref, reason = "the gate and the lock are the exclusion")]
-    pub unsafe fn sole(&self) -> Result<&mut Cache> {
-        // SAFETY: the caller's contract.
-        unsafe { &mut *self.cache.get() }.as_mut().ok_or_else(|| destroyed(std::ptr::null()))
-    }
-}
-
 /// Ends a cache. Its memory is given back outside of all locks, since that may call the host.
 pub fn destroy(handle: *const skc_cache) -> Result<()> {
     let found = lookup(handle)?;
     // A team whose members never came is no call.
-    abandon(&found)?;
+    abort_team_step(&found)?;
     // Outside the registry's lock: a device may take its time.
     Exclusive::enter(&found)?.cache().as_ref().map_or(Ok(()), Cache::finish)?;
     let cache = {

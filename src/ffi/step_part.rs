@@ -3,47 +3,15 @@
 //! The first member to arrive checks the arguments and lets the team in, the last to finish makes the tokens count. In
 //! between every member works on heads of its own.
 
-use super::boundary::{boundary, catch};
+use super::args::{read_step, skc_step_args};
+use super::boundary::{boundary, catch_panic};
 use super::c_struct::read_struct;
-use super::compute::{read_step, skc_step_args};
 use super::constants::skc_status;
-use super::registry::{Handle, skc_cache, with_handle};
-use crate::cache::Work;
-use crate::config::MAX_THREADS;
-use crate::error::{Error, Result, bail};
-
-/// The step a team is doing, if any.
-#[derive(Default)]
-pub struct Parts {
-    open: Option<Open>,
-}
-
-struct Open {
-    args: skc_step_args,
-    work: Work,
-    nth: u32,
-    /// Bit per member that has come.
-    arrived: [u64; (MAX_THREADS / 64) as usize],
-    n_arrived: u32,
-    n_finished: u32,
-    failure: Option<Error>,
-}
-
-// SAFETY: the arguments' pointers are compared, never followed.
-unsafe impl Send for Parts {}
-
-impl Open {
-    /// Notes that member `ith` has come; refuses one that has come before.
-    fn arrive(&mut self, ith: u32) -> Result<()> {
-        let bit = 1_u64 << (ith % 64);
-        match self.arrived.get_mut((ith / 64) as usize) {
-            Some(word) if *word & bit == 0 => *word |= bit,
-            _ => bail!(InvalidArgument, "ith is {ith}: that member has already come in this step"),
-        }
-        self.n_arrived += 1;
-        Ok(())
-    }
-}
+use super::gate::Handle;
+use super::registry::{skc_cache, with_handle};
+use super::team::TeamStep;
+use crate::cache::PlannedCall;
+use crate::error::{Result, bail};
 
 /// skc_step from inside a host's own thread team: `nth` threads call it with the same arguments and each with its own
 /// `ith` below `nth`, at most n_threads. The work is divided among them by KV heads; nobody waits for anybody. Results
@@ -66,107 +34,89 @@ pub unsafe extern "C" fn skc_step_part(
         let args = unsafe { read_struct(args) }?;
         with_handle(cache, |handle| {
             // SAFETY: the caller's contract.
-            let work = unsafe { enter(handle, args, ith, nth) }?;
+            let call = unsafe { enter(handle, args, ith, nth) }?;
             // SAFETY: this member has entered, and no member changes the cache before all have left.
-            let outcome = catch(|| unsafe { handle.shared() }?.run_part(work, ith, nth));
+            let outcome = catch_panic(|| unsafe { handle.cache_shared() }?.run_part(call, ith, nth));
             leave(handle, outcome)
         })
     })
 }
 
 /// Joins the step, or opens it.
-unsafe fn enter(handle: &Handle, args: skc_step_args, ith: u32, nth: u32) -> Result<Work> {
-    let mut parts = handle.parts.lock();
-    if parts.open.is_none() {
-        handle.open_parts()?;
+unsafe fn enter(handle: &Handle, args: skc_step_args, ith: u32, nth: u32) -> Result<PlannedCall> {
+    let mut team = handle.team.lock();
+    if team.step.is_none() {
+        handle.begin_team()?;
         // SAFETY: the gate was just opened for a team, the lock is held, and no member is in yet.
-        match catch(|| unsafe { plan(handle, args, ith, nth) }) {
-            Ok(open) => parts.open = Some(open),
+        match catch_panic(|| unsafe { plan(handle, args, ith, nth) }) {
+            Ok(step) => team.step = Some(step),
             Err(error) => {
-                handle.close_parts();
+                handle.end_team();
                 return Err(error);
             }
         }
     }
-    let Some(open) = &mut parts.open else {
+    let Some(step) = &mut team.step else {
         bail!(Internal, "a step was opened and is not there");
     };
-    if open.args != args {
+    if step.args != args {
         bail!(Busy, "a thread team is inside skc_step_part on this cache with other arguments");
     }
-    if open.nth != nth || ith >= nth {
-        bail!(InvalidArgument, "ith is {ith} of nth {nth}: a step of {} members is under way", open.nth);
+    if step.nth != nth || ith >= nth {
+        bail!(InvalidArgument, "ith is {ith} of nth {nth}: a step of {} members is under way", step.nth);
     }
-    open.arrive(ith)?;
-    Ok(open.work)
+    step.arrive(ith)?;
+    Ok(step.call)
 }
 
-unsafe fn plan(handle: &Handle, args: skc_step_args, ith: u32, nth: u32) -> Result<Open> {
+unsafe fn plan(handle: &Handle, args: skc_step_args, ith: u32, nth: u32) -> Result<TeamStep> {
     // SAFETY: the caller's contract.
-    let cache = unsafe { handle.sole() }?;
+    let cache = unsafe { handle.cache_exclusive() }?;
     // SAFETY: the caller's contract.
     unsafe { cache.set_stream(args.stream) }?;
     if cache.is_on_device() {
         bail!(InvalidArgument, "skc_step_part: a thread team cannot do the work of a CUDA cache; call skc_step");
     }
-    if nth == 0 || nth > cache.width() || ith >= nth {
+    if nth == 0 || nth > cache.max_parts() || ith >= nth {
         bail!(
             InvalidArgument,
             "ith is {ith} of nth {nth}: nth from 1 to n_threads ({}) and ith below it",
-            cache.width()
+            cache.max_parts()
         );
     }
     // SAFETY: the caller's contract.
     let s = unsafe { read_step(&args) }?;
-    let work = cache.plan_step(args.layer, s.batch, s.k, s.v, s.q, s.out, s.lse)?;
+    let call = cache.plan_step(args.layer, s.batch, s.k, s.v, s.q, s.out, s.lse)?;
     // From here on slots may be overwritten, whether the others come or not.
-    cache.begin(work);
-    Ok(Open { args, work, nth, arrived: Default::default(), n_arrived: 0, n_finished: 0, failure: None })
+    cache.mark_overwritten(call);
+    Ok(TeamStep::new(args, call, nth))
 }
 
 /// Notes that a member has finished; the last one commits.
 fn leave(handle: &Handle, outcome: Result<()>) -> Result<()> {
-    let mut parts = handle.parts.lock();
-    let Some(open) = &mut parts.open else {
+    let mut team = handle.team.lock();
+    let Some(step) = &mut team.step else {
         bail!(Internal, "the step ended before its members");
     };
-    open.n_finished += 1;
+    step.n_finished += 1;
     if let Err(error) = &outcome {
-        open.failure = Some(error.clone());
+        step.failure = Some(error.clone());
     }
-    if open.n_finished < open.nth {
+    if step.n_finished < step.nth {
         return outcome;
     }
     // SAFETY: all members have finished, the lock is held, and the gate is still the team's.
-    let cache = unsafe { handle.sole() };
-    if let (Some(open), Ok(cache)) = (parts.open.take(), cache) {
-        match open.failure {
+    let cache = unsafe { handle.cache_exclusive() };
+    if let (Some(step), Ok(cache)) = (team.step.take(), cache) {
+        match step.failure {
             Some(error) => {
                 cache.poison();
-                handle.close_parts();
+                handle.end_team();
                 return Err(error);
             }
-            None => cache.commit(open.work),
+            None => cache.commit(step.call),
         }
     }
-    handle.close_parts();
+    handle.end_team();
     outcome
-}
-
-/// Ends a step some of whose members never came, unless one is inside.
-pub fn abandon(handle: &Handle) -> Result<()> {
-    let mut parts = handle.parts.lock();
-    let Some(open) = &parts.open else {
-        return Ok(());
-    };
-    if open.n_finished < open.n_arrived {
-        bail!(Busy, "{} members are inside skc_step_part", open.n_arrived - open.n_finished);
-    }
-    if open.failure.is_some() {
-        // SAFETY: no member is inside, the lock is held, and the gate is still the team's.
-        unsafe { handle.sole() }?.poison();
-    }
-    parts.open = None;
-    handle.close_parts();
-    Ok(())
 }

@@ -11,7 +11,7 @@ use super::scratch::Scratch;
 use super::simd::Kernels;
 use super::simd::prefetch::prefetch;
 use super::simd::transpose::GroupRows;
-use crate::backend::{AppendRows, Job};
+use crate::backend::{AppendRows, LayerCall};
 use crate::batch::Entry;
 use crate::config::{DType, PositionMode};
 
@@ -21,7 +21,7 @@ const PREFETCH_TOKENS: u64 = 4;
 /// The tokens of an entry that are appended, and where they go.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AppendTarget<'a> {
-    pub job: &'a Job<'a>,
+    pub call: &'a LayerCall<'a>,
     pub io: &'a AppendRows,
     pub slots: Slots<'a>,
     pub entry: &'a Entry,
@@ -58,7 +58,7 @@ pub(super) fn append<T: Stored>(
 ) {
     // One key group of one head after the other: rows are read near the last ones, and a group is filled while it is in the
     // processor's cache.
-    let (ring, first) = (&target.job.layer.ring, target.entry.first);
+    let (ring, first) = (&target.call.layer.ring, target.entry.first);
     for run in ring.runs(first + target.tokens.start, first + target.tokens.end) {
         let (mut begin, end) = (run.first - first, run.first - first + run.n);
         while begin < end {
@@ -75,7 +75,7 @@ pub(super) fn append<T: Stored>(
 
 impl AppendTarget<'_> {
     fn store_run<T: Stored>(&self, run: &Run, angles: &mut RopeCache, scratch: &mut Scratch<'_>) {
-        let (shape, kernels) = (self.job.shape, self.kernels);
+        let (shape, kernels) = (self.call.shape, self.kernels);
         let Run { tokens, slot, head, .. } = run;
         // Only a group whose 16 tokens are all new may be written as a whole: other slots keep their tokens.
         let whole = kernels.transpose_keys.filter(|_| tokens.end - tokens.start == KEY_GROUP as u64);
@@ -118,15 +118,15 @@ impl AppendTarget<'_> {
         } else {
             return;
         };
-        let (shape, size) = (self.job.shape, self.job.shape.in_dtype.size());
+        let (shape, size) = (self.call.shape, self.call.shape.in_dtype.size());
         prefetch::<false>(self.io.k.at(self.entry.row + token, head), shape.head_dim * size);
         prefetch::<false>(self.io.v.at(self.entry.row + token, head), shape.head_dim_v * size);
     }
 
     /// Where the angles of a token begin in scratch, if keys are rotated.
     fn angle_offset(&self, token: u64, angles: &mut RopeCache, scratch: &mut Scratch<'_>) -> Option<usize> {
-        let layer = self.job.layer;
-        let tokens = EntryTokens { job: self.job, entry: self.entry, tokens: self.tokens };
+        let layer = self.call.layer;
+        let tokens = EntryTokens { call: self.call, entry: self.entry, tokens: self.tokens };
         (layer.position_mode == PositionMode::Rope)
             .then(|| angles.of_key(&tokens, token, self.kernels, scratch) * layer.frequencies.len())
     }
@@ -143,7 +143,7 @@ impl AppendTarget<'_> {
         scratch: &'a mut Scratch<'_>,
         to: Converted<'a>,
     ) -> (&'a [T], &'a [T]) {
-        let (layer, shape, kernels) = (self.job.layer, self.job.shape, self.kernels);
+        let (layer, shape, kernels) = (self.call.layer, self.call.shape, self.kernels);
         let row = self.entry.row + token;
         let (src_k, src_v) = (self.io.k.at(row, head), self.io.v.at(row, head));
         // SAFETY: both addresses are of resolved rows of these dims; the kernels' instruction set is available.
@@ -223,10 +223,17 @@ mod tests {
             let resolved = |x, dim| RowsIn::packed(x).resolve("rows", n, shape.n_kv_heads, dim, I::DTYPE).unwrap();
             let io = AppendRows { k: resolved(&k, shape.head_dim), v: resolved(&v, shape.head_dim_v) };
             let entry = Entry { seq: 0, row: 0, n, first: at, start: 1 << 40, floor: 0 };
-            let job =
-                Job { layer_index: 0, layer: &layer, shape: &shape, entries: &[entry], append: Some(io), attend: None };
+            let call = LayerCall {
+                layer_index: 0,
+                layer: &layer,
+                shape: &shape,
+                entries: &[entry],
+                append: Some(io),
+                attend: None,
+            };
             let slots = store.slots(0, 0);
-            let target = AppendTarget { job: &job, io: &io, slots, entry: &entry, tokens: &(0..n), kernels: &kernels };
+            let target =
+                AppendTarget { call: &call, io: &io, slots, entry: &entry, tokens: &(0..n), kernels: &kernels };
             // SAFETY: nobody else holds it.
             let mut scratch = unsafe { pool.part(&shape, 0) };
             append::<T>(&target, &(0..shape.n_kv_heads), &mut RopeCache::default(), &mut scratch);

@@ -46,7 +46,7 @@ impl KvSplit<'_> {
         let (k, v) = self.slots.read(self.tile.head, self.block.slot, n as u64);
         let prefetches = cfg!(target_arch = "x86_64")
             && self.tile.rows <= PREFETCH_MAX_ROWS
-            && self.tile.job.shape.kv_dtype != DType::F32;
+            && self.tile.call.shape.kv_dtype != DType::F32;
         let stored = Stored { k, v, n, prefetch: if prefetches { PREFETCH_KEYS } else { 0 } };
         self.qk(&stored, scratch);
         self.softmax(n, scratch);
@@ -55,7 +55,7 @@ impl KvSplit<'_> {
 
     /// QK^T of all columns into scratch's `scores`. Keys are prefetched; the last ones prefetch the first values.
     fn qk(&self, stored: &Stored, scratch: &mut Scratch<'_>) {
-        let (shape, rows) = (self.tile.job.shape, self.tile.rows);
+        let (shape, rows) = (self.tile.call.shape, self.tile.rows);
         let (dim, size) = (shape.head_dim, shape.kv_dtype.size());
         let n = stored.n;
         let q = if self.block.sinks { scratch.q_sink.as_ptr() } else { scratch.q.as_ptr() };
@@ -96,7 +96,7 @@ impl KvSplit<'_> {
 
     /// Turns the scores into probabilities relative to this split's row maximum.
     fn softmax(&self, n: usize, scratch: &mut Scratch<'_>) {
-        let (layer, rows) = (self.tile.job.layer, self.tile.rows);
+        let (layer, rows) = (self.tile.call.layer, self.tile.rows);
         self.tile.visible_columns(self.block, &scratch.ranges[..rows], &mut scratch.visible);
         scratch.partial_max[..rows].fill(f32::NEG_INFINITY);
         scratch.partial_sum[..rows].fill(0.0);
@@ -119,7 +119,7 @@ impl KvSplit<'_> {
 
     /// PV into scratch's `partial_acc`, over the columns that any row sees.
     fn pv(&self, stored: &Stored, scratch: &mut Scratch<'_>) {
-        let (rows, dim) = (self.tile.rows, padded_dim(self.tile.job.shape.head_dim_v));
+        let (rows, dim) = (self.tile.rows, padded_dim(self.tile.call.shape.head_dim_v));
         scratch.partial_acc[..rows * dim].fill(0.0);
         let Some((from, to)) = visible_union(&scratch.visible[..rows]) else { return };
         scratch.alpha[..rows].fill(0.0);
@@ -154,7 +154,7 @@ impl KvSplit<'_> {
     /// # Safety
     /// As [`Kernels::pv`] with `all`, whose `alpha` is scratch's.
     unsafe fn pv_prefetching(&self, stored: &Stored, all: &PvArgs, scratch: &mut Scratch<'_>) {
-        let slot_bytes = all.dim * self.tile.job.shape.kv_dtype.size();
+        let slot_bytes = all.dim * self.tile.call.shape.kv_dtype.size();
         // A multiple of SLOT_ALIGN: bf16 values of 32 slots are stored interleaved, and addresses count from their first.
         let last = (all.to.saturating_sub(stored.prefetch) / SLOT_ALIGN as usize * SLOT_ALIGN as usize).max(all.from);
         // SAFETY: the caller's contract; both ranges are parts of `all`'s.

@@ -25,7 +25,7 @@ use self::scratch::ScratchPool;
 use self::simd::Kernels;
 use self::split_kv::SplitPartials;
 use self::worker::{SplitUnit, Worker};
-use super::{Backend, Job, KernelChoice, TokenCall};
+use super::{Backend, KernelChoice, LayerCall, TokenCall};
 use crate::batch::Entry;
 use crate::config::{DType, Layer, Shape};
 use crate::cpu_features::Isa;
@@ -82,16 +82,16 @@ impl Cpu {
 
     /// # Safety
     /// Nobody else may be worker `ith` at the same time.
-    unsafe fn worker<'a>(&'a self, job: &'a Job<'a>, ith: u32) -> Worker<'a> {
+    unsafe fn worker<'a>(&'a self, call: &'a LayerCall<'a>, ith: u32) -> Worker<'a> {
         // SAFETY: nobody else is worker `ith`.
-        let scratch = unsafe { self.scratch.part(job.shape, ith) };
-        Worker::new(job, &self.store, &self.kernels, self.isa, scratch)
+        let scratch = unsafe { self.scratch.part(call.shape, ith) };
+        Worker::new(call, &self.store, &self.kernels, self.isa, scratch)
     }
 
     /// Calls `unit` with a worker and every number below `n`, on as many threads as there are, at most `n`.
     fn share_out(
         &self,
-        job: &Job<'_>,
+        call: &LayerCall<'_>,
         exec: &Executor,
         n: u64,
         unit: impl Fn(&mut Worker<'_>, u64) + Sync,
@@ -100,7 +100,7 @@ impl Cpu {
         let threads = u32::try_from(n).unwrap_or(u32::MAX).clamp(1, exec.width());
         exec.run(threads, &|ith| {
             // SAFETY: the executor runs each `ith` at most once at a time.
-            let mut worker = unsafe { self.worker(job, ith) };
+            let mut worker = unsafe { self.worker(call, ith) };
             loop {
                 let at = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 if at >= n {
@@ -111,39 +111,39 @@ impl Cpu {
         })
     }
 
-    fn append_all<T: element::Stored>(&self, job: &Job<'_>, exec: &Executor, range: ChunkRange) -> Result<()> {
-        let shape = job.shape;
+    fn append_all<T: element::Stored>(&self, call: &LayerCall<'_>, exec: &Executor, range: ChunkRange) -> Result<()> {
+        let shape = call.shape;
         let heads = shape.n_kv_heads as u64;
-        let rows: u64 = job.entries.iter().map(|e| range.tokens(e).end - range.tokens(e).start).sum();
+        let rows: u64 = call.entries.iter().map(|e| range.tokens(e).end - range.tokens(e).start).sum();
         let elements = rows.saturating_mul(heads * (shape.head_dim + shape.head_dim_v) as u64);
         if elements < PARALLEL_APPEND || exec.width() == 1 {
             // SAFETY: this call alone uses the cache, and no other thread is at work.
-            let mut worker = unsafe { self.worker(job, 0) };
-            for entry in job.entries {
+            let mut worker = unsafe { self.worker(call, 0) };
+            for entry in call.entries {
                 worker.append::<T>(entry, &range.tokens(entry), &(0..shape.n_kv_heads));
             }
             return Ok(());
         }
         // Each unit is a share of an entry's heads.
         let shares = heads.min(u64::from(exec.width()));
-        self.share_out(job, exec, job.entries.len() as u64 * shares, |worker, at| {
-            let (entry, share) = (&job.entries[(at / shares) as usize], at % shares);
+        self.share_out(call, exec, call.entries.len() as u64 * shares, |worker, at| {
+            let (entry, share) = (&call.entries[(at / shares) as usize], at % shares);
             let heads = (heads * share / shares) as usize..(heads * (share + 1) / shares) as usize;
             worker.append::<T>(entry, &range.tokens(entry), &heads);
         })
     }
 
-    fn attend_all(&self, job: &Job<'_>, exec: &Executor, range: ChunkRange) -> Result<()> {
-        let heads = job.shape.n_kv_heads as u64;
-        let path = |e: &Entry| AttendPath::new(job.shape, &range.tokens(e));
-        let units: u64 = job.entries.iter().map(|e| path(e).units() * heads).sum();
+    fn attend_all(&self, call: &LayerCall<'_>, exec: &Executor, range: ChunkRange) -> Result<()> {
+        let heads = call.shape.n_kv_heads as u64;
+        let path = |e: &Entry| AttendPath::new(call.shape, &range.tokens(e));
+        let units: u64 = call.entries.iter().map(|e| path(e).units() * heads).sum();
         if exec.width() > 1
             && units < 4 * u64::from(exec.width())
-            && self.splits.fits(job, |e| path(e) == AttendPath::Decode)
+            && self.splits.fits(call, |e| path(e) == AttendPath::Decode)
         {
-            return self.attend_splits(job, exec, range);
+            return self.attend_splits(call, exec, range);
         }
-        self.share_out(job, exec, units, |worker, at| {
+        self.share_out(call, exec, units, |worker, at| {
             let (entry, before) = worker.entry_of(at, |e| path(e).units() * heads);
             let (units, at) = (path(entry).units(), at - before);
             // All tiles of a head follow one another: its keys stay in the processor's cache.
@@ -153,11 +153,11 @@ impl Cpu {
 
     /// For fewer heads than keep the threads busy: different threads compute the KV splits of one head, and the last of them merges them
     /// in order.
-    fn attend_splits(&self, job: &Job<'_>, exec: &Executor, range: ChunkRange) -> Result<()> {
-        let heads = job.shape.n_kv_heads as u64;
-        let count = |e: &Entry| schedule::split_count(job, e, &range.tokens(e));
-        let begun = self.splits.begin(job, |e| count(e));
-        self.share_out(job, exec, begun, |worker, at| {
+    fn attend_splits(&self, call: &LayerCall<'_>, exec: &Executor, range: ChunkRange) -> Result<()> {
+        let heads = call.shape.n_kv_heads as u64;
+        let count = |e: &Entry| schedule::split_count(call, e, &range.tokens(e));
+        let begun = self.splits.begin(call, |e| count(e));
+        self.share_out(call, exec, begun, |worker, at| {
             let (entry, before) = worker.entry_of(at, |e| count(e) * heads);
             let (n, at) = (count(entry), at - before);
             let (head, split) = ((at / n) as usize, at % n);
@@ -166,34 +166,34 @@ impl Cpu {
         })
     }
 
-    fn run_typed<T: element::Stored>(&self, job: &Job<'_>, exec: &Executor) -> Result<()> {
-        for range in ChunkRange::all(job) {
-            if job.append.is_some() {
-                self.append_all::<T>(job, exec, range)?;
+    fn run_typed<T: element::Stored>(&self, call: &LayerCall<'_>, exec: &Executor) -> Result<()> {
+        for range in ChunkRange::all(call) {
+            if call.append.is_some() {
+                self.append_all::<T>(call, exec, range)?;
             }
-            if job.attend.is_some() {
-                self.attend_all(job, exec, range)?;
+            if call.attend.is_some() {
+                self.attend_all(call, exec, range)?;
             }
         }
         Ok(())
     }
 
-    fn part_typed<T: element::Stored>(&self, job: &Job<'_>, ith: u32, nth: u32) {
+    fn part_typed<T: element::Stored>(&self, call: &LayerCall<'_>, ith: u32, nth: u32) {
         // SAFETY: by the trait's contract, each `ith` runs at most once at a time.
-        let mut worker = unsafe { self.worker(job, ith) };
-        for (entry, heads) in share(job.entries, job.shape.n_kv_heads, ith, nth) {
+        let mut worker = unsafe { self.worker(call, ith) };
+        for (entry, heads) in share(call.entries, call.shape.n_kv_heads, ith, nth) {
             // A chunk is stored and attended before the next chunk may overwrite what its queries still see.
-            for range in ChunkRange::all(job) {
+            for range in ChunkRange::all(call) {
                 let tokens = range.tokens(entry);
                 if tokens.is_empty() {
                     break;
                 }
-                if job.append.is_some() {
+                if call.append.is_some() {
                     worker.append::<T>(entry, &tokens, &heads);
                 }
                 for head in heads.clone() {
-                    if job.attend.is_some() {
-                        let units = AttendPath::new(job.shape, &tokens).units();
+                    if call.attend.is_some() {
+                        let units = AttendPath::new(call.shape, &tokens).units();
                         (0..units).for_each(|unit| worker.attend(entry, &tokens, head, unit));
                     }
                 }
@@ -203,19 +203,19 @@ impl Cpu {
 }
 
 impl Backend for Cpu {
-    fn run(&self, job: &Job<'_>, exec: &Executor) -> Result<()> {
-        match job.shape.kv_dtype {
-            DType::F32 => self.run_typed::<f32>(job, exec),
-            DType::F16 => self.run_typed::<f16>(job, exec),
-            DType::Bf16 => self.run_typed::<bf16>(job, exec),
+    fn run(&self, call: &LayerCall<'_>, exec: &Executor) -> Result<()> {
+        match call.shape.kv_dtype {
+            DType::F32 => self.run_typed::<f32>(call, exec),
+            DType::F16 => self.run_typed::<f16>(call, exec),
+            DType::Bf16 => self.run_typed::<bf16>(call, exec),
         }
     }
 
-    fn run_part(&self, job: &Job<'_>, ith: u32, nth: u32) {
-        match job.shape.kv_dtype {
-            DType::F32 => self.part_typed::<f32>(job, ith, nth),
-            DType::F16 => self.part_typed::<f16>(job, ith, nth),
-            DType::Bf16 => self.part_typed::<bf16>(job, ith, nth),
+    fn run_part(&self, call: &LayerCall<'_>, ith: u32, nth: u32) {
+        match call.shape.kv_dtype {
+            DType::F32 => self.part_typed::<f32>(call, ith, nth),
+            DType::F16 => self.part_typed::<f16>(call, ith, nth),
+            DType::Bf16 => self.part_typed::<bf16>(call, ith, nth),
         }
     }
 

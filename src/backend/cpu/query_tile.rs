@@ -11,14 +11,14 @@ use super::simd::prefetch::prefetch;
 use super::simd::softmax::ColumnRange;
 use super::visibility::VisibleRange;
 use super::visibility::{Block, blocks};
-use crate::backend::{AttendRows, Job};
+use crate::backend::{AttendRows, LayerCall};
 use crate::batch::Entry;
 use crate::config::PositionMode;
 
 /// Rows of one entry and KV head.
 #[derive(Clone, Debug)]
 pub(super) struct QueryTile<'a> {
-    pub job: &'a Job<'a>,
+    pub call: &'a LayerCall<'a>,
     pub io: &'a AttendRows,
     pub entry: &'a Entry,
     /// Tokens of the entry whose keys have been appended with them.
@@ -32,18 +32,18 @@ pub(super) struct QueryTile<'a> {
 impl QueryTile<'_> {
     /// Entry-relative token of a row.
     pub fn token(&self, row: usize) -> u64 {
-        self.tokens.start + (self.first_row + row as u64) / self.job.shape.group as u64
+        self.tokens.start + (self.first_row + row as u64) / self.call.shape.group as u64
     }
 
     /// Query head of a row.
     pub fn q_head(&self, row: usize) -> usize {
-        let group = self.job.shape.group;
+        let group = self.call.shape.group;
         self.head * group + ((self.first_row + row as u64) % group as u64) as usize
     }
 
     pub fn visible_range(&self, row: usize) -> VisibleRange {
         let index = self.entry.first + self.token(row);
-        VisibleRange { index, evicted: self.job.layer.ring.evicted(index + 1, self.entry.floor) }
+        VisibleRange { index, evicted: self.call.layer.ring.evicted(index + 1, self.entry.floor) }
     }
 
     /// At most `rows` of its rows, from `first` on.
@@ -55,27 +55,27 @@ impl QueryTile<'_> {
     /// Whether every row sees all keys of a block.
     pub fn all_visible(&self, block: &Block) -> bool {
         // What a row sees neither begins nor ends before what the row before it sees.
-        let ring = &self.job.layer.ring;
+        let ring = &self.call.layer.ring;
         let [first, last] = [0, self.rows - 1].map(|r| block.columns(ring, self.visible_range(r)));
         last.start == block.lo && first.end == block.hi
     }
 
     /// The sinks and the window tokens that any row sees.
     pub fn keys(&self) -> [Range<u64>; 2] {
-        let (ring, first, last) = (&self.job.layer.ring, self.visible_range(0), self.visible_range(self.rows - 1));
+        let (ring, first, last) = (&self.call.layer.ring, self.visible_range(0), self.visible_range(self.rows - 1));
         [last.keys(ring, true), first.keys(ring, false).start..last.index + 1]
     }
 
     /// All blocks of keys that any row sees.
     pub fn blocks(&self, size: u64) -> impl Iterator<Item = Block> + use<'_> {
         let [sinks, window] = self.keys();
-        let ring = &self.job.layer.ring;
+        let ring = &self.call.layer.ring;
         blocks(ring, sinks, size).chain(blocks(ring, window, size))
     }
 
     /// What its rows see of a block, into `visible`, as many as `ranges`.
     pub fn visible_columns(&self, block: &Block, ranges: &[VisibleRange], visible: &mut [ColumnRange]) {
-        let layer = self.job.layer;
+        let layer = self.call.layer;
         for (r, (visible_range, visible)) in ranges.iter().zip(visible).enumerate() {
             let columns = block.columns(&layer.ring, *visible_range);
             *visible = ColumnRange { from: columns.start, to: columns.end, ..ColumnRange::default() };
@@ -88,9 +88,9 @@ impl QueryTile<'_> {
 
     /// Reads and rotates the queries, and empties their softmax.
     pub fn load(&self, kernels: &Kernels, angles: &mut RopeCache, scratch: &mut Scratch<'_>) {
-        let (layer, shape) = (self.job.layer, self.job.shape);
+        let (layer, shape) = (self.call.layer, self.call.shape);
         let (dim, half) = (shape.head_dim, layer.frequencies.len());
-        let tokens = EntryTokens { job: self.job, entry: self.entry, tokens: &self.tokens };
+        let tokens = EntryTokens { call: self.call, entry: self.entry, tokens: &self.tokens };
         for r in 0..self.rows {
             let (token, head) = (self.token(r), self.q_head(r));
             let trig = angles.of_query(&tokens, token, kernels, scratch) * half;
@@ -126,7 +126,7 @@ impl QueryTile<'_> {
 
     /// Divides by the denominators and writes the rows.
     pub fn finish(&self, kernels: &Kernels, scratch: &mut Scratch<'_>) {
-        let shape = self.job.shape;
+        let shape = self.call.shape;
         let dim_v = padded_dim(shape.head_dim_v);
         for r in 0..self.rows {
             let (row, head) = (self.entry.row + self.token(r), self.q_head(r));

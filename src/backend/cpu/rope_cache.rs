@@ -4,14 +4,14 @@ use std::ops::Range;
 
 use super::scratch::{ROPE_SLAB, Scratch};
 use super::simd::Kernels;
-use crate::backend::Job;
+use crate::backend::LayerCall;
 use crate::batch::Entry;
 use crate::config::PositionMode;
 
 /// Tokens of an entry that are appended, or attended, together.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct EntryTokens<'a> {
-    pub job: &'a Job<'a>,
+    pub call: &'a LayerCall<'a>,
     pub entry: &'a Entry,
     /// Relative to the entry.
     pub tokens: &'a Range<u64>,
@@ -33,7 +33,7 @@ impl RopeCache {
         kernels: &Kernels,
         scratch: &mut Scratch<'_>,
     ) -> usize {
-        let (entry, layer) = (at.entry, at.job.layer);
+        let (entry, layer) = (at.entry, at.call.layer);
         self.row(at, token, true, |index, at| {
             let (cos, sin) = (&mut scratch.cos[at.clone()], &mut scratch.sin[at.clone()]);
             let (cos_sink, sin_sink) = (&mut scratch.cos_sink[at.clone()], &mut scratch.sin_sink[at]);
@@ -55,7 +55,7 @@ impl RopeCache {
 
     /// Row of the angles of a token for its key.
     pub fn of_key(&mut self, at: &EntryTokens<'_>, token: u64, kernels: &Kernels, scratch: &mut Scratch<'_>) -> usize {
-        let (entry, layer) = (at.entry, at.job.layer);
+        let (entry, layer) = (at.entry, at.call.layer);
         self.row(at, token, false, |index, at| {
             let (cos, sin) = (&mut scratch.cos[at.clone()], &mut scratch.sin[at]);
             // SAFETY: the kernels' instruction set is available.
@@ -72,8 +72,8 @@ impl RopeCache {
         queries: bool,
         mut fill: impl FnMut(u64, Range<usize>),
     ) -> usize {
-        let EntryTokens { job, entry, tokens } = *at;
-        let half = job.layer.frequencies.len();
+        let EntryTokens { call, entry, tokens } = *at;
+        let half = call.layer.frequencies.len();
         if half == 0 {
             return 0;
         }
@@ -84,7 +84,7 @@ impl RopeCache {
             return (token - held.start) as usize;
         }
         // No more tokens than scratch has room for, which is no less than a chunk or a slab.
-        let slab = ROPE_SLAB.min(job.shape.max_chunk);
+        let slab = ROPE_SLAB.min(call.shape.max_chunk);
         let start = tokens.start + (token - tokens.start) / slab * slab;
         let held = start..tokens.end.min(start + slab);
         for (i, t) in held.clone().enumerate() {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::query_tile::QueryTile;
 use super::scratch::{DECODE_ROWS, SPLIT_KEYS, TILE_ROWS};
-use crate::backend::Job;
+use crate::backend::LayerCall;
 use crate::batch::Entry;
 use crate::config::Shape;
 
@@ -45,19 +45,19 @@ impl AttendPath {
 
 /// All rows of an entry's head.
 pub(super) fn all_rows<'a>(
-    job: &'a Job<'a>,
+    call: &'a LayerCall<'a>,
     entry: &'a Entry,
     tokens: &Range<u64>,
     head: usize,
 ) -> Option<QueryTile<'a>> {
-    let io = job.attend.as_ref()?;
-    let rows = (tokens.end - tokens.start) as usize * job.shape.group;
-    Some(QueryTile { job, io, entry, tokens: tokens.clone(), head, first_row: 0, rows })
+    let io = call.attend.as_ref()?;
+    let rows = (tokens.end - tokens.start) as usize * call.shape.group;
+    Some(QueryTile { call, io, entry, tokens: tokens.clone(), head, first_row: 0, rows })
 }
 
 /// KV splits of a decode of one head.
-pub(super) fn split_count(job: &Job<'_>, entry: &Entry, tokens: &Range<u64>) -> u64 {
-    all_rows(job, entry, tokens, 0).map_or(0, |tile| tile.blocks(SPLIT_KEYS as u64).count() as u64)
+pub(super) fn split_count(call: &LayerCall<'_>, entry: &Entry, tokens: &Range<u64>) -> u64 {
+    all_rows(call, entry, tokens, 0).map_or(0, |tile| tile.blocks(SPLIT_KEYS as u64).count() as u64)
 }
 
 /// A range of tokens of each entry: in a step, at most `max_chunk` tokens are appended and attended before the next tokens may overwrite
@@ -69,9 +69,9 @@ pub(super) struct ChunkRange {
 }
 
 impl ChunkRange {
-    pub fn all(job: &Job<'_>) -> impl Iterator<Item = Self> + use<> {
-        let longest = job.entries.iter().map(|e| e.n).max().unwrap_or(0);
-        let step = if job.append.is_some() && job.attend.is_some() { job.shape.max_chunk } else { longest };
+    pub fn all(call: &LayerCall<'_>) -> impl Iterator<Item = Self> + use<> {
+        let longest = call.entries.iter().map(|e| e.n).max().unwrap_or(0);
+        let step = if call.append.is_some() && call.attend.is_some() { call.shape.max_chunk } else { longest };
         let mut at = 0;
         std::iter::from_fn(move || {
             let range = (at < longest).then_some(Self { at, step });

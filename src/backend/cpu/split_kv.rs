@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::kv_layout::{max_splits, padded_dim};
 use super::scratch::{SPLIT_KEYS, decode_rows};
-use crate::backend::Job;
+use crate::backend::LayerCall;
 use crate::batch::Entry;
 use crate::config::{Layer, Shape};
 use crate::error::Result;
@@ -76,15 +76,15 @@ impl SplitPartials {
     }
 
     /// Whether all heads of a call can be divided into splits for different threads.
-    pub fn fits(&self, job: &Job<'_>, decodes: impl Fn(&Entry) -> bool) -> bool {
-        job.entries.len() * job.shape.n_kv_heads <= self.left.len() && job.entries.iter().all(decodes)
+    pub fn fits(&self, call: &LayerCall<'_>, decodes: impl Fn(&Entry) -> bool) -> bool {
+        call.entries.len() * call.shape.n_kv_heads <= self.left.len() && call.entries.iter().all(decodes)
     }
 
     /// Prepares for `count` splits of each head of each entry; returns their total.
-    pub fn begin(&self, job: &Job<'_>, count: impl Fn(&Entry) -> u64) -> u64 {
-        let heads = job.shape.n_kv_heads;
+    pub fn begin(&self, call: &LayerCall<'_>, count: impl Fn(&Entry) -> u64) -> u64 {
+        let heads = call.shape.n_kv_heads;
         let mut total = 0;
-        for (entry, left) in job.entries.iter().zip(self.left.chunks(heads)) {
+        for (entry, left) in call.entries.iter().zip(self.left.chunks(heads)) {
             let n = count(entry);
             assert!(n <= self.splits, "{n} KV splits, room for {}", self.splits);
             left.iter().for_each(|l| l.store(n as u32, Ordering::Relaxed));

@@ -13,14 +13,14 @@ use super::schedule::{AttendPath, all_rows};
 use super::scratch::{SPLIT_KEYS, Scratch, TILE_ROWS};
 use super::simd::Kernels;
 use super::split_kv::{Partial, SplitPartials, merge};
-use crate::backend::Job;
+use crate::backend::LayerCall;
 use crate::batch::Entry;
 use crate::cpu_features::Isa;
 
 /// A thread at work on one call.
 #[derive(Debug)]
 pub(super) struct Worker<'a> {
-    job: &'a Job<'a>,
+    call: &'a LayerCall<'a>,
     store: &'a KvStore,
     kernels: &'a Kernels,
     isa: Isa,
@@ -32,14 +32,20 @@ pub(super) struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    pub fn new(job: &'a Job<'a>, store: &'a KvStore, kernels: &'a Kernels, isa: Isa, scratch: Scratch<'a>) -> Self {
-        Self { job, store, kernels, isa, scratch, angles: RopeCache::default(), at: 0, before: 0 }
+    pub fn new(
+        call: &'a LayerCall<'a>,
+        store: &'a KvStore,
+        kernels: &'a Kernels,
+        isa: Isa,
+        scratch: Scratch<'a>,
+    ) -> Self {
+        Self { call, store, kernels, isa, scratch, angles: RopeCache::default(), at: 0, before: 0 }
     }
 
     /// The entry of a unit, and the number of units of the entries before it. Units must come in rising order.
     pub fn entry_of(&mut self, unit: u64, units: impl Fn(&Entry) -> u64) -> (&'a Entry, u64) {
         loop {
-            let entry = &self.job.entries[self.at];
+            let entry = &self.call.entries[self.at];
             let n = units(entry);
             if unit < self.before + n {
                 return (entry, self.before);
@@ -56,20 +62,20 @@ impl<'a> Worker<'a> {
 
     /// Stores an entry's tokens for some KV heads.
     pub fn append<T: Stored>(&mut self, entry: &Entry, tokens: &Range<u64>, heads: &Range<usize>) {
-        if let Some(io) = &self.job.append {
-            let slots = self.store.slots(self.job.layer_index, entry.seq);
-            let target = AppendTarget { job: self.job, io, slots, entry, tokens, kernels: self.kernels };
+        if let Some(io) = &self.call.append {
+            let slots = self.store.slots(self.call.layer_index, entry.seq);
+            let target = AppendTarget { call: self.call, io, slots, entry, tokens, kernels: self.kernels };
             append::append::<T>(&target, heads, &mut self.angles, &mut self.scratch);
         }
     }
 
     /// Computes unit `unit` of an entry's head.
     pub fn attend(&mut self, entry: &Entry, tokens: &Range<u64>, head: usize, unit: u64) {
-        let Some(mut tile) = all_rows(self.job, entry, tokens, head) else { return };
-        let slots = self.store.slots(self.job.layer_index, entry.seq);
+        let Some(mut tile) = all_rows(self.call, entry, tokens, head) else { return };
+        let slots = self.store.slots(self.call.layer_index, entry.seq);
         let (kernels, scratch) = (self.kernels, &mut self.scratch);
-        let dim = padded_dim(self.job.shape.head_dim_v);
-        match AttendPath::new(self.job.shape, tokens) {
+        let dim = padded_dim(self.call.shape.head_dim_v);
+        match AttendPath::new(self.call.shape, tokens) {
             AttendPath::Nothing => return,
             AttendPath::Decode => {
                 tile.load(kernels, &mut self.angles, scratch);
@@ -93,13 +99,13 @@ impl<'a> Worker<'a> {
     /// Computes one KV split of an entry's head. The thread that finishes the last split of a head merges all of them.
     pub fn attend_split(&mut self, entry: &Entry, tokens: &Range<u64>, unit: &SplitUnit, partials: &SplitPartials) {
         let SplitUnit { head, split, index } = *unit;
-        let Some(tile) = all_rows(self.job, entry, tokens, head) else { return };
-        let slots = self.store.slots(self.job.layer_index, entry.seq);
+        let Some(tile) = all_rows(self.call, entry, tokens, head) else { return };
+        let slots = self.store.slots(self.call.layer_index, entry.seq);
         let (kernels, scratch) = (self.kernels, &mut self.scratch);
         tile.load(kernels, &mut self.angles, scratch);
         let Some(block) = tile.blocks(SPLIT_KEYS as u64).nth(split as usize) else { return };
         KvSplit { tile: &tile, slots: &slots, kernels, block: &block, next: None }.attend(scratch);
-        let dim = padded_dim(self.job.shape.head_dim_v);
+        let dim = padded_dim(self.call.shape.head_dim_v);
         let (mut total, partial) = self::partials(scratch);
         // SAFETY: each split is given to one thread; `SplitPartials::begin` has checked that it is in range.
         unsafe { partials.put(index, split, tile.rows, dim, &partial) };

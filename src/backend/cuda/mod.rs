@@ -20,7 +20,7 @@ use self::heuristics::{Chooser, Which};
 use self::jit::program::Variant;
 use self::modules::{Common, Fast, variant_of};
 use self::params::{SkcError, SkcLayer, SkcStore};
-use super::{Device, DeviceError, DeviceJob, Edit, KernelChoice, Stream, TokenCall};
+use super::{Device, DeviceCall, DeviceError, Edit, KernelChoice, Stream, TokenCall};
 use crate::config::{CudaConfig, Layer, Shape};
 use crate::error::{Error, Result, Status, bail};
 use crate::ring::Seq;
@@ -253,7 +253,7 @@ fn slow(variant: Variant, arch: u32, why: &Error) -> String {
 }
 
 impl Device for Cuda {
-    fn run(&self, job: &DeviceJob<'_>) -> Result<()> {
+    fn run(&self, job: &DeviceCall<'_>) -> Result<()> {
         submit::run(self, &self.context.enter()?, job)
     }
 

@@ -5,7 +5,7 @@ use super::heuristics::{Choice, grid};
 use super::launch_config::EDIT_SHARED;
 use super::params::{INLINE, SkcAppend, SkcAttend, SkcBatch, SkcEdit, SkcFork, SkcRows, SkcStage, SkcStep};
 use super::{Cuda, device_layout};
-use crate::backend::{AttendRows, DeviceJob, Edit, EditCall, EditEntries, JobBatch, Stream};
+use crate::backend::{AttendRows, DeviceCall, DeviceCallBatch, Edit, EditCall, EditEntries, Stream};
 use crate::error::{Result, bail};
 
 /// A call's arrays as kernels get them, and the largest count among them.
@@ -16,14 +16,14 @@ struct Given {
 }
 
 /// Append and attend, each chunk's one after the other.
-pub fn run(cuda: &Cuda, current: &Current<'_>, job: &DeviceJob<'_>) -> Result<()> {
+pub fn run(cuda: &Cuda, current: &Current<'_>, job: &DeviceCall<'_>) -> Result<()> {
     let max_chunk = cuda.shape.max_chunk as u32;
     let (mut given, max_tokens) = match job.batch {
-        JobBatch::Host(b) => {
+        DeviceCallBatch::Host(b) => {
             let most = b.entries().map(|e| e.n).max().unwrap_or(0) as u32;
             (stage(cuda, current, job.stream, b.seq_ids, b.n_tokens, &[], b.rows())?, most)
         }
-        JobBatch::Device(b) => {
+        DeviceCallBatch::Device(b) => {
             let batch = blank(cuda, b.n_entries, b.n_rows);
             (
                 Given {
@@ -72,14 +72,14 @@ fn aligned(rows: &[SkcRows]) -> bool {
 }
 
 /// Launches what has been chosen; `params` must be those of its kernel.
-fn launch<P>(cuda: &Cuda, current: &Current<'_>, job: &DeviceJob<'_>, choice: Choice, params: &P) -> Result<()> {
+fn launch<P>(cuda: &Cuda, current: &Current<'_>, job: &DeviceCall<'_>, choice: Choice, params: &P) -> Result<()> {
     let kernel = cuda.kernel(job.layer, choice.which)?;
     current.launch(&kernel, choice.size, cuda.to(job.stream), params)
 }
 
 fn attention(
     cuda: &Cuda,
-    job: &DeviceJob<'_>,
+    job: &DeviceCall<'_>,
     rows: &AttendRows,
     batch: SkcBatch,
     choice: Choice,

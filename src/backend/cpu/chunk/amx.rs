@@ -56,7 +56,7 @@ pub(super) struct Packed {
 impl Amx {
     /// Converts the tile's queries and configures the tiles. The instruction set must be available.
     pub fn new(tile: &QueryTile<'_>, scratch: &mut Scratch<'_>) -> Self {
-        let (shape, layer) = (tile.job.shape, tile.job.layer);
+        let (shape, layer) = (tile.call.shape, tile.call.layer);
         let (two, q_rows) = (shape.kv_dtype == DType::F16, tile.rows.next_multiple_of(gemm::ROWS));
         let n = tile.rows * shape.head_dim;
         for (q, packed) in [(&scratch.q, &mut scratch.q_packed), (&scratch.q_sink, &mut scratch.q_sink_packed)] {
@@ -82,7 +82,7 @@ impl Amx {
 
     /// Packed queries and keys of a subtile.
     fn operands(&self, packed: &Packed, sub: &Subtile<'_>, scratch: &mut Scratch<'_>) -> (SplitMatrix, SplitMatrix) {
-        let dim = sub.rows.job.shape.head_dim;
+        let dim = sub.rows.call.shape.head_dim;
         let q = if sub.sinks { &mut *scratch.q_sink_packed } else { &mut *scratch.q_packed };
         let q = split(q, self.q_rows * dim, self.two).as_matrix();
         (q.offset(sub.first * dim), packed.k.offset(sub.from * dim))
@@ -97,7 +97,7 @@ impl ChunkKernel for Amx {
 
     /// `None` for f16 with an infinity or a NaN among visible keys or values, which cannot be split.
     fn pack(&self, chunk: &ChunkTile<'_>, block: &KeyBlock, scratch: &mut Scratch<'_>) -> Option<Packed> {
-        let shape = chunk.tile.job.shape;
+        let shape = chunk.tile.call.shape;
         let (dim, dim_v, keys) = (shape.head_dim, padded_dim(shape.head_dim_v), block.keys);
         let (k, v) = (block.k.cast::<u16>(), block.v.cast::<u16>());
         if self.two {
@@ -132,7 +132,7 @@ impl ChunkKernel for Amx {
 
     fn qk(&self, _: &ChunkTile<'_>, packed: &Packed, sub: &Subtile<'_>, scratch: &mut Scratch<'_>) {
         let (q, k) = self.operands(packed, sub, scratch);
-        let dim = sub.rows.job.shape.head_dim;
+        let dim = sub.rows.call.shape.head_dim;
         // SAFETY: tiles are configured; 32 rows of queries and scores lie in scratch, the subtile's keys in the block.
         unsafe { gemm::qk(q, k, dim, sub.n, scratch.scores.as_mut_ptr(), SCORE_STRIDE) };
     }
@@ -161,7 +161,7 @@ impl ChunkKernel for Amx {
             let args = sub.softmax_args(scratch);
             let probs = self.probs(scratch);
             // SAFETY: as in `qk` and `softmax`.
-            if unsafe { qk_softmax(q, k, sub.rows.job.shape.head_dim, &args, probs) } {
+            if unsafe { qk_softmax(q, k, sub.rows.call.shape.head_dim, &args, probs) } {
                 return;
             }
         }
@@ -170,7 +170,7 @@ impl ChunkKernel for Amx {
     }
 
     fn pv(&self, chunk: &ChunkTile<'_>, packed: &Packed, (): (), sub: &Subtile<'_>, scratch: &mut Scratch<'_>) {
-        let dim_v = padded_dim(sub.rows.job.shape.head_dim_v);
+        let dim_v = padded_dim(sub.rows.call.shape.head_dim_v);
         // SAFETY: tiles are configured; 32 rows of probabilities and accumulators lie in scratch, the subtile's values in the block.
         unsafe {
             if packed.separate {

@@ -25,7 +25,7 @@ impl ChunkKernel for F32 {
     type Softmax = ();
 
     fn pack(&self, chunk: &ChunkTile<'_>, block: &KeyBlock, scratch: &mut Scratch<'_>) -> Option<Packed> {
-        let shape = chunk.tile.job.shape;
+        let shape = chunk.tile.call.shape;
         let dim_v = padded_dim(shape.head_dim_v);
         // SAFETY: the kernels' instruction set is available; `Slots::read` has checked the slots, which nobody writes while queries
         // run; scratch has room for a block.
@@ -37,7 +37,7 @@ impl ChunkKernel for F32 {
     }
 
     fn qk(&self, chunk: &ChunkTile<'_>, _: &Packed, sub: &Subtile<'_>, scratch: &mut Scratch<'_>) {
-        let dim = chunk.tile.job.shape.head_dim;
+        let dim = chunk.tile.call.shape.head_dim;
         let q = if sub.sinks { &scratch.q_sink } else { &scratch.q };
         // SAFETY: the kernels' instruction set is available; the subtile's rows and columns lie in scratch.
         unsafe {
@@ -61,7 +61,7 @@ impl ChunkKernel for F32 {
     }
 
     fn pv(&self, chunk: &ChunkTile<'_>, packed: &Packed, (): (), sub: &Subtile<'_>, scratch: &mut Scratch<'_>) {
-        let dim_v = padded_dim(chunk.tile.job.shape.head_dim_v);
+        let dim_v = padded_dim(chunk.tile.call.shape.head_dim_v);
         // SAFETY: the kernels' instruction set is available; the subtile's rows and columns lie in scratch and in the block.
         unsafe {
             if packed.separate {

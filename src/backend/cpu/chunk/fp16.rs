@@ -38,7 +38,7 @@ impl Fp16 {
     /// Packs the tile's queries. The scales of their rows go to scratch's `partial_max` and `partial_sum`, which only decodes use.
     /// AVX-512 and AVX-512 FP16 must be available.
     pub fn new(tile: &QueryTile<'_>, scratch: &mut Scratch<'_>) -> Self {
-        let (rows, dim) = (tile.rows, tile.job.shape.head_dim);
+        let (rows, dim) = (tile.rows, tile.call.shape.head_dim);
         assert!(scratch.q_packed.len() >= rows * dim && scratch.q.len() >= rows * dim);
         // SAFETY: the instruction set is available, by the caller; the assertion has checked scratch.
         unsafe {
@@ -60,7 +60,7 @@ impl ChunkKernel for Fp16 {
 
     /// `None` where a visible number is 2^13 or more, or not finite.
     fn pack(&self, chunk: &ChunkTile<'_>, block: &KeyBlock, scratch: &mut Scratch<'_>) -> Option<Packed> {
-        let shape = chunk.tile.job.shape;
+        let shape = chunk.tile.call.shape;
         let (dim, dim_v) = (shape.head_dim, padded_dim(shape.head_dim_v));
         let (k, v) = (scratch.k.as_mut_ptr().cast::<u16>(), scratch.v.as_mut_ptr().cast::<u16>());
         // SAFETY: the instruction set is available; `Slots::read` has checked the slots, which nobody writes while queries run;
@@ -73,7 +73,7 @@ impl ChunkKernel for Fp16 {
     }
 
     fn qk(&self, _: &ChunkTile<'_>, packed: &Packed, sub: &Subtile<'_>, scratch: &mut Scratch<'_>) {
-        let dim = sub.rows.job.shape.head_dim;
+        let dim = sub.rows.call.shape.head_dim;
         let (q, scales) = if sub.sinks {
             (&*scratch.q_sink_packed, &*scratch.partial_sum)
         } else {
@@ -121,7 +121,7 @@ impl ChunkKernel for Fp16 {
         sub: &Subtile<'_>,
         scratch: &mut Scratch<'_>,
     ) {
-        let dim_v = padded_dim(sub.rows.job.shape.head_dim_v);
+        let dim_v = padded_dim(sub.rows.call.shape.head_dim_v);
         let alpha = block_scale.map(|scale| scale * packed.v_unscale);
         // SAFETY: the instruction set is available; the subtile's rows and columns lie in scratch.
         unsafe {

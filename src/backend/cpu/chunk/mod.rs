@@ -107,10 +107,10 @@ trait ChunkKernel {
 pub(super) fn attend(isa: Isa, chunk: &ChunkTile<'_>, scratch: &mut Scratch<'_>) {
     #[cfg(target_arch = "x86_64")]
     match isa {
-        Isa::Amx if amx::fits(chunk.tile.job.shape) => {
+        Isa::Amx if amx::fits(chunk.tile.call.shape) => {
             return attend_tile(&amx::Amx::new(chunk.tile, scratch), chunk, scratch);
         }
-        Isa::Avx512 if fp16::fits(chunk.tile.job.shape) && fp16_available() => {
+        Isa::Avx512 if fp16::fits(chunk.tile.call.shape) && fp16_available() => {
             return attend_tile(&fp16::Fp16::new(chunk.tile, scratch), chunk, scratch);
         }
         _ => {}
@@ -171,7 +171,7 @@ fn narrow_columns(visible: &mut [ColumnRange], end: usize) -> Option<(usize, usi
 impl Subtile<'_> {
     /// The softmax of the subtile's scores in scratch.
     fn softmax_args(&self, scratch: &mut Scratch<'_>) -> SoftmaxArgs {
-        let layer = self.rows.job.layer;
+        let layer = self.rows.call.layer;
         SoftmaxArgs {
             scores: scratch.scores.as_mut_ptr(),
             stride: SCORE_STRIDE,
@@ -188,7 +188,7 @@ impl Subtile<'_> {
 
     /// PV of f32 probabilities in scratch's `scores`; `v` is the subtile's first column.
     fn pv_args(&self, v: *const u8, scratch: &mut Scratch<'_>) -> PvArgs {
-        let dim = padded_dim(self.rows.job.shape.head_dim_v);
+        let dim = padded_dim(self.rows.call.shape.head_dim_v);
         PvArgs {
             probs: scratch.scores.as_ptr(),
             stride: SCORE_STRIDE,
@@ -208,7 +208,7 @@ impl Subtile<'_> {
     /// # Safety
     /// `v` holds the block's stored values; the kernels' instruction set is available.
     unsafe fn pv_separate(&self, chunk: &ChunkTile<'_>, v: *const u8, scratch: &mut Scratch<'_>) {
-        let shape = self.rows.job.shape;
+        let shape = self.rows.call.shape;
         // SAFETY: the subtile's columns are among the block's.
         unsafe {
             let v = v.add(self.from * padded_dim(shape.head_dim_v) * shape.kv_dtype.size());
