@@ -157,7 +157,7 @@ impl KvSplit<'_> {
         let slot_bytes = all.dim * self.tile.call.shape.kv_dtype.size();
         // A multiple of SLOT_ALIGN: bf16 values of 32 slots are stored interleaved, and addresses count from their first.
         let last = (all.to.saturating_sub(stored.prefetch) / SLOT_ALIGN as usize * SLOT_ALIGN as usize).max(all.from);
-        // SAFETY: the caller's contract; both ranges are parts of `all`'s.
+        // SAFETY: both ranges are parts of `all`'s, which the caller guarantees.
         unsafe {
             let prefetch_offset = (stored.prefetch * slot_bytes) as isize;
             (self.kernels.pv)(&PvArgs { to: last, prefetch_offset, ..*all });

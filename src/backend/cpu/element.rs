@@ -22,7 +22,7 @@ impl Stored for f32 {
 impl Stored for f16 {
     fn converted<'a>(src: &'a [f32], buf: &'a mut [f32], _: &Kernels) -> &'a [Self] {
         assert!(buf.len() >= src.len());
-        // SAFETY: a half is smaller and less aligned than an f32, and any bits are one.
+        // SAFETY: an f16 is smaller and less aligned than an f32, and any bits are a valid f16.
         let dst = unsafe { std::slice::from_raw_parts_mut(buf.as_mut_ptr().cast(), src.len()) };
         <[f16]>::convert_from_f32_slice(dst, src);
         dst
@@ -45,7 +45,7 @@ impl Stored for bf16 {
 /// # Safety
 /// `src` must be readable for that many elements and aligned to them.
 unsafe fn load(dtype: DType, src: *const u8, dst: &mut [f32]) {
-    // SAFETY: the caller's contract.
+    // SAFETY: readable or writable for that many elements, and aligned, by the caller.
     unsafe {
         match dtype {
             DType::F32 => std::ptr::copy_nonoverlapping(src.cast(), dst.as_mut_ptr(), dst.len()),
@@ -61,11 +61,11 @@ unsafe fn load(dtype: DType, src: *const u8, dst: &mut [f32]) {
 /// `src` must be readable for that many elements while the result lives and aligned to them.
 pub(super) unsafe fn as_f32(dtype: DType, src: *const u8, n: usize, buf: &mut [f32]) -> &[f32] {
     if dtype == DType::F32 {
-        // SAFETY: the caller's contract.
+        // SAFETY: readable or writable for that many elements, and aligned, by the caller.
         return unsafe { std::slice::from_raw_parts(src.cast(), n) };
     }
     let buf = &mut buf[..n];
-    // SAFETY: the caller's contract.
+    // SAFETY: readable or writable for that many elements, and aligned, by the caller.
     unsafe { load(dtype, src, buf) };
     buf
 }
@@ -76,7 +76,7 @@ pub(super) unsafe fn as_f32(dtype: DType, src: *const u8, n: usize, buf: &mut [f
 /// `dst` must be writable for `src.len()` elements and aligned to them; the kernels' instruction set must be available.
 pub(super) unsafe fn store_scaled(dtype: DType, src: &mut [f32], scale: f32, dst: *mut u8, kernels: &Kernels) {
     let n = src.len();
-    // SAFETY: the caller's contract.
+    // SAFETY: readable or writable for that many elements, and aligned, by the caller.
     unsafe {
         if dtype == DType::F32 {
             let dst = std::slice::from_raw_parts_mut(dst.cast::<f32>(), n);

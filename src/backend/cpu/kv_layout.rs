@@ -1,40 +1,41 @@
-//! Where the K and V of a slot lie: groups, padding, addresses.
+//! How slots of K and V are laid out: key groups, alignment, addresses.
 
 use crate::ring::Ring;
 
-/// Slots of a group.
+/// Slots whose keys are stored together, dims outermost.
 pub(super) const KEY_GROUP: usize = 16;
-/// Sinks and ring begin and end at multiples of this.
+/// Sinks and ring each begin and end at a multiple of so many slots.
 pub(super) const SLOT_ALIGN: u64 = 32;
 
-/// Dims of a row of V, as stored.
+/// Dims of a stored row of V: padded to whole vectors.
 pub(super) fn padded_dim(dim: usize) -> usize {
     dim.next_multiple_of(KEY_GROUP)
 }
 
-/// Physical slots of the sinks of a layer: where its ring begins.
+/// Physical slots of a layer's sinks, padded: where its ring begins.
 pub(super) fn ring_begin(ring: &Ring) -> u64 {
     ring.n_sink.next_multiple_of(SLOT_ALIGN)
 }
 
-/// Physical slots of one sequence.
+/// Physical slots of one sequence in one layer.
 pub(super) fn physical_slots(ring: &Ring) -> u64 {
     // Sinks and ring slots are sums of at most two u32 each: far from overflow.
     ring_begin(ring) + ring.ring_slots.next_multiple_of(SLOT_ALIGN)
 }
 
-/// Physical slot of a slot, and where its region begins.
+/// The physical slot of a slot, and where its region (sinks or ring) begins.
 pub(super) fn physical(ring: &Ring, slot: u64) -> (u64, u64) {
     if slot < ring.n_sink { (slot, 0) } else { (ring_begin(ring) + slot - ring.n_sink, ring_begin(ring)) }
 }
 
-/// Spans of at most `size` physical slots that the visible tokens of one query can lie in.
+/// Most KV splits of `size` physical slots that the visible range of one query can touch.
 pub(super) fn max_splits(ring: &Ring, size: u64) -> u64 {
     // The ring's run may break in two where it wraps.
     ring_begin(ring).div_ceil(size) + ring.ring_slots.div_ceil(size) + 1
 }
 
-/// Where the pair of keys that `key` belongs to has dim `d`, in pairs from the first of a tile's keys on.
+/// Index of dim `d` of the pair of tokens that `key` belongs to, in the interleaved layout of bf16 values: in pairs, from the address of
+/// a token whose slot is a multiple of 32.
 #[inline(always)]
 pub(super) fn bf16_pair_index(dim: usize, key: usize, d: usize) -> usize {
     key / 32 * (16 * dim) + d / 16 * 256 + key % 32 / 2 * 16 + d % 16

@@ -1,19 +1,14 @@
-//! Where K and V lie: per layer, then sequence, then head, then slot.
+//! K and V in memory: by layer, sequence, KV head and slot.
 //!
 //! The slots of sinks and of the ring each begin and end at a multiple of [`SLOT_ALIGN`]. Within a head, K lies in groups of
 //! [`KEY_GROUP`] slots: f16 as `[dim][slot]`, bf16 as `[dim / 2][slot][2]` (a vector holds one dim, or a pair of dims, of 16
 //! keys: no sums across lanes), f32 in rows. V lies in rows padded to 16 dims; bf16 in groups of 32 slots as
-//! `[dim / 16][slot / 2][dim % 16][2]`. Both layouts of bf16 are tiles of AMX as they stand.
+//! `[dim / 16][slot / 2][dim % 16][2]`. AMX multiplies both bf16 layouts without conversion.
 
 use std::marker::PhantomData;
 
 use super::element::Stored;
-use super::kv_layout::KEY_GROUP;
-use super::kv_layout::SLOT_ALIGN;
-use super::kv_layout::bf16_pair_index;
-use super::kv_layout::padded_dim;
-use super::kv_layout::physical;
-use super::kv_layout::physical_slots;
+use super::kv_layout::{KEY_GROUP, SLOT_ALIGN, bf16_pair_index, padded_dim, physical, physical_slots};
 use super::simd::transpose::{GroupRows, TransposeFn};
 use crate::config::{DType, Layer, Shape};
 use crate::error::{Error, Result, Status};
@@ -73,7 +68,7 @@ impl KvStore {
         memory: Memory,
     ) -> Result<Self> {
         let total = Self::bytes(shape, layers.clone(), n_seqs)?;
-        // Every offset below is at most `total`, which fits here.
+        // Every offset below is at most `total`, which fits a usize.
         let total = usize::try_from(total).ok().filter(|&t| isize::try_from(t).is_ok()).ok_or_else(too_large)?;
         let mut offsets = with_room(layers.clone().count(), "layers")?;
         let mut at = 0;
@@ -84,7 +79,7 @@ impl KvStore {
         }
         let [k_slot, v_slot] = slot_bytes(shape);
         Ok(Self {
-            // Kernels read whole groups and mask what is not visible: the rest may be stale, but it has to be something.
+            // Kernels read whole groups and mask what is not visible: masked slots may be stale, but must be initialised.
             buffer: Buffer::zeroed(memory, total, "K and V")?,
             layers: offsets,
             n_kv_heads: shape.n_kv_heads,
@@ -114,7 +109,7 @@ impl KvStore {
     #[expect(clippy::mut_from_ref, reason = "a test has it alone")]
     pub fn contents(&self) -> &mut [u8] {
         let last = self.layers.last().map_or(0, |l| l.v + self.n_kv_heads * l.slots * self.v_slot);
-        // SAFETY: within the block, of one sequence, initialised.
+        // SAFETY: within the block of a cache of one sequence; initialised.
         unsafe { std::slice::from_raw_parts_mut(self.buffer.as_ptr(), last) }
     }
 
@@ -124,7 +119,7 @@ impl KvStore {
             return;
         }
         let l = self.layers[layer];
-        // Whole groups: the slots that come along are not visible.
+        // Whole groups: the further slots that are copied are not visible.
         let n = (physical(ring, slots - 1).0 + 1).next_multiple_of(SLOT_ALIGN) as usize;
         assert!(n <= l.slots && src != dst, "{n} slots of {}, {src} to {dst}", l.slots);
         for (base, slot) in [(l.k, self.k_slot), (l.v, self.v_slot)] {
@@ -132,7 +127,7 @@ impl KvStore {
                 let at = |seq: usize| {
                     self.buffer.as_ptr().wrapping_add(base + (seq * self.n_kv_heads + head) * l.slots * slot)
                 };
-                // SAFETY: within the block by the size it was made with; different sequences do not overlap.
+                // SAFETY: the offsets are within the block, which was allocated for all layers, sequences and heads; sequences do not overlap.
                 unsafe { std::ptr::copy_nonoverlapping(at(src), at(dst), n * slot) };
             }
         }
@@ -167,13 +162,13 @@ impl Slots<'_> {
     /// Stores a token.
     ///
     /// # Safety
-    /// Nobody else may read or write the group meanwhile. `T` is the storage type, `k` and `v` are of the head's dims.
+    /// Nobody else may read or write the group at the same time. `T` is the storage type, `k` and `v` are of the head's dims.
     pub unsafe fn write<T: Stored>(&self, head: usize, slot: u64, k: &[T], v: &[T]) {
         let at = self.check(head, slot, 1);
         let lane = at % KEY_GROUP;
         let row = self.v_slot / size_of::<T>();
         assert!(size_of_val(k) == self.k_slot && v.len() <= row, "{} and {} dims", k.len(), v.len());
-        // SAFETY: in range by the checks; heads begin at whole groups; the caller's contract.
+        // SAFETY: `check` keeps the slot in range; heads begin at whole groups; the caller alone has the group.
         unsafe {
             let group = self.k.add((at - lane) * self.k_slot).cast::<T>();
             let in_tile = at % SLOT_ALIGN as usize;

@@ -1,4 +1,4 @@
-//! Rows of queries that are computed together: tokens times heads of one KV head's group, and what each of them sees.
+//! Rows of queries that are computed together: the tokens of an entry times the query heads of one KV head.
 
 use std::ops::Range;
 
@@ -9,8 +9,7 @@ use super::scratch::Scratch;
 use super::simd::Kernels;
 use super::simd::prefetch::prefetch;
 use super::simd::softmax::ColumnRange;
-use super::visibility::VisibleRange;
-use super::visibility::{Block, blocks};
+use super::visibility::{Block, VisibleRange, blocks};
 use crate::backend::{AttendRows, LayerCall};
 use crate::batch::Entry;
 use crate::config::PositionMode;
@@ -21,10 +20,10 @@ pub(super) struct QueryTile<'a> {
     pub call: &'a LayerCall<'a>,
     pub io: &'a AttendRows,
     pub entry: &'a Entry,
-    /// Tokens of the entry whose keys have been appended with them.
+    /// Tokens of the entry that are attended together.
     pub tokens: Range<u64>,
     pub head: usize,
-    /// The first row, counted over `tokens`, and how many.
+    /// The first row, counted from the first of `tokens`, and the number of rows.
     pub first_row: u64,
     pub rows: usize,
 }
@@ -41,12 +40,13 @@ impl QueryTile<'_> {
         self.head * group + ((self.first_row + row as u64) % group as u64) as usize
     }
 
+    /// What a row's visible range follows from.
     pub fn visible_range(&self, row: usize) -> VisibleRange {
         let index = self.entry.first + self.token(row);
         VisibleRange { index, evicted: self.call.layer.ring.evicted(index + 1, self.entry.floor) }
     }
 
-    /// At most `rows` of its rows, from `first` on.
+    /// At most `rows` rows of the tile, from `first` on.
     pub fn part(&self, first: usize, rows: usize) -> Self {
         let first_row = self.first_row + first as u64;
         Self { first_row, rows: (self.rows - first).min(rows), tokens: self.tokens.clone(), ..*self }
@@ -54,7 +54,7 @@ impl QueryTile<'_> {
 
     /// Whether every row sees all keys of a block.
     pub fn all_visible(&self, block: &Block) -> bool {
-        // What a row sees neither begins nor ends before what the row before it sees.
+        // Neither end of the visible range moves back from one row to the next.
         let ring = &self.call.layer.ring;
         let [first, last] = [0, self.rows - 1].map(|r| block.columns(ring, self.visible_range(r)));
         last.start == block.lo && first.end == block.hi
@@ -73,7 +73,7 @@ impl QueryTile<'_> {
         blocks(ring, sinks, size).chain(blocks(ring, window, size))
     }
 
-    /// What its rows see of a block, into `visible`, as many as `ranges`.
+    /// The columns of a block that each row sees, into `visible`.
     pub fn visible_columns(&self, block: &Block, ranges: &[VisibleRange], visible: &mut [ColumnRange]) {
         let layer = self.call.layer;
         for (r, (visible_range, visible)) in ranges.iter().zip(visible).enumerate() {
@@ -86,7 +86,7 @@ impl QueryTile<'_> {
         }
     }
 
-    /// Reads and rotates the queries, and empties their softmax.
+    /// Loads and rotates the queries, and resets maxima, sums and accumulators.
     pub fn load(&self, kernels: &Kernels, angles: &mut RopeCache, scratch: &mut Scratch<'_>) {
         let (layer, shape) = (self.call.layer, self.call.shape);
         let (dim, half) = (shape.head_dim, layer.frequencies.len());
@@ -96,7 +96,7 @@ impl QueryTile<'_> {
             let trig = angles.of_query(&tokens, token, kernels, scratch) * half;
             let trig = trig..trig + half;
             if r + 2 * shape.group < self.rows {
-                // The next token's row lies far away: nothing but a hint brings it in time.
+                // The next token's row lies far away, beyond the hardware's prefetchers.
                 let next = self.io.q.at(self.entry.row + self.token(r + 2 * shape.group), head);
                 prefetch::<false>(next, dim * shape.in_dtype.size());
             }
@@ -115,7 +115,7 @@ impl QueryTile<'_> {
                 }
             }
             scratch.ranges[r] = self.visible_range(r);
-            // A learned sink is a key with this score and a value of zero.
+            // A learned sink logit acts as a key with this score and a value of zero.
             (scratch.max[r], scratch.sum[r]) = match layer.sink_logits.get(head) {
                 Some(&logit) => (logit, 1.0),
                 None => (f32::NEG_INFINITY, 0.0),
@@ -124,20 +124,20 @@ impl QueryTile<'_> {
         scratch.acc[..self.rows * padded_dim(shape.head_dim_v)].fill(0.0);
     }
 
-    /// Divides by the denominators and writes the rows.
+    /// Divides by the row sums and writes results and lse.
     pub fn finish(&self, kernels: &Kernels, scratch: &mut Scratch<'_>) {
         let shape = self.call.shape;
         let dim_v = padded_dim(shape.head_dim_v);
         for r in 0..self.rows {
             let (row, head) = (self.entry.row + self.token(r), self.q_head(r));
             if r + 4 * shape.group < self.rows {
-                // Of tokens to come: a row is one head's, and the next token's lies far away.
+                // Rows of one head lie far apart, beyond the hardware's prefetchers.
                 let next = self.io.out.at(self.entry.row + self.token(r + 4 * shape.group), head);
                 prefetch::<true>(next, shape.head_dim_v * shape.out_dtype.size());
             }
             let acc = &mut scratch.acc[r * dim_v..][..shape.head_dim_v];
             let scale = scratch.sum[r].recip();
-            // SAFETY: the caller's rows, resolved for this batch; nobody else computes this row, and rows do not overlap.
+            // SAFETY: the rows are resolved for this batch and do not overlap; each row belongs to one worker.
             unsafe {
                 store_scaled(shape.out_dtype, acc, scale, self.io.out.at(row, head), kernels);
                 if let Some(lse) = self.io.lse {

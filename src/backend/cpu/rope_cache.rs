@@ -1,4 +1,4 @@
-//! Angles of the tokens at work, computed once for all heads.
+//! Cosines and sines of some tokens, computed once for all heads.
 
 use std::ops::Range;
 
@@ -17,15 +17,15 @@ pub(super) struct EntryTokens<'a> {
     pub tokens: &'a Range<u64>,
 }
 
-/// Which tokens the angles in scratch belong to: they are the tokens', not the heads'.
+/// Which tokens the angles in scratch belong to. All heads of a token share them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RopeCache {
-    /// Sequence and entry-relative tokens; for keys alone, or for queries too.
+    /// Sequence, entry-relative tokens, and whether the angles of queries to sinks are there too.
     held: Option<(usize, Range<u64>, bool)>,
 }
 
 impl RopeCache {
-    /// Row of the angles of a token for its queries; computes those of its slab, as far as the tokens go.
+    /// Index in scratch of the angles for a token's queries; computes those of its slab where they are not there.
     pub fn of_query(
         &mut self,
         at: &EntryTokens<'_>,
@@ -46,14 +46,14 @@ impl RopeCache {
                     let rotated = position.wrapping_sub(evicted);
                     (kernels.angles)(&layer.frequencies, rotated, layer.mscale, cos_sink, sin_sink);
                 } else {
-                    // The host has rotated and scaled: turn back by E, purely.
+                    // The host has applied RoPE and mscale: rotate by -E, without mscale.
                     (kernels.angles)(&layer.frequencies, 0_u64.wrapping_sub(evicted), 1.0, cos_sink, sin_sink);
                 }
             }
         })
     }
 
-    /// Row of the angles of a token for its key.
+    /// Index in scratch of the angles for a token's key.
     pub fn of_key(&mut self, at: &EntryTokens<'_>, token: u64, kernels: &Kernels, scratch: &mut Scratch<'_>) -> usize {
         let (entry, layer) = (at.entry, at.call.layer);
         self.row(at, token, false, |index, at| {
@@ -83,7 +83,7 @@ impl RopeCache {
             debug_assert_eq!(*seq, entry.seq);
             return (token - held.start) as usize;
         }
-        // No more tokens than scratch has room for, which is no less than a chunk or a slab.
+        // As many tokens as scratch has room for.
         let slab = ROPE_SLAB.min(call.shape.max_chunk);
         let start = tokens.start + (token - tokens.start) / slab * slab;
         let held = start..tokens.end.min(start + slab);

@@ -1,34 +1,34 @@
-//! Which keys a row of queries sees.
+//! The visible range of a query, and blocks of visible keys in consecutive slots.
 
 use std::ops::Range;
 
 use super::kv_layout::{SLOT_ALIGN, physical};
 use crate::ring::Ring;
 
-/// What a row sees.
+/// A row of queries, as far as its visible range depends on it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct VisibleRange {
-    /// Index in the sequence.
+    /// Index of its token in the sequence.
     pub index: u64,
-    /// E(p + 1).
+    /// E(p + 1): tokens evicted when it is computed.
     pub evicted: u64,
 }
 
 impl VisibleRange {
-    /// Which keys of sinks or window the row sees.
+    /// The visible sinks, or the visible window tokens, by index.
     pub fn keys(self, ring: &Ring, sinks: bool) -> Range<u64> {
         let end = self.index + 1;
         if sinks { 0..end.min(ring.n_sink) } else { ring.n_sink + self.evicted..end }
     }
 
-    /// Distance in cache positions of a key that it sees.
+    /// Distance in cache positions to a visible key.
     pub fn distance(self, sinks: bool, key: u64) -> u64 {
-        // On the axis of cache positions the row is at p - E, and so is a window key; a sink is where it was.
+        // Cache positions: p - E for the row and for window keys, p for sinks.
         if sinks { self.index - self.evicted - key } else { self.index - key }
     }
 }
 
-/// Visible keys in consecutive physical slots: columns `lo..hi` of those from `slot` on hold tokens from `first` on.
+/// Visible keys in consecutive physical slots. Column c is slot `slot + c`; columns `lo..hi` hold the tokens from `first` on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Block {
     pub sinks: bool,
@@ -40,23 +40,23 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// Columns that a row sees; empty if it sees none.
+    /// The columns that a row sees, possibly none.
     pub fn columns(&self, ring: &Ring, visible_range: VisibleRange) -> Range<usize> {
         let keys = visible_range.keys(ring, self.sinks);
         let end = self.first + (self.hi - self.lo) as u64;
         let column = |key: u64| self.lo + (key.clamp(self.first, end) - self.first) as usize;
-        // A window that is empty may begin beyond its end.
+        // An empty window may begin beyond its end.
         column(keys.start)..column(keys.end.max(keys.start))
     }
 
-    /// Token in a column.
+    /// The token in a column.
     pub fn token(&self, column: usize) -> u64 {
         self.first + (column - self.lo) as u64
     }
 }
 
-/// The blocks of tokens `from..to`, cut where physical slots, counted from the beginning of their region, reach a multiple
-/// of `size`: where a block begins depends on nothing but the tokens.
+/// The blocks of a range of tokens. They end where physical slots, counted from the beginning of their region, reach a multiple of
+/// `size`, so that block borders depend on the tokens only.
 pub(super) fn blocks(ring: &Ring, keys: Range<u64>, size: u64) -> impl Iterator<Item = Block> + use<'_> {
     let sinks = keys.start < ring.n_sink;
     ring.runs(keys.start, keys.end).flat_map(move |run| {

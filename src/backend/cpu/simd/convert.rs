@@ -1,11 +1,11 @@
 //! Conversions between element types.
 
-/// f32 as bfloat16, rounded to nearest even; a NaN stays one.
+/// f32 to bf16, rounded to nearest even; NaN stays NaN.
 #[inline(always)]
 pub(crate) fn f32_to_bf16(src: &[f32], dst: &mut [u16]) {
     for (dst, src) in dst.iter_mut().zip(src) {
         let bits = src.to_bits();
-        // Beyond 32 bits for some NaNs only, whose sum is not used.
+        // The sum overflows for some NaNs only, whose sum is not used.
         let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
         *dst = if src.is_nan() { (bits >> 16 | 0x40) as u16 } else { rounded as u16 };
     }

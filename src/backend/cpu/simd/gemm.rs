@@ -1,7 +1,7 @@
-//! The kernels, once for every instruction set: each instruction set compiles them for its own vectors.
+//! QK^T and PV in f32, generic over vectors and stored types; `simd/mod.rs` compiles them for each instruction set.
 //!
-//! Pointers and counts come from the drivers (`decode.rs`, `chunk.rs`), which have checked them against the layout in
-//! `store.rs`. Keys come in groups of 16, values in rows padded to 16 dims.
+//! `decode.rs` and `chunk/` check pointers and counts against the layout of `kv_store.rs`. Keys come in groups of 16, values in rows
+//! padded to 16 dims.
 
 use super::kv_load::{Keys, Values};
 use super::prefetch::prefetch_l2;
@@ -9,10 +9,10 @@ use super::unroll::unrolled;
 use super::vector::SimdF32;
 use crate::backend::cpu::kv_layout::KEY_GROUP;
 
-/// Bytes of a line of the caches.
+/// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Queries times keys: `scores[r][c] = q[r] . k[c]` for all keys of whole groups.
+/// QK^T: `scores[r][c] = q[r] . k[c]` for all keys of whole groups.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct QkArgs {
     /// `[rows][q_stride]` f32.
@@ -27,17 +27,17 @@ pub(crate) struct QkArgs {
     /// `[rows][stride]` f32.
     pub scores: *mut f32,
     pub stride: usize,
-    /// Bytes from stored keys to what is fetched while they are read; 0: nothing is.
+    /// Bytes from the keys that are read to those that are prefetched; 0 = no prefetch.
     pub prefetch_offset: isize,
 }
 
-/// `NV` vectors of keys at once, rows in sixes and what is left.
+/// In register tiles of `NV` vectors of keys by six rows and what is left.
 ///
 /// # Safety
 /// As [`SimdF32`] and [`QkArgs`].
 #[inline(always)]
 pub(crate) unsafe fn qk<V: SimdF32, K: Keys, const NV: usize>(a: &QkArgs) {
-    // SAFETY: the caller's contract.
+    // SAFETY: the instruction set is available, and all addresses are rows and columns of the arguments, by the caller.
     unsafe {
         if K::STORED && a.prefetch_offset != 0 {
             qk_all::<V, K, NV, true>(a);
@@ -69,7 +69,7 @@ unsafe fn qk_all<V: SimdF32, K: Keys, const NV: usize, const PREFETCH: bool>(a: 
 unsafe fn qk_rows<V: SimdF32, K: Keys, const NV: usize, const PREFETCH: bool>(a: &QkArgs, at: usize) {
     let mut r = 0;
     while r < a.rows {
-        // SAFETY: the caller's contract; as many rows as there are.
+        // SAFETY: the caller's contract.
         r += unsafe {
             match a.rows - r {
                 1 => qk_tile::<V, K, 1, NV, PREFETCH>(a, r, at),
@@ -88,7 +88,7 @@ unsafe fn qk_tile<V: SimdF32, K: Keys, const R: usize, const NV: usize, const PR
     row: usize,
     at: usize,
 ) -> usize {
-    // SAFETY: the caller's contract.
+    // SAFETY: the instruction set is available, and all addresses are rows and columns of the arguments, by the caller.
     unsafe {
         let group: [*const u8; NV] =
             std::array::from_fn(|v| a.k.add((at + v * V::N) / KEY_GROUP * (KEY_GROUP * a.dim * K::SIZE)));
@@ -112,7 +112,7 @@ unsafe fn qk_tile<V: SimdF32, K: Keys, const R: usize, const NV: usize, const PR
                 });
                 d += 2;
             } else {
-                // One dim after the other: with six rows the vectors of two do not fit the registers.
+                // One dim after the other: with six rows, the vectors of two dims do not fit the registers.
                 unrolled!(2, i, {
                     unrolled!(NV, v, k[v].0 = V::load(group[v].cast::<f32>().add((d + i) * KEY_GROUP + lane(v))));
                     unrolled!(R, r, {
@@ -128,7 +128,7 @@ unsafe fn qk_tile<V: SimdF32, K: Keys, const R: usize, const NV: usize, const PR
     R
 }
 
-/// Weights times values: `acc[r] = acc[r] * alpha[r] + sum over keys of probs[r][key] * v[key]`.
+/// PV: `acc[r] = acc[r] * alpha[r] + sum over keys of probs[r][key] * v[key]`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PvArgs {
     /// `[rows][stride]` f32.
@@ -146,17 +146,17 @@ pub(crate) struct PvArgs {
     pub acc: *mut f32,
     /// `[rows]` f32.
     pub alpha: *const f32,
-    /// Bytes from stored values to what is fetched while they are read; 0: nothing is.
+    /// Bytes from the values that are read to those that are prefetched; 0 = no prefetch.
     pub prefetch_offset: isize,
 }
 
-/// `NV` vectors of dims at once, rows in sixes and what is left. Keys outside the range are not read.
+/// In register tiles of `NV` vectors of dims by six rows and what is left. Keys outside the range are not read.
 ///
 /// # Safety
 /// As [`SimdF32`] and [`PvArgs`].
 #[inline(always)]
 pub(crate) unsafe fn pv<V: SimdF32, E: Values, const NV: usize>(a: &PvArgs) {
-    // SAFETY: the caller's contract.
+    // SAFETY: the instruction set is available, and all addresses are rows and columns of the arguments, by the caller.
     unsafe {
         if E::PREFETCHED && a.prefetch_offset != 0 {
             pv_all::<V, E, NV, true>(a);
@@ -170,10 +170,10 @@ pub(crate) unsafe fn pv<V: SimdF32, E: Values, const NV: usize>(a: &PvArgs) {
 unsafe fn pv_all<V: SimdF32, E: Values, const NV: usize, const PREFETCH: bool>(a: &PvArgs) {
     let mut d = 0;
     while d < a.dim {
-        // SAFETY: the caller's contract.
+        // SAFETY: the instruction set is available, and all addresses are rows and columns of the arguments, by the caller.
         unsafe {
             if a.rows == 1 && NV == 4 && a.dim - d >= 8 * V::N {
-                // Whole rows of memory at once, where the sums of one row leave registers for it.
+                // One row leaves registers for eight vectors: whole rows of values are read in order.
                 pv_tile::<V, E, 1, 8, PREFETCH>(a, 0, d);
                 d += 8 * V::N;
             } else if a.dim - d >= NV * V::N {
@@ -191,7 +191,7 @@ unsafe fn pv_all<V: SimdF32, E: Values, const NV: usize, const PREFETCH: bool>(a
 unsafe fn pv_rows<V: SimdF32, E: Values, const NV: usize, const PREFETCH: bool>(a: &PvArgs, d: usize) {
     let mut r = 0;
     while r < a.rows {
-        // SAFETY: the caller's contract; as many rows as there are.
+        // SAFETY: the caller's contract.
         r += unsafe {
             match a.rows - r {
                 1 => pv_tile::<V, E, 1, NV, PREFETCH>(a, r, d),
@@ -210,7 +210,7 @@ unsafe fn pv_tile<V: SimdF32, E: Values, const R: usize, const NV: usize, const 
     row: usize,
     d: usize,
 ) -> usize {
-    // SAFETY: the caller's contract.
+    // SAFETY: the instruction set is available, and all addresses are rows and columns of the arguments, by the caller.
     unsafe {
         let mut sum = [[V::splat(0.0); NV]; R];
         let p = a.probs.add(row * a.stride);

@@ -1,32 +1,31 @@
-//! How keys and values lie in memory, for kernels that load them by vectors (`store.rs` stores them so).
+//! Loads keys and values as vectors of f32, from the layouts that `kv_store.rs` stores.
 
 use super::vector::SimdF32;
-use crate::backend::cpu::kv_layout::KEY_GROUP;
-use crate::backend::cpu::kv_layout::bf16_pair_index;
+use crate::backend::cpu::kv_layout::{KEY_GROUP, bf16_pair_index};
 
-/// How keys of a group lie.
+/// A layout of the keys of a group.
 pub(crate) trait Keys {
     /// Bytes of an element.
     const SIZE: usize;
-    /// Whether they are read from the cache's memory, not from scratch.
+    /// Whether keys are read from the cache's memory; else from scratch.
     const STORED: bool;
 
-    /// Dims `d` and `d + 1`, d even, of the keys that begin at `lane`.
+    /// Dims `d` and `d + 1`, d even, of the `V::N` keys from `lane` on.
     ///
     /// # Safety
     /// As [`SimdF32`]; `lane + V::N` is at most 16, and `d` below the head's dims.
     unsafe fn load<V: SimdF32>(group: *const u8, lane: usize, d: usize) -> (V, V);
 }
 
-/// How values lie.
+/// A layout of values.
 pub(crate) trait Values {
-    /// Whether a decode fetches them ahead; f32 is packed as often as it is read as stored.
+    /// Whether decodes prefetch values of this type.
     const PREFETCHED: bool;
-    /// Bytes from one dim to the next, and how many places two keys lie in.
+    /// Bytes from one dim to the next, and addresses that two consecutive keys lie at.
     const WIDTH: usize;
     const PLACES: usize = 2;
 
-    /// Where a key has dim `d`.
+    /// The address of dim `d` of a key.
     #[inline(always)]
     fn place(rows: *const u8, dim: usize, key: usize, d: usize) -> *const u8 {
         rows.wrapping_add((key * dim + d) * Self::WIDTH)
@@ -38,13 +37,13 @@ pub(crate) trait Values {
     /// As [`SimdF32`]; `rows` are those of a key whose slot is a multiple of 32, `dim` elements to a row.
     unsafe fn one<V: SimdF32>(rows: *const u8, dim: usize, key: usize, d: usize) -> V;
 
-    /// The same of an even key and of the next.
+    /// The same of an even key and of the next one.
     ///
     /// # Safety
     /// As [`Values::one`].
     #[inline(always)]
     unsafe fn two<V: SimdF32>(rows: *const u8, dim: usize, key: usize, d: usize) -> (V, V) {
-        // SAFETY: the caller's contract.
+        // SAFETY: the address lies within the keys or values that the caller guarantees.
         unsafe { (Self::one(rows, dim, key, d), Self::one(rows, dim, key + 1, d)) }
     }
 }
@@ -66,7 +65,7 @@ impl Keys for StoredF32 {
 
     #[inline(always)]
     unsafe fn load<V: SimdF32>(group: *const u8, lane: usize, d: usize) -> (V, V) {
-        // SAFETY: the caller's contract.
+        // SAFETY: the address lies within the keys or values that the caller guarantees.
         unsafe {
             let p = group.cast::<f32>().add(d * KEY_GROUP + lane);
             (V::load(p), V::load(p.add(KEY_GROUP)))
@@ -80,7 +79,7 @@ impl Keys for StoredF16 {
 
     #[inline(always)]
     unsafe fn load<V: SimdF32>(group: *const u8, lane: usize, d: usize) -> (V, V) {
-        // SAFETY: the caller's contract.
+        // SAFETY: the address lies within the keys or values that the caller guarantees.
         unsafe {
             let p = group.cast::<u16>().add(d * KEY_GROUP + lane);
             (V::load_f16(p), V::load_f16(p.add(KEY_GROUP)))
@@ -94,7 +93,7 @@ impl Keys for StoredBf16 {
 
     #[inline(always)]
     unsafe fn load<V: SimdF32>(group: *const u8, lane: usize, d: usize) -> (V, V) {
-        // SAFETY: the caller's contract.
+        // SAFETY: the address lies within the keys or values that the caller guarantees.
         unsafe { V::load_pairs(group.cast::<u32>().add(d / 2 * KEY_GROUP + lane)) }
     }
 }
@@ -105,7 +104,7 @@ impl Values for StoredF32 {
 
     #[inline(always)]
     unsafe fn one<V: SimdF32>(rows: *const u8, dim: usize, key: usize, d: usize) -> V {
-        // SAFETY: the caller's contract.
+        // SAFETY: the address lies within the keys or values that the caller guarantees.
         unsafe { V::load(Self::place(rows, dim, key, d).cast()) }
     }
 }
@@ -116,7 +115,7 @@ impl Values for StoredF16 {
 
     #[inline(always)]
     unsafe fn one<V: SimdF32>(rows: *const u8, dim: usize, key: usize, d: usize) -> V {
-        // SAFETY: the caller's contract.
+        // SAFETY: the address lies within the keys or values that the caller guarantees.
         unsafe { V::load_f16(Self::place(rows, dim, key, d).cast()) }
     }
 }
@@ -133,14 +132,14 @@ impl Values for StoredBf16 {
 
     #[inline(always)]
     unsafe fn one<V: SimdF32>(rows: *const u8, dim: usize, key: usize, d: usize) -> V {
-        // SAFETY: the caller's contract.
+        // SAFETY: the address lies within the keys or values that the caller guarantees.
         let (even, odd) = unsafe { Self::two(rows, dim, key & !1, d) };
         if key.is_multiple_of(2) { even } else { odd }
     }
 
     #[inline(always)]
     unsafe fn two<V: SimdF32>(rows: *const u8, dim: usize, key: usize, d: usize) -> (V, V) {
-        // SAFETY: the caller's contract.
+        // SAFETY: the address lies within the keys or values that the caller guarantees.
         unsafe { V::load_pairs(Self::place(rows, dim, key, d).cast()) }
     }
 }

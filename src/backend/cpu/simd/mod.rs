@@ -1,4 +1,4 @@
-//! Instruction sets as the instruction sets of a ladder: the best that the processor has is chosen once per process.
+//! The kernels of the CPU backend, compiled for each instruction set.
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
@@ -21,15 +21,14 @@ mod vector;
 mod x86_64;
 
 use self::gemm::{PvArgs, QkArgs};
-use self::softmax::ColumnRange;
-use self::softmax::SoftmaxArgs;
+use self::softmax::{ColumnRange, SoftmaxArgs};
 use self::transpose::{GroupRows, TransposeFn};
 use crate::backend::cpu::kv_layout::KeyRange;
 use crate::config::{DType, RopeStyle};
 use crate::cpu_features::Isa;
 use crate::rope::Frequencies;
 
-/// Style, cosines, sines, from, to.
+/// Style, cosines, sines, source, destination.
 type RotateFn = unsafe fn(RopeStyle, &[f32], &[f32], &[f32], &mut [f32]);
 
 /// The kernels of one instruction set for one storage type.
@@ -38,30 +37,34 @@ type RotateFn = unsafe fn(RopeStyle, &[f32], &[f32], &[f32], &mut [f32]);
 /// Each may be called only where its instruction set is available, with arguments as its struct describes them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kernels {
-    /// With keys as they are stored; f32 has none, since it is stored in rows.
+    /// QK^T with keys as they are stored. `None` for f32, which is stored in rows.
     pub qk: Option<unsafe fn(&QkArgs)>,
-    /// With keys packed by `pack_keys`.
+    /// QK^T with keys packed by `pack_keys`.
     pub qk_packed: unsafe fn(&QkArgs),
-    /// With values as they are stored.
+    /// PV with values as they are stored.
     pub pv: unsafe fn(&PvArgs),
-    /// With values packed by `pack_values`.
+    /// PV with values packed by `pack_values`.
     pub pv_packed: unsafe fn(&PvArgs),
+    /// Scores to probabilities.
     pub softmax: unsafe fn(&SoftmaxArgs),
-    /// Stored keys, dims, groups, where to.
+    /// Stored keys to f32 groups: source, dims, groups, destination.
     pub pack_keys: unsafe fn(*const u8, usize, usize, *mut f32),
-    /// Stored values, padded dims, (from, to, rows), where to; whether all are finite.
+    /// Stored values to f32 rows: source, padded dims, keys, destination. Whether all visible numbers are finite.
     pub pack_values: unsafe fn(*const u8, usize, KeyRange, *mut f32) -> bool,
-    /// Rows of a group's keys, dims, the group; f32 has none, since it is stored in rows.
+    /// Sixteen rows of keys to a stored group. `None` for f32, which is stored in rows.
     pub transpose_keys: Option<TransposeFn>,
-    /// Rows of a group's values in bfloat16, dims, where their half of a tile begins.
+    /// Sixteen rows of bf16 values to half of an interleaved tile.
     pub interleave_values: TransposeFn,
+    /// RoPE of one row.
     pub rotate: RotateFn,
+    /// Rounds to nearest even.
     pub f32_to_bf16: unsafe fn(&[f32], &mut [u16]),
+    /// Cosines and sines at a position: frequencies, position, mscale, cosines, sines.
     pub angles: unsafe fn(&Frequencies, u64, f32, &mut [f32], &mut [f32]),
 }
 
-/// Compiles the kernels for the vectors of one instruction set. `$nv` vectors by six rows of sums (or four, `SimdF32::SIX_ROWS`) fit its
-/// registers.
+/// Compiles the kernels for one instruction set. Its registers hold accumulators of `$nv` vectors by six rows (four without
+/// `SimdF32::SIX_ROWS`).
 macro_rules! isa_kernels {
     ($name:ident, $lanes:ty, $nv:literal, $(#[$features:meta])?) => {
         mod $name {
@@ -78,19 +81,19 @@ macro_rules! isa_kernels {
 
                         $(#[$features])?
                         pub unsafe fn qk(a: &QkArgs) {
-                            // SAFETY: the caller's contract.
+                            // SAFETY: the instruction set and the arguments, by the contract of `Kernels`.
                             unsafe { gemm::qk::<$lanes, $e, $nv>(a) }
                         }
 
                         $(#[$features])?
                         pub unsafe fn pv(a: &PvArgs) {
-                            // SAFETY: the caller's contract.
+                            // SAFETY: the instruction set and the arguments, by the contract of `Kernels`.
                             unsafe { gemm::pv::<$lanes, $e, $nv>(a) }
                         }
 
                         $(#[$features])?
                         pub unsafe fn pack_values(src: *const u8, dim: usize, keys: KeyRange, dst: *mut f32) -> bool {
-                            // SAFETY: the caller's contract.
+                            // SAFETY: the instruction set and the arguments, by the contract of `Kernels`.
                             unsafe { pack::pack_values::<$lanes, $e>(src, dim, keys, dst) }
                         }
                     }
@@ -102,43 +105,43 @@ macro_rules! isa_kernels {
 
             $(#[$features])?
             unsafe fn pack_keys_f16(src: *const u8, dim: usize, groups: usize, dst: *mut f32) {
-                // SAFETY: the caller's contract.
+                // SAFETY: the instruction set and the arguments, by the contract of `Kernels`.
                 unsafe { pack::pack_keys::<$lanes, StoredF16>(src, dim, groups, dst) }
             }
 
             $(#[$features])?
             unsafe fn pack_keys_bf16(src: *const u8, dim: usize, groups: usize, dst: *mut f32) {
-                // SAFETY: the caller's contract.
+                // SAFETY: the instruction set and the arguments, by the contract of `Kernels`.
                 unsafe { pack::pack_keys::<$lanes, StoredBf16>(src, dim, groups, dst) }
             }
 
             $(#[$features])?
             unsafe fn group_rows(src: *const u8, dim: usize, groups: usize, dst: *mut f32) {
-                // SAFETY: the caller's contract.
+                // SAFETY: the instruction set and the arguments, by the contract of `Kernels`.
                 unsafe { pack::group_rows(src.cast(), dim, groups, dst) }
             }
 
             $(#[$features])?
             unsafe fn transpose_keys<const HALF: bool>(rows: &GroupRows, dim: usize, dst: *mut u16) {
-                // SAFETY: the caller's contract.
+                // SAFETY: the instruction set and the arguments, by the contract of `Kernels`.
                 unsafe { transpose::transpose_keys::<HALF>(rows, dim, dst) }
             }
 
             $(#[$features])?
             unsafe fn interleave_values(rows: &GroupRows, dim: usize, dst: *mut u16) {
-                // SAFETY: the caller's contract.
+                // SAFETY: the instruction set and the arguments, by the contract of `Kernels`.
                 unsafe { transpose::interleave_values(rows, dim, dst) }
             }
 
             $(#[$features])?
             unsafe fn softmax<const PRECISE: bool>(a: &SoftmaxArgs) {
-                // SAFETY: the caller's contract.
+                // SAFETY: the instruction set and the arguments, by the contract of `Kernels`.
                 unsafe { softmax::softmax::<$lanes, PRECISE>(a) }
             }
 
             $(#[$features])?
             unsafe fn rotate(style: RopeStyle, cos: &[f32], sin: &[f32], x: &[f32], y: &mut [f32]) {
-                // SAFETY: the caller's contract.
+                // SAFETY: the instruction set and the arguments, by the contract of `Kernels`.
                 unsafe { rope::rotate::<$lanes>(style, cos, sin, x, y) }
             }
 
@@ -202,7 +205,7 @@ isa_kernels!(avx512_kernels, super::x86_64::avx512::Avx512, 4, #[target_feature(
 isa_kernels!(neon_kernels, super::aarch64::neon::Neon, 4,);
 
 impl Kernels {
-    /// Of a instruction set that is available.
+    /// The kernels of an instruction set, which must be available.
     pub fn new(isa: Isa, dtype: DType) -> Self {
         match isa {
             #[cfg(target_arch = "x86_64")]
@@ -211,8 +214,8 @@ impl Kernels {
             Isa::Avx512 | Isa::Amx => Self {
                 transpose_keys: match dtype {
                     DType::F32 => None,
-                    DType::F16 => Some(transpose::group_keys_avx512::<true>),
-                    DType::Bf16 => Some(transpose::group_keys_avx512::<false>),
+                    DType::F16 => Some(transpose::transpose_keys_avx512::<true>),
+                    DType::Bf16 => Some(transpose::transpose_keys_avx512::<false>),
                 },
                 ..avx512_kernels::kernels(dtype)
             },
@@ -223,13 +226,13 @@ impl Kernels {
     }
 }
 
-/// Adds to each row what it alone sees.
+/// PV row by row, each over its own visible columns.
 ///
 /// # Safety
-/// `all` must hold for all rows.
+/// `all` must be valid for all rows and for the union of their columns.
 pub(super) unsafe fn pv_rows(all: &PvArgs, visible: &[ColumnRange], kernels: &Kernels) {
     for (r, visible) in visible.iter().enumerate() {
-        // SAFETY: the caller's contract; the instruction set is available.
+        // SAFETY: a row of `all`, over columns that `all` may read; the instruction set is available.
         unsafe {
             (kernels.pv)(&PvArgs {
                 probs: all.probs.add(r * all.stride),

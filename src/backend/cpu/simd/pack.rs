@@ -1,4 +1,4 @@
-//! What is done to rows before kernels multiply them: packed into groups, rotated, narrowed.
+//! Packs stored keys and values as f32, in the order that kernels multiply them.
 
 use super::kv_load::{Keys, Values};
 use super::vector::SimdF32;
@@ -13,7 +13,7 @@ pub(crate) unsafe fn group_rows(src: *const f32, dim: usize, groups: usize, dst:
     for group in 0..groups {
         for d in 0..dim {
             for lane in 0..KEY_GROUP {
-                // SAFETY: the caller's contract.
+                // SAFETY: the addresses lie within `src` and `dst` by the sizes that the caller guarantees.
                 unsafe {
                     let at = group * KEY_GROUP * dim;
                     dst.add(at + d * KEY_GROUP + lane).write(src.add(at + lane * dim + d).read());
@@ -32,7 +32,7 @@ pub(crate) unsafe fn pack_keys<V: SimdF32, K: Keys>(src: *const u8, dim: usize, 
     for group in 0..groups {
         for d in (0..dim).step_by(2) {
             for lane in (0..KEY_GROUP).step_by(V::N) {
-                // SAFETY: the caller's contract.
+                // SAFETY: the addresses lie within `src` and `dst` by the sizes that the caller guarantees.
                 unsafe {
                     let (a, b) = K::load::<V>(src.add(group * KEY_GROUP * dim * K::SIZE), lane, d);
                     let to = dst.add((group * dim + d) * KEY_GROUP + lane);
@@ -55,7 +55,7 @@ pub(crate) unsafe fn pack_values<V: SimdF32, E: Values>(
     keys: KeyRange,
     dst: *mut f32,
 ) -> bool {
-    // SAFETY: the caller's contract.
+    // SAFETY: the addresses lie within `src` and `dst` by the sizes that the caller guarantees.
     unsafe {
         let zero = V::splat(0.0);
         // x * 0 is NaN iff x is infinite or NaN.

@@ -16,7 +16,7 @@ pub(crate) unsafe fn rotate<V: SimdF32>(style: RopeStyle, cos: &[f32], sin: &[f3
         RopeStyle::Neox => {
             let mut i = 0;
             while i + V::N <= half {
-                // SAFETY: within the slices by the checks; the caller's contract.
+                // SAFETY: within the slices by the checks; the instruction set is available, by the caller.
                 unsafe {
                     let (c, s) = (V::load(cos.as_ptr().add(i)), V::load(sin.as_ptr().add(i)));
                     let (x0, x1) = (V::load(x.as_ptr().add(i)), V::load(x.as_ptr().add(half + i)));

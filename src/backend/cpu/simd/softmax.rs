@@ -2,7 +2,7 @@
 
 use std::f32::consts::LOG2_E;
 
-use super::unroll::{by_fours, unrolled};
+use super::unroll::{unrolled, unrolled_by_4};
 use super::vector::{SimdF32, tanh};
 
 /// Rows of scores, to become probabilities relative to each row's running maximum.
@@ -50,7 +50,7 @@ pub(crate) fn visible_union(visible: &[ColumnRange]) -> Option<(usize, usize)> {
 /// As [`SimdF32`] and [`SoftmaxArgs`].
 #[inline(always)]
 pub(crate) unsafe fn softmax<V: SimdF32, const PRECISE: bool>(a: &SoftmaxArgs) {
-    // SAFETY: the caller's contract.
+    // SAFETY: the instruction set is available, and all addresses are rows and columns of the arguments, by the caller.
     unsafe {
         for r in 0..a.rows {
             update_row_max::<V>(a, r);
@@ -65,7 +65,7 @@ pub(crate) unsafe fn softmax<V: SimdF32, const PRECISE: bool>(a: &SoftmaxArgs) {
 /// minus infinity gets the factor -1. Returns the block's own maximum, not yet scaled where there was neither softcap nor bias.
 #[inline(always)]
 pub(super) unsafe fn update_row_max<V: SimdF32>(a: &SoftmaxArgs, r: usize) -> f32 {
-    // SAFETY: the caller's contract.
+    // SAFETY: the instruction set is available, and all addresses are rows and columns of the arguments, by the caller.
     unsafe {
         let (row, visible) = (a.scores.add(r * a.stride), *a.visible.add(r));
         let (first, end) = (visible.from / V::N, visible.to.div_ceil(V::N));
@@ -84,7 +84,7 @@ pub(super) unsafe fn update_row_max<V: SimdF32>(a: &SoftmaxArgs, r: usize) -> f3
             mask_vector::<V>(row, &visible, end - 1, lowest);
         }
         let mut row_maxima = [lowest; 4];
-        by_fours!(i in first, end, v, row_maxima[v] = V::load(at(i)).max(row_maxima[v]));
+        unrolled_by_4!(i in first, end, v, row_maxima[v] = V::load(at(i)).max(row_maxima[v]));
         let row_max = row_maxima[0].max(row_maxima[1]).max(row_maxima[2].max(row_maxima[3])).reduce_max();
         let max = &mut *a.max.add(r);
         let new = (if plain { row_max * a.scale } else { row_max }).max(*max);
@@ -106,7 +106,7 @@ pub(super) unsafe fn update_row_max<V: SimdF32>(a: &SoftmaxArgs, r: usize) -> f3
 /// Computes the probabilities of a row and adds them to its sum.
 #[inline(always)]
 unsafe fn row_probs<V: SimdF32, const PRECISE: bool>(a: &SoftmaxArgs, r: usize) {
-    // SAFETY: the caller's contract.
+    // SAFETY: the instruction set is available, and all addresses are rows and columns of the arguments, by the caller.
     unsafe {
         let (row, visible) = (a.scores.add(r * a.stride), *a.visible.add(r));
         let (first, mut end) = (visible.from / V::N, visible.to.div_ceil(V::N));
@@ -121,7 +121,7 @@ unsafe fn row_probs<V: SimdF32, const PRECISE: bool>(a: &SoftmaxArgs, r: usize) 
         let scale = if plain { a.scale } else { 1.0 };
         let (factor, offset) = (V::splat(scale * LOG2_E), V::splat(-*a.max.add(r) * LOG2_E));
         let mut totals = [zero; 4];
-        by_fours!(i in first, end, v, {
+        unrolled_by_4!(i in first, end, v, {
             let p = V::load(at(i)).fma(factor, offset).exp2::<PRECISE>();
             p.store(at(i));
             totals[v] = totals[v].add(p);
@@ -146,7 +146,7 @@ unsafe fn row_probs<V: SimdF32, const PRECISE: bool>(a: &SoftmaxArgs, r: usize) 
 #[inline(always)]
 unsafe fn mask_vector<V: SimdF32>(row: *mut f32, visible: &ColumnRange, i: usize, other: V) {
     let lane = |key: usize| key as isize - (i * V::N) as isize;
-    // SAFETY: the caller's contract.
+    // SAFETY: the instruction set is available, and all addresses are rows and columns of the arguments, by the caller.
     unsafe {
         let p = row.add(i * V::N);
         V::load(p).in_range(lane(visible.from), lane(visible.to), other).store(p);
@@ -156,7 +156,7 @@ unsafe fn mask_vector<V: SimdF32>(row: *mut f32, visible: &ColumnRange, i: usize
 /// Scale, softcap and bias of the scores of the columns from `key` on.
 #[inline(always)]
 unsafe fn transformed<V: SimdF32>(a: &SoftmaxArgs, visible: &ColumnRange, key: usize, s: V) -> V {
-    // SAFETY: the caller's contract.
+    // SAFETY: the instruction set is available, and all addresses are rows and columns of the arguments, by the caller.
     unsafe {
         let mut s = s.mul(V::splat(a.scale));
         if a.softcap > 0.0 {
@@ -186,14 +186,14 @@ mod tests {
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum Way {
         Plain,
-        /// In bfloat16.
+        /// bf16 probabilities.
         Bf16,
-        /// In two of them.
+        /// High and low bf16.
         SplitBf16,
         Fp16,
     }
 
-    /// What each way leaves: maxima, sums, keeps, weights.
+    /// Results of one implementation.
     struct Left {
         max: [f32; ROWS],
         sum: [f32; ROWS],
@@ -243,7 +243,7 @@ mod tests {
         left
     }
 
-    /// Numbers of rows, ranges of every kind, scores of minus infinity and NaN: the same as the plain way, but for rounding.
+    /// All implementations agree up to rounding: numbers of rows, ranges of every kind, scores of minus infinity and NaN.
     #[test]
     fn weights_are_those_of_the_plain_way() {
         let ways = [(Way::Bf16, Isa::Amx), (Way::SplitBf16, Isa::Amx), (Way::Fp16, Isa::Avx512)];
@@ -259,7 +259,7 @@ mod tests {
         for round in 0..600 {
             let rows = [1, 15, 16, 17, 31, 32][draw(6) as usize];
             let whole = round % 4 == 0;
-            // Softcap and slopes are not for tiles.
+            // Softcap and slopes are not implemented for AMX.
             let transformed = round % 3 == 0;
             let softcap = if transformed { [0.0, 5.0][draw(2) as usize] } else { 0.0 };
             let mut visible = vec![ColumnRange::default(); rows];
@@ -286,7 +286,7 @@ mod tests {
                     _ => row[draw(N as u64) as usize] = f32::NEG_INFINITY,
                 }
             }
-            // The third is so far above all scores that halves of its weights would be nothing.
+            // With the third maximum, far above all scores, fp16 probabilities would underflow.
             let before = [(f32::NEG_INFINITY, 0.0), (3.0, 2.5), (40.0, 2.5)][draw(3) as usize];
             let want = run(&scores, &visible, softcap, before, Way::Plain);
             for (way, _) in ways.iter().filter(|way| way.1 && (way.0 == Way::Fp16 || !transformed)) {
@@ -310,12 +310,12 @@ mod tests {
                     assert!(near(got.sum[r], want.sum[r], bound), "{what}: sum {} not {}", got.sum[r], want.sum[r]);
                     let row_max = want.probs[r * N..][..N].iter().fold(0.0, |row_max: f32, x| row_max.max(*x));
                     for c in 0..N {
-                        // Beside a NaN that is all there is, halves of what is not seen are NaN too.
+                        // Where the only score is NaN, masked fp16 probabilities are NaN too.
                         if *way == Way::Fp16 && want.sum[r].is_nan() && !(visible.from..visible.to).contains(&c) {
                             continue;
                         }
                         let (got, want) = (got.probs[r * N + c], want.probs[r * N + c]);
-                        // Weights that count for nothing may be nothing, and halves have an end.
+                        // Negligible probabilities may be 0: fp16 underflows.
                         let tiny = got.abs() <= 1e-37 && want.abs() <= 1e-37;
                         let small = *way == Way::Fp16 && (got - want).abs() <= 4e-8 * row_max;
                         assert!(tiny || small || near(got, want, rounds_off), "{what}, column {c}: {got} not {want}");

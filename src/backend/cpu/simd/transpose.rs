@@ -1,25 +1,25 @@
-//! Sixteen tokens at once to a whole group: keys in rows to columns, values to pairs.
+//! Sixteen tokens to a whole key group: keys are transposed, bf16 values interleaved.
 
 use crate::backend::cpu::kv_layout::KEY_GROUP;
 
-/// The rows of the tokens of a group.
+/// The rows of the 16 tokens of a group.
 pub(crate) type GroupRows = [*const u16; KEY_GROUP];
-/// Rows, dims, where to.
+/// Rows, dims, destination.
 pub(crate) type TransposeFn = unsafe fn(&GroupRows, usize, *mut u16);
 
-/// Keys in rows to a group: bf16 as `[dim / 2][16][2]`, f16 (`HALF`) as `[dim][16]`.
+/// Keys in rows to a group: bf16 as `[dim / 2][16][2]`, f16 as `[dim][16]`.
 ///
 /// # Safety
 /// Each row must be readable for `dim` elements, an even number, and `dst` writable for sixteen times as many.
 #[inline(always)]
-pub(crate) unsafe fn transpose_keys<const HALF: bool>(rows: &GroupRows, dim: usize, dst: *mut u16) {
+pub(crate) unsafe fn transpose_keys<const F16: bool>(rows: &GroupRows, dim: usize, dst: *mut u16) {
     for d in (0..dim).step_by(2) {
         for (lane, row) in rows.iter().enumerate() {
-            // SAFETY: the caller's contract.
+            // SAFETY: rows and `dst` have the sizes that the caller guarantees.
             unsafe {
                 let (a, b) = (row.add(d).read(), row.add(d + 1).read());
                 let to = dst.add(d * KEY_GROUP);
-                if HALF {
+                if F16 {
                     to.add(lane).write(a);
                     to.add(KEY_GROUP + lane).write(b);
                 } else {
@@ -30,8 +30,8 @@ pub(crate) unsafe fn transpose_keys<const HALF: bool>(rows: &GroupRows, dim: usi
     }
 }
 
-/// Values of bf16 in rows to a half of a tile of 32 slots, `[dim / 16][8][16][2]` with room for as much between: what lies
-/// beyond the last dim stays as it is.
+/// bf16 values in rows to one half of an interleaved tile of 32 slots: `[dim / 16][8][16][2]`, with the other half in between. Padding
+/// beyond the last dim stays unchanged.
 ///
 /// # Safety
 /// Each row must be readable for `dim` elements, and `dst` writable for `dim` elements, rounded up to 16, of 32 rows, less the
@@ -41,7 +41,7 @@ pub(crate) unsafe fn interleave_values(rows: &GroupRows, dim: usize, dst: *mut u
     for d in (0..dim).step_by(KEY_GROUP) {
         let n = KEY_GROUP.min(dim - d);
         for (pair, [a, b]) in rows.as_chunks::<2>().0.iter().enumerate() {
-            // SAFETY: the caller's contract.
+            // SAFETY: rows and `dst` have the sizes that the caller guarantees.
             unsafe {
                 let (a, b) = (a.add(d), b.add(d));
                 let to = dst.add(d * 2 * KEY_GROUP + pair * 2 * KEY_GROUP).cast::<[u16; 2]>();
@@ -57,15 +57,15 @@ pub(crate) unsafe fn interleave_values(rows: &GroupRows, dim: usize, dst: *mut u
     }
 }
 
-/// [`transpose_keys`] with AVX-512: 16 by 16 words of two dims are transposed in registers, and lines are written whole.
+/// [`transpose_keys`] with AVX-512: 16 x 16 words of two dims are transposed in registers, and whole cache lines are written.
 ///
 /// # Safety
 /// As [`transpose_keys`]; the processor must have AVX-512 F and BW.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(crate) unsafe fn group_keys_avx512<const HALF: bool>(rows: &GroupRows, dim: usize, dst: *mut u16) {
+pub(crate) unsafe fn transpose_keys_avx512<const F16: bool>(rows: &GroupRows, dim: usize, dst: *mut u16) {
     use std::arch::x86_64::*;
-    // Low halves of all words, then high halves.
+    // The low 16 bits of all words, then the high 16 bits.
     let separate = _mm512_set_epi16(
         31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4,
         2, 0,
@@ -73,19 +73,19 @@ pub(crate) unsafe fn group_keys_avx512<const HALF: bool>(rows: &GroupRows, dim: 
     for d in (0..dim).step_by(2 * KEY_GROUP) {
         let words = ((dim - d) / 2).min(KEY_GROUP);
         let mask = (0xFFFF_u32 >> (KEY_GROUP - words)) as __mmask16;
-        // SAFETY: what the mask leaves out is not read; the caller's contract.
+        // SAFETY: masked elements are not read; rows and `dst` have the sizes that the caller guarantees.
         let x = rows.map(|row| unsafe { _mm512_maskz_loadu_epi32(mask, row.add(d).cast()) });
         for (word, mut line) in transposed(x).into_iter().enumerate().take(words) {
-            if HALF {
+            if F16 {
                 line = _mm512_permutexvar_epi16(separate, line);
             }
-            // SAFETY: the caller's contract.
+            // SAFETY: rows and `dst` have the sizes that the caller guarantees.
             unsafe { _mm512_storeu_si512(dst.add((d + 2 * word) * KEY_GROUP).cast(), line) };
         }
     }
 }
 
-/// Sixteen rows of sixteen words as columns.
+/// Transposes 16 x 16 words.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx512f")]

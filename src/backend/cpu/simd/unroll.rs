@@ -1,7 +1,7 @@
-//! Loops that are unrolled by hand, so that arrays of vectors stay in registers.
+//! Unrolled loops, so that arrays of vectors stay in registers.
 
-/// Repeats a statement for every index below a constant of at most eight, written out: arrays of vectors stay in registers only
-/// where every index is known.
+/// A statement for every index below a constant of at most eight, unrolled: arrays of vectors stay in registers only with constant
+/// indices.
 macro_rules! unrolled {
     ($n:expr, $i:ident, $body:expr) => {
         unrolled!(@ $n, $i, $body, 0 1 2 3 4 5 6 7)
@@ -16,8 +16,8 @@ macro_rules! unrolled {
 }
 pub(crate) use unrolled;
 
-/// `$body` for every `$i` of `$from..$to`, by fours: `$v` is which of the four, for sums that do not wait for one another.
-macro_rules! by_fours {
+/// `$body` for every `$i` of `$from..$to`, unrolled by four; `$v` is 0 to 3, for four independent accumulators.
+macro_rules! unrolled_by_4 {
     ($i:ident in $from:expr, $to:expr, $v:ident, $body:expr) => {{
         let (mut at, to) = ($from, $to);
         while at + 4 <= to {
@@ -34,4 +34,4 @@ macro_rules! by_fours {
         }
     }};
 }
-pub(crate) use by_fours;
+pub(crate) use unrolled_by_4;

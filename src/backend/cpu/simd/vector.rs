@@ -1,4 +1,4 @@
-//! A vector of f32 lanes: what kernels need of an instruction set, and the functions they build from it.
+//! A SIMD vector of f32: what kernels need of an instruction set, and functions built from it.
 
 use std::f32::consts::{LN_2, LOG2_E};
 
@@ -10,15 +10,15 @@ use std::f32::consts::{LN_2, LOG2_E};
 pub(crate) trait SimdF32: Copy {
     /// Lanes.
     const N: usize;
-    /// Whether sums of six rows fit the registers beside what is multiplied; else rows go by four.
+    /// Whether accumulators of six rows fit the registers beside the operands; else register tiles have four rows.
     const SIX_ROWS: bool = true;
 
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(p: *const f32) -> Self;
     unsafe fn store(self, p: *mut f32);
-    /// Halves of IEEE binary16.
+    /// N numbers of IEEE binary16.
     unsafe fn load_f16(p: *const u16) -> Self;
-    /// Pairs of bfloat16: the low halves of N words, and the high halves.
+    /// N pairs of bf16: the low 16 bits of each word, and the high 16 bits.
     unsafe fn load_pairs(p: *const u32) -> (Self, Self);
     unsafe fn add(self, b: Self) -> Self;
     unsafe fn sub(self, b: Self) -> Self;
@@ -41,16 +41,16 @@ pub(crate) trait SimdF32: Copy {
     unsafe fn reduce_max(self) -> f32;
     unsafe fn reduce_add(self) -> f32;
 
-    /// 2^x for x at most a little above 0, or NaN; below -126 it is 2^-126, which is as good as nothing beside a weight of 1.
-    /// Within 2 units in the last place, or, where not `PRECISE`, within 3e-6 of the result, far below what halves round off.
+    /// 2^x for x at most a little above 0, or NaN. Below -126 it is 2^-126, which is negligible beside a probability of 1. Error: 2 units
+    /// in the last place; 3e-6 relative where not `PRECISE`, far below the rounding of f16.
     #[inline(always)]
     unsafe fn exp2<const PRECISE: bool>(self) -> Self {
-        // SAFETY: the caller's contract.
+        // SAFETY: the instruction set is available, by the caller.
         unsafe { exp2::<Self, PRECISE>(self) }
     }
 }
 
-/// [`SimdF32::exp2`] of nothing but sums and products. Polynomials on [-1/2, 1/2], fitted to the least relative error.
+/// [`SimdF32::exp2`] from sums and products only. Polynomials on [-1/2, 1/2], fitted to the least relative error.
 ///
 /// # Safety
 /// As [`SimdF32`].
@@ -60,9 +60,9 @@ unsafe fn exp2<V: SimdF32, const PRECISE: bool>(x: V) -> V {
     const ROUND: f32 = 12_582_912.0 + 127.0;
     const SIX: [f32; 7] = [1.534_581_2e-4, 1.339_993_1e-3, 9.618_489e-3, 5.550_329e-2, 0.240_226_46, LN_2, 1.0];
     const FOUR: [f32; 5] = [9.570_102e-3, 5.591_786e-2, 0.240_247_45, 0.693_121_8, 0.999_999_3];
-    // SAFETY: the caller's contract.
+    // SAFETY: the instruction set is available, by the caller.
     unsafe {
-        // A NaN in x stays.
+        // `max` keeps a NaN in x.
         let x = V::splat(-126.0).max(x);
         let n = x.add(V::splat(ROUND));
         let f = x.sub(n.sub(V::splat(ROUND)));
@@ -89,7 +89,7 @@ unsafe fn exp2<V: SimdF32, const PRECISE: bool>(x: V) -> V {
 /// As [`SimdF32`].
 #[inline(always)]
 pub(crate) unsafe fn tanh<V: SimdF32>(x: V) -> V {
-    // SAFETY: the caller's contract.
+    // SAFETY: the instruction set is available, by the caller.
     unsafe {
         let zero = V::splat(0.0);
         let negative = zero.sub(x);
@@ -108,7 +108,10 @@ pub(crate) unsafe fn tanh<V: SimdF32>(x: V) -> V {
 }
 
 #[cfg(test)]
-#[expect(clippy::undocumented_unsafe_blocks, reason = "a isa is called where it is available, on arrays of N elements")]
+#[expect(
+    clippy::undocumented_unsafe_blocks,
+    reason = "vectors are used where their instruction set is available, on arrays of N elements"
+)]
 mod tests {
     use half::{bf16, f16};
 
@@ -137,7 +140,7 @@ mod tests {
         }
     }
 
-    /// Every half and every bfloat16 is read as the number it is.
+    /// Every bit pattern of f16 and bf16 is converted to its number.
     fn reads_all_halves<V: SimdF32>() {
         for first in (0..=u16::MAX).step_by(V::N) {
             let bits: Vec<u16> = (0..V::N as u16).map(|i| first + i).collect();
@@ -226,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn every_rung_keeps_the_contract() {
+    fn every_instruction_set_keeps_the_contract() {
         for isa in Isa::all() {
             println!("{isa:?}");
             match isa {

@@ -1,4 +1,4 @@
-//! NEON instruction set: what every AArch64 processor has.
+//! NEON, which every AArch64 processor has.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -37,7 +37,7 @@ impl SimdF32 for Neon {
     #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Self {
         let x: float32x4_t;
-        // The instruction is older than arithmetic on halves, and needs no feature; its intrinsic is not yet stable.
+        // The conversion needs no feature beyond NEON; its intrinsic is not yet stable.
         unsafe {
             let halves = vld1_u16(p);
             asm!("fcvtl {x:v}.4s, {h:v}.4h", x = lateout(vreg) x, h = in(vreg) halves, options(pure, nomem, nostack, preserves_flags));

@@ -28,7 +28,7 @@ const HEADROOM: f32 = 8.0;
 /// As [`super::gemm::qk`] and [`super::softmax::softmax_bf16`]; `a.scores` has room for 2 x 32 x 32 scores, aligned to 64 bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(crate) unsafe fn qk_softmax(q: SplitMatrix, k: SplitMatrix, dim: usize, a: &SoftmaxArgs, probs: SplitMut) -> bool {
-    // SAFETY: the caller's contract.
+    // SAFETY: AMX is available and configured, and all addresses are rows and columns of the arguments, by the caller.
     unsafe {
         let visible = std::slice::from_raw_parts(a.visible, a.rows);
         let max = std::slice::from_raw_parts(a.max, a.rows);
@@ -72,7 +72,7 @@ unsafe fn fused<const WHOLE: bool, const TWO: bool>(
     // The rows of the last strip that are computed after each step of the current one.
     let steps = dim / DEPTH * split_products(q, k).count();
     let rows = |step: usize| (step * ROWS / steps).min(a.rows)..((step + 1) * ROWS / steps).min(a.rows);
-    // SAFETY: the caller's contract.
+    // SAFETY: AMX is available and configured, and all addresses are rows and columns of the arguments, by the caller.
     unsafe {
         for key in (0..a.n).step_by(STRIP) {
             zero_acc!();
@@ -131,7 +131,7 @@ impl Softmax<'_> {
     ) {
         let mut row_maxima = self.row_maxima;
         for r in rows {
-            // SAFETY: the caller's contract.
+            // SAFETY: AMX is available and configured, and all addresses are rows and columns of the arguments, by the caller.
             unsafe {
                 let offset = _mm512_set1_ps(self.offsets[r]);
                 let exponent =

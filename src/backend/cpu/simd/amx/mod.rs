@@ -1,4 +1,4 @@
-//! Kernels for AMX: products of bfloat16 tiles, and softmax of their results.
+//! AMX: products of bf16 tiles, and softmax of their results.
 
 pub(crate) mod fused_softmax;
 pub(crate) mod gemm;

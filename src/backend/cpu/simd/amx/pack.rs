@@ -38,7 +38,7 @@ pub(crate) unsafe fn split_keys(src: *const u16, dim: usize, keys: KeyRange, dst
     for key in (0..keys.n).step_by(KEY_GROUP) {
         let visible = visible((keys.from, keys.to), key);
         for at in (key * dim..(key + KEY_GROUP) * dim).step_by(2 * KEY_GROUP) {
-            // SAFETY: the caller's contract.
+            // SAFETY: AVX-512 is available, and all addresses lie within `src` and `dst`, by the caller.
             unsafe {
                 let row = |i: usize| _mm512_cvtph_ps(_mm256_loadu_si256(src.add(at + i * KEY_GROUP).cast()));
                 let (a, b) = (row(0), row(1));
@@ -61,7 +61,7 @@ pub(crate) unsafe fn split_values(src: *const u16, dim: usize, keys: KeyRange, d
     let mut non_finite = 0;
     for key in (0..keys.n).step_by(2) {
         for d in (0..dim).step_by(16) {
-            // SAFETY: the caller's contract.
+            // SAFETY: AVX-512 is available, and all addresses lie within `src` and `dst`, by the caller.
             unsafe {
                 let row = |key: usize| {
                     let x = _mm512_cvtph_ps(_mm256_loadu_si256(src.add(key * dim + d).cast()));
@@ -90,7 +90,7 @@ pub(crate) unsafe fn all_finite(src: *const u16, n: usize) -> bool {
     let (sign, infinity) = (_mm512_set1_epi16(0x7FFF), _mm512_set1_epi16(0x7F80));
     let mut largest = _mm512_setzero_si512();
     for at in (0..n).step_by(32) {
-        // SAFETY: the caller's contract.
+        // SAFETY: AVX-512 is available, and all addresses lie within `src` and `dst`, by the caller.
         let x = unsafe { _mm512_loadu_si512(src.add(at).cast()) };
         largest = _mm512_max_epu16(largest, _mm512_and_si512(x, sign));
     }
@@ -109,7 +109,7 @@ pub(crate) unsafe fn copy_values(src: *const u16, dim: usize, keys: KeyRange, ds
         let half = |key: usize, bits: u32| if keys.contains(key) { bits } else { 0 };
         let visible = half(key, 0xFFFF) | half(key + 1, 0xFFFF_0000);
         for d in (0..dim).step_by(16) {
-            // SAFETY: the caller's contract.
+            // SAFETY: AVX-512 is available, and all addresses lie within `src` and `dst`, by the caller.
             unsafe {
                 let at = 2 * bf16_pair_index(dim, key, d);
                 let visible = _mm512_set1_epi32(visible.cast_signed());

@@ -26,7 +26,7 @@ type Ranges = [(usize, usize); ROWS];
 /// `max`, `sum` and `alpha` hold 32 rows; each half of `probs` that is not NULL has room for the rows, `stride` apart.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(crate) unsafe fn softmax_bf16(a: &SoftmaxArgs, probs: SplitMut) {
-    // SAFETY: the caller's contract.
+    // SAFETY: AVX-512 with BF16 is available, and all addresses are rows and columns of the arguments, by the caller.
     unsafe {
         let visible = std::slice::from_raw_parts(a.visible, a.rows);
         let mut rows = Rows { ranges: [(0, 0); ROWS], offsets: [0.0; ROWS] };
@@ -55,7 +55,7 @@ struct Rows {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn row_maxima<const WHOLE: bool>(a: &SoftmaxArgs, rows: &mut Rows) -> bool {
-    // SAFETY: the caller's contract.
+    // SAFETY: AVX-512 with BF16 is available, and all addresses are rows and columns of the arguments, by the caller.
     unsafe {
         let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
         let mut lanes = [lowest; ROWS];
@@ -93,7 +93,7 @@ unsafe fn row_maxima<const WHOLE: bool>(a: &SoftmaxArgs, rows: &mut Rows) -> boo
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn row_probs<const WHOLE: bool, const TWO: bool>(a: &SoftmaxArgs, rows: &Rows, probs: SplitMut) {
-    // SAFETY: the caller's contract.
+    // SAFETY: AVX-512 with BF16 is available, and all addresses are rows and columns of the arguments, by the caller.
     unsafe {
         let zero = _mm512_setzero_ps();
         let factor = _mm512_set1_ps(a.scale * LOG2_E);
@@ -127,7 +127,7 @@ unsafe fn row_probs<const WHOLE: bool, const TWO: bool>(a: &SoftmaxArgs, rows: &
 pub(crate) unsafe fn add_to_sums(a: &SoftmaxArgs, lanes: &[__m512; ROWS]) {
     for first in (0..a.rows).step_by(ROW_GROUP) {
         let total = across(&lanes[first..first + ROW_GROUP], |a, b| _mm512_add_ps(a, b));
-        // SAFETY: the caller's contract.
+        // SAFETY: AVX-512 with BF16 is available, and all addresses are rows and columns of the arguments, by the caller.
         unsafe {
             let (sum, alpha) = (_mm512_loadu_ps(a.sum.add(first)), _mm512_loadu_ps(a.alpha.add(first)));
             _mm512_storeu_ps(a.sum.add(first), _mm512_fmadd_ps(sum, alpha, total));
@@ -182,7 +182,7 @@ impl<const TWO: bool> Probs32<TWO> {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn row_max<const WHOLE: bool>(row: *const f32, n: usize, range: (usize, usize)) -> __m512 {
-    // SAFETY: the caller's contract.
+    // SAFETY: AVX-512 with BF16 is available, and all addresses are rows and columns of the arguments, by the caller.
     unsafe {
         let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
         let mut row_maxima = [lowest; 2];

@@ -1,4 +1,4 @@
-//! Kernels for AVX-512 FP16: products of halves, and softmax of their results.
+//! AVX-512 FP16: products of fp16, and softmax of their results.
 
 pub(crate) mod gemm;
 pub(crate) mod pack;

@@ -70,7 +70,7 @@ pub(crate) fn fp16_pairs(x: __m512) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
 pub(crate) unsafe fn pack_rows(x: *const f32, (rows, dim): (usize, usize), scales: &mut [f32], y: *mut u32) {
     for (r, scale) in scales.iter_mut().enumerate().take(rows) {
-        // SAFETY: the caller's contract.
+        // SAFETY: AVX-512 is available, and all addresses lie within `src` and `dst`, by the caller.
         unsafe {
             let (x, y) = (x.add(r * dim), y.add(r * dim));
             let mut largest_bits = _mm512_setzero_ps();
@@ -92,7 +92,7 @@ pub(crate) unsafe fn pack_rows(x: *const f32, (rows, dim): (usize, usize), scale
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn pairs(x: *const f32, n: usize, scale: f32, y: *mut u32) {
     for i in (0..n).step_by(16) {
-        // SAFETY: the caller's contract.
+        // SAFETY: AVX-512 is available, and all addresses lie within `src` and `dst`, by the caller.
         unsafe {
             let x = _mm512_mul_ps(_mm512_loadu_ps(x.add(i)), _mm512_set1_ps(scale));
             _mm512_storeu_si512(y.add(i).cast(), fp16_pairs(x));
@@ -107,7 +107,7 @@ unsafe fn pairs(x: *const f32, n: usize, scale: f32, y: *mut u32) {
 /// As [`pack_rows`]; `src` holds `keys.n` keys, a multiple of 32, `dst` has room for `dim` rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub(crate) unsafe fn pack_keys(src: *const u8, dim: usize, keys: KeyRange, step: usize, dst: *mut u16) -> Option<f32> {
-    // SAFETY: the caller's contract.
+    // SAFETY: AVX-512 is available, and all addresses lie within `src` and `dst`, by the caller.
     unsafe {
         let mut largest_bits = _mm512_setzero_si512();
         for key in (0..keys.n).step_by(KEY_GROUP) {
@@ -142,7 +142,7 @@ pub(crate) unsafe fn pack_keys(src: *const u8, dim: usize, keys: KeyRange, step:
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub(crate) unsafe fn pack_values(src: *const u8, dim: usize, keys: KeyRange, dst: *mut u16) -> Option<f32> {
     let visible = |key: usize| if keys.contains(key) { 0xFFFF } else { 0 };
-    // SAFETY: the caller's contract.
+    // SAFETY: AVX-512 is available, and all addresses lie within `src` and `dst`, by the caller.
     unsafe {
         let mut largest_bits = _mm512_setzero_si512();
         for key in (0..keys.n).step_by(2) {

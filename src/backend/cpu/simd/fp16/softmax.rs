@@ -7,7 +7,7 @@ use std::f32::consts::LOG2_E;
 use super::pack::fp16_pairs;
 use crate::backend::cpu::kv_layout::KEY_GROUP;
 use crate::backend::cpu::simd::softmax::{SoftmaxArgs, update_row_max};
-use crate::backend::cpu::simd::unroll::{by_fours, unrolled};
+use crate::backend::cpu::simd::unroll::{unrolled, unrolled_by_4};
 use crate::backend::cpu::simd::vector::SimdF32;
 use crate::backend::cpu::simd::x86_64::avx512::{Avx512, rough_exp2};
 
@@ -20,7 +20,7 @@ use crate::backend::cpu::simd::x86_64::avx512::{Avx512, rough_exp2};
 /// As [`SoftmaxArgs`], with AVX-512; `pairs` has room for as many rows as scores, `stride` apart, `block_scale` one number for each row.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub(crate) unsafe fn softmax_fp16(a: &SoftmaxArgs, pairs: *mut u32, block_scale: &mut [f32]) {
-    // SAFETY: the caller's contract.
+    // SAFETY: AVX-512 is available, and all addresses are rows and columns of the arguments, by the caller.
     unsafe {
         // All maxima first: rows stay independent of one another.
         for (r, block_max) in block_scale.iter_mut().enumerate().take(a.rows) {
@@ -36,7 +36,7 @@ pub(crate) unsafe fn softmax_fp16(a: &SoftmaxArgs, pairs: *mut u32, block_scale:
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn row_probs(a: &SoftmaxArgs, r: usize, row_max: f32, pairs: *mut u32) -> f32 {
-    // SAFETY: the caller's contract.
+    // SAFETY: AVX-512 is available, and all addresses are rows and columns of the arguments, by the caller.
     unsafe {
         let (row, visible) = (a.scores.add(r * a.stride), *a.visible.add(r));
         let (first, mut end) = (visible.from / KEY_GROUP, visible.to.div_ceil(KEY_GROUP));
@@ -55,7 +55,7 @@ unsafe fn row_probs(a: &SoftmaxArgs, r: usize, row_max: f32, pairs: *mut u32) ->
         // at 2^16.
         let (factor, row_max) = (_mm512_set1_ps(scale * LOG2_E), _mm512_set1_ps(row_max));
         let mut totals = [_mm512_setzero_ps(); 4];
-        by_fours!(i in first, end, v, {
+        unrolled_by_4!(i in first, end, v, {
             let p = rough_exp2(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row.add(i * KEY_GROUP)), row_max), factor));
             totals[v] = _mm512_add_ps(totals[v], p);
             _mm512_storeu_si512(pairs.add(i * KEY_GROUP).cast(), fp16_pairs(p));

@@ -1,4 +1,4 @@
-//! AVX2 instruction set: with FMA and F16C, as every x86-64-v3 processor has them.
+//! AVX2 with FMA and F16C, as every x86-64-v3 processor has them.
 
 use std::arch::x86_64::*;
 

@@ -1,4 +1,4 @@
-//! AVX-512 instruction set: F, BW, DQ and VL, as every processor with AVX-512 since 2017 has them.
+//! AVX-512 F, BW, DQ and VL, as every processor with AVX-512 since 2017 has them.
 
 use std::arch::x86_64::*;
 
@@ -116,7 +116,7 @@ impl SimdF32 for Avx512 {
     #[inline(always)]
     unsafe fn reduce_max(self) -> f32 {
         unsafe {
-            // A NaN in a lane must not hide the numbers in the others.
+            // A NaN in one lane must not hide the numbers of the others.
             let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
             _mm512_reduce_max_ps(_mm512_max_ps(self.0, lowest))
         }
@@ -148,7 +148,7 @@ pub(crate) fn visible((from, to): (usize, usize), at: usize) -> __mmask16 {
 #[target_feature(enable = "avx512f,avx512dq")]
 pub(crate) fn power(x: __m512, polynomial: &[f32]) -> __m512 {
     const FRACTION: i32 = 1;
-    // A NaN in x stays. Smaller results would be subnormal, and take a hundred times as long.
+    // `max` keeps a NaN in x. Results below 2^-126 would be subnormal and a hundred times as slow.
     let x = _mm512_max_ps(_mm512_set1_ps(-126.0), x);
     let f = _mm512_reduce_ps::<FRACTION>(x);
     let mut p = _mm512_set1_ps(polynomial[0]);
@@ -159,12 +159,12 @@ pub(crate) fn power(x: __m512, polynomial: &[f32]) -> __m512 {
     _mm512_scalef_ps(p, x)
 }
 
-/// As `exp2`, within 9e-5 of the result, and 1 for 0: a half rounds off 2.4e-4, a bfloat16 2e-3, and a row whose largest weight is
-/// all it has gets that key's value.
+/// `exp2` with an error of 9e-5, and exactly 1 for 0: rounding to f16 costs 2.4e-4, to bf16 2e-3, and a row with one visible key must get
+/// exactly its value.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
 pub(crate) fn rough_exp2(x: __m512) -> __m512 {
-    // The best of its degree on [0, 1) that is 1 in 0, by the relative error.
+    // Least relative error on [0, 1) of its degree, among those that are 1 at 0.
     const THREE: [f32; 4] = [7.706_705e-2, 0.227_645, 0.695_116_76, 1.0];
     power(x, &THREE)
 }
