@@ -105,7 +105,9 @@ mod x86 {
     /// Whether processor and operating system support AMX with bfloat16. Requests the permission from the system once.
     pub(super) fn amx_available() -> bool {
         static AVAILABLE: OnceLock<bool> = OnceLock::new();
-        *AVAILABLE.get_or_init(|| amx_in_processor() && amx_permitted())
+        *AVAILABLE.get_or_init(|| {
+            amx_in_processor() && amx_permitted() || emulated() && is_x86_feature_detected!("avx512bf16")
+        })
     }
 
     fn amx_in_processor() -> bool {
@@ -144,6 +146,27 @@ mod x86 {
     pub(crate) fn fp16_available() -> bool {
         // Cached: it is queried for every tile, and CPUID may trap in a virtual machine.
         static AVAILABLE: OnceLock<bool> = OnceLock::new();
-        *AVAILABLE.get_or_init(|| __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx >> 23 & 1 == 1)
+        *AVAILABLE.get_or_init(|| __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx >> 23 & 1 == 1 || emulated())
+    }
+
+    /// Whether `tools/isa_emulator` emulates AMX and AVX-512 FP16 in this process. Only a build for it asks.
+    #[cfg(all(sinkcache_emulated_isa, target_os = "linux"))]
+    fn emulated() -> bool {
+        type Ready = unsafe extern "C" fn() -> libc::c_int;
+        // SAFETY: `dlsym` takes a C string and searches the loaded libraries. NULL becomes None; a library that has a symbol of this
+        // name is the emulator, where it is a function of this type.
+        let ready = unsafe {
+            std::mem::transmute::<*mut libc::c_void, Option<Ready>>(libc::dlsym(
+                libc::RTLD_DEFAULT,
+                c"isa_emulator_ready".as_ptr(),
+            ))
+        };
+        // SAFETY: it has no preconditions.
+        ready.is_some_and(|ready| unsafe { ready() } != 0)
+    }
+
+    #[cfg(not(all(sinkcache_emulated_isa, target_os = "linux")))]
+    fn emulated() -> bool {
+        false
     }
 }
