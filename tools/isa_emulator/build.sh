@@ -30,4 +30,6 @@ if echo '#include <gtest/gtest.h>' | $CXX -E -x c++ - >/dev/null 2>&1; then
     # shellcheck disable=SC2086
     $CXX $flags $avx512 "$here/self_test.cpp" "$here/self_test_system.cpp" -o "$out/self_test.$$" -L"$out" -lisa_emulator -Wl,-rpath,"$out" -lgtest -lgtest_main -pthread
     mv -f "$out/self_test.$$" "$out/self_test"
+else
+    echo "build.sh: no GoogleTest, so no self_test"
 fi

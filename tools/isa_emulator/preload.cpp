@@ -19,7 +19,9 @@ constexpr int kPrinted = 12;
 void report_unknown(const uint8_t* address) {
     char text[160];
     int n = std::snprintf(text, sizeof text, "isa_emulator: not an instruction that is emulated, at %p:", address);
-    for (int i = 0; i < kPrinted; ++i) n += std::snprintf(text + n, sizeof text - n, " %02x", address[i]);
+    // The page behind this one may not be there.
+    int readable = 4096 - static_cast<int>(reinterpret_cast<uintptr_t>(address) & 4095);
+    for (int i = 0; i < kPrinted && i < readable; ++i) n += std::snprintf(text + n, sizeof text - n, " %02x", address[i]);
     text[n++] = '\n';
     if (write(STDERR_FILENO, text, n) < 0) {
         // Nothing left to tell it to.
