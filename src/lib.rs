@@ -32,4 +32,4 @@ pub use cpu_features::{ISA_VARIABLE, Isa};
 pub use error::{Error, Result, Status};
 pub use exec::{ParallelFor, TaskFn};
 pub use memory::{AllocFn, FreeFn, Memory};
-pub use tensor::{Element, RowsIn, RowsOut};
+pub use tensor::{AttendTensors, Element, RowsIn, RowsOut, StepTensors};

@@ -42,6 +42,33 @@ pub struct RowsOut<'a> {
     life: PhantomData<&'a mut [u8]>,
 }
 
+/// The tensors of an attend. Q is `[rows, n_q_heads, head_dim]`, out `[rows, n_q_heads, head_dim_v]`.
+#[derive(Debug)]
+pub struct AttendTensors<'a> {
+    /// Queries.
+    pub q: RowsIn<'a>,
+    /// Results.
+    pub out: RowsOut<'a>,
+    /// Natural log of the softmax denominators, f32 `[rows, n_q_heads]`, if wanted.
+    pub lse: Option<RowsOut<'a>>,
+}
+
+/// The tensors of a step. K is `[rows, n_kv_heads, head_dim]`, V `[rows, n_kv_heads, head_dim_v]`, the others are as in
+/// [`AttendTensors`].
+#[derive(Debug)]
+pub struct StepTensors<'a> {
+    /// Keys.
+    pub k: RowsIn<'a>,
+    /// Values.
+    pub v: RowsIn<'a>,
+    /// Queries.
+    pub q: RowsIn<'a>,
+    /// Results.
+    pub out: RowsOut<'a>,
+    /// Natural log of the softmax denominators, if wanted.
+    pub lse: Option<RowsOut<'a>>,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct View {
     ptr: *mut u8,

@@ -6,7 +6,7 @@ use std::ffi::c_void;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sinkcache::ffi;
-use sinkcache::{Batch, Cache, CacheConfig, LayerConfig, Memory, RowsIn, RowsOut};
+use sinkcache::{AttendTensors, Batch, Cache, CacheConfig, LayerConfig, Memory, RowsIn, RowsOut, StepTensors};
 
 struct Counting;
 
@@ -67,11 +67,10 @@ fn nothing_is_allocated_after_create() {
             let batch = Batch::new(&ids, &counts);
             let rows = || RowsIn::packed(&k);
             cache.append(layer, batch, rows(), rows()).unwrap();
-            cache
-                .attend(layer, batch, RowsIn::packed(&q), RowsOut::packed(&mut out), Some(RowsOut::packed(&mut lse)))
-                .unwrap();
-            let o = RowsOut::packed(&mut out);
-            cache.step(layer, Batch::new(&[1], &[20]), rows(), rows(), RowsIn::packed(&q), o, None).unwrap();
+            let (q, lse) = (RowsIn::packed(&q), Some(RowsOut::packed(&mut lse)));
+            cache.attend(layer, batch, AttendTensors { q, out: RowsOut::packed(&mut out), lse }).unwrap();
+            let tensors = StepTensors { k: rows(), v: rows(), q, out: RowsOut::packed(&mut out), lse: None };
+            cache.step(layer, Batch::new(&[1], &[20]), tensors).unwrap();
         }
         cache.rewind(&[0, 1], &[1, 2]).unwrap();
         cache.evict(&[1], &[1]).unwrap();
@@ -156,8 +155,10 @@ fn fresh_memory_is_never_read() {
         for n in [1, 3, 8, 20, 2, 8] {
             let mut out = vec![0.0_f32; n * 64];
             let (k, q) = (RowsIn::packed(&rows[..n * 32]), RowsIn::packed(&rows[..n * 64]));
-            cache.step(0, Batch::new(&[1], &[n as i32]), k, k, q, RowsOut::packed(&mut out), None).unwrap();
-            cache.step(1, Batch::new(&[1], &[n as i32]), k, k, q, RowsOut::packed(&mut out), None).unwrap();
+            for layer in 0..2 {
+                let tensors = StepTensors { k, v: k, q, out: RowsOut::packed(&mut out), lse: None };
+                cache.step(layer, Batch::new(&[1], &[n as i32]), tensors).unwrap();
+            }
             cache.fork(&[1], &[2]).unwrap();
             all.extend(out);
         }

@@ -1,6 +1,6 @@
 //! Corners a history does not reach: steps cut off between layers, the end of the positions, huge settings.
 
-use sinkcache::{Batch, Cache, CacheConfig, Error, LayerConfig, RowsIn, RowsOut, Status};
+use sinkcache::{AttendTensors, Batch, Cache, CacheConfig, Error, LayerConfig, RowsIn, RowsOut, Status, StepTensors};
 
 fn config(n_layers: u32, max_chunk: u32, max_rewind: u32) -> CacheConfig {
     CacheConfig {
@@ -27,14 +27,16 @@ fn append(cache: &mut Cache, layer: u32, seq: i32, n: usize, from: usize) -> Res
 
 fn attend(cache: &mut Cache, layer: u32, seq: i32, n: usize, from: usize) -> Result<Vec<f32>, Error> {
     let (q, mut out) = (rows(n, from), vec![0.0; n * 16]);
-    cache.attend(layer, Batch::new(&[seq], &[n as i32]), RowsIn::packed(&q), RowsOut::packed(&mut out), None)?;
+    let tensors = AttendTensors { q: RowsIn::packed(&q), out: RowsOut::packed(&mut out), lse: None };
+    cache.attend(layer, Batch::new(&[seq], &[n as i32]), tensors)?;
     Ok(out)
 }
 
 fn step(cache: &mut Cache, layer: u32, n: usize, from: usize) -> Vec<f32> {
     let (x, mut out) = (rows(n, from), vec![0.0; n * 16]);
     let x = RowsIn::packed(&x);
-    cache.step(layer, Batch::new(&[0], &[n as i32]), x, x, x, RowsOut::packed(&mut out), None).unwrap();
+    let tensors = StepTensors { k: x, v: x, q: x, out: RowsOut::packed(&mut out), lse: None };
+    cache.step(layer, Batch::new(&[0], &[n as i32]), tensors).unwrap();
     out
 }
 
@@ -145,7 +147,8 @@ fn an_empty_batch_is_nothing() {
     let x = RowsIn::packed(&[0.0_f32; 0]);
     for (ids, counts) in [(&[][..], &[][..]), (&[-1, 0], &[0, 0])] {
         cache.append(0, Batch::new(ids, counts), x, x).unwrap();
-        cache.attend(0, Batch::new(ids, counts), x, RowsOut::packed(&mut [0.0_f32; 0]), None).unwrap();
+        let tensors = AttendTensors { q: x, out: RowsOut::packed(&mut [0.0_f32; 0]), lse: None };
+        cache.attend(0, Batch::new(ids, counts), tensors).unwrap();
     }
     assert_eq!(cache.seq_info(0, 0).unwrap().len_max, 0);
 }
@@ -178,7 +181,8 @@ fn poison_reaches_only_those_who_see_it() {
         let mut out = vec![0.0; 30 * 16];
         let mut cache = Cache::new(&config(1, 16, 0)).unwrap();
         let (k, q) = (RowsIn::packed(k), RowsIn::packed(&q));
-        cache.step(0, Batch::new(&[0], &[30]), k, k, q, RowsOut::packed(&mut out), None).unwrap();
+        let tensors = StepTensors { k, v: k, q, out: RowsOut::packed(&mut out), lse: None };
+        cache.step(0, Batch::new(&[0], &[30]), tensors).unwrap();
         out
     };
     let want = run(&clean);
@@ -221,8 +225,14 @@ fn a_key_of_no_weight_is_no_key() {
     (k[3], k[7]) = (-1e6, -1e6);
     let v: Vec<f32> = (0..3 * 8).map(|i| (i / 8) as f32).collect();
     let (mut out, mut lse) = (vec![0.0_f32; 3 * 16], vec![0.0_f32; 3 * 2]);
-    let (o, l) = (RowsOut::packed(&mut out), Some(RowsOut::packed(&mut lse)));
-    cache.step(0, Batch::new(&[0], &[3]), RowsIn::packed(&k), RowsIn::packed(&v), RowsIn::packed(&q), o, l).unwrap();
+    let tensors = StepTensors {
+        k: RowsIn::packed(&k),
+        v: RowsIn::packed(&v),
+        q: RowsIn::packed(&q),
+        out: RowsOut::packed(&mut out),
+        lse: Some(RowsOut::packed(&mut lse)),
+    };
+    cache.step(0, Batch::new(&[0], &[3]), tensors).unwrap();
     assert!(out[16..32].iter().all(|&x| x == 1.0) && out[32..].iter().all(|&x| x == 2.0), "{out:?}");
     assert!(lse[2..].iter().all(|x| x.is_finite()));
 }

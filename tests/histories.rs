@@ -124,7 +124,7 @@ impl<'a> Run<'a> {
                     let (q, k, v) = (&qs[i * nq..(i + 1) * nq], &ks[i * nk..(i + 1) * nk], &vs[i * nv..(i + 1) * nv]);
                     let oracle = &mut self.oracles[layer][seq];
                     oracle.step(q, k, v, &mut want, &mut want_lse);
-                    self.plains[layer][seq].step(oracle, q, k, v, self.history.config.kv_dtype, &mut rough);
+                    self.plains[layer][seq].step(oracle, Rows { q, k, v }, self.history.config.kv_dtype, &mut rough);
                 }
             }
             let rows = Rows { q: &q, k: &k, v: &v };

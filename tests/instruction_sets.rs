@@ -74,7 +74,7 @@ fn hold_long_windows(dims: (u32, u32)) {
                 let rows = (&q[t * nq..][..nq], &k[t * nk..][..nk], &v[t * nv..][..nv]);
                 if t + 1 == at + n {
                     oracle.step(rows.0, rows.1, rows.2, &mut want, &mut lse);
-                    plain.step(&oracle, rows.0, rows.1, rows.2, kv_dtype, &mut rough);
+                    plain.step(&oracle, Rows { q: rows.0, k: rows.1, v: rows.2 }, kv_dtype, &mut rough);
                 } else {
                     oracle.push(rows.1, rows.2);
                     plain.push(&oracle, rows.1, rows.2, kv_dtype);

@@ -110,7 +110,7 @@ fn reference(vector: &Vector, dtype: DType) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
                 for i in at..at + n {
                     let (q, k, v) = (&q[i * nq..(i + 1) * nq], &k[i * nk..(i + 1) * nk], &v[i * nv..(i + 1) * nv]);
                     oracle.step(q, k, v, &mut out, &mut lse);
-                    plain.step(&oracle, q, k, v, dtype, &mut rough);
+                    plain.step(&oracle, Rows { q, k, v }, dtype, &mut rough);
                 }
                 at += n;
             }

@@ -1,7 +1,7 @@
 //! What the benches share: one layer of a Llama-3-8B-like shape.
 #![allow(dead_code, reason = "each bench uses its part")]
 
-use sinkcache::{Batch, Cache, CacheConfig, DType, LayerConfig, RowsIn, RowsOut};
+use sinkcache::{AttendTensors, Batch, Cache, CacheConfig, DType, LayerConfig, RowsIn, RowsOut};
 
 pub const N_Q_HEADS: usize = 32;
 pub const N_KV_HEADS: usize = 8;
@@ -49,5 +49,6 @@ pub fn append(cache: &mut Cache, n: usize, x: &[f32]) {
 
 /// Attends with the queries of the last `n` tokens.
 pub fn attend(cache: &mut Cache, n: usize, q: &[f32], out: &mut [f32]) {
-    cache.attend(0, Batch::new(&[0], &[n as i32]), RowsIn::packed(q), RowsOut::packed(out), None).unwrap();
+    let tensors = AttendTensors { q: RowsIn::packed(q), out: RowsOut::packed(out), lse: None };
+    cache.attend(0, Batch::new(&[0], &[n as i32]), tensors).unwrap();
 }

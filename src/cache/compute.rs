@@ -5,7 +5,7 @@ use super::state::{Cache, Place};
 use crate::backend::LayerCall;
 use crate::batch::{Batch, Entry};
 use crate::error::{Result, bail};
-use crate::tensor::{RowsIn, RowsOut};
+use crate::tensor::{AttendTensors, RowsIn, StepTensors};
 
 impl Cache {
     /// Rotates (RoPE) and stores the next tokens of each sequence of a batch in one layer. K is
@@ -22,19 +22,11 @@ impl Cache {
         Ok(())
     }
 
-    /// Computes attention for the queries of the last tokens appended. Q is `[rows, n_q_heads, head_dim]`, out
-    /// `[rows, n_q_heads, head_dim_v]`, lse f32 `[rows, n_q_heads]`: the natural log of the softmax denominator.
+    /// Computes attention for the queries of the last tokens appended.
     ///
     /// # Errors
     /// `OutOfRange` for more queries than the latest append had tokens; argument errors.
-    pub fn attend(
-        &mut self,
-        layer: u32,
-        batch: Batch<'_>,
-        q: RowsIn<'_>,
-        out: RowsOut<'_>,
-        lse: Option<RowsOut<'_>>,
-    ) -> Result<()> {
+    pub fn attend(&mut self, layer: u32, batch: Batch<'_>, tensors: AttendTensors<'_>) -> Result<()> {
         let layer = self.check_layer(layer)?;
         let rows = self.plan(batch, |cache, e, seq| {
             if cache.is_stale(layer, seq) {
@@ -43,7 +35,7 @@ impl Cache {
             let (state, start) = (cache.counters.seq(layer, seq), cache.counters.starts[seq]);
             Entry::attend(e, seq, state, start, &cache.layers[layer].ring)
         })?;
-        let call = PlannedCall { layer, append: None, attend: Some(self.attend_rows(rows, q, out, lse)?) };
+        let call = PlannedCall { layer, append: None, attend: Some(self.attend_rows(rows, tensors)?) };
         self.execute(call, batch)
     }
 
@@ -51,18 +43,8 @@ impl Cache {
     ///
     /// # Errors
     /// Argument errors.
-    #[expect(clippy::too_many_arguments, reason = "the tensors of an attention layer")]
-    pub fn step(
-        &mut self,
-        layer: u32,
-        batch: Batch<'_>,
-        k: RowsIn<'_>,
-        v: RowsIn<'_>,
-        q: RowsIn<'_>,
-        out: RowsOut<'_>,
-        lse: Option<RowsOut<'_>>,
-    ) -> Result<()> {
-        let call = self.plan_step(layer, batch, k, v, q, out, lse)?;
+    pub fn step(&mut self, layer: u32, batch: Batch<'_>, tensors: StepTensors<'_>) -> Result<()> {
+        let call = self.plan_step(layer, batch, tensors)?;
         self.execute(call, batch)?;
         self.commit(call);
         Ok(())

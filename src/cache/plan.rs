@@ -5,7 +5,7 @@ use crate::backend::{AppendRows, AttendRows};
 use crate::batch::{Batch, BatchArrays, Entry, RawEntry};
 use crate::config::DType;
 use crate::error::{Result, bail};
-use crate::tensor::{RowsIn, RowsOut};
+use crate::tensor::{AttendTensors, RowsIn, RowsOut, StepTensors};
 
 /// A checked call on one layer. Its batch is in [`Cache`]`::entries`.
 #[derive(Clone, Copy, Debug)]
@@ -17,21 +17,12 @@ pub(crate) struct PlannedCall {
 
 impl Cache {
     /// Checks a step. Its entries are kept until [`Cache::commit`].
-    #[expect(clippy::too_many_arguments, reason = "the tensors of an attention layer")]
-    pub(crate) fn plan_step(
-        &mut self,
-        layer: u32,
-        batch: Batch<'_>,
-        k: RowsIn<'_>,
-        v: RowsIn<'_>,
-        q: RowsIn<'_>,
-        out: RowsOut<'_>,
-        lse: Option<RowsOut<'_>>,
-    ) -> Result<PlannedCall> {
+    pub(crate) fn plan_step(&mut self, layer: u32, batch: Batch<'_>, tensors: StepTensors<'_>) -> Result<PlannedCall> {
         let layer = self.check_layer(layer)?;
         let rows = self.plan_append(layer, batch, None)?;
+        let StepTensors { k, v, q, out, lse } = tensors;
         let append = Some(self.append_rows(rows, k, v)?);
-        Ok(PlannedCall { layer, append, attend: Some(self.attend_rows(rows, q, out, lse)?) })
+        Ok(PlannedCall { layer, append, attend: Some(self.attend_rows(rows, AttendTensors { q, out, lse })?) })
     }
 
     /// Fills `entries` from a batch; returns the number of its rows, padding included.
@@ -82,13 +73,8 @@ impl Cache {
         })
     }
 
-    pub(super) fn attend_rows(
-        &self,
-        rows: u64,
-        q: RowsIn<'_>,
-        out: RowsOut<'_>,
-        lse: Option<RowsOut<'_>>,
-    ) -> Result<AttendRows> {
+    pub(super) fn attend_rows(&self, rows: u64, tensors: AttendTensors<'_>) -> Result<AttendRows> {
+        let AttendTensors { q, out, lse } = tensors;
         let s = &self.shape;
         let lse_on_host = lse.as_ref().is_some_and(RowsOut::in_host_memory);
         self.check_device_pointers(&[("q", q.in_host_memory()), ("out", out.in_host_memory()), ("lse", lse_on_host)])?;

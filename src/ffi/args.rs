@@ -6,7 +6,7 @@ use super::c_struct::{c_struct, read_array};
 use super::constants::SKC_ON_DEVICE;
 use crate::batch::{Batch, DeviceBatch};
 use crate::error::{Result, bail};
-use crate::tensor::{RowsIn, RowsOut};
+use crate::tensor::{RowsIn, RowsOut, StepTensors};
 
 /// Arguments of skc_append_kv. Rows are packed in the order of the entries, as many for each as it has tokens. Strides
 /// count elements; 0 means packed.
@@ -168,29 +168,21 @@ macro_rules! batch_args {
 }
 pub(super) use batch_args;
 
-/// The tensors of a step.
-pub struct StepRows<'a> {
-    pub batch: Batch<'a>,
-    pub k: RowsIn<'a>,
-    pub v: RowsIn<'a>,
-    pub q: RowsIn<'a>,
-    pub out: RowsOut<'a>,
-    pub lse: Option<RowsOut<'a>>,
-}
-
+/// The batch and the tensors of a step.
+///
 /// # Safety
 /// All pointers must be NULL or as the header says, during `'a`.
-pub unsafe fn read_step<'a>(a: &skc_step_args) -> Result<StepRows<'a>> {
+pub unsafe fn read_step<'a>(a: &skc_step_args) -> Result<(Batch<'a>, StepTensors<'a>)> {
     // SAFETY: the caller's contract.
     unsafe {
-        Ok(StepRows {
-            batch: read_batch(&batch_args!(a))?,
+        let tensors = StepTensors {
             k: RowsIn::from_raw(a.k.cast(), a.k_token_stride, a.k_head_stride),
             v: RowsIn::from_raw(a.v.cast(), a.v_token_stride, a.v_head_stride),
             q: RowsIn::from_raw(a.q.cast(), a.q_token_stride, a.q_head_stride),
             out: RowsOut::from_raw(a.out.cast(), a.out_token_stride, a.out_head_stride),
             lse: read_lse(a.lse, a.lse_token_stride, a.lse_head_stride),
-        })
+        };
+        Ok((read_batch(&batch_args!(a))?, tensors))
     }
 }
 

@@ -5,7 +5,7 @@ use super::boundary::boundary;
 use super::c_struct::read_struct;
 use super::constants::skc_status;
 use super::registry::{on_stream, skc_cache};
-use crate::tensor::{RowsIn, RowsOut};
+use crate::tensor::{AttendTensors, RowsIn, RowsOut};
 
 /// Rotates and stores the next tokens of each sequence of a ragged batch in one layer, and drops what leaves the window.
 ///
@@ -38,15 +38,13 @@ pub unsafe extern "C" fn skc_attend(cache: *mut skc_cache, args: *const skc_atte
         // SAFETY: the caller's contract.
         let a = unsafe { read_struct(args) }?;
         // SAFETY: the caller's contract.
-        let (batch, q, out, lse) = unsafe {
-            (
-                read_batch(&batch_args!(a))?,
-                RowsIn::from_raw(a.q.cast(), a.q_token_stride, a.q_head_stride),
-                RowsOut::from_raw(a.out.cast(), a.out_token_stride, a.out_head_stride),
-                read_lse(a.lse, a.lse_token_stride, a.lse_head_stride),
-            )
+        let (batch, tensors) = unsafe {
+            let q = RowsIn::from_raw(a.q.cast(), a.q_token_stride, a.q_head_stride);
+            let out = RowsOut::from_raw(a.out.cast(), a.out_token_stride, a.out_head_stride);
+            let lse = read_lse(a.lse, a.lse_token_stride, a.lse_head_stride);
+            (read_batch(&batch_args!(a))?, AttendTensors { q, out, lse })
         };
-        on_stream(cache, a.stream, |cache| cache.attend(a.layer, batch, q, out, lse))
+        on_stream(cache, a.stream, |cache| cache.attend(a.layer, batch, tensors))
     })
 }
 
@@ -60,7 +58,7 @@ pub unsafe extern "C" fn skc_step(cache: *mut skc_cache, args: *const skc_step_a
         // SAFETY: the caller's contract.
         let a = unsafe { read_struct(args) }?;
         // SAFETY: the caller's contract.
-        let s = unsafe { read_step(&a) }?;
-        on_stream(cache, a.stream, |cache| cache.step(a.layer, s.batch, s.k, s.v, s.q, s.out, s.lse))
+        let (batch, tensors) = unsafe { read_step(&a) }?;
+        on_stream(cache, a.stream, |cache| cache.step(a.layer, batch, tensors))
     })
 }

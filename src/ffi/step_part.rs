@@ -85,8 +85,8 @@ unsafe fn plan(handle: &Handle, args: skc_step_args, ith: u32, nth: u32) -> Resu
         );
     }
     // SAFETY: the caller's contract.
-    let s = unsafe { read_step(&args) }?;
-    let call = cache.plan_step(args.layer, s.batch, s.k, s.v, s.q, s.out, s.lse)?;
+    let (batch, tensors) = unsafe { read_step(&args) }?;
+    let call = cache.plan_step(args.layer, batch, tensors)?;
     // From here on slots may be overwritten, whether the others come or not.
     cache.mark_overwritten(call);
     Ok(TeamStep::new(args, call, nth))

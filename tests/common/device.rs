@@ -5,7 +5,7 @@ use std::cell::OnceCell;
 use std::marker::PhantomData;
 
 use cudarc::driver::sys::{self, CUresult};
-use sinkcache::{BackendKind, Batch, Cache, RowsIn, RowsOut};
+use sinkcache::{AttendTensors, BackendKind, Batch, Cache, RowsIn, RowsOut, StepTensors};
 
 use super::Call;
 
@@ -150,28 +150,39 @@ impl<T> Drop for Buf<T> {
     }
 }
 
-/// Appends and attends with tensors in device memory, in the stream of the thread's host.
+/// The tensors of [`feed_on_device`], in host memory.
+pub struct HostTensors<'a, T> {
+    pub q: &'a [T],
+    pub k: &'a [T],
+    pub v: &'a [T],
+    pub out: &'a mut [T],
+    pub lse: &'a mut [f32],
+}
+
+/// Appends and attends with copies of the tensors in device memory, in the stream of the thread's host.
 pub fn feed_on_device<T: Copy>(
     cache: &mut Cache,
     layer: u32,
     batch: Batch<'_>,
-    [q, k, v]: [&[T]; 3],
-    out: &mut [T],
-    lse: &mut [f32],
+    tensors: HostTensors<'_, T>,
     call: Call,
 ) {
     with_host(|host| {
+        let HostTensors { q, k, v, out, lse } = tensors;
         let [q, k, v] = [q, k, v].map(Buf::new);
         let (mut o, mut l) = (Buf::new(out), Buf::new(lse));
-        // SAFETY: the host's stream, of the primary context.
+        // SAFETY: the host's stream belongs to the primary context, as the cache does, and lives as long as the thread.
         unsafe { cache.set_stream(host.stream.cast()) }.unwrap();
+        let (k, v, q) = (k.rows(), v.rows(), q.rows());
         match call {
             Call::Two => {
-                cache.append(layer, batch, k.rows(), v.rows()).unwrap();
-                cache.attend(layer, batch, q.rows(), o.rows_out(), Some(l.rows_out())).unwrap();
+                cache.append(layer, batch, k, v).unwrap();
+                let tensors = AttendTensors { q, out: o.rows_out(), lse: Some(l.rows_out()) };
+                cache.attend(layer, batch, tensors).unwrap();
             }
             Call::Step => {
-                cache.step(layer, batch, k.rows(), v.rows(), q.rows(), o.rows_out(), Some(l.rows_out())).unwrap();
+                let tensors = StepTensors { k, v, q, out: o.rows_out(), lse: Some(l.rows_out()) };
+                cache.step(layer, batch, tensors).unwrap();
             }
         }
         out.copy_from_slice(&o.read());

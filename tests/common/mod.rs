@@ -10,7 +10,7 @@ pub mod vectors;
 use std::process::Command;
 
 use half::{bf16, f16};
-use sinkcache::{Batch, Cache, CacheConfig, DType, RowsIn, RowsOut};
+use sinkcache::{AttendTensors, Batch, Cache, CacheConfig, DType, Element, RowsIn, RowsOut, StepTensors};
 
 /// f32 values in the given type and back.
 pub fn round(dtype: DType, x: f32) -> f32 {
@@ -60,7 +60,52 @@ pub enum Call {
     Step,
 }
 
-/// Appends and attends in one layer; rows of the caller's type are made from f32, and results come back as f32.
+/// An element type of tensors, with its conversions.
+pub trait Float: Element {
+    fn from_f32(x: f32) -> Self;
+    fn to_f32(self) -> f32;
+}
+
+macro_rules! float {
+    ($($type:ty),*) => {$(
+        impl Float for $type {
+            fn from_f32(x: f32) -> Self {
+                <$type>::from_f32(x)
+            }
+
+            fn to_f32(self) -> f32 {
+                <$type>::to_f32(self)
+            }
+        }
+    )*};
+}
+float!(f16, bf16);
+
+impl Float for f32 {
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+fn converted<T: Float>(x: &[f32]) -> Vec<T> {
+    x.iter().map(|&x| T::from_f32(x)).collect()
+}
+
+fn to_f32<T: Float>(x: &[T]) -> Vec<f32> {
+    x.iter().map(|x| x.to_f32()).collect()
+}
+
+/// Elements of the output of a batch.
+fn out_len(config: &CacheConfig, batch: Batch<'_>) -> usize {
+    let dim_v = if config.head_dim_v == 0 { config.head_dim } else { config.head_dim_v };
+    usize::try_from(batch.rows()).unwrap() * (config.n_q_heads * dim_v) as usize
+}
+
+/// Appends and attends in one layer, with tensors of the configured type. Returns out and lse.
 pub fn feed(
     cache: &mut Cache,
     config: &CacheConfig,
@@ -69,80 +114,68 @@ pub fn feed(
     rows: Rows<'_>,
     call: Call,
 ) -> (Vec<f32>, Vec<f32>) {
-    let n = usize::try_from(batch.rows()).unwrap();
-    let heads = config.n_q_heads as usize;
-    let dim_v = if config.head_dim_v == 0 { config.head_dim } else { config.head_dim_v } as usize;
-    let mut lse = vec![f32::NAN; n * heads];
     assert_eq!(config.in_dtype, config.out_dtype);
-    let out = match config.in_dtype {
-        DType::F32 => typed(cache, layer, batch, rows, &mut lse, call, n * heads * dim_v, |x| x, |x: f32| x),
-        DType::F16 => typed(cache, layer, batch, rows, &mut lse, call, n * heads * dim_v, f16::from_f32, f16::to_f32),
-        DType::Bf16 => {
-            typed(cache, layer, batch, rows, &mut lse, call, n * heads * dim_v, bf16::from_f32, bf16::to_f32)
-        }
-    };
-    (out, lse)
+    match config.in_dtype {
+        DType::F32 => feed_typed::<f32>(cache, config, layer, batch, rows, call),
+        DType::F16 => feed_typed::<f16>(cache, config, layer, batch, rows, call),
+        DType::Bf16 => feed_typed::<bf16>(cache, config, layer, batch, rows, call),
+    }
 }
 
-#[expect(clippy::too_many_arguments)]
-fn typed<T: sinkcache::Element>(
+fn feed_typed<T: Float>(
     cache: &mut Cache,
+    config: &CacheConfig,
     layer: u32,
     batch: Batch<'_>,
     rows: Rows<'_>,
-    lse: &mut [f32],
     call: Call,
-    n_out: usize,
-    to: impl Fn(f32) -> T,
-    from: impl Fn(T) -> f32,
-) -> Vec<f32> {
-    let [q, k, v] = [rows.q, rows.k, rows.v].map(|x| x.iter().map(|&x| to(x)).collect::<Vec<T>>());
-    let mut out = vec![to(f32::NAN); n_out];
+) -> (Vec<f32>, Vec<f32>) {
+    let [q, k, v] = [rows.q, rows.k, rows.v].map(converted::<T>);
+    let mut out = vec![T::from_f32(f32::NAN); out_len(config, batch)];
+    let mut lse = vec![f32::NAN; usize::try_from(batch.rows()).unwrap() * config.n_q_heads as usize];
     if cache.is_on_device() {
-        device::feed_on_device(cache, layer, batch, [&q, &k, &v], &mut out, lse, call);
-        return out.into_iter().map(from).collect();
-    }
-    let (q, k, v) = (RowsIn::packed(&q), RowsIn::packed(&k), RowsIn::packed(&v));
-    let (o, l) = (RowsOut::packed(&mut out), Some(RowsOut::packed(lse)));
-    match call {
-        Call::Two => {
-            cache.append(layer, batch, k, v).unwrap();
-            cache.attend(layer, batch, q, o, l).unwrap();
+        let tensors = device::HostTensors { q: &q, k: &k, v: &v, out: &mut out, lse: &mut lse };
+        device::feed_on_device(cache, layer, batch, tensors, call);
+    } else {
+        let (q, k, v) = (RowsIn::packed(&q), RowsIn::packed(&k), RowsIn::packed(&v));
+        let (o, l) = (RowsOut::packed(&mut out), Some(RowsOut::packed(&mut lse)));
+        match call {
+            Call::Two => {
+                cache.append(layer, batch, k, v).unwrap();
+                cache.attend(layer, batch, AttendTensors { q, out: o, lse: l }).unwrap();
+            }
+            Call::Step => cache.step(layer, batch, StepTensors { k, v, q, out: o, lse: l }).unwrap(),
         }
-        Call::Step => cache.step(layer, batch, k, v, q, o, l).unwrap(),
     }
-    out.into_iter().map(from).collect()
+    (to_f32(&out), lse)
 }
 
 /// Attends in one layer; as [`feed`], without lse.
 pub fn attend(cache: &mut Cache, config: &CacheConfig, layer: u32, batch: Batch<'_>, q: &[f32]) -> Vec<f32> {
     match config.in_dtype {
-        DType::F32 => attend_typed(cache, config, layer, batch, q, |x| x, |x: f32| x),
-        DType::F16 => attend_typed(cache, config, layer, batch, q, f16::from_f32, f16::to_f32),
-        DType::Bf16 => attend_typed(cache, config, layer, batch, q, bf16::from_f32, bf16::to_f32),
+        DType::F32 => attend_typed::<f32>(cache, config, layer, batch, q),
+        DType::F16 => attend_typed::<f16>(cache, config, layer, batch, q),
+        DType::Bf16 => attend_typed::<bf16>(cache, config, layer, batch, q),
     }
 }
 
-fn attend_typed<T: sinkcache::Element>(
+fn attend_typed<T: Float>(
     cache: &mut Cache,
     config: &CacheConfig,
     layer: u32,
     batch: Batch<'_>,
     q: &[f32],
-    to: impl Fn(f32) -> T,
-    from: impl Fn(T) -> f32,
 ) -> Vec<f32> {
-    let dim_v = if config.head_dim_v == 0 { config.head_dim } else { config.head_dim_v };
-    let n = usize::try_from(batch.rows()).unwrap() * (config.n_q_heads * dim_v) as usize;
-    let q: Vec<T> = q.iter().map(|&x| to(x)).collect();
-    let mut out = vec![to(f32::NAN); n];
+    let q: Vec<T> = converted(q);
+    let mut out = vec![T::from_f32(f32::NAN); out_len(config, batch)];
     if cache.is_on_device() {
         let (q, mut o) = (device::Buf::new(&q), device::Buf::new(&out));
-        cache.attend(layer, batch, q.rows(), o.rows_out(), None).unwrap();
-        return o.read().into_iter().map(from).collect();
+        cache.attend(layer, batch, AttendTensors { q: q.rows(), out: o.rows_out(), lse: None }).unwrap();
+        return to_f32(&o.read());
     }
-    cache.attend(layer, batch, RowsIn::packed(&q), RowsOut::packed(&mut out), None).unwrap();
-    out.into_iter().map(from).collect()
+    let tensors = AttendTensors { q: RowsIn::packed(&q), out: RowsOut::packed(&mut out), lse: None };
+    cache.attend(layer, batch, tensors).unwrap();
+    to_f32(&out)
 }
 
 /// Root mean square and largest absolute value of `a - b`; NaN if any value is not finite.

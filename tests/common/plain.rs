@@ -4,7 +4,7 @@
 use sinkcache::DType;
 
 use super::oracle::Oracle;
-use super::round;
+use super::{Rows, round};
 
 /// One sequence in one layer. Which tokens count, and where, is the oracle's business.
 #[derive(Clone, Debug, Default)]
@@ -40,8 +40,9 @@ impl Plain {
     }
 
     /// The token the oracle has just taken: `out` is extended by `[n_q_heads][head_dim_v]`.
-    pub fn step(&mut self, oracle: &Oracle, q: &[f32], k: &[f32], v: &[f32], dtype: DType, out: &mut Vec<f32>) {
-        self.push(oracle, k, v, dtype);
+    pub fn step(&mut self, oracle: &Oracle, token: Rows<'_>, dtype: DType, out: &mut Vec<f32>) {
+        let q = token.q;
+        self.push(oracle, token.k, token.v, dtype);
         let c = &oracle.cfg;
         let (p, evicted, n_sink) = (oracle.len() - 1, oracle.evicted(oracle.len()), c.layer.n_sink as usize);
         let position = |p: usize| if p < n_sink { p } else { p - evicted };

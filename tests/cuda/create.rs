@@ -5,7 +5,7 @@ use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cudarc::driver::sys::{self, CUresult};
-use sinkcache::{Batch, Cache, CacheConfig, CudaConfig, LayerConfig, Memory, RowsIn, Status};
+use sinkcache::{Batch, Cache, CacheConfig, CudaConfig, LayerConfig, Memory, RowsIn, Status, StepTensors};
 
 use crate::common::device::{Host, ok, with_host};
 use crate::common::new_cache;
@@ -153,7 +153,8 @@ fn own_step(context: sys::CUcontext, cache: &mut Cache) -> Vec<f32> {
         let o = place(size_of_val(out.as_slice()));
         let input = |a: u64| RowsIn::from_raw(std::ptr::with_exposed_provenance(a as usize), 0, 0);
         let output = sinkcache::RowsOut::from_raw(std::ptr::with_exposed_provenance_mut(o as usize), 0, 0);
-        cache.step(0, Batch::new(&[0], &[3]), input(k), input(v), input(q), output, None).unwrap();
+        let tensors = StepTensors { k: input(k), v: input(v), q: input(q), out: output, lse: None };
+        cache.step(0, Batch::new(&[0], &[3]), tensors).unwrap();
         ok(sys::cuMemcpyDtoH_v2(out.as_mut_ptr().cast(), o, size_of_val(out.as_slice())));
         [q, k, v, o].into_iter().for_each(|a| ok(sys::cuMemFree_v2(a)));
     }

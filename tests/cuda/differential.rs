@@ -3,8 +3,8 @@
 
 use half::{bf16, f16};
 use sinkcache::{
-    BackendKind, Batch, Cache, CacheConfig, DType, Element, LayerConfig, PositionMode, RopeStyle, RowsIn, RowsOut,
-    TokenCall,
+    AttendTensors, BackendKind, Batch, Cache, CacheConfig, DType, Element, LayerConfig, PositionMode, RopeStyle,
+    RowsIn, RowsOut, StepTensors, TokenCall,
 };
 
 use crate::common::device::{Buf, with_host};
@@ -95,15 +95,18 @@ impl Pair {
         let mut want = vec![f32::NAN; rows * wq];
         let (mut lse, heads) = (vec![f32::NAN; rows * c.n_q_heads as usize], c.n_q_heads as usize);
         let (rq, rk, rv) = (RowsIn::packed(&q), RowsIn::packed(&k), RowsIn::packed(&v));
-        self.cpu.step(0, batch, rk, rv, rq, RowsOut::packed(&mut want), Some(RowsOut::packed(&mut lse))).unwrap();
+        let (o, l) = (RowsOut::packed(&mut want), Some(RowsOut::packed(&mut lse)));
+        self.cpu.step(0, batch, StepTensors { k: rk, v: rv, q: rq, out: o, lse: l }).unwrap();
         let (dq, dk, dv) = (Buf::new(&q), Buf::new(&k), Buf::new(&v));
         let (mut out, mut dlse) = (Buf::new(&vec![f32::NAN; rows * wq]), Buf::new(&vec![f32::NAN; rows * heads]));
         if one_call {
             let (o, l) = (out.rows_out(), Some(dlse.rows_out()));
-            self.device.step(0, batch, dk.rows(), dv.rows(), dq.rows(), o, l).unwrap();
+            let tensors = StepTensors { k: dk.rows(), v: dv.rows(), q: dq.rows(), out: o, lse: l };
+            self.device.step(0, batch, tensors).unwrap();
         } else {
             self.device.append(0, batch, dk.rows(), dv.rows()).unwrap();
-            self.device.attend(0, batch, dq.rows(), out.rows_out(), Some(dlse.rows_out())).unwrap();
+            let tensors = AttendTensors { q: dq.rows(), out: out.rows_out(), lse: Some(dlse.rows_out()) };
+            self.device.attend(0, batch, tensors).unwrap();
         }
         let got = out.read();
         let largest = want.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
@@ -230,7 +233,8 @@ fn far_positions_change_nothing() {
 fn device_step<T: Element>(cache: &mut Cache, batch: Batch<'_>, rows: [&[f32]; 3], out: &mut [f32], to: fn(f32) -> T) {
     let [q, k, v] = rows.map(|x| Buf::new(&x.iter().map(|&x| to(x)).collect::<Vec<T>>()));
     let mut o = Buf::new(out);
-    cache.step(0, batch, k.rows(), v.rows(), q.rows(), o.rows_out(), None).unwrap();
+    let tensors = StepTensors { k: k.rows(), v: v.rows(), q: q.rows(), out: o.rows_out(), lse: None };
+    cache.step(0, batch, tensors).unwrap();
     out.copy_from_slice(&o.read());
 }
 

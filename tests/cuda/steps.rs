@@ -1,7 +1,9 @@
 //! A decode step in one launch: the same as an append and an attend, and what the chooser says is what is launched.
 
 use half::{bf16, f16};
-use sinkcache::{Batch, Cache, CacheConfig, DType, DeviceBatch, Element, RowsIn, Status, TokenCall};
+use sinkcache::{
+    AttendTensors, Batch, Cache, CacheConfig, DType, DeviceBatch, Element, RowsIn, Status, StepTensors, TokenCall,
+};
 
 use crate::common::device::{Buf, Host, with_host};
 use crate::common::new_cache;
@@ -62,13 +64,14 @@ fn twins_agree<T: Element>(case: Case, to: fn(f32) -> T) {
         let choice = stepped.kernel_choice(0, TokenCall::Step, 2, n[0].max(n[1]) as u32).unwrap();
         assert_eq!(choice.kernel, "skc_step_decode");
         splits = splits.max(choice.n_splits);
-        stepped.step(0, batch, k.rows(), v.rows(), q.rows(), a.rows_out(), None).unwrap();
+        let tensors = StepTensors { k: k.rows(), v: v.rows(), q: q.rows(), out: a.rows_out(), lse: None };
+        stepped.step(0, batch, tensors).unwrap();
         plain.append(0, batch, k.rows(), v.rows()).unwrap();
-        plain.attend(0, batch, q.rows(), b.rows_out(), None).unwrap();
+        plain.attend(0, batch, AttendTensors { q: q.rows(), out: b.rows_out(), lse: None }).unwrap();
         close(&a.read(), &b.read());
         // Anything asks again: the same rows, now by attends alone.
-        stepped.attend(0, batch, q.rows(), c.rows_out(), None).unwrap();
-        plain.attend(0, batch, q.rows(), d.rows_out(), None).unwrap();
+        stepped.attend(0, batch, AttendTensors { q: q.rows(), out: c.rows_out(), lse: None }).unwrap();
+        plain.attend(0, batch, AttendTensors { q: q.rows(), out: d.rows_out(), lse: None }).unwrap();
         assert!(c.read().iter().all(|x| x.is_finite()));
         assert_eq!(c.read(), d.read(), "round {round} of {case:?}");
         if round % 7 == 6 {
@@ -151,7 +154,8 @@ fn the_chooser_says_what_is_launched() {
             let q =
                 unsafe { RowsIn::<'_>::from_raw(std::ptr::with_exposed_provenance(t.q.address as usize + 2), 0, 0) };
             let (k, v) = (t.k.rows(), t.v.rows());
-            cache.step(0, Batch::new(&ids, &counts), k, v, q, t.out.rows_out(), None).unwrap();
+            let tensors = StepTensors { k, v, q, out: t.out.rows_out(), lse: None };
+            cache.step(0, Batch::new(&ids, &counts), tensors).unwrap();
         });
         assert_eq!(odd, 2);
     });

@@ -5,7 +5,9 @@ use std::ptr::null_mut;
 use cudarc::driver::sys;
 use half::bf16;
 use parking_lot::{Mutex, MutexGuard};
-use sinkcache::{BackendKind, Batch, Cache, CacheConfig, DType, LayerConfig, RowsIn, RowsOut};
+use sinkcache::{
+    AttendTensors, BackendKind, Batch, Cache, CacheConfig, DType, LayerConfig, RowsIn, RowsOut, StepTensors,
+};
 
 use crate::common::device::{Buf, Host, backend, ok};
 
@@ -94,13 +96,14 @@ impl Tensors {
     /// Append and attend as two calls.
     pub fn feed(&mut self, cache: &mut Cache, layer: u32, batch: Batch<'_>) {
         cache.append(layer, batch, self.k.rows(), self.v.rows()).unwrap();
-        cache.attend(layer, batch, self.q.rows(), self.out.rows_out(), None).unwrap();
+        let tensors = AttendTensors { q: self.q.rows(), out: self.out.rows_out(), lse: None };
+        cache.attend(layer, batch, tensors).unwrap();
     }
 
     /// Append and attend as one call.
     pub fn step(&mut self, cache: &mut Cache, layer: u32, batch: Batch<'_>) {
         let (q, k, v) = (self.q.rows(), self.k.rows(), self.v.rows());
-        cache.step(layer, batch, k, v, q, self.out.rows_out(), None).unwrap();
+        cache.step(layer, batch, StepTensors { k, v, q, out: self.out.rows_out(), lse: None }).unwrap();
     }
 
     /// The same on a CPU cache; returns out.
@@ -108,7 +111,8 @@ impl Tensors {
         let (q, k, v) = (self.q.read(), self.k.read(), self.v.read());
         let mut out = vec![f32::NAN; self.out.len];
         cache.append(layer, batch, RowsIn::packed(&k), RowsIn::packed(&v)).unwrap();
-        cache.attend(layer, batch, RowsIn::packed(&q), RowsOut::packed(&mut out), None).unwrap();
+        let tensors = AttendTensors { q: RowsIn::packed(&q), out: RowsOut::packed(&mut out), lse: None };
+        cache.attend(layer, batch, tensors).unwrap();
         out
     }
 }
