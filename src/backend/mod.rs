@@ -8,7 +8,7 @@
 pub mod cpu;
 pub(crate) mod cuda;
 
-use crate::batch::{DeviceBatch, Entry, HostBatch};
+use crate::batch::{BatchArrays, DeviceEdit, Entry};
 use crate::config::{Layer, Shape};
 use crate::error::Result;
 use crate::exec::Executor;
@@ -121,17 +121,10 @@ pub(crate) trait Device: Send + Sync + std::fmt::Debug {
 #[derive(Debug)]
 pub(crate) struct DeviceCall<'a> {
     pub layer: usize,
-    pub batch: DeviceCallBatch<'a>,
+    pub batch: BatchArrays<'a>,
     pub append: Option<AppendRows>,
     pub attend: Option<AttendRows>,
     pub stream: Stream,
-}
-
-/// The entries of a device's job.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum DeviceCallBatch<'a> {
-    Host(HostBatch<'a>),
-    Device(DeviceBatch),
 }
 
 /// Which edit. The numbers are those of the kernels, and of `SKC_CALL_` in the C ABI.
@@ -159,8 +152,8 @@ pub(crate) struct Edit<'a> {
 pub(crate) enum EditEntries<'a> {
     /// Arrays in host memory, empty where the call has none.
     Host { ids: &'a [i32], tokens: &'a [i32], positions: &'a [u64] },
-    /// 0 where the call has none.
-    Device { ids: u64, tokens: u64, positions: u64, n: u32 },
+    /// Arrays in device memory.
+    Device(DeviceEdit),
     /// All sequences.
     All,
 }
@@ -180,6 +173,6 @@ pub struct DeviceError {
     pub entry: u32,
     /// Sequence id as the caller gave it.
     pub seq_id: i32,
-    /// The rejected count; 0 if the sequence id was rejected.
+    /// The entry's token count as the caller gave it (in a fork: its source), sign-extended; 0 for reset and abort.
     pub value: u64,
 }

@@ -2,7 +2,7 @@
 
 use super::plan::PlannedCall;
 use super::state::{Cache, Place};
-use crate::backend::{Device, DeviceCall, DeviceCallBatch, DeviceError, Edit, EditCall, EditEntries, Stream};
+use crate::backend::{Device, DeviceCall, DeviceError, Edit, EditCall, EditEntries, Stream};
 use crate::batch::{Batch, BatchArrays, DeviceBatch, DeviceEdit};
 use crate::config::MAX_SEQS;
 use crate::error::{Result, Status, bail};
@@ -90,18 +90,14 @@ impl Cache {
 
     /// Puts a planned call into the stream.
     pub(super) fn enqueue(&mut self, call: PlannedCall, batch: Batch<'_>) -> Result<()> {
-        let batch = match batch.arrays() {
-            BatchArrays::Host(batch) => DeviceCallBatch::Host(batch),
-            BatchArrays::Device(batch) => DeviceCallBatch::Device(batch),
-        };
-        let (layer, stream) = (call.layer, self.stream);
-        let job = DeviceCall { layer, batch, append: call.append, attend: call.attend, stream };
-        let outcome = self.require_device("a call in a stream")?.run(&job);
+        let PlannedCall { layer, append, attend } = call;
+        let device_call = DeviceCall { layer, batch: batch.arrays(), append, attend, stream: self.stream };
+        let outcome = self.require_device("a call in a stream")?.run(&device_call);
         let outcome = self.note_device_loss(outcome);
         // After a failure part way the host does not know what has been put into the stream.
-        if call.append.is_some() && (outcome.is_err() || matches!(batch, DeviceCallBatch::Device(_))) {
+        if append.is_some() && (outcome.is_err() || matches!(batch.arrays(), BatchArrays::Device(_))) {
             self.counters.invalidate_layer(layer);
-        } else if call.append.is_some() && self.capturing {
+        } else if append.is_some() && self.capturing {
             for e in &self.entries {
                 self.counters.invalidate(layer, e.seq);
             }
@@ -126,9 +122,11 @@ impl Cache {
     /// Argument errors.
     ///
     /// # Safety
-    /// The arrays must be readable on the device whenever the work runs.
+    /// The arrays must be readable on the device whenever the work runs: at every replay if it is captured into a
+    /// graph.
     pub unsafe fn evict_on_device(&mut self, edit: DeviceEdit) -> Result<()> {
-        self.edit_on_device(EditCall::Evict, edit)
+        // SAFETY: the caller's arrays are readable on the device, as `edit_on_device` demands.
+        unsafe { self.edit_on_device(EditCall::Evict, edit) }
     }
 
     /// Rewind with counts in device memory, such as the number of rejected drafts, which the host need not know.
@@ -139,7 +137,8 @@ impl Cache {
     /// # Safety
     /// As for [`Cache::evict_on_device`].
     pub unsafe fn rewind_on_device(&mut self, edit: DeviceEdit) -> Result<()> {
-        self.edit_on_device(EditCall::Rewind, edit)
+        // SAFETY: as in `evict_on_device`.
+        unsafe { self.edit_on_device(EditCall::Rewind, edit) }
     }
 
     /// Reset with arrays in device memory.
@@ -150,7 +149,8 @@ impl Cache {
     /// # Safety
     /// As for [`Cache::evict_on_device`].
     pub unsafe fn reset_on_device(&mut self, edit: DeviceEdit) -> Result<()> {
-        self.edit_on_device(EditCall::Reset, edit)
+        // SAFETY: as in `evict_on_device`.
+        unsafe { self.edit_on_device(EditCall::Reset, edit) }
     }
 
     /// Fork with arrays in device memory.
@@ -161,10 +161,16 @@ impl Cache {
     /// # Safety
     /// As for [`Cache::evict_on_device`].
     pub unsafe fn fork_on_device(&mut self, edit: DeviceEdit) -> Result<()> {
-        self.edit_on_device(EditCall::Fork, edit)
+        // SAFETY: as in `evict_on_device`.
+        unsafe { self.edit_on_device(EditCall::Fork, edit) }
     }
 
-    fn edit_on_device(&mut self, call: EditCall, e: DeviceEdit) -> Result<()> {
+    /// Any of the four edits with arrays in device memory.
+    ///
+    /// # Safety
+    /// The arrays must be readable on the device whenever the work runs: at every replay if it is captured into a
+    /// graph.
+    pub(crate) unsafe fn edit_on_device(&mut self, call: EditCall, e: DeviceEdit) -> Result<()> {
         self.require_device("an edit with arrays in device memory")?;
         if e.n_entries > MAX_SEQS {
             bail!(OutOfRange, "n_entries is {}: at most {MAX_SEQS} is allowed", e.n_entries);
@@ -177,8 +183,7 @@ impl Cache {
         if e.positions != 0 {
             check_array("start_positions", e.positions, 8, e.n_entries)?;
         }
-        let (ids, tokens, positions, n) = (e.seq_ids, e.n_tokens, e.positions, e.n_entries);
-        self.enqueue_edit(call, EditEntries::Device { ids, tokens, positions, n })?;
+        self.enqueue_edit(call, EditEntries::Device(e))?;
         self.counters.invalidate_all();
         Ok(())
     }

@@ -5,7 +5,8 @@ use super::heuristics::{Choice, grid};
 use super::launch_config::EDIT_SHARED;
 use super::params::{INLINE, SkcAppend, SkcAttend, SkcBatch, SkcEdit, SkcFork, SkcRows, SkcStage, SkcStep};
 use super::{Cuda, device_layout};
-use crate::backend::{AttendRows, DeviceCall, DeviceCallBatch, Edit, EditCall, EditEntries, Stream};
+use crate::backend::{AttendRows, DeviceCall, Edit, EditCall, EditEntries, Stream};
+use crate::batch::BatchArrays;
 use crate::error::{Result, bail};
 
 /// A call's arrays as kernels get them, and the largest count among them.
@@ -19,11 +20,11 @@ struct Given {
 pub fn run(cuda: &Cuda, current: &Current<'_>, job: &DeviceCall<'_>) -> Result<()> {
     let max_chunk = cuda.shape.max_chunk as u32;
     let (mut given, max_tokens) = match job.batch {
-        DeviceCallBatch::Host(b) => {
+        BatchArrays::Host(b) => {
             let most = b.entries().map(|e| e.n).max().unwrap_or(0) as u32;
             (stage(cuda, current, job.stream, b.seq_ids, b.n_tokens, &[], b.rows())?, most)
         }
-        DeviceCallBatch::Device(b) => {
+        BatchArrays::Device(b) => {
             let batch = blank(cuda, b.n_entries, b.n_rows);
             (
                 Given {
@@ -102,9 +103,9 @@ fn attention(
 pub fn edit(cuda: &Cuda, current: &Current<'_>, edit: &Edit<'_>) -> Result<()> {
     let given = match edit.entries {
         EditEntries::Host { ids, tokens, positions } => stage(cuda, current, edit.stream, ids, tokens, positions, 0)?,
-        EditEntries::Device { ids, tokens, positions, n } => {
-            let batch = SkcBatch { seq_ids: ids, n_tokens: tokens, ..blank(cuda, n, 0) };
-            Given { batch, positions, inline_positions: [0; INLINE] }
+        EditEntries::Device(e) => {
+            let batch = SkcBatch { seq_ids: e.seq_ids, n_tokens: e.n_tokens, ..blank(cuda, e.n_entries, 0) };
+            Given { batch, positions: e.positions, inline_positions: [0; INLINE] }
         }
         EditEntries::All => {
             let batch = SkcBatch { all: 1, ..blank(cuda, cuda.n_seqs, 0) };
