@@ -1,27 +1,52 @@
 /*
- * sinkcache: attention-sink KV cache. MIT OR Apache-2.0.
+ * sinkcache: an attention-sink KV cache. MIT OR Apache-2.0.
  *
- * A cache holds K and V of all layers and sequences of one model: the first n_sink tokens of each sequence for ever, and
- * a rolling window of the most recent ones. Attention over it equals recomputing the window at every token.
+ * A cache holds the keys and values of all layers and sequences of one model: permanently the first n_sink tokens of
+ * each sequence, and a rolling window of the most recent ones. Attention over it equals recomputing the window at every
+ * token. The project's docs/glossary.md explains the terms.
  *
- * Conventions
- * - Every call that does work is (cache, const skc_..._args *). Zero an argument struct, set struct_size, fill it. A
- *   program built against an older or a newer header than the library's works: structs only grow at their end.
- * - Calls return a skc_status. After an error the cache is as it was, outputs are untouched, and skc_last_error() says
- *   what was wrong; after SKC_STATUS_INTERNAL or _DEVICE_LOST only skc_destroy_cache works. A handle that was destroyed or
- *   never created is refused, not undefined behaviour.
- * - A cache takes one call at a time: a second one, also from a callback, is SKC_STATUS_BUSY. Only skc_step_part may be
- *   called by several threads at once. Different caches are independent.
- * - Lengths are per (layer, sequence). Edits (evict, rewind, fork) need all layers of a sequence at one length.
- * - Callbacks must not throw.
- * - CUDA: tensors are device pointers, calls put their work into args.stream and return; nothing waits, allocates or reads
- *   device memory but skc_create_cache, skc_destroy_cache and SKC_READ_BACK, so that calls can be captured into a graph and
- *   replayed for ever: lengths and positions live on the device. One cache follows one stream unless the caller orders
- *   several. The caller's current context is left as it was. What a graph does, or counts in device memory say, the host
- *   cannot know: such sequences are checked on the device, where an entry that cannot be done is skipped and noted for
- *   skc_poll_error.
+ * Structs
+ * - Calls that do work take (cache, const skc_..._args *). Zero an argument struct, set struct_size, then fill it.
+ *   Structs only grow at their end, and zero means the previous behaviour: a program works with a library that is older
+ *   or newer than its header. What the library does not know must be zero.
+ * - Tensors are [rows, heads, dims]. Dims of a head are contiguous. Strides of rows and heads count elements; 0 means
+ *   packed.
+ * - Entry i of a batch is n_tokens[i] rows of sequence seq_ids[i]. Lengths are per (layer, sequence).
  *
- * Made by cbindgen; do not edit.
+ * Errors
+ * - Calls return a skc_status. After an error the cache is unchanged and outputs are untouched; skc_last_error() names
+ *   the rejected value and what is allowed. After SKC_STATUS_INTERNAL or SKC_STATUS_DEVICE_LOST a cache can only be
+ *   destroyed.
+ * - An invalid handle (destroyed, or never created) is an error, not undefined behaviour.
+ * - Every function says which statuses it returns. The common statuses are
+ *     SKC_STATUS_INVALID_HANDLE    the cache is NULL, was destroyed, or was never created
+ *     SKC_STATUS_NULL_POINTER      a required pointer is NULL
+ *     SKC_STATUS_INVALID_ARGUMENT  a pointer or tensor is misaligned; a tensor reaches outside the address space, or an
+ *                                  output overlaps itself; a token count is negative; a sequence appears twice; fields
+ *                                  contradict the flags; a CPU cache got a stream or SKC_ON_DEVICE; a CUDA stream or
+ *                                  context is invalid, or a stream's capture was invalidated
+ *     SKC_STATUS_VERSION_MISMATCH  struct_size, flags, a reserved field, or a field after those that the library knows
+ *     SKC_STATUS_BUSY              another call is using the cache
+ *     SKC_STATUS_DEVICE_LOST       the CUDA device failed, in this call or an earlier one
+ *     SKC_STATUS_INTERNAL          a bug in this library, in this call or an earlier one
+ *   and those of a function without a cache are NULL_POINTER, INVALID_ARGUMENT, VERSION_MISMATCH and INTERNAL.
+ *
+ * Threads
+ * - Every function may be called from any thread. A cache takes one call at a time; a second one gets SKC_STATUS_BUSY.
+ *   Only skc_step_part is called by several threads together. Different caches are independent.
+ * - Callbacks must not throw exceptions.
+ *
+ * CUDA
+ * - Tensors are device pointers. A call puts its work into args.stream and returns. Only skc_create_cache,
+ *   skc_destroy_cache and skc_seq_info with SKC_READ_BACK wait for the device or allocate. So all other calls can be
+ *   captured into a graph, which can be replayed any number of times: lengths and positions are kept in device memory.
+ * - Work of one cache must run in the order of the calls: use one stream, or order several.
+ * - The caller's current context is unchanged after every call.
+ * - The host does not see length changes made by graph replays or by counts in device memory; until skc_note_replay,
+ *   skc_reset or SKC_READ_BACK its counters for those sequences are stale. Calls on stale sequences are checked by the
+ *   device when the work runs: it skips invalid entries and records them for skc_poll_error.
+ *
+ * Generated from src/ffi; do not edit.
  */
 
 #ifndef SINKCACHE_H
@@ -29,6 +54,204 @@
 
 #include <stddef.h>
 #include <stdint.h>
+
+/** Marks the functions of the library. A program that links the static library on Windows defines SKC_API empty. */
+#ifndef SKC_API
+#if defined(_WIN32)
+#define SKC_API __declspec(dllimport)
+#elif defined(__GNUC__)
+#define SKC_API __attribute__((visibility("default")))
+#else
+#define SKC_API
+#endif
+#endif
+
+/* ---- Version ---- */
+
+/**
+ * Version of this contract. It is raised when something that a caller relies on changes; additions do not
+ * raise it.
+ */
+#define SKC_ABI_VERSION 0
+
+/* ---- Statuses ---- */
+
+/** Success. */
+#define SKC_STATUS_OK 0
+
+/** The handle is NULL, was destroyed, or was never returned by skc_create_cache. */
+#define SKC_STATUS_INVALID_HANDLE (-1)
+
+/** A required pointer is NULL. */
+#define SKC_STATUS_NULL_POINTER (-2)
+
+/** An argument of a call is not allowed, by itself or for this cache. */
+#define SKC_STATUS_INVALID_ARGUMENT (-3)
+
+/** A value of a configuration is not allowed. */
+#define SKC_STATUS_INVALID_CONFIG (-4)
+
+/** A layer, sequence, token count or position does not exist or exceeds what the cache holds. */
+#define SKC_STATUS_OUT_OF_RANGE (-5)
+
+/**
+ * This library does not know the struct_size, a flag, or a nonzero byte at the end of a struct: the
+ * program was built against a newer header, or did not initialise the struct.
+ */
+#define SKC_STATUS_VERSION_MISMATCH (-6)
+
+/** The backend cannot be used: no driver, no device, or neither a compiler nor built-in kernels for it. */
+#define SKC_STATUS_BACKEND_UNAVAILABLE (-7)
+
+/** An allocation failed, or would exceed the address space. */
+#define SKC_STATUS_OUT_OF_MEMORY (-8)
+
+/** Another call is using the cache. */
+#define SKC_STATUS_BUSY (-9)
+
+/** An edit needs a sequence to have the same length in all layers: finish or abort the step first. */
+#define SKC_STATUS_LAYERS_OUT_OF_STEP (-10)
+
+/** More tokens of one sequence in one append than max_chunk. */
+#define SKC_STATUS_CHUNK_TOO_LONG (-11)
+
+/** Tokens that would become visible have been overwritten or evicted. */
+#define SKC_STATUS_TOKENS_GONE (-12)
+
+/** The CUDA device failed. Every further call on the cache fails, except skc_destroy_cache. */
+#define SKC_STATUS_DEVICE_LOST (-13)
+
+/**
+ * A bug in this library. If a call on a cache returns it, every further call on the cache fails, except
+ * skc_destroy_cache.
+ */
+#define SKC_STATUS_INTERNAL (-14)
+
+/**
+ * The host does not know the sequence's length, because graph replays or counts in device memory have
+ * changed it. skc_note_replay, skc_reset, or skc_seq_info with SKC_READ_BACK make it known again.
+ */
+#define SKC_STATUS_LENGTH_UNKNOWN (-15)
+
+/* ---- Backends: skc_cache_config.backend ---- */
+
+/** K and V in host memory, kernels on CPU threads. */
+#define SKC_BACKEND_CPU 1
+
+/** K and V in the memory of an NVIDIA GPU, kernels in the host's CUDA stream. */
+#define SKC_BACKEND_CUDA 2
+
+/* ---- Element types: skc_cache_config.in_dtype, out_dtype and kv_dtype ---- */
+
+/** IEEE binary32. */
+#define SKC_DTYPE_F32 1
+
+/** IEEE binary16. */
+#define SKC_DTYPE_F16 2
+
+/** bfloat16. */
+#define SKC_DTYPE_BF16 3
+
+/* ---- Position modes: skc_layer_config.position_mode ---- */
+
+/** The cache applies RoPE to k and q. */
+#define SKC_POSITION_ROPE 1
+
+/** The host has applied RoPE to k and q at their stream positions, which advance by exactly one per token. */
+#define SKC_POSITION_ROPE_APPLIED 2
+
+/** No RoPE. Scores get a bias of -slope x distance, in cache positions. */
+#define SKC_POSITION_ALIBI 3
+
+/** No RoPE and no bias. */
+#define SKC_POSITION_NONE 4
+
+/* ---- RoPE styles: skc_layer_config.rope_style ---- */
+
+/** Dim i is rotated with dim i + rope_dim / 2. */
+#define SKC_ROPE_NEOX 1
+
+/** Dim 2i is rotated with dim 2i + 1. */
+#define SKC_ROPE_INTERLEAVED 2
+
+/* ---- Log levels: the argument of skc_log_fn ---- */
+
+/** A cache was created or destroyed. */
+#define SKC_LOG_INFO 1
+
+/** A call was rejected, or a cache was created with a warning. */
+#define SKC_LOG_WARN 2
+
+/** A call returned SKC_STATUS_INTERNAL. */
+#define SKC_LOG_ERROR 3
+
+/* ---- Special sequence ids and layers ---- */
+
+/** As a sequence id: the entry is padding and is skipped. */
+#define SKC_PADDING (-1)
+
+/** As a layer: all layers. In skc_device_error: an edit, which concerns all layers. */
+#define SKC_ALL_LAYERS UINT32_MAX
+
+/* ---- Flags, each of the struct that its text names ---- */
+
+/**
+ * Flag of the argument structs of calls and edits, for CUDA caches: seq_ids, n_tokens and start_positions are
+ * in device memory. The host does not read them; the device checks them when the work runs, skips invalid
+ * entries and records them for skc_poll_error.
+ */
+#define SKC_ON_DEVICE 1
+
+/**
+ * Flag of skc_cache_config: do not keep compiled kernels on disk. The environment variable
+ * SINKCACHE_CUDA_CACHE_DIR names the folder, and disables the disk cache if it is empty.
+ */
+#define SKC_NO_DISK_CACHE 1
+
+/**
+ * Flag of skc_cache_config: programmatic dependent launch, from compute capability 9.0 on. Thread blocks of
+ * this cache's kernels are scheduled while the preceding kernel of the stream drains (if it calls
+ * griddepcontrol.launch_dependents), and execute griddepcontrol.wait before their first access to memory.
+ *
+ * With or without this flag, kernels of this cache trigger launch_dependents: a programmatic launch that
+ * follows one must itself execute griddepcontrol.wait before it reads the results. Capturing such launches
+ * into a graph needs a driver of CUDA 12.3 or later.
+ */
+#define SKC_PROGRAMMATIC_LAUNCH 2
+
+/**
+ * Flag of skc_sequence_info: wait for the stream of the latest call, and read the sequence's state from the
+ * device.
+ */
+#define SKC_READ_BACK 1
+
+/* ---- Calls: skc_device_error.call and the argument of skc_kernel_choice ---- */
+
+/** skc_append_kv, or the append of skc_step. */
+#define SKC_CALL_APPEND 1
+
+/** skc_attend, or the attention of skc_step. */
+#define SKC_CALL_ATTEND 2
+
+/** skc_evict. */
+#define SKC_CALL_EVICT 3
+
+/** skc_rewind. */
+#define SKC_CALL_REWIND 4
+
+/** skc_reset. */
+#define SKC_CALL_RESET 5
+
+/** skc_fork. */
+#define SKC_CALL_FORK 6
+
+/** skc_abort_step. */
+#define SKC_CALL_ABORT 7
+
+/** skc_step, as an argument of skc_kernel_choice only. */
+#define SKC_CALL_STEP 8
+
+/* ---- Initialisers ---- */
 
 /** Initialiser of a skc_cache_config with its defaults, the same as skc_cache_config_init. */
 #define SKC_CACHE_CONFIG_INIT                                                                                          \
@@ -40,1292 +263,989 @@
     {sizeof(skc_layer_config), 0, 4, 2044, SKC_POSITION_ROPE, SKC_ROPE_NEOX, 0, 0, 10000.0, 1.0, 1.0, 0.0, 0.0, NULL,  \
      NULL, NULL, 0, 0}
 
+/* ---- Types ---- */
 
-/**
- * Version of this contract: raised when something a caller relies on changes. Additions do not raise it.
- */
-#define SKC_ABI_VERSION 0
 
-/**
- * Host memory and host threads.
- */
-#define SKC_BACKEND_CPU 1
-
-/**
- * An NVIDIA GPU.
- */
-#define SKC_BACKEND_CUDA 2
-
-/**
- * IEEE binary32.
- */
-#define SKC_DTYPE_F32 1
-
-/**
- * IEEE binary16.
- */
-#define SKC_DTYPE_F16 2
-
-/**
- * bfloat16.
- */
-#define SKC_DTYPE_BF16 3
-
-/**
- * The cache rotates k and q.
- */
-#define SKC_POSITION_ROPE 1
-
-/**
- * The host has rotated k and q at their stream positions, which advance by exactly one per token.
- */
-#define SKC_POSITION_ROPE_APPLIED 2
-
-/**
- * Nobody rotates; a bias of -slope x distance in cache positions is added.
- */
-#define SKC_POSITION_ALIBI 3
-
-/**
- * No positions.
- */
-#define SKC_POSITION_NONE 4
-
-/**
- * Dim i is rotated with dim i + rope_dim / 2.
- */
-#define SKC_ROPE_NEOX 1
-
-/**
- * Dim 2i is rotated with dim 2i + 1.
- */
-#define SKC_ROPE_INTERLEAVED 2
-
-/**
- * A cache was made or destroyed.
- */
-#define SKC_LOG_INFO 1
-
-/**
- * A call was refused.
- */
-#define SKC_LOG_WARN 2
-
-/**
- * A call failed inside.
- */
-#define SKC_LOG_ERROR 3
-
-/**
- * A sequence id that marks an entry as padding.
- */
-#define SKC_PADDING -1
-
-/**
- * Every layer, where a layer is asked for; the layer of an edit in skc_device_error.
- */
-#define SKC_ALL_LAYERS 4294967295
-
-/**
- * Flag of a call: its arrays (seq_ids, n_tokens, start_positions) lie in device memory. CUDA only. Nothing in them is
- * known to the host: entries that cannot be done are skipped on the device, see skc_poll_error.
- */
-#define SKC_ON_DEVICE 1
-
-/**
- * Flag of skc_cache_config: compiled kernels are not kept on disk. See also SINKCACHE_CUDA_CACHE_DIR.
- */
-#define SKC_NO_DISK_CACHE 1
-
-/**
- * Flag of skc_cache_config: CUDA's programmatic dependent launches, from compute capability 9.0 on. Blocks of a kernel of
- * this cache take their places while the kernel before it in the stream still runs, if that one lets dependents in
- * (griddepcontrol.launch_dependents), and wait for its end. With this flag or without, they let a kernel after them in that
- * is launched that way: it must wait likewise. Captures need a driver of CUDA 12.3 or later.
- */
-#define SKC_PROGRAMMATIC_LAUNCH 2
-
-/**
- * Flag of skc_sequence_info: wait for the stream of the latest call and read the sequence's state from the device.
- */
-#define SKC_READ_BACK 1
-
-/**
- * skc_append_kv, and the first half of skc_step.
- */
-#define SKC_CALL_APPEND 1
-
-/**
- * skc_attend, and the second half of skc_step.
- */
-#define SKC_CALL_ATTEND 2
-
-/**
- * skc_evict.
- */
-#define SKC_CALL_EVICT 3
-
-/**
- * skc_rewind.
- */
-#define SKC_CALL_REWIND 4
-
-/**
- * skc_reset.
- */
-#define SKC_CALL_RESET 5
-
-/**
- * skc_fork.
- */
-#define SKC_CALL_FORK 6
-
-/**
- * skc_abort_step.
- */
-#define SKC_CALL_ABORT 7
-
-/**
- * skc_step, where a kernel is asked for: see skc_kernel_choice.
- */
-#define SKC_CALL_STEP 8
-
-/**
- * A cache. The pointer is a number, not an address: it must not be dereferenced or computed with.
- */
+/** A cache. The pointer is a number, not an address: it must not be dereferenced or computed with. */
 typedef struct skc_cache skc_cache;
 
 /**
- * Status of a call: 0, or one of the negative SKC_STATUS_ numbers, which are never reused.
+ * What a call returns: SKC_STATUS_OK (0), or one of the negative SKC_STATUS_ numbers. Numbers are never reused, and
+ * later versions may add some.
  */
 typedef int32_t skc_status;
 
 /**
- * Settings of one layer. Fill it with skc_layer_config_init or SKC_LAYER_CONFIG_INIT, then set what differs.
+ * Settings of one layer. Initialise it with skc_layer_config_init or SKC_LAYER_CONFIG_INIT, then set what differs from
+ * the defaults.
  */
 typedef struct skc_layer_config {
-    /**
-     * sizeof(skc_layer_config).
-     */
+    /** Set to sizeof(skc_layer_config): says which version of the struct the caller was built with. */
     uint32_t struct_size;
-    /**
-     * 0.
-     */
+    /** Flags: none is defined, set to 0. */
     uint32_t flags;
-    /**
-     * Pinned first tokens of each sequence. Default 4.
-     */
+    /** First tokens of each sequence, which are never dropped. Default 4. */
     uint32_t n_sink;
-    /**
-     * Most recent tokens a query sees, its own included; at least 1. Default 2044.
-     */
+    /** Most recent tokens that a query attends to, its own included; at least 1. Default 2044. */
     uint32_t window;
-    /**
-     * One of SKC_POSITION_. Default SKC_POSITION_ROPE.
-     */
+    /** How keys and queries get their positions, one of SKC_POSITION_. Default SKC_POSITION_ROPE. */
     uint32_t position_mode;
-    /**
-     * One of SKC_ROPE_. Default SKC_ROPE_NEOX.
-     */
+    /** Which dims RoPE rotates together, one of SKC_ROPE_. Default SKC_ROPE_NEOX. */
     uint32_t rope_style;
-    /**
-     * Rotated leading dims, even; 0 = head_dim. Default 0.
-     */
+    /** Leading dims of a head that RoPE rotates, an even number; 0 = head_dim. Default 0. */
     uint32_t rope_dim;
-    /**
-     * Values of inv_freq: rope_dim / 2, or 0 for the frequencies of rope_base.
-     */
+    /** Number of elements of inv_freq: rope_dim / 2, or 0 for the frequencies of rope_base. Default 0. */
     uint32_t n_inv_freq;
-    /**
-     * RoPE base. Default 10000.
-     */
+    /** Base of the RoPE frequencies (theta). Default 10000. */
     double rope_base;
-    /**
-     * Linear position scaling: angle = position x rope_scale x frequency. Default 1.
-     */
+    /** Linear position scaling: angle = position x rope_scale x frequency. Default 1. */
     double rope_scale;
     /**
-     * Factor on the rotated dims of q and of k (YaRN's attention factor). Default 1.
+     * Factor on the rotated dims of q and of k (YaRN's attention factor). With SKC_POSITION_ROPE_APPLIED the host
+     * applies it. Default 1.
      */
     double rope_mscale;
-    /**
-     * Factor on scores; 0 = 1 / sqrt(head_dim). Default 0.
-     */
+    /** Factor on QK^T; 0 = 1 / sqrt(head_dim). Default 0. */
     double scale;
-    /**
-     * Above 0: score = softcap x tanh(score / softcap). Default 0.
-     */
+    /** Above 0: score = softcap x tanh(score / softcap). Default 0. */
     double softcap;
     /**
-     * Angular frequencies in radians per token (YaRN, Llama-3 scaling), copied at create. Frequencies that change with
-     * the length of the stream (dynamic NTK) cannot be expressed: a key is rotated once.
+     * Angular frequencies in radians per token (YaRN, Llama-3 scaling). NULL if n_inv_freq is 0. Frequencies that
+     * change with the length of the stream (dynamic NTK) are not possible, because a stored key is never rotated
+     * again.
      */
     const float *inv_freq;
-    /**
-     * ALiBi slopes of the query heads, copied at create. Needed in SKC_POSITION_ALIBI, refused elsewhere.
-     */
+    /** ALiBi slopes of the query heads. Required with SKC_POSITION_ALIBI, not allowed otherwise. */
     const float *alibi_slopes;
-    /**
-     * Learned logits of the query heads (gpt-oss), raw, in the denominator only, copied at create.
-     */
+    /** Learned sink logits of the query heads (gpt-oss): they are added to the softmax denominator, unscaled. */
     const float *sink_logits;
-    /**
-     * Values of alibi_slopes: n_q_heads or 0.
-     */
+    /** Number of elements of alibi_slopes: n_q_heads, or 0. */
     uint32_t n_alibi_slopes;
-    /**
-     * Values of sink_logits: n_q_heads or 0.
-     */
+    /** Number of elements of sink_logits: n_q_heads, or 0 for none. */
     uint32_t n_sink_logits;
 } skc_layer_config;
 
 /**
- * Returns `bytes` bytes aligned to `align` (a power of two), or NULL. Called at create only.
+ * Allocates memory for a cache: returns `bytes` bytes aligned to `align` (a power of two), or NULL if it cannot.
+ * `user` is memory_user or device_memory_user.
+ *
+ * Lifetime: it is called by skc_create_cache only. The memory must stay valid until skc_free_fn gets it.
+ *
+ * Threads: the thread that called the library. It may call this library.
  */
 typedef void *(*skc_alloc_fn)(void *user, size_t bytes, size_t align);
 
 /**
- * Takes back what skc_alloc_fn returned for `bytes`. Called at destroy, and at a create that fails.
+ * Frees memory of a cache: `ptr` is what skc_alloc_fn returned for `bytes` bytes.
+ *
+ * Lifetime: it is called by skc_destroy_cache, and by skc_create_cache if it fails.
+ *
+ * Threads: the thread that called the library. It may call this library; this cache's handle is no longer valid.
  */
 typedef void (*skc_free_fn)(void *user, void *ptr, size_t bytes);
 
 /**
- * One task of a parallel loop.
+ * One iteration of a parallel loop: the library passes it to skc_parallel_for_fn, the host calls it.
+ *
+ * Lifetime: valid until the skc_parallel_for_fn that got it returns.
+ *
+ * Threads: any thread, several at a time.
  */
 typedef void (*skc_task_fn)(void *data, uint32_t index);
 
 /**
- * The host's parallel loop: calls task(data, i) for every i below n, on any threads, and returns when all have
- * returned. It must not start one after it has returned, nor throw.
+ * The host's parallel loop: calls task(data, i) for every i below n, on any threads, and returns when all of these
+ * calls have returned. It must not start a task after it has returned. `user` is parallel_for_user.
+ *
+ * Lifetime: it is called during calls on the cache, until skc_destroy_cache has returned.
+ *
+ * Threads: the thread that called the library. Calls on the same cache from inside it return SKC_STATUS_BUSY.
  */
 typedef void (*skc_parallel_for_fn)(void *user, uint32_t n, skc_task_fn task, void *data);
 
 /**
- * Gets one of SKC_LOG_ and a line of text, valid during the call.
+ * Receives a line of text: level is one of SKC_LOG_, `user` is log_user. It is called when a cache is created (also
+ * for warnings) or destroyed, and when a call on it is rejected or fails.
+ *
+ * Lifetime: text is valid during the call. It is called until skc_destroy_cache has returned.
+ *
+ * Threads: the thread that called the library, several at a time if several threads call it. It may call this library,
+ * also on the same cache (skc_destroy_cache returns SKC_STATUS_BUSY); failures of these calls are not logged.
  */
 typedef void (*skc_log_fn)(void *user, uint32_t level, const char *text);
 
 /**
- * Settings of a cache. Fill it with skc_cache_config_init or SKC_CACHE_CONFIG_INIT, then set what differs; head counts,
- * head_dim and layers have no default.
+ * Settings of a cache. Initialise it with skc_cache_config_init or SKC_CACHE_CONFIG_INIT, then set what differs from
+ * the defaults; n_q_heads, n_kv_heads, head_dim and layers have none.
  */
 typedef struct skc_cache_config {
-    /**
-     * sizeof(skc_cache_config).
-     */
+    /** Set to sizeof(skc_cache_config): says which version of the struct the caller was built with. */
     uint32_t struct_size;
-    /**
-     * 0, SKC_NO_DISK_CACHE, SKC_PROGRAMMATIC_LAUNCH or both.
-     */
+    /** Flags: SKC_NO_DISK_CACHE and SKC_PROGRAMMATIC_LAUNCH, or 0. */
     uint32_t flags;
-    /**
-     * One of SKC_BACKEND_. Default SKC_BACKEND_CPU.
-     */
+    /** Where K and V are stored and kernels run, one of SKC_BACKEND_. Default SKC_BACKEND_CPU. */
     uint32_t backend;
-    /**
-     * Layers, 1 to 65536. Default 1.
-     */
+    /** Attention layers, 1 to 65536. Default 1. */
     uint32_t n_layers;
-    /**
-     * Sequences, 1 to 2^24. Default 1.
-     */
+    /** Sequences that the cache holds, 1 to 2^24. Default 1. */
     uint32_t n_seqs;
-    /**
-     * Query heads, a multiple of n_kv_heads. Of a tensor-parallel shard: its own heads only.
-     */
+    /** Query heads, a multiple of n_kv_heads, at most 65536. A tensor-parallel shard has its own heads only. */
     uint32_t n_q_heads;
-    /**
-     * Heads of K and V. Query head h reads KV head h / (n_q_heads / n_kv_heads).
-     */
+    /** Heads of K and V. Query head h uses KV head h / (n_q_heads / n_kv_heads). */
     uint32_t n_kv_heads;
-    /**
-     * Dims of a head of Q and K: a multiple of 8, at most 512.
-     */
+    /** Dims of a head of Q and K: a multiple of 8, at most 512. */
     uint32_t head_dim;
-    /**
-     * Dims of a head of V and of the output, likewise; 0 = head_dim. Default 0.
-     */
+    /** Dims of a head of V and of the output: a multiple of 8, at most 512; 0 = head_dim. Default 0. */
     uint32_t head_dim_v;
-    /**
-     * Type of q, k and v as they come in, one of SKC_DTYPE_. Default SKC_DTYPE_F32.
-     */
+    /** Element type of the caller's q, k and v, one of SKC_DTYPE_. Default SKC_DTYPE_F32. */
     uint32_t in_dtype;
-    /**
-     * Type of out; 0 = in_dtype. Default 0.
-     */
+    /** Element type of the output, one of SKC_DTYPE_; 0 = in_dtype. Default 0. */
     uint32_t out_dtype;
-    /**
-     * Type K and V are stored in. Default SKC_DTYPE_F16.
-     */
+    /** Element type that K and V are stored in, one of SKC_DTYPE_. Default SKC_DTYPE_F16. */
     uint32_t kv_dtype;
-    /**
-     * Most tokens of one sequence in one skc_append_kv, 1 to 2^30. Default 512.
-     */
+    /** The most tokens of one sequence in one skc_append_kv, 1 to 2^30. Default 512. */
     uint32_t max_chunk;
-    /**
-     * How far below its highest length skc_rewind may cut a sequence, 0 to 2^30. Default 16.
-     */
+    /** How far below its highest length skc_rewind may cut a sequence, 0 to 2^30. Default 16. */
     uint32_t max_rewind;
     /**
-     * Threads, or tasks handed to parallel_for at a time, or the largest team of skc_step_part; 1 to 1024. Default 1.
+     * CPU: threads of the cache's pool; with parallel_for the tasks of one loop; with skc_step_part the largest team.
+     * 1 to
+     * 1024. Default 1.
      */
     uint32_t n_threads;
-    /**
-     * Elements of layers: 1, which then holds for all layers, or n_layers.
-     */
+    /** Number of elements of layers: 1, which then holds for all layers, or n_layers. */
     uint32_t n_layer_configs;
-    /**
-     * Settings of the layers, copied at create.
-     */
+    /** Settings of the layers. */
     const struct skc_layer_config *layers;
-    /**
-     * Bytes from one element of layers to the next; 0 = the first one's struct_size.
-     */
+    /** Bytes from one element of layers to the next; 0 = struct_size of the first. */
     uint64_t layer_stride;
-    /**
-     * Where memory comes from: both or neither. May be called from any thread.
-     */
+    /** Allocator of host memory. Set both alloc and free, or neither: NULL = the process's allocator. */
     skc_alloc_fn alloc;
-    /**
-     * Counterpart of alloc.
-     */
+    /** Frees what alloc has returned. */
     skc_free_fn free;
-    /**
-     * First argument of alloc and free.
-     */
+    /** First argument of alloc and free. */
     void *memory_user;
     /**
-     * The host's parallel loop; NULL = threads of our own if n_threads is above 1. They sleep 50 microseconds after a
-     * call; a child of fork(2) gets its own at its first call. An append of few tokens stays on the calling thread.
+     * CPU: the host's parallel loop; NULL = with n_threads above 1, a pool of the cache's own. Threads of the pool
+     * spin for 50 microseconds after a call and then sleep. After fork(2) the child gets a new pool at its first call.
+     * An append of few tokens runs on the calling thread alone.
      */
     skc_parallel_for_fn parallel_for;
-    /**
-     * First argument of parallel_for.
-     */
+    /** First argument of parallel_for. */
     void *parallel_for_user;
-    /**
-     * Gets a line of text now and then; NULL = silence. May be called from any thread.
-     */
+    /** Receives log lines; NULL = no log. */
     skc_log_fn log;
-    /**
-     * First argument of log.
-     */
+    /** First argument of log. */
     void *log_user;
-    /**
-     * CUDA: device ordinal, whose primary context is used. Default 0.
-     */
+    /** CUDA: ordinal of the device, whose primary context is used. Default 0. */
     uint32_t cuda_device;
-    /**
-     * 0.
-     */
+    /** Unused: set to 0. */
     uint32_t reserved;
-    /**
-     * CUDA: the host's own context (CUcontext) instead; it must outlive the cache. NULL = the primary context.
-     */
+    /** CUDA: a context of the host (CUcontext) to use instead; NULL = the primary context of cuda_device. */
     void *cuda_context;
     /**
-     * CUDA: where device memory comes from: both or neither, NULL = cuMemAlloc. The cache's context is current when they
-     * are called.
+     * CUDA: allocator of device memory. Set both device_alloc and device_free, or neither: NULL = cuMemAlloc. The
+     * cache's context is current when they are called.
      */
     skc_alloc_fn device_alloc;
-    /**
-     * Counterpart of device_alloc.
-     */
+    /** CUDA: frees what device_alloc has returned. */
     skc_free_fn device_free;
-    /**
-     * First argument of device_alloc and device_free.
-     */
+    /** CUDA: first argument of device_alloc and device_free. */
     void *device_memory_user;
 } skc_cache_config;
 
 /**
- * Arguments of skc_append_kv. Rows are packed in the order of the entries, as many for each as it has tokens. Strides
- * count elements; 0 means packed.
+ * Arguments of skc_append_kv. A batch is packed: the rows of entry 0 come first, then those of entry 1, and so on.
+ * Strides count elements.
  */
 typedef struct skc_append_kv_args {
-    /**
-     * sizeof(skc_append_kv_args).
-     */
+    /** Set to sizeof(skc_append_kv_args): says which version of the struct the caller was built with. */
     uint32_t struct_size;
-    /**
-     * 0 or SKC_ON_DEVICE.
-     */
+    /** Flags: 0, or SKC_ON_DEVICE. */
     uint32_t flags;
-    /**
-     * Layer.
-     */
+    /** Index of the layer, from 0. */
     uint32_t layer;
-    /**
-     * Entries of seq_ids and n_tokens.
-     */
+    /** Number of entries of the batch: elements of seq_ids and of n_tokens. */
     uint32_t n_entries;
-    /**
-     * Sequences; SKC_PADDING skips an entry's rows. A sequence may appear once.
-     */
+    /** Sequence of each entry; SKC_PADDING skips the entry's rows. A sequence may appear once. */
     const int32_t *seq_ids;
-    /**
-     * Tokens of each entry, at most max_chunk; 0 is padding.
-     */
+    /** Tokens of each entry, at most max_chunk; 0 = padding. */
     const int32_t *n_tokens;
-    /**
-     * Keys [rows, n_kv_heads, head_dim] of in_dtype.
-     */
+    /** Keys, in_dtype [rows, n_kv_heads, head_dim]. */
     const void *k;
-    /**
-     * Values [rows, n_kv_heads, head_dim_v] of in_dtype.
-     */
+    /** Values, in_dtype [rows, n_kv_heads, head_dim_v]. */
     const void *v;
-    /**
-     * Elements between rows of k; 0 = n_kv_heads x head_dim.
-     */
+    /** Elements between rows of k; 0 = packed, n_kv_heads x head_dim. */
     int64_t k_token_stride;
-    /**
-     * Elements between heads of k; 0 = head_dim.
-     */
+    /** Elements between heads of k; 0 = packed, head_dim. */
     int64_t k_head_stride;
-    /**
-     * Elements between rows of v; 0 = n_kv_heads x head_dim_v.
-     */
+    /** Elements between rows of v; 0 = packed, n_kv_heads x head_dim_v. */
     int64_t v_token_stride;
-    /**
-     * Elements between heads of v; 0 = head_dim_v.
-     */
+    /** Elements between heads of v; 0 = packed, head_dim_v. */
     int64_t v_head_stride;
     /**
-     * CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+     * CUDA: the stream that the work is put into (CUstream, cudaStream_t); NULL = the legacy default stream. CPU:
+     * NULL.
      */
     void *stream;
     /**
-     * With SKC_ON_DEVICE the rows the tensors have; else 0.
+     * With SKC_ON_DEVICE: number of rows of the tensors; the device skips an entry that reaches beyond. Otherwise 0.
      */
     uint64_t n_rows;
     /**
-     * With SKC_ON_DEVICE the most tokens an entry may have, at most max_chunk; else 0.
+     * With SKC_ON_DEVICE: the most tokens that an entry may have, at most max_chunk; the device skips an entry with
+     * more. Otherwise 0.
      */
     uint32_t max_tokens;
-    /**
-     * 0.
-     */
+    /** Unused: set to 0. */
     uint32_t reserved;
 } skc_append_kv_args;
 
 /**
- * Arguments of skc_attend. Rows are packed in the order of the entries, as many for each as it has tokens. Strides
- * count elements; 0 means packed.
+ * Arguments of skc_attend. A batch is packed: the rows of entry 0 come first, then those of entry 1, and so on.
+ * Strides count elements.
  */
 typedef struct skc_attend_args {
-    /**
-     * sizeof(skc_attend_args).
-     */
+    /** Set to sizeof(skc_attend_args): says which version of the struct the caller was built with. */
     uint32_t struct_size;
-    /**
-     * 0 or SKC_ON_DEVICE.
-     */
+    /** Flags: 0, or SKC_ON_DEVICE. */
     uint32_t flags;
-    /**
-     * Layer.
-     */
+    /** Index of the layer, from 0. */
     uint32_t layer;
-    /**
-     * Entries of seq_ids and n_tokens.
-     */
+    /** Number of entries of the batch: elements of seq_ids and of n_tokens. */
     uint32_t n_entries;
-    /**
-     * Sequences; SKC_PADDING leaves an entry's output rows untouched. A sequence may appear once.
-     */
+    /** Sequence of each entry; SKC_PADDING leaves the entry's output rows untouched. A sequence may appear once. */
     const int32_t *seq_ids;
     /**
-     * Queries of each entry, those of the last tokens; at most the latest append's tokens; 0 is padding.
+     * Queries of each entry: those of the sequence's last tokens, at most as many as its latest append had. 0 =
+     * padding.
      */
     const int32_t *n_tokens;
-    /**
-     * Queries [rows, n_q_heads, head_dim] of in_dtype.
-     */
+    /** Queries, in_dtype [rows, n_q_heads, head_dim]. */
     const void *q;
-    /**
-     * Results [rows, n_q_heads, head_dim_v] of out_dtype. Rows and heads must not overlap.
-     */
+    /** Output, out_dtype [rows, n_q_heads, head_dim_v]. Its rows and heads must not overlap. */
     void *out;
     /**
-     * Natural log of the softmax denominators [rows, n_q_heads], learned sink logit included; NULL = not wanted.
+     * Output: natural log of the softmax denominator, learned sink logit included, f32 [rows, n_q_heads]. NULL = not
+     * wanted.
      */
     float *lse;
-    /**
-     * Elements between rows of q; 0 = n_q_heads x head_dim.
-     */
+    /** Elements between rows of q; 0 = packed, n_q_heads x head_dim. */
     int64_t q_token_stride;
-    /**
-     * Elements between heads of q; 0 = head_dim.
-     */
+    /** Elements between heads of q; 0 = packed, head_dim. */
     int64_t q_head_stride;
-    /**
-     * Elements between rows of out; 0 = n_q_heads x head_dim_v.
-     */
+    /** Elements between rows of out; 0 = packed, n_q_heads x head_dim_v. */
     int64_t out_token_stride;
-    /**
-     * Elements between heads of out; 0 = head_dim_v.
-     */
+    /** Elements between heads of out; 0 = packed, head_dim_v. */
     int64_t out_head_stride;
-    /**
-     * Elements between rows of lse; 0 = n_q_heads.
-     */
+    /** Elements between rows of lse; 0 = packed, n_q_heads. */
     int64_t lse_token_stride;
-    /**
-     * Elements between heads of lse; 0 = 1.
-     */
+    /** Elements between heads of lse; 0 = packed, 1. */
     int64_t lse_head_stride;
     /**
-     * CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+     * CUDA: the stream that the work is put into (CUstream, cudaStream_t); NULL = the legacy default stream. CPU:
+     * NULL.
      */
     void *stream;
     /**
-     * With SKC_ON_DEVICE the rows the tensors have; else 0.
+     * With SKC_ON_DEVICE: number of rows of the tensors; the device skips an entry that reaches beyond. Otherwise 0.
      */
     uint64_t n_rows;
     /**
-     * With SKC_ON_DEVICE the most tokens an entry may have, at most max_chunk; else 0.
+     * With SKC_ON_DEVICE: the most tokens that an entry may have, at most max_chunk; the device skips an entry with
+     * more. Otherwise 0.
      */
     uint32_t max_tokens;
-    /**
-     * 0.
-     */
+    /** Unused: set to 0. */
     uint32_t reserved;
 } skc_attend_args;
 
 /**
- * Arguments of skc_step and skc_step_part: those of skc_append_kv and skc_attend, for any number of tokens.
+ * Arguments of skc_step and skc_step_part. A batch is packed: the rows of entry 0 come first, then those of entry 1,
+ * and so on. Strides count elements.
  */
 typedef struct skc_step_args {
-    /**
-     * sizeof(skc_step_args).
-     */
+    /** Set to sizeof(skc_step_args): says which version of the struct the caller was built with. */
     uint32_t struct_size;
-    /**
-     * 0 or SKC_ON_DEVICE.
-     */
+    /** Flags: 0, or SKC_ON_DEVICE. */
     uint32_t flags;
-    /**
-     * Layer.
-     */
+    /** Index of the layer, from 0. */
     uint32_t layer;
-    /**
-     * Entries of seq_ids and n_tokens.
-     */
+    /** Number of entries of the batch: elements of seq_ids and of n_tokens. */
     uint32_t n_entries;
-    /**
-     * Sequences; SKC_PADDING leaves an entry's output rows untouched. A sequence may appear once.
-     */
+    /** Sequence of each entry; SKC_PADDING leaves the entry's output rows untouched. A sequence may appear once. */
     const int32_t *seq_ids;
-    /**
-     * Tokens of each entry, any number; 0 is padding.
-     */
+    /** Tokens of each entry, any number; 0 = padding. */
     const int32_t *n_tokens;
-    /**
-     * Keys [rows, n_kv_heads, head_dim] of in_dtype.
-     */
+    /** Keys, in_dtype [rows, n_kv_heads, head_dim]. */
     const void *k;
-    /**
-     * Values [rows, n_kv_heads, head_dim_v] of in_dtype.
-     */
+    /** Values, in_dtype [rows, n_kv_heads, head_dim_v]. */
     const void *v;
-    /**
-     * Queries [rows, n_q_heads, head_dim] of in_dtype.
-     */
+    /** Queries, in_dtype [rows, n_q_heads, head_dim]. */
     const void *q;
-    /**
-     * Results [rows, n_q_heads, head_dim_v] of out_dtype. Rows and heads must not overlap, nor k
-     * or v.
-     */
+    /** Output, out_dtype [rows, n_q_heads, head_dim_v]. Its rows and heads must not overlap each other, nor k or v. */
     void *out;
     /**
-     * Natural log of the softmax denominators [rows, n_q_heads], learned sink logit included; NULL = not wanted.
+     * Output: natural log of the softmax denominator, learned sink logit included, f32 [rows, n_q_heads]. NULL = not
+     * wanted.
      */
     float *lse;
-    /**
-     * Elements between rows of k; 0 = n_kv_heads x head_dim.
-     */
+    /** Elements between rows of k; 0 = packed, n_kv_heads x head_dim. */
     int64_t k_token_stride;
-    /**
-     * Elements between heads of k; 0 = head_dim.
-     */
+    /** Elements between heads of k; 0 = packed, head_dim. */
     int64_t k_head_stride;
-    /**
-     * Elements between rows of v; 0 = n_kv_heads x head_dim_v.
-     */
+    /** Elements between rows of v; 0 = packed, n_kv_heads x head_dim_v. */
     int64_t v_token_stride;
-    /**
-     * Elements between heads of v; 0 = head_dim_v.
-     */
+    /** Elements between heads of v; 0 = packed, head_dim_v. */
     int64_t v_head_stride;
-    /**
-     * Elements between rows of q; 0 = n_q_heads x head_dim.
-     */
+    /** Elements between rows of q; 0 = packed, n_q_heads x head_dim. */
     int64_t q_token_stride;
-    /**
-     * Elements between heads of q; 0 = head_dim.
-     */
+    /** Elements between heads of q; 0 = packed, head_dim. */
     int64_t q_head_stride;
-    /**
-     * Elements between rows of out; 0 = n_q_heads x head_dim_v.
-     */
+    /** Elements between rows of out; 0 = packed, n_q_heads x head_dim_v. */
     int64_t out_token_stride;
-    /**
-     * Elements between heads of out; 0 = head_dim_v.
-     */
+    /** Elements between heads of out; 0 = packed, head_dim_v. */
     int64_t out_head_stride;
-    /**
-     * Elements between rows of lse; 0 = n_q_heads.
-     */
+    /** Elements between rows of lse; 0 = packed, n_q_heads. */
     int64_t lse_token_stride;
-    /**
-     * Elements between heads of lse; 0 = 1.
-     */
+    /** Elements between heads of lse; 0 = packed, 1. */
     int64_t lse_head_stride;
     /**
-     * CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+     * CUDA: the stream that the work is put into (CUstream, cudaStream_t); NULL = the legacy default stream. CPU:
+     * NULL.
      */
     void *stream;
     /**
-     * With SKC_ON_DEVICE the rows the tensors have; else 0.
+     * With SKC_ON_DEVICE: number of rows of the tensors; the device skips an entry that reaches beyond. Otherwise 0.
      */
     uint64_t n_rows;
-    /**
-     * With SKC_ON_DEVICE the most tokens an entry may have; else 0.
-     */
+    /** With SKC_ON_DEVICE: the most tokens that an entry may have; the device skips an entry with more. Otherwise 0. */
     uint32_t max_tokens;
-    /**
-     * 0.
-     */
+    /** Unused: set to 0. */
     uint32_t reserved;
 } skc_step_args;
 
-/**
- * Arguments of skc_evict.
- */
+/** Arguments of skc_evict. */
 typedef struct skc_evict_args {
-    /**
-     * sizeof(skc_evict_args).
-     */
+    /** Set to sizeof(skc_evict_args): says which version of the struct the caller was built with. */
     uint32_t struct_size;
-    /**
-     * 0 or SKC_ON_DEVICE.
-     */
+    /** Flags: 0, or SKC_ON_DEVICE. */
     uint32_t flags;
-    /**
-     * Entries of seq_ids and n_tokens.
-     */
+    /** Number of entries: elements of seq_ids and of n_tokens. */
     uint32_t n_entries;
-    /**
-     * 0.
-     */
+    /** Unused: set to 0. */
     uint32_t reserved;
-    /**
-     * Sequences; SKC_PADDING skips an entry. A sequence may appear once.
-     */
+    /** Sequence of each entry; SKC_PADDING skips an entry. A sequence may appear once. */
     const int32_t *seq_ids;
-    /**
-     * Window tokens to drop, the oldest first; 0 skips an entry.
-     */
+    /** Window tokens to drop from each sequence, the oldest first; 0 skips an entry. */
     const int32_t *n_tokens;
     /**
-     * CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+     * CUDA: the stream that the work is put into (CUstream, cudaStream_t); NULL = the legacy default stream. CPU:
+     * NULL.
      */
     void *stream;
 } skc_evict_args;
 
-/**
- * Arguments of skc_rewind.
- */
+/** Arguments of skc_rewind. */
 typedef struct skc_rewind_args {
-    /**
-     * sizeof(skc_rewind_args).
-     */
+    /** Set to sizeof(skc_rewind_args): says which version of the struct the caller was built with. */
     uint32_t struct_size;
-    /**
-     * 0 or SKC_ON_DEVICE.
-     */
+    /** Flags: 0, or SKC_ON_DEVICE. */
     uint32_t flags;
-    /**
-     * Entries of seq_ids and n_tokens.
-     */
+    /** Number of entries: elements of seq_ids and of n_tokens. */
     uint32_t n_entries;
-    /**
-     * 0.
-     */
+    /** Unused: set to 0. */
     uint32_t reserved;
-    /**
-     * Sequences; SKC_PADDING skips an entry. A sequence may appear once.
-     */
+    /** Sequence of each entry; SKC_PADDING skips an entry. A sequence may appear once. */
     const int32_t *seq_ids;
-    /**
-     * Tokens to cut, the newest first; 0 skips an entry.
-     */
+    /** Tokens to remove from the end of each sequence; 0 skips an entry. */
     const int32_t *n_tokens;
     /**
-     * CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+     * CUDA: the stream that the work is put into (CUstream, cudaStream_t); NULL = the legacy default stream. CPU:
+     * NULL.
      */
     void *stream;
 } skc_rewind_args;
 
-/**
- * Arguments of skc_reset.
- */
+/** Arguments of skc_reset. */
 typedef struct skc_reset_args {
-    /**
-     * sizeof(skc_reset_args).
-     */
+    /** Set to sizeof(skc_reset_args): says which version of the struct the caller was built with. */
     uint32_t struct_size;
-    /**
-     * 0 or SKC_ON_DEVICE.
-     */
+    /** Flags: 0, or SKC_ON_DEVICE. */
     uint32_t flags;
-    /**
-     * Entries of seq_ids and, where given, start_positions.
-     */
+    /** Number of entries: elements of seq_ids and, if it is not NULL, of start_positions. */
     uint32_t n_entries;
-    /**
-     * 0.
-     */
+    /** Unused: set to 0. */
     uint32_t reserved;
-    /**
-     * Sequences; SKC_PADDING skips an entry. A sequence may appear once.
-     */
+    /** Sequence of each entry; SKC_PADDING skips an entry. A sequence may appear once. */
     const int32_t *seq_ids;
-    /**
-     * Stream positions of the next tokens; NULL = 0.
-     */
+    /** Stream position that each sequence's next token gets; NULL = 0 for all. */
     const uint64_t *start_positions;
     /**
-     * CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+     * CUDA: the stream that the work is put into (CUstream, cudaStream_t); NULL = the legacy default stream. CPU:
+     * NULL.
      */
     void *stream;
 } skc_reset_args;
 
-/**
- * Arguments of skc_fork.
- */
+/** Arguments of skc_fork. */
 typedef struct skc_fork_args {
-    /**
-     * sizeof(skc_fork_args).
-     */
+    /** Set to sizeof(skc_fork_args): says which version of the struct the caller was built with. */
     uint32_t struct_size;
-    /**
-     * 0 or SKC_ON_DEVICE.
-     */
+    /** Flags: 0, or SKC_ON_DEVICE. */
     uint32_t flags;
-    /**
-     * Entries of src_seq_ids and dst_seq_ids.
-     */
+    /** Number of entries: elements of src_seq_ids and of dst_seq_ids. */
     uint32_t n_entries;
-    /**
-     * 0.
-     */
+    /** Unused: set to 0. */
     uint32_t reserved;
-    /**
-     * Sequences to copy; SKC_PADDING skips an entry. One may be copied to many.
-     */
+    /** Sequence that each entry copies; SKC_PADDING skips an entry. It may be copied several times. */
     const int32_t *src_seq_ids;
     /**
-     * Sequences to overwrite; SKC_PADDING skips an entry. None may be a source, or appear twice.
+     * Sequence that each entry overwrites; SKC_PADDING skips an entry. It may appear once, and must not be a source.
      */
     const int32_t *dst_seq_ids;
     /**
-     * CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+     * CUDA: the stream that the work is put into (CUstream, cudaStream_t); NULL = the legacy default stream. CPU:
+     * NULL.
      */
     void *stream;
 } skc_fork_args;
 
-/**
- * Arguments of skc_abort_step.
- */
+/** Arguments of skc_abort_step. */
 typedef struct skc_abort_step_args {
-    /**
-     * sizeof(skc_abort_step_args).
-     */
+    /** Set to sizeof(skc_abort_step_args): says which version of the struct the caller was built with. */
     uint32_t struct_size;
-    /**
-     * 0.
-     */
+    /** Flags: none is defined, set to 0. */
     uint32_t flags;
-    /**
-     * Entries of seq_ids; 0 with seq_ids NULL = all sequences.
-     */
+    /** Number of entries: elements of seq_ids. 0 with seq_ids NULL = all sequences. */
     uint32_t n_entries;
-    /**
-     * 0.
-     */
+    /** Unused: set to 0. */
     uint32_t reserved;
-    /**
-     * Sequences; SKC_PADDING skips an entry. A sequence may appear once.
-     */
+    /** Sequence of each entry, in host memory; SKC_PADDING skips an entry. A sequence may appear once. */
     const int32_t *seq_ids;
     /**
-     * CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+     * CUDA: the stream that the work is put into (CUstream, cudaStream_t); NULL = the legacy default stream. CPU:
+     * NULL.
      */
     void *stream;
 } skc_abort_step_args;
 
 /**
- * State of a sequence, filled by skc_seq_info. Set struct_size and zero the rest before the call.
+ * State of a sequence, filled by skc_seq_info. Set struct_size, and flags if wanted, and zero the rest before the
+ * call.
  */
 typedef struct skc_sequence_info {
-    /**
-     * sizeof(skc_sequence_info).
-     */
+    /** Set to sizeof(skc_sequence_info): says which version of the struct the caller was built with. */
     uint32_t struct_size;
-    /**
-     * 0 or SKC_READ_BACK.
-     */
+    /** Flags: 0, or SKC_READ_BACK. */
     uint32_t flags;
-    /**
-     * Tokens in the shortest layer.
-     */
+    /** Length of the sequence in the layer where it is shortest. */
     uint64_t length_min;
-    /**
-     * Tokens in the longest layer; above length_min only in the middle of a step.
-     */
+    /** Length in the layer where it is longest; above length_min only between the calls of a step. */
     uint64_t length_max;
-    /**
-     * Stream position of the first token.
-     */
+    /** Stream position of the sequence's first token. */
     uint64_t start_position;
-    /**
-     * Tokens the layer holds: sinks and window.
-     */
+    /** Tokens that the layer holds: sinks and window tokens. */
     uint64_t cached_tokens;
-    /**
-     * Tokens the layer has dropped between sinks and window.
-     */
+    /** Tokens that the layer has dropped between sinks and window. */
     uint64_t evicted_tokens;
-    /**
-     * Tokens that may come before the layer drops one.
-     */
+    /** Tokens that can be appended before the layer drops one. */
     uint64_t room;
-    /**
-     * The most tokens skc_rewind would cut in the layer.
-     */
+    /** The largest count that skc_rewind accepts in this layer. */
     uint64_t rewindable;
 } skc_sequence_info;
 
 /**
- * What this build can do, filled by skc_capabilities. Set struct_size and zero the rest before the call. Bit n of a
- * mask stands for the constant of value n.
+ * What this build can do, filled by skc_capabilities. Set struct_size and zero the rest before the call. In a mask,
+ * bit n stands for the constant of value n.
  */
 typedef struct skc_capability_info {
-    /**
-     * sizeof(skc_capability_info).
-     */
+    /** Set to sizeof(skc_capability_info): says which version of the struct the caller was built with. */
     uint32_t struct_size;
-    /**
-     * 0.
-     */
+    /** Flags: none is defined, set to 0. */
     uint32_t flags;
-    /**
-     * SKC_ABI_VERSION of the library.
-     */
+    /** SKC_ABI_VERSION of the library. */
     uint32_t abi_version;
-    /**
-     * SKC_BACKEND_ that skc_create_cache can make now.
-     */
+    /** Mask of SKC_BACKEND_ that can be used on this machine now. */
     uint32_t backends;
-    /**
-     * SKC_DTYPE_ of in_dtype and out_dtype.
-     */
+    /** Mask of SKC_DTYPE_ for in_dtype and out_dtype. */
     uint32_t io_dtypes;
-    /**
-     * SKC_DTYPE_ of kv_dtype.
-     */
+    /** Mask of SKC_DTYPE_ for kv_dtype. */
     uint32_t kv_dtypes;
-    /**
-     * SKC_POSITION_ modes.
-     */
+    /** Mask of SKC_POSITION_ modes. */
     uint32_t position_modes;
-    /**
-     * SKC_ROPE_ styles.
-     */
+    /** Mask of SKC_ROPE_ styles. */
     uint32_t rope_styles;
-    /**
-     * Largest head_dim and head_dim_v.
-     */
+    /** Largest head_dim and head_dim_v. */
     uint32_t max_head_dim;
-    /**
-     * head_dim and head_dim_v are multiples of this.
-     */
+    /** head_dim and head_dim_v must be multiples of this number. */
     uint32_t head_dim_multiple;
-    /**
-     * Largest n_layers.
-     */
+    /** Largest n_layers of a cache. */
     uint32_t max_layers;
-    /**
-     * Largest n_seqs.
-     */
+    /** Largest n_seqs of a cache. */
     uint32_t max_seqs;
-    /**
-     * Largest n_threads.
-     */
+    /** Largest n_threads of a cache. */
     uint32_t max_threads;
-    /**
-     * Largest max_chunk and max_rewind.
-     */
+    /** Largest max_chunk and max_rewind of a cache. */
     uint32_t max_chunk;
 } skc_capability_info;
 
 /**
- * A kernel and how it is launched, filled by skc_kernel_choice. Set struct_size and zero the rest before the call. On the
- * CPU there is a name only. Of a step longer than max_chunk all but n_launches is of its first chunk.
+ * A kernel and its launch, filled by skc_kernel_choice. Set struct_size and zero the rest before the call. For a CPU
+ * cache only the name is set. For a step longer than max_chunk all fields but n_launches describe its first chunk.
  */
 typedef struct skc_kernel_info {
-    /**
-     * sizeof(skc_kernel_info).
-     */
+    /** Set to sizeof(skc_kernel_info): says which version of the struct the caller was built with. */
     uint32_t struct_size;
-    /**
-     * 0.
-     */
+    /** Flags: none is defined, set to 0. */
     uint32_t flags;
     /**
-     * Name of the kernel; of a call that takes several, that of its attention. "skc_step_decode" is append and attention
-     * in one launch. Ends with 0.
+     * Name of the kernel, NUL-terminated; if a call runs several, that of its attention. "skc_step_decode" is append
+     * and attention fused into one launch.
      */
     char kernel[40];
     /**
-     * Launches that the call takes. Those that write a batch of more than 64 entries in host memory to the device are not
-     * counted.
+     * Kernel launches of the whole call, except those that copy a batch of more than 64 entries from host to device
+     * memory.
      */
     uint64_t n_launches;
-    /**
-     * Blocks in x: one for each entry.
-     */
+    /** Thread blocks in x: one per entry. */
     uint32_t grid_x;
-    /**
-     * Blocks in y.
-     */
+    /** Thread blocks in y. */
     uint32_t grid_y;
-    /**
-     * Blocks in z.
-     */
+    /** Thread blocks in z. */
     uint32_t grid_z;
-    /**
-     * Threads of a block.
-     */
+    /** Threads per block. */
     uint32_t block_threads;
-    /**
-     * Bytes of shared memory of a block.
-     */
+    /** Bytes of shared memory per block. */
     uint32_t shared_bytes;
-    /**
-     * Blocks that share the keys of one KV head of one sequence.
-     */
+    /** KV splits: thread blocks that divide the keys of one KV head of one sequence among them. */
     uint32_t n_splits;
 } skc_kernel_info;
 
-/**
- * Arguments of skc_note_replay.
- */
+/** Arguments of skc_note_replay. */
 typedef struct skc_note_replay_args {
-    /**
-     * sizeof(skc_note_replay_args).
-     */
+    /** Set to sizeof(skc_note_replay_args): says which version of the struct the caller was built with. */
     uint32_t struct_size;
-    /**
-     * 0.
-     */
+    /** Flags: none is defined, set to 0. */
     uint32_t flags;
-    /**
-     * Layer, or SKC_ALL_LAYERS.
-     */
+    /** Index of the layer whose lengths changed, or SKC_ALL_LAYERS. */
     uint32_t layer;
-    /**
-     * Entries of seq_ids and n_tokens.
-     */
+    /** Number of entries: elements of seq_ids and of n_tokens. */
     uint32_t n_entries;
-    /**
-     * Sequences, in host memory; SKC_PADDING skips an entry. A sequence may appear once.
-     */
+    /** Sequence of each entry, in host memory; SKC_PADDING skips an entry. A sequence may appear once. */
     const int32_t *seq_ids;
-    /**
-     * Tokens that have been appended to each, or where negative cut off it.
-     */
+    /** Tokens appended to each sequence, in host memory; negative = removed. */
     const int32_t *n_tokens;
 } skc_note_replay_args;
 
 /**
- * What the device has refused, filled by skc_poll_error. Set struct_size and zero the rest before the call.
+ * The batch entries that the device has skipped because they were invalid, filled by skc_poll_error. Set struct_size
+ * and zero the rest before the call.
  */
 typedef struct skc_device_error {
-    /**
-     * sizeof(skc_device_error).
-     */
+    /** Set to sizeof(skc_device_error): says which version of the struct the caller was built with. */
     uint32_t struct_size;
-    /**
-     * 0.
-     */
+    /** Flags: none is defined, set to 0. */
     uint32_t flags;
     /**
-     * Entries that were skipped since the last time; 0 = none, and the rest is 0. What follows is the first one.
+     * Number of entries skipped since the last skc_poll_error. If 0, all fields that follow are 0; otherwise they
+     * describe the first of these entries.
      */
     uint32_t n_skipped;
-    /**
-     * The status the call would have given, had the host known the counts.
-     */
+    /** The status that the call would have returned for a batch in host memory. */
     skc_status status;
-    /**
-     * One of SKC_CALL_.
-     */
+    /** The call that the entry belongs to, one of SKC_CALL_. */
     uint32_t call;
-    /**
-     * Layer; SKC_ALL_LAYERS for edits.
-     */
+    /** Layer of the call; SKC_ALL_LAYERS for edits. */
     uint32_t layer;
-    /**
-     * Index of the entry in its batch.
-     */
+    /** Index of the entry in its batch. */
     uint32_t entry;
-    /**
-     * Sequence id as given.
-     */
+    /** Sequence id of the entry, as the caller gave it. */
     int32_t seq_id;
     /**
-     * The count that was refused; of an id that is none, 0.
+     * Token count of the entry as the caller gave it (in a fork: its source), sign-extended to 64 bits; 0 for reset
+     * and abort.
      */
     uint64_t value;
 } skc_device_error;
-
-/**
- * Success.
- */
-#define SKC_STATUS_OK 0
-
-/**
- * The handle is NULL, destroyed, or was never a cache.
- */
-#define SKC_STATUS_INVALID_HANDLE -1
-
-/**
- * A required pointer is NULL.
- */
-#define SKC_STATUS_NULL_POINTER -2
-
-/**
- * A value of a call is not allowed.
- */
-#define SKC_STATUS_INVALID_ARGUMENT -3
-
-/**
- * A value of a configuration is not allowed.
- */
-#define SKC_STATUS_INVALID_CONFIG -4
-
-/**
- * A layer, sequence, token count or position is outside what there is.
- */
-#define SKC_STATUS_OUT_OF_RANGE -5
-
-/**
- * struct_size or flags is not one this library understands.
- */
-#define SKC_STATUS_VERSION_MISMATCH -6
-
-/**
- * The backend asked for is not in this build or has no device.
- */
-#define SKC_STATUS_BACKEND_UNAVAILABLE -7
-
-/**
- * Memory could not be had.
- */
-#define SKC_STATUS_OUT_OF_MEMORY -8
-
-/**
- * Another call is using the cache.
- */
-#define SKC_STATUS_BUSY -9
-
-/**
- * An edit needs all layers of a sequence at one length.
- */
-#define SKC_STATUS_LAYERS_OUT_OF_STEP -10
-
-/**
- * More tokens of one sequence than max_chunk.
- */
-#define SKC_STATUS_CHUNK_TOO_LONG -11
-
-/**
- * The tokens needed have been overwritten or evicted for good.
- */
-#define SKC_STATUS_TOKENS_GONE -12
-
-/**
- * The device failed; only skc_destroy_cache works now.
- */
-#define SKC_STATUS_DEVICE_LOST -13
-
-/**
- * A defect of this library; only skc_destroy_cache works now.
- */
-#define SKC_STATUS_INTERNAL -14
-
-/**
- * Graphs or counts in device memory have changed a sequence: the device alone knows its length. skc_note_replay,
- * skc_reset and skc_seq_info with SKC_READ_BACK end that.
- */
-#define SKC_STATUS_LENGTH_UNKNOWN -15
 
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
 
-/**
- * Fills a configuration with defaults. `struct_size` is the caller's sizeof(skc_cache_config): nothing is written
- * beyond it.
- */
-skc_status skc_cache_config_init(struct skc_cache_config *config, uint32_t struct_size);
+/* ---- Functions ---- */
 
 /**
- * Fills a layer's configuration with defaults. `struct_size` is the caller's sizeof(skc_layer_config): nothing is
- * written beyond it.
- */
-skc_status skc_layer_config_init(struct skc_layer_config *config, uint32_t struct_size);
-
-/**
- * Makes a cache. All memory it will ever need is allocated here. On success `*cache` is its handle; on failure `*cache`
- * is untouched.
- */
-skc_status skc_create_cache(const struct skc_cache_config *config, struct skc_cache **cache);
-
-/**
- * Ends a cache and gives its memory back. SKC_STATUS_BUSY while a call on it is under way in another thread, and from a
- * callback. After success no callback of the cache is called any more. Unloading the library while caches live is not supported.
- */
-skc_status skc_destroy_cache(struct skc_cache *cache);
-
-/**
- * Bytes that skc_create_cache would take for this configuration: on the host, and on the device. None of
- * it is taken.
- */
-skc_status skc_cache_bytes(const struct skc_cache_config *config, uint64_t *host_bytes, uint64_t *device_bytes);
-
-/**
- * Rotates and stores the next tokens of each sequence of a ragged batch in one layer, and drops what leaves the window.
- */
-skc_status skc_append_kv(struct skc_cache *cache, const struct skc_append_kv_args *args);
-
-/**
- * Attention of the queries of the last tokens appended to each sequence of a ragged batch, in one layer.
- */
-skc_status skc_attend(struct skc_cache *cache, const struct skc_attend_args *args);
-
-/**
- * skc_append_kv and skc_attend in one call, for any number of tokens: more than max_chunk are split.
- */
-skc_status skc_step(struct skc_cache *cache, const struct skc_step_args *args);
-
-/**
- * skc_step from inside a host's own thread team: `nth` threads call it with the same arguments and each with its own
- * `ith` below `nth`, at most n_threads. The work is divided among them by KV heads; nobody waits for anybody. Results
- * count when all have returned: put the team's own barrier between one step and the next call on this cache.
+ * Fills a cache's configuration with the defaults, the same as SKC_CACHE_CONFIG_INIT. `struct_size` is the caller's
+ * sizeof(skc_cache_config): not more bytes are written.
  *
- * A member that is refused leaves the step open for the others; skc_abort_step ends one whose members never come. A
- * member that comes after all begins a new step.
+ * Returns: SKC_STATUS_OK, or
+ * - SKC_STATUS_NULL_POINTER: config is NULL.
+ * - SKC_STATUS_INVALID_ARGUMENT: config is misaligned.
+ * - SKC_STATUS_VERSION_MISMATCH: struct_size is smaller than in the first release, or above 4096.
+ * - SKC_STATUS_INTERNAL: a bug in this library.
+ *
+ * Lifetime: config until the call returns.
+ *
+ * Threads: any thread, also several at a time.
  */
-skc_status skc_step_part(struct skc_cache *cache, const struct skc_step_args *args, uint32_t ith, uint32_t nth);
+SKC_API skc_status skc_cache_config_init(struct skc_cache_config *config, uint32_t struct_size);
 
 /**
- * Drops the oldest window tokens of sequences for good, in all layers. Every layer's window must hold as many.
+ * Fills a layer's configuration with the defaults, the same as SKC_LAYER_CONFIG_INIT. `struct_size` is the caller's
+ * sizeof(skc_layer_config): not more bytes are written.
+ *
+ * Returns: SKC_STATUS_OK, or
+ * - SKC_STATUS_NULL_POINTER: config is NULL.
+ * - SKC_STATUS_INVALID_ARGUMENT: config is misaligned.
+ * - SKC_STATUS_VERSION_MISMATCH: struct_size is smaller than in the first release, or above 4096.
+ * - SKC_STATUS_INTERNAL: a bug in this library.
+ *
+ * Lifetime: config until the call returns.
+ *
+ * Threads: any thread, also several at a time.
  */
-skc_status skc_evict(struct skc_cache *cache, const struct skc_evict_args *args);
+SKC_API skc_status skc_layer_config_init(struct skc_layer_config *config, uint32_t struct_size);
 
 /**
- * Cuts the newest tokens of sequences (a rejected draft) as if they had never been, in all layers: what they had pushed
- * out of the window is back. SKC_STATUS_TOKENS_GONE where that is impossible.
+ * Creates a cache, and allocates all memory that it will ever use. For CUDA it also compiles or loads kernels, and
+ * waits for the device. On success `*cache` is the new handle; on failure `*cache` is unchanged.
+ *
+ * Returns: SKC_STATUS_OK, the common statuses of a function without a cache, and
+ * - SKC_STATUS_INVALID_CONFIG: a setting is not allowed, or the environment variable SINKCACHE_CPU names an
+ *   instruction set that is not available.
+ * - SKC_STATUS_INVALID_ARGUMENT: also for cuda_context that is not a live context, and for an allocation callback that
+ *   returned misaligned memory.
+ * - SKC_STATUS_OUT_OF_MEMORY: an allocation failed, or threads could not be started.
+ * - SKC_STATUS_BACKEND_UNAVAILABLE: CUDA without a driver, a device, or both a compiler (NVRTC) and built-in kernels.
+ * - SKC_STATUS_DEVICE_LOST: the CUDA device failed.
+ *
+ * Lifetime: config and all arrays it points to until the call returns. Callbacks, their user pointers and cuda_context
+ * until skc_destroy_cache has returned. The handle is valid until then.
+ *
+ * Threads: any thread, also several at a time.
  */
-skc_status skc_rewind(struct skc_cache *cache, const struct skc_rewind_args *args);
+SKC_API skc_status skc_create_cache(const struct skc_cache_config *config, struct skc_cache **cache);
 
 /**
- * Empties sequences, in all layers.
+ * Destroys a cache and frees its memory. For CUDA it waits for all work of the cache's context first. A step of
+ * skc_step_part some of whose members never came is ended.
+ *
+ * Returns: SKC_STATUS_OK, or
+ * - SKC_STATUS_INVALID_HANDLE: the cache is NULL, was destroyed, or was never created.
+ * - SKC_STATUS_BUSY: a call on the cache is under way in another thread, or this is a callback of one; or a stream of
+ *   the CUDA context is being captured. The cache lives on.
+ * - SKC_STATUS_INTERNAL: a bug in this library.
+ *
+ * Lifetime: after SKC_STATUS_OK no callback of the cache is called any more. Destroy all caches before the library is
+ * unloaded.
+ *
+ * Threads: any thread.
  */
-skc_status skc_reset(struct skc_cache *cache, const struct skc_reset_args *args);
+SKC_API skc_status skc_destroy_cache(struct skc_cache *cache);
 
 /**
- * Makes sequences independent copies of others, in all layers.
+ * Computes the bytes that skc_create_cache would allocate for a configuration, in host and in device memory. Allocates
+ * none of them.
+ *
+ * Returns: SKC_STATUS_OK, the common statuses of a function without a cache, and
+ * - SKC_STATUS_INVALID_CONFIG: a setting is not allowed.
+ * - SKC_STATUS_INVALID_ARGUMENT: also for cuda_context that is not a live context.
+ * - SKC_STATUS_OUT_OF_MEMORY: the result exceeds 2^64 bytes or the address space, or memory for the check is lacking.
+ * - SKC_STATUS_BACKEND_UNAVAILABLE: CUDA without a driver or a device.
+ * - SKC_STATUS_DEVICE_LOST: the CUDA device failed.
+ *
+ * Lifetime: config and all arrays it points to until the call returns.
+ *
+ * Threads: any thread, also several at a time.
  */
-skc_status skc_fork(struct skc_cache *cache, const struct skc_fork_args *args);
+SKC_API skc_status skc_cache_bytes(const struct skc_cache_config *config, uint64_t *host_bytes, uint64_t *device_bytes);
 
 /**
- * After a failure between layers: cuts every layer of the sequences back to the shortest, so that the step can be done
- * again. Ends an skc_step_part some of whose members never came in any case. SKC_STATUS_TOKENS_GONE where a longer layer
- * has overwritten tokens that would be visible again; then only skc_reset helps.
+ * Appends tokens: rotates (RoPE) and stores the keys and values of the next tokens of each sequence of a batch, in one
+ * layer. Tokens that leave the window are dropped.
+ *
+ * Returns: SKC_STATUS_OK, the common statuses, and
+ * - SKC_STATUS_CHUNK_TOO_LONG: more than max_chunk tokens of one sequence.
+ * - SKC_STATUS_OUT_OF_RANGE: the layer or a sequence does not exist; more entries than the cache accepts; positions
+ *   beyond 2^64 - 1.
+ * - SKC_STATUS_TOKENS_GONE: an aborted step has overwritten tokens of a sequence's window: reset it.
+ *
+ * Lifetime: args, its arrays and its tensors until the call returns. For a CUDA cache the tensors, and with
+ * SKC_ON_DEVICE the arrays, until the work has finished, and at every replay of a graph that has captured it.
+ *
+ * Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY.
  */
-skc_status skc_abort_step(struct skc_cache *cache,
-                          const struct skc_abort_step_args *args);
+SKC_API skc_status skc_append_kv(struct skc_cache *cache, const struct skc_append_kv_args *args);
 
 /**
- * State of one sequence: lengths over all layers, the rest as layer `layer` sees it. SKC_STATUS_LENGTH_UNKNOWN where the
- * device alone knows and SKC_READ_BACK is not set.
+ * Computes attention for the queries of the last tokens appended to each sequence of a batch, in one layer.
+ *
+ * Returns: SKC_STATUS_OK, the common statuses, and
+ * - SKC_STATUS_OUT_OF_RANGE: the layer or a sequence does not exist; more entries than the cache accepts; more
+ *   queries than the sequence's latest append had tokens (after an evict, rewind or reset: any query).
+ * - SKC_STATUS_TOKENS_GONE: tokens that a query attends to have been overwritten.
+ *
+ * Lifetime: args, its arrays and its tensors until the call returns. For a CUDA cache the tensors, and with
+ * SKC_ON_DEVICE the arrays, until the work has finished, and at every replay of a graph that has captured it.
+ *
+ * Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY.
  */
-skc_status skc_seq_info(struct skc_cache *cache,
-                        uint32_t layer,
-                        int32_t seq_id,
-                        struct skc_sequence_info *info);
+SKC_API skc_status skc_attend(struct skc_cache *cache, const struct skc_attend_args *args);
 
 /**
- * What this build can do.
+ * skc_append_kv and skc_attend in one call, for any number of tokens: more than max_chunk are split into chunks.
+ *
+ * Returns: SKC_STATUS_OK, the common statuses, and
+ * - SKC_STATUS_OUT_OF_RANGE: the layer or a sequence does not exist; more entries than the cache accepts; positions
+ *   beyond 2^64 - 1.
+ * - SKC_STATUS_TOKENS_GONE: an aborted step has overwritten tokens of a sequence's window: reset it.
+ *
+ * Lifetime: args, its arrays and its tensors until the call returns. For a CUDA cache the tensors, and with
+ * SKC_ON_DEVICE the arrays, until the work has finished, and at every replay of a graph that has captured it.
+ *
+ * Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY.
  */
-skc_status skc_capabilities(struct skc_capability_info *info);
+SKC_API skc_status skc_step(struct skc_cache *cache, const struct skc_step_args *args);
+
+/**
+ * skc_step by a thread team of the host: `nth` threads (at most n_threads) call it with the same arguments, each with
+ * its own `ith` below `nth`. The work is divided by KV heads. For CPU caches only.
+ *
+ * The call never blocks on other members. Output and cache state are valid after all `nth` calls have returned: the
+ * host needs a barrier between them and the next call on the cache.
+ *
+ * A member that is rejected leaves the step open for the others. skc_abort_step ends a step whose other members never
+ * come; a member that comes after that begins a new step.
+ *
+ * Returns: SKC_STATUS_OK, the common statuses, and
+ * - SKC_STATUS_BUSY: also when the team's step has other arguments.
+ * - SKC_STATUS_INVALID_ARGUMENT: also for a CUDA cache; `nth` is not that of the step, 0, or above n_threads; `ith` is
+ *   not below `nth`, or has come already.
+ * - SKC_STATUS_OUT_OF_RANGE: the layer or a sequence does not exist; positions beyond 2^64 - 1.
+ * - SKC_STATUS_TOKENS_GONE: an aborted step has overwritten tokens of a sequence's window: reset it.
+ *
+ * If a member's call fails with SKC_STATUS_INTERNAL, the last member's call returns it too.
+ *
+ * Lifetime: args until the call returns; its arrays and tensors until all members' calls have returned.
+ *
+ * Threads: `nth` threads at the same time, each once per step. Other calls on the cache return SKC_STATUS_BUSY
+ * meanwhile.
+ */
+SKC_API skc_status skc_step_part(struct skc_cache *cache, const struct skc_step_args *args, uint32_t ith, uint32_t nth);
+
+/**
+ * Permanently drops the oldest window tokens of sequences, in all layers: the window is shorter until new tokens fill
+ * it.
+ *
+ * Returns: SKC_STATUS_OK, the common statuses, and
+ * - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist; a layer's window holds fewer tokens; too many entries.
+ * - SKC_STATUS_LAYERS_OUT_OF_STEP: a sequence has different lengths in its layers.
+ *
+ * Lifetime: args and its arrays until the call returns. With SKC_ON_DEVICE the arrays until the work has finished, and
+ * at every replay of a graph that has captured it.
+ *
+ * Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY.
+ */
+SKC_API skc_status skc_evict(struct skc_cache *cache, const struct skc_evict_args *args);
+
+/**
+ * Removes the newest tokens of sequences, such as rejected drafts, in all layers, as if they had never been appended:
+ * tokens that they pushed out of the window are visible again.
+ *
+ * Returns: SKC_STATUS_OK, the common statuses, and
+ * - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist, or is shorter; too many entries.
+ * - SKC_STATUS_TOKENS_GONE: tokens that would be visible again have been overwritten (see max_rewind) or evicted.
+ * - SKC_STATUS_LAYERS_OUT_OF_STEP: a sequence has different lengths in its layers.
+ *
+ * Lifetime: args and its arrays until the call returns. With SKC_ON_DEVICE the arrays until the work has finished, and
+ * at every replay of a graph that has captured it.
+ *
+ * Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY.
+ */
+SKC_API skc_status skc_rewind(struct skc_cache *cache, const struct skc_rewind_args *args);
+
+/**
+ * Empties sequences, in all layers, and sets the stream positions of their next tokens.
+ *
+ * Returns: SKC_STATUS_OK, the common statuses, and
+ * - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist; too many entries.
+ *
+ * Lifetime: args and its arrays until the call returns. With SKC_ON_DEVICE the arrays until the work has finished, and
+ * at every replay of a graph that has captured it.
+ *
+ * Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY.
+ */
+SKC_API skc_status skc_reset(struct skc_cache *cache, const struct skc_reset_args *args);
+
+/**
+ * Makes sequences independent copies of others, in all layers. A CPU cache copies K and V during the call.
+ *
+ * Returns: SKC_STATUS_OK, the common statuses, and
+ * - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist; too many entries.
+ * - SKC_STATUS_INVALID_ARGUMENT: also for a destination that is a source, too.
+ * - SKC_STATUS_LAYERS_OUT_OF_STEP: a source has different lengths in its layers.
+ *
+ * Lifetime: args and its arrays until the call returns. With SKC_ON_DEVICE the arrays until the work has finished, and
+ * at every replay of a graph that has captured it.
+ *
+ * Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY.
+ */
+SKC_API skc_status skc_fork(struct skc_cache *cache, const struct skc_fork_args *args);
+
+/**
+ * Aborts a step that failed between layers: cuts every layer of the sequences to the length of the shortest, so that
+ * the step can be repeated. It also ends a step of skc_step_part some of whose members never came.
+ *
+ * Returns: SKC_STATUS_OK, the common statuses, and
+ * - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist; too many entries.
+ * - SKC_STATUS_TOKENS_GONE: a longer layer has overwritten tokens that would be visible again: reset the sequence.
+ * - SKC_STATUS_BUSY: also while a member is inside skc_step_part.
+ *
+ * Lifetime: args and its array until the call returns.
+ *
+ * Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY.
+ */
+SKC_API skc_status skc_abort_step(struct skc_cache *cache, const struct skc_abort_step_args *args);
+
+/**
+ * Queries the state of one sequence: its lengths over all layers, and all other values as they are in layer `layer`.
+ *
+ * Returns: SKC_STATUS_OK, the common statuses, and
+ * - SKC_STATUS_OUT_OF_RANGE: the layer or the sequence does not exist.
+ * - SKC_STATUS_LENGTH_UNKNOWN: the host's counters of the sequence are stale, and SKC_READ_BACK is not set.
+ * - SKC_STATUS_INVALID_ARGUMENT: also with SKC_READ_BACK while the stream is being captured.
+ * - SKC_STATUS_OUT_OF_MEMORY: with SKC_READ_BACK, if the host has no memory for the counters.
+ *
+ * Lifetime: info until the call returns. With SKC_READ_BACK the stream of the latest call must still be valid.
+ *
+ * Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY. With SKC_READ_BACK it waits for the
+ * stream.
+ */
+SKC_API skc_status skc_seq_info(
+    struct skc_cache *cache, uint32_t layer, int32_t seq_id, struct skc_sequence_info *info);
+
+/**
+ * Queries what this build can do on this machine. For CUDA it looks for a driver, a device, and a compiler or built-in
+ * kernels.
+ *
+ * Returns: SKC_STATUS_OK, or one of the common statuses of a function without a cache.
+ *
+ * Lifetime: info until the call returns.
+ *
+ * Threads: any thread, also several at a time.
+ */
+SKC_API skc_status skc_capabilities(struct skc_capability_info *info);
 
 /**
  * Version of the library, such as "0.1.0".
+ *
+ * Returns: a C string, never NULL.
+ *
+ * Lifetime: the string is valid as long as the library is loaded.
+ *
+ * Threads: any thread, also several at a time.
  */
-const char *skc_version(void);
+SKC_API const char *skc_version(void);
 
 /**
- * SKC_ABI_VERSION of the library. Check it against the header's after loading.
+ * ABI version of the library. After loading, compare it with the header's SKC_ABI_VERSION.
+ *
+ * Returns: the number.
+ *
+ * Lifetime: takes and returns no pointer.
+ *
+ * Threads: any thread, also several at a time.
  */
-uint32_t skc_abi_version(void);
+SKC_API uint32_t skc_abi_version(void);
 
 /**
- * Name of a status, such as "SKC_STATUS_BUSY"; "unknown status" for other numbers. Never NULL, valid for ever.
+ * Name of a status, such as "SKC_STATUS_BUSY".
+ *
+ * Returns: a C string, never NULL; "unknown status" for a number that is not a status of this library.
+ *
+ * Lifetime: the string is valid as long as the library is loaded.
+ *
+ * Threads: any thread, also several at a time.
  */
-const char *skc_status_name(skc_status status);
+SKC_API const char *skc_status_name(skc_status status);
 
 /**
- * Value of a constant of the header by its name, for callers that cannot read C: name "SKC_DTYPE_F16" gives 2.
+ * Value of a constant of this header by its name, for languages that cannot read C: "SKC_DTYPE_F16" gives 2.
+ *
+ * Returns: SKC_STATUS_OK, or
+ * - SKC_STATUS_NULL_POINTER: name or value is NULL.
+ * - SKC_STATUS_INVALID_ARGUMENT: there is no constant of that name, or value is misaligned.
+ * - SKC_STATUS_INTERNAL: a bug in this library.
+ *
+ * Lifetime: name and value until the call returns.
+ *
+ * Threads: any thread, also several at a time.
  */
-skc_status skc_constant(const char *name, int64_t *value);
+SKC_API skc_status skc_constant(const char *name, int64_t *value);
 
 /**
- * Which kernel a call runs in a layer, if the rows of its tensors begin at multiples of 16 bytes: `call` is
+ * Queries which kernel a call runs in a layer, if the rows of its tensors begin at multiples of 16 bytes: `call` is
  * SKC_CALL_APPEND, SKC_CALL_ATTEND or SKC_CALL_STEP, on up to `n_tokens` tokens of each of `n_entries` sequences. The
- * choice follows from these numbers, the cache's settings and the device alone, never from what sequences hold.
+ * choice depends only on these numbers, the cache's settings and the device, never on what sequences hold.
+ *
+ * Returns: SKC_STATUS_OK, the common statuses, and
+ * - SKC_STATUS_INVALID_ARGUMENT: also for `call` that is none of the three.
+ * - SKC_STATUS_OUT_OF_RANGE: the layer does not exist; `n_entries` or `n_tokens` is 0 or more than a call may have.
+ *
+ * Lifetime: info until the call returns.
+ *
+ * Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY.
  */
-skc_status skc_kernel_choice(struct skc_cache *cache,
-                             uint32_t layer,
-                             uint32_t call,
-                             uint32_t n_entries,
-                             uint32_t n_tokens,
-                             struct skc_kernel_info *info);
+SKC_API skc_status skc_kernel_choice(
+    struct skc_cache *cache,
+    uint32_t layer,
+    uint32_t call,
+    uint32_t n_entries,
+    uint32_t n_tokens,
+    struct skc_kernel_info *info);
 
 /**
- * Tells the host's counters what they could not see: what a replayed graph, or a call with SKC_ON_DEVICE, has appended
- * to sequences or cut off them. Lengths, ring heads and positions on the device are right without it; with it the host
- * can again answer skc_seq_info and refuse edits that cannot be done. Report everything, in order; work that is still in
- * the stream may be reported too.
+ * Reports length changes that the host did not see: tokens that graph replays, or calls with SKC_ON_DEVICE, have
+ * appended to sequences or removed from them. It updates the host's counters, so that skc_seq_info can answer again
+ * and edits are checked by the host again. Lengths and positions on the device are correct without it.
+ *
+ * Report all changes of a sequence, in order. Work that has not finished yet may be reported too.
+ *
+ * Returns: SKC_STATUS_OK, the common statuses, and
+ * - SKC_STATUS_INVALID_ARGUMENT: also for a CPU cache.
+ * - SKC_STATUS_OUT_OF_RANGE: the layer or a sequence does not exist; a length below 0, or positions beyond 2^64 - 1.
+ *
+ * Lifetime: args and its arrays until the call returns.
+ *
+ * Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY.
  */
-skc_status skc_note_replay(struct skc_cache *cache,
-                           const struct skc_note_replay_args *args);
+SKC_API skc_status skc_note_replay(struct skc_cache *cache, const struct skc_note_replay_args *args);
 
 /**
- * Takes the record of entries that the device has skipped because they could not be done, in work that has finished. It
- * waits for nothing and may be called while a graph runs or a stream is being captured. On the CPU there is never one.
+ * Returns and clears the record of invalid batch entries that completed device work has skipped. Never blocks; it may
+ * be called while a graph runs or a stream is being captured. Always empty for CPU caches.
+ *
+ * Returns: SKC_STATUS_OK, also if there is an entry in the record; or one of the common statuses.
+ *
+ * Lifetime: error until the call returns.
+ *
+ * Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY.
  */
-skc_status skc_poll_error(struct skc_cache *cache, struct skc_device_error *error);
+SKC_API skc_status skc_poll_error(struct skc_cache *cache, struct skc_device_error *error);
 
 /**
- * Text of the latest error on this thread, empty before the first. Valid until the next failing call on this thread;
- * success leaves it as it is.
+ * Text of the latest error of a call on this thread, in English: names the rejected value and what is allowed.
+ * Successful calls do not change it.
+ *
+ * Returns: a C string, never NULL; empty before the first error.
+ *
+ * Lifetime: the string is valid until the next call that fails on this thread, or until the thread ends.
+ *
+ * Threads: any thread; each has a text of its own.
  */
-const char *skc_last_error(void);
+SKC_API const char *skc_last_error(void);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -2,63 +2,67 @@
 
 use std::fmt;
 
-/// Status of a call. The numbers are the C ABI's: negative, explicit, never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(i32)]
-#[non_exhaustive]
-pub enum Status {
-    /// The handle is NULL, destroyed, or was never one of ours.
-    InvalidHandle = -1,
-    /// A required pointer is NULL.
-    NullPointer = -2,
-    /// A value of a call is not allowed.
-    InvalidArgument = -3,
-    /// A value of a configuration is not allowed.
-    InvalidConfig = -4,
-    /// A layer, sequence or token count is outside what the cache holds.
-    OutOfRange = -5,
-    /// `struct_size` or `flags` is not one this library understands.
-    VersionMismatch = -6,
-    /// The backend asked for is not compiled in or has no device.
-    BackendUnavailable = -7,
-    /// Memory could not be had.
-    OutOfMemory = -8,
-    /// Another call is using the cache.
-    Busy = -9,
-    /// An edit needs all layers of a sequence at one length.
-    LayersOutOfStep = -10,
-    /// More tokens for a sequence than `max_chunk`.
-    ChunkTooLong = -11,
-    /// The tokens needed have been overwritten or evicted for good.
-    TokensGone = -12,
-    /// The device failed; only destroy works now.
-    DeviceLost = -13,
-    /// A defect of this library; only destroy works now.
-    Internal = -14,
-    /// The device alone knows the length of a sequence.
-    LengthUnknown = -15,
+/// The table of statuses: text, variant of [`Status`], number, name in the C ABI. The enum, the constants of the C ABI,
+/// the header and the lookups by name and number are made from it. Numbers are negative and never reused.
+macro_rules! for_each_status {
+    ($make:ident) => {
+        $make! {
+            /// The handle is NULL, was destroyed, or was never returned by skc_create_cache.
+            InvalidHandle = -1, SKC_STATUS_INVALID_HANDLE;
+            /// A required pointer is NULL.
+            NullPointer = -2, SKC_STATUS_NULL_POINTER;
+            /// An argument of a call is not allowed, by itself or for this cache.
+            InvalidArgument = -3, SKC_STATUS_INVALID_ARGUMENT;
+            /// A value of a configuration is not allowed.
+            InvalidConfig = -4, SKC_STATUS_INVALID_CONFIG;
+            /// A layer, sequence, token count or position does not exist or exceeds what the cache holds.
+            OutOfRange = -5, SKC_STATUS_OUT_OF_RANGE;
+            /// This library does not know the struct_size, a flag, or a nonzero byte at the end of a struct: the
+            /// program was built against a newer header, or did not initialise the struct.
+            VersionMismatch = -6, SKC_STATUS_VERSION_MISMATCH;
+            /// The backend cannot be used: no driver, no device, or neither a compiler nor built-in kernels for it.
+            BackendUnavailable = -7, SKC_STATUS_BACKEND_UNAVAILABLE;
+            /// An allocation failed, or would exceed the address space.
+            OutOfMemory = -8, SKC_STATUS_OUT_OF_MEMORY;
+            /// Another call is using the cache.
+            Busy = -9, SKC_STATUS_BUSY;
+            /// An edit needs a sequence to have the same length in all layers: finish or abort the step first.
+            LayersOutOfStep = -10, SKC_STATUS_LAYERS_OUT_OF_STEP;
+            /// More tokens of one sequence in one append than max_chunk.
+            ChunkTooLong = -11, SKC_STATUS_CHUNK_TOO_LONG;
+            /// Tokens that would become visible have been overwritten or evicted.
+            TokensGone = -12, SKC_STATUS_TOKENS_GONE;
+            /// The CUDA device failed. Every further call on the cache fails, except skc_destroy_cache.
+            DeviceLost = -13, SKC_STATUS_DEVICE_LOST;
+            /// A bug in this library. If a call on a cache returns it, every further call on the cache fails, except
+            /// skc_destroy_cache.
+            Internal = -14, SKC_STATUS_INTERNAL;
+            /// The host does not know the sequence's length, because graph replays or counts in device memory have
+            /// changed it. skc_note_replay, skc_reset, or skc_seq_info with SKC_READ_BACK make it known again.
+            LengthUnknown = -15, SKC_STATUS_LENGTH_UNKNOWN;
+        }
+    };
 }
+#[allow(unused_imports, reason = "the build script includes this file and has no use for it")]
+pub(crate) use for_each_status;
 
-impl Status {
-    /// Every status, in the order of its number.
-    pub const ALL: [Self; 15] = [
-        Self::InvalidHandle,
-        Self::NullPointer,
-        Self::InvalidArgument,
-        Self::InvalidConfig,
-        Self::OutOfRange,
-        Self::VersionMismatch,
-        Self::BackendUnavailable,
-        Self::OutOfMemory,
-        Self::Busy,
-        Self::LayersOutOfStep,
-        Self::ChunkTooLong,
-        Self::TokensGone,
-        Self::DeviceLost,
-        Self::Internal,
-        Self::LengthUnknown,
-    ];
+macro_rules! define_status {
+    ($($(#[doc = $doc:literal])+ $name:ident = $number:literal, $c_name:ident;)+) => {
+        /// Why a call failed. The numbers are those of the C ABI.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(i32)]
+        #[non_exhaustive]
+        pub enum Status {
+            $($(#[doc = $doc])+ $name = $number,)+
+        }
+
+        impl Status {
+            /// Every status, in the order of its number.
+            pub const ALL: [Self; [$($number),+].len()] = [$(Self::$name),+];
+        }
+    };
 }
+for_each_status!(define_status);
 
 /// An error: its status, and a text that names the rejected value and what is allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +80,7 @@ impl Error {
         Self { status, message: message.into() }
     }
 
-    /// The status number.
+    /// The status.
     #[must_use]
     pub fn status(&self) -> Status {
         self.status

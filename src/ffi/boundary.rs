@@ -1,4 +1,4 @@
-//! The panic boundary, and the text of the last error.
+//! The boundary to C: panics become errors, errors become statuses and the text of the last error.
 
 use std::cell::RefCell;
 use std::ffi::{CString, c_char};
@@ -12,15 +12,21 @@ thread_local! {
     static LAST_ERROR: RefCell<CString> = RefCell::new(CString::default());
 }
 
-/// Text of the latest error on this thread, empty before the first. Valid until the next failing call on this thread;
-/// success leaves it as it is.
+/// Text of the latest error of a call on this thread, in English: names the rejected value and what is allowed.
+/// Successful calls do not change it.
+///
+/// Returns: a C string, never NULL; empty before the first error.
+///
+/// Lifetime: the string is valid until the next call that fails on this thread, or until the thread ends.
+///
+/// Threads: any thread; each has a text of its own.
 #[unsafe(no_mangle)]
 pub extern "C" fn skc_last_error() -> *const c_char {
-    // A thread that is ending has no text any more.
+    // In a thread that is ending the text may have been dropped already.
     LAST_ERROR.try_with(|text| text.try_borrow().map_or(c"".as_ptr(), |t| t.as_ptr())).unwrap_or(c"".as_ptr())
 }
 
-/// Runs the body of a call: an error becomes its status and the last error's text, a panic becomes `INTERNAL`.
+/// Runs the body of a call. An error becomes its status and the text of the last error, a panic becomes `INTERNAL`.
 pub fn boundary(body: impl FnOnce() -> Result<()>) -> skc_status {
     match catch_panic(body) {
         Ok(()) => SKC_STATUS_OK,
@@ -34,7 +40,7 @@ pub fn catch_panic<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
         Ok(outcome) => outcome,
         Err(panic) => {
             let error = panic_error(panic.as_ref());
-            // A payload whose own drop panics must not unwind into C.
+            // Not dropped: a payload whose own drop panics would unwind into C.
             std::mem::forget(panic);
             Err(error)
         }
@@ -43,23 +49,23 @@ pub fn catch_panic<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
 
 fn report(error: &Error) -> skc_status {
     let text = CString::new(error.message().replace('\0', "\u{fffd}")).unwrap_or_default();
-    // Failing to keep the text (the thread is ending) leaves the status, which is what counts.
+    // In a thread that is ending the text is lost; the status is returned all the same.
     let _ = LAST_ERROR.try_with(|last| last.try_borrow_mut().map(|mut last| *last = text));
     error.status() as skc_status
 }
 
-/// Writes an output.
+/// Writes an output value.
 ///
 /// # Safety
 /// `out` must be NULL or writable.
 pub unsafe fn write_output<T>(name: &str, out: *mut T, value: T) -> Result<()> {
     check_pointer(name, out)?;
-    // SAFETY: not NULL and aligned by the check; the caller's contract.
+    // SAFETY: not NULL and aligned, by the check; writable, as this function demands.
     unsafe { out.write(value) };
     Ok(())
 }
 
-/// Refuses NULL and misaligned pointers.
+/// Rejects NULL and misaligned pointers.
 pub fn check_pointer<T>(name: &str, ptr: *const T) -> Result<()> {
     if ptr.is_null() {
         bail!(NullPointer, "{name} is NULL");

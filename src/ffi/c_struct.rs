@@ -1,24 +1,24 @@
-//! Reading what a caller passes: versioned structs and arrays.
+//! Reading and writing what a caller passes: versioned structs and arrays.
 
 use std::mem::MaybeUninit;
 
 use super::boundary::check_pointer;
 use crate::error::{Result, bail};
 
-/// No struct of this contract will ever be longer: a larger `struct_size` is a mistake, and must not be read.
-const MAX_STRUCT_SIZE: usize = 4096;
+/// Larger than any struct will ever be: a larger `struct_size` is a mistake, and that many bytes must not be read.
+pub const MAX_STRUCT_SIZE: usize = 4096;
 
-/// A struct a caller fills.
+/// A versioned struct of the C ABI.
 ///
 /// # Safety
-/// `repr(C)`; every byte pattern from a C program, zeros included, is a valid value; the first two fields are
-/// `struct_size: u32` and `flags: u32`.
+/// The type must be `repr(C)`; every byte pattern that a C program can write, zeros included, must be a valid value;
+/// the first two fields must be `struct_size: u32` and `flags: u32`.
 pub unsafe trait CStruct: Copy {
     /// Its name in the header.
     const NAME: &'static str;
-    /// Its size in the first release: callers built against any later header pass at least this. Stays when it grows.
+    /// Its size in the first release, which stays the same when it grows: every caller passes at least this.
     const FIRST_SIZE: usize;
-    /// Bits of `flags` that are defined.
+    /// The defined bits of `flags`.
     const FLAGS: u32;
 }
 
@@ -27,7 +27,8 @@ macro_rules! c_struct {
         $crate::ffi::c_struct::c_struct!($type, 0, size_of::<$type>());
     };
     ($type:ident, $flags:expr, $first_size:expr) => {
-        // SAFETY: integers, floats, pointers and optional function pointers only, led by struct_size and flags.
+        // SAFETY: repr(C), and made of integers, floats, pointers and optional function pointers, for which every byte
+        // pattern of C is valid; struct_size and flags come first.
         unsafe impl $crate::ffi::c_struct::CStruct for $type {
             const NAME: &'static str = stringify!($type);
             const FIRST_SIZE: usize = $first_size;
@@ -37,14 +38,14 @@ macro_rules! c_struct {
 }
 pub(super) use c_struct;
 
-/// Copies a struct whose caller may know an older or a newer version of it: what an older one lacks is zero, and what a
-/// newer one has more must be zero.
+/// Copies a caller's struct, which may be of an older or a newer version. Fields that an older version lacks are zero;
+/// fields that only a newer version has must be zero.
 ///
 /// # Safety
 /// `ptr` must be NULL or readable for the `struct_size` bytes it states.
 pub unsafe fn read_struct<T: CStruct>(ptr: *const T) -> Result<T> {
     check_pointer(T::NAME, ptr)?;
-    // SAFETY: the caller's contract; the trait's first two fields.
+    // SAFETY: not NULL and aligned, by the check; struct_size and flags come first in every `CStruct`.
     let [size, flags] = unsafe { ptr.cast::<[u32; 2]>().read() };
     let size = size as usize;
     let known = size_of::<T>();
@@ -56,23 +57,23 @@ pub unsafe fn read_struct<T: CStruct>(ptr: *const T) -> Result<T> {
         bail!(VersionMismatch, "{}.flags is {flags:#x}: {allowed}", T::NAME);
     }
     let mut value = MaybeUninit::<T>::zeroed();
-    // SAFETY: the caller's contract; both are at least that long.
+    // SAFETY: `ptr` is readable for `size` bytes, as this function demands; `value` has `known` bytes.
     unsafe { std::ptr::copy_nonoverlapping(ptr.cast::<u8>(), value.as_mut_ptr().cast(), size.min(known)) };
     for at in known..size {
-        // SAFETY: below `struct_size`.
+        // SAFETY: below `size`, so readable.
         if unsafe { ptr.cast::<u8>().add(at).read() } != 0 {
             bail!(
                 VersionMismatch,
-                "{} of {size} bytes sets byte {at}, unknown to this library: {known} bytes",
+                "{} of {size} bytes sets byte {at}: this library knows {known} bytes of it",
                 T::NAME
             );
         }
     }
-    // SAFETY: the trait's contract.
+    // SAFETY: every byte is initialised, and every byte pattern is a valid `T` by the trait's contract.
     Ok(unsafe { value.assume_init() })
 }
 
-/// A caller's array. NULL is an array of no elements.
+/// A caller's array. NULL is allowed for `n` = 0.
 ///
 /// # Safety
 /// `ptr` must be NULL or readable for `n` elements during `'a`.
@@ -84,20 +85,22 @@ pub unsafe fn read_array<'a, T>(name: &str, ptr: *const T, n: usize) -> Result<&
     if n.checked_mul(size_of::<T>()).is_none_or(|bytes| isize::try_from(bytes).is_err()) {
         bail!(InvalidArgument, "{name} of {n} elements exceeds the address space");
     }
-    // SAFETY: not NULL, aligned, in range; the caller's contract.
+    // SAFETY: not NULL, aligned and within the address space, by the checks; readable during 'a, as this function
+    // demands.
     Ok(unsafe { std::slice::from_raw_parts(ptr, n) })
 }
 
-/// Fills a caller's output struct, no further than it reaches.
+/// Fills a caller's output struct: `value` gets what the caller passed and returns what is written, of which an older
+/// version's struct takes only the fields that it has.
 ///
 /// # Safety
-/// `out` must be NULL or as the header describes it.
+/// `out` must be NULL, or readable and writable for the `struct_size` bytes it states.
 pub unsafe fn fill<T: CStruct>(out: *mut T, value: impl FnOnce(T) -> T) -> Result<()> {
     check_pointer(T::NAME, out)?;
-    // SAFETY: the caller's contract; every struct starts with its size.
+    // SAFETY: not NULL and aligned, by the check; readable, as this function demands; struct_size comes first.
     let (old, size) = unsafe { (read_struct(out)?, out.cast::<u32>().read() as usize) };
     let new = value(old);
-    // SAFETY: the caller's contract.
+    // SAFETY: `out` is writable for `size` bytes, as this function demands; `new` has size_of::<T>() bytes.
     unsafe { std::ptr::copy_nonoverlapping((&raw const new).cast::<u8>(), out.cast(), size.min(size_of::<T>())) };
     Ok(())
 }

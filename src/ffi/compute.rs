@@ -1,64 +1,95 @@
 //! Append, attend, step.
 
-use super::args::{batch_args, read_batch, read_lse, read_step, skc_append_kv_args, skc_attend_args, skc_step_args};
+use super::args::{batch_args, read_attend, read_batch, read_step, skc_append_kv_args, skc_attend_args, skc_step_args};
 use super::boundary::boundary;
 use super::c_struct::read_struct;
 use super::constants::skc_status;
 use super::registry::{on_stream, skc_cache};
-use crate::tensor::{AttendTensors, RowsIn, RowsOut};
+use crate::tensor::RowsIn;
 
-/// Rotates and stores the next tokens of each sequence of a ragged batch in one layer, and drops what leaves the window.
+/// Appends tokens: rotates (RoPE) and stores the keys and values of the next tokens of each sequence of a batch, in one
+/// layer. Tokens that leave the window are dropped.
+///
+/// Returns: SKC_STATUS_OK, the common statuses, and
+/// - SKC_STATUS_CHUNK_TOO_LONG: more than max_chunk tokens of one sequence.
+/// - SKC_STATUS_OUT_OF_RANGE: the layer or a sequence does not exist; more entries than the cache accepts; positions
+///   beyond 2^64 - 1.
+/// - SKC_STATUS_TOKENS_GONE: an aborted step has overwritten tokens of a sequence's window: reset it.
+///
+/// Lifetime: args, its arrays and its tensors until the call returns. For a CUDA cache the tensors, and with
+/// SKC_ON_DEVICE the arrays, until the work has finished, and at every replay of a graph that has captured it.
+///
+/// Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY.
 ///
 /// # Safety
 /// `args` must be NULL or as the header describes it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn skc_append_kv(cache: *mut skc_cache, args: *const skc_append_kv_args) -> skc_status {
     boundary(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: NULL or a struct of struct_size bytes.
         let a = unsafe { read_struct(args) }?;
-        // SAFETY: the caller's contract.
-        let (batch, k, v) = unsafe {
+        // SAFETY: the arrays have n_entries elements, in the memory that the flags say.
+        let batch = unsafe { read_batch(&batch_args!(a)) }?;
+        // SAFETY: the tensors hold every element that the batch addresses, for as long as the header demands.
+        let (k, v) = unsafe {
             (
-                read_batch(&batch_args!(a))?,
                 RowsIn::from_raw(a.k.cast(), a.k_token_stride, a.k_head_stride),
                 RowsIn::from_raw(a.v.cast(), a.v_token_stride, a.v_head_stride),
             )
         };
-        on_stream(cache, a.stream, |cache| cache.append(a.layer, batch, k, v))
+        // SAFETY: the header demands a live stream of the cache's context.
+        unsafe { on_stream(cache, a.stream, |cache| cache.append(a.layer, batch, k, v)) }
     })
 }
 
-/// Attention of the queries of the last tokens appended to each sequence of a ragged batch, in one layer.
+/// Computes attention for the queries of the last tokens appended to each sequence of a batch, in one layer.
+///
+/// Returns: SKC_STATUS_OK, the common statuses, and
+/// - SKC_STATUS_OUT_OF_RANGE: the layer or a sequence does not exist; more entries than the cache accepts; more
+///   queries than the sequence's latest append had tokens (after an evict, rewind or reset: any query).
+/// - SKC_STATUS_TOKENS_GONE: tokens that a query attends to have been overwritten.
+///
+/// Lifetime: args, its arrays and its tensors until the call returns. For a CUDA cache the tensors, and with
+/// SKC_ON_DEVICE the arrays, until the work has finished, and at every replay of a graph that has captured it.
+///
+/// Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY.
 ///
 /// # Safety
 /// `args` must be NULL or as the header describes it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn skc_attend(cache: *mut skc_cache, args: *const skc_attend_args) -> skc_status {
     boundary(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: NULL or a struct of struct_size bytes.
         let a = unsafe { read_struct(args) }?;
-        // SAFETY: the caller's contract.
-        let (batch, tensors) = unsafe {
-            let q = RowsIn::from_raw(a.q.cast(), a.q_token_stride, a.q_head_stride);
-            let out = RowsOut::from_raw(a.out.cast(), a.out_token_stride, a.out_head_stride);
-            let lse = read_lse(a.lse, a.lse_token_stride, a.lse_head_stride);
-            (read_batch(&batch_args!(a))?, AttendTensors { q, out, lse })
-        };
-        on_stream(cache, a.stream, |cache| cache.attend(a.layer, batch, tensors))
+        // SAFETY: arrays and tensors are as the header demands.
+        let (batch, tensors) = unsafe { read_attend(&a) }?;
+        // SAFETY: the header demands a live stream of the cache's context.
+        unsafe { on_stream(cache, a.stream, |cache| cache.attend(a.layer, batch, tensors)) }
     })
 }
 
-/// skc_append_kv and skc_attend in one call, for any number of tokens: more than max_chunk are split.
+/// skc_append_kv and skc_attend in one call, for any number of tokens: more than max_chunk are split into chunks.
+///
+/// Returns: SKC_STATUS_OK, the common statuses, and
+/// - SKC_STATUS_OUT_OF_RANGE: the layer or a sequence does not exist; more entries than the cache accepts; positions
+///   beyond 2^64 - 1.
+/// - SKC_STATUS_TOKENS_GONE: an aborted step has overwritten tokens of a sequence's window: reset it.
+///
+/// Lifetime: args, its arrays and its tensors until the call returns. For a CUDA cache the tensors, and with
+/// SKC_ON_DEVICE the arrays, until the work has finished, and at every replay of a graph that has captured it.
+///
+/// Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY.
 ///
 /// # Safety
 /// `args` must be NULL or as the header describes it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn skc_step(cache: *mut skc_cache, args: *const skc_step_args) -> skc_status {
     boundary(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: NULL or a struct of struct_size bytes.
         let a = unsafe { read_struct(args) }?;
-        // SAFETY: the caller's contract.
+        // SAFETY: arrays and tensors are as the header demands.
         let (batch, tensors) = unsafe { read_step(&a) }?;
-        on_stream(cache, a.stream, |cache| cache.step(a.layer, batch, tensors))
+        // SAFETY: the header demands a live stream of the cache's context.
+        unsafe { on_stream(cache, a.stream, |cache| cache.step(a.layer, batch, tensors)) }
     })
 }

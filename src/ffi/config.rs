@@ -1,145 +1,175 @@
-//! Configuration structs, their defaults, and their translation.
+//! Configuration structs, their defaults, and their conversion.
 
 use std::ffi::{c_char, c_void};
 
 use super::boundary::{boundary, check_pointer};
-use super::c_struct::{CStruct, c_struct, read_array, read_struct};
+use super::c_struct::{CStruct, MAX_STRUCT_SIZE, c_struct, read_array, read_struct};
 use super::constants::{
     SKC_BACKEND_CPU, SKC_BACKEND_CUDA, SKC_DTYPE_BF16, SKC_DTYPE_F16, SKC_DTYPE_F32, SKC_NO_DISK_CACHE,
     SKC_POSITION_ALIBI, SKC_POSITION_NONE, SKC_POSITION_ROPE, SKC_POSITION_ROPE_APPLIED, SKC_PROGRAMMATIC_LAUNCH,
     SKC_ROPE_INTERLEAVED, SKC_ROPE_NEOX, skc_status,
 };
-use crate::config::CudaConfig;
-use crate::config::{BackendKind, CacheConfig, DType, LayerConfig, MAX_HEADS, MAX_LAYERS, PositionMode, RopeStyle};
+use crate::config::{
+    BackendKind, CacheConfig, CudaConfig, DType, LayerConfig, MAX_HEADS, MAX_LAYERS, PositionMode, RopeStyle,
+};
 use crate::error::{Result, bail};
 use crate::exec::ParallelFor;
 use crate::memory::{Memory, copied, with_room};
 
-/// Returns `bytes` bytes aligned to `align` (a power of two), or NULL. Called at create only.
+/// Allocates memory for a cache: returns `bytes` bytes aligned to `align` (a power of two), or NULL if it cannot.
+/// `user` is memory_user or device_memory_user.
+///
+/// Lifetime: it is called by skc_create_cache only. The memory must stay valid until skc_free_fn gets it.
+///
+/// Threads: the thread that called the library. It may call this library.
 pub type skc_alloc_fn = Option<unsafe extern "C" fn(user: *mut c_void, bytes: usize, align: usize) -> *mut c_void>;
-/// Takes back what skc_alloc_fn returned for `bytes`. Called at destroy, and at a create that fails.
+/// Frees memory of a cache: `ptr` is what skc_alloc_fn returned for `bytes` bytes.
+///
+/// Lifetime: it is called by skc_destroy_cache, and by skc_create_cache if it fails.
+///
+/// Threads: the thread that called the library. It may call this library; this cache's handle is no longer valid.
 pub type skc_free_fn = Option<unsafe extern "C" fn(user: *mut c_void, ptr: *mut c_void, bytes: usize)>;
-/// One task of a parallel loop.
+/// One iteration of a parallel loop: the library passes it to skc_parallel_for_fn, the host calls it.
+///
+/// Lifetime: valid until the skc_parallel_for_fn that got it returns.
+///
+/// Threads: any thread, several at a time.
 pub type skc_task_fn = Option<unsafe extern "C" fn(data: *mut c_void, index: u32)>;
-/// The host's parallel loop: calls task(data, i) for every i below n, on any threads, and returns when all have
-/// returned. It must not start one after it has returned, nor throw.
+/// The host's parallel loop: calls task(data, i) for every i below n, on any threads, and returns when all of these
+/// calls have returned. It must not start a task after it has returned. `user` is parallel_for_user.
+///
+/// Lifetime: it is called during calls on the cache, until skc_destroy_cache has returned.
+///
+/// Threads: the thread that called the library. Calls on the same cache from inside it return SKC_STATUS_BUSY.
 pub type skc_parallel_for_fn =
     Option<unsafe extern "C" fn(user: *mut c_void, n: u32, task: skc_task_fn, data: *mut c_void)>;
-/// Gets one of SKC_LOG_ and a line of text, valid during the call.
+/// Receives a line of text: level is one of SKC_LOG_, `user` is log_user. It is called when a cache is created (also
+/// for warnings) or destroyed, and when a call on it is rejected or fails.
+///
+/// Lifetime: text is valid during the call. It is called until skc_destroy_cache has returned.
+///
+/// Threads: the thread that called the library, several at a time if several threads call it. It may call this library,
+/// also on the same cache (skc_destroy_cache returns SKC_STATUS_BUSY); failures of these calls are not logged.
 pub type skc_log_fn = Option<unsafe extern "C" fn(user: *mut c_void, level: u32, text: *const c_char)>;
 
-/// Settings of one layer. Fill it with skc_layer_config_init or SKC_LAYER_CONFIG_INIT, then set what differs.
+/// Settings of one layer. Initialise it with skc_layer_config_init or SKC_LAYER_CONFIG_INIT, then set what differs from
+/// the defaults.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct skc_layer_config {
-    /// sizeof(skc_layer_config).
+    /// Set to sizeof(skc_layer_config): says which version of the struct the caller was built with.
     pub struct_size: u32,
-    /// 0.
+    /// Flags: none is defined, set to 0.
     pub flags: u32,
-    /// Pinned first tokens of each sequence. Default 4.
+    /// First tokens of each sequence, which are never dropped. Default 4.
     pub n_sink: u32,
-    /// Most recent tokens a query sees, its own included; at least 1. Default 2044.
+    /// Most recent tokens that a query attends to, its own included; at least 1. Default 2044.
     pub window: u32,
-    /// One of SKC_POSITION_. Default SKC_POSITION_ROPE.
+    /// How keys and queries get their positions, one of SKC_POSITION_. Default SKC_POSITION_ROPE.
     pub position_mode: u32,
-    /// One of SKC_ROPE_. Default SKC_ROPE_NEOX.
+    /// Which dims RoPE rotates together, one of SKC_ROPE_. Default SKC_ROPE_NEOX.
     pub rope_style: u32,
-    /// Rotated leading dims, even; 0 = head_dim. Default 0.
+    /// Leading dims of a head that RoPE rotates, an even number; 0 = head_dim. Default 0.
     pub rope_dim: u32,
-    /// Values of inv_freq: rope_dim / 2, or 0 for the frequencies of rope_base.
+    /// Number of elements of inv_freq: rope_dim / 2, or 0 for the frequencies of rope_base. Default 0.
     pub n_inv_freq: u32,
-    /// RoPE base. Default 10000.
+    /// Base of the RoPE frequencies (theta). Default 10000.
     pub rope_base: f64,
     /// Linear position scaling: angle = position x rope_scale x frequency. Default 1.
     pub rope_scale: f64,
-    /// Factor on the rotated dims of q and of k (YaRN's attention factor). Default 1.
+    /// Factor on the rotated dims of q and of k (YaRN's attention factor). With SKC_POSITION_ROPE_APPLIED the host
+    /// applies it. Default 1.
     pub rope_mscale: f64,
-    /// Factor on scores; 0 = 1 / sqrt(head_dim). Default 0.
+    /// Factor on QK^T; 0 = 1 / sqrt(head_dim). Default 0.
     pub scale: f64,
     /// Above 0: score = softcap x tanh(score / softcap). Default 0.
     pub softcap: f64,
-    /// Angular frequencies in radians per token (YaRN, Llama-3 scaling), copied at create. Frequencies that change with
-    /// the length of the stream (dynamic NTK) cannot be expressed: a key is rotated once.
+    /// Angular frequencies in radians per token (YaRN, Llama-3 scaling). NULL if n_inv_freq is 0. Frequencies that
+    /// change with the length of the stream (dynamic NTK) are not possible, because a stored key is never rotated
+    /// again.
     pub inv_freq: *const f32,
-    /// ALiBi slopes of the query heads, copied at create. Needed in SKC_POSITION_ALIBI, refused elsewhere.
+    /// ALiBi slopes of the query heads. Required with SKC_POSITION_ALIBI, not allowed otherwise.
     pub alibi_slopes: *const f32,
-    /// Learned logits of the query heads (gpt-oss), raw, in the denominator only, copied at create.
+    /// Learned sink logits of the query heads (gpt-oss): they are added to the softmax denominator, unscaled.
     pub sink_logits: *const f32,
-    /// Values of alibi_slopes: n_q_heads or 0.
+    /// Number of elements of alibi_slopes: n_q_heads, or 0.
     pub n_alibi_slopes: u32,
-    /// Values of sink_logits: n_q_heads or 0.
+    /// Number of elements of sink_logits: n_q_heads, or 0 for none.
     pub n_sink_logits: u32,
 }
 c_struct!(skc_layer_config);
 
-/// Settings of a cache. Fill it with skc_cache_config_init or SKC_CACHE_CONFIG_INIT, then set what differs; head counts,
-/// head_dim and layers have no default.
+/// Settings of a cache. Initialise it with skc_cache_config_init or SKC_CACHE_CONFIG_INIT, then set what differs from
+/// the defaults; n_q_heads, n_kv_heads, head_dim and layers have none.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct skc_cache_config {
-    /// sizeof(skc_cache_config).
+    /// Set to sizeof(skc_cache_config): says which version of the struct the caller was built with.
     pub struct_size: u32,
-    /// 0, SKC_NO_DISK_CACHE, SKC_PROGRAMMATIC_LAUNCH or both.
+    /// Flags: SKC_NO_DISK_CACHE and SKC_PROGRAMMATIC_LAUNCH, or 0.
     pub flags: u32,
-    /// One of SKC_BACKEND_. Default SKC_BACKEND_CPU.
+    /// Where K and V are stored and kernels run, one of SKC_BACKEND_. Default SKC_BACKEND_CPU.
     pub backend: u32,
-    /// Layers, 1 to 65536. Default 1.
+    /// Attention layers, 1 to 65536. Default 1.
     pub n_layers: u32,
-    /// Sequences, 1 to 2^24. Default 1.
+    /// Sequences that the cache holds, 1 to 2^24. Default 1.
     pub n_seqs: u32,
-    /// Query heads, a multiple of n_kv_heads. Of a tensor-parallel shard: its own heads only.
+    /// Query heads, a multiple of n_kv_heads, at most 65536. A tensor-parallel shard has its own heads only.
     pub n_q_heads: u32,
-    /// Heads of K and V. Query head h reads KV head h / (n_q_heads / n_kv_heads).
+    /// Heads of K and V. Query head h uses KV head h / (n_q_heads / n_kv_heads).
     pub n_kv_heads: u32,
     /// Dims of a head of Q and K: a multiple of 8, at most 512.
     pub head_dim: u32,
-    /// Dims of a head of V and of the output, likewise; 0 = head_dim. Default 0.
+    /// Dims of a head of V and of the output: a multiple of 8, at most 512; 0 = head_dim. Default 0.
     pub head_dim_v: u32,
-    /// Type of q, k and v as they come in, one of SKC_DTYPE_. Default SKC_DTYPE_F32.
+    /// Element type of the caller's q, k and v, one of SKC_DTYPE_. Default SKC_DTYPE_F32.
     pub in_dtype: u32,
-    /// Type of out; 0 = in_dtype. Default 0.
+    /// Element type of the output, one of SKC_DTYPE_; 0 = in_dtype. Default 0.
     pub out_dtype: u32,
-    /// Type K and V are stored in. Default SKC_DTYPE_F16.
+    /// Element type that K and V are stored in, one of SKC_DTYPE_. Default SKC_DTYPE_F16.
     pub kv_dtype: u32,
-    /// Most tokens of one sequence in one skc_append_kv, 1 to 2^30. Default 512.
+    /// The most tokens of one sequence in one skc_append_kv, 1 to 2^30. Default 512.
     pub max_chunk: u32,
     /// How far below its highest length skc_rewind may cut a sequence, 0 to 2^30. Default 16.
     pub max_rewind: u32,
-    /// Threads, or tasks handed to parallel_for at a time, or the largest team of skc_step_part; 1 to 1024. Default 1.
+    /// CPU: threads of the cache's pool; with parallel_for the tasks of one loop; with skc_step_part the largest team.
+    /// 1 to
+    /// 1024. Default 1.
     pub n_threads: u32,
-    /// Elements of layers: 1, which then holds for all layers, or n_layers.
+    /// Number of elements of layers: 1, which then holds for all layers, or n_layers.
     pub n_layer_configs: u32,
-    /// Settings of the layers, copied at create.
+    /// Settings of the layers.
     pub layers: *const skc_layer_config,
-    /// Bytes from one element of layers to the next; 0 = the first one's struct_size.
+    /// Bytes from one element of layers to the next; 0 = struct_size of the first.
     pub layer_stride: u64,
-    /// Where memory comes from: both or neither. May be called from any thread.
+    /// Allocator of host memory. Set both alloc and free, or neither: NULL = the process's allocator.
     pub alloc: skc_alloc_fn,
-    /// Counterpart of alloc.
+    /// Frees what alloc has returned.
     pub free: skc_free_fn,
     /// First argument of alloc and free.
     pub memory_user: *mut c_void,
-    /// The host's parallel loop; NULL = threads of our own if n_threads is above 1. They sleep 50 microseconds after a
-    /// call; a child of fork(2) gets its own at its first call. An append of few tokens stays on the calling thread.
+    /// CPU: the host's parallel loop; NULL = with n_threads above 1, a pool of the cache's own. Threads of the pool
+    /// spin for 50 microseconds after a call and then sleep. After fork(2) the child gets a new pool at its first call.
+    /// An append of few tokens runs on the calling thread alone.
     pub parallel_for: skc_parallel_for_fn,
     /// First argument of parallel_for.
     pub parallel_for_user: *mut c_void,
-    /// Gets a line of text now and then; NULL = silence. May be called from any thread.
+    /// Receives log lines; NULL = no log.
     pub log: skc_log_fn,
     /// First argument of log.
     pub log_user: *mut c_void,
-    /// CUDA: device ordinal, whose primary context is used. Default 0.
+    /// CUDA: ordinal of the device, whose primary context is used. Default 0.
     pub cuda_device: u32,
-    /// 0.
+    /// Unused: set to 0.
     pub reserved: u32,
-    /// CUDA: the host's own context (CUcontext) instead; it must outlive the cache. NULL = the primary context.
+    /// CUDA: a context of the host (CUcontext) to use instead; NULL = the primary context of cuda_device.
     pub cuda_context: *mut c_void,
-    /// CUDA: where device memory comes from: both or neither, NULL = cuMemAlloc. The cache's context is current when they
-    /// are called.
+    /// CUDA: allocator of device memory. Set both device_alloc and device_free, or neither: NULL = cuMemAlloc. The
+    /// cache's context is current when they are called.
     pub device_alloc: skc_alloc_fn,
-    /// Counterpart of device_alloc.
+    /// CUDA: frees what device_alloc has returned.
     pub device_free: skc_free_fn,
-    /// First argument of device_alloc and device_free.
+    /// CUDA: first argument of device_alloc and device_free.
     pub device_memory_user: *mut c_void,
 }
 c_struct!(skc_cache_config, SKC_NO_DISK_CACHE | SKC_PROGRAMMATIC_LAUNCH, 136);
@@ -209,36 +239,60 @@ impl Default for skc_cache_config {
     }
 }
 
-/// Fills a configuration with defaults. `struct_size` is the caller's sizeof(skc_cache_config): nothing is written
-/// beyond it.
+/// Fills a cache's configuration with the defaults, the same as SKC_CACHE_CONFIG_INIT. `struct_size` is the caller's
+/// sizeof(skc_cache_config): not more bytes are written.
+///
+/// Returns: SKC_STATUS_OK, or
+/// - SKC_STATUS_NULL_POINTER: config is NULL.
+/// - SKC_STATUS_INVALID_ARGUMENT: config is misaligned.
+/// - SKC_STATUS_VERSION_MISMATCH: struct_size is smaller than in the first release, or above 4096.
+/// - SKC_STATUS_INTERNAL: a bug in this library.
+///
+/// Lifetime: config until the call returns.
+///
+/// Threads: any thread, also several at a time.
 ///
 /// # Safety
 /// `config` must be NULL or writable for `struct_size` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn skc_cache_config_init(config: *mut skc_cache_config, struct_size: u32) -> skc_status {
-    // SAFETY: the caller's contract.
+    // SAFETY: NULL or writable for `struct_size` bytes.
     boundary(|| unsafe { init("skc_cache_config", config, struct_size, skc_cache_config::default()) })
 }
 
-/// Fills a layer's configuration with defaults. `struct_size` is the caller's sizeof(skc_layer_config): nothing is
-/// written beyond it.
+/// Fills a layer's configuration with the defaults, the same as SKC_LAYER_CONFIG_INIT. `struct_size` is the caller's
+/// sizeof(skc_layer_config): not more bytes are written.
+///
+/// Returns: SKC_STATUS_OK, or
+/// - SKC_STATUS_NULL_POINTER: config is NULL.
+/// - SKC_STATUS_INVALID_ARGUMENT: config is misaligned.
+/// - SKC_STATUS_VERSION_MISMATCH: struct_size is smaller than in the first release, or above 4096.
+/// - SKC_STATUS_INTERNAL: a bug in this library.
+///
+/// Lifetime: config until the call returns.
+///
+/// Threads: any thread, also several at a time.
 ///
 /// # Safety
 /// `config` must be NULL or writable for `struct_size` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn skc_layer_config_init(config: *mut skc_layer_config, struct_size: u32) -> skc_status {
-    // SAFETY: the caller's contract.
+    // SAFETY: NULL or writable for `struct_size` bytes.
     boundary(|| unsafe { init("skc_layer_config", config, struct_size, skc_layer_config::default()) })
 }
 
-/// Writes defaults into a struct of `size` bytes, zeros into what it has beyond ours.
+/// Writes defaults into a struct of `size` bytes. Bytes that this library does not know become 0.
+///
+/// # Safety
+/// `out` must be NULL or writable for `size` bytes.
 unsafe fn init<T: CStruct>(name: &str, out: *mut T, size: u32, defaults: T) -> Result<()> {
     check_pointer(name, out)?;
     let (bytes, known) = (size as usize, size_of::<T>());
-    if !(T::FIRST_SIZE..=4096).contains(&bytes) {
-        bail!(VersionMismatch, "struct_size of {name} is {size}: {} to 4096 is allowed", T::FIRST_SIZE);
+    if !(T::FIRST_SIZE..=MAX_STRUCT_SIZE).contains(&bytes) {
+        bail!(VersionMismatch, "struct_size of {name} is {size}: {} to {MAX_STRUCT_SIZE} is allowed", T::FIRST_SIZE);
     }
-    // SAFETY: the caller's contract; every struct here starts with its size.
+    // SAFETY: not NULL, by the check, and writable for `bytes` bytes, as this function demands; struct_size comes
+    // first.
     unsafe {
         out.cast::<u8>().write_bytes(0, bytes);
         std::ptr::copy_nonoverlapping((&raw const defaults).cast::<u8>(), out.cast(), bytes.min(known));
@@ -256,12 +310,12 @@ fn dtype(name: &str, value: u32) -> Result<DType> {
     }
 }
 
-/// A pair of callbacks, or the default where there are none.
+/// The allocator that a pair of callbacks makes, or the default if both are NULL.
 fn memory(names: [&str; 2], alloc: skc_alloc_fn, free: skc_free_fn, user: *mut c_void) -> Result<Memory> {
     let [alloc_name, free_name] = names;
     match (alloc, free) {
         (None, None) => Ok(Memory::default()),
-        // SAFETY: the header's contract of the callbacks.
+        // SAFETY: the header demands of the callbacks what `Memory::new` does.
         (Some(alloc), Some(free)) => Ok(unsafe { Memory::new(alloc, free, user) }),
         (Some(_), None) => {
             bail!(InvalidConfig, "{alloc_name} is set but {free_name} is NULL: both or neither is allowed")
@@ -272,12 +326,12 @@ fn memory(names: [&str; 2], alloc: skc_alloc_fn, free: skc_free_fn, user: *mut c
     }
 }
 
-/// Translates a caller's configuration; its meaning is checked by `CacheConfig`.
+/// Converts a caller's configuration. The values themselves are checked by `CacheConfig`.
 ///
 /// # Safety
-/// `config` and all it points to must be NULL or as the header says.
+/// `config` and all that it points to must be NULL or as the header says.
 pub unsafe fn read_config(config: *const skc_cache_config) -> Result<(CacheConfig, skc_cache_config)> {
-    // SAFETY: the caller's contract.
+    // SAFETY: NULL or a struct of struct_size bytes.
     let c = unsafe { read_struct(config) }?;
     let backend = match c.backend {
         SKC_BACKEND_CPU => BackendKind::Cpu,
@@ -296,7 +350,7 @@ pub unsafe fn read_config(config: *const skc_cache_config) -> Result<(CacheConfi
         disk_cache: c.flags & SKC_NO_DISK_CACHE == 0,
         programmatic: c.flags & SKC_PROGRAMMATIC_LAUNCH != 0,
     };
-    // SAFETY: the header's contract of the callback.
+    // SAFETY: the header demands of the callback what `ParallelFor::new` does.
     let parallel_for = c.parallel_for.map(|call| unsafe { ParallelFor::new(call, c.parallel_for_user) });
     let config = CacheConfig {
         isa: None,
@@ -313,7 +367,7 @@ pub unsafe fn read_config(config: *const skc_cache_config) -> Result<(CacheConfi
         max_chunk: c.max_chunk,
         max_rewind: c.max_rewind,
         n_threads: c.n_threads,
-        // SAFETY: the caller's contract.
+        // SAFETY: `layers` is as the header says.
         layers: unsafe { read_layers(&c) }?,
         memory,
         parallel_for,
@@ -322,14 +376,16 @@ pub unsafe fn read_config(config: *const skc_cache_config) -> Result<(CacheConfi
     Ok((config, c))
 }
 
+/// # Safety
+/// `c.layers` must be NULL or have `n_layer_configs` elements, if that is 1 or `n_layers`.
 unsafe fn read_layers(c: &skc_cache_config) -> Result<Vec<LayerConfig>> {
     let n = c.n_layer_configs;
-    // Before any element is read: the caller has as many as it should, not as many as it says.
+    // Checked before any element is read: a wrong count does not say how many elements there are.
     if n == 0 || n > MAX_LAYERS || (n != 1 && n != c.n_layers) {
         bail!(InvalidConfig, "n_layer_configs is {n}: 1 or n_layers ({}) is allowed", c.n_layers);
     }
     let mut layers = with_room(n as usize, "layers")?;
-    // SAFETY: the caller's contract: the first element is there.
+    // SAFETY: NULL, or there is at least one element.
     let first = unsafe { read_struct(c.layers) }?;
     let stride = if c.layer_stride == 0 { u64::from(first.struct_size) } else { c.layer_stride };
     let align = align_of::<skc_layer_config>() as u64;
@@ -341,20 +397,22 @@ unsafe fn read_layers(c: &skc_cache_config) -> Result<Vec<LayerConfig>> {
         );
     }
     for i in 0..n as usize {
-        // SAFETY: the caller's contract: n elements, `stride` bytes apart.
+        // SAFETY: there are n elements, `stride` bytes apart.
         let layer = unsafe { read_struct(c.layers.byte_add(i * stride as usize)) }?;
-        // SAFETY: the caller's contract.
+        // SAFETY: the arrays of each element are as the header says.
         layers.push(unsafe { read_layer(&layer) }?);
     }
     Ok(layers)
 }
 
+/// # Safety
+/// Each array must be NULL or have as many elements as its count says.
 unsafe fn read_layer(c: &skc_layer_config) -> Result<LayerConfig> {
     let floats = |name: &str, ptr: *const f32, n: u32| {
         if n > MAX_HEADS {
             bail!(InvalidConfig, "n_{name} is {n}: at most {MAX_HEADS} is allowed");
         }
-        // SAFETY: the caller's contract.
+        // SAFETY: NULL or n elements, as this function demands.
         let values = unsafe { read_array(name, ptr, n as usize) }?;
         copied(values, name)
     };

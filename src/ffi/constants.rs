@@ -1,166 +1,179 @@
-//! Every constant of the header.
+//! Every constant of the header, in groups. The header's text, [`skc_constant`](super::skc_constant) and
+//! [`skc_status_name`](super::skc_status_name) are made from the tables here.
 
-/// Status of a call: 0, or one of the negative SKC_STATUS_ numbers, which are never reused.
+use std::ffi::CStr;
+
+use crate::backend::EditCall;
+use crate::config::{BackendKind, DType, PositionMode, RopeStyle};
+use crate::error::for_each_status;
+
+/// What a call returns: SKC_STATUS_OK (0), or one of the negative SKC_STATUS_ numbers. Numbers are never reused, and
+/// later versions may add some.
 pub type skc_status = i32;
 
-/// Version of this contract: raised when something a caller relies on changes. Additions do not raise it.
-pub const SKC_ABI_VERSION: u32 = 0;
+/// A constant of the header.
+#[derive(Clone, Copy, Debug)]
+pub struct Constant {
+    /// Its name.
+    pub name: &'static CStr,
+    /// Its value.
+    pub value: i64,
+    /// Its description; lines end with a newline.
+    pub text: &'static str,
+}
 
-/// Success.
-pub const SKC_STATUS_OK: skc_status = 0;
-/// The handle is NULL, destroyed, or was never a cache.
-pub const SKC_STATUS_INVALID_HANDLE: skc_status = -1;
-/// A required pointer is NULL.
-pub const SKC_STATUS_NULL_POINTER: skc_status = -2;
-/// A value of a call is not allowed.
-pub const SKC_STATUS_INVALID_ARGUMENT: skc_status = -3;
-/// A value of a configuration is not allowed.
-pub const SKC_STATUS_INVALID_CONFIG: skc_status = -4;
-/// A layer, sequence, token count or position is outside what there is.
-pub const SKC_STATUS_OUT_OF_RANGE: skc_status = -5;
-/// struct_size or flags is not one this library understands.
-pub const SKC_STATUS_VERSION_MISMATCH: skc_status = -6;
-/// The backend asked for is not in this build or has no device.
-pub const SKC_STATUS_BACKEND_UNAVAILABLE: skc_status = -7;
-/// Memory could not be had.
-pub const SKC_STATUS_OUT_OF_MEMORY: skc_status = -8;
-/// Another call is using the cache.
-pub const SKC_STATUS_BUSY: skc_status = -9;
-/// An edit needs all layers of a sequence at one length.
-pub const SKC_STATUS_LAYERS_OUT_OF_STEP: skc_status = -10;
-/// More tokens of one sequence than max_chunk.
-pub const SKC_STATUS_CHUNK_TOO_LONG: skc_status = -11;
-/// The tokens needed have been overwritten or evicted for good.
-pub const SKC_STATUS_TOKENS_GONE: skc_status = -12;
-/// The device failed; only skc_destroy_cache works now.
-pub const SKC_STATUS_DEVICE_LOST: skc_status = -13;
-/// A defect of this library; only skc_destroy_cache works now.
-pub const SKC_STATUS_INTERNAL: skc_status = -14;
-/// Graphs or counts in device memory have changed a sequence: the device alone knows its length. skc_note_replay,
-/// skc_reset and skc_seq_info with SKC_READ_BACK end that.
-pub const SKC_STATUS_LENGTH_UNKNOWN: skc_status = -15;
+/// Constants that belong together.
+#[derive(Clone, Copy, Debug)]
+pub struct ConstantGroup {
+    /// What they are for.
+    pub heading: &'static str,
+    /// In the order of the header.
+    pub constants: &'static [Constant],
+}
 
-/// Host memory and host threads.
-pub const SKC_BACKEND_CPU: u32 = 1;
-/// An NVIDIA GPU.
-pub const SKC_BACKEND_CUDA: u32 = 2;
-
-/// IEEE binary32.
-pub const SKC_DTYPE_F32: u32 = 1;
-/// IEEE binary16.
-pub const SKC_DTYPE_F16: u32 = 2;
-/// bfloat16.
-pub const SKC_DTYPE_BF16: u32 = 3;
-
-/// The cache rotates k and q.
-pub const SKC_POSITION_ROPE: u32 = 1;
-/// The host has rotated k and q at their stream positions, which advance by exactly one per token.
-pub const SKC_POSITION_ROPE_APPLIED: u32 = 2;
-/// Nobody rotates; a bias of -slope x distance in cache positions is added.
-pub const SKC_POSITION_ALIBI: u32 = 3;
-/// No positions.
-pub const SKC_POSITION_NONE: u32 = 4;
-
-/// Dim i is rotated with dim i + rope_dim / 2.
-pub const SKC_ROPE_NEOX: u32 = 1;
-/// Dim 2i is rotated with dim 2i + 1.
-pub const SKC_ROPE_INTERLEAVED: u32 = 2;
-
-/// A cache was made or destroyed.
-pub const SKC_LOG_INFO: u32 = 1;
-/// A call was refused.
-pub const SKC_LOG_WARN: u32 = 2;
-/// A call failed inside.
-pub const SKC_LOG_ERROR: u32 = 3;
-
-/// A sequence id that marks an entry as padding.
-pub const SKC_PADDING: i32 = -1;
-/// Every layer, where a layer is asked for; the layer of an edit in skc_device_error.
-pub const SKC_ALL_LAYERS: u32 = 4_294_967_295;
-
-/// Flag of a call: its arrays (seq_ids, n_tokens, start_positions) lie in device memory. CUDA only. Nothing in them is
-/// known to the host: entries that cannot be done are skipped on the device, see skc_poll_error.
-pub const SKC_ON_DEVICE: u32 = 1;
-/// Flag of skc_cache_config: compiled kernels are not kept on disk. See also SINKCACHE_CUDA_CACHE_DIR.
-pub const SKC_NO_DISK_CACHE: u32 = 1;
-/// Flag of skc_cache_config: CUDA's programmatic dependent launches, from compute capability 9.0 on. Blocks of a kernel of
-/// this cache take their places while the kernel before it in the stream still runs, if that one lets dependents in
-/// (griddepcontrol.launch_dependents), and wait for its end. With this flag or without, they let a kernel after them in that
-/// is launched that way: it must wait likewise. Captures need a driver of CUDA 12.3 or later.
-pub const SKC_PROGRAMMATIC_LAUNCH: u32 = 2;
-/// Flag of skc_sequence_info: wait for the stream of the latest call and read the sequence's state from the device.
-pub const SKC_READ_BACK: u32 = 1;
-
-/// skc_append_kv, and the first half of skc_step.
-pub const SKC_CALL_APPEND: u32 = 1;
-/// skc_attend, and the second half of skc_step.
-pub const SKC_CALL_ATTEND: u32 = 2;
-/// skc_evict.
-pub const SKC_CALL_EVICT: u32 = 3;
-/// skc_rewind.
-pub const SKC_CALL_REWIND: u32 = 4;
-/// skc_reset.
-pub const SKC_CALL_RESET: u32 = 5;
-/// skc_fork.
-pub const SKC_CALL_FORK: u32 = 6;
-/// skc_abort_step.
-pub const SKC_CALL_ABORT: u32 = 7;
-/// skc_step, where a kernel is asked for: see skc_kernel_choice.
-pub const SKC_CALL_STEP: u32 = 8;
-
-macro_rules! table {
-    ($($name:ident),* $(,)?) => {
-        &[$((stringify!($name), $name as i64)),*]
+/// Makes a Rust constant of each entry, and of each group a table.
+macro_rules! constants {
+    ($($group:ident, $heading:literal {
+        $($(#[doc = $doc:literal])+ $name:ident: $type:ty = $value:expr;)+
+    })+) => {
+        $($(
+            $(#[doc = $doc])+
+            pub const $name: $type = $value;
+        )+)+
+        $(const $group: ConstantGroup = ConstantGroup {
+            heading: $heading,
+            constants: &[$(Constant {
+                name: c_name(concat!(stringify!($name), "\0")),
+                value: $name as i64,
+                text: concat!($($doc, "\n"),+),
+            }),+],
+        };)+
     };
 }
 
-pub(super) const TABLE: &[(&str, i64)] = table![
-    SKC_ABI_VERSION,
-    SKC_STATUS_OK,
-    SKC_STATUS_INVALID_HANDLE,
-    SKC_STATUS_NULL_POINTER,
-    SKC_STATUS_INVALID_ARGUMENT,
-    SKC_STATUS_INVALID_CONFIG,
-    SKC_STATUS_OUT_OF_RANGE,
-    SKC_STATUS_VERSION_MISMATCH,
-    SKC_STATUS_BACKEND_UNAVAILABLE,
-    SKC_STATUS_OUT_OF_MEMORY,
-    SKC_STATUS_BUSY,
-    SKC_STATUS_LAYERS_OUT_OF_STEP,
-    SKC_STATUS_CHUNK_TOO_LONG,
-    SKC_STATUS_TOKENS_GONE,
-    SKC_STATUS_DEVICE_LOST,
-    SKC_STATUS_INTERNAL,
-    SKC_STATUS_LENGTH_UNKNOWN,
-    SKC_BACKEND_CPU,
-    SKC_BACKEND_CUDA,
-    SKC_DTYPE_F32,
-    SKC_DTYPE_F16,
-    SKC_DTYPE_BF16,
-    SKC_POSITION_ROPE,
-    SKC_POSITION_ROPE_APPLIED,
-    SKC_POSITION_ALIBI,
-    SKC_POSITION_NONE,
-    SKC_ROPE_NEOX,
-    SKC_ROPE_INTERLEAVED,
-    SKC_LOG_INFO,
-    SKC_LOG_WARN,
-    SKC_LOG_ERROR,
-    SKC_PADDING,
-    SKC_ALL_LAYERS,
-    SKC_ON_DEVICE,
-    SKC_NO_DISK_CACHE,
-    SKC_PROGRAMMATIC_LAUNCH,
-    SKC_READ_BACK,
-    SKC_CALL_APPEND,
-    SKC_CALL_ATTEND,
-    SKC_CALL_EVICT,
-    SKC_CALL_REWIND,
-    SKC_CALL_RESET,
-    SKC_CALL_FORK,
-    SKC_CALL_ABORT,
-    SKC_CALL_STEP,
-];
+const fn c_name(name: &'static str) -> &'static CStr {
+    match CStr::from_bytes_with_nul(name.as_bytes()) {
+        Ok(name) => name,
+        Err(_) => c"",
+    }
+}
+
+macro_rules! status_constants {
+    ($($(#[doc = $doc:literal])+ $name:ident = $number:literal, $c_name:ident;)+) => {
+        constants! {
+            STATUSES, "Statuses" {
+                /// Success.
+                SKC_STATUS_OK: skc_status = 0;
+                $($(#[doc = $doc])+ $c_name: skc_status = $number;)+
+            }
+        }
+    };
+}
+for_each_status!(status_constants);
+
+constants! {
+    VERSION, "Version" {
+        /// Version of this contract. It is raised when something that a caller relies on changes; additions do not
+        /// raise it.
+        SKC_ABI_VERSION: u32 = 0;
+    }
+    BACKENDS, "Backends: skc_cache_config.backend" {
+        /// K and V in host memory, kernels on CPU threads.
+        SKC_BACKEND_CPU: u32 = BackendKind::Cpu as u32;
+        /// K and V in the memory of an NVIDIA GPU, kernels in the host's CUDA stream.
+        SKC_BACKEND_CUDA: u32 = BackendKind::Cuda as u32;
+    }
+    DTYPES, "Element types: skc_cache_config.in_dtype, out_dtype and kv_dtype" {
+        /// IEEE binary32.
+        SKC_DTYPE_F32: u32 = DType::F32 as u32;
+        /// IEEE binary16.
+        SKC_DTYPE_F16: u32 = DType::F16 as u32;
+        /// bfloat16.
+        SKC_DTYPE_BF16: u32 = DType::Bf16 as u32;
+    }
+    POSITION_MODES, "Position modes: skc_layer_config.position_mode" {
+        /// The cache applies RoPE to k and q.
+        SKC_POSITION_ROPE: u32 = PositionMode::Rope as u32;
+        /// The host has applied RoPE to k and q at their stream positions, which advance by exactly one per token.
+        SKC_POSITION_ROPE_APPLIED: u32 = PositionMode::RopeApplied as u32;
+        /// No RoPE. Scores get a bias of -slope x distance, in cache positions.
+        SKC_POSITION_ALIBI: u32 = PositionMode::Alibi as u32;
+        /// No RoPE and no bias.
+        SKC_POSITION_NONE: u32 = PositionMode::None as u32;
+    }
+    ROPE_STYLES, "RoPE styles: skc_layer_config.rope_style" {
+        /// Dim i is rotated with dim i + rope_dim / 2.
+        SKC_ROPE_NEOX: u32 = RopeStyle::Neox as u32;
+        /// Dim 2i is rotated with dim 2i + 1.
+        SKC_ROPE_INTERLEAVED: u32 = RopeStyle::Interleaved as u32;
+    }
+    LOG_LEVELS, "Log levels: the argument of skc_log_fn" {
+        /// A cache was created or destroyed.
+        SKC_LOG_INFO: u32 = 1;
+        /// A call was rejected, or a cache was created with a warning.
+        SKC_LOG_WARN: u32 = 2;
+        /// A call returned SKC_STATUS_INTERNAL.
+        SKC_LOG_ERROR: u32 = 3;
+    }
+    IDS, "Special sequence ids and layers" {
+        /// As a sequence id: the entry is padding and is skipped.
+        SKC_PADDING: i32 = -1;
+        /// As a layer: all layers. In skc_device_error: an edit, which concerns all layers.
+        SKC_ALL_LAYERS: u32 = u32::MAX;
+    }
+    FLAGS, "Flags, each of the struct that its text names" {
+        /// Flag of the argument structs of calls and edits, for CUDA caches: seq_ids, n_tokens and start_positions are
+        /// in device memory. The host does not read them; the device checks them when the work runs, skips invalid
+        /// entries and records them for skc_poll_error.
+        SKC_ON_DEVICE: u32 = 1;
+        /// Flag of skc_cache_config: do not keep compiled kernels on disk. The environment variable
+        /// SINKCACHE_CUDA_CACHE_DIR names the folder, and disables the disk cache if it is empty.
+        SKC_NO_DISK_CACHE: u32 = 1;
+        /// Flag of skc_cache_config: programmatic dependent launch, from compute capability 9.0 on. Thread blocks of
+        /// this cache's kernels are scheduled while the preceding kernel of the stream drains (if it calls
+        /// griddepcontrol.launch_dependents), and execute griddepcontrol.wait before their first access to memory.
+        ///
+        /// With or without this flag, kernels of this cache trigger launch_dependents: a programmatic launch that
+        /// follows one must itself execute griddepcontrol.wait before it reads the results. Capturing such launches
+        /// into a graph needs a driver of CUDA 12.3 or later.
+        SKC_PROGRAMMATIC_LAUNCH: u32 = 2;
+        /// Flag of skc_sequence_info: wait for the stream of the latest call, and read the sequence's state from the
+        /// device.
+        SKC_READ_BACK: u32 = 1;
+    }
+    CALLS, "Calls: skc_device_error.call and the argument of skc_kernel_choice" {
+        /// skc_append_kv, or the append of skc_step.
+        SKC_CALL_APPEND: u32 = 1;
+        /// skc_attend, or the attention of skc_step.
+        SKC_CALL_ATTEND: u32 = 2;
+        /// skc_evict.
+        SKC_CALL_EVICT: u32 = EditCall::Evict as u32;
+        /// skc_rewind.
+        SKC_CALL_REWIND: u32 = EditCall::Rewind as u32;
+        /// skc_reset.
+        SKC_CALL_RESET: u32 = EditCall::Reset as u32;
+        /// skc_fork.
+        SKC_CALL_FORK: u32 = EditCall::Fork as u32;
+        /// skc_abort_step.
+        SKC_CALL_ABORT: u32 = EditCall::Abort as u32;
+        /// skc_step, as an argument of skc_kernel_choice only.
+        SKC_CALL_STEP: u32 = 8;
+    }
+}
+
+/// All constants, in the order of the header.
+pub const CONSTANT_GROUPS: [ConstantGroup; 10] =
+    [VERSION, STATUSES, BACKENDS, DTYPES, POSITION_MODES, ROPE_STYLES, LOG_LEVELS, IDS, FLAGS, CALLS];
+
+/// The value of the constant of that name.
+pub(super) fn constant(name: &CStr) -> Option<i64> {
+    CONSTANT_GROUPS.iter().flat_map(|group| group.constants).find(|c| c.name == name).map(|c| c.value)
+}
+
+/// The name of a status.
+pub(super) fn status_name(status: skc_status) -> Option<&'static CStr> {
+    STATUSES.constants.iter().find(|c| c.value == i64::from(status)).map(|c| c.name)
+}
 
 #[cfg(test)]
 mod tests {
@@ -169,8 +182,17 @@ mod tests {
 
     #[test]
     fn every_status_has_its_constant() {
-        let constants: Vec<_> = TABLE.iter().filter(|(n, _)| n.starts_with("SKC_STATUS_")).map(|&(_, v)| v).collect();
+        let constants: Vec<_> = STATUSES.constants.iter().map(|c| c.value).collect();
         let statuses: Vec<_> = std::iter::once(0).chain(Status::ALL.iter().map(|&s| s as i64)).collect();
         assert_eq!(constants, statuses);
+        assert_eq!(constants, (0..constants.len() as i64).map(|n| -n).collect::<Vec<_>>());
+        assert_eq!(status_name(Status::Busy as i32), Some(c"SKC_STATUS_BUSY"));
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let names: Vec<_> = CONSTANT_GROUPS.iter().flat_map(|group| group.constants).map(|c| c.name).collect();
+        assert!(names.iter().all(|name| name.to_bytes().starts_with(b"SKC_")));
+        assert_eq!(names.len(), names.iter().collect::<std::collections::HashSet<_>>().len());
     }
 }

@@ -1,32 +1,34 @@
-//! Edits of a batch of sequences, all layers at once.
+//! Edits of sequences: evict, rewind, reset, fork, and the abort of a step.
 
 use std::ffi::c_void;
 
 use super::boundary::boundary;
-use super::c_struct::{c_struct, read_array, read_struct};
+use super::c_struct::{CStruct, c_struct, read_array, read_struct};
 use super::constants::{SKC_ON_DEVICE, skc_status};
 use super::gate::abort_team_step;
 use super::registry::{on_stream, skc_cache, with_handle};
+use crate::backend::EditCall;
 use crate::batch::DeviceEdit;
-use crate::error::Result;
+use crate::error::{Result, bail};
 
 /// Arguments of skc_evict.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct skc_evict_args {
-    /// sizeof(skc_evict_args).
+    /// Set to sizeof(skc_evict_args): says which version of the struct the caller was built with.
     pub struct_size: u32,
-    /// 0 or SKC_ON_DEVICE.
+    /// Flags: 0, or SKC_ON_DEVICE.
     pub flags: u32,
-    /// Entries of seq_ids and n_tokens.
+    /// Number of entries: elements of seq_ids and of n_tokens.
     pub n_entries: u32,
-    /// 0.
+    /// Unused: set to 0.
     pub reserved: u32,
-    /// Sequences; SKC_PADDING skips an entry. A sequence may appear once.
+    /// Sequence of each entry; SKC_PADDING skips an entry. A sequence may appear once.
     pub seq_ids: *const i32,
-    /// Window tokens to drop, the oldest first; 0 skips an entry.
+    /// Window tokens to drop from each sequence, the oldest first; 0 skips an entry.
     pub n_tokens: *const i32,
-    /// CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+    /// CUDA: the stream that the work is put into (CUstream, cudaStream_t); NULL = the legacy default stream. CPU:
+    /// NULL.
     pub stream: *mut c_void,
 }
 c_struct!(skc_evict_args, SKC_ON_DEVICE, 32);
@@ -35,19 +37,20 @@ c_struct!(skc_evict_args, SKC_ON_DEVICE, 32);
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct skc_rewind_args {
-    /// sizeof(skc_rewind_args).
+    /// Set to sizeof(skc_rewind_args): says which version of the struct the caller was built with.
     pub struct_size: u32,
-    /// 0 or SKC_ON_DEVICE.
+    /// Flags: 0, or SKC_ON_DEVICE.
     pub flags: u32,
-    /// Entries of seq_ids and n_tokens.
+    /// Number of entries: elements of seq_ids and of n_tokens.
     pub n_entries: u32,
-    /// 0.
+    /// Unused: set to 0.
     pub reserved: u32,
-    /// Sequences; SKC_PADDING skips an entry. A sequence may appear once.
+    /// Sequence of each entry; SKC_PADDING skips an entry. A sequence may appear once.
     pub seq_ids: *const i32,
-    /// Tokens to cut, the newest first; 0 skips an entry.
+    /// Tokens to remove from the end of each sequence; 0 skips an entry.
     pub n_tokens: *const i32,
-    /// CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+    /// CUDA: the stream that the work is put into (CUstream, cudaStream_t); NULL = the legacy default stream. CPU:
+    /// NULL.
     pub stream: *mut c_void,
 }
 c_struct!(skc_rewind_args, SKC_ON_DEVICE, 32);
@@ -56,19 +59,20 @@ c_struct!(skc_rewind_args, SKC_ON_DEVICE, 32);
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct skc_reset_args {
-    /// sizeof(skc_reset_args).
+    /// Set to sizeof(skc_reset_args): says which version of the struct the caller was built with.
     pub struct_size: u32,
-    /// 0 or SKC_ON_DEVICE.
+    /// Flags: 0, or SKC_ON_DEVICE.
     pub flags: u32,
-    /// Entries of seq_ids and, where given, start_positions.
+    /// Number of entries: elements of seq_ids and, if it is not NULL, of start_positions.
     pub n_entries: u32,
-    /// 0.
+    /// Unused: set to 0.
     pub reserved: u32,
-    /// Sequences; SKC_PADDING skips an entry. A sequence may appear once.
+    /// Sequence of each entry; SKC_PADDING skips an entry. A sequence may appear once.
     pub seq_ids: *const i32,
-    /// Stream positions of the next tokens; NULL = 0.
+    /// Stream position that each sequence's next token gets; NULL = 0 for all.
     pub start_positions: *const u64,
-    /// CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+    /// CUDA: the stream that the work is put into (CUstream, cudaStream_t); NULL = the legacy default stream. CPU:
+    /// NULL.
     pub stream: *mut c_void,
 }
 c_struct!(skc_reset_args, SKC_ON_DEVICE, 32);
@@ -77,19 +81,20 @@ c_struct!(skc_reset_args, SKC_ON_DEVICE, 32);
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct skc_fork_args {
-    /// sizeof(skc_fork_args).
+    /// Set to sizeof(skc_fork_args): says which version of the struct the caller was built with.
     pub struct_size: u32,
-    /// 0 or SKC_ON_DEVICE.
+    /// Flags: 0, or SKC_ON_DEVICE.
     pub flags: u32,
-    /// Entries of src_seq_ids and dst_seq_ids.
+    /// Number of entries: elements of src_seq_ids and of dst_seq_ids.
     pub n_entries: u32,
-    /// 0.
+    /// Unused: set to 0.
     pub reserved: u32,
-    /// Sequences to copy; SKC_PADDING skips an entry. One may be copied to many.
+    /// Sequence that each entry copies; SKC_PADDING skips an entry. It may be copied several times.
     pub src_seq_ids: *const i32,
-    /// Sequences to overwrite; SKC_PADDING skips an entry. None may be a source, or appear twice.
+    /// Sequence that each entry overwrites; SKC_PADDING skips an entry. It may appear once, and must not be a source.
     pub dst_seq_ids: *const i32,
-    /// CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+    /// CUDA: the stream that the work is put into (CUstream, cudaStream_t); NULL = the legacy default stream. CPU:
+    /// NULL.
     pub stream: *mut c_void,
 }
 c_struct!(skc_fork_args, SKC_ON_DEVICE, 32);
@@ -98,150 +103,223 @@ c_struct!(skc_fork_args, SKC_ON_DEVICE, 32);
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct skc_abort_step_args {
-    /// sizeof(skc_abort_step_args).
+    /// Set to sizeof(skc_abort_step_args): says which version of the struct the caller was built with.
     pub struct_size: u32,
-    /// 0.
+    /// Flags: none is defined, set to 0.
     pub flags: u32,
-    /// Entries of seq_ids; 0 with seq_ids NULL = all sequences.
+    /// Number of entries: elements of seq_ids. 0 with seq_ids NULL = all sequences.
     pub n_entries: u32,
-    /// 0.
+    /// Unused: set to 0.
     pub reserved: u32,
-    /// Sequences; SKC_PADDING skips an entry. A sequence may appear once.
+    /// Sequence of each entry, in host memory; SKC_PADDING skips an entry. A sequence may appear once.
     pub seq_ids: *const i32,
-    /// CUDA stream (CUstream, cudaStream_t); NULL = the legacy default stream. On the CPU NULL.
+    /// CUDA: the stream that the work is put into (CUstream, cudaStream_t); NULL = the legacy default stream. CPU:
+    /// NULL.
     pub stream: *mut c_void,
 }
 c_struct!(skc_abort_step_args, 0, 24);
 
-macro_rules! check_reserved {
-    ($args:expr) => {
-        if $args.reserved != 0 {
-            $crate::error::bail!(VersionMismatch, "reserved is {}: it must be 0", $args.reserved);
+/// The four edits have one shape: an id per entry and, by call, one more array.
+trait EditArgs: CStruct {
+    const CALL: EditCall;
+
+    fn arrays(&self) -> EditArrays;
+}
+
+/// The arrays of an edit, in host or device memory. Those that the call does not have are NULL.
+struct EditArrays {
+    flags: u32,
+    n_entries: u32,
+    reserved: u32,
+    /// In a fork the destinations.
+    seq_ids: *const i32,
+    /// In a fork the sources.
+    n_tokens: *const i32,
+    start_positions: *const u64,
+    stream: *mut c_void,
+}
+
+macro_rules! edit_args {
+    ($type:ident, $call:ident, $seq_ids:ident, $second:ident: $field:ident) => {
+        impl EditArgs for $type {
+            const CALL: EditCall = EditCall::$call;
+
+            fn arrays(&self) -> EditArrays {
+                EditArrays {
+                    seq_ids: self.$seq_ids,
+                    $second: self.$field,
+                    ..EditArrays::empty(self.flags, self.n_entries, self.reserved, self.stream)
+                }
+            }
         }
     };
 }
+edit_args!(skc_evict_args, Evict, seq_ids, n_tokens: n_tokens);
+edit_args!(skc_rewind_args, Rewind, seq_ids, n_tokens: n_tokens);
+edit_args!(skc_reset_args, Reset, seq_ids, start_positions: start_positions);
+edit_args!(skc_fork_args, Fork, dst_seq_ids, n_tokens: src_seq_ids);
 
-unsafe fn read_counts<'a>(n: u32, seq_ids: *const i32, n_tokens: *const i32) -> Result<(&'a [i32], &'a [i32])> {
-    // SAFETY: the caller's contract.
-    unsafe { Ok((read_array("seq_ids", seq_ids, n as usize)?, read_array("n_tokens", n_tokens, n as usize)?)) }
-}
-
-fn device_edit(n_entries: u32, ids: *const i32, tokens: *const i32, positions: *const u64) -> DeviceEdit {
-    DeviceEdit {
-        seq_ids: ids.expose_provenance() as u64,
-        n_tokens: tokens.expose_provenance() as u64,
-        positions: positions.expose_provenance() as u64,
-        n_entries,
+impl EditArrays {
+    fn empty(flags: u32, n_entries: u32, reserved: u32, stream: *mut c_void) -> Self {
+        let (seq_ids, n_tokens, start_positions) = (std::ptr::null(), std::ptr::null(), std::ptr::null());
+        Self { flags, n_entries, reserved, seq_ids, n_tokens, start_positions, stream }
     }
 }
 
-/// Drops the oldest window tokens of sequences for good, in all layers. Every layer's window must hold as many.
+/// Runs any of the four edits.
+///
+/// # Safety
+/// `args` must be NULL or as the header describes it.
+unsafe fn edit<A: EditArgs>(cache: *mut skc_cache, args: *const A) -> skc_status {
+    boundary(|| {
+        // SAFETY: NULL or a struct of struct_size bytes.
+        let a = unsafe { read_struct(args) }?.arrays();
+        check_reserved(a.reserved)?;
+        if a.flags & SKC_ON_DEVICE != 0 {
+            let edit = DeviceEdit {
+                seq_ids: a.seq_ids.expose_provenance() as u64,
+                n_tokens: a.n_tokens.expose_provenance() as u64,
+                positions: a.start_positions.expose_provenance() as u64,
+                n_entries: a.n_entries,
+            };
+            // SAFETY: the header demands a live stream, and arrays that are readable on the device whenever the work
+            // runs.
+            return unsafe { on_stream(cache, a.stream, |cache| cache.edit_on_device(A::CALL, edit)) };
+        }
+        let n = a.n_entries as usize;
+        let (ids_name, tokens_name) =
+            if A::CALL == EditCall::Fork { ("dst_seq_ids", "src_seq_ids") } else { ("seq_ids", "n_tokens") };
+        // SAFETY: the header demands arrays of n_entries elements, during the call.
+        let (ids, tokens, starts) = unsafe {
+            let ids = read_array(ids_name, a.seq_ids, n)?;
+            let tokens = if A::CALL == EditCall::Reset { &[] } else { read_array(tokens_name, a.n_tokens, n)? };
+            let starts = a.start_positions;
+            (ids, tokens, (!starts.is_null()).then(|| read_array("start_positions", starts, n)).transpose()?)
+        };
+        // SAFETY: the header demands a live stream of the cache's context.
+        unsafe {
+            on_stream(cache, a.stream, |cache| match A::CALL {
+                EditCall::Evict => cache.evict(ids, tokens),
+                EditCall::Rewind => cache.rewind(ids, tokens),
+                EditCall::Reset => cache.reset(ids, starts),
+                EditCall::Fork => cache.fork(tokens, ids),
+                EditCall::Abort => bail!(Internal, "abort has arguments of its own"),
+            })
+        }
+    })
+}
+
+fn check_reserved(reserved: u32) -> Result<()> {
+    if reserved != 0 {
+        bail!(VersionMismatch, "reserved is {reserved}: it must be 0");
+    }
+    Ok(())
+}
+
+/// Permanently drops the oldest window tokens of sequences, in all layers: the window is shorter until new tokens fill
+/// it.
+///
+/// Returns: SKC_STATUS_OK, the common statuses, and
+/// - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist; a layer's window holds fewer tokens; too many entries.
+/// - SKC_STATUS_LAYERS_OUT_OF_STEP: a sequence has different lengths in its layers.
+///
+/// Lifetime: args and its arrays until the call returns. With SKC_ON_DEVICE the arrays until the work has finished, and
+/// at every replay of a graph that has captured it.
+///
+/// Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY.
 ///
 /// # Safety
 /// `args` must be NULL or as the header describes it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn skc_evict(cache: *mut skc_cache, args: *const skc_evict_args) -> skc_status {
-    boundary(|| {
-        // SAFETY: the caller's contract.
-        let a = unsafe { read_struct(args) }?;
-        check_reserved!(a);
-        if a.flags & SKC_ON_DEVICE != 0 {
-            let edit = device_edit(a.n_entries, a.seq_ids, a.n_tokens, std::ptr::null());
-            // SAFETY: the caller's contract.
-            return on_stream(cache, a.stream, |cache| unsafe { cache.evict_on_device(edit) });
-        }
-        // SAFETY: the caller's contract.
-        let (ids, counts) = unsafe { read_counts(a.n_entries, a.seq_ids, a.n_tokens) }?;
-        on_stream(cache, a.stream, |cache| cache.evict(ids, counts))
-    })
+    // SAFETY: `args` is as the header describes it.
+    unsafe { edit(cache, args) }
 }
 
-/// Cuts the newest tokens of sequences (a rejected draft) as if they had never been, in all layers: what they had pushed
-/// out of the window is back. SKC_STATUS_TOKENS_GONE where that is impossible.
+/// Removes the newest tokens of sequences, such as rejected drafts, in all layers, as if they had never been appended:
+/// tokens that they pushed out of the window are visible again.
+///
+/// Returns: SKC_STATUS_OK, the common statuses, and
+/// - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist, or is shorter; too many entries.
+/// - SKC_STATUS_TOKENS_GONE: tokens that would be visible again have been overwritten (see max_rewind) or evicted.
+/// - SKC_STATUS_LAYERS_OUT_OF_STEP: a sequence has different lengths in its layers.
+///
+/// Lifetime: args and its arrays until the call returns. With SKC_ON_DEVICE the arrays until the work has finished, and
+/// at every replay of a graph that has captured it.
+///
+/// Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY.
 ///
 /// # Safety
 /// `args` must be NULL or as the header describes it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn skc_rewind(cache: *mut skc_cache, args: *const skc_rewind_args) -> skc_status {
-    boundary(|| {
-        // SAFETY: the caller's contract.
-        let a = unsafe { read_struct(args) }?;
-        check_reserved!(a);
-        if a.flags & SKC_ON_DEVICE != 0 {
-            let edit = device_edit(a.n_entries, a.seq_ids, a.n_tokens, std::ptr::null());
-            // SAFETY: the caller's contract.
-            return on_stream(cache, a.stream, |cache| unsafe { cache.rewind_on_device(edit) });
-        }
-        // SAFETY: the caller's contract.
-        let (ids, counts) = unsafe { read_counts(a.n_entries, a.seq_ids, a.n_tokens) }?;
-        on_stream(cache, a.stream, |cache| cache.rewind(ids, counts))
-    })
+    // SAFETY: `args` is as the header describes it.
+    unsafe { edit(cache, args) }
 }
 
-/// Empties sequences, in all layers.
+/// Empties sequences, in all layers, and sets the stream positions of their next tokens.
+///
+/// Returns: SKC_STATUS_OK, the common statuses, and
+/// - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist; too many entries.
+///
+/// Lifetime: args and its arrays until the call returns. With SKC_ON_DEVICE the arrays until the work has finished, and
+/// at every replay of a graph that has captured it.
+///
+/// Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY.
 ///
 /// # Safety
 /// `args` must be NULL or as the header describes it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn skc_reset(cache: *mut skc_cache, args: *const skc_reset_args) -> skc_status {
-    boundary(|| {
-        // SAFETY: the caller's contract.
-        let a = unsafe { read_struct(args) }?;
-        check_reserved!(a);
-        if a.flags & SKC_ON_DEVICE != 0 {
-            let edit = device_edit(a.n_entries, a.seq_ids, std::ptr::null(), a.start_positions);
-            // SAFETY: the caller's contract.
-            return on_stream(cache, a.stream, |cache| unsafe { cache.reset_on_device(edit) });
-        }
-        let n = a.n_entries as usize;
-        // SAFETY: the caller's contract.
-        let (ids, starts) = unsafe {
-            let starts = (!a.start_positions.is_null()).then(|| read_array("start_positions", a.start_positions, n));
-            (read_array("seq_ids", a.seq_ids, n)?, starts.transpose()?)
-        };
-        on_stream(cache, a.stream, |cache| cache.reset(ids, starts))
-    })
+    // SAFETY: `args` is as the header describes it.
+    unsafe { edit(cache, args) }
 }
 
-/// Makes sequences independent copies of others, in all layers.
+/// Makes sequences independent copies of others, in all layers. A CPU cache copies K and V during the call.
+///
+/// Returns: SKC_STATUS_OK, the common statuses, and
+/// - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist; too many entries.
+/// - SKC_STATUS_INVALID_ARGUMENT: also for a destination that is a source, too.
+/// - SKC_STATUS_LAYERS_OUT_OF_STEP: a source has different lengths in its layers.
+///
+/// Lifetime: args and its arrays until the call returns. With SKC_ON_DEVICE the arrays until the work has finished, and
+/// at every replay of a graph that has captured it.
+///
+/// Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY.
 ///
 /// # Safety
 /// `args` must be NULL or as the header describes it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn skc_fork(cache: *mut skc_cache, args: *const skc_fork_args) -> skc_status {
-    boundary(|| {
-        // SAFETY: the caller's contract.
-        let a = unsafe { read_struct(args) }?;
-        check_reserved!(a);
-        if a.flags & SKC_ON_DEVICE != 0 {
-            let edit = device_edit(a.n_entries, a.dst_seq_ids, a.src_seq_ids, std::ptr::null());
-            // SAFETY: the caller's contract.
-            return on_stream(cache, a.stream, |cache| unsafe { cache.fork_on_device(edit) });
-        }
-        let n = a.n_entries as usize;
-        // SAFETY: the caller's contract.
-        let (src, dst) =
-            unsafe { (read_array("src_seq_ids", a.src_seq_ids, n)?, read_array("dst_seq_ids", a.dst_seq_ids, n)?) };
-        on_stream(cache, a.stream, |cache| cache.fork(src, dst))
-    })
+    // SAFETY: `args` is as the header describes it.
+    unsafe { edit(cache, args) }
 }
 
-/// After a failure between layers: cuts every layer of the sequences back to the shortest, so that the step can be done
-/// again. Ends an skc_step_part some of whose members never came in any case. SKC_STATUS_TOKENS_GONE where a longer layer
-/// has overwritten tokens that would be visible again; then only skc_reset helps.
+/// Aborts a step that failed between layers: cuts every layer of the sequences to the length of the shortest, so that
+/// the step can be repeated. It also ends a step of skc_step_part some of whose members never came.
+///
+/// Returns: SKC_STATUS_OK, the common statuses, and
+/// - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist; too many entries.
+/// - SKC_STATUS_TOKENS_GONE: a longer layer has overwritten tokens that would be visible again: reset the sequence.
+/// - SKC_STATUS_BUSY: also while a member is inside skc_step_part.
+///
+/// Lifetime: args and its array until the call returns.
+///
+/// Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY.
 ///
 /// # Safety
 /// `args` must be NULL or as the header describes it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn skc_abort_step(cache: *mut skc_cache, args: *const skc_abort_step_args) -> skc_status {
     boundary(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: NULL or a struct of struct_size bytes.
         let a = unsafe { read_struct(args) }?;
-        check_reserved!(a);
+        check_reserved(a.reserved)?;
         let all = a.n_entries == 0 && a.seq_ids.is_null();
-        // SAFETY: the caller's contract.
+        // SAFETY: the header demands an array of n_entries elements, during the call.
         let ids = (!all).then(|| unsafe { read_array("seq_ids", a.seq_ids, a.n_entries as usize) }).transpose()?;
         with_handle(cache, abort_team_step)?;
-        on_stream(cache, a.stream, |cache| cache.abort_step(ids))
+        // SAFETY: the header demands a live stream of the cache's context.
+        unsafe { on_stream(cache, a.stream, |cache| cache.abort_step(ids)) }
     })
 }

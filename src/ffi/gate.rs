@@ -1,4 +1,4 @@
-//! What lets one call, or one thread team, at a time into a cache.
+//! The gate of a cache: it lets one call, or one thread team, use the cache at a time. Others get `Busy`.
 
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,30 +10,31 @@ use super::team::Team;
 use crate::cache::Cache;
 use crate::error::{Error, Result, Status, bail};
 
-/// Nobody uses the cache.
+/// No call uses the cache.
 const IDLE: u32 = 0;
-/// One call uses it.
+/// One call uses the cache.
 const EXCLUSIVE: u32 = 1;
-/// A thread team does a step.
+/// A thread team uses the cache.
 const TEAM: u32 = 2;
 
-/// A cache behind a handle.
+/// What a handle refers to: a cache and its gate.
 pub struct Handle {
     gate: AtomicU32,
-    /// `None` once destroyed. Mutable access only through the gate.
+    /// `None` once destroyed. Accessed only by those whom the gate has let in.
     cache: UnsafeCell<Option<Cache>>,
-    /// The step a thread team is doing.
+    /// The step of a thread team.
     pub team: Mutex<Team>,
     pub log: Log,
 }
 
-// SAFETY: the gate lets one exclusive user in, or a team whose members share the cache read-only.
+// SAFETY: the gate gives `cache` either to one call, or to a team, whose members share it and change it only under the
+// lock of `team` while no other member computes.
 unsafe impl Sync for Handle {}
 
-/// Sole use of a cache, given back on drop. A panic meanwhile poisons the cache.
+/// Exclusive use of a cache, until dropped. A panic meanwhile makes the cache unusable.
 pub struct Exclusive<'a> {
     handle: &'a Handle,
-    /// A Rust host may call while its own panic unwinds.
+    /// Whether a panic of the (Rust) host was already unwinding when the call began.
     was_panicking: bool,
 }
 
@@ -47,7 +48,7 @@ impl<'a> Exclusive<'a> {
     }
 
     pub fn cache(&mut self) -> &mut Option<Cache> {
-        // SAFETY: the gate is ours.
+        // SAFETY: the gate is in state EXCLUSIVE, entered by `self`: no other reference exists.
         unsafe { &mut *self.handle.cache.get() }
     }
 }
@@ -65,12 +66,12 @@ impl Drop for Exclusive<'_> {
 }
 
 impl Handle {
-    /// A cache that nobody uses yet.
+    /// A cache that no call uses.
     pub fn new(cache: Cache, log: Log) -> Self {
         Self { gate: AtomicU32::new(IDLE), cache: UnsafeCell::new(Some(cache)), team: Mutex::default(), log }
     }
 
-    /// Lets a thread team in; the lock of `parts` must be held.
+    /// Opens the gate for a thread team; the caller holds the lock of `team`.
     pub fn begin_team(&self) -> Result<()> {
         match self.gate.compare_exchange(IDLE, TEAM, Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => Ok(()),
@@ -78,27 +79,27 @@ impl Handle {
         }
     }
 
-    /// Ends a team's step; the lock of `parts` must be held, and no member be inside.
+    /// Ends a team's step; the caller holds the lock of `team`, and no member is inside.
     pub fn end_team(&self) {
         self.gate.store(IDLE, Ordering::Release);
     }
 
-    /// The cache, to read while a team is inside.
+    /// The cache, for a member of the team to compute with.
     ///
     /// # Safety
-    /// The gate must be open for a team, the caller one of its members.
+    /// The gate must be open for a team, and the caller one of its members that has joined and not left.
     pub unsafe fn cache_shared(&self) -> Result<&Cache> {
-        // SAFETY: the caller's contract: nobody has it mutably.
+        // SAFETY: the gate is open for the team, and `cache_exclusive` is not called while a member computes.
         unsafe { &*self.cache.get() }.as_ref().ok_or_else(destroyed)
     }
 
-    /// The cache, to change when a team's step begins or ends.
+    /// The cache, to change it when a team's step begins or ends.
     ///
     /// # Safety
-    /// The gate must be open for a team, the lock of `parts` held, and no member be computing.
-    #[expect(clippy::mut_from_ref, reason = "the gate and the lock are the exclusion")]
+    /// The gate must be open for a team, the caller must hold the lock of `team`, and no member may be computing.
+    #[expect(clippy::mut_from_ref, reason = "the gate and the lock make it exclusive")]
     pub unsafe fn cache_exclusive(&self) -> Result<&mut Cache> {
-        // SAFETY: the caller's contract.
+        // SAFETY: no member computes, so none has a reference; the lock keeps others from joining.
         unsafe { &mut *self.cache.get() }.as_mut().ok_or_else(destroyed)
     }
 }
@@ -107,7 +108,7 @@ fn destroyed() -> Error {
     Error::new(Status::InvalidHandle, "the cache was destroyed")
 }
 
-/// Ends a step some of whose members never came, unless one is inside.
+/// Ends a team's step some of whose members never came; `Busy` while a member is inside.
 pub fn abort_team_step(handle: &Handle) -> Result<()> {
     let mut team = handle.team.lock();
     let Some(step) = &team.step else {
@@ -117,7 +118,7 @@ pub fn abort_team_step(handle: &Handle) -> Result<()> {
         bail!(Busy, "{} members are inside skc_step_part", step.n_arrived - step.n_finished);
     }
     if step.failure.is_some() {
-        // SAFETY: no member is inside, the lock is held, and the gate is still the team's.
+        // SAFETY: a step is open, so the gate is the team's; the lock is held, and all members that came have finished.
         unsafe { handle.cache_exclusive() }?.poison();
     }
     team.step = None;

@@ -1,4 +1,4 @@
-//! Discovery: what a sequence holds, what this build can do, versions, names.
+//! Queries: the state of a sequence, which kernel a call runs, what this build can do, versions and names.
 
 use std::ffi::{CStr, c_char};
 
@@ -7,7 +7,7 @@ use super::c_struct::{c_struct, fill, read_struct};
 use super::constants::{
     SKC_ABI_VERSION, SKC_BACKEND_CPU, SKC_BACKEND_CUDA, SKC_CALL_APPEND, SKC_CALL_ATTEND, SKC_CALL_STEP,
     SKC_DTYPE_BF16, SKC_DTYPE_F16, SKC_DTYPE_F32, SKC_POSITION_ALIBI, SKC_POSITION_NONE, SKC_POSITION_ROPE,
-    SKC_POSITION_ROPE_APPLIED, SKC_READ_BACK, SKC_ROPE_INTERLEAVED, SKC_ROPE_NEOX, TABLE, skc_status,
+    SKC_POSITION_ROPE_APPLIED, SKC_READ_BACK, SKC_ROPE_INTERLEAVED, SKC_ROPE_NEOX, constant, skc_status, status_name,
 };
 use super::registry::{skc_cache, with_cache};
 use crate::backend::TokenCall;
@@ -15,99 +15,110 @@ use crate::backend::cuda::available;
 use crate::config::{HEAD_DIM_MULTIPLE, MAX_CHUNK, MAX_HEAD_DIM, MAX_LAYERS, MAX_SEQS, MAX_THREADS};
 use crate::error::{Result, bail};
 
-/// State of a sequence, filled by skc_seq_info. Set struct_size and zero the rest before the call.
+/// State of a sequence, filled by skc_seq_info. Set struct_size, and flags if wanted, and zero the rest before the
+/// call.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct skc_sequence_info {
-    /// sizeof(skc_sequence_info).
+    /// Set to sizeof(skc_sequence_info): says which version of the struct the caller was built with.
     pub struct_size: u32,
-    /// 0 or SKC_READ_BACK.
+    /// Flags: 0, or SKC_READ_BACK.
     pub flags: u32,
-    /// Tokens in the shortest layer.
+    /// Length of the sequence in the layer where it is shortest.
     pub length_min: u64,
-    /// Tokens in the longest layer; above length_min only in the middle of a step.
+    /// Length in the layer where it is longest; above length_min only between the calls of a step.
     pub length_max: u64,
-    /// Stream position of the first token.
+    /// Stream position of the sequence's first token.
     pub start_position: u64,
-    /// Tokens the layer holds: sinks and window.
+    /// Tokens that the layer holds: sinks and window tokens.
     pub cached_tokens: u64,
-    /// Tokens the layer has dropped between sinks and window.
+    /// Tokens that the layer has dropped between sinks and window.
     pub evicted_tokens: u64,
-    /// Tokens that may come before the layer drops one.
+    /// Tokens that can be appended before the layer drops one.
     pub room: u64,
-    /// The most tokens skc_rewind would cut in the layer.
+    /// The largest count that skc_rewind accepts in this layer.
     pub rewindable: u64,
 }
 c_struct!(skc_sequence_info, SKC_READ_BACK, size_of::<skc_sequence_info>());
 
-/// What this build can do, filled by skc_capabilities. Set struct_size and zero the rest before the call. Bit n of a
-/// mask stands for the constant of value n.
+/// What this build can do, filled by skc_capabilities. Set struct_size and zero the rest before the call. In a mask,
+/// bit n stands for the constant of value n.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct skc_capability_info {
-    /// sizeof(skc_capability_info).
+    /// Set to sizeof(skc_capability_info): says which version of the struct the caller was built with.
     pub struct_size: u32,
-    /// 0.
+    /// Flags: none is defined, set to 0.
     pub flags: u32,
     /// SKC_ABI_VERSION of the library.
     pub abi_version: u32,
-    /// SKC_BACKEND_ that skc_create_cache can make now.
+    /// Mask of SKC_BACKEND_ that can be used on this machine now.
     pub backends: u32,
-    /// SKC_DTYPE_ of in_dtype and out_dtype.
+    /// Mask of SKC_DTYPE_ for in_dtype and out_dtype.
     pub io_dtypes: u32,
-    /// SKC_DTYPE_ of kv_dtype.
+    /// Mask of SKC_DTYPE_ for kv_dtype.
     pub kv_dtypes: u32,
-    /// SKC_POSITION_ modes.
+    /// Mask of SKC_POSITION_ modes.
     pub position_modes: u32,
-    /// SKC_ROPE_ styles.
+    /// Mask of SKC_ROPE_ styles.
     pub rope_styles: u32,
     /// Largest head_dim and head_dim_v.
     pub max_head_dim: u32,
-    /// head_dim and head_dim_v are multiples of this.
+    /// head_dim and head_dim_v must be multiples of this number.
     pub head_dim_multiple: u32,
-    /// Largest n_layers.
+    /// Largest n_layers of a cache.
     pub max_layers: u32,
-    /// Largest n_seqs.
+    /// Largest n_seqs of a cache.
     pub max_seqs: u32,
-    /// Largest n_threads.
+    /// Largest n_threads of a cache.
     pub max_threads: u32,
-    /// Largest max_chunk and max_rewind.
+    /// Largest max_chunk and max_rewind of a cache.
     pub max_chunk: u32,
 }
 c_struct!(skc_capability_info);
 
-/// A kernel and how it is launched, filled by skc_kernel_choice. Set struct_size and zero the rest before the call. On the
-/// CPU there is a name only. Of a step longer than max_chunk all but n_launches is of its first chunk.
+/// A kernel and its launch, filled by skc_kernel_choice. Set struct_size and zero the rest before the call. For a CPU
+/// cache only the name is set. For a step longer than max_chunk all fields but n_launches describe its first chunk.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct skc_kernel_info {
-    /// sizeof(skc_kernel_info).
+    /// Set to sizeof(skc_kernel_info): says which version of the struct the caller was built with.
     pub struct_size: u32,
-    /// 0.
+    /// Flags: none is defined, set to 0.
     pub flags: u32,
-    /// Name of the kernel; of a call that takes several, that of its attention. "skc_step_decode" is append and attention
-    /// in one launch. Ends with 0.
+    /// Name of the kernel, NUL-terminated; if a call runs several, that of its attention. "skc_step_decode" is append
+    /// and attention fused into one launch.
     pub kernel: [c_char; 40],
-    /// Launches that the call takes. Those that write a batch of more than 64 entries in host memory to the device are not
-    /// counted.
+    /// Kernel launches of the whole call, except those that copy a batch of more than 64 entries from host to device
+    /// memory.
     pub n_launches: u64,
-    /// Blocks in x: one for each entry.
+    /// Thread blocks in x: one per entry.
     pub grid_x: u32,
-    /// Blocks in y.
+    /// Thread blocks in y.
     pub grid_y: u32,
-    /// Blocks in z.
+    /// Thread blocks in z.
     pub grid_z: u32,
-    /// Threads of a block.
+    /// Threads per block.
     pub block_threads: u32,
-    /// Bytes of shared memory of a block.
+    /// Bytes of shared memory per block.
     pub shared_bytes: u32,
-    /// Blocks that share the keys of one KV head of one sequence.
+    /// KV splits: thread blocks that divide the keys of one KV head of one sequence among them.
     pub n_splits: u32,
 }
 c_struct!(skc_kernel_info);
 
-/// State of one sequence: lengths over all layers, the rest as layer `layer` sees it. SKC_STATUS_LENGTH_UNKNOWN where the
-/// device alone knows and SKC_READ_BACK is not set.
+/// Queries the state of one sequence: its lengths over all layers, and all other values as they are in layer `layer`.
+///
+/// Returns: SKC_STATUS_OK, the common statuses, and
+/// - SKC_STATUS_OUT_OF_RANGE: the layer or the sequence does not exist.
+/// - SKC_STATUS_LENGTH_UNKNOWN: the host's counters of the sequence are stale, and SKC_READ_BACK is not set.
+/// - SKC_STATUS_INVALID_ARGUMENT: also with SKC_READ_BACK while the stream is being captured.
+/// - SKC_STATUS_OUT_OF_MEMORY: with SKC_READ_BACK, if the host has no memory for the counters.
+///
+/// Lifetime: info until the call returns. With SKC_READ_BACK the stream of the latest call must still be valid.
+///
+/// Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY. With SKC_READ_BACK it waits for the
+/// stream.
 ///
 /// # Safety
 /// `info` must be NULL or as the header describes it.
@@ -119,7 +130,7 @@ pub unsafe extern "C" fn skc_seq_info(
     info: *mut skc_sequence_info,
 ) -> skc_status {
     boundary(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: NULL or a struct of struct_size bytes.
         let flags = unsafe { read_struct(info) }?.flags;
         let state = with_cache(cache, |cache| {
             if flags & SKC_READ_BACK != 0 {
@@ -137,12 +148,19 @@ pub unsafe extern "C" fn skc_seq_info(
             rewindable: state.rewindable,
             ..old
         };
-        // SAFETY: the caller's contract.
+        // SAFETY: NULL or a writable struct of struct_size bytes.
         unsafe { fill(info, value) }
     })
 }
 
-/// What this build can do.
+/// Queries what this build can do on this machine. For CUDA it looks for a driver, a device, and a compiler or built-in
+/// kernels.
+///
+/// Returns: SKC_STATUS_OK, or one of the common statuses of a function without a cache.
+///
+/// Lifetime: info until the call returns.
+///
+/// Threads: any thread, also several at a time.
 ///
 /// # Safety
 /// `info` must be NULL or as the header describes it.
@@ -165,75 +183,86 @@ pub unsafe extern "C" fn skc_capabilities(info: *mut skc_capability_info) -> skc
         max_chunk: MAX_CHUNK,
         ..old
     };
-    // SAFETY: the caller's contract.
+    // SAFETY: NULL or a writable struct of struct_size bytes.
     boundary(|| unsafe { fill(info, value) })
 }
 
 /// Version of the library, such as "0.1.0".
+///
+/// Returns: a C string, never NULL.
+///
+/// Lifetime: the string is valid as long as the library is loaded.
+///
+/// Threads: any thread, also several at a time.
 #[unsafe(no_mangle)]
 pub extern "C" fn skc_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
-/// SKC_ABI_VERSION of the library. Check it against the header's after loading.
+/// ABI version of the library. After loading, compare it with the header's SKC_ABI_VERSION.
+///
+/// Returns: the number.
+///
+/// Lifetime: takes and returns no pointer.
+///
+/// Threads: any thread, also several at a time.
 #[unsafe(no_mangle)]
 pub extern "C" fn skc_abi_version() -> u32 {
     SKC_ABI_VERSION
 }
 
-/// Name of a status, such as "SKC_STATUS_BUSY"; "unknown status" for other numbers. Never NULL, valid for ever.
+/// Name of a status, such as "SKC_STATUS_BUSY".
+///
+/// Returns: a C string, never NULL; "unknown status" for a number that is not a status of this library.
+///
+/// Lifetime: the string is valid as long as the library is loaded.
+///
+/// Threads: any thread, also several at a time.
 #[unsafe(no_mangle)]
 pub extern "C" fn skc_status_name(status: skc_status) -> *const c_char {
-    let name = match status {
-        0 => c"SKC_STATUS_OK",
-        -1 => c"SKC_STATUS_INVALID_HANDLE",
-        -2 => c"SKC_STATUS_NULL_POINTER",
-        -3 => c"SKC_STATUS_INVALID_ARGUMENT",
-        -4 => c"SKC_STATUS_INVALID_CONFIG",
-        -5 => c"SKC_STATUS_OUT_OF_RANGE",
-        -6 => c"SKC_STATUS_VERSION_MISMATCH",
-        -7 => c"SKC_STATUS_BACKEND_UNAVAILABLE",
-        -8 => c"SKC_STATUS_OUT_OF_MEMORY",
-        -9 => c"SKC_STATUS_BUSY",
-        -10 => c"SKC_STATUS_LAYERS_OUT_OF_STEP",
-        -11 => c"SKC_STATUS_CHUNK_TOO_LONG",
-        -12 => c"SKC_STATUS_TOKENS_GONE",
-        -13 => c"SKC_STATUS_DEVICE_LOST",
-        -14 => c"SKC_STATUS_INTERNAL",
-        -15 => c"SKC_STATUS_LENGTH_UNKNOWN",
-        _ => c"unknown status",
-    };
-    name.as_ptr()
+    status_name(status).unwrap_or(c"unknown status").as_ptr()
 }
 
-/// Value of a constant of the header by its name, for callers that cannot read C: name "SKC_DTYPE_F16" gives 2.
+/// Value of a constant of this header by its name, for languages that cannot read C: "SKC_DTYPE_F16" gives 2.
+///
+/// Returns: SKC_STATUS_OK, or
+/// - SKC_STATUS_NULL_POINTER: name or value is NULL.
+/// - SKC_STATUS_INVALID_ARGUMENT: there is no constant of that name, or value is misaligned.
+/// - SKC_STATUS_INTERNAL: a bug in this library.
+///
+/// Lifetime: name and value until the call returns.
+///
+/// Threads: any thread, also several at a time.
 ///
 /// # Safety
 /// `name` must be NULL or a C string, `value` NULL or writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn skc_constant(name: *const c_char, value: *mut i64) -> skc_status {
     boundary(|| {
-        let found = lookup(name)?;
-        // SAFETY: the caller's contract.
+        if name.is_null() {
+            bail!(NullPointer, "name is NULL");
+        }
+        // SAFETY: not NULL, so a C string.
+        let name = unsafe { CStr::from_ptr(name) };
+        let Some(found) = constant(name) else {
+            bail!(InvalidArgument, "name is \"{}\": not a constant of sinkcache.h", name.to_string_lossy());
+        };
+        // SAFETY: NULL or writable.
         unsafe { write_output("value", value, found) }
     })
 }
 
-fn lookup(name: *const c_char) -> Result<i64> {
-    if name.is_null() {
-        bail!(NullPointer, "name is NULL");
-    }
-    // SAFETY: the caller's contract.
-    let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
-    match TABLE.iter().find(|(n, _)| *n == name) {
-        Some(&(_, value)) => Ok(value),
-        None => bail!(InvalidArgument, "name is \"{name}\": not a constant of sinkcache.h"),
-    }
-}
-
-/// Which kernel a call runs in a layer, if the rows of its tensors begin at multiples of 16 bytes: `call` is
+/// Queries which kernel a call runs in a layer, if the rows of its tensors begin at multiples of 16 bytes: `call` is
 /// SKC_CALL_APPEND, SKC_CALL_ATTEND or SKC_CALL_STEP, on up to `n_tokens` tokens of each of `n_entries` sequences. The
-/// choice follows from these numbers, the cache's settings and the device alone, never from what sequences hold.
+/// choice depends only on these numbers, the cache's settings and the device, never on what sequences hold.
+///
+/// Returns: SKC_STATUS_OK, the common statuses, and
+/// - SKC_STATUS_INVALID_ARGUMENT: also for `call` that is none of the three.
+/// - SKC_STATUS_OUT_OF_RANGE: the layer does not exist; `n_entries` or `n_tokens` is 0 or more than a call may have.
+///
+/// Lifetime: info until the call returns.
+///
+/// Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY.
 ///
 /// # Safety
 /// `info` must be NULL or as the header describes it.
@@ -250,7 +279,7 @@ pub unsafe extern "C" fn skc_kernel_choice(
         let call = call_of(call)?;
         let choice = with_cache(cache, |cache| cache.kernel_choice(layer, call, n_entries, n_tokens))?;
         let mut kernel = [0; 40];
-        // The last byte stays 0.
+        // The last byte stays 0: the name is NUL-terminated.
         for (to, from) in kernel.iter_mut().take(39).zip(choice.kernel.bytes()) {
             *to = from as c_char;
         }
@@ -266,7 +295,7 @@ pub unsafe extern "C" fn skc_kernel_choice(
             n_splits: choice.n_splits,
             ..old
         };
-        // SAFETY: the caller's contract.
+        // SAFETY: NULL or a writable struct of struct_size bytes.
         unsafe { fill(info, value) }
     })
 }

@@ -1,4 +1,4 @@
-//! Create, destroy, and what a cache will cost.
+//! Creating and destroying caches, and the memory they take.
 
 use super::boundary::{boundary, check_pointer, write_output};
 use super::config::{read_config, skc_cache_config};
@@ -7,8 +7,22 @@ use super::log::Log;
 use super::registry::{destroy, register, skc_cache};
 use crate::cache::Cache;
 
-/// Makes a cache. All memory it will ever need is allocated here. On success `*cache` is its handle; on failure `*cache`
-/// is untouched.
+/// Creates a cache, and allocates all memory that it will ever use. For CUDA it also compiles or loads kernels, and
+/// waits for the device. On success `*cache` is the new handle; on failure `*cache` is unchanged.
+///
+/// Returns: SKC_STATUS_OK, the common statuses of a function without a cache, and
+/// - SKC_STATUS_INVALID_CONFIG: a setting is not allowed, or the environment variable SINKCACHE_CPU names an
+///   instruction set that is not available.
+/// - SKC_STATUS_INVALID_ARGUMENT: also for cuda_context that is not a live context, and for an allocation callback that
+///   returned misaligned memory.
+/// - SKC_STATUS_OUT_OF_MEMORY: an allocation failed, or threads could not be started.
+/// - SKC_STATUS_BACKEND_UNAVAILABLE: CUDA without a driver, a device, or both a compiler (NVRTC) and built-in kernels.
+/// - SKC_STATUS_DEVICE_LOST: the CUDA device failed.
+///
+/// Lifetime: config and all arrays it points to until the call returns. Callbacks, their user pointers and cuda_context
+/// until skc_destroy_cache has returned. The handle is valid until then.
+///
+/// Threads: any thread, also several at a time.
 ///
 /// # Safety
 /// `config` must be NULL or as the header describes it, `cache` NULL or writable.
@@ -16,23 +30,45 @@ use crate::cache::Cache;
 pub unsafe extern "C" fn skc_create_cache(config: *const skc_cache_config, cache: *mut *mut skc_cache) -> skc_status {
     boundary(|| {
         check_pointer("cache", cache)?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `config` is NULL or as the header describes it.
         let (config, raw) = unsafe { read_config(config) }?;
         let handle = register(Cache::new(&config)?, Log { call: raw.log, user: raw.log_user })?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `cache` is NULL or writable.
         unsafe { write_output("cache", cache, handle) }
     })
 }
 
-/// Ends a cache and gives its memory back. SKC_STATUS_BUSY while a call on it is under way in another thread, and from a
-/// callback. After success no callback of the cache is called any more. Unloading the library while caches live is not supported.
+/// Destroys a cache and frees its memory. For CUDA it waits for all work of the cache's context first. A step of
+/// skc_step_part some of whose members never came is ended.
+///
+/// Returns: SKC_STATUS_OK, or
+/// - SKC_STATUS_INVALID_HANDLE: the cache is NULL, was destroyed, or was never created.
+/// - SKC_STATUS_BUSY: a call on the cache is under way in another thread, or this is a callback of one; or a stream of
+///   the CUDA context is being captured. The cache lives on.
+/// - SKC_STATUS_INTERNAL: a bug in this library.
+///
+/// Lifetime: after SKC_STATUS_OK no callback of the cache is called any more. Destroy all caches before the library is
+/// unloaded.
+///
+/// Threads: any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn skc_destroy_cache(cache: *mut skc_cache) -> skc_status {
     boundary(|| destroy(cache))
 }
 
-/// Bytes that skc_create_cache would take for this configuration: on the host, and on the device. None of
-/// it is taken.
+/// Computes the bytes that skc_create_cache would allocate for a configuration, in host and in device memory. Allocates
+/// none of them.
+///
+/// Returns: SKC_STATUS_OK, the common statuses of a function without a cache, and
+/// - SKC_STATUS_INVALID_CONFIG: a setting is not allowed.
+/// - SKC_STATUS_INVALID_ARGUMENT: also for cuda_context that is not a live context.
+/// - SKC_STATUS_OUT_OF_MEMORY: the result exceeds 2^64 bytes or the address space, or memory for the check is lacking.
+/// - SKC_STATUS_BACKEND_UNAVAILABLE: CUDA without a driver or a device.
+/// - SKC_STATUS_DEVICE_LOST: the CUDA device failed.
+///
+/// Lifetime: config and all arrays it points to until the call returns.
+///
+/// Threads: any thread, also several at a time.
 ///
 /// # Safety
 /// `config` must be NULL or as the header describes it, the outputs NULL or writable.
@@ -45,10 +81,10 @@ pub unsafe extern "C" fn skc_cache_bytes(
     boundary(|| {
         check_pointer("host_bytes", host_bytes)?;
         check_pointer("device_bytes", device_bytes)?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `config` is NULL or as the header describes it.
         let (config, _) = unsafe { read_config(config) }?;
         let footprint = Cache::footprint(&config)?;
-        // SAFETY: the caller's contract.
+        // SAFETY: the outputs are writable.
         unsafe {
             write_output("host_bytes", host_bytes, footprint.host)?;
             write_output("device_bytes", device_bytes, footprint.device)

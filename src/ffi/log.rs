@@ -5,15 +5,15 @@ use std::ffi::{CString, c_void};
 
 use super::config::skc_log_fn;
 
-/// A log callback with its argument.
+/// A log callback and its first argument.
 pub struct Log {
     pub call: skc_log_fn,
     pub user: *mut c_void,
 }
 
-// SAFETY: the header says that it may be called from any thread.
+// SAFETY: the header demands that the callback may be called, with `user`, from any thread.
 unsafe impl Send for Log {}
-// SAFETY: as above.
+// SAFETY: as for Send.
 unsafe impl Sync for Log {}
 
 thread_local! {
@@ -22,13 +22,15 @@ thread_local! {
 }
 
 impl Log {
-    /// Calls the host, but not for what goes wrong in a callback's own calls: that might never end.
+    /// Calls the callback with a line of text. Does nothing inside a log callback: failures of calls that the callback
+    /// itself makes are not logged, since that might recurse without end.
     pub fn line(&self, level: u32, text: &str) {
         if let Some(call) = self.call
             && let Ok(text) = CString::new(text)
             && !LOGGING.try_with(|l| l.replace(true)).unwrap_or(true)
         {
-            // SAFETY: the header's contract of the callback.
+            // SAFETY: the header demands that the callback may be called from any thread until the cache is destroyed;
+            // the text is a C string that lives during the call.
             unsafe { call(self.user, level, text.as_ptr()) };
             let _ = LOGGING.try_with(|l| l.set(false));
         }

@@ -1,6 +1,7 @@
-//! The C ABI, and nothing else: pointers to Rust and back, status codes, the panic boundary.
+//! The C ABI: conversion of pointers and structs, handles, statuses, the panic boundary. Nothing is computed here.
 //!
-//! Every function here is in `include/sinkcache.h`, which cbindgen makes from these files.
+//! Every function, type and constant is declared in `include/sinkcache.h`, which `tests/header.rs` generates from these
+//! files with cbindgen.
 
 #![allow(non_camel_case_types, reason = "the names are C's")]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]

@@ -1,5 +1,5 @@
-//! Handles: an index and a generation in a registry, never an address. A destroyed, garbage or foreign handle is found
-//! out without being dereferenced.
+//! Handles. A handle is an index and a generation in a registry, never an address, so that a destroyed, foreign or
+//! garbage handle is detected without being dereferenced.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ pub struct skc_cache {
     _opaque: [u8; 0],
 }
 
+/// A place for a cache. It is reused with the next generation after the cache is destroyed.
 #[derive(Default)]
 struct Slot {
     generation: u32,
@@ -27,12 +28,13 @@ struct Slot {
 
 struct Registry {
     slots: Vec<Slot>,
+    /// Indices of slots without a cache.
     free: Vec<u32>,
 }
 
 static REGISTRY: RwLock<Registry> = RwLock::new(Registry { slots: Vec::new(), free: Vec::new() });
 
-/// Low bits of every handle: odd, so that no aligned address looks like one.
+/// Low bits of every handle: an odd number, so that no aligned address looks like a handle.
 const TAG: usize = 0xC5;
 const TAG_BITS: u32 = 8;
 const INDEX_BITS: u32 = if usize::BITS == 64 { 24 } else { 12 };
@@ -49,7 +51,7 @@ fn decode(handle: *const skc_cache) -> Option<(usize, u32)> {
     (bits & ((1 << TAG_BITS) - 1) == TAG).then_some((index, (bits >> GENERATION_SHIFT) as u32))
 }
 
-/// Gives a cache a handle.
+/// Puts a cache into the registry and returns its handle.
 pub fn register(cache: Cache, log: Log) -> Result<*mut skc_cache> {
     let text = format!("cache created: {} layers, {} sequences", cache.n_layers(), cache.n_seqs());
     let warnings = cache.warnings().to_vec();
@@ -67,11 +69,11 @@ fn insert(handle: Arc<Handle>) -> Result<*mut skc_cache> {
         None => {
             let index = registry.slots.len() as u32;
             if index >> INDEX_BITS != 0 {
-                bail!(OutOfMemory, "{index} caches are alive: no more are possible");
+                bail!(OutOfMemory, "there are {index} caches: no more handles are possible");
             }
-            // Room in both, so that freeing the slot can never fail.
+            // Reserve in both vectors, so that freeing the slot never allocates.
             if registry.slots.try_reserve(1).is_err() || registry.free.try_reserve(index as usize + 1).is_err() {
-                bail!(OutOfMemory, "no memory for a handle");
+                bail!(OutOfMemory, "a handle could not be allocated");
             }
             registry.slots.push(Slot::default());
             index
@@ -101,20 +103,7 @@ fn destroyed(handle: *const skc_cache) -> Error {
     Error::new(Status::InvalidHandle, format!("cache {handle:p} was destroyed"))
 }
 
-/// Runs a call that puts its work into a stream.
-pub fn on_stream<T>(
-    cache: *const skc_cache,
-    stream: *mut c_void,
-    body: impl FnOnce(&mut Cache) -> Result<T>,
-) -> Result<T> {
-    with_cache(cache, |cache| {
-        // SAFETY: the header's contract: a live stream of the cache's context.
-        unsafe { cache.set_stream(stream) }?;
-        body(cache)
-    })
-}
-
-/// Runs a call that needs the cache to itself.
+/// Runs a call that needs exclusive use of the cache.
 pub fn with_cache<T>(handle: *const skc_cache, body: impl FnOnce(&mut Cache) -> Result<T>) -> Result<T> {
     let found = lookup(handle)?;
     log_failure(&found, || {
@@ -123,13 +112,29 @@ pub fn with_cache<T>(handle: *const skc_cache, body: impl FnOnce(&mut Cache) -> 
     })
 }
 
-/// Runs a call of a thread team's member; `body` orders the members by the lock in [`Handle::parts`].
+/// Runs a call that needs exclusive use of the cache and puts its work into `stream`.
+///
+/// # Safety
+/// As for [`Cache::set_stream`].
+pub unsafe fn on_stream<T>(
+    handle: *const skc_cache,
+    stream: *mut c_void,
+    body: impl FnOnce(&mut Cache) -> Result<T>,
+) -> Result<T> {
+    with_cache(handle, |cache| {
+        // SAFETY: the stream is as `set_stream` demands.
+        unsafe { cache.set_stream(stream) }?;
+        body(cache)
+    })
+}
+
+/// Runs a call of a member of a thread team. The members synchronise by the lock of [`Handle::team`].
 pub fn with_handle<T>(handle: *const skc_cache, body: impl FnOnce(&Handle) -> Result<T>) -> Result<T> {
     let found = lookup(handle)?;
     log_failure(&found, || body(&found))
 }
 
-/// Logs what went wrong, after the cache has been given back.
+/// Logs a failure, after `body` has released the cache: the host's log callback may call it.
 fn log_failure<T>(handle: &Handle, body: impl FnOnce() -> Result<T>) -> Result<T> {
     let outcome = catch_panic(body);
     if let Err(error) = &outcome {
@@ -139,17 +144,17 @@ fn log_failure<T>(handle: &Handle, body: impl FnOnce() -> Result<T>) -> Result<T
     outcome
 }
 
-/// Ends a cache. Its memory is given back outside of all locks, since that may call the host.
+/// Destroys a cache. It is dropped outside all locks, because freeing its memory may call the host.
 pub fn destroy(handle: *const skc_cache) -> Result<()> {
     let found = lookup(handle)?;
-    // A team whose members never came is no call.
+    // A team's step whose members never came does not keep the cache busy.
     abort_team_step(&found)?;
-    // Outside the registry's lock: a device may take its time.
+    // Outside the registry's lock: waiting for the device may take long.
     Exclusive::enter(&found)?.cache().as_ref().map_or(Ok(()), Cache::finish)?;
     let cache = {
         let mut registry = REGISTRY.write();
-        // Every call in flight, up to its last line of log, holds a reference that it got under the read lock. Two are the
-        // registry's and ours.
+        // Every call in progress holds a reference, which it took under the read lock and keeps until its failure is
+        // logged. Two references are the registry's and this function's.
         if Arc::strong_count(&found) > 2 {
             bail!(Busy, "another call, or a callback of one, is using this cache");
         }
@@ -159,7 +164,7 @@ pub fn destroy(handle: *const skc_cache) -> Result<()> {
             && let Some(slot) = registry.slots.get_mut(index)
         {
             slot.handle = None;
-            // A slot whose generations are used up is left alone for ever: an old handle must not come back to life.
+            // A slot whose generations are used up is never reused: an old handle must not become valid again.
             if slot.generation < MAX_GENERATION {
                 registry.free.push(index as u32);
             }

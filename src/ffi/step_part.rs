@@ -1,7 +1,7 @@
-//! A step done by a host's own thread team, without a barrier between append and attend.
+//! A step by a thread team of the host, without a barrier between append and attend.
 //!
-//! The first member to arrive checks the arguments and lets the team in, the last to finish makes the tokens count. In
-//! between every member works on heads of its own.
+//! The first member to arrive checks the arguments and opens the step; the last to finish commits it. Each member
+//! computes KV heads of its own.
 
 use super::args::{read_step, skc_step_args};
 use super::boundary::{boundary, catch_panic};
@@ -13,12 +13,28 @@ use super::team::TeamStep;
 use crate::cache::PlannedCall;
 use crate::error::{Result, bail};
 
-/// skc_step from inside a host's own thread team: `nth` threads call it with the same arguments and each with its own
-/// `ith` below `nth`, at most n_threads. The work is divided among them by KV heads; nobody waits for anybody. Results
-/// count when all have returned: put the team's own barrier between one step and the next call on this cache.
+/// skc_step by a thread team of the host: `nth` threads (at most n_threads) call it with the same arguments, each with
+/// its own `ith` below `nth`. The work is divided by KV heads. For CPU caches only.
 ///
-/// A member that is refused leaves the step open for the others; skc_abort_step ends one whose members never come. A
-/// member that comes after all begins a new step.
+/// The call never blocks on other members. Output and cache state are valid after all `nth` calls have returned: the
+/// host needs a barrier between them and the next call on the cache.
+///
+/// A member that is rejected leaves the step open for the others. skc_abort_step ends a step whose other members never
+/// come; a member that comes after that begins a new step.
+///
+/// Returns: SKC_STATUS_OK, the common statuses, and
+/// - SKC_STATUS_BUSY: also when the team's step has other arguments.
+/// - SKC_STATUS_INVALID_ARGUMENT: also for a CUDA cache; `nth` is not that of the step, 0, or above n_threads; `ith` is
+///   not below `nth`, or has come already.
+/// - SKC_STATUS_OUT_OF_RANGE: the layer or a sequence does not exist; positions beyond 2^64 - 1.
+/// - SKC_STATUS_TOKENS_GONE: an aborted step has overwritten tokens of a sequence's window: reset it.
+///
+/// If a member's call fails with SKC_STATUS_INTERNAL, the last member's call returns it too.
+///
+/// Lifetime: args until the call returns; its arrays and tensors until all members' calls have returned.
+///
+/// Threads: `nth` threads at the same time, each once per step. Other calls on the cache return SKC_STATUS_BUSY
+/// meanwhile.
 ///
 /// # Safety
 /// `args` must be NULL or as the header describes it.
@@ -30,24 +46,27 @@ pub unsafe extern "C" fn skc_step_part(
     nth: u32,
 ) -> skc_status {
     boundary(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: NULL or a struct of struct_size bytes.
         let args = unsafe { read_struct(args) }?;
         with_handle(cache, |handle| {
-            // SAFETY: the caller's contract.
-            let call = unsafe { enter(handle, args, ith, nth) }?;
-            // SAFETY: this member has entered, and no member changes the cache before all have left.
+            // SAFETY: arrays and tensors are as the header demands.
+            let call = unsafe { join(handle, args, ith, nth) }?;
+            // SAFETY: this member has joined and not left.
             let outcome = catch_panic(|| unsafe { handle.cache_shared() }?.run_part(call, ith, nth));
             leave(handle, outcome)
         })
     })
 }
 
-/// Joins the step, or opens it.
-unsafe fn enter(handle: &Handle, args: skc_step_args, ith: u32, nth: u32) -> Result<PlannedCall> {
+/// Joins the step, or opens one.
+///
+/// # Safety
+/// As for [`plan`].
+unsafe fn join(handle: &Handle, args: skc_step_args, ith: u32, nth: u32) -> Result<PlannedCall> {
     let mut team = handle.team.lock();
     if team.step.is_none() {
         handle.begin_team()?;
-        // SAFETY: the gate was just opened for a team, the lock is held, and no member is in yet.
+        // SAFETY: the gate was opened for the team just now, the lock is held, and no member has joined yet.
         match catch_panic(|| unsafe { plan(handle, args, ith, nth) }) {
             Ok(step) => team.step = Some(step),
             Err(error) => {
@@ -57,7 +76,7 @@ unsafe fn enter(handle: &Handle, args: skc_step_args, ith: u32, nth: u32) -> Res
         }
     }
     let Some(step) = &mut team.step else {
-        bail!(Internal, "a step was opened and is not there");
+        bail!(Internal, "the team's step is missing after it was opened");
     };
     if step.args != args {
         bail!(Busy, "a thread team is inside skc_step_part on this cache with other arguments");
@@ -69,34 +88,39 @@ unsafe fn enter(handle: &Handle, args: skc_step_args, ith: u32, nth: u32) -> Res
     Ok(step.call)
 }
 
+/// Checks the arguments and plans the step.
+///
+/// # Safety
+/// The gate must be open for the team, the caller must hold the lock of `team`, and no member may have joined. Arrays
+/// and tensors must be as the header demands.
 unsafe fn plan(handle: &Handle, args: skc_step_args, ith: u32, nth: u32) -> Result<TeamStep> {
-    // SAFETY: the caller's contract.
+    // SAFETY: gate, lock and members are as `cache_exclusive` demands.
     let cache = unsafe { handle.cache_exclusive() }?;
-    // SAFETY: the caller's contract.
+    // SAFETY: the header demands a live stream of the cache's context.
     unsafe { cache.set_stream(args.stream) }?;
     if cache.is_on_device() {
-        bail!(InvalidArgument, "skc_step_part: a thread team cannot do the work of a CUDA cache; call skc_step");
+        bail!(InvalidArgument, "skc_step_part: a thread team cannot run a step of a CUDA cache; call skc_step");
     }
     if nth == 0 || nth > cache.max_parts() || ith >= nth {
         bail!(
             InvalidArgument,
-            "ith is {ith} of nth {nth}: nth from 1 to n_threads ({}) and ith below it",
+            "ith is {ith} of nth {nth}: nth from 1 to n_threads ({}) and ith below it are allowed",
             cache.max_parts()
         );
     }
-    // SAFETY: the caller's contract.
+    // SAFETY: arrays and tensors are as the header demands.
     let (batch, tensors) = unsafe { read_step(&args) }?;
     let call = cache.plan_step(args.layer, batch, tensors)?;
-    // From here on slots may be overwritten, whether the others come or not.
+    // From here on members may overwrite slots, even if not all of them come.
     cache.mark_overwritten(call);
     Ok(TeamStep::new(args, call, nth))
 }
 
-/// Notes that a member has finished; the last one commits.
+/// Notes that a member has finished. The last one commits the step.
 fn leave(handle: &Handle, outcome: Result<()>) -> Result<()> {
     let mut team = handle.team.lock();
     let Some(step) = &mut team.step else {
-        bail!(Internal, "the step ended before its members");
+        bail!(Internal, "the team's step is missing before all members have left");
     };
     step.n_finished += 1;
     if let Err(error) = &outcome {
@@ -105,7 +129,7 @@ fn leave(handle: &Handle, outcome: Result<()>) -> Result<()> {
     if step.n_finished < step.nth {
         return outcome;
     }
-    // SAFETY: all members have finished, the lock is held, and the gate is still the team's.
+    // SAFETY: a step is open, so the gate is the team's; the lock is held, and all members have finished.
     let cache = unsafe { handle.cache_exclusive() };
     if let (Some(step), Ok(cache)) = (team.step.take(), cache) {
         match step.failure {
