@@ -231,13 +231,17 @@ mod tests {
         assert_eq!(ring.window_len(u64::MAX, 0), u64::from(u32::MAX));
     }
 
+    fn small_rings() -> impl Strategy<Value = Ring> {
+        (0u32..5, 1u32..9, 1u32..9, 0u32..9)
+            .prop_map(|(sink, window, chunk, back)| Ring::new(sink, window, chunk, back))
+    }
+
     proptest! {
         /// `rewindable` is exactly the largest n that `check_rewind` accepts.
         #[test]
-        fn rewindable_is_the_largest_accepted(n_sink in 0u32..5, window in 1u32..9, chunk in 1u32..9, back in 0u32..9,
-                                              len in 0u64..60, above in 0u64..20, floor in 0u64..40) {
-            let ring = Ring::new(n_sink, window, chunk, back);
-            let floor = floor.min(len.saturating_sub(u64::from(n_sink)));
+        fn rewindable_is_the_largest_accepted(ring in small_rings(), len in 0u64..60, above in 0u64..20,
+                                              floor in 0u64..40) {
+            let floor = floor.min(len.saturating_sub(ring.n_sink));
             let seq = Seq { len, highest: len + above, floor, attendable: 0 };
             let best = (0..=len).filter(|&n| ring.check_rewind(&seq, n).is_ok()).max();
             prop_assert_eq!(best, Some(ring.rewindable(&seq)));
@@ -245,9 +249,7 @@ mod tests {
 
         /// Every token that an accepted rewind makes visible is still in its slot.
         #[test]
-        fn an_accepted_rewind_is_intact(n_sink in 0u32..5, window in 1u32..9, chunk in 1u32..9, back in 0u32..9,
-                                        len in 0u64..60, above in 0u64..8) {
-            let ring = Ring::new(n_sink, window, chunk, back);
+        fn an_accepted_rewind_is_intact(ring in small_rings(), len in 0u64..60, above in 0u64..8) {
             let seq = Seq { len, highest: len + above, ..Seq::default() };
             for n in 1..=ring.rewindable(&seq) {
                 prop_assert!(ring.intact(len - n, &seq));

@@ -1,4 +1,4 @@
-//! Memory comes once, at create: appending for years allocates nothing.
+//! All memory is allocated when a cache is created: steps and edits allocate nothing.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -11,23 +11,23 @@ use sinkcache::{AttendTensors, Batch, Cache, CacheConfig, LayerConfig, Memory, R
 struct Counting;
 
 thread_local! {
-    /// Of this thread alone: the test harness has threads that allocate as they like.
+    /// Counted per thread: threads of the test harness allocate, too.
     static CALLS: Cell<usize> = const { Cell::new(0) };
     static LIVE: Cell<usize> = const { Cell::new(0) };
 }
 
-// SAFETY: passes everything on to the system's allocator.
+// SAFETY: every call is passed on to the system's allocator, unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         CALLS.set(CALLS.get() + 1);
         LIVE.set(LIVE.get().wrapping_add(layout.size()));
-        // SAFETY: passed on.
+        // SAFETY: the caller's layout and pointer, unchanged.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
         LIVE.set(LIVE.get().wrapping_sub(layout.size()));
-        // SAFETY: passed on.
+        // SAFETY: the caller's layout and pointer, unchanged.
         unsafe { System.dealloc(ptr, layout) }
     }
 }
@@ -48,15 +48,16 @@ fn config() -> CacheConfig {
     }
 }
 
-/// One test, so that no other thread allocates meanwhile.
+/// A single test, so that no other test allocates at the same time.
 #[test]
 fn nothing_is_allocated_after_create() {
     let footprint = Cache::footprint(&config()).unwrap();
     let before = LIVE.get();
     let mut cache = Cache::new(&config()).unwrap();
     let taken = LIVE.get().wrapping_sub(before) as u64;
-    // What the footprint leaves out is the fixed cost of the objects themselves and their settings.
-    assert!((footprint.host..footprint.host + 4096).contains(&taken), "took {taken}, promised {}", footprint.host);
+    // The footprint does not include the objects themselves and their settings: a fixed size.
+    let expected = footprint.host..footprint.host + 4096;
+    assert!(expected.contains(&taken), "{taken} bytes allocated, footprint {}", footprint.host);
 
     let (k, q) = (vec![1.0_f32; 24 * 32], vec![1.0_f32; 24 * 64]);
     let (mut out, mut lse) = (vec![0.0_f32; 24 * 64], vec![0.0_f32; 24 * 4]);
@@ -85,11 +86,11 @@ fn nothing_is_allocated_after_create() {
     assert_eq!(LIVE.get(), before);
 
     failing_allocations();
-    fresh_memory_is_never_read();
+    uninitialised_memory_is_never_read();
     the_c_abi_allocates_nothing();
 }
 
-/// Callbacks that count, fill fresh memory with NaN of every type, and fail from the n-th call on.
+/// Callbacks that count bytes, fill new memory with 0xFF (NaN in every type), and fail from the n-th call on.
 #[derive(Default)]
 struct Callbacks {
     left: AtomicUsize,
@@ -104,7 +105,7 @@ unsafe extern "C" fn alloc(user: *mut c_void, bytes: usize, align: usize) -> *mu
     }
     c.live.fetch_add(bytes, Ordering::Relaxed);
     let layout = Layout::from_size_align(bytes, align).unwrap();
-    // SAFETY: not empty; that many bytes.
+    // SAFETY: the layout is not empty; the block has that many bytes.
     unsafe {
         let ptr = System.alloc(layout);
         ptr.write_bytes(0xFF, bytes);
@@ -127,7 +128,7 @@ fn with_callbacks(c: &Callbacks) -> CacheConfig {
 }
 
 fn failing_allocations() {
-    let mut refused = 0;
+    let mut failures = 0;
     for n in 0.. {
         let c = Callbacks { left: n.into(), ..Callbacks::default() };
         match Cache::new(&with_callbacks(&c)) {
@@ -138,15 +139,15 @@ fn failing_allocations() {
             }
             Err(e) => {
                 assert_eq!(e.status(), sinkcache::Status::OutOfMemory, "{e}");
-                assert_eq!(c.live.load(Ordering::Relaxed), 0, "a refused create leaks");
-                refused += 1;
+                assert_eq!(c.live.load(Ordering::Relaxed), 0, "a failed creation leaks");
+                failures += 1;
             }
         }
     }
-    assert!(refused >= 2);
+    assert!(failures >= 2);
 }
 
-fn fresh_memory_is_never_read() {
+fn uninitialised_memory_is_never_read() {
     let c = Callbacks { left: usize::MAX.into(), ..Callbacks::default() };
     let run = |config: &CacheConfig| {
         let mut cache = Cache::new(config).unwrap();
@@ -181,11 +182,11 @@ fn the_c_abi_allocates_nothing() {
         ..Default::default()
     };
     let mut cache = std::ptr::null_mut();
-    // SAFETY: a valid configuration, a writable handle.
+    // SAFETY: the configuration is valid, the handle writable.
     assert_eq!(unsafe { ffi::skc_create_cache(&raw const config, &raw mut cache) }, 0);
     let (rows, ids, n) = ([0.5_f32; 64], [0], [1]);
     let mut out = [0.0_f32; 64];
-    // SAFETY: integers and pointers.
+    // SAFETY: all fields are integers and pointers, for which zero is valid.
     let mut args: ffi::skc_step_args = unsafe { std::mem::zeroed() };
     args.struct_size = size_of::<ffi::skc_step_args>() as u32;
     args.n_entries = 1;
@@ -194,7 +195,7 @@ fn the_c_abi_allocates_nothing() {
     args.out = out.as_mut_ptr().cast();
     let calls = CALLS.get();
     for _ in 0..10_000 {
-        // SAFETY: arguments as the header says.
+        // SAFETY: arguments are as the header demands.
         unsafe {
             assert_eq!(ffi::skc_step(cache, &raw const args), 0);
             assert_eq!(ffi::skc_step_part(cache, &raw const args, 0, 1), 0);

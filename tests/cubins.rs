@@ -1,8 +1,8 @@
-//! Kernels that are built in (feature `cubins`): what runs with and without a compiler, on which devices, and what is said.
+//! Built-in kernels (feature `cubins`): which devices they run on, with and without a compiler, and the warnings.
 //!
-//! Each test needs an environment of its own, which `scripts/cuda_cubins.py` makes: the library built in with [`SHAPES`] for
-//! 8.0 and 9.0, the stand-in driver as device [`SKC_SHIM_ARCH`], its compiler there or not. `SKC_CUBINS` names the test that
-//! the environment is for; all others are skipped.
+//! Each test needs an environment of its own, which `scripts/cuda_cubins.py` provides: the library with built-in
+//! kernels for [`SHAPES`] on 8.0 and 9.0, the stand-in driver as device `SKC_SHIM_ARCH`, with or without its compiler.
+//! `SKC_CUBINS` names the test that the environment is for; all others are skipped.
 #![cfg(feature = "cubins")]
 
 use std::ffi::{CStr, c_char, c_void};
@@ -16,7 +16,7 @@ use sinkcache::ffi::{
 };
 use sinkcache::{BackendKind, Cache, CacheConfig, DType, LayerConfig, Status};
 
-/// Whether the environment is the one that a test needs.
+/// Whether the environment is for this test.
 fn mine(test: &str) -> bool {
     let mine = std::env::var("SKC_CUBINS").as_deref() == Ok(test);
     if !mine {
@@ -25,7 +25,7 @@ fn mine(test: &str) -> bool {
     mine
 }
 
-/// A cache of heads of `dim`, `group` query heads per KV head; `softcaps` of its layers.
+/// A cache with head_dim `dim` and `group` query heads per KV head; one layer for each of `softcaps`.
 fn config(dim: u32, group: u32, dtype: DType, softcaps: &[f64]) -> CacheConfig {
     let layer = |&softcap: &f64| LayerConfig { n_sink: 2, window: 30, softcap, ..LayerConfig::default() };
     CacheConfig {
@@ -50,7 +50,7 @@ fn warnings(config: &CacheConfig) -> Vec<String> {
     Cache::new(config).unwrap().warnings().to_vec()
 }
 
-/// Backends that a cache can be made on now, as a mask.
+/// Mask of the backends that can be used now.
 fn backends() -> u32 {
     // SAFETY: plain numbers.
     let mut info: skc_capability_info = unsafe { std::mem::zeroed() };
@@ -60,7 +60,7 @@ fn backends() -> u32 {
     info.backends
 }
 
-/// Kernels that the disk cache holds.
+/// Number of kernels in the disk cache.
 fn on_disk() -> usize {
     let dir = std::env::var_os("SINKCACHE_CUDA_CACHE_DIR").unwrap();
     std::fs::read_dir(dir).map_or(0, |entries| entries.filter(|e| e.as_ref().unwrap().path().is_file()).count())
@@ -74,13 +74,13 @@ fn what_is_built_in_needs_no_compiler() {
     }
     assert_eq!(warnings(&built_in()), [""; 0]);
     assert_eq!(warnings(&config(128, 1, DType::Bf16, &[0.0, 0.0])), [""; 0]);
-    // No shape of theirs has fast kernels anywhere: nothing is missing.
+    // These shapes have no specialised kernels at all: nothing is missing.
     assert_eq!(warnings(&config(64, 2, DType::F32, &[0.0])), [""; 0]);
     assert_eq!(warnings(&config(128, 16, DType::F16, &[0.0])), [""; 0]);
     assert_eq!(backends(), 1 << SKC_BACKEND_CPU | 1 << SKC_BACKEND_CUDA);
 }
 
-/// Device 9.0, no compiler: on the kernel of every shape, and the host is told which, once for each.
+/// Device 9.0, no compiler: it runs on the generic kernel, with one warning per shape.
 #[test]
 fn what_is_not_built_in_runs_and_says_so() {
     if !mine("what_is_not_built_in_runs_and_says_so") {
@@ -129,7 +129,7 @@ fn the_log_says_so() {
     assert!(lines[1].1.contains("128x2:f16 in SINKCACHE_CUBIN_SHAPES"), "{lines:?}");
 }
 
-/// Device 8.6, no compiler: what is built in for 8.0 runs there.
+/// Device 8.6, no compiler: kernels built in for 8.0 run there.
 #[test]
 fn a_later_device_of_the_same_major_version() {
     if !mine("a_later_device_of_the_same_major_version") {
@@ -153,7 +153,7 @@ fn a_device_that_nothing_runs_on_is_refused() {
     assert!(error.message().ends_with("common.cu is built in for sm_80, sm_90a only"), "{error}");
 }
 
-/// Device 9.0 with a compiler: it is used for what is not built in, and for nothing else.
+/// Device 9.0 with a compiler: it compiles only what is not built in.
 #[test]
 fn the_compiler_does_the_rest() {
     if !mine("the_compiler_does_the_rest") {
@@ -165,8 +165,8 @@ fn the_compiler_does_the_rest() {
     assert_eq!(on_disk(), 1);
 }
 
-/// Device 9.0 with a compiler, and a driver that refuses what is built in (here: the stand-in, and code of NVIDIA's
-/// compiler; elsewhere: a driver older than the compiler of the build).
+/// Device 9.0 with a compiler, and a driver that cannot load the built-in kernels (here: the stand-in, with code of
+/// NVIDIA's compiler; elsewhere: a driver older than the compiler of the build).
 #[test]
 fn a_driver_that_refuses_what_is_built_in() {
     if !mine("a_driver_that_refuses_what_is_built_in") {
@@ -189,7 +189,7 @@ fn a_driver_that_refuses_all_there_is() {
     }
 }
 
-/// Device 8.6 with a compiler: its own code rather than that for 8.0.
+/// Device 8.6 with a compiler: compiles code for 8.6 rather than use that for 8.0.
 #[test]
 fn the_compiler_before_code_for_another_device() {
     if !mine("the_compiler_before_code_for_another_device") {

@@ -1,4 +1,4 @@
-//! Corners a history does not reach: steps cut off between layers, the end of the positions, huge settings.
+//! Cases that random histories do not reach: steps that stop between layers, the last stream positions, huge settings.
 
 use sinkcache::{AttendTensors, Batch, Cache, CacheConfig, Error, LayerConfig, RowsIn, RowsOut, Status, StepTensors};
 
@@ -91,7 +91,7 @@ fn edits_end_the_latest_append() {
     append(&mut cache, 0, 0, 8, 0).unwrap();
     assert_eq!(status(attend(&mut cache, 0, 0, 9, 0)), Status::OutOfRange);
     attend(&mut cache, 0, 0, 8, 0).unwrap();
-    // Edits of no tokens are none.
+    // Edits of 0 tokens have no effect.
     cache.evict(&[0], &[0]).unwrap();
     cache.rewind(&[0], &[0]).unwrap();
     attend(&mut cache, 0, 0, 8, 0).unwrap();
@@ -115,12 +115,12 @@ fn the_last_position_is_the_last() {
     let mut near = Cache::new(&config(1, 8, 8)).unwrap();
     append(&mut near, 0, 0, 5, 0).unwrap();
     let want = attend(&mut near, 0, 0, 5, 0).unwrap();
-    // Keys are stored as f16 at other angles: equal within their rounding.
+    // The stored f16 keys are rotated by other angles: equal within their rounding.
     assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 2e-3));
 }
 
 #[test]
-fn what_cannot_be_had_is_a_status() {
+fn memory_that_cannot_be_allocated_is_a_status() {
     let huge = |n_seqs, window| {
         let layers = vec![LayerConfig { window, ..LayerConfig::default() }];
         CacheConfig {
@@ -154,24 +154,24 @@ fn an_empty_batch_is_nothing() {
 }
 
 #[test]
-fn a_refused_batch_changes_nothing() {
+fn a_rejected_batch_changes_nothing() {
     let mut cache = Cache::new(&config(1, 8, 8)).unwrap();
     append(&mut cache, 0, 0, 3, 0).unwrap();
     let x = rows(4, 0);
     let x = RowsIn::packed(&x);
-    let mut refuse = |ids: &[i32], counts: &[i32]| status(cache.append(0, Batch::new(ids, counts), x, x));
-    assert_eq!(refuse(&[0, 0], &[1, 1]), Status::InvalidArgument);
-    assert_eq!(refuse(&[1, 2], &[1, 1]), Status::OutOfRange);
-    assert_eq!(refuse(&[1, -2], &[1, 1]), Status::OutOfRange);
-    assert_eq!(refuse(&[1, 0], &[1, -1]), Status::InvalidArgument);
-    assert_eq!(refuse(&[1, 0], &[1]), Status::InvalidArgument);
-    assert_eq!(refuse(&[1, 0], &[8, 1]), Status::InvalidArgument);
+    let mut reject = |ids: &[i32], counts: &[i32]| status(cache.append(0, Batch::new(ids, counts), x, x));
+    assert_eq!(reject(&[0, 0], &[1, 1]), Status::InvalidArgument);
+    assert_eq!(reject(&[1, 2], &[1, 1]), Status::OutOfRange);
+    assert_eq!(reject(&[1, -2], &[1, 1]), Status::OutOfRange);
+    assert_eq!(reject(&[1, 0], &[1, -1]), Status::InvalidArgument);
+    assert_eq!(reject(&[1, 0], &[1]), Status::InvalidArgument);
+    assert_eq!(reject(&[1, 0], &[8, 1]), Status::InvalidArgument);
     assert_eq!(status(cache.evict(&[1, 0], &[0, 2])), Status::OutOfRange);
     assert_eq!((cache.seq_info(0, 0).unwrap().len_max, cache.seq_info(0, 1).unwrap().len_max), (3, 0));
     attend(&mut cache, 0, 0, 3, 0).unwrap();
 }
 
-/// A query is not touched by a token it does not see, even one in the same block of keys: 0 x NaN is NaN, so masked
+/// A token does not change a query that it is not visible to, even in the same block of keys: 0 x NaN is NaN, so masked
 /// values must be skipped.
 #[test]
 fn poison_reaches_only_those_who_see_it() {
@@ -193,9 +193,9 @@ fn poison_reaches_only_those_who_see_it() {
         for row in 0..30 {
             let (got, want) = (&got[row * 16..(row + 1) * 16], &want[row * 16..(row + 1) * 16]);
             // The window is 6 tokens, the query's own included.
-            let sees = (at..at + 6).contains(&row);
-            assert_eq!(got.iter().any(|x| x.is_nan()), sees, "token {at}, query {row}");
-            assert!(sees || got == want, "token {at} changed query {row}");
+            let visible = (at..at + 6).contains(&row);
+            assert_eq!(got.iter().any(|x| x.is_nan()), visible, "token {at}, query {row}");
+            assert!(visible || got == want, "token {at} changed query {row}");
         }
     }
 }
@@ -215,13 +215,14 @@ fn a_first_step_can_always_be_aborted() {
     }
 }
 
-/// A sink whose score is minus infinity (a key that overflowed its storage type) has no weight, and takes none from others.
+/// A sink whose score is minus infinity (its key overflowed the storage type) gets probability 0, and does not change
+/// others.
 #[test]
 fn a_key_of_no_weight_is_no_key() {
     let layers = vec![LayerConfig { n_sink: 1, window: 1, ..LayerConfig::default() }];
     let mut cache = Cache::new(&CacheConfig { layers, ..config(1, 8, 0) }).unwrap();
     let (mut k, q) = (vec![0.1_f32; 3 * 8], vec![1.0_f32; 3 * 16]);
-    // The last pair of dims turns least: both stay negative at position 0 for the query's first three positions.
+    // The last pair of dims has the lowest frequency: both stay negative for the first three positions.
     (k[3], k[7]) = (-1e6, -1e6);
     let v: Vec<f32> = (0..3 * 8).map(|i| (i / 8) as f32).collect();
     let (mut out, mut lse) = (vec![0.0_f32; 3 * 16], vec![0.0_f32; 3 * 2]);
@@ -237,7 +238,7 @@ fn a_key_of_no_weight_is_no_key() {
     assert!(lse[2..].iter().all(|x| x.is_finite()));
 }
 
-/// All values are 1, so every result is 1: what differs is the rounding of the sums, which must not grow with the window.
+/// All values are 1, so every result is 1 up to the rounding of the sums, which must not grow with the window.
 #[test]
 fn long_windows_keep_their_digits() {
     const N: usize = 1 << 18;

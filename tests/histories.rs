@@ -11,7 +11,7 @@ use common::{Call, Rows, check, feed};
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 use sinkcache::{BackendKind, Batch, Cache, DType, PositionMode, Status};
 
-/// One history under way: the cache, and per layer and sequence what the definition says.
+/// A history that is being run: the cache, and for each layer and sequence the oracle.
 struct Run<'a> {
     history: &'a History,
     cache: Cache,
@@ -22,9 +22,10 @@ struct Run<'a> {
     got: Vec<f32>,
     want: Vec<f32>,
     rough: Vec<f32>,
-    /// Longest stream any sequence reached, and what happened.
+    /// Length of the longest sequence so far.
     longest: usize,
-    seen: BTreeMap<&'static str, usize>,
+    /// How often each kind of event has happened.
+    counts: BTreeMap<&'static str, usize>,
 }
 
 /// What the test prints of a history.
@@ -32,7 +33,14 @@ struct Summary {
     length: usize,
     capacity: usize,
     wrapped: bool,
-    seen: BTreeMap<&'static str, usize>,
+    counts: BTreeMap<&'static str, usize>,
+}
+
+/// An edit: the oracle's half and the cache's.
+struct EditCalls {
+    allowed: fn(&Oracle, usize) -> bool,
+    apply: fn(&mut Oracle, usize),
+    call: fn(&mut Cache, &[i32], &[i32]) -> sinkcache::Result<()>,
 }
 
 fn fail<T>(text: String) -> Result<T, TestCaseError> {
@@ -61,11 +69,11 @@ impl<'a> Run<'a> {
             want: vec![],
             rough: vec![],
             longest: 0,
-            seen: BTreeMap::new(),
+            counts: BTreeMap::new(),
         }
     }
 
-    /// Rows of about unit variance, multiples of 1/32: exact in every type.
+    /// Rows of about unit variance; multiples of 1/32, which are exact in every type.
     fn draw(&mut self, n: usize) -> Vec<f32> {
         (0..n)
             .map(|_| {
@@ -78,7 +86,7 @@ impl<'a> Run<'a> {
     }
 
     fn note(&mut self, what: &'static str) {
-        *self.seen.entry(what).or_default() += 1;
+        *self.counts.entry(what).or_default() += 1;
     }
 
     fn dims(&self) -> (usize, usize, usize) {
@@ -86,7 +94,7 @@ impl<'a> Run<'a> {
         (c.n_q_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.n_kv_heads * c.head_dim_v)
     }
 
-    /// k as the host hands it over: rotated at its stream position where the host rotates.
+    /// Rows as the host passes them: rotated at their stream positions in mode `RopeApplied`.
     fn hosted(&self, layer: usize, seq: usize, at: usize, x: &[f32], width: usize) -> Vec<f32> {
         let c = &self.oracles[layer][seq].cfg;
         if c.layer.position_mode != PositionMode::RopeApplied {
@@ -99,10 +107,11 @@ impl<'a> Run<'a> {
         x.chunks_exact(width).enumerate().flat_map(row).collect()
     }
 
-    /// Feeds `n[seq]` tokens; rows of results are compared at the end.
-    fn feed(&mut self, n: [usize; N_SEQS], step: bool, ask: usize) {
+    /// Appends `n[seq]` tokens to each sequence and attends. Results are compared at the end of the history. `repeat`:
+    /// how many of the last queries of sequence 0 are passed again.
+    fn feed(&mut self, n: [usize; N_SEQS], step: bool, repeat: usize) {
         let (nq, nk, nv) = self.dims();
-        // Sequence order differs from row order, and a padding entry sits in between.
+        // The entries are not in the order of the sequences, and one of them is padding.
         let order = [2, 0, 1];
         let ids = [2, -1, 0, 1].map(|i: i32| i);
         let counts = [n[2], 2, n[0], n[1]].map(|n| n as i32);
@@ -132,7 +141,7 @@ impl<'a> Run<'a> {
             let config = &self.history.config;
             let batch = Batch::new(&ids, &counts);
             let (out, lse) = feed(&mut self.cache, config, layer as u32, batch, rows, call);
-            // The padding entry's rows must be as they were: NaN.
+            // The rows of the padding entry must be untouched: NaN.
             let (width, heads) = (config.n_q_heads as usize * config.head_dim_v as usize, config.n_q_heads as usize);
             let (pad, end) = (n[2] * width, (n[2] + 2) * width);
             assert!(out[pad..end].iter().all(|x| x.is_nan()), "padding rows were written");
@@ -146,22 +155,23 @@ impl<'a> Run<'a> {
                     assert!((a - b).abs() <= 2e-5 * b.abs().max(1.0), "lse {a}, not {b}");
                 }
             }
-            if ask > 0 && ask <= n[0] && !step {
-                let from = (n[2] + 2 + n[0] - ask) * nq;
-                let at = (n[2] + 2 + n[0] - ask) * width;
-                self.ask_again(layer as u32, ask, n[0], &q[from..from + ask * nq], &out[at..at + ask * width]);
+            if repeat > 0 && repeat <= n[0] && !step {
+                let from = (n[2] + 2 + n[0] - repeat) * nq;
+                let at = (n[2] + 2 + n[0] - repeat) * width;
+                let (q, before) = (&q[from..from + repeat * nq], &out[at..at + repeat * width]);
+                self.attend_again(layer as u32, repeat, n[0], q, before);
             }
         }
         self.longest = self.longest.max(self.oracles[0].iter().map(Oracle::len).max().unwrap());
     }
 
-    /// Asking again for the last queries of sequence 0: for all of them the same bits, on the CPU. Another kernel may serve
-    /// fewer queries, so those are only held to the same bounds.
-    fn ask_again(&mut self, layer: u32, ask: usize, of: usize, q: &[f32], before: &[f32]) {
+    /// Attends with the last `n` of `of` queries of sequence 0 again. All of them give the same bits on the CPU; fewer
+    /// may be computed by another kernel, and are only held to the same bounds.
+    fn attend_again(&mut self, layer: u32, n: usize, of: usize, q: &[f32], before: &[f32]) {
         let config = &self.history.config;
-        let again = common::attend(&mut self.cache, config, layer, Batch::new(&[0], &[ask as i32]), q);
-        if config.backend == BackendKind::Cpu && ask == of {
-            assert!(again == before, "the same queries, other results");
+        let again = common::attend(&mut self.cache, config, layer, Batch::new(&[0], &[n as i32]), q);
+        if config.backend == BackendKind::Cpu && n == of {
+            assert!(again == before, "the same queries gave other results");
             return;
         }
         let step = match config.kv_dtype {
@@ -175,8 +185,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Feeds one sequence tokens of NaN and infinity, which the definition sees as ordinary ones. Results are not
-    /// compared: they may be anything.
+    /// Appends tokens of NaN and infinity to one sequence; the oracle gets zeros instead. Results are not compared.
     fn poison(&mut self, seq: usize, n: usize) {
         let (nq, nk, nv) = self.dims();
         let poison = |n: usize| (0..n).map(|i| [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][i % 3]).collect::<Vec<_>>();
@@ -193,33 +202,25 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// An edit of one sequence that every layer of the definition allows, or none does it.
-    fn edit(
-        &mut self,
-        what: &'static str,
-        seq: usize,
-        n: usize,
-        can: fn(&Oracle, usize) -> bool,
-        apply: fn(&mut Oracle, usize),
-        call: fn(&mut Cache, &[i32], &[i32]) -> sinkcache::Result<()>,
-    ) -> Result<bool, TestCaseError> {
-        let allowed = self.oracles.iter().all(|l| can(&l[seq], n));
+    /// An edit of one sequence: the cache must accept it if the oracles of all layers do. Returns whether it did.
+    fn edit(&mut self, what: &'static str, seq: usize, n: usize, edit: &EditCalls) -> Result<bool, TestCaseError> {
+        let allowed = self.oracles.iter().all(|l| (edit.allowed)(&l[seq], n));
         let before: Vec<_> =
             (0..self.oracles.len() as u32).map(|l| self.cache.seq_info(l, seq as i32).unwrap()).collect();
-        match call(&mut self.cache, &[seq as i32], &[n as i32]) {
-            Ok(()) if !allowed => fail(format!("{what} {n} of sequence {seq} was not refused")),
-            Err(e) if allowed => fail(format!("{what} {n} of sequence {seq} was refused: {e}")),
+        match (edit.call)(&mut self.cache, &[seq as i32], &[n as i32]) {
+            Ok(()) if !allowed => fail(format!("{what} {n} of sequence {seq} was not rejected")),
+            Err(e) if allowed => fail(format!("{what} {n} of sequence {seq} was rejected: {e}")),
             Err(e) => {
                 assert!(matches!(e.status(), Status::OutOfRange | Status::TokensGone));
                 let after: Vec<_> =
                     (0..self.oracles.len() as u32).map(|l| self.cache.seq_info(l, seq as i32).unwrap()).collect();
-                assert_eq!(before, after, "a refusal changed something");
-                self.note("refused");
+                assert_eq!(before, after, "a rejected edit changed something");
+                self.note("rejected");
                 Ok(false)
             }
             Ok(()) => {
                 for (oracles, plains) in self.oracles.iter_mut().zip(&mut self.plains) {
-                    apply(&mut oracles[seq], n);
+                    (edit.apply)(&mut oracles[seq], n);
                     plains[seq].follow(&oracles[seq]);
                 }
                 if n > 0 {
@@ -231,18 +232,20 @@ impl<'a> Run<'a> {
     }
 
     fn evict(&mut self, what: &'static str, seq: usize, n: usize) -> Result<bool, TestCaseError> {
-        self.edit(what, seq, n, Oracle::can_evict, |o, n| o.evict(n).unwrap(), Cache::evict)
+        let evict = EditCalls { allowed: Oracle::can_evict, apply: |o, n| o.evict(n).unwrap(), call: Cache::evict };
+        self.edit(what, seq, n, &evict)
     }
 
     fn rewind(&mut self, what: &'static str, seq: usize, n: usize) -> Result<bool, TestCaseError> {
-        self.edit(what, seq, n, Oracle::can_rewind, |o, n| o.rewind(n).unwrap(), Cache::rewind)
+        let rewind = EditCalls { allowed: Oracle::can_rewind, apply: |o, n| o.rewind(n).unwrap(), call: Cache::rewind };
+        self.edit(what, seq, n, &rewind)
     }
 
     fn event(&mut self, event: &Event) -> Result<(), TestCaseError> {
         match *event {
-            Event::Feed { n, step, ask } => {
+            Event::Feed { n, step, repeat } => {
                 self.note(if step { "step" } else { "append + attend" });
-                self.feed(n.map(usize::from), step, ask.into());
+                self.feed(n.map(usize::from), step, repeat.into());
             }
             Event::Evict { seq, n } => {
                 self.evict("evict", seq.into(), n.into())?;
@@ -274,7 +277,7 @@ impl<'a> Run<'a> {
             }
             Event::Poison { seq, n } => {
                 let (seq, n) = (usize::from(seq), usize::from(n).min(self.history.config.max_rewind as usize));
-                // Only drafts that can be rejected: what may be visible later must be sound.
+                // Only drafts that can be rewound: a token that may become visible again must be valid.
                 let rejectable = |o: &Oracle| {
                     let mut o = o.clone();
                     (0..n).for_each(|_| o.push(&[], &[]));
@@ -288,7 +291,7 @@ impl<'a> Run<'a> {
             Event::PoisonEvicted { seq, n } => {
                 let (seq, n) = (usize::from(seq), usize::from(n));
                 let (first, others) = self.oracles.split_first().unwrap();
-                // All layers must be able to drop the same number, and none of the poison may be a sink.
+                // All layers must be able to evict the same number, and no poisoned token may be a sink.
                 let after = |o: &Oracle| (o.window_len() + n).min(o.cfg.layer.window as usize);
                 let same = others.iter().all(|l| after(&l[seq]) == after(&first[seq]));
                 let past_sinks = self.oracles.iter().all(|l| l[seq].len() >= l[seq].cfg.layer.n_sink as usize);
@@ -308,7 +311,7 @@ impl<'a> Run<'a> {
         let l = &self.history.config.layers[0];
         let capacity = (l.n_sink + l.window) as usize;
         let slots = capacity + self.history.config.max_chunk.max(self.history.config.max_rewind) as usize;
-        Ok(Summary { length: self.longest, capacity, wrapped: self.longest > slots, seen: self.seen })
+        Ok(Summary { length: self.longest, capacity, wrapped: self.longest > slots, counts: self.counts })
     }
 }
 
@@ -320,11 +323,11 @@ fn replay(history: &History) -> Result<Summary, TestCaseError> {
     run.finish()
 }
 
-/// Two halves, each with a seed of its own, so that there are the same histories however many cores there are.
+/// The histories are run in two halves, each with a seed of its own: they are the same for any number of cores.
 const HALVES: u8 = 2;
 
-/// `SKC_HISTORIES` histories (10,000 unless told), always the same ones unless `SKC_SEED` is set. `SKC_SHRINK`: how long to look for
-/// a smaller history that fails too (2,000 tries unless told).
+/// Runs `SKC_HISTORIES` histories (default 10,000), always the same ones unless `SKC_SEED` is set. `SKC_SHRINK`: tries
+/// to find a smaller history that fails too (default 2,000).
 #[test]
 fn random_histories_match_the_definition() {
     let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u32>().ok());
@@ -345,7 +348,7 @@ fn random_histories_match_the_definition() {
             .map(|()| summaries.into_inner())
             .map_err(|e| e.to_string())
     };
-    // A device is used by one at a time.
+    // One thread at a time uses the device.
     let outcomes: Vec<_> = match common::device::backend() {
         BackendKind::Cpu => std::thread::scope(|scope| {
             let halves: Vec<_> = (0..HALVES).map(|index| scope.spawn(move || half(index))).collect();
@@ -357,7 +360,7 @@ fn random_histories_match_the_definition() {
     report(&summaries);
 }
 
-/// Prints the distribution, and holds it to what makes the test worth its name.
+/// Prints the distribution of events, and checks that no kind is rare.
 fn report(summaries: &[Summary]) {
     let n = summaries.len();
     let mut ratios: Vec<_> = summaries.iter().map(|s| s.length as f64 / s.capacity as f64).collect();
@@ -371,10 +374,19 @@ fn report(summaries: &[Summary]) {
     );
     println!("wrapped: {:.1} %", 100.0 * wrapped as f64 / n as f64);
     assert!(ratios[n / 2] >= 3.0 && 2 * wrapped >= n);
-    let kinds =
-        ["append + attend", "step", "evict", "rewind", "reset", "fork", "poisoned draft", "poisoned window", "refused"];
+    let kinds = [
+        "append + attend",
+        "step",
+        "evict",
+        "rewind",
+        "reset",
+        "fork",
+        "poisoned draft",
+        "poisoned window",
+        "rejected",
+    ];
     for kind in kinds {
-        let with = summaries.iter().filter(|s| s.seen.contains_key(kind)).count();
+        let with = summaries.iter().filter(|s| s.counts.contains_key(kind)).count();
         println!("with {kind}: {:.1} %", 100.0 * with as f64 / n as f64);
         assert!(5 * with >= n, "too few histories with {kind}");
     }

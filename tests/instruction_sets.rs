@@ -1,5 +1,5 @@
-//! What the small shapes of the vectors and histories do not reach, on every instruction set: windows of many spans and
-//! blocks, threads that share a head, infinities at the edges of tiles.
+//! Cases that the small shapes of vectors and histories do not reach, on every instruction set: windows of many KV
+//! splits and key blocks, threads that share a head, infinities at the edges of tiles.
 
 mod common;
 
@@ -10,7 +10,7 @@ use sinkcache::{Batch, Cache, CacheConfig, DType, ISA_VARIABLE, Isa, LayerConfig
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 
-/// Multiples of 1/32 below 2: exact in every type.
+/// Multiples of 1/32 below 2, which are exact in every type.
 fn draw(n: usize, seed: u64) -> Vec<f32> {
     let mut random = seed * 2 + 1;
     (0..n)
@@ -42,14 +42,15 @@ fn long_windows() {
     hold_long_windows((64, 64));
 }
 
-/// Rows of values that are padded where they are stored.
+/// A head_dim_v whose rows are padded in the store.
 #[test]
 fn long_windows_of_padded_rows() {
     hold_long_windows((32, 40));
 }
 
-/// Chunks, then single tokens, then a few at once, over three spans of a ring that has wrapped. Of each call the last row is
-/// held to the definition. `SKC_WINDOW` (1,300 unless told) is for machines that are emulated: still more than a span.
+/// Chunks, then single tokens, then a few at a time, over three KV splits of a ring that has wrapped. The last row of
+/// each call is compared with the oracle. `SKC_WINDOW` (default 1,300) is for emulated machines: it must be more than
+/// one split.
 fn hold_long_windows(dims: (u32, u32)) {
     let window = std::env::var("SKC_WINDOW").ok().and_then(|n| n.parse().ok()).unwrap_or(1300);
     let mut calls = vec![300; (window as usize + 2 * 300).div_ceil(300)];
@@ -105,14 +106,15 @@ fn hold_long_windows(dims: (u32, u32)) {
     }
 }
 
-/// One token of a chunk is infinite, or overflows its storage type, or is NaN: whoever does not see it is as if it were not.
+/// One token of a chunk is infinite, overflows its storage type, or is NaN: it must not change a query that it is not
+/// visible to.
 #[test]
 fn edges_keep_infinities_out() {
     const N: usize = 120;
     for (poison, kv_dtype) in [f32::NAN, f32::INFINITY, -1e9].into_iter().flat_map(|p| DTYPES.map(|d| (p, d))) {
         for isa in Isa::all() {
             let config = CacheConfig { n_q_heads: 4, n_kv_heads: 1, ..config(isa, kv_dtype, (32, 32), 40) };
-            // All at once, and a few at a time: tiles, and decodes of several tokens.
+            // In one chunk, and a few tokens at a time: the tiled path, and decode of several tokens.
             let run = |k: &[f32], v: &[f32], cut: usize| {
                 let mut cache = Cache::new(&config).unwrap();
                 let q = draw(N * 128, 4);
@@ -136,16 +138,16 @@ fn edges_keep_infinities_out() {
                     x[at * 32..(at + 1) * 32].fill(poison);
                     let (got, clean) = (run(&k, &v, [N, 4][few]), &clean[few]);
                     for row in 0..N {
-                        // Sinks are seen by all that follow; others for 40 tokens.
-                        let sees = row >= at && (at < 5 || row < at + 40);
+                        // Sinks are visible to all queries after them, other tokens to 40.
+                        let visible = row >= at && (at < 5 || row < at + 40);
                         let (got, want) = (&got[row * 128..(row + 1) * 128], &clean[row * 128..(row + 1) * 128]);
                         let what = format!("{isa:?} {kv_dtype:?} {poison} in token {at}, way {few}: row {row}");
-                        if sees {
+                        if visible {
                             assert!(!values || got != want, "{what} hides it");
-                            // A score that is none leaves no weight that is one; a value that is none, no sum.
+                            // A NaN score makes all probabilities NaN, a NaN value its sum.
                             assert!(!poison.is_nan() || got.iter().all(|x| x.is_nan()), "{what} hides some of it");
                         } else {
-                            // Its block may be computed another way: near, not the same bits.
+                            // Its key block may be computed by another path: close, not bit-identical.
                             let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 2e-2 * b.abs().max(1.0);
                             assert!(got.iter().zip(want).all(near), "{what} changed");
                         }
@@ -156,7 +158,8 @@ fn edges_keep_infinities_out() {
     }
 }
 
-/// Large and small keys and values, whose products are ordinary ones: whoever multiplies in a narrow type must not lose them.
+/// Large and small keys and values whose products are of ordinary size: they must not overflow or vanish in a narrow
+/// type.
 #[test]
 fn every_size_of_numbers() {
     const N: usize = 200;
@@ -180,7 +183,8 @@ fn every_size_of_numbers() {
     }
 }
 
-/// A learned sink that takes nearly all of the softmax, and dims of very different sizes: what is left is as precise as ever.
+/// A sink that takes nearly all of the softmax, and dims of very different sizes: the small rest must keep its
+/// precision.
 #[test]
 fn little_beside_a_heavy_sink() {
     const N: usize = 200;
@@ -207,7 +211,7 @@ fn little_beside_a_heavy_sink() {
     }
 }
 
-/// Values of one sign and nearly one size, under weights that are nearly equal: no rounding of sums cancels another.
+/// Values of one sign and nearly one size, with nearly equal probabilities: rounding errors of the sums do not cancel.
 #[test]
 fn values_of_one_sign() {
     const N: usize = 300;
@@ -230,7 +234,7 @@ fn values_of_one_sign() {
     }
 }
 
-/// Scores far beyond what narrow types hold, before the softmax makes differences of them.
+/// Scores far beyond the range of narrow types, before the softmax subtracts their maximum.
 #[test]
 fn large_scores() {
     const N: usize = 200;
@@ -254,7 +258,7 @@ fn large_scores() {
     }
 }
 
-/// In a process of its own: what the variable says must not reach other tests.
+/// Runs in a process of its own: the environment variable must not affect other tests.
 #[test]
 #[ignore = "run by the_variable_chooses"]
 fn with_the_variable() {
@@ -285,9 +289,9 @@ fn the_variable_chooses() {
     }
 }
 
-/// What a processor cannot lack is there, and what it cannot have is not.
+/// Instruction sets that every processor of the architecture has are available, those of other architectures are not.
 #[test]
-fn rungs_of_the_architecture() {
+fn instruction_sets_of_the_architecture() {
     let all = Isa::all();
     assert_eq!(all[0], Isa::Scalar);
     assert_eq!(all.contains(&Isa::Neon), cfg!(target_arch = "aarch64"));

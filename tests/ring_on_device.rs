@@ -1,6 +1,6 @@
 //! The slot arithmetic exists twice, in `ring.rs` and in `kernels/ring.cuh`: the same random histories drive both.
 //!
-//! The second is taken from the library that `tools/cuda_shim/build.sh` makes of it, whose folder is in `SKC_SHIM_LIBS`.
+//! The latter is in the library that `tools/cuda_shim/build.sh` compiles from it; `SKC_SHIM_LIBS` names its folder.
 
 use libloading::{Library, Symbol};
 use proptest::prelude::*;
@@ -62,7 +62,7 @@ impl Twin {
     }
 }
 
-/// One step of a history: what is done, and how many tokens.
+/// Steps of a history: an event, and a number of tokens.
 fn steps() -> impl Strategy<Value = Vec<(u8, u64)>> {
     prop::collection::vec((0..6_u8, prop_oneof![0..12_u64, 0..80_u64, Just(1 << 40)]), 1..60)
 }
@@ -84,7 +84,8 @@ fn both_agree_over_random_histories() {
         let ring = Ring::new(n_sink, window, chunk, back);
         // SAFETY: plain functions without initialisers.
         let library = unsafe { Library::new(&path) }.unwrap();
-        let plain = Plain { n_sink: ring.n_sink, window: ring.window, ring_slots: ring.ring_slots, max_rewind: ring.max_rewind };
+        let Ring { n_sink, window, ring_slots, max_rewind } = ring;
+        let plain = Plain { n_sink, window, ring_slots, max_rewind };
         let twin = Twin { library, ring: plain };
         let (mut seq, mut other) = (Seq::default(), Seq::default());
         for (what, n) in steps {

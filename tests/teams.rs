@@ -20,7 +20,7 @@ fn create() -> *mut skc_cache {
         ..Default::default()
     };
     let mut cache = ptr::null_mut();
-    // SAFETY: a valid configuration, a writable handle.
+    // SAFETY: the configuration is valid, the handle writable.
     assert_eq!(unsafe { ffi::skc_create_cache(&raw const config, &raw mut cache) }, 0);
     cache
 }
@@ -29,7 +29,7 @@ fn create() -> *mut skc_cache {
 fn args(x: &[f32], out: &mut [f32]) -> skc_step_args {
     static SEQ: i32 = 0;
     static TOKENS: i32 = N as i32;
-    // SAFETY: integers and pointers.
+    // SAFETY: all fields are integers and pointers, for which zero is valid.
     let mut a: skc_step_args = unsafe { std::mem::zeroed() };
     a.struct_size = size_of::<skc_step_args>() as u32;
     a.n_entries = 1;
@@ -41,21 +41,21 @@ fn args(x: &[f32], out: &mut [f32]) -> skc_step_args {
 
 fn attend(cache: *mut skc_cache, x: &[f32], out: &mut [f32]) -> i32 {
     let s = args(x, out);
-    // SAFETY: integers and pointers.
+    // SAFETY: all fields are integers and pointers, for which zero is valid.
     let mut a: ffi::skc_attend_args = unsafe { std::mem::zeroed() };
     a.struct_size = size_of::<ffi::skc_attend_args>() as u32;
     (a.n_entries, a.seq_ids, a.n_tokens, a.q, a.out) = (1, s.seq_ids, s.n_tokens, s.q, s.out);
-    // SAFETY: arguments as the header says.
+    // SAFETY: arguments are as the header demands.
     unsafe { ffi::skc_attend(cache, &raw const a) }
 }
 
-/// What an abandoned step has overwritten is not shown to the queries of the append before it.
+/// After an aborted team step, queries of the append before it are rejected: their keys may have been overwritten.
 #[test]
-fn an_abandoned_step_ends_the_append_before_it() {
+fn an_aborted_team_step_ends_the_append_before_it() {
     let cache = create();
     let (x, wild) = (vec![0.5_f32; N * 16], vec![1e6_f32; N * 16]);
     let mut out = vec![0.0_f32; N * 16];
-    // SAFETY: arguments as the header says.
+    // SAFETY: arguments are as the header demands.
     unsafe {
         for _ in 0..2 {
             assert_eq!(ffi::skc_step(cache, &args(&x, &mut out)), 0);
@@ -69,7 +69,7 @@ fn an_abandoned_step_ends_the_append_before_it() {
         out.fill(7.0);
         assert_eq!(attend(cache, &x, &mut out), ffi::SKC_STATUS_OUT_OF_RANGE);
         assert!(out.iter().all(|&x| x == 7.0));
-        // The stream goes on as if nothing had been.
+        // The stream continues as if the step had never been begun.
         assert_eq!(ffi::skc_step(cache, &args(&x, &mut out)), 0);
         assert!(out.iter().all(|&x| (x - 0.5).abs() < 1e-6));
     }
@@ -81,19 +81,19 @@ fn an_abandoned_step_ends_the_append_before_it() {
 fn destroy_does_not_wait_for_members_that_never_come() {
     let cache = create();
     let (x, mut out) = (vec![0.5_f32; N * 16], vec![0.0_f32; N * 16]);
-    // SAFETY: arguments as the header says.
+    // SAFETY: arguments are as the header demands.
     assert_eq!(unsafe { ffi::skc_step_part(cache, &args(&x, &mut out), 1, 2) }, 0);
     assert_eq!(ffi::skc_destroy_cache(cache), 0);
     assert_eq!(ffi::skc_destroy_cache(cache), ffi::SKC_STATUS_INVALID_HANDLE);
 }
 
-/// A Rust host may call while a panic of its own unwinds: that is no failure of the call.
+/// A Rust host may call while its own panic unwinds: the cache must stay usable.
 #[test]
 fn a_call_during_a_panic_leaves_the_cache_sound() {
     struct Calls(*mut skc_cache);
     impl Drop for Calls {
         fn drop(&mut self) {
-            // SAFETY: arguments as the header says.
+            // SAFETY: arguments are as the header demands.
             unsafe {
                 let mut info: ffi::skc_sequence_info = std::mem::zeroed();
                 info.struct_size = size_of::<ffi::skc_sequence_info>() as u32;
@@ -108,7 +108,7 @@ fn a_call_during_a_panic_leaves_the_cache_sound() {
     });
     assert!(outcome.is_err());
     let (x, mut out) = (vec![0.5_f32; N * 16], vec![0.0_f32; N * 16]);
-    // SAFETY: arguments as the header says.
+    // SAFETY: arguments are as the header demands.
     assert_eq!(unsafe { ffi::skc_step(cache, &args(&x, &mut out)) }, 0);
     assert_eq!(ffi::skc_destroy_cache(cache), 0);
 }

@@ -1,4 +1,5 @@
-//! The shared vectors, fed in every way, at every start, in every storage type; and the oracle against them.
+//! The vectors, cut into chunks in every way, at every start position, in every storage type; and the oracle against
+//! them.
 
 mod common;
 
@@ -28,7 +29,7 @@ const FEEDS: [Feed; 5] = [
     Feed { cut: 1, max_chunk: 512, call: Call::Step },
 ];
 
-/// Every instruction set that the processor has; on a device there is one.
+/// The instruction sets to test: all available ones, or for CUDA the default.
 fn instruction_sets() -> Vec<Option<Isa>> {
     match common::device::backend() {
         BackendKind::Cpu => Isa::all().into_iter().map(Some).collect(),
@@ -97,7 +98,7 @@ fn replay(vector: &Vector, config: &CacheConfig, how: Feed, start: u64) -> (Vec<
     (out, lse)
 }
 
-/// The oracle and the yardstick over a vector.
+/// Results of the oracle and of the plain implementation for a vector.
 fn reference(vector: &Vector, dtype: DType) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     let c = &vector.cfg;
     let (nq, nk, nv) = (c.n_q_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.n_kv_heads * c.head_dim_v);
@@ -126,7 +127,7 @@ fn reference(vector: &Vector, dtype: DType) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
 }
 
 fn check_lse(name: &str, got: &[f32], want: &[f32], dtype: DType) {
-    // Scores of rounded keys: a half's relative error times a score's size.
+    // Keys are rounded: the relative error of the type times the size of a score.
     let bound = match dtype {
         DType::F32 => 1e-5,
         DType::F16 => 1e-2,
@@ -159,7 +160,7 @@ fn every_vector_every_way() {
         for kv_dtype in DTYPES {
             let plain = reference(&vector, kv_dtype).2;
             for how in FEEDS {
-                // The shim takes its time: `SKC_STARTS` starts for each combination, in turn.
+                // For the slow CUDA stand-in: `SKC_STARTS` start positions for each combination, in turn.
                 let starts = std::env::var("SKC_STARTS").ok().and_then(|n| n.parse().ok()).unwrap_or(STARTS.len());
                 for start in STARTS.iter().copied().cycle().skip(runs % STARTS.len()).take(starts) {
                     for (&mode, isa) in modes.iter().flat_map(|m| instruction_sets().into_iter().map(move |r| (m, r))) {
@@ -179,7 +180,7 @@ fn every_vector_every_way() {
     println!("{runs} replays");
 }
 
-/// Inputs and outputs in the storage type, as a TensorRT-LLM-style host has them.
+/// Inputs and outputs in the storage type, as hosts like TensorRT-LLM have them.
 #[test]
 fn half_inputs_and_outputs() {
     for vector in all() {
@@ -198,7 +199,7 @@ fn half_inputs_and_outputs() {
     }
 }
 
-/// The same cut agrees bit for bit, whatever the start, the call or the number of threads.
+/// The same cut into chunks gives the same bits for every start position, call and number of threads.
 #[test]
 fn one_cut_one_result() {
     for vector in all() {

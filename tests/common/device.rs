@@ -1,5 +1,5 @@
 //! A CUDA host for tests: a context, a stream, device memory. Which backend the shared tests run on is
-//! `SKC_TEST_BACKEND` (`cpu`, the default, or `cuda`); asked for CUDA where there is none, they fail.
+//! `SKC_TEST_BACKEND` (`cpu`, the default, or `cuda`); with `cuda` they fail where there is no CUDA.
 
 use std::cell::OnceCell;
 use std::marker::PhantomData;
@@ -18,13 +18,13 @@ pub fn backend() -> BackendKind {
     }
 }
 
-/// Fails with the driver's number.
+/// Fails unless the driver's call succeeded.
 #[track_caller]
 pub fn ok(code: CUresult) {
     assert_eq!(code, CUresult::CUDA_SUCCESS);
 }
 
-/// The calling thread's host: the primary context of device 0, current, and a stream that depends on no other.
+/// The CUDA host of a thread: the primary context of device 0, made current, and a non-blocking stream.
 pub struct Host {
     pub context: sys::CUcontext,
     pub stream: sys::CUstream,
@@ -41,7 +41,7 @@ pub fn with_host<T>(body: impl FnOnce(&Host) -> T) -> T {
 
 impl Host {
     fn new() -> Self {
-        // SAFETY: plain calls of the driver; outputs are writable.
+        // SAFETY: calls of the driver without preconditions; outputs are writable.
         unsafe {
             assert!(sys::is_culib_present(), "SKC_TEST_BACKEND is cuda, but there is no CUDA driver");
             ok(sys::cuInit(0));
@@ -98,7 +98,7 @@ impl<T: Copy> Buf<T> {
         buf
     }
 
-    /// Overwrites it, in the stream of the thread's host.
+    /// Overwrites its contents, in the stream of the thread's host.
     pub fn write(&self, values: &[T]) {
         assert!(values.len() <= self.len);
         with_host(|host| {
@@ -113,11 +113,11 @@ impl<T: Copy> Buf<T> {
         });
     }
 
-    /// What it holds after the work in the stream of the thread's host.
+    /// Its contents after all work in the stream of the thread's host.
     pub fn read(&self) -> Vec<T> {
         with_host(|host| {
             let mut values = Vec::<T>::with_capacity(self.len);
-            // SAFETY: as many bytes as the vector has room for; `T`s are plain numbers.
+            // SAFETY: the vector has capacity for that many bytes, and every byte pattern is a valid `T`.
             unsafe {
                 if self.len > 0 {
                     let bytes = self.len * size_of::<T>();
@@ -132,7 +132,7 @@ impl<T: Copy> Buf<T> {
 
     /// As rows of a call's input.
     pub fn rows(&self) -> RowsIn<'_> {
-        // SAFETY: device memory as long as the values it was made from.
+        // SAFETY: device memory for as many elements as it was made from, which lives as long as the borrow.
         unsafe { RowsIn::from_raw(std::ptr::with_exposed_provenance(self.address as usize), 0, 0) }
     }
 
@@ -145,7 +145,7 @@ impl<T: Copy> Buf<T> {
 
 impl<T> Drop for Buf<T> {
     fn drop(&mut self) {
-        // SAFETY: allocated by `new`; waits for work that uses it.
+        // SAFETY: allocated by `new`; cuMemFree waits for work that uses it.
         unsafe { sys::cuMemFree_v2(self.address) };
     }
 }

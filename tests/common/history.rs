@@ -1,4 +1,4 @@
-//! Random histories: a small cache, and what happens to its sequences.
+//! Random histories: a small cache, and events on its sequences.
 
 use proptest::prelude::*;
 use sinkcache::{BackendKind, CacheConfig, DType, Isa, LayerConfig, PositionMode, RopeStyle};
@@ -17,23 +17,23 @@ pub struct History {
     pub seed: u64,
 }
 
-/// What happens. Counts are drawn without regard to what is possible: a refusal must be the oracle's too.
+/// One event. Counts are drawn without regard to what is allowed: the cache must reject what the oracle rejects.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// Tokens per sequence, in one ragged batch; `step` = one call, else append and attend, which ask for `ask` of the
-    /// last tokens.
-    Feed { n: [u8; N_SEQS], step: bool, ask: u8 },
-    /// Tokens dropped from a sequence's window.
+    /// New tokens per sequence, in one ragged batch. `step` = one call, else append and attend; then `repeat` of the
+    /// last queries are passed again.
+    Feed { n: [u8; N_SEQS], step: bool, repeat: u8 },
+    /// Evicts tokens of a sequence.
     Evict { seq: u8, n: u8 },
-    /// Tokens cut off a sequence.
+    /// Rewinds a sequence.
     Rewind { seq: u8, n: u8 },
-    /// A sequence emptied, to start anew at a position.
+    /// Resets a sequence to a start position.
     Reset { seq: u8, start: u64 },
-    /// A sequence copied over another.
+    /// Copies a sequence to another.
     Fork { src: u8, dst: u8 },
-    /// Drafts of NaN and infinity, rejected.
+    /// Appends drafts of NaN and infinity, and rewinds them.
     Poison { seq: u8, n: u8 },
-    /// Tokens of NaN and infinity, evicted with the whole window.
+    /// Appends tokens of NaN and infinity, and evicts them with the whole window.
     PoisonEvicted { seq: u8, n: u8 },
 }
 
@@ -54,9 +54,9 @@ impl History {
 
 pub fn histories() -> impl Strategy<Value = History> {
     let caches = match backend() {
-        // Some in shapes whose chunks are tiled, and of which AMX has tiles.
+        // Some in shapes that AMX tiles fit.
         BackendKind::Cpu => prop_oneof![6 => cache(), 1 => wide_cache()].boxed(),
-        // Half of them in shapes that have kernels of their own.
+        // Half of them in shapes that have specialised CUDA kernels.
         BackendKind::Cuda => prop_oneof![cache(), special_cache()].boxed(),
     };
     (caches, any::<prop::sample::Index>()).prop_flat_map(|(mut config, isa)| {
@@ -74,13 +74,16 @@ pub fn histories() -> impl Strategy<Value = History> {
 fn event(max_chunk: u8, window: u8) -> impl Strategy<Value = Event> {
     let seq = prop_oneof![3 => Just(0_u8), 1 => Just(1), 1 => Just(2)];
     let start = prop_oneof![Just(0), Just(1_u64 << 24), Just((1_u64 << 32) + 7), Just(1_u64 << 40), 0..u64::MAX / 2];
-    let feed = (1..=max_chunk, 0..=max_chunk, 0..=max_chunk, 0_u8..4).prop_map(|(a, b, c, ask)| Event::Feed {
+    let feed = (1..=max_chunk, 0..=max_chunk, 0..=max_chunk, 0_u8..4).prop_map(|(a, b, c, repeat)| Event::Feed {
         n: [a, b / 2, c / 3],
         step: false,
-        ask,
+        repeat,
     });
-    let step =
-        (1..3 * window + 4, 0..4_u8, 0..window).prop_map(|(a, b, c)| Event::Feed { n: [a, b, c], step: true, ask: 0 });
+    let step = (1..3 * window + 4, 0..4_u8, 0..window).prop_map(|(a, b, c)| Event::Feed {
+        n: [a, b, c],
+        step: true,
+        repeat: 0,
+    });
     prop_oneof![
         10 => feed,
         4 => step,
@@ -110,7 +113,7 @@ fn cache() -> impl Strategy<Value = CacheConfig> {
             kv_dtype,
             max_chunk,
             max_rewind,
-            // Threads of our own are slow to start: one history in three has them.
+            // A thread pool is slow to start: one history in three has one.
             n_threads: if n_threads == 3 { 2 } else { 1 },
             layers,
             ..CacheConfig::default()
@@ -118,7 +121,7 @@ fn cache() -> impl Strategy<Value = CacheConfig> {
     })
 }
 
-/// Many rows to a KV head, and dims in 32s.
+/// Caches with many query heads per KV head, and head dims that are multiples of 32.
 fn wide_cache() -> impl Strategy<Value = CacheConfig> {
     let heads = prop_oneof![Just((4, 1)), Just((6, 2)), Just((2, 2)), Just((9, 1))];
     let dims = prop_oneof![Just((32_u32, 32_u32)), Just((64, 32)), Just((32, 40)), Just((40, 64))];
@@ -142,7 +145,7 @@ fn wide_cache() -> impl Strategy<Value = CacheConfig> {
     })
 }
 
-/// Shapes of the specialised kernels: (head_dim, n_q_heads, n_kv_heads, type). Few, since each is compiled.
+/// Shapes of specialised CUDA kernels: (head_dim, n_q_heads, n_kv_heads, type). Few, because each is compiled.
 const SPECIAL: [(u32, u32, u32, DType); 10] = [
     (64, 2, 2, DType::F16),
     (64, 8, 1, DType::Bf16),

@@ -1,5 +1,5 @@
-//! What the integration tests share: the definition in f64, the half-precision yardstick, the vectors.
-#![allow(dead_code, reason = "each test file uses its part")]
+//! Shared by the integration tests: the oracle in f64, the reference for error bounds, the vectors, a CUDA host.
+#![allow(dead_code, reason = "each test program uses some of it")]
 
 pub mod device;
 pub mod history;
@@ -21,17 +21,17 @@ pub fn round(dtype: DType, x: f32) -> f32 {
     }
 }
 
-/// A cache; on a device, with its work in the stream of the thread's host.
+/// A cache. A CUDA cache puts its work into the stream of the thread's [`device::Host`].
 pub fn new_cache(config: &CacheConfig) -> Cache {
     let mut cache = Cache::new(config).unwrap();
     if cache.is_on_device() {
-        // SAFETY: a stream of the primary context, alive as long as the thread.
+        // SAFETY: the stream belongs to the primary context, as the cache does, and lives as long as the thread.
         device::with_host(|host| unsafe { cache.set_stream(host.stream.cast()) }).unwrap();
     }
     cache
 }
 
-/// This test program, to be started again: through what cargo was told to run programs for AArch64 with, if it was told.
+/// A command that starts this test program again, through cargo's runner for AArch64 if one is set.
 pub fn this_program() -> Command {
     let program = std::env::current_exe().unwrap();
     let runner = std::env::var("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER").unwrap_or_default();
@@ -43,7 +43,7 @@ pub fn this_program() -> Command {
     command
 }
 
-/// Rows of f32 tensors of one call.
+/// Tensors of one call, in f32.
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
     pub q: &'a [f32],
@@ -51,7 +51,7 @@ pub struct Rows<'a> {
     pub v: &'a [f32],
 }
 
-/// How tokens go in.
+/// How tokens are appended and attended to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
     /// `append` and `attend`.
@@ -193,19 +193,19 @@ pub fn errors(a: &[f32], b: &[f32]) -> (f64, f64) {
     ((sum / a.len().max(1) as f64).sqrt(), max)
 }
 
-/// Whether results are close enough to the definition: f32 within 1e-5 of the largest value, halves within 1.5x (rms) and
-/// 3x (max) of the plain implementation's errors.
+/// Whether results are within tolerance of the oracle's: f32 within 1e-5 of the largest value; f16 and bf16 within 1.5
+/// times (rms) and 3 times (max) the errors of the plain implementation.
 pub fn check(dtype: DType, got: &[f32], want: &[f32], plain: Option<&[f32]>) -> Result<(), String> {
     let (rms, max) = errors(got, want);
     let largest = want.iter().fold(0.0_f64, |m, &x| m.max(f64::from(x).abs()));
     let (rms_bound, max_bound) = match dtype {
         DType::F32 => (f64::INFINITY, 1e-5 * largest + 1e-30),
         _ => {
-            let (rms, max) = errors(plain.expect("halves need the yardstick"), want);
+            let (rms, max) = errors(plain.expect("f16 and bf16 need the plain results"), want);
             (1.5 * rms + 1e-6, 3.0 * max + 1e-6)
         }
     };
-    // Written so that NaN fails.
+    // A comparison with NaN is false, so NaN fails.
     if rms <= rms_bound && max <= max_bound {
         return Ok(());
     }

@@ -1,4 +1,5 @@
-//! The definition, naive and in f64: un-rotated tokens are kept for ever, and rotated anew for every query.
+//! The oracle: the definition of the cache, naive and in f64. It keeps all tokens un-rotated, and rotates them anew for
+//! every query.
 
 use sinkcache::{LayerConfig, PositionMode, RopeStyle};
 
@@ -12,7 +13,7 @@ pub struct Oracle {
     pub highest: usize,
 }
 
-/// Heads and dims beside a layer's settings.
+/// Heads and dims, and the settings of a layer.
 #[derive(Clone, Debug)]
 pub struct OracleConfig {
     pub n_q_heads: usize,
@@ -33,7 +34,7 @@ impl OracleConfig {
         (0..d / 2).map(|i| l.rope_base.powf(-((2 * i) as f64) / d as f64)).collect()
     }
 
-    /// Heads of `x` rotated to position `pos`; as it is in modes without rotation.
+    /// Heads of `x` rotated to position `pos`; unchanged in modes without RoPE.
     pub fn rotate(&self, x: &[f64], pos: f64) -> Vec<f64> {
         let l = &self.layer;
         let mut y = x.to_vec();
@@ -58,9 +59,9 @@ impl OracleConfig {
     }
 }
 
-/// An edit the definition refuses.
+/// An edit that the definition does not allow.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Refused;
+pub struct Rejected;
 
 impl Oracle {
     pub fn new(cfg: OracleConfig) -> Self {
@@ -95,8 +96,8 @@ impl Oracle {
         self.len().saturating_sub(self.n_sink() + self.evicted(self.len()))
     }
 
-    pub fn evict(&mut self, n: usize) -> Result<(), Refused> {
-        self.can_evict(n).then_some(()).ok_or(Refused)?;
+    pub fn evict(&mut self, n: usize) -> Result<(), Rejected> {
+        self.can_evict(n).then_some(()).ok_or(Rejected)?;
         if n > 0 {
             self.floor = self.evicted(self.len()) + n;
         }
@@ -107,8 +108,8 @@ impl Oracle {
         n <= self.window_len()
     }
 
-    pub fn rewind(&mut self, n: usize) -> Result<(), Refused> {
-        self.can_rewind(n).then_some(()).ok_or(Refused)?;
+    pub fn rewind(&mut self, n: usize) -> Result<(), Rejected> {
+        self.can_rewind(n).then_some(()).ok_or(Rejected)?;
         self.k.truncate(self.len() - n);
         self.v.truncate(self.k.len());
         Ok(())
@@ -129,7 +130,7 @@ impl Oracle {
         *self = Self::new(self.cfg.clone());
     }
 
-    /// Appends a token without asking for its attention.
+    /// Appends a token without attending.
     pub fn push(&mut self, k: &[f32], v: &[f32]) {
         self.k.push(k.iter().map(|&x| f64::from(x)).collect());
         self.v.push(v.iter().map(|&x| f64::from(x)).collect());

@@ -1,12 +1,12 @@
-//! The yardstick for half precision: a plain, unfused attention that stores what a kernel would store (rotated K, V,
-//! rotated Q, weights and the output in the half type; everything else f32).
+//! The reference for the error bounds of f16 and bf16: a plain, unfused attention that rounds to the half type what a
+//! kernel would store in it (rotated K, V, rotated Q, probabilities and the output); everything else is f32.
 
 use sinkcache::DType;
 
 use super::oracle::Oracle;
 use super::{Rows, round};
 
-/// One sequence in one layer. Which tokens count, and where, is the oracle's business.
+/// One sequence in one layer. The oracle knows its length and which tokens are held.
 #[derive(Clone, Debug, Default)]
 pub struct Plain {
     hosted: bool,
@@ -20,26 +20,27 @@ fn rotated(oracle: &Oracle, x: &[f32], pos: usize, dtype: DType) -> Vec<f32> {
 }
 
 impl Plain {
-    /// `hosted`: the host has rotated q and handed it over in the half type, so that what is turned for the sinks has been
-    /// rounded before.
+    /// `hosted`: the host has rotated q and passed it in the half type, so that q is rounded before it is rotated again
+    /// for the sinks.
     pub fn new(hosted: bool) -> Self {
         Self { hosted, ..Self::default() }
     }
 
-    /// Drops what the oracle has cut.
+    /// Drops the tokens that the oracle has rewound.
     pub fn follow(&mut self, oracle: &Oracle) {
         self.keys.truncate(oracle.len());
         self.values.truncate(oracle.len());
     }
 
-    /// Appends a token; the oracle has it already.
+    /// Appends a token that the oracle has appended just before.
     pub fn push(&mut self, oracle: &Oracle, k: &[f32], v: &[f32], dtype: DType) {
         let p = oracle.len() - 1;
         self.keys.push(rotated(oracle, k, p, dtype));
         self.values.push(v.iter().map(|&x| round(dtype, x)).collect());
     }
 
-    /// The token the oracle has just taken: `out` is extended by `[n_q_heads][head_dim_v]`.
+    /// Appends a token that the oracle has appended just before, and attends: `out` is extended by
+    /// `[n_q_heads][head_dim_v]`.
     pub fn step(&mut self, oracle: &Oracle, token: Rows<'_>, dtype: DType, out: &mut Vec<f32>) {
         let q = token.q;
         self.push(oracle, token.k, token.v, dtype);

@@ -1,4 +1,4 @@
-//! Making a cache, and the host it is made in.
+//! Creating a cache, and the CUDA contexts of its host.
 
 use std::ffi::c_void;
 use std::ptr::null_mut;
@@ -11,7 +11,7 @@ use crate::common::device::{Host, ok, with_host};
 use crate::common::new_cache;
 use crate::support::{Graph, KV, Random, Tensors, close, config, cuda, to_bf16};
 
-/// A cache of more memory than any device has is refused, and what was taken is given back.
+/// A cache that needs more memory than the device has is rejected, and leaks nothing.
 #[test]
 fn too_large_a_cache_is_a_status() {
     let Some(_turn) = cuda() else { return };
@@ -42,9 +42,9 @@ fn a_device_that_is_not_there_is_named() {
     assert!(error.message().contains("cuda_device is 4000"), "{error}");
 }
 
-/// The host's context is as it was after every call, none included.
+/// Every call leaves the host's current context unchanged, also if there is none.
 #[test]
-fn the_hosts_context_is_left_alone() {
+fn the_hosts_context_is_unchanged() {
     let Some(_turn) = cuda() else { return };
     with_host(|host| {
         let mut other = null_mut();
@@ -53,7 +53,7 @@ fn the_hosts_context_is_left_alone() {
             let mut device = 0;
             ok(sys::cuDeviceGet(&raw mut device, 0));
             ok(sys::cuCtxCreate_v4(&raw mut other, null_mut(), 0, device));
-            // Made current on top of the thread's: taken off again, so that there can be none.
+            // cuCtxCreate makes it current: pop it, so that there can be no current context.
             ok(sys::cuCtxPopCurrent_v2(&raw mut other));
         }
         for current in [other, null_mut(), host.context] {
@@ -68,7 +68,7 @@ fn the_hosts_context_is_left_alone() {
             cache.fork(&[0], &[1]).unwrap();
             cache.read_back(1).unwrap();
             cache.take_error().unwrap();
-            // Refused: host memory.
+            // Rejected: tensors in host memory.
             let rows = to_bf16(&[0.0; KV]);
             let rows = RowsIn::packed(&rows);
             assert!(cache.append(0, Batch::new(&[0], &[1]), rows, rows).is_err());
@@ -83,7 +83,7 @@ fn the_hosts_context_is_left_alone() {
     });
 }
 
-/// One cache in the primary context, one in a context of the host's own, at the same time.
+/// One cache in the primary context and one in a context of the host, at the same time.
 #[test]
 fn two_contexts() {
     let Some(_turn) = cuda() else { return };
@@ -110,7 +110,7 @@ fn two_contexts() {
             ok(unsafe { sys::cuCtxSynchronize() });
             t.out.read()
         };
-        // The tensors travel by the thread's stream, which belongs to the primary context: only that one can wait for it.
+        // The thread's stream belongs to the primary context: only the cache there can use it.
         let mut first = Cache::new(&here(null_mut())).unwrap();
         let want: Vec<_> = (0..5).map(|_| step(host.context, &mut first)).collect();
         let mut second = Cache::new(&here(own.cast())).unwrap();
@@ -131,7 +131,7 @@ fn two_contexts() {
     });
 }
 
-/// A step of three tokens in a context other than the thread's: tensors by synchronous copies.
+/// A step of three tokens in a context other than the thread's, with synchronous copies.
 fn own_step(context: sys::CUcontext, cache: &mut Cache) -> Vec<f32> {
     let mut random = Random(4);
     let rows = [4 * 64, 2 * 64, 2 * 64].map(|width| to_bf16(&random.rows(3 * width)));
@@ -183,7 +183,7 @@ unsafe extern "C" fn nothing(_: *mut c_void, _: usize, _: usize) -> *mut c_void 
     null_mut()
 }
 
-/// Device memory comes from the caller's callbacks, as much as was announced, and goes back to them.
+/// Device memory is allocated and freed by the callbacks, as many bytes as skc_cache_bytes says.
 #[test]
 fn memory_from_callbacks() {
     let Some(_turn) = cuda() else { return };
@@ -202,7 +202,7 @@ fn memory_from_callbacks() {
     assert!(error.message().contains("device_alloc returned NULL"), "{error}");
 }
 
-/// A cache can be made while another thread's, or this one's, stream is being captured.
+/// A cache can be created while a stream of another thread, or of this one, is being captured.
 #[test]
 fn create_during_a_capture() {
     let Some(_turn) = cuda() else { return };

@@ -1,5 +1,5 @@
-//! Random streams on the device against the CPU backend, in the shapes that have fast kernels and at lengths that make
-//! them split, wrap and mask. `SKC_STREAMS` says how many, `SKC_SHAPE` may single out one shape.
+//! Random streams on the device compared with the CPU backend, in shapes that have specialised kernels, at lengths at
+//! which they split, wrap and mask. `SKC_STREAMS`: how many; `SKC_SHAPE`: only this shape.
 
 use half::{bf16, f16};
 use sinkcache::{
@@ -11,27 +11,38 @@ use crate::common::device::{Buf, with_host};
 use crate::common::new_cache;
 use crate::support::{Random, cuda};
 
-/// (head_dim, n_q_heads, n_kv_heads, type): every dim and group that has kernels of its own, both types, and one shape
-/// that has none.
-const SHAPES: [(u32, u32, u32, DType); 11] = [
-    (64, 4, 4, DType::F16),
-    (64, 16, 2, DType::Bf16),
-    (80, 4, 2, DType::Bf16),
-    (80, 6, 2, DType::F16),
-    (96, 8, 2, DType::Bf16),
-    (96, 5, 1, DType::F16),
-    (128, 12, 2, DType::F16),
-    (128, 7, 1, DType::Bf16),
-    (256, 2, 2, DType::Bf16),
-    (256, 8, 2, DType::F16),
-    (40, 6, 2, DType::Bf16),
+#[derive(Clone, Copy)]
+struct Shape {
+    head_dim: u32,
+    n_q_heads: u32,
+    n_kv_heads: u32,
+    dtype: DType,
+}
+
+const fn shape(head_dim: u32, n_q_heads: u32, n_kv_heads: u32, dtype: DType) -> Shape {
+    Shape { head_dim, n_q_heads, n_kv_heads, dtype }
+}
+
+/// Every head_dim and group size that has specialised kernels, both types, and one shape that has none.
+const SHAPES: [Shape; 11] = [
+    shape(64, 4, 4, DType::F16),
+    shape(64, 16, 2, DType::Bf16),
+    shape(80, 4, 2, DType::Bf16),
+    shape(80, 6, 2, DType::F16),
+    shape(96, 8, 2, DType::Bf16),
+    shape(96, 5, 1, DType::F16),
+    shape(128, 12, 2, DType::F16),
+    shape(128, 7, 1, DType::Bf16),
+    shape(256, 2, 2, DType::Bf16),
+    shape(256, 8, 2, DType::F16),
+    shape(40, 6, 2, DType::Bf16),
 ];
 
-fn draw_config(random: &mut Random, shape: (u32, u32, u32, DType)) -> CacheConfig {
-    let (head_dim, n_q_heads, n_kv_heads, dtype) = shape;
+fn draw_config(random: &mut Random, shape: Shape) -> CacheConfig {
+    let Shape { head_dim, n_q_heads, n_kv_heads, dtype } = shape;
     let mode = [PositionMode::Rope, PositionMode::Rope, PositionMode::RopeApplied, PositionMode::Alibi]
         [random.below(4) as usize];
-    let rotates = matches!(mode, PositionMode::Rope | PositionMode::RopeApplied);
+    let rope = matches!(mode, PositionMode::Rope | PositionMode::RopeApplied);
     let alibi = mode == PositionMode::Alibi;
     let per_head = |f: fn(f32) -> f32| (0..n_q_heads).map(|h| f(h as f32)).collect::<Vec<_>>();
     let layer = LayerConfig {
@@ -39,7 +50,7 @@ fn draw_config(random: &mut Random, shape: (u32, u32, u32, DType)) -> CacheConfi
         window: 1 + random.below(300) as u32,
         position_mode: mode,
         rope_style: if random.below(2) == 0 { RopeStyle::Neox } else { RopeStyle::Interleaved },
-        rope_dim: if rotates && random.below(3) == 0 { head_dim / 2 } else { 0 },
+        rope_dim: if rope && random.below(3) == 0 { head_dim / 2 } else { 0 },
         alibi_slopes: if alibi { per_head(|h| 0.1 / (h + 1.0)) } else { vec![] },
         softcap: if random.below(3) == 0 && !alibi { 5.0 } else { 0.0 },
         sink_logits: if random.below(3) == 0 { per_head(|h| h / 2.0 - 1.0) } else { vec![] },
@@ -67,7 +78,7 @@ struct Pair {
     cpu: Cache,
 }
 
-/// What was compared: elements, and the sum of squares of values and differences.
+/// Statistics of compared elements: their number, and the sums of squares of values and differences.
 #[derive(Default)]
 struct Tally {
     n: usize,
@@ -76,7 +87,7 @@ struct Tally {
 }
 
 impl Pair {
-    /// One call on both; compares every row.
+    /// One call on both caches; compares every row.
     fn step<T: Element>(
         &mut self,
         random: &mut Random,
@@ -110,7 +121,7 @@ impl Pair {
         }
         let got = out.read();
         let largest = want.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-        // The device rounds q and the weights once to the half type, the CPU computes in f32.
+        // The device rounds q and the probabilities to the half type, the CPU computes in f32.
         let ulp = if c.kv_dtype == DType::F16 { 1e-3 } else { 8e-3 };
         for (i, (a, b)) in got.iter().zip(&want).enumerate() {
             let difference = (a - b).abs();
@@ -170,7 +181,7 @@ fn streams_agree_with_the_cpu() {
     }
 }
 
-/// As many rows as fill the device, whatever its size: the larger tiles, which a device with idle multiprocessors does not use.
+/// Enough rows to fill the device, whatever its size: then it uses the larger tiles.
 #[test]
 fn large_tiles_agree_with_the_cpu() {
     let Some(_turn) = cuda() else { return };
@@ -195,7 +206,7 @@ fn large_tiles_agree_with_the_cpu() {
     assert_eq!(pair.device.take_error().unwrap(), None);
 }
 
-/// The same rows at any start give the same results, but for the rounding of sines and cosines.
+/// The same rows give the same results at every start position, up to the rounding of sines and cosines.
 #[test]
 fn far_positions_change_nothing() {
     let Some(_turn) = cuda() else { return };
@@ -238,11 +249,12 @@ fn device_step<T: Element>(cache: &mut Cache, batch: Batch<'_>, rows: [&[f32]; 3
     out.copy_from_slice(&o.read());
 }
 
-/// A token of infinities that an earlier query of the same call must not see: masked is not multiplied by zero.
+/// A token of NaN and infinity does not change earlier queries of the same call: masked values are not multiplied by
+/// zero.
 #[test]
 fn what_a_query_must_not_see_cannot_reach_it() {
     let Some(_turn) = cuda() else { return };
-    // Few queries and many: both kernels.
+    // Few queries and many: the decode and the chunk kernel.
     for n in [2_usize, 40] {
         let mut config = draw_config(&mut Random(77), SHAPES[7]);
         config.layers[0] = LayerConfig { n_sink: 4, window: 50, ..LayerConfig::default() };

@@ -1,4 +1,4 @@
-//! Edits in the stream: by host arrays, and by counts that never leave the device.
+//! Edits in the stream: with arrays in host memory, and with arrays in device memory.
 
 use sinkcache::{Batch, Cache, CacheConfig, DeviceEdit, Status};
 
@@ -19,7 +19,7 @@ fn arrays(ids: &Buf<i32>, tokens: Option<&Buf<i32>>, positions: Option<&Buf<u64>
     }
 }
 
-/// Drafts of which the device alone knows how many are accepted, in one graph: append, attend, rewind.
+/// Append, attend and rewind in one graph; only the device knows how many drafts were rejected.
 #[test]
 fn rejected_drafts_never_leave_the_device() {
     let Some(_turn) = cuda() else { return };
@@ -59,7 +59,7 @@ fn rejected_drafts_never_leave_the_device() {
     });
 }
 
-/// Evict, reset to far positions and fork by device arrays, against a CPU cache by host arrays.
+/// Evict, reset to far positions and fork with device arrays, compared with a CPU cache and host arrays.
 #[test]
 fn edits_by_device_arrays_equal_edits_by_host_arrays() {
     let Some(_turn) = cuda() else { return };
@@ -75,7 +75,7 @@ fn edits_by_device_arrays_equal_edits_by_host_arrays() {
             close(&t.out.read(), &t.feed_cpu(&mut plain, layer, batch));
         }
         let ids = Buf::new(&[0_i32, -1, 2]);
-        // SAFETY: arrays in device memory that outlive the work: each arm waits for it.
+        // SAFETY: the arrays are in device memory and outlive the work: each arm waits for it.
         unsafe {
             match round % 3 {
                 0 => {
@@ -106,16 +106,16 @@ fn edits_by_device_arrays_equal_edits_by_host_arrays() {
     assert_eq!(cache.take_error().unwrap(), None);
 }
 
-/// An edit the device refuses leaves every layer as it was and says what the host would have said.
+/// An edit that the device rejects changes no layer, and has the status that the host would have returned.
 #[test]
-fn refused_edits_change_nothing() {
+fn rejected_edits_change_nothing() {
     let Some(_turn) = cuda() else { return };
     let config = config(2, 3, 1, 6);
     let mut cache = new_cache(&config);
     let mut t = Tensors::new(9);
     t.draw(&mut Random(1), 9);
     (0..2).for_each(|layer| t.feed(&mut cache, layer, Batch::new(&[0, 1], &[9, 0])));
-    // Sequence 2 is out of step: one layer has a token more.
+    // Sequence 2 has one token more in one layer.
     t.feed(&mut cache, 0, Batch::new(&[2], &[1]));
     let state = |cache: &mut Cache, seq| {
         cache.read_back(seq).unwrap();
@@ -135,22 +135,22 @@ fn refused_edits_change_nothing() {
     ];
     for (edit, ids, n, status, call) in cases {
         let n_tokens = Buf::new(&[n]);
-        // SAFETY: arrays in device memory.
+        // SAFETY: the arrays are in device memory and outlive the work.
         unsafe { edit(&mut cache, arrays(ids, Some(&n_tokens), None)) }.unwrap();
         with_host(|host| host.wait());
-        let error = cache.take_error().unwrap().expect("refused");
+        let error = cache.take_error().unwrap().expect("a rejected edit");
         assert_eq!((error.status, error.call, error.layer), (status as i32, call, u32::MAX), "{n}");
         let after: Vec<_> = (0..3).map(|seq| state(&mut cache, seq)).collect();
         assert_eq!(before, after);
     }
-    // The way out of a step half done is the CPU's.
+    // Aborting the step works as on the CPU.
     cache.abort_step(Some(&[2])).unwrap();
     assert_eq!(state(&mut cache, 2)[0].len_max, 0);
     cache.abort_step(None).unwrap();
     assert_eq!(state(&mut cache, 0)[0], before[0][0]);
 }
 
-/// More entries than travel in a launch, padding among them.
+/// More entries than fit into the launch parameters, padding among them.
 #[test]
 fn long_host_batches_are_staged() {
     let Some(_turn) = cuda() else { return };

@@ -1,4 +1,4 @@
-//! Captured calls: replayed for ever they do what eager calls do.
+//! Captured calls: replayed any number of times they do the same as eager calls.
 
 use sinkcache::{Batch, Cache, CacheConfig, DeviceBatch, Status};
 
@@ -26,13 +26,13 @@ fn a_replayed_step_equals_eager_calls() {
     let batch = Batch::new(&ids, &[1, 1]);
     with_host(|host| {
         let graph = Graph::capture(host, || {
-            // SAFETY: the host's stream.
+            // SAFETY: the host's stream lives as long as the thread.
             unsafe { replayed.set_stream(host.stream.cast()) }.unwrap();
             (0..2).for_each(|layer| a.feed(&mut replayed, layer, batch));
         });
         // SAFETY: as above.
         unsafe { replayed.set_stream(host.stream.cast()) }.unwrap();
-        // Recording did nothing, and the host does not know what replays will do.
+        // Capturing changed no length, but the host's counters are stale: replays will.
         assert_eq!(replayed.seq_info(0, 0).unwrap_err().status(), Status::LengthUnknown);
         let mut random = Random(7);
         for i in 0..replays() {
@@ -51,7 +51,7 @@ fn a_replayed_step_equals_eager_calls() {
     });
 }
 
-/// One graph whose sequence ids and counts lie in device memory serves a batch that changes at every replay.
+/// One graph whose sequence ids and counts are in device memory, with another batch at every replay.
 #[test]
 fn a_graph_serves_a_changing_batch() {
     let Some(_turn) = cuda() else { return };
@@ -77,7 +77,7 @@ fn a_graph_serves_a_changing_batch() {
         });
         let mut random = Random(11);
         for i in 0..replays() / 4 {
-            // Three different sequences, one perhaps padding, counts that fill the rows at most.
+            // Three different sequences, perhaps one of them padding, with at most as many tokens as there are rows.
             let first = random.below(4) as i32;
             let mut chosen = [first, (first + 1) % 4, (first + 3) % 4];
             if random.below(3) == 0 {
@@ -91,12 +91,12 @@ fn a_graph_serves_a_changing_batch() {
             b.draw(&mut Random(seed), rows);
             graph.launch(host);
             b.feed(&mut eager, 0, Batch::new(&chosen, &n));
-            // Another kernel may have served the eager call, whose largest count is known.
+            // The eager call may run another kernel, because its largest count is known.
             crate::support::close(&a.out.read(), &b.out.read());
             assert!(i > 0 || a.out.read().len() == rows * Q);
         }
         for seq in 0..4 {
-            // SAFETY: the host's stream.
+            // SAFETY: the host's stream lives as long as the thread.
             unsafe { replayed.set_stream(host.stream.cast()) }.unwrap();
             replayed.read_back(seq).unwrap();
             assert_eq!(replayed.seq_info(0, seq).unwrap().len_min, eager.seq_info(0, seq).unwrap().len_min);
@@ -105,15 +105,15 @@ fn a_graph_serves_a_changing_batch() {
     });
 }
 
-/// What a device array asks for and cannot be done is skipped and told, and nothing else suffers.
+/// Invalid entries of a batch in device memory are skipped and reported; the other entries are executed.
 #[test]
-fn refused_entries_are_skipped_and_told() {
+fn invalid_entries_are_skipped_and_reported() {
     let Some(_turn) = cuda() else { return };
     let mut cache = new_cache(&config(1, 3, 1, 10));
     let rows = 8;
     let t = Tensors::new(rows);
     let mut random = Random(3);
-    // Too many for max_tokens; an id that is none; a duplicate; more rows than there are; a negative count.
+    // More than max_tokens; an id that does not exist; a duplicate; more rows than there are; a negative count.
     let cases: [([i32; 3], [i32; 3], i32, u32); 5] = [
         ([0, 1, 2], [1, 6, 1], Status::ChunkTooLong as i32, 1),
         ([0, 7, 2], [1, 1, 1], Status::OutOfRange as i32, 1),
@@ -128,19 +128,19 @@ fn refused_entries_are_skipped_and_told() {
             let batch = DeviceBatch { seq_ids, n_tokens, n_entries: 3, max_tokens: 5, n_rows: rows as u64 };
             t.draw(&mut random, rows);
             let before: Vec<_> = (0..3).map(|s| length(&mut cache, s)).collect();
-            // SAFETY: arrays in device memory.
+            // SAFETY: both arrays are in device memory and outlive the work.
             cache.append(0, unsafe { Batch::on_device(batch) }, t.k.rows(), t.v.rows()).unwrap();
             host.wait();
-            let error = cache.take_error().unwrap().expect("an entry cannot be done");
+            let error = cache.take_error().unwrap().expect("an invalid entry");
             assert_eq!((error.status, error.entry, error.call), (status, entry, 1), "{ids:?} {counts:?}");
             assert_eq!(error.seq_id, ids[entry as usize]);
             assert_eq!(cache.take_error().unwrap(), None);
             for seq in 0..3 {
                 let wanted = |&(e, &id): &(usize, &i32)| id == seq && e as u32 != entry;
                 let n = ids.iter().enumerate().find(wanted).map_or(0, |(e, _)| counts[e]);
-                // After a negative count or one beyond the rows, where the next rows lie is anybody's guess.
-                let sure = status != Status::InvalidArgument as i32 || counts.iter().all(|&n| n >= 0);
-                if sure {
+                // After a negative count the rows of the following entries are undefined.
+                let defined = status != Status::InvalidArgument as i32 || counts.iter().all(|&n| n >= 0);
+                if defined {
                     assert_eq!(length(&mut cache, seq), before[seq as usize] + n as u64, "{ids:?} {counts:?} {seq}");
                 }
             }

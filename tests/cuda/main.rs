@@ -1,5 +1,5 @@
-//! The CUDA backend as a host sees it: graphs, streams, contexts, memory, counts that never leave the device. Everything
-//! through the public API, on whatever driver is found: a GPU's, or the host shim's (`tools/cuda_shim`).
+//! Tests of the CUDA backend through the public API: graphs, streams, contexts, memory, arrays in device memory. They
+//! run on the driver that is found: a GPU's, or the stand-in's (`tools/cuda_shim`).
 //!
 //! Without a driver the tests are skipped, unless `SKC_TEST_BACKEND=cuda` says that there must be one.
 

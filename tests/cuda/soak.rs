@@ -1,4 +1,4 @@
-//! A long stream: memory does not grow, results stay right, and no call waits or allocates.
+//! A long stream: memory does not grow, results stay correct, and no call waits or allocates.
 
 use std::time::Instant;
 
@@ -16,13 +16,13 @@ fn free() -> usize {
     free
 }
 
-/// `SKC_SOAK` tokens (3,000 unless told) by a replayed graph, in chunks of 1; then the device agrees with a CPU cache that
-/// has seen the last tokens only, at the same stream position.
+/// `SKC_SOAK` tokens (default 3,000) by a replayed graph, one at a time; then the device agrees with a CPU cache that
+/// got only the last tokens, at the same stream positions.
 #[test]
 fn a_long_stream_in_constant_memory() {
     let Some(_turn) = cuda() else { return };
     let tokens: usize = std::env::var("SKC_SOAK").ok().and_then(|n| n.parse().ok()).unwrap_or(3_000);
-    // No sinks: what is seen depends on the last tokens alone, so that a CPU cache can be started late.
+    // No sinks: results depend on the last tokens alone, so the CPU cache can start late.
     let config = config(1, 1, 0, 40);
     let mut cache = new_cache(&config);
     let mut t = Tensors::new(1);
@@ -41,7 +41,7 @@ fn a_long_stream_in_constant_memory() {
         let before = free();
         let began = Instant::now();
         for i in 1..tokens {
-            // Rows are drawn now and then only: every one would make this a test of copies.
+            // New rows only sometimes: otherwise most of the time would go into copies.
             if i >= late || i % 64 == 0 {
                 t.draw(&mut random, 1);
             }

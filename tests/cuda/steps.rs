@@ -1,4 +1,4 @@
-//! A decode step in one launch: the same as an append and an attend, and what the chooser says is what is launched.
+//! The fused decode step: it gives the same results as append and attend, and skc_kernel_choice predicts the launches.
 
 use half::{bf16, f16};
 use sinkcache::{
@@ -15,7 +15,7 @@ struct Case {
     n_q_heads: u32,
     n_kv_heads: u32,
     dtype: DType,
-    /// Tokens that a step in one launch may bring.
+    /// The most tokens of one sequence that a fused step takes.
     tokens: u64,
     window: u32,
     rounds: usize,
@@ -25,7 +25,7 @@ const fn case(head_dim: u32, heads: (u32, u32), dtype: DType, tokens: u64, windo
     Case { head_dim, n_q_heads: heads.0, n_kv_heads: heads.1, dtype, tokens, window, rounds }
 }
 
-/// Long windows are split among blocks, of which the last ones store.
+/// Long windows are split among thread blocks; the last ones store the new tokens.
 const CASES: [Case; 7] = [
     case(64, (2, 2), DType::F16, 4, 37, 60),
     case(64, (4, 2), DType::Bf16, 4, 37, 60),
@@ -42,15 +42,15 @@ fn shaped(case: Case) -> CacheConfig {
     CacheConfig { n_q_heads, n_kv_heads, head_dim, in_dtype: dtype, kv_dtype: dtype, ..base }
 }
 
-/// Two caches, one fed by steps and one by appends and attends; then both are asked the same by the same kernel: bit for bit,
-/// so that what lies in their slots is the same.
+/// Two caches, one fed by fused steps and one by append and attend. Then the same attend on both must give the same
+/// bits: so their slots hold the same.
 fn twins_agree<T: Element>(case: Case, to: fn(f32) -> T) {
     let config = shaped(case);
     let (mut stepped, mut plain) = (new_cache(&config), new_cache(&config));
     let mut random = Random(9);
     let (wq, wk) = ((config.n_q_heads * config.head_dim) as usize, (config.n_kv_heads * config.head_dim) as usize);
     let ids = [1, 0];
-    // From nothing over the end of the sinks to a ring that has wrapped twice.
+    // From an empty sequence to a ring that has wrapped twice.
     let mut splits = 1;
     for round in 0..case.rounds {
         let n = [1 + random.below(case.tokens) as usize, random.below(case.tokens + 1) as usize];
@@ -69,7 +69,7 @@ fn twins_agree<T: Element>(case: Case, to: fn(f32) -> T) {
         plain.append(0, batch, k.rows(), v.rows()).unwrap();
         plain.attend(0, batch, AttendTensors { q: q.rows(), out: b.rows_out(), lse: None }).unwrap();
         close(&a.read(), &b.read());
-        // Anything asks again: the same rows, now by attends alone.
+        // The same queries again, by attend alone.
         stepped.attend(0, batch, AttendTensors { q: q.rows(), out: c.rows_out(), lse: None }).unwrap();
         plain.attend(0, batch, AttendTensors { q: q.rows(), out: d.rows_out(), lse: None }).unwrap();
         assert!(c.read().iter().all(|x| x.is_finite()));
@@ -79,7 +79,7 @@ fn twins_agree<T: Element>(case: Case, to: fn(f32) -> T) {
             stepped.rewind(&ids, &cut).unwrap();
             plain.rewind(&ids, &cut).unwrap();
         }
-        // Windows with a floor, and a sequence whose slots another one wrote.
+        // Windows with a floor, and a sequence that was forked.
         for cache in [&mut stepped, &mut plain] {
             match round % 40 {
                 20 => cache.evict(&ids, &[10, 0]).unwrap(),
@@ -107,10 +107,10 @@ fn a_step_stores_what_an_append_stores() {
     }
 }
 
-/// Launches that a call puts into a stream.
+/// Number of launches that a call puts into a stream.
 fn launches(host: &Host, cache: &mut Cache, call: impl FnOnce(&mut Cache)) -> u64 {
     let graph = Graph::capture(host, || {
-        // SAFETY: the host's stream.
+        // SAFETY: the host's stream lives as long as the thread.
         unsafe { cache.set_stream(host.stream.cast()) }.unwrap();
         call(cache);
     });
@@ -120,7 +120,7 @@ fn launches(host: &Host, cache: &mut Cache, call: impl FnOnce(&mut Cache)) -> u6
 }
 
 #[test]
-fn the_chooser_says_what_is_launched() {
+fn kernel_choice_predicts_the_launches() {
     let Some(_turn) = cuda() else { return };
     let mut cache = new_cache(&config(1, 3, 4, 60));
     let mut t = Tensors::new(3 * 40);
@@ -131,7 +131,7 @@ fn the_chooser_says_what_is_launched() {
             (4, "skc_step_decode", 1),
             (5, "skc_attend_chunk", 2),
             (16, "skc_attend_chunk", 2),
-            // Chunks of 16, and what is left of the last one is few.
+            // Chunks of 16; the last one has few tokens.
             (17, "skc_attend_chunk", 3),
             (40, "skc_attend_chunk", 6),
         ] {
@@ -147,10 +147,10 @@ fn the_chooser_says_what_is_launched() {
                 assert_eq!(launches(host, &mut cache, |cache| t.feed(cache, 0, batch)), 2);
             }
         }
-        // Rows at odd addresses take two launches of kernels that can read them.
+        // Rows that are not aligned to 16 bytes take two launches, of kernels that can read them.
         let counts = [1; 3];
         let odd = launches(host, &mut cache, |cache| {
-            // SAFETY: device memory, one element less than the buffer has.
+            // SAFETY: device memory; the rows of the call end before the end of the buffer, one element late.
             let q =
                 unsafe { RowsIn::<'_>::from_raw(std::ptr::with_exposed_provenance(t.q.address as usize + 2), 0, 0) };
             let (k, v) = (t.k.rows(), t.v.rows());
@@ -159,14 +159,14 @@ fn the_chooser_says_what_is_launched() {
         });
         assert_eq!(odd, 2);
     });
-    // A shape without kernels of its own.
+    // A shape without specialised kernels.
     let cache = new_cache(&CacheConfig { head_dim: 40, ..config(1, 1, 4, 60) });
     assert_eq!(cache.kernel_choice(0, TokenCall::Step, 1, 1).unwrap().kernel, "skc_attend_generic");
     assert_eq!(cache.kernel_choice(0, TokenCall::Append, 1, 1).unwrap().kernel, "skc_append");
 }
 
 #[test]
-fn bad_questions_are_refused() {
+fn invalid_queries_are_rejected() {
     let Some(_turn) = cuda() else { return };
     let cache = new_cache(&config(1, 1, 4, 60));
     for (layer, call, n_entries, n_tokens, text) in [
@@ -182,9 +182,10 @@ fn bad_questions_are_refused() {
     }
 }
 
-/// What a step in one launch refuses is told as the two calls tell it, counts nothing, and the other entries go on.
+/// A fused step reports an invalid entry as append and attend do, does not count its tokens, and executes the other
+/// entries.
 #[test]
-fn a_refused_entry_changes_nothing() {
+fn an_invalid_entry_changes_nothing() {
     let Some(_turn) = cuda() else { return };
     let mut cache = new_cache(&config(1, 3, 1, 10));
     let mut t = Tensors::new(8);
@@ -205,10 +206,10 @@ fn a_refused_entry_changes_nothing() {
             cache.seq_info(0, seq).unwrap().len_min
         };
         let before: Vec<_> = (0..3).map(|s| length(&mut cache, s)).collect();
-        // SAFETY: arrays in device memory.
+        // SAFETY: both arrays are in device memory and outlive the work.
         t.step(&mut cache, 0, unsafe { Batch::on_device(batch) });
         let out = t.out.read();
-        let error = cache.take_error().unwrap().expect("an entry cannot be done");
+        let error = cache.take_error().unwrap().expect("an invalid entry");
         assert_eq!((error.status, error.entry, error.call, error.count), (status, entry, 1, 2), "{ids:?} {counts:?}");
         let mut row = 0;
         for (e, (&id, &n)) in ids.iter().zip(&counts).enumerate() {
@@ -225,7 +226,7 @@ fn a_refused_entry_changes_nothing() {
     }
 }
 
-/// Two launches of a graph, whose blocks may take their places before the kernel before has ended: the same bits.
+/// Programmatic launches, whose blocks may be scheduled before the preceding kernel has ended, give the same bits.
 #[test]
 fn programmatic_launches_change_no_bit() {
     let Some(_turn) = cuda() else { return };
@@ -238,7 +239,7 @@ fn programmatic_launches_change_no_bit() {
     with_host(|host| {
         let batch = Batch::new(&ids, &[1, 1]);
         let graph = Graph::capture(host, || {
-            // SAFETY: the host's stream.
+            // SAFETY: the host's stream lives as long as the thread.
             unsafe { a.set_stream(host.stream.cast()) }.unwrap();
             (0..2).for_each(|layer| ta.step(&mut a, layer, batch));
         });
@@ -249,7 +250,7 @@ fn programmatic_launches_change_no_bit() {
             let seed = random.below(u64::MAX) | 1;
             ta.draw(&mut Random(seed), 40);
             tb.draw(&mut Random(seed), 40);
-            // Now and then a chunk, by appends, attends and edits of their own.
+            // Sometimes a chunk, by append, attend and rewind.
             if i % 10 == 9 {
                 let batch = Batch::new(&ids, &[16, 16]);
                 (0..2).for_each(|layer| ta.feed(&mut a, layer, batch));
@@ -264,7 +265,8 @@ fn programmatic_launches_change_no_bit() {
             let bits = |t: &Tensors| t.out.read().into_iter().map(f32::to_bits).collect::<Vec<_>>();
             assert_eq!(bits(&ta), bits(&tb), "round {i}");
         }
-        // A fork; more entries than travel in a launch, most of them padding; both of a shape without kernels of its own, too.
+        // A fork; more entries than fit into the launch parameters, most of them padding; both also for a shape without
+        // specialised kernels.
         let (mut many, mut counts) = (vec![-1; 70], vec![0; 70]);
         (many[3], many[69], counts[3], counts[69]) = (0, 1, 2, 1);
         let generic = CacheConfig { head_dim: 40, ..plain.clone() };

@@ -11,8 +11,8 @@ use sinkcache::{
 
 use crate::common::device::{Buf, Host, backend, ok};
 
-/// A test's turn, or `None` where it is skipped: there is no driver, and none is demanded. One at a time: a capture forbids
-/// other threads to allocate, and free memory is compared.
+/// A lock for one test at a time, or `None` to skip it: there is no driver, and none is required. One at a time because
+/// a capture forbids other threads to allocate, and free memory is compared.
 pub fn cuda() -> Option<MutexGuard<'static, ()>> {
     static TURN: Mutex<()> = Mutex::new(());
     // SAFETY: loads and unloads a library by name.
@@ -23,7 +23,7 @@ pub fn cuda() -> Option<MutexGuard<'static, ()>> {
     Some(TURN.lock())
 }
 
-/// A small cache of a shape that has fast kernels: bf16, 4 query heads on 2 KV heads, 64 dims.
+/// A small cache of a shape that has specialised kernels: bf16, 4 query heads, 2 KV heads, head_dim 64.
 pub fn config(n_layers: u32, n_seqs: u32, n_sink: u32, window: u32) -> CacheConfig {
     CacheConfig {
         backend: BackendKind::Cuda,
@@ -42,7 +42,7 @@ pub fn config(n_layers: u32, n_seqs: u32, n_sink: u32, window: u32) -> CacheConf
     }
 }
 
-/// Repeatable numbers, multiples of 1/32 below 2: exact in every type.
+/// Repeatable random numbers: multiples of 1/32 below 2, which are exact in every type.
 pub struct Random(pub u64);
 
 impl Random {
@@ -106,7 +106,7 @@ impl Tensors {
         cache.step(layer, batch, StepTensors { k, v, q, out: self.out.rows_out(), lse: None }).unwrap();
     }
 
-    /// The same on a CPU cache; returns out.
+    /// The same on a CPU cache. Returns the output.
     pub fn feed_cpu(&self, cache: &mut Cache, layer: u32, batch: Batch<'_>) -> Vec<f32> {
         let (q, k, v) = (self.q.read(), self.k.read(), self.v.read());
         let mut out = vec![f32::NAN; self.out.len];
@@ -117,7 +117,7 @@ impl Tensors {
     }
 }
 
-/// Whether two backends agree: both round q and weights once to bf16, or not at all.
+/// Checks that two backends agree: both round q and probabilities to bf16, or neither does.
 #[track_caller]
 pub fn close(got: &[f32], want: &[f32]) {
     assert_eq!(got.len(), want.len());
@@ -135,7 +135,7 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Captures what `body` puts into the host's stream.
+    /// Captures the work that `body` puts into the host's stream.
     pub fn capture(host: &Host, body: impl FnOnce()) -> Self {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
         let (mut graph, mut exec) = (null_mut(), null_mut());
@@ -149,7 +149,7 @@ impl Graph {
         Self { graph, exec }
     }
 
-    /// Launches it holds.
+    /// Number of its nodes.
     pub fn nodes(&self) -> u64 {
         let mut n = 0;
         // SAFETY: the graph is live, the output writable.
