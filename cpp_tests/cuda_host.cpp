@@ -194,17 +194,17 @@ TEST(CudaHost, CountsOnTheDeviceThroughTheWrapper) {
         const sinkcache::Out out{a.out, a.out_token_stride, a.out_head_stride};
         const sinkcache::Lse lse{a.lse, a.lse_token_stride, a.lse_head_stride};
         if (round % 2) {
-            gpu.step(0, batch, k, v, q, out, lse);
+            gpu.step(0, batch, {k, v}, {q, out, lse});
         } else {
-            gpu.append_kv(0, batch, k, v);
-            gpu.attend(0, batch, q, out, lse);
+            gpu.append_kv(0, batch, {k, v});
+            gpu.attend(0, batch, {q, out, lse});
         }
         gpu.note_replay(ids, counts);
         expect_close(t.results(), want);
     }
     EXPECT_EQ(gpu.info(2).length_min, 24u);
     EXPECT_EQ(gpu.poll_error().n_skipped, 0u);
-    EXPECT_THROW(gpu.step(9, batch, none, none, none, {}), sinkcache::Error);
+    EXPECT_THROW(gpu.step(9, batch, {none, none}, {none, {}}), sinkcache::Error);
     driver.free(device_ids), driver.free(device_counts);
 }
 

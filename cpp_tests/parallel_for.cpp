@@ -106,8 +106,8 @@ TEST(ParallelFor, LargeWork) {
         const std::size_t tokens = 400;
         const auto q = host::noise(tokens * 512, 1), k = host::noise(tokens * 256, 2), v = host::noise(tokens * 256, 3);
         std::vector<float> out(tokens * 512, NAN);
-        cache.append_kv(0, {{0}, {400}}, {k.data()}, {v.data()});
-        cache.attend(0, {{0}, {400}}, {q.data()}, {out.data()});
+        cache.append_kv(0, {{0}, {400}}, {{k.data()}, {v.data()}});
+        cache.attend(0, {{0}, {400}}, {{q.data()}, {out.data()}});
         return out;
     };
     const auto want = large(nullptr, 1);

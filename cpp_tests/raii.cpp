@@ -54,7 +54,7 @@ TEST(Raii, Exceptions) {
     expect_error(SKC_STATUS_OUT_OF_RANGE, "holds 0", [&] { cache.rewind({0}, {1}); });
     expect_error(SKC_STATUS_INVALID_ARGUMENT, "2 sequence ids for 1", [&] { cache.evict({0, 1}, {1}); });
     expect_error(SKC_STATUS_INVALID_ARGUMENT, "destination", [&] { cache.fork({0}, {0}); });
-    expect_error(SKC_STATUS_NULL_POINTER, "k is NULL", [&] { cache.append_kv(0, {{0}, {1}}, {}, {}); });
+    expect_error(SKC_STATUS_NULL_POINTER, "k is NULL", [&] { cache.append_kv(0, {{0}, {1}}, {}); });
     expect_error(SKC_STATUS_OUT_OF_RANGE, "layer is 9", [&] { cache.info(0, 9); });
 }
 
@@ -65,13 +65,14 @@ TEST(Raii, TheCallsAreTheCalls) {
     host::Results got = host::Results::of(8);
     const std::array<std::int32_t, 1> seq{0};
     const std::vector<std::int32_t> eight{8};
-    two.append_kv(0, {seq, eight}, {rows.k.data()}, {rows.v.data()});
-    two.attend(0, {seq, eight}, {rows.q.data()}, {got.out.data()}, {got.lse.data()});
+    const sinkcache::KvRows kv{{rows.k.data()}, {rows.v.data()}};
+    const auto query = [&] { return sinkcache::QueryRows{{rows.q.data()}, {got.out.data()}, {got.lse.data()}}; };
+    two.append_kv(0, {seq, eight}, kv);
+    two.attend(0, {seq, eight}, query());
     EXPECT_EQ(got, want);
     got = host::Results::of(8);
     for (std::uint32_t ith : {0u, 1u}) {
-        parts.step_part(0, {seq, eight}, {rows.k.data()}, {rows.v.data()}, {rows.q.data()}, {got.out.data()},
-                        {got.lse.data()}, ith, 2);
+        parts.step_part(0, {seq, eight}, kv, query(), ith, 2);
     }
     EXPECT_EQ(got, want);
 
@@ -84,14 +85,14 @@ TEST(Raii, TheCallsAreTheCalls) {
     EXPECT_EQ(two.info(1).start_position, 8u);
     two.reset({0});
     EXPECT_EQ(two.info(0).start_position, 0u);
-    two.append_kv(0, {{0, 1}, {1, 1}}, {rows.k.data()}, {rows.v.data()});
+    two.append_kv(0, {{0, 1}, {1, 1}}, kv);
     two.abort_step();
     two.abort_step({1});
     two.abort_step(std::vector<std::int32_t>());
     EXPECT_EQ(two.info(0).length_max, 1u) << "with one layer there is nothing to abort";
     two.reset({0, 1});
     got = host::Results::of(8);
-    two.step(0, {seq, eight}, {rows.k.data()}, {rows.v.data()}, {rows.q.data()}, {got.out.data()}, {got.lse.data()});
+    two.step(0, {seq, eight}, kv, query());
     EXPECT_EQ(got, want);
 }
 

@@ -43,14 +43,14 @@ void AttentionPlugin::enqueue(std::uint32_t layer, const float *qkv, float *out,
                               void *, void *stream) {
     const Packed p = packed(qkv, out);
     cache_.stream(stream);
-    cache_.step(layer, {seq_ids, n_tokens}, p.k, p.v, p.q, p.out);
+    cache_.step(layer, {seq_ids, n_tokens}, {p.k, p.v}, {p.q, p.out});
 }
 
 void AttentionPlugin::enqueue_decode(std::uint32_t layer, const float *qkv, float *out, const std::int32_t *seq_ids,
                                      const std::int32_t *n_tokens, std::uint32_t n_entries, void *, void *stream) {
     const Packed p = packed(qkv, out);
     cache_.stream(stream);
-    cache_.step(layer, sinkcache::DeviceBatch{seq_ids, n_tokens, n_entries, n_entries, 1}, p.k, p.v, p.q, p.out);
+    cache_.step(layer, sinkcache::DeviceBatch{seq_ids, n_tokens, n_entries, n_entries, 1}, {p.k, p.v}, {p.q, p.out});
 }
 
 void AttentionPlugin::check_device() {
