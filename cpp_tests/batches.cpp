@@ -1,4 +1,4 @@
-// Ragged batches: sequences fed together, in any order and with padding, are what they are alone.
+// Ragged batches: results of a sequence do not depend on the other entries, their order or padding.
 #include "support/host.hpp"
 
 #include <map>
@@ -11,7 +11,7 @@ using host::Rows;
 
 constexpr std::uint32_t SEQS = 4, LAYERS = 3;
 
-/** The calls of a history: which sequences, how many tokens each. */
+/** The batches of a history: sequence ids, and the number of tokens of each. */
 const std::vector<std::pair<Ints, Ints>> HISTORY = {
     {{0, 1, 2, 3}, {5, 8, 1, 3}}, {{2, -1, 0}, {7, 2, 4}}, {{3, 1}, {0, 6}},         {{-1, -1}, {3, 1}},
     {{3, 2, 1, 0}, {1, 1, 1, 1}}, {{1, 3}, {8, 8}},        {{0, -1, 3}, {2, 0, 8}}, {{0, 1, 2, 3}, {8, 8, 8, 8}},
@@ -24,7 +24,9 @@ Rows tokens(std::int32_t seq, std::size_t from, std::size_t n) {
 
 enum class Call { AppendAttend, Step };
 
-/** Results of each sequence in each layer, in the order of its tokens. */
+/**
+ * Results by (layer, sequence), in the order of the tokens. With `together` a batch is one call, else a call an entry.
+ */
 std::map<std::pair<std::uint32_t, std::int32_t>, Results> run(Call call, bool together) {
     sinkcache::Cache cache(host::config(SEQS, LAYERS));
     std::map<std::pair<std::uint32_t, std::int32_t>, Results> all;
@@ -57,7 +59,7 @@ std::map<std::pair<std::uint32_t, std::int32_t>, Results> run(Call call, bool to
         Rows rows;
         for (std::size_t i = 0; i < ids.size(); i++) {
             const auto n = static_cast<std::size_t>(counts[i]);
-            // Padding rows hold NaN: they must not be read either.
+            // Padding rows hold NaN: reading them would show in the results.
             const Rows part = ids[i] == SKC_PADDING ? host::constant(n, NAN) : tokens(ids[i], fed[ids[i]], n);
             if (ids[i] != SKC_PADDING) {
                 fed[ids[i]] += n;
@@ -95,7 +97,7 @@ TEST(Batches, AttendOfTheLastTokensOnly) {
     const auto attend = host::attend_args(0, seq, three, queries, got);
     ASSERT_OK(skc_attend(last.handle(), &attend));
     EXPECT_EQ(got, want);
-    // Attending changes nothing: again, the same.
+    // Attending changes no state: repeated, it gives the same results.
     Results again = Results::of(3);
     const auto repeat = host::attend_args(0, seq, three, queries, again);
     ASSERT_OK(skc_attend(last.handle(), &repeat));
@@ -115,8 +117,8 @@ TEST(Batches, LseIsOptional) {
     EXPECT_EQ(got.lse, Results::of(8, 5.0f).lse);
 }
 
-// Padding alone, however much, reads and writes nothing.
-TEST(Batches, NothingButPadding) {
+// Entries that are all padding, of any count, read and write nothing.
+TEST(Batches, OnlyPadding) {
     sinkcache::Cache cache(host::config());
     const Rows rows = host::rows(1, 1);
     Results results = Results::of(1, 3.0f);

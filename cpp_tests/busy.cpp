@@ -1,5 +1,5 @@
-// A cache takes one call at a time: calls made from inside its own callbacks are refused or served, never stuck.
-#include "support/verbs.hpp"
+// A cache takes one call at a time: calls made from its own callbacks are rejected or run; none deadlocks.
+#include "support/calls.hpp"
 
 #include <atomic>
 #include <cstdlib>
@@ -8,6 +8,7 @@
 namespace {
 
 struct Host {
+    /** Called at the beginning of every parallel loop. */
     std::function<void()> inside;
     int calls = 0;
 
@@ -29,17 +30,17 @@ struct Host {
     }
 };
 
-TEST(Busy, EveryVerbInsideTheParallelLoop) {
+TEST(Busy, EveryCallInsideTheParallelLoop) {
     Host h;
     sinkcache::Cache cache(h.config()), other(host::config(2));
     const host::Rows rows = host::rows(5, 1);
     skc_cache *c = cache.handle();
     h.inside = [&] {
-        for (const auto &verb : host::verbs()) {
-            SCOPED_TRACE(verb.name);
-            EXPECT_REFUSED(verb.call(c), SKC_STATUS_BUSY, "another call");
+        for (const auto &call : host::handle_calls()) {
+            SCOPED_TRACE(call.name);
+            EXPECT_REJECTED(call.call(c), SKC_STATUS_BUSY, "another call");
         }
-        // Another cache is another matter.
+        // Calls on another cache are allowed.
         EXPECT_EQ(host::info(other.handle()).length_max, 0u);
     };
     const host::Results got = host::step(c, rows);
@@ -56,8 +57,8 @@ TEST(Busy, AlsoFromAnotherThread) {
     sinkcache::Cache cache(h.config());
     h.inside = [&] {
         std::thread([&] {
-            for (const auto &verb : host::verbs()) {
-                EXPECT_EQ(verb.call(cache.handle()), SKC_STATUS_BUSY) << verb.name;
+            for (const auto &call : host::handle_calls()) {
+                EXPECT_EQ(call.call(cache.handle()), SKC_STATUS_BUSY) << call.name;
             }
         }).join();
     };
@@ -74,20 +75,21 @@ TEST(Busy, CallsFromTheLogCallback) {
             auto &log = *static_cast<Log *>(user);
             log.lines++;
             if (log.cache) {
-                // The call that is logged is over but for this line: others are let in, their own refusals not logged.
-                for (const auto &verb : host::verbs()) {
-                    verb.call(log.cache);
+                // The logged call has released the cache, so that others may run; their own errors are not logged.
+                for (const auto &call : host::handle_calls()) {
+                    call.call(log.cache);
                 }
                 EXPECT_EQ(skc_destroy_cache(log.cache), SKC_STATUS_BUSY);
             }
         }
     } log;
     auto owner = host::config(2);
-    owner.raw().log = Log::line, owner.raw().log_user = &log;
+    owner.raw().log = Log::line;
+    owner.raw().log_user = &log;
     sinkcache::Cache cache(owner);
     log.cache = cache.handle();
     EXPECT_EQ(host::reset(cache.handle(), 99), SKC_STATUS_OUT_OF_RANGE);
-    EXPECT_EQ(log.lines, 2);  // created, refused
+    EXPECT_EQ(log.lines, 2);  // created, rejected
     log.cache = nullptr;
     EXPECT_OK(skc_destroy_cache(cache.release()));
     EXPECT_EQ(log.lines, 3);
@@ -109,8 +111,8 @@ TEST(Busy, CallsFromTheMemoryCallbacks) {
             auto &p = *static_cast<Pool *>(user);
             p.frees++;
             EXPECT_EQ(host::info(p.other).length_max, 0u);
-            for (const auto &verb : host::verbs()) {
-                EXPECT_EQ(verb.call(p.self), SKC_STATUS_INVALID_HANDLE) << verb.name;
+            for (const auto &call : host::handle_calls()) {
+                EXPECT_EQ(call.call(p.self), SKC_STATUS_INVALID_HANDLE) << call.name;
             }
             std::free(ptr);
         }
@@ -118,7 +120,9 @@ TEST(Busy, CallsFromTheMemoryCallbacks) {
     sinkcache::Cache other(host::config());
     pool.other = other.handle();
     auto owner = host::config(2);
-    owner.raw().alloc = Pool::alloc, owner.raw().free = Pool::free, owner.raw().memory_user = &pool;
+    owner.raw().alloc = Pool::alloc;
+    owner.raw().free = Pool::free;
+    owner.raw().memory_user = &pool;
     sinkcache::Cache cache(owner);
     pool.self = cache.handle();
     EXPECT_OK(skc_destroy_cache(cache.release()));

@@ -1,12 +1,12 @@
-// Every way in which a call can be refused: the status, a text that names the value, and no effect.
-#include "support/refusals.hpp"
+// Every way in which a call can be rejected: the status, a text that names the value, and no effect.
+#include "support/rejections.hpp"
 
 namespace {
 
 using host::Ints;
 
-/** A change to the arguments into every call that has them. */
-#define REFUSED_BY_ALL(change, status, text)                                                                           \
+/** Applies a change to the arguments of every call over a ragged batch: each is rejected. */
+#define REJECTED_BY_ALL(change, status, text)                                                                          \
     do {                                                                                                               \
         auto append_ = append();                                                                                       \
         auto attend_ = attend();                                                                                       \
@@ -14,190 +14,192 @@ using host::Ints;
         change(append_);                                                                                               \
         change(attend_);                                                                                               \
         change(step_);                                                                                                 \
-        EXPECT_REFUSED(skc_append_kv(cache(), &append_), status, text);                                                \
-        EXPECT_REFUSED(skc_attend(cache(), &attend_), status, text);                                                   \
-        EXPECT_REFUSED(skc_step(cache(), &step_), status, text);                                                       \
-        EXPECT_REFUSED(skc_step_part(cache(), &step_, 0, 1), status, text);                                            \
+        EXPECT_REJECTED(skc_append_kv(cache(), &append_), status, text);                                               \
+        EXPECT_REJECTED(skc_attend(cache(), &attend_), status, text);                                                  \
+        EXPECT_REJECTED(skc_step(cache(), &step_), status, text);                                                      \
+        EXPECT_REJECTED(skc_step_part(cache(), &step_, 0, 1), status, text);                                           \
     } while (0)
 
-/** A change into the calls that have the member. */
-#define REFUSED_KV(change, status, text)                                                                               \
+/** Assigns to a member of the arguments of skc_step: it is rejected. */
+#define REJECTED_STEP(assignment, status, text)                                                                        \
+    do {                                                                                                               \
+        auto step_ = step();                                                                                           \
+        step_.assignment;                                                                                              \
+        EXPECT_REJECTED(skc_step(cache(), &step_), status, text);                                                      \
+        EXPECT_REJECTED(skc_step_part(cache(), &step_, 0, 1), status, text);                                           \
+    } while (0)
+
+/** Assigns to a member that the arguments of skc_append_kv and skc_step have: both are rejected. */
+#define REJECTED_KV(assignment, status, text)                                                                          \
     do {                                                                                                               \
         auto append_ = append();                                                                                       \
-        auto step_ = step();                                                                                           \
-        append_.change;                                                                                                \
-        step_.change;                                                                                                  \
-        EXPECT_REFUSED(skc_append_kv(cache(), &append_), status, text);                                                \
-        EXPECT_REFUSED(skc_step(cache(), &step_), status, text);                                                       \
-        EXPECT_REFUSED(skc_step_part(cache(), &step_, 0, 1), status, text);                                            \
+        append_.assignment;                                                                                            \
+        EXPECT_REJECTED(skc_append_kv(cache(), &append_), status, text);                                               \
+        REJECTED_STEP(assignment, status, text);                                                                       \
     } while (0)
 
-#define REFUSED_Q(change, status, text)                                                                                \
+/** Likewise for skc_attend and skc_step. */
+#define REJECTED_Q(assignment, status, text)                                                                           \
     do {                                                                                                               \
         auto attend_ = attend();                                                                                       \
-        auto step_ = step();                                                                                           \
-        attend_.change;                                                                                                \
-        step_.change;                                                                                                  \
-        EXPECT_REFUSED(skc_attend(cache(), &attend_), status, text);                                                   \
-        EXPECT_REFUSED(skc_step(cache(), &step_), status, text);                                                       \
-        EXPECT_REFUSED(skc_step_part(cache(), &step_, 0, 1), status, text);                                            \
+        attend_.assignment;                                                                                            \
+        EXPECT_REJECTED(skc_attend(cache(), &attend_), status, text);                                                  \
+        REJECTED_STEP(assignment, status, text);                                                                       \
     } while (0)
 
-TEST_F(Refusals, Layer) {
-    REFUSED_BY_ALL([](auto &a) { a.layer = 2; }, SKC_STATUS_OUT_OF_RANGE, "layer is 2");
-    REFUSED_BY_ALL([](auto &a) { a.layer = UINT32_MAX; }, SKC_STATUS_OUT_OF_RANGE, "layer is 4294967295");
+TEST_F(RejectedCalls, Layer) {
+    REJECTED_BY_ALL([](auto &a) { a.layer = 2; }, SKC_STATUS_OUT_OF_RANGE, "layer is 2");
+    REJECTED_BY_ALL([](auto &a) { a.layer = UINT32_MAX; }, SKC_STATUS_OUT_OF_RANGE, "layer is 4294967295");
 }
 
-TEST_F(Refusals, SequenceIds) {
+TEST_F(RejectedCalls, SequenceIds) {
     const Ints beyond{0, 3}, negative{0, -2}, lowest{0, INT32_MIN}, highest{0, INT32_MAX}, twice{1, 1};
-    REFUSED_BY_ALL([&](auto &a) { a.seq_ids = beyond.data(); }, SKC_STATUS_OUT_OF_RANGE, "seq_ids[1] is 3");
-    REFUSED_BY_ALL([&](auto &a) { a.seq_ids = negative.data(); }, SKC_STATUS_OUT_OF_RANGE, "seq_ids[1] is -2");
-    REFUSED_BY_ALL([&](auto &a) { a.seq_ids = lowest.data(); }, SKC_STATUS_OUT_OF_RANGE, "-2147483648");
-    REFUSED_BY_ALL([&](auto &a) { a.seq_ids = highest.data(); }, SKC_STATUS_OUT_OF_RANGE, "2147483647");
+    REJECTED_BY_ALL([&](auto &a) { a.seq_ids = beyond.data(); }, SKC_STATUS_OUT_OF_RANGE, "seq_ids[1] is 3");
+    REJECTED_BY_ALL([&](auto &a) { a.seq_ids = negative.data(); }, SKC_STATUS_OUT_OF_RANGE, "seq_ids[1] is -2");
+    REJECTED_BY_ALL([&](auto &a) { a.seq_ids = lowest.data(); }, SKC_STATUS_OUT_OF_RANGE, "-2147483648");
+    REJECTED_BY_ALL([&](auto &a) { a.seq_ids = highest.data(); }, SKC_STATUS_OUT_OF_RANGE, "2147483647");
     const Ints one_each{1, 1};
     const auto duplicate = [&](auto &a) {
         a.seq_ids = twice.data();
         a.n_tokens = one_each.data();
     };
-    REFUSED_BY_ALL(duplicate, SKC_STATUS_INVALID_ARGUMENT, "seq_ids[1] is 1");
+    REJECTED_BY_ALL(duplicate, SKC_STATUS_INVALID_ARGUMENT, "seq_ids[1] is 1");
 }
 
-TEST_F(Refusals, TokenCounts) {
+TEST_F(RejectedCalls, TokenCounts) {
     const Ints negative{5, -1}, many{9, 3}, huge{INT32_MAX, 1};
-    REFUSED_BY_ALL([&](auto &a) { a.n_tokens = negative.data(); }, SKC_STATUS_INVALID_ARGUMENT, "n_tokens[1] is -1");
+    REJECTED_BY_ALL([&](auto &a) { a.n_tokens = negative.data(); }, SKC_STATUS_INVALID_ARGUMENT, "n_tokens[1] is -1");
     auto a = append();
     a.n_tokens = many.data();
-    EXPECT_REFUSED(skc_append_kv(cache(), &a), SKC_STATUS_CHUNK_TOO_LONG, "n_tokens[0] is 9");
+    EXPECT_REJECTED(skc_append_kv(cache(), &a), SKC_STATUS_CHUNK_TOO_LONG, "n_tokens[0] is 9");
     a.n_tokens = huge.data();
-    EXPECT_REFUSED(skc_append_kv(cache(), &a), SKC_STATUS_CHUNK_TOO_LONG, "2147483647");
+    EXPECT_REJECTED(skc_append_kv(cache(), &a), SKC_STATUS_CHUNK_TOO_LONG, "2147483647");
     const Ints more{7, 2};
     auto b = attend();
     b.n_tokens = more.data();
-    EXPECT_REFUSED(skc_attend(cache(), &b), SKC_STATUS_OUT_OF_RANGE, "7 queries");
+    EXPECT_REJECTED(skc_attend(cache(), &b), SKC_STATUS_OUT_OF_RANGE, "7 queries");
     b.n_tokens = huge.data();
-    EXPECT_REFUSED(skc_attend(cache(), &b), SKC_STATUS_OUT_OF_RANGE, "2147483647 queries");
+    EXPECT_REJECTED(skc_attend(cache(), &b), SKC_STATUS_OUT_OF_RANGE, "2147483647 queries");
     const Ints empty_seq{2}, one{1};
-    b.n_entries = 1, b.seq_ids = empty_seq.data(), b.n_tokens = one.data();
-    EXPECT_REFUSED(skc_attend(cache(), &b), SKC_STATUS_OUT_OF_RANGE, "sequence 2: 1 queries");
+    b.n_entries = 1;
+    b.seq_ids = empty_seq.data();
+    b.n_tokens = one.data();
+    EXPECT_REJECTED(skc_attend(cache(), &b), SKC_STATUS_OUT_OF_RANGE, "sequence 2: 1 queries");
 }
 
-TEST_F(Refusals, NullPointers) {
-    REFUSED_BY_ALL([](auto &a) { a.seq_ids = nullptr; }, SKC_STATUS_NULL_POINTER, "seq_ids is NULL");
-    REFUSED_BY_ALL([](auto &a) { a.n_tokens = nullptr; }, SKC_STATUS_NULL_POINTER, "n_tokens is NULL");
-    REFUSED_KV(k = nullptr, SKC_STATUS_NULL_POINTER, "k is NULL");
-    REFUSED_KV(v = nullptr, SKC_STATUS_NULL_POINTER, "v is NULL");
-    REFUSED_Q(q = nullptr, SKC_STATUS_NULL_POINTER, "q is NULL");
-    REFUSED_Q(out = nullptr, SKC_STATUS_NULL_POINTER, "out is NULL");
+TEST_F(RejectedCalls, NullPointers) {
+    REJECTED_BY_ALL([](auto &a) { a.seq_ids = nullptr; }, SKC_STATUS_NULL_POINTER, "seq_ids is NULL");
+    REJECTED_BY_ALL([](auto &a) { a.n_tokens = nullptr; }, SKC_STATUS_NULL_POINTER, "n_tokens is NULL");
+    REJECTED_KV(k = nullptr, SKC_STATUS_NULL_POINTER, "k is NULL");
+    REJECTED_KV(v = nullptr, SKC_STATUS_NULL_POINTER, "v is NULL");
+    REJECTED_Q(q = nullptr, SKC_STATUS_NULL_POINTER, "q is NULL");
+    REJECTED_Q(out = nullptr, SKC_STATUS_NULL_POINTER, "out is NULL");
 }
 
 template <class T>
-T *askew(const T *p) {
+T *misaligned(const T *p) {
     return reinterpret_cast<T *>(reinterpret_cast<std::uintptr_t>(p) + 1);
 }
 
-TEST_F(Refusals, MisalignedPointers) {
-    REFUSED_BY_ALL([](auto &a) { a.seq_ids = askew(a.seq_ids); }, SKC_STATUS_INVALID_ARGUMENT, "seq_ids");
-    REFUSED_BY_ALL([](auto &a) { a.n_tokens = askew(a.n_tokens); }, SKC_STATUS_INVALID_ARGUMENT, "n_tokens");
-    REFUSED_KV(k = askew(rows.k.data()), SKC_STATUS_INVALID_ARGUMENT, "not aligned");
-    REFUSED_KV(v = askew(rows.v.data()), SKC_STATUS_INVALID_ARGUMENT, "not aligned");
-    REFUSED_Q(q = askew(rows.q.data()), SKC_STATUS_INVALID_ARGUMENT, "not aligned");
-    REFUSED_Q(out = askew(results.out.data()), SKC_STATUS_INVALID_ARGUMENT, "not aligned");
-    REFUSED_Q(lse = askew(results.lse.data()), SKC_STATUS_INVALID_ARGUMENT, "lse");
+TEST_F(RejectedCalls, MisalignedPointers) {
+    REJECTED_BY_ALL([](auto &a) { a.seq_ids = misaligned(a.seq_ids); }, SKC_STATUS_INVALID_ARGUMENT, "seq_ids");
+    REJECTED_BY_ALL([](auto &a) { a.n_tokens = misaligned(a.n_tokens); }, SKC_STATUS_INVALID_ARGUMENT, "n_tokens");
+    REJECTED_KV(k = misaligned(rows.k.data()), SKC_STATUS_INVALID_ARGUMENT, "not aligned");
+    REJECTED_KV(v = misaligned(rows.v.data()), SKC_STATUS_INVALID_ARGUMENT, "not aligned");
+    REJECTED_Q(q = misaligned(rows.q.data()), SKC_STATUS_INVALID_ARGUMENT, "not aligned");
+    REJECTED_Q(out = misaligned(results.out.data()), SKC_STATUS_INVALID_ARGUMENT, "not aligned");
+    REJECTED_Q(lse = misaligned(results.lse.data()), SKC_STATUS_INVALID_ARGUMENT, "lse");
     auto args = step();
-    EXPECT_REFUSED(skc_step(cache(), askew(&args)), SKC_STATUS_INVALID_ARGUMENT, "skc_step_args");
+    EXPECT_REJECTED(skc_step(cache(), misaligned(&args)), SKC_STATUS_INVALID_ARGUMENT, "skc_step_args");
     auto info = host::sized<skc_sequence_info>();
-    EXPECT_REFUSED(skc_seq_info(cache(), 0, 0, askew(&info)), SKC_STATUS_INVALID_ARGUMENT, "skc_sequence_info");
+    EXPECT_REJECTED(skc_seq_info(cache(), 0, 0, misaligned(&info)), SKC_STATUS_INVALID_ARGUMENT, "skc_sequence_info");
 }
 
-TEST_F(Refusals, StridesOutsideTheAddressSpace) {
+TEST_F(RejectedCalls, StridesOutsideTheAddressSpace) {
     for (std::int64_t stride : {INT64_MAX, INT64_MIN, INT64_MAX / 4, INT64_MIN / 4}) {
         const char *text = "address space";
-        REFUSED_KV(k_token_stride = stride, SKC_STATUS_INVALID_ARGUMENT, text);
-        REFUSED_KV(k_head_stride = stride, SKC_STATUS_INVALID_ARGUMENT, text);
-        REFUSED_KV(v_token_stride = stride, SKC_STATUS_INVALID_ARGUMENT, text);
-        REFUSED_KV(v_head_stride = stride, SKC_STATUS_INVALID_ARGUMENT, text);
-        REFUSED_Q(q_token_stride = stride, SKC_STATUS_INVALID_ARGUMENT, text);
-        REFUSED_Q(q_head_stride = stride, SKC_STATUS_INVALID_ARGUMENT, text);
-        REFUSED_Q(out_token_stride = stride, SKC_STATUS_INVALID_ARGUMENT, text);
-        REFUSED_Q(out_head_stride = stride, SKC_STATUS_INVALID_ARGUMENT, text);
-        REFUSED_Q(lse_token_stride = stride, SKC_STATUS_INVALID_ARGUMENT, text);
-        REFUSED_Q(lse_head_stride = stride, SKC_STATUS_INVALID_ARGUMENT, text);
+        REJECTED_KV(k_token_stride = stride, SKC_STATUS_INVALID_ARGUMENT, text);
+        REJECTED_KV(k_head_stride = stride, SKC_STATUS_INVALID_ARGUMENT, text);
+        REJECTED_KV(v_token_stride = stride, SKC_STATUS_INVALID_ARGUMENT, text);
+        REJECTED_KV(v_head_stride = stride, SKC_STATUS_INVALID_ARGUMENT, text);
+        REJECTED_Q(q_token_stride = stride, SKC_STATUS_INVALID_ARGUMENT, text);
+        REJECTED_Q(q_head_stride = stride, SKC_STATUS_INVALID_ARGUMENT, text);
+        REJECTED_Q(out_token_stride = stride, SKC_STATUS_INVALID_ARGUMENT, text);
+        REJECTED_Q(out_head_stride = stride, SKC_STATUS_INVALID_ARGUMENT, text);
+        REJECTED_Q(lse_token_stride = stride, SKC_STATUS_INVALID_ARGUMENT, text);
+        REJECTED_Q(lse_head_stride = stride, SKC_STATUS_INVALID_ARGUMENT, text);
     }
 }
 
-TEST_F(Refusals, TeamNumbers) {
+TEST_F(RejectedCalls, TeamNumbers) {
     const auto a = step();
-    EXPECT_REFUSED(skc_step_part(cache(), &a, 0, 0), SKC_STATUS_INVALID_ARGUMENT, "nth 0");
-    EXPECT_REFUSED(skc_step_part(cache(), &a, 0, 2), SKC_STATUS_INVALID_ARGUMENT, "nth 2");
-    EXPECT_REFUSED(skc_step_part(cache(), &a, 1, 1), SKC_STATUS_INVALID_ARGUMENT, "ith is 1");
-    EXPECT_REFUSED(skc_step_part(cache(), &a, UINT32_MAX, UINT32_MAX), SKC_STATUS_INVALID_ARGUMENT, "4294967295");
+    EXPECT_REJECTED(skc_step_part(cache(), &a, 0, 0), SKC_STATUS_INVALID_ARGUMENT, "nth 0");
+    EXPECT_REJECTED(skc_step_part(cache(), &a, 0, 2), SKC_STATUS_INVALID_ARGUMENT, "nth 2");
+    EXPECT_REJECTED(skc_step_part(cache(), &a, 1, 1), SKC_STATUS_INVALID_ARGUMENT, "ith is 1");
+    EXPECT_REJECTED(skc_step_part(cache(), &a, UINT32_MAX, UINT32_MAX), SKC_STATUS_INVALID_ARGUMENT, "4294967295");
 }
 
-TEST_F(Refusals, Edits) {
-    EXPECT_REFUSED(host::cut(skc_evict, cache(), 10), SKC_STATUS_OUT_OF_RANGE, "n_tokens[0] is 10");
-    EXPECT_REFUSED(host::cut(skc_evict, cache(), INT32_MAX), SKC_STATUS_OUT_OF_RANGE, "holds 9");
-    EXPECT_REFUSED(host::cut(skc_evict, cache(), 1, 1), SKC_STATUS_OUT_OF_RANGE, "holds 0");
-    EXPECT_REFUSED(host::cut(skc_evict, cache(), -1), SKC_STATUS_INVALID_ARGUMENT, "n_tokens[0] is -1");
-    EXPECT_REFUSED(host::cut(skc_rewind, cache(), INT32_MIN), SKC_STATUS_INVALID_ARGUMENT, "-2147483648");
-    EXPECT_REFUSED(host::cut(skc_rewind, cache(), 5), SKC_STATUS_TOKENS_GONE, "at most 4");
-    EXPECT_REFUSED(host::cut(skc_rewind, cache(), 27), SKC_STATUS_OUT_OF_RANGE, "holds 26");
-    EXPECT_REFUSED(host::cut(skc_rewind, cache(), 1, 9), SKC_STATUS_OUT_OF_RANGE, "seq_ids[0] is 9");
-    EXPECT_REFUSED(host::reset(cache(), 3), SKC_STATUS_OUT_OF_RANGE, "seq_ids[0] is 3");
-    EXPECT_REFUSED(host::fork(cache(), 0, 3), SKC_STATUS_OUT_OF_RANGE, "dst_seq_ids[0] is 3");
-    EXPECT_REFUSED(host::fork(cache(), 3, 0), SKC_STATUS_OUT_OF_RANGE, "src_seq_ids[0] is 3");
-    EXPECT_REFUSED(host::fork(cache(), 0, 0), SKC_STATUS_INVALID_ARGUMENT, "destination");
+TEST_F(RejectedCalls, Edits) {
+    EXPECT_REJECTED(host::edit(skc_evict, cache(), 10), SKC_STATUS_OUT_OF_RANGE, "n_tokens[0] is 10");
+    EXPECT_REJECTED(host::edit(skc_evict, cache(), INT32_MAX), SKC_STATUS_OUT_OF_RANGE, "holds 9");
+    EXPECT_REJECTED(host::edit(skc_evict, cache(), 1, 1), SKC_STATUS_OUT_OF_RANGE, "holds 0");
+    EXPECT_REJECTED(host::edit(skc_evict, cache(), -1), SKC_STATUS_INVALID_ARGUMENT, "n_tokens[0] is -1");
+    EXPECT_REJECTED(host::edit(skc_rewind, cache(), INT32_MIN), SKC_STATUS_INVALID_ARGUMENT, "-2147483648");
+    EXPECT_REJECTED(host::edit(skc_rewind, cache(), 5), SKC_STATUS_TOKENS_GONE, "at most 4");
+    EXPECT_REJECTED(host::edit(skc_rewind, cache(), 27), SKC_STATUS_OUT_OF_RANGE, "holds 26");
+    EXPECT_REJECTED(host::edit(skc_rewind, cache(), 1, 9), SKC_STATUS_OUT_OF_RANGE, "seq_ids[0] is 9");
+    EXPECT_REJECTED(host::reset(cache(), 3), SKC_STATUS_OUT_OF_RANGE, "seq_ids[0] is 3");
+    EXPECT_REJECTED(host::fork(cache(), 0, 3), SKC_STATUS_OUT_OF_RANGE, "dst_seq_ids[0] is 3");
+    EXPECT_REJECTED(host::fork(cache(), 3, 0), SKC_STATUS_OUT_OF_RANGE, "src_seq_ids[0] is 3");
+    EXPECT_REJECTED(host::fork(cache(), 0, 0), SKC_STATUS_INVALID_ARGUMENT, "destination");
 }
 
-// One bad entry in a batch of edits: none is done.
-TEST_F(Refusals, EditsOfABatchAreAllOrNothing) {
+// One invalid entry in a batch of edits: none is done.
+TEST_F(RejectedCalls, EditsOfABatchAreAllOrNothing) {
     const Ints seqs{0, 1}, counts_{1, 4}, twice{0, 0};
-    auto rewind = host::sized<skc_rewind_args>();
-    rewind.n_entries = 2, rewind.seq_ids = seqs.data(), rewind.n_tokens = counts_.data();
-    EXPECT_REFUSED(skc_rewind(cache(), &rewind), SKC_STATUS_OUT_OF_RANGE, "n_tokens[1] is 4");
-    auto evict = host::sized<skc_evict_args>();
-    evict.n_entries = 2, evict.seq_ids = seqs.data(), evict.n_tokens = counts_.data();
-    EXPECT_REFUSED(skc_evict(cache(), &evict), SKC_STATUS_OUT_OF_RANGE, "n_tokens[1] is 4");
+    const auto rewind = host::edit_args<skc_rewind_args>(seqs, counts_);
+    EXPECT_REJECTED(skc_rewind(cache(), &rewind), SKC_STATUS_OUT_OF_RANGE, "n_tokens[1] is 4");
+    auto evict = host::edit_args<skc_evict_args>(seqs, counts_);
+    EXPECT_REJECTED(skc_evict(cache(), &evict), SKC_STATUS_OUT_OF_RANGE, "n_tokens[1] is 4");
     evict.seq_ids = twice.data();
-    EXPECT_REFUSED(skc_evict(cache(), &evict), SKC_STATUS_INVALID_ARGUMENT, "seq_ids[1] is 0");
+    EXPECT_REJECTED(skc_evict(cache(), &evict), SKC_STATUS_INVALID_ARGUMENT, "seq_ids[1] is 0");
     const Ints beyond{0, 7};
-    auto reset = host::sized<skc_reset_args>();
-    reset.n_entries = 2, reset.seq_ids = beyond.data();
-    EXPECT_REFUSED(skc_reset(cache(), &reset), SKC_STATUS_OUT_OF_RANGE, "seq_ids[1] is 7");
+    const auto reset = host::sequence_args<skc_reset_args>(beyond);
+    EXPECT_REJECTED(skc_reset(cache(), &reset), SKC_STATUS_OUT_OF_RANGE, "seq_ids[1] is 7");
     const Ints src{0, 1}, dst{2, 2}, chain{2, 0};
-    auto fork = host::sized<skc_fork_args>();
-    fork.n_entries = 2, fork.src_seq_ids = src.data(), fork.dst_seq_ids = dst.data();
-    EXPECT_REFUSED(skc_fork(cache(), &fork), SKC_STATUS_INVALID_ARGUMENT, "dst_seq_ids[1] is 2");
+    auto fork = host::fork_args(src, dst);
+    EXPECT_REJECTED(skc_fork(cache(), &fork), SKC_STATUS_INVALID_ARGUMENT, "dst_seq_ids[1] is 2");
     fork.dst_seq_ids = chain.data();
-    EXPECT_REFUSED(skc_fork(cache(), &fork), SKC_STATUS_INVALID_ARGUMENT, "sequence 0");
-    auto abort = host::sized<skc_abort_step_args>();
-    abort.n_entries = 2, abort.seq_ids = beyond.data();
-    EXPECT_REFUSED(skc_abort_step(cache(), &abort), SKC_STATUS_OUT_OF_RANGE, "seq_ids[1] is 7");
+    EXPECT_REJECTED(skc_fork(cache(), &fork), SKC_STATUS_INVALID_ARGUMENT, "sequence 0");
+    auto abort = host::sequence_args<skc_abort_step_args>(beyond);
+    EXPECT_REJECTED(skc_abort_step(cache(), &abort), SKC_STATUS_OUT_OF_RANGE, "seq_ids[1] is 7");
     abort.seq_ids = nullptr;
-    EXPECT_REFUSED(skc_abort_step(cache(), &abort), SKC_STATUS_NULL_POINTER, "seq_ids is NULL");
-    for (auto *ids_ : {&evict.seq_ids, &evict.n_tokens}) {
-        auto broken = evict;
-        (ids_ == &evict.seq_ids ? broken.seq_ids : broken.n_tokens) = nullptr;
-        EXPECT_REFUSED(skc_evict(cache(), &broken), SKC_STATUS_NULL_POINTER, "is NULL");
-    }
+    EXPECT_REJECTED(skc_abort_step(cache(), &abort), SKC_STATUS_NULL_POINTER, "seq_ids is NULL");
+    auto broken = evict;
+    broken.seq_ids = nullptr;
+    EXPECT_REJECTED(skc_evict(cache(), &broken), SKC_STATUS_NULL_POINTER, "seq_ids is NULL");
+    broken = evict;
+    broken.n_tokens = nullptr;
+    EXPECT_REJECTED(skc_evict(cache(), &broken), SKC_STATUS_NULL_POINTER, "n_tokens is NULL");
 }
 
-TEST_F(Refusals, SeqInfo) {
+TEST_F(RejectedCalls, SeqInfo) {
     auto i = host::sized<skc_sequence_info>();
     i.room = 99;
-    EXPECT_REFUSED(skc_seq_info(cache(), 2, 0, &i), SKC_STATUS_OUT_OF_RANGE, "layer is 2");
-    EXPECT_REFUSED(skc_seq_info(cache(), 0, 3, &i), SKC_STATUS_OUT_OF_RANGE, "is 3");
-    EXPECT_REFUSED(skc_seq_info(cache(), 0, -1, &i), SKC_STATUS_OUT_OF_RANGE, "is -1");
+    EXPECT_REJECTED(skc_seq_info(cache(), 2, 0, &i), SKC_STATUS_OUT_OF_RANGE, "layer is 2");
+    EXPECT_REJECTED(skc_seq_info(cache(), 0, 3, &i), SKC_STATUS_OUT_OF_RANGE, "is 3");
+    EXPECT_REJECTED(skc_seq_info(cache(), 0, -1, &i), SKC_STATUS_OUT_OF_RANGE, "is -1");
     EXPECT_EQ(i.room, 99u);
 }
 
-TEST_F(Refusals, KernelChoice) {
+TEST_F(RejectedCalls, KernelChoice) {
     auto i = host::sized<skc_kernel_info>();
     i.n_splits = 99;
-    EXPECT_REFUSED(skc_kernel_choice(cache(), 2, SKC_CALL_STEP, 1, 1, &i), SKC_STATUS_OUT_OF_RANGE, "layer is 2");
-    EXPECT_REFUSED(skc_kernel_choice(cache(), 0, SKC_CALL_EVICT, 1, 1, &i), SKC_STATUS_INVALID_ARGUMENT, "call is 3");
-    EXPECT_REFUSED(skc_kernel_choice(cache(), 0, SKC_CALL_STEP, 0, 1, &i), SKC_STATUS_OUT_OF_RANGE, "n_entries is 0");
-    EXPECT_REFUSED(skc_kernel_choice(cache(), 0, SKC_CALL_ATTEND, 1, 0, &i), SKC_STATUS_OUT_OF_RANGE, "n_tokens is 0");
-    EXPECT_REFUSED(skc_kernel_choice(nullptr, 0, SKC_CALL_STEP, 1, 1, &i), SKC_STATUS_INVALID_HANDLE, "");
+    EXPECT_REJECTED(skc_kernel_choice(cache(), 2, SKC_CALL_STEP, 1, 1, &i), SKC_STATUS_OUT_OF_RANGE, "layer is 2");
+    EXPECT_REJECTED(skc_kernel_choice(cache(), 0, SKC_CALL_EVICT, 1, 1, &i), SKC_STATUS_INVALID_ARGUMENT, "call is 3");
+    EXPECT_REJECTED(skc_kernel_choice(cache(), 0, SKC_CALL_STEP, 0, 1, &i), SKC_STATUS_OUT_OF_RANGE, "n_entries is 0");
+    EXPECT_REJECTED(skc_kernel_choice(cache(), 0, SKC_CALL_ATTEND, 1, 0, &i), SKC_STATUS_OUT_OF_RANGE, "n_tokens is 0");
+    EXPECT_REJECTED(skc_kernel_choice(nullptr, 0, SKC_CALL_STEP, 1, 1, &i), SKC_STATUS_INVALID_HANDLE, "");
     EXPECT_EQ(i.n_splits, 99u);
     ASSERT_OK(skc_kernel_choice(cache(), 0, SKC_CALL_STEP, 1, 1, &i));
     EXPECT_EQ(std::string(i.kernel).substr(0, 11), "cpu_decode_");
@@ -206,14 +208,14 @@ TEST_F(Refusals, KernelChoice) {
     EXPECT_EQ(std::string(i.kernel).substr(0, 11), "cpu_append_");
 }
 
-// Success leaves the text; every thread has its own.
-TEST_F(Refusals, TheTextStays) {
-    EXPECT_REFUSED(host::reset(cache(), 77), SKC_STATUS_OUT_OF_RANGE, "77");
+// A call that succeeds leaves the error text as it is.
+TEST_F(RejectedCalls, SuccessKeepsTheText) {
+    EXPECT_REJECTED(host::reset(cache(), 77), SKC_STATUS_OUT_OF_RANGE, "77");
     host::info(cache());
     EXPECT_NE(std::string(skc_last_error()).find("77"), std::string::npos);
 }
 
-// The last stream positions there are.
+// Stream positions end at 2^64 - 1.
 TEST(EndOfPositions, IsReachedAndNotPassed) {
     sinkcache::Cache cache(host::config().types(SKC_DTYPE_F32, SKC_DTYPE_F32));
     sinkcache::Cache zero(host::config().types(SKC_DTYPE_F32, SKC_DTYPE_F32));
@@ -227,12 +229,12 @@ TEST(EndOfPositions, IsReachedAndNotPassed) {
     host::Results results = host::Results::of(1);
     const Ints seq{0}, one{1}, huge{INT32_MAX};
     auto a = host::step_args(0, seq, one, more, results);
-    EXPECT_REFUSED(skc_step(cache.handle(), &a), SKC_STATUS_OUT_OF_RANGE, "18446744073709551615");
+    EXPECT_REJECTED(skc_step(cache.handle(), &a), SKC_STATUS_OUT_OF_RANGE, "18446744073709551615");
     a.n_tokens = huge.data();
-    EXPECT_REFUSED(skc_step(cache.handle(), &a), SKC_STATUS_OUT_OF_RANGE, "18446744073709551615");
+    EXPECT_REJECTED(skc_step(cache.handle(), &a), SKC_STATUS_OUT_OF_RANGE, "18446744073709551615");
     EXPECT_EQ(host::info(cache.handle()).length_max, 20u);
     ASSERT_OK(host::reset(cache.handle(), 0, UINT64_MAX));
-    EXPECT_REFUSED(skc_step(cache.handle(), &a), SKC_STATUS_OUT_OF_RANGE, "18446744073709551615");
+    EXPECT_REJECTED(skc_step(cache.handle(), &a), SKC_STATUS_OUT_OF_RANGE, "18446744073709551615");
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Configurations that are refused: each value named, by create and by the call that counts bytes.
+// Invalid configurations: skc_create_cache and skc_cache_bytes reject them with a text that names the value.
 #include "support/host.hpp"
 
 #include <functional>
@@ -8,8 +8,26 @@ namespace {
 using Cache = skc_cache_config;
 using Layer = skc_layer_config;
 
+/** An array that starts with NaN, long enough for every list of a layer. */
 const float NUMBERS[600] = {NAN};
 
+void set_inv_freq(Layer &l, std::uint32_t n) {
+    l.inv_freq = NUMBERS;
+    l.n_inv_freq = n;
+}
+
+void set_alibi_slopes(Layer &l, std::uint32_t n) {
+    l.alibi_slopes = NUMBERS;
+    l.n_alibi_slopes = n;
+}
+
+void set_sink_logits(Layer &l, std::uint32_t n) {
+    l.sink_logits = NUMBERS;
+    l.n_sink_logits = n;
+}
+
+
+/** A change to a valid configuration, and a part of the error text. */
 struct Case {
     const char *text;
     std::function<void(Cache &, Layer &)> change;
@@ -59,17 +77,18 @@ const std::vector<Case> CASES = {
     {"scale is -2", [](Cache &, Layer &l) { l.scale = -2; }},
     {"scale is NaN", [](Cache &, Layer &l) { l.scale = NAN; }},
     {"softcap is -1", [](Cache &, Layer &l) { l.softcap = -1; }},
-    {"inv_freq has 7", [](Cache &, Layer &l) { l.inv_freq = NUMBERS, l.n_inv_freq = 7; }},
-    {"inv_freq[0] is NaN", [](Cache &, Layer &l) { l.inv_freq = NUMBERS, l.n_inv_freq = 8; }},
-    {"n_inv_freq is 4294967295", [](Cache &, Layer &l) { l.inv_freq = NUMBERS, l.n_inv_freq = UINT32_MAX; }},
-    {"alibi_slopes has 4", [](Cache &, Layer &l) { l.alibi_slopes = NUMBERS, l.n_alibi_slopes = 4; }},
+    {"inv_freq has 7", [](Cache &, Layer &l) { set_inv_freq(l, 7); }},
+    {"inv_freq[0] is NaN", [](Cache &, Layer &l) { set_inv_freq(l, 8); }},
+    {"n_inv_freq is 4294967295", [](Cache &, Layer &l) { set_inv_freq(l, UINT32_MAX); }},
+    {"alibi_slopes has 4", [](Cache &, Layer &l) { set_alibi_slopes(l, 4); }},
     {"alibi_slopes has 0", [](Cache &, Layer &l) { l.position_mode = SKC_POSITION_ALIBI; }},
     {"alibi_slopes[0] is NaN",
      [](Cache &, Layer &l) {
-         l.position_mode = SKC_POSITION_ALIBI, l.alibi_slopes = NUMBERS, l.n_alibi_slopes = 4;
+         l.position_mode = SKC_POSITION_ALIBI;
+         set_alibi_slopes(l, 4);
      }},
-    {"sink_logits has 3", [](Cache &, Layer &l) { l.sink_logits = NUMBERS, l.n_sink_logits = 3; }},
-    {"sink_logits[0] is NaN", [](Cache &, Layer &l) { l.sink_logits = NUMBERS, l.n_sink_logits = 4; }},
+    {"sink_logits has 3", [](Cache &, Layer &l) { set_sink_logits(l, 3); }},
+    {"sink_logits[0] is NaN", [](Cache &, Layer &l) { set_sink_logits(l, 4); }},
 };
 
 TEST(ConfigErrors, EachValueIsNamed) {
@@ -83,8 +102,8 @@ TEST(ConfigErrors, EachValueIsNamed) {
         it.change(config, layer);
         skc_cache *cache = nullptr;
         std::uint64_t host_bytes = 1, device_bytes = 2;
-        EXPECT_REFUSED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_CONFIG, it.text);
-        EXPECT_REFUSED(skc_cache_bytes(&config, &host_bytes, &device_bytes), SKC_STATUS_INVALID_CONFIG, it.text);
+        EXPECT_REJECTED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_CONFIG, it.text);
+        EXPECT_REJECTED(skc_cache_bytes(&config, &host_bytes, &device_bytes), SKC_STATUS_INVALID_CONFIG, it.text);
         EXPECT_EQ(cache, nullptr);
         EXPECT_EQ(host_bytes + device_bytes, 3u);
     }
@@ -96,10 +115,10 @@ TEST(ConfigErrors, TheLayerIsNamed) {
     const auto owner = host::config().layers(layers);
     const auto config = owner.get();
     skc_cache *cache = nullptr;
-    EXPECT_REFUSED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_CONFIG, "layer 2: window is 0");
+    EXPECT_REJECTED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_CONFIG, "layer 2: window is 0");
 }
 
-// A wrong number is found before elements are read that may not be there.
+// An invalid number of layers is rejected before any element is read that may not exist.
 TEST(ConfigErrors, NumberOfLayerConfigs) {
     std::vector<sinkcache::Layer> layers(4);
     for (std::size_t i = 1; i < layers.size(); i++) {
@@ -109,9 +128,10 @@ TEST(ConfigErrors, NumberOfLayerConfigs) {
     auto config = owner.get();
     config.layers = layers.data();
     for (const auto &[n_layers, n_configs] : {std::pair{1u, 2u}, {3u, 2u}, {2u, 4u}, {1u, 65536u}}) {
-        config.n_layers = n_layers, config.n_layer_configs = n_configs;
+        config.n_layers = n_layers;
+        config.n_layer_configs = n_configs;
         skc_cache *cache = nullptr;
-        EXPECT_REFUSED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_CONFIG, std::to_string(n_configs));
+        EXPECT_REJECTED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_CONFIG, std::to_string(n_configs));
         EXPECT_EQ(cache, nullptr);
     }
 }
@@ -121,19 +141,19 @@ TEST(ConfigErrors, Pointers) {
     auto config = owner.get();
     skc_cache *cache = nullptr;
     config.layers = nullptr;
-    EXPECT_REFUSED(skc_create_cache(&config, &cache), SKC_STATUS_NULL_POINTER, "skc_layer_config is NULL");
+    EXPECT_REJECTED(skc_create_cache(&config, &cache), SKC_STATUS_NULL_POINTER, "skc_layer_config is NULL");
     sinkcache::Layer layer;
     config.layers = reinterpret_cast<const skc_layer_config *>(reinterpret_cast<std::uintptr_t>(&layer) + 4);
-    EXPECT_REFUSED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_ARGUMENT, "not aligned");
+    EXPECT_REJECTED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_ARGUMENT, "not aligned");
     config.layers = &layer;
     layer.n_inv_freq = 8;
-    EXPECT_REFUSED(skc_create_cache(&config, &cache), SKC_STATUS_NULL_POINTER, "inv_freq is NULL");
+    EXPECT_REJECTED(skc_create_cache(&config, &cache), SKC_STATUS_NULL_POINTER, "inv_freq is NULL");
     layer.inv_freq = reinterpret_cast<const float *>(reinterpret_cast<std::uintptr_t>(&NUMBERS[1]) + 2);
-    EXPECT_REFUSED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_ARGUMENT, "inv_freq");
+    EXPECT_REJECTED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_ARGUMENT, "inv_freq");
     const auto good = host::config();
     const auto fine = good.get();
-    auto *askew = reinterpret_cast<skc_cache **>(reinterpret_cast<std::uintptr_t>(&cache) + 1);
-    EXPECT_REFUSED(skc_create_cache(&fine, askew), SKC_STATUS_INVALID_ARGUMENT, "cache");
+    auto *misaligned = reinterpret_cast<skc_cache **>(reinterpret_cast<std::uintptr_t>(&cache) + 1);
+    EXPECT_REJECTED(skc_create_cache(&fine, misaligned), SKC_STATUS_INVALID_ARGUMENT, "cache");
     EXPECT_EQ(cache, nullptr);
 }
 

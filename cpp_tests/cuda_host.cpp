@@ -1,6 +1,6 @@
-// A C++ host with device pointers and a stream of its own, through the C ABI alone.
+// A C++ host with device pointers and its own CUDA stream.
 #include "support/cuda.hpp"
-#include "support/half.hpp"
+#include "support/dtypes.hpp"
 #include "support/host.hpp"
 
 namespace {
@@ -9,6 +9,14 @@ using cuda::Driver;
 using host::Ints;
 using host::Results;
 using host::Rows;
+
+void *address(Driver::Pointer p) {
+    return reinterpret_cast<void *>(static_cast<std::uintptr_t>(p));
+}
+
+const std::int32_t *ints(Driver::Pointer p) {
+    return static_cast<const std::int32_t *>(address(p));
+}
 
 /** Tensors of a call in device memory. */
 class Tensors {
@@ -25,37 +33,41 @@ public:
     Tensors(const Tensors &) = delete;
     Tensors &operator=(const Tensors &) = delete;
 
-    /** Points arguments at them. */
+    /** Sets the pointers and the stream of call arguments. */
     template <class Args>
     void set_kv(Args &a) const {
-        a.k = at(k_), a.v = at(v_), a.stream = driver_.stream();
+        a.k = address(k_);
+        a.v = address(v_);
+        a.stream = driver_.stream();
     }
     template <class Args>
     void set_q(Args &a) const {
-        a.q = at(q_), a.out = at(out_), a.lse = static_cast<float *>(at(lse_)), a.stream = driver_.stream();
+        a.q = address(q_);
+        a.out = address(out_);
+        a.lse = static_cast<float *>(address(lse_));
+        a.stream = driver_.stream();
     }
     Results results() const {
         return {driver_.download<float>(out_, n_ * host::OUT_ROW), driver_.download<float>(lse_, n_ * host::Q_HEADS)};
     }
 
 private:
-    static void *at(Driver::Pointer p) { return reinterpret_cast<void *>(static_cast<std::uintptr_t>(p)); }
-
     Driver &driver_;
     std::size_t n_;
     Driver::Pointer q_, k_, v_, out_, lse_;
 };
 
 skc_step_args step_args(std::uint32_t layer, const Ints &ids, const Ints &counts, const Tensors &t) {
-    auto a = host::batch<skc_step_args>(layer, ids, counts);
-    t.set_kv(a), t.set_q(a);
+    auto a = host::batch_args<skc_step_args>(layer, ids, counts);
+    t.set_kv(a);
+    t.set_q(a);
     return a;
 }
 
 void expect_close(const Results &got, const Results &want) {
     ASSERT_EQ(got.out.size(), want.out.size());
     for (std::size_t i = 0; i < got.out.size(); i++) {
-        // f32 in, f16 stored: both compute in f32 over the same stored values.
+        // f32 in, f16 stored: both backends compute in f32 over the same stored values.
         ASSERT_NEAR(got.out[i], want.out[i], 1e-4f) << i;
     }
     for (std::size_t i = 0; i < got.lse.size(); i++) {
@@ -83,7 +95,7 @@ TEST(CudaHost, StreamsLikeTheCpu) {
             const auto b = step_args(layer, ids, counts, t);
             ASSERT_OK(skc_step(gpu.handle(), &b));
             Results got = t.results();
-            // The padding entry's rows stay as they were.
+            // The rows of the padding entry are untouched.
             const auto pad = static_cast<std::size_t>(counts[0]);
             EXPECT_TRUE(std::isnan(got.out[pad * host::OUT_ROW]));
             expect_close(got.slice(0, pad), want.slice(0, pad));
@@ -112,9 +124,9 @@ TEST(CudaHost, ReplaysACapturedStep) {
     const Tensors t(driver, rows);
     const auto args = step_args(0, seq, one, t);
     void *graph = driver.capture([&] { ASSERT_OK(skc_step(gpu.handle(), &args)); });
-    // Recorded, not done: the host does not know any more, until it is told.
+    // The capture recorded the step without running it: the host's counters are stale until the replay is reported.
     auto info = host::sized<skc_sequence_info>();
-    EXPECT_REFUSED(skc_seq_info(gpu.handle(), 0, 0, &info), SKC_STATUS_LENGTH_UNKNOWN, "sequence 0");
+    EXPECT_REJECTED(skc_seq_info(gpu.handle(), 0, 0, &info), SKC_STATUS_LENGTH_UNKNOWN, "sequence 0");
     for (int i = 0; i < 40; i++) {
         driver.launch(graph);
         gpu.note_replay(seq, one);
@@ -127,7 +139,7 @@ TEST(CudaHost, ReplaysACapturedStep) {
     EXPECT_EQ(gpu.info(0, 0, true).evicted_tokens, cpu.info(0).evicted_tokens);
 }
 
-TEST(CudaHost, TellsItsKernels) {
+TEST(CudaHost, ReportsItsKernels) {
     NEEDS_CUDA();
     auto config = host::config();
     config.raw().head_dim = config.raw().head_dim_v = 64;
@@ -152,14 +164,17 @@ TEST(CudaHost, CountsOnTheDevice) {
     const Ints ids{0, 5};
     const Driver::Pointer device_ids = driver.upload(ids), counts = driver.upload(Ints{2, 1});
     const Tensors t(driver, host::rows(3, 1));
-    auto a = host::batch<skc_step_args>(0, ids, Ints{2, 1});
-    t.set_kv(a), t.set_q(a);
-    a.flags = SKC_ON_DEVICE, a.max_tokens = 4, a.n_rows = 3;
-    a.seq_ids = reinterpret_cast<const std::int32_t *>(static_cast<std::uintptr_t>(device_ids));
-    a.n_tokens = reinterpret_cast<const std::int32_t *>(static_cast<std::uintptr_t>(counts));
+    auto a = host::batch_args<skc_step_args>(0, ids, Ints{2, 1});
+    t.set_kv(a);
+    t.set_q(a);
+    a.flags = SKC_ON_DEVICE;
+    a.max_tokens = 4;
+    a.n_rows = 3;
+    a.seq_ids = ints(device_ids);
+    a.n_tokens = ints(counts);
     ASSERT_OK(skc_step(gpu.handle(), &a));
     driver.wait();
-    // Sequence 5 is none: its entry is skipped in append and attend, and told.
+    // There is no sequence 5: its entry is skipped in append and in attend, and reported.
     const skc_device_error error = gpu.poll_error();
     EXPECT_EQ(error.n_skipped, 2u);
     EXPECT_STREQ(skc_status_name(error.status), "SKC_STATUS_OUT_OF_RANGE");
@@ -167,7 +182,8 @@ TEST(CudaHost, CountsOnTheDevice) {
     EXPECT_EQ(error.seq_id, 5);
     EXPECT_EQ(error.call, SKC_CALL_APPEND);
     EXPECT_EQ(gpu.info(0, 0, true).length_min, 2u);
-    driver.free(device_ids), driver.free(counts);
+    driver.free(device_ids);
+    driver.free(counts);
 }
 
 TEST(CudaHost, CountsOnTheDeviceThroughTheWrapper) {
@@ -179,8 +195,7 @@ TEST(CudaHost, CountsOnTheDeviceThroughTheWrapper) {
     gpu.stream(driver.stream());
     const Ints ids{2, -1, 0}, counts{2, 0, 1};
     const Driver::Pointer device_ids = driver.upload(ids), device_counts = driver.upload(counts);
-    const auto at = [](Driver::Pointer p) { return reinterpret_cast<const std::int32_t *>(static_cast<std::uintptr_t>(p)); };
-    const sinkcache::DeviceBatch batch{at(device_ids), at(device_counts), 3, 3, 2};
+    const sinkcache::DeviceBatch batch{ints(device_ids), ints(device_counts), 3, 3, 2};
     const sinkcache::In none;
     for (unsigned round = 0; round < 12; round++) {
         const Rows rows = host::rows(3, round);
@@ -205,7 +220,8 @@ TEST(CudaHost, CountsOnTheDeviceThroughTheWrapper) {
     EXPECT_EQ(gpu.info(2).length_min, 24u);
     EXPECT_EQ(gpu.poll_error().n_skipped, 0u);
     EXPECT_THROW(gpu.step(9, batch, {none, none}, {none, {}}), sinkcache::Error);
-    driver.free(device_ids), driver.free(device_counts);
+    driver.free(device_ids);
+    driver.free(device_counts);
 }
 
 TEST(CudaHost, LeavesTheContextAlone) {

@@ -1,4 +1,4 @@
-// What a program can ask of the library it has loaded: versions, constants, names, abilities.
+// What a program can query of the library it has loaded: versions, constants, status names, capabilities.
 #include "support/host.hpp"
 
 #include <fstream>
@@ -11,7 +11,7 @@ TEST(Discovery, Versions) {
     EXPECT_EQ(skc_abi_version(), std::uint32_t{SKC_ABI_VERSION});
 }
 
-// Every number that the header defines, by its name.
+// skc_constant knows every number that the header defines.
 TEST(Discovery, EveryConstant) {
     std::ifstream header(HEADER);
     std::string line, define, name, value;
@@ -27,9 +27,9 @@ TEST(Discovery, EveryConstant) {
     }
     EXPECT_GE(constants, 31);
     std::int64_t untouched = 9;
-    EXPECT_REFUSED(skc_constant("SKC_NO_SUCH_THING", &untouched), SKC_STATUS_INVALID_ARGUMENT, "SKC_NO_SUCH_THING");
-    EXPECT_REFUSED(skc_constant("", &untouched), SKC_STATUS_INVALID_ARGUMENT, "\"\"");
-    EXPECT_REFUSED(skc_constant("\xFF\xFE", &untouched), SKC_STATUS_INVALID_ARGUMENT, "not a constant");
+    EXPECT_REJECTED(skc_constant("SKC_NO_SUCH_THING", &untouched), SKC_STATUS_INVALID_ARGUMENT, "SKC_NO_SUCH_THING");
+    EXPECT_REJECTED(skc_constant("", &untouched), SKC_STATUS_INVALID_ARGUMENT, "\"\"");
+    EXPECT_REJECTED(skc_constant("\xFF\xFE", &untouched), SKC_STATUS_INVALID_ARGUMENT, "not a constant");
     EXPECT_EQ(untouched, 9);
 }
 
@@ -53,27 +53,27 @@ TEST(Discovery, Capabilities) {
     EXPECT_EQ(can.kv_dtypes, 0b1110u);
     EXPECT_EQ(can.position_modes, 0b11110u);
     EXPECT_EQ(can.rope_styles, 0b110u);
-    // The limits are those that a configuration meets.
-    const auto refused = [](auto change) {
+    // The reported limits are those that configurations are checked against.
+    const auto status_with = [](auto change) {
         auto config = host::config();
         change(config.raw());
         const auto c = config.get();
         std::uint64_t bytes;
         return skc_cache_bytes(&c, &bytes, &bytes);
     };
-    EXPECT_EQ(refused([&](auto &c) { c.head_dim = can.max_head_dim; }), SKC_STATUS_OK);
-    EXPECT_EQ(refused([&](auto &c) { c.head_dim = can.max_head_dim + can.head_dim_multiple; }),
+    EXPECT_EQ(status_with([&](auto &c) { c.head_dim = can.max_head_dim; }), SKC_STATUS_OK);
+    EXPECT_EQ(status_with([&](auto &c) { c.head_dim = can.max_head_dim + can.head_dim_multiple; }),
               SKC_STATUS_INVALID_CONFIG);
-    EXPECT_EQ(refused([&](auto &c) { c.n_layers = can.max_layers + 1; }), SKC_STATUS_INVALID_CONFIG);
-    EXPECT_EQ(refused([&](auto &c) { c.n_seqs = can.max_seqs; }), SKC_STATUS_OK);
-    EXPECT_EQ(refused([&](auto &c) { c.n_seqs = can.max_seqs + 1; }), SKC_STATUS_INVALID_CONFIG);
-    EXPECT_EQ(refused([&](auto &c) { c.n_threads = can.max_threads; }), SKC_STATUS_OK);
-    EXPECT_EQ(refused([&](auto &c) { c.n_threads = can.max_threads + 1; }), SKC_STATUS_INVALID_CONFIG);
-    EXPECT_EQ(refused([&](auto &c) { c.max_chunk = can.max_chunk; }), SKC_STATUS_OK);
-    EXPECT_EQ(refused([&](auto &c) { c.max_chunk = can.max_chunk + 1; }), SKC_STATUS_INVALID_CONFIG);
+    EXPECT_EQ(status_with([&](auto &c) { c.n_layers = can.max_layers + 1; }), SKC_STATUS_INVALID_CONFIG);
+    EXPECT_EQ(status_with([&](auto &c) { c.n_seqs = can.max_seqs; }), SKC_STATUS_OK);
+    EXPECT_EQ(status_with([&](auto &c) { c.n_seqs = can.max_seqs + 1; }), SKC_STATUS_INVALID_CONFIG);
+    EXPECT_EQ(status_with([&](auto &c) { c.n_threads = can.max_threads; }), SKC_STATUS_OK);
+    EXPECT_EQ(status_with([&](auto &c) { c.n_threads = can.max_threads + 1; }), SKC_STATUS_INVALID_CONFIG);
+    EXPECT_EQ(status_with([&](auto &c) { c.max_chunk = can.max_chunk; }), SKC_STATUS_OK);
+    EXPECT_EQ(status_with([&](auto &c) { c.max_chunk = can.max_chunk + 1; }), SKC_STATUS_INVALID_CONFIG);
 }
 
-TEST(Discovery, ABackendThatIsNotThere) {
+TEST(Discovery, AnUnavailableBackend) {
     auto can = host::sized<skc_capability_info>();
     ASSERT_OK(skc_capabilities(&can));
     if (can.backends & 1u << SKC_BACKEND_CUDA) {
@@ -84,8 +84,8 @@ TEST(Discovery, ABackendThatIsNotThere) {
     const auto config = owner.get();
     skc_cache *cache = nullptr;
     std::uint64_t bytes;
-    EXPECT_REFUSED(skc_create_cache(&config, &cache), SKC_STATUS_BACKEND_UNAVAILABLE, "CUDA");
-    EXPECT_REFUSED(skc_cache_bytes(&config, &bytes, &bytes), SKC_STATUS_BACKEND_UNAVAILABLE, "CUDA");
+    EXPECT_REJECTED(skc_create_cache(&config, &cache), SKC_STATUS_BACKEND_UNAVAILABLE, "CUDA");
+    EXPECT_REJECTED(skc_cache_bytes(&config, &bytes, &bytes), SKC_STATUS_BACKEND_UNAVAILABLE, "CUDA");
     EXPECT_EQ(cache, nullptr);
 }
 

@@ -1,36 +1,36 @@
-// Handles that are NULL, garbage or destroyed, and NULL arguments, into every call.
-#include "support/verbs.hpp"
+// Every call with a handle that is NULL, garbage or destroyed, and with NULL arguments.
+#include "support/calls.hpp"
 
 #include <algorithm>
 #include <memory>
 
 namespace {
 
-using host::Verb;
-using host::verbs;
+using host::HandleCall;
+using host::handle_calls;
 
-void expect_refused_everywhere(skc_cache *handle, const char *text) {
-    for (const Verb &verb : verbs()) {
-        SCOPED_TRACE(verb.name);
-        EXPECT_REFUSED(verb.call(handle), SKC_STATUS_INVALID_HANDLE, text);
+void expect_rejected_everywhere(skc_cache *handle, const char *text) {
+    for (const HandleCall &call : handle_calls()) {
+        SCOPED_TRACE(call.name);
+        EXPECT_REJECTED(call.call(handle), SKC_STATUS_INVALID_HANDLE, text);
     }
 }
 
-skc_cache *number(std::uintptr_t bits) {
+skc_cache *handle_of(std::uintptr_t bits) {
     return reinterpret_cast<skc_cache *>(bits);
 }
 
-TEST(Handles, TheVerbsAreRight) {
+TEST(Handles, AllCallsSucceedOnALiveHandle) {
     sinkcache::Cache cache(host::config(2));
-    for (const Verb &verb : verbs()) {
-        SCOPED_TRACE(verb.name);
-        EXPECT_OK(verb.call(cache.handle()));
+    for (const HandleCall &call : handle_calls()) {
+        SCOPED_TRACE(call.name);
+        EXPECT_OK(call.call(cache.handle()));
     }
     cache.release();
 }
 
 TEST(Handles, Null) {
-    expect_refused_everywhere(nullptr, "NULL");
+    expect_rejected_everywhere(nullptr, "NULL");
 }
 
 TEST(Handles, Garbage) {
@@ -39,19 +39,21 @@ TEST(Handles, Garbage) {
     long local = 0;
     const auto heap = std::make_unique<long>(0);
     std::vector<skc_cache *> garbage = {
-        number(1), number(2), number(0xFF), number(UINTPTR_MAX), number(UINTPTR_MAX / 2), number(0xDEADBEEF),
+        handle_of(1), handle_of(2), handle_of(0xFF), handle_of(UINTPTR_MAX), handle_of(UINTPTR_MAX / 2),
+        handle_of(0xDEADBEEF),
         reinterpret_cast<skc_cache *>(&local), reinterpret_cast<skc_cache *>(heap.get()),
-        // Near misses of a live handle.
-        number(bits + 1), number(bits - 1), number(bits ^ 0x100), number(bits ^ (std::uintptr_t{1} << 63)),
-        number(bits + (std::uintptr_t{1} << 32)), number(bits - (std::uintptr_t{1} << 32)), number(bits & 0xFFFFFFFF),
+        // Values close to a live handle.
+        handle_of(bits + 1), handle_of(bits - 1), handle_of(bits ^ 0x100), handle_of(bits ^ (std::uintptr_t{1} << 63)),
+        handle_of(bits + (std::uintptr_t{1} << 32)), handle_of(bits - (std::uintptr_t{1} << 32)),
+        handle_of(bits & 0xFFFFFFFF),
     };
     for (int bit = 0; bit < 64; bit++) {
-        garbage.push_back(number(std::uintptr_t{1} << bit));
-        garbage.push_back(number(bits ^ (std::uintptr_t{1} << bit)));
+        garbage.push_back(handle_of(std::uintptr_t{1} << bit));
+        garbage.push_back(handle_of(bits ^ (std::uintptr_t{1} << bit)));
     }
     for (skc_cache *handle : garbage) {
         SCOPED_TRACE(testing::Message() << "handle " << handle);
-        expect_refused_everywhere(handle, "not a live cache");
+        expect_rejected_everywhere(handle, "not a live cache");
     }
     EXPECT_EQ(host::info(live.handle()).length_max, 0u);
 }
@@ -60,27 +62,27 @@ TEST(Handles, Destroyed) {
     sinkcache::Cache cache(host::config(2));
     skc_cache *old = cache.release();
     ASSERT_OK(skc_destroy_cache(old));
-    expect_refused_everywhere(old, "destroyed");
-    // Still so when others have taken its place.
+    expect_rejected_everywhere(old, "destroyed");
+    // Still rejected after new caches have reused its slot.
     std::vector<sinkcache::Cache> others;
     for (int i = 0; i < 8; i++) {
         others.emplace_back(host::config(2));
         EXPECT_NE(others.back().handle(), old);
     }
-    expect_refused_everywhere(old, "destroyed");
+    expect_rejected_everywhere(old, "destroyed");
     for (auto &other : others) {
         EXPECT_EQ(host::info(other.handle()).length_max, 0u);
     }
 }
 
-TEST(Handles, NeverTheSameAgain) {
-    std::vector<skc_cache *> seen;
+TEST(Handles, AreNeverReused) {
+    std::vector<skc_cache *> used;
     for (int i = 0; i < 300; i++) {
         sinkcache::Cache cache(host::config());
-        seen.push_back(cache.handle());
+        used.push_back(cache.handle());
     }
-    std::sort(seen.begin(), seen.end());
-    EXPECT_EQ(std::adjacent_find(seen.begin(), seen.end()), seen.end());
+    std::sort(used.begin(), used.end());
+    EXPECT_EQ(std::adjacent_find(used.begin(), used.end()), used.end());
 }
 
 TEST(NullArguments, EveryCall) {
@@ -90,7 +92,7 @@ TEST(NullArguments, EveryCall) {
     const auto config = owner.get();
     std::uint64_t bytes;
     std::int64_t value;
-#define EXPECT_NULL(call) EXPECT_REFUSED(call, SKC_STATUS_NULL_POINTER, "NULL")
+#define EXPECT_NULL(call) EXPECT_REJECTED(call, SKC_STATUS_NULL_POINTER, "NULL")
     EXPECT_NULL(skc_append_kv(c, nullptr));
     EXPECT_NULL(skc_attend(c, nullptr));
     EXPECT_NULL(skc_step(c, nullptr));

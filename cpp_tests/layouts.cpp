@@ -1,5 +1,5 @@
-// Where rows lie and what type they have: strides, packed QKV, head-major tensors, mixed types, canaries.
-#include "support/half.hpp"
+// Memory layouts and element types of tensors: strides, packed QKV, head-major, mixed types, writes between rows.
+#include "support/dtypes.hpp"
 #include "support/host.hpp"
 
 namespace {
@@ -12,6 +12,7 @@ constexpr std::size_t N = 21;
 constexpr float CANARY = 123.25f;
 const Ints SEQ{0}, COUNT{static_cast<std::int32_t>(N)};
 
+/** Results of the same rows in packed tensors. */
 Results packed(const Rows &rows) {
     sinkcache::Cache cache(host::config());
     return host::step(cache.handle(), rows);
@@ -30,7 +31,9 @@ TEST(Layouts, PackedQkvBuffer) {
     sinkcache::Cache cache(host::config());
     Results got = Results::of(N);
     auto a = host::step_args(0, SEQ, COUNT, rows, got);
-    a.q = qkv.data(), a.k = qkv.data() + host::Q_ROW, a.v = qkv.data() + host::Q_ROW + host::K_ROW;
+    a.q = qkv.data();
+    a.k = qkv.data() + host::Q_ROW;
+    a.v = qkv.data() + host::Q_ROW + host::K_ROW;
     a.q_token_stride = a.k_token_stride = a.v_token_stride = ROW;
     ASSERT_OK(skc_step(cache.handle(), &a));
     EXPECT_EQ(got, packed(rows));
@@ -62,18 +65,23 @@ TEST(Layouts, HeadMajorWithGaps) {
     sinkcache::Cache cache(host::config());
     Results unused = Results::of(N);
     auto a = host::step_args(0, SEQ, COUNT, rows, unused);
-    a.q = q.data(), a.k = k.data(), a.v = v.data(), a.out = got_out.data(), a.lse = got_lse.data();
+    a.q = q.data();
+    a.k = k.data();
+    a.v = v.data();
+    a.out = got_out.data();
+    a.lse = got_lse.data();
     a.q_token_stride = a.k_token_stride = host::DIM;
     a.v_token_stride = a.out_token_stride = host::DIM_V;
     a.q_head_stride = a.k_head_stride = N * host::DIM + gap;
     a.v_head_stride = a.out_head_stride = N * host::DIM_V + gap;
-    a.lse_token_stride = 1, a.lse_head_stride = N + gap;
+    a.lse_token_stride = 1;
+    a.lse_head_stride = N + gap;
     ASSERT_OK(skc_step(cache.handle(), &a));
     EXPECT_EQ(got_out, out);
     EXPECT_EQ(got_lse, lse);
 }
 
-// Rows from the last to the first, as a host with a reversed buffer has them.
+// Rows stored from the last to the first.
 TEST(Layouts, NegativeStrides) {
     const Rows rows = host::rows(N, 3);
     auto reversed = [](const std::vector<float> &x, std::size_t row) {
@@ -88,8 +96,11 @@ TEST(Layouts, NegativeStrides) {
     Results got = Results::of(N);
     sinkcache::Cache cache(host::config());
     auto a = host::step_args(0, SEQ, COUNT, rows, got);
-    a.q = &q[(N - 1) * host::Q_ROW], a.k = &k[(N - 1) * host::K_ROW], a.v = &v[(N - 1) * host::V_ROW];
-    a.out = &got.out[(N - 1) * host::OUT_ROW], a.lse = &got.lse[(N - 1) * host::Q_HEADS];
+    a.q = &q[(N - 1) * host::Q_ROW];
+    a.k = &k[(N - 1) * host::K_ROW];
+    a.v = &v[(N - 1) * host::V_ROW];
+    a.out = &got.out[(N - 1) * host::OUT_ROW];
+    a.lse = &got.lse[(N - 1) * host::Q_HEADS];
     a.q_token_stride = -static_cast<std::int64_t>(host::Q_ROW);
     a.k_token_stride = -static_cast<std::int64_t>(host::K_ROW);
     a.v_token_stride = -static_cast<std::int64_t>(host::V_ROW);
@@ -101,7 +112,7 @@ TEST(Layouts, NegativeStrides) {
     EXPECT_EQ(reversed(got.lse, host::Q_HEADS), want.lse);
 }
 
-// Wide output rows: what lies between rows and heads is somebody else's.
+// Memory between output rows and between heads is not written.
 TEST(Layouts, NothingIsWrittenBetweenRows) {
     const Rows rows = host::rows(N, 4);
     constexpr std::size_t HEAD = host::DIM_V + 3, ROW = host::Q_HEADS * HEAD + 7;
@@ -109,17 +120,19 @@ TEST(Layouts, NothingIsWrittenBetweenRows) {
     Results unused = Results::of(N);
     sinkcache::Cache cache(host::config());
     auto a = host::step_args(0, SEQ, COUNT, rows, unused);
-    a.out = out.data(), a.out_token_stride = ROW, a.out_head_stride = HEAD;
+    a.out = out.data();
+    a.out_token_stride = ROW;
+    a.out_head_stride = HEAD;
     ASSERT_OK(skc_step(cache.handle(), &a));
     const Results want = packed(rows);
     for (std::size_t i = 0; i < out.size(); i++) {
         const std::size_t t = i / ROW, h = i % ROW / HEAD, d = i % ROW % HEAD;
-        const bool ours = h < host::Q_HEADS && d < host::DIM_V;
-        ASSERT_EQ(out[i], ours ? want.out[(t * host::Q_HEADS + h) * host::DIM_V + d] : CANARY) << "element " << i;
+        const bool is_output = h < host::Q_HEADS && d < host::DIM_V;
+        ASSERT_EQ(out[i], is_output ? want.out[(t * host::Q_HEADS + h) * host::DIM_V + d] : CANARY) << "element " << i;
     }
 }
 
-// One row's dims that are not contiguous in the batch: overlap in the output is refused, in the input it is sharing.
+// Input rows may overlap in memory; output rows that overlap are rejected.
 TEST(Layouts, SharedInputRowsAndOverlappingOutputRows) {
     const Rows one = host::rows(1, 5);
     Results got = Results::of(4), want = Results::of(4);
@@ -131,40 +144,45 @@ TEST(Layouts, SharedInputRowsAndOverlappingOutputRows) {
     sinkcache::Cache cache(host::config()), twin(host::config());
     auto a = host::step_args(0, SEQ, four, repeated, want);
     ASSERT_OK(skc_step(twin.handle(), &a));
-    a.out = got.out.data(), a.lse = got.lse.data();
-    // Rows overlap almost entirely; a zero stride would mean packed.
+    host::set_results(a, got);
+    // Rows one element apart: a stride of 0 would mean packed.
     std::vector<float> v(host::V_ROW + 3, 0.5f);
-    a.v = v.data(), a.v_token_stride = 1;
+    a.v = v.data();
+    a.v_token_stride = 1;
     ASSERT_OK(skc_step(cache.handle(), &a));
     a.out_token_stride = host::OUT_ROW - 1;
-    EXPECT_REFUSED(skc_step(cache.handle(), &a), SKC_STATUS_INVALID_ARGUMENT, "overlap");
-    a.out_token_stride = 0, a.lse_head_stride = 4;
-    EXPECT_REFUSED(skc_step(cache.handle(), &a), SKC_STATUS_INVALID_ARGUMENT, "overlap");
+    EXPECT_REJECTED(skc_step(cache.handle(), &a), SKC_STATUS_INVALID_ARGUMENT, "overlap");
+    a.out_token_stride = 0;
+    a.lse_head_stride = 4;
+    EXPECT_REJECTED(skc_step(cache.handle(), &a), SKC_STATUS_INVALID_ARGUMENT, "overlap");
 }
 
-// Results in another type than the inputs are the same results, rounded once.
+// Results of another type than the inputs are the f32 results, rounded once.
 TEST(Layouts, OutTypeDiffersFromInType) {
     const Rows rows = host::rows(N, 6);
     for (std::uint32_t in : {SKC_DTYPE_F32, SKC_DTYPE_F16, SKC_DTYPE_BF16}) {
-        const auto q = half::encode(rows.q, in), k = half::encode(rows.k, in), v = half::encode(rows.v, in);
+        const auto q = dtypes::encode(rows.q, in), k = dtypes::encode(rows.k, in), v = dtypes::encode(rows.v, in);
         std::vector<float> exact;
         for (std::uint32_t out : {SKC_DTYPE_F32, SKC_DTYPE_F16, SKC_DTYPE_BF16}) {
             sinkcache::Cache cache(host::config().types(in, SKC_DTYPE_F32, out));
-            std::vector<std::uint8_t> bytes(N * host::OUT_ROW * half::size(out));
+            std::vector<std::uint8_t> bytes(N * host::OUT_ROW * dtypes::size(out));
             Results unused = Results::of(N);
             auto a = host::step_args(0, SEQ, COUNT, rows, unused);
-            a.q = q.data(), a.k = k.data(), a.v = v.data(), a.out = bytes.data();
+            a.q = q.data();
+            a.k = k.data();
+            a.v = v.data();
+            a.out = bytes.data();
             ASSERT_OK(skc_step(cache.handle(), &a));
             if (out == SKC_DTYPE_F32) {
-                exact = half::decode(bytes, out);
+                exact = dtypes::decode(bytes, out);
             } else {
-                EXPECT_EQ(bytes, half::encode(exact, out)) << "from type " << in << " to " << out;
+                EXPECT_EQ(bytes, dtypes::encode(exact, out)) << "from type " << in << " to " << out;
             }
         }
     }
 }
 
-// An array of layer settings inside a host's own, larger records.
+// Layer settings as members of larger structs of the host.
 TEST(Layouts, LayerStride) {
     struct Record {
         skc_layer_config layer;
@@ -173,7 +191,8 @@ TEST(Layouts, LayerStride) {
     std::vector<Record> records(3);
     std::vector<sinkcache::Layer> plain(3);
     for (std::uint32_t i = 0; i < 3; i++) {
-        plain[i].n_sink = i, plain[i].window = 4 + 3 * i;
+        plain[i].n_sink = i;
+        plain[i].window = 4 + 3 * i;
         plain[i].position_mode = i == 1 ? SKC_POSITION_NONE : SKC_POSITION_ROPE;
         records[i].layer = plain[i];
         std::memset(records[i].name, 0xEE, sizeof records[i].name);
@@ -182,7 +201,8 @@ TEST(Layouts, LayerStride) {
     config.layers(plain);
     sinkcache::Cache want(config);
     auto raw = config.get();
-    raw.layers = &records[0].layer, raw.layer_stride = sizeof(Record);
+    raw.layers = &records[0].layer;
+    raw.layer_stride = sizeof(Record);
     sinkcache::Cache got(raw);
     const Rows rows = host::rows(N, 7);
     for (std::uint32_t layer = 0; layer < 3; layer++) {

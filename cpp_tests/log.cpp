@@ -14,7 +14,8 @@ struct Log {
 TEST(Log, GetsLines) {
     Log log;
     auto config = host::config();
-    config.raw().log = Log::line, config.raw().log_user = &log;
+    config.raw().log = Log::line;
+    config.raw().log_user = &log;
     {
         sinkcache::Cache cache(config);
         host::step(cache.handle(), host::rows(5, 1));

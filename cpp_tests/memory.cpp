@@ -1,4 +1,4 @@
-// A host's own memory: every allocation may fail, nothing leaks, and what memory holds at first does not matter.
+// Memory callbacks: every allocation may fail, nothing leaks, and results do not depend on initial contents.
 #include "support/host.hpp"
 
 #include <cstdlib>
@@ -6,7 +6,7 @@
 
 namespace {
 
-/** Counts, fills, and fails the `fail_at`-th allocation. */
+/** An allocator that counts blocks, fills them, and fails the `fail_at`-th allocation. */
 struct Pool {
     int calls = 0, fail_at = 0;
     std::size_t live_bytes = 0, most_bytes = 0;
@@ -31,8 +31,8 @@ struct Pool {
     }
     static void free(void *user, void *ptr, std::size_t bytes) {
         auto &p = *static_cast<Pool *>(user);
-        ASSERT_EQ(p.blocks.count(ptr), 1u) << "freed what was never allocated";
-        EXPECT_EQ(p.blocks[ptr], bytes) << "freed with another size than allocated";
+        ASSERT_EQ(p.blocks.count(ptr), 1u) << "freed a block that is not allocated";
+        EXPECT_EQ(p.blocks[ptr], bytes) << "freed with a size that differs from the allocation";
         p.live_bytes -= p.blocks[ptr];
         p.blocks.erase(ptr);
         std::free(static_cast<char *>(ptr) - (p.misalign ? 8 : 0));
@@ -70,7 +70,7 @@ TEST(Memory, EveryAllocationMayFail) {
     }
 }
 
-/** A little of everything; forks also copy slots that were never written. */
+/** Steps and forks; a fork also copies slots that were never written. */
 host::Results run(const sinkcache::Config &config) {
     sinkcache::Cache cache(config);
     host::Results all;
@@ -87,7 +87,7 @@ host::Results run(const sinkcache::Config &config) {
     return all;
 }
 
-TEST(Memory, WhatItHoldsAtFirstDoesNotMatter) {
+TEST(Memory, InitialContentsDoNotMatter) {
     for (std::uint32_t kv : {SKC_DTYPE_F32, SKC_DTYPE_F16, SKC_DTYPE_BF16}) {
         const host::Results want = run(host::config(2, 3).types(SKC_DTYPE_F32, kv));
         EXPECT_TRUE(want.finite());
@@ -100,7 +100,7 @@ TEST(Memory, WhatItHoldsAtFirstDoesNotMatter) {
     }
 }
 
-TEST(Memory, HadOnceAtCreate) {
+TEST(Memory, IsAllocatedAtCreationOnly) {
     Pool pool;
     sinkcache::Cache cache(pool.config());
     const int calls = pool.calls;
@@ -109,32 +109,32 @@ TEST(Memory, HadOnceAtCreate) {
         for (std::uint32_t layer = 0; layer < 3; layer++) {
             host::step(cache.handle(), rows, layer);
         }
-        ASSERT_OK(host::cut(skc_rewind, cache.handle(), 2));
+        ASSERT_OK(host::edit(skc_rewind, cache.handle(), 2));
         ASSERT_OK(host::fork(cache.handle(), 0, 1));
-        ASSERT_OK(host::cut(skc_evict, cache.handle(), 1));
+        ASSERT_OK(host::edit(skc_evict, cache.handle(), 1));
     }
     ASSERT_OK(host::reset(cache.handle()));
     EXPECT_EQ(pool.calls, calls);
 }
 
-TEST(Memory, BytesAreToldBefore) {
+TEST(Memory, BytesAreReportedBeforeCreation) {
     Pool pool;
     const auto [host_bytes, device_bytes] = pool.config().bytes();
     EXPECT_EQ(pool.calls, 0);
     EXPECT_EQ(device_bytes, 0u);
     sinkcache::Cache cache(pool.config());
-    // Counters come from elsewhere; K and V are most of it.
+    // Counters are not allocated by the callback; K and V are most of the bytes.
     EXPECT_LE(pool.most_bytes, host_bytes);
     EXPECT_GE(pool.most_bytes, host_bytes / 2);
 }
 
-TEST(Memory, AMisalignedBlockIsRefusedAndGivenBack) {
+TEST(Memory, AMisalignedBlockIsRejectedAndFreed) {
     Pool pool;
     pool.misalign = true;
     const auto owner = pool.config();
     const auto config = owner.get();
     skc_cache *cache = nullptr;
-    EXPECT_REFUSED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_ARGUMENT, "aligned");
+    EXPECT_REJECTED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_ARGUMENT, "aligned");
     EXPECT_TRUE(pool.blocks.empty());
 }
 
@@ -144,13 +144,14 @@ TEST(Memory, OneCallbackWithoutTheOther) {
     auto config = owner.get();
     skc_cache *cache = nullptr;
     config.free = nullptr;
-    EXPECT_REFUSED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_CONFIG, "free is NULL");
-    config.free = Pool::free, config.alloc = nullptr;
-    EXPECT_REFUSED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_CONFIG, "alloc is NULL");
+    EXPECT_REJECTED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_CONFIG, "free is NULL");
+    config.free = Pool::free;
+    config.alloc = nullptr;
+    EXPECT_REJECTED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_CONFIG, "alloc is NULL");
 }
 
-// More than any machine has: a status, not a crash.
-TEST(Memory, AbsurdSizes) {
+// Sizes above the address space and above any machine's memory.
+TEST(Memory, ImpossibleSizes) {
     sinkcache::Layer layer(4, UINT32_MAX);
     for (std::uint32_t n_layers : {1u, 65536u}) {
         sinkcache::Config c;
@@ -164,7 +165,7 @@ TEST(Memory, AbsurdSizes) {
         EXPECT_EQ(device_bytes, 7u);
         EXPECT_EQ(cache, nullptr);
     }
-    // 2^62 bytes: a number that can be told and not be had.
+    // About 2^62 bytes: representable, but not available.
     sinkcache::Config c;
     c.heads(2, 2, 16).seqs(1u << 24).layers(1, layer);
     EXPECT_GT(c.bytes().first, 1ull << 60);

@@ -1,4 +1,4 @@
-// NaN and infinity in tokens that are gone never reach a result: not by a product with zero, not by a stale slot.
+// NaN and infinity in tokens that are not visible never reach a result, neither by 0 x NaN nor by a stale slot.
 #include "support/host.hpp"
 
 namespace {
@@ -7,7 +7,7 @@ using host::Ints;
 using host::Results;
 using host::Rows;
 
-/** The last overflows f16 and, squared, f32. */
+/** 3e38 overflows in f16, and in f32 when squared. */
 const float BAD[] = {NAN, INFINITY, -INFINITY, 3e38f};
 
 class NonFinite : public testing::TestWithParam<std::tuple<std::uint32_t, int>> {
@@ -15,8 +15,8 @@ protected:
     sinkcache::Config config(std::uint32_t n_seqs = 1) const {
         return host::config(n_seqs).types(SKC_DTYPE_F32, std::get<0>(GetParam()));
     }
+    /** Rows whose every value is the parameter's non-finite or huge one. */
     Rows bad(std::size_t n) const { return host::constant(n, BAD[std::get<1>(GetParam())]); }
-    /** Keys and values that are bad, queries that are good: their own rows are bad, no others. */
     sinkcache::Cache owner{config(2)}, twin_owner{config(2)};
     skc_cache *cache = owner.handle(), *twin = twin_owner.handle();
 };
@@ -35,11 +35,13 @@ TEST_P(NonFinite, TokensThatLeftTheWindow) {
 
 TEST_P(NonFinite, WithinOneCall) {
     Rows rows = host::rows(host::SINKS, 1), good = rows;
-    rows.add(bad(4)), good.add(host::rows(4, 9));
-    rows.add(host::rows(40, 2)), good.add(host::rows(40, 2));
+    rows.add(bad(4));
+    rows.add(host::rows(40, 2));
+    good.add(host::rows(4, 9));
+    good.add(host::rows(40, 2));
     const std::size_t clean = host::SINKS + 4 + host::WINDOW;
     const Results got = host::step(cache, rows), want = host::step(twin, good);
-    EXPECT_EQ(got.slice(0, host::SINKS), want.slice(0, host::SINKS)) << "a query saw later tokens";
+    EXPECT_EQ(got.slice(0, host::SINKS), want.slice(0, host::SINKS)) << "a query attended to later tokens";
     EXPECT_EQ(got.slice(clean, 47 - clean), want.slice(clean, 47 - clean));
     EXPECT_TRUE(got.slice(clean, 47 - clean).finite());
 }
@@ -51,7 +53,7 @@ TEST_P(NonFinite, RejectedTokens) {
         EXPECT_TRUE(got.finite());
         EXPECT_EQ(got, host::step(twin, rows));
         host::step(cache, bad(4));
-        ASSERT_OK(host::cut(skc_rewind, cache, 4));
+        ASSERT_OK(host::edit(skc_rewind, cache, 4));
     }
 }
 
@@ -60,7 +62,7 @@ TEST_P(NonFinite, EvictedTokens) {
         host::step(c, host::rows(host::SINKS, 1));
         host::step(c, c == cache ? bad(5) : host::rows(5, 9));
         host::step(c, host::rows(2, 2));
-        ASSERT_OK(host::cut(skc_evict, c, 5));
+        ASSERT_OK(host::edit(skc_evict, c, 5));
     }
     const Rows more = host::rows(30, 3);
     const Results got = host::step(cache, more);
@@ -75,7 +77,7 @@ TEST_P(NonFinite, AbortedAndResetTokens) {
     EXPECT_EQ(host::step(cache, rows), host::step(twin, rows));
 }
 
-TEST_P(NonFinite, NeighboursInTheBatch) {
+TEST_P(NonFinite, OtherEntriesOfTheBatch) {
     Rows rows = bad(3);
     const Rows good = host::rows(20, 1);
     rows.add(good);
@@ -83,7 +85,7 @@ TEST_P(NonFinite, NeighboursInTheBatch) {
     EXPECT_EQ(got.slice(3, 20), host::step(twin, good));
 }
 
-TEST_P(NonFinite, AQueryHarmsItsOwnRowOnly) {
+TEST_P(NonFinite, AQueryAffectsItsOwnRowOnly) {
     Rows rows = host::rows(20, 1);
     const Results want = host::step(twin, rows);
     std::fill_n(rows.q.begin() + 6 * host::Q_ROW, static_cast<std::size_t>(host::Q_ROW), BAD[std::get<1>(GetParam())]);

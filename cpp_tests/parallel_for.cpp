@@ -1,4 +1,4 @@
-// The host's parallel loop, good and sloppy, and the library's own threads: the same results as on one thread.
+// parallel_for callbacks, correct and incorrect ones, and the library's threads: results as with one thread.
 #include "support/host.hpp"
 
 #include <cstdlib>
@@ -65,7 +65,7 @@ const std::pair<const char *, Loop> LOOPS[] = {
     {"all on all threads", all_on_all_threads},
 };
 
-/** Two sequences through two layers, in every kind of call. */
+/** Two sequences through two layers, by skc_step and by skc_append_kv with skc_attend. */
 host::Results run(const sinkcache::Config &config) {
     sinkcache::Cache cache(config);
     host::Results all;
@@ -85,7 +85,7 @@ host::Results run(const sinkcache::Config &config) {
     return all;
 }
 
-TEST(ParallelFor, EveryLoopGivesTheSame) {
+TEST(ParallelFor, EveryLoopGivesTheSameResults) {
     const host::Results want = run(host::config(2, 2));
     EXPECT_TRUE(want.finite());
     for (const auto &[name, loop] : LOOPS) {
@@ -97,7 +97,7 @@ TEST(ParallelFor, EveryLoopGivesTheSame) {
     }
 }
 
-// Rows enough that append, too, is divided.
+// Enough rows that append is divided among threads, too.
 TEST(ParallelFor, LargeWork) {
     auto large = [](Loop loop, std::uint32_t n) {
         sinkcache::Config c;

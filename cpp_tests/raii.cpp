@@ -1,4 +1,4 @@
-// The C++ layer: ownership, exceptions, builders, spans.
+// sinkcache.hpp: ownership, exceptions, builders, spans.
 #include "support/host.hpp"
 
 #include <array>
@@ -58,7 +58,7 @@ TEST(Raii, Exceptions) {
     expect_error(SKC_STATUS_OUT_OF_RANGE, "layer is 9", [&] { cache.info(0, 9); });
 }
 
-TEST(Raii, TheCallsAreTheCalls) {
+TEST(Raii, MethodsEqualTheCCalls) {
     const host::Rows rows = host::rows(12, 1);
     Cache one(host::config(2)), two(host::config(2)), parts(host::config(2).threads(2));
     const host::Results want = host::step(one.handle(), rows.slice(0, 8));
@@ -108,7 +108,7 @@ TEST(Raii, Builders) {
     EXPECT_EQ(cache.info(2, 0).room, 6u);
     EXPECT_EQ(cache.info(2, 1).room, 9u);
     EXPECT_GT(config.bytes().first, 0u);
-    // A copied configuration does not point into the first.
+    // A copied configuration does not point into the original.
     const sinkcache::Config copy = config.layers(5, sinkcache::Layer(0, 3));
     config.layers(1, sinkcache::Layer(0, 0));
     EXPECT_EQ(Cache(copy).info(0, 4).room, 3u);

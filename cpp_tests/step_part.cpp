@@ -1,5 +1,5 @@
-// A step done by the host's own thread team.
-#include "support/verbs.hpp"
+// skc_step_part: one step by a team of the host's threads.
+#include "support/calls.hpp"
 
 #include <condition_variable>
 #include <mutex>
@@ -18,7 +18,8 @@ public:
         std::unique_lock<std::mutex> lock(mutex_);
         const auto round = round_;
         if (++waiting_ == n_) {
-            waiting_ = 0, round_++;
+            waiting_ = 0;
+            round_++;
             all_.notify_all();
         } else {
             all_.wait(lock, [&] { return round_ != round; });
@@ -40,7 +41,7 @@ struct Batch {
     Rows rows;
 };
 
-/** Prompts longer than max_chunk (8) and than the window, decoding, padding. */
+/** Prompts longer than max_chunk (8) and than the window, single tokens, padding. */
 std::vector<Batch> batches() {
     std::vector<Batch> all = {{{0, 1}, {20, 35}, host::rows(55, 1)}, {{1, -1, 0}, {9, 2, 1}, host::rows(12, 2)}};
     for (std::uint32_t i = 0; i < 20; i++) {
@@ -87,7 +88,7 @@ TEST(StepPart, ATeamEqualsOneThread) {
     }
 }
 
-/** A cache with 20 tokens in which member 0 of 3 has done its part of 4 more. */
+/** A cache with 20 tokens in which member 0 of 3 has made its call of a step of 4 more. */
 class OpenStep : public testing::Test {
 protected:
     void SetUp() override {
@@ -96,7 +97,7 @@ protected:
         args = host::step_args(0, seq, four, rows, results);
         ASSERT_OK(skc_step_part(cache, &args, 0, 3));
     }
-    /** What a cache says that has done the step as usual. */
+    /** The results of the same step by skc_step. */
     Results expected() {
         sinkcache::Cache twin(config(1));
         host::step(twin.handle(), host::rows(20, 1), 0);
@@ -111,11 +112,11 @@ protected:
     skc_step_args args;
 };
 
-TEST_F(OpenStep, OthersAreBusy) {
-    for (const auto &verb : host::verbs()) {
-        // Nobody is inside: abort_step and destroy_cache would end the step.
-        if (std::string(verb.name) != "destroy_cache" && std::string(verb.name) != "abort_step") {
-            EXPECT_REFUSED(verb.call(cache), SKC_STATUS_BUSY, "skc_step_part");
+TEST_F(OpenStep, OtherCallsAreBusy) {
+    for (const auto &call : host::handle_calls()) {
+        // abort_step and destroy_cache end the step instead, since no member is computing.
+        if (std::string(call.name) != "destroy_cache" && std::string(call.name) != "abort_step") {
+            EXPECT_REJECTED(call.call(cache), SKC_STATUS_BUSY, "skc_step_part");
         }
     }
     EXPECT_OK(skc_step_part(cache, &args, 2, 3));
@@ -124,50 +125,51 @@ TEST_F(OpenStep, OthersAreBusy) {
     EXPECT_EQ(host::info(cache).length_max, 24u);
 }
 
-TEST_F(OpenStep, MembersThatDoNotFitAreRefusedAndTheStepGoesOn) {
-    EXPECT_REFUSED(skc_step_part(cache, &args, 0, 3), SKC_STATUS_INVALID_ARGUMENT, "ith is 0");
-    EXPECT_REFUSED(skc_step_part(cache, &args, 3, 3), SKC_STATUS_INVALID_ARGUMENT, "ith is 3 of nth 3");
-    EXPECT_REFUSED(skc_step_part(cache, &args, UINT32_MAX, 3), SKC_STATUS_INVALID_ARGUMENT, "ith is 4294967295");
-    EXPECT_REFUSED(skc_step_part(cache, &args, 1, 2), SKC_STATUS_INVALID_ARGUMENT, "of 3 members");
-    EXPECT_REFUSED(skc_step_part(cache, &args, 1, 0), SKC_STATUS_INVALID_ARGUMENT, "of 3 members");
+TEST_F(OpenStep, InvalidMembersAreRejectedAndTheStepGoesOn) {
+    EXPECT_REJECTED(skc_step_part(cache, &args, 0, 3), SKC_STATUS_INVALID_ARGUMENT, "ith is 0");
+    EXPECT_REJECTED(skc_step_part(cache, &args, 3, 3), SKC_STATUS_INVALID_ARGUMENT, "ith is 3 of nth 3");
+    EXPECT_REJECTED(skc_step_part(cache, &args, UINT32_MAX, 3), SKC_STATUS_INVALID_ARGUMENT, "ith is 4294967295");
+    EXPECT_REJECTED(skc_step_part(cache, &args, 1, 2), SKC_STATUS_INVALID_ARGUMENT, "of 3 members");
+    EXPECT_REJECTED(skc_step_part(cache, &args, 1, 0), SKC_STATUS_INVALID_ARGUMENT, "of 3 members");
     Results elsewhere = Results::of(4);
     auto other = args;
     other.out = elsewhere.out.data();
-    EXPECT_REFUSED(skc_step_part(cache, &other, 1, 3), SKC_STATUS_BUSY, "other arguments");
-    other = args, other.layer = 1;
-    EXPECT_REFUSED(skc_step_part(cache, &other, 1, 3), SKC_STATUS_BUSY, "other arguments");
-    EXPECT_REFUSED(skc_step_part(cache, nullptr, 1, 3), SKC_STATUS_NULL_POINTER, "NULL");
+    EXPECT_REJECTED(skc_step_part(cache, &other, 1, 3), SKC_STATUS_BUSY, "other arguments");
+    other = args;
+    other.layer = 1;
+    EXPECT_REJECTED(skc_step_part(cache, &other, 1, 3), SKC_STATUS_BUSY, "other arguments");
+    EXPECT_REJECTED(skc_step_part(cache, nullptr, 1, 3), SKC_STATUS_NULL_POINTER, "NULL");
     EXPECT_OK(skc_step_part(cache, &args, 1, 3));
-    EXPECT_REFUSED(skc_step_part(cache, &args, 1, 3), SKC_STATUS_INVALID_ARGUMENT, "ith is 1");
+    EXPECT_REJECTED(skc_step_part(cache, &args, 1, 3), SKC_STATUS_INVALID_ARGUMENT, "ith is 1");
     EXPECT_OK(skc_step_part(cache, &args, 2, 3));
     EXPECT_EQ(results, expected());
-    EXPECT_EQ(elsewhere.out[0] == elsewhere.out[0], false);
+    EXPECT_TRUE(std::isnan(elsewhere.out[0]));
     EXPECT_EQ(host::info(cache).length_max, 24u);
 }
 
-TEST_F(OpenStep, AMemberThatNeverComes) {
+TEST_F(OpenStep, AbortEndsAStepWithAMissingMember) {
     EXPECT_OK(skc_step_part(cache, &args, 1, 3));
     EXPECT_OK(host::abort_step(cache));
     EXPECT_EQ(host::info(cache).length_max, 20u);
-    // The step can be done again, by a team of another size.
+    // The step can be repeated by a team of another size.
     Results again = Results::of(4);
-    args.out = again.out.data(), args.lse = again.lse.data();
+    host::set_results(args, again);
     EXPECT_OK(skc_step_part(cache, &args, 1, 2));
     EXPECT_OK(skc_step_part(cache, &args, 0, 2));
     EXPECT_EQ(again, expected());
 }
 
-TEST_F(OpenStep, TheLateMemberOpensAStepOfItsOwn) {
+TEST_F(OpenStep, ALateMemberOpensANewStep) {
     EXPECT_OK(skc_step_part(cache, &args, 1, 3));
     EXPECT_OK(host::abort_step(cache));
-    // Nothing tells it from a new step's first member: the host's own barrier must keep it away.
+    // The library cannot tell it from the first member of a new step: the host's barrier must prevent such calls.
     EXPECT_OK(skc_step_part(cache, &args, 2, 3));
     EXPECT_OK(host::abort_step(cache));
     EXPECT_EQ(host::info(cache).length_max, 20u);
 }
 
-// More tokens than the ring has spare slots: an abandoned step has overwritten what would be visible again.
-TEST(StepPart, AnAbandonedLongStepLeavesOnlyReset) {
+// A step longer than the ring's spare slots has overwritten tokens that would be visible again after an abort.
+TEST(StepPart, AfterAnAbandonedLongStepOnlyResetHelps) {
     sinkcache::Cache owner(host::config().threads(2));
     skc_cache *cache = owner.handle();
     host::step(cache, host::rows(20, 1));
@@ -176,23 +178,23 @@ TEST(StepPart, AnAbandonedLongStepLeavesOnlyReset) {
     Results results = Results::of(30);
     auto a = host::step_args(0, seq, thirty, rows, results);
     ASSERT_OK(skc_step_part(cache, &a, 0, 2));
-    EXPECT_REFUSED(host::abort_step(cache), SKC_STATUS_TOKENS_GONE, "reset");
-    EXPECT_REFUSED(skc_step(cache, &a), SKC_STATUS_TOKENS_GONE, "reset");
+    EXPECT_REJECTED(host::abort_step(cache), SKC_STATUS_TOKENS_GONE, "reset");
+    EXPECT_REJECTED(skc_step(cache, &a), SKC_STATUS_TOKENS_GONE, "reset");
     EXPECT_EQ(host::info(cache).length_max, 20u);
     ASSERT_OK(host::reset(cache));
     sinkcache::Cache twin(host::config());
     EXPECT_EQ(host::step(cache, rows), host::step(twin.handle(), rows));
 }
 
-TEST(StepPart, ABadFirstMemberOpensNothing) {
+TEST(StepPart, AnInvalidFirstMemberOpensNoStep) {
     sinkcache::Cache owner(config(3));
     const Rows rows = host::rows(4, 2);
     const Ints seq{0}, four{4}, bad{-4};
     Results results = Results::of(4);
     auto a = host::step_args(0, seq, bad, rows, results);
-    EXPECT_REFUSED(skc_step_part(owner.handle(), &a, 0, 3), SKC_STATUS_INVALID_ARGUMENT, "-4");
+    EXPECT_REJECTED(skc_step_part(owner.handle(), &a, 0, 3), SKC_STATUS_INVALID_ARGUMENT, "-4");
     a.n_tokens = four.data();
-    EXPECT_REFUSED(skc_step_part(owner.handle(), &a, 0, 4), SKC_STATUS_INVALID_ARGUMENT, "nth 4");
+    EXPECT_REJECTED(skc_step_part(owner.handle(), &a, 0, 4), SKC_STATUS_INVALID_ARGUMENT, "nth 4");
     EXPECT_EQ(host::info(owner.handle()).length_max, 0u);
     ASSERT_OK(skc_step(owner.handle(), &a));
 }

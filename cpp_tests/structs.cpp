@@ -1,4 +1,4 @@
-// Structs of older, newer and broken callers: struct_size, flags, reserved, tails.
+// Structs of older, newer and broken callers: struct_size, flags, reserved members, unknown tails.
 #include "support/host.hpp"
 
 #include <cstddef>
@@ -9,14 +9,14 @@
 
 namespace {
 
-/** A struct as a newer header would have it. */
+/** A struct as a newer header would declare it. */
 template <class T>
 struct Longer {
     T known;
     std::uint64_t tail[3];
 };
 
-/** Size of a struct in the first header: those that have grown since began to with `stream`. */
+/** Size of a struct in the first header: those that have grown since have `stream` as their first new member. */
 template <class T, class = decltype(std::declval<T>().stream)>
 constexpr std::uint32_t first_size(int) {
     return offsetof(T, stream);
@@ -26,7 +26,7 @@ constexpr std::uint32_t first_size(long) {
     return std::is_same<T, skc_cache_config>::value ? offsetof(skc_cache_config, cuda_device) : sizeof(T);
 }
 
-/** Calls with a struct in every state a size can be in. `call` must accept `good`. */
+/** Calls with valid and invalid values of struct_size, flags and the tail. `call` must accept `good`. */
 template <class T>
 void check_sizes(const char *name, const T &good, const std::function<skc_status(T *)> &call) {
     SCOPED_TRACE(name);
@@ -37,13 +37,13 @@ void check_sizes(const char *name, const T &good, const std::function<skc_status
     for (std::uint32_t size : {0u, 1u, 8u, first_size<T>(0) - 1, 4097u, UINT32_MAX}) {
         T broken = good;
         broken.struct_size = size;
-        EXPECT_REFUSED(call(&broken), SKC_STATUS_VERSION_MISMATCH, "struct_size is " + std::to_string(size));
+        EXPECT_REJECTED(call(&broken), SKC_STATUS_VERSION_MISMATCH, "struct_size is " + std::to_string(size));
     }
     constexpr std::uint32_t undefined = std::is_same<T, skc_cache_config>::value ? 4 : 2;
     for (std::uint32_t flags : {undefined, 0x80000000u}) {
         T broken = good;
         broken.flags = flags;
-        EXPECT_REFUSED(call(&broken), SKC_STATUS_VERSION_MISMATCH, "flags is 0x");
+        EXPECT_REJECTED(call(&broken), SKC_STATUS_VERSION_MISMATCH, "flags is 0x");
     }
     Longer<T> longer;
     std::memset(&longer, 0, sizeof longer);
@@ -56,7 +56,7 @@ void check_sizes(const char *name, const T &good, const std::function<skc_status
         newer.known = good;
         newer.known.struct_size = sizeof newer;
         reinterpret_cast<unsigned char *>(&newer)[at] = 1;
-        EXPECT_REFUSED(call(&newer.known), SKC_STATUS_VERSION_MISMATCH, "byte " + std::to_string(at));
+        EXPECT_REJECTED(call(&newer.known), SKC_STATUS_VERSION_MISMATCH, "byte " + std::to_string(at));
     }
 }
 
@@ -64,7 +64,7 @@ template <class T>
 void check_reserved(const T &good, skc_status (*call)(skc_cache *, const T *), skc_cache *cache) {
     T broken = good;
     broken.reserved = 5;
-    EXPECT_REFUSED(call(cache, &broken), SKC_STATUS_VERSION_MISMATCH, "reserved is 5");
+    EXPECT_REJECTED(call(cache, &broken), SKC_STATUS_VERSION_MISMATCH, "reserved is 5");
 }
 
 TEST(Structs, ArgumentsOfEveryCall) {
@@ -73,7 +73,6 @@ TEST(Structs, ArgumentsOfEveryCall) {
     const host::Ints seq{0}, other{1}, one{1}, none{0};
     const host::Rows rows = host::rows(1, 1);
     host::Results results = host::Results::of(1);
-    using host::sized;
     check_sizes<skc_append_kv_args>("append_kv", host::append_args(0, seq, one, rows),
                                     [&](auto *a) { return skc_append_kv(cache, a); });
     check_sizes<skc_attend_args>("attend", host::attend_args(0, seq, one, rows, results),
@@ -82,30 +81,26 @@ TEST(Structs, ArgumentsOfEveryCall) {
                                [&](auto *a) { return skc_step(cache, a); });
     check_sizes<skc_step_args>("step_part", host::step_args(0, seq, one, rows, results),
                                [&](auto *a) { return skc_step_part(cache, a, 0, 1); });
-    auto evict = sized<skc_evict_args>();
-    evict.n_entries = 1, evict.seq_ids = seq.data(), evict.n_tokens = none.data();
+    const auto evict = host::edit_args<skc_evict_args>(seq, none);
     check_sizes<skc_evict_args>("evict", evict, [&](auto *a) { return skc_evict(cache, a); });
     check_reserved(evict, skc_evict, cache);
-    auto rewind = sized<skc_rewind_args>();
-    rewind.n_entries = 1, rewind.seq_ids = seq.data(), rewind.n_tokens = none.data();
+    const auto rewind = host::edit_args<skc_rewind_args>(seq, none);
     check_sizes<skc_rewind_args>("rewind", rewind, [&](auto *a) { return skc_rewind(cache, a); });
     check_reserved(rewind, skc_rewind, cache);
-    auto reset = sized<skc_reset_args>();
-    reset.n_entries = 1, reset.seq_ids = other.data();
+    const auto reset = host::sequence_args<skc_reset_args>(other);
     check_sizes<skc_reset_args>("reset", reset, [&](auto *a) { return skc_reset(cache, a); });
     check_reserved(reset, skc_reset, cache);
-    auto fork = sized<skc_fork_args>();
-    fork.n_entries = 1, fork.src_seq_ids = seq.data(), fork.dst_seq_ids = other.data();
+    const auto fork = host::fork_args(seq, other);
     check_sizes<skc_fork_args>("fork", fork, [&](auto *a) { return skc_fork(cache, a); });
     check_reserved(fork, skc_fork, cache);
-    const auto abort = sized<skc_abort_step_args>();
+    const auto abort = host::sized<skc_abort_step_args>();
     check_sizes<skc_abort_step_args>("abort_step", abort, [&](auto *a) { return skc_abort_step(cache, a); });
     check_reserved(abort, skc_abort_step, cache);
-    // What was refused left no token behind: three successes (plain, older and longer) in each of three appending calls.
+    // Rejected calls appended nothing: three successes (plain, older and longer) of each of three calls that append.
     EXPECT_EQ(host::info(cache).length_max, 9u);
 }
 
-TEST(Structs, WhatTheLibraryFills) {
+TEST(Structs, OutputsOfCalls) {
     sinkcache::Cache owner(host::config());
     check_sizes<skc_sequence_info>("seq_info", host::sized<skc_sequence_info>(),
                                    [&](auto *i) { return skc_seq_info(owner.handle(), 0, 0, i); });
@@ -133,13 +128,14 @@ TEST(Structs, Configurations) {
     });
     check_sizes<skc_layer_config>("layer_config", sinkcache::Layer(), [&](auto *layer) {
         auto config = owner.get();
-        config.layers = layer, config.layer_stride = 0;
+        config.layers = layer;
+        config.layer_stride = 0;
         std::uint64_t bytes;
         return skc_cache_bytes(&config, &bytes, &bytes);
     });
 }
 
-// Layers of a newer header, whose stride is the newer size.
+// An array of layers of a newer header: the stride is the newer size.
 TEST(Structs, NewerLayersInAnArray) {
     Longer<skc_layer_config> layers[2];
     std::memset(layers, 0, sizeof layers);
@@ -150,7 +146,9 @@ TEST(Structs, NewerLayersInAnArray) {
     layers[1].known.window = 6;
     const auto owner = host::config();
     auto config = owner.get();
-    config.n_layers = config.n_layer_configs = 2, config.layers = &layers[0].known, config.layer_stride = 0;
+    config.n_layers = config.n_layer_configs = 2;
+    config.layers = &layers[0].known;
+    config.layer_stride = 0;
     sinkcache::Cache cache(config);
     EXPECT_EQ(host::info(cache.handle(), 0).room, 6u);
     EXPECT_EQ(host::info(cache.handle(), 1).room, 7u);
@@ -167,7 +165,7 @@ void check_init(skc_status (*init)(T *, std::uint32_t)) {
     for (std::uint32_t size : {0u, 4u, first_size<T>(0) - 1, 4097u, UINT32_MAX}) {
         T untouched;
         std::memset(&untouched, 0xAA, sizeof untouched);
-        EXPECT_REFUSED(init(&untouched, size), SKC_STATUS_VERSION_MISMATCH, std::to_string(size));
+        EXPECT_REJECTED(init(&untouched, size), SKC_STATUS_VERSION_MISMATCH, std::to_string(size));
         EXPECT_EQ(untouched.struct_size, 0xAAAAAAAAu);
     }
 }

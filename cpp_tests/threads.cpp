@@ -1,4 +1,4 @@
-// Different caches in different threads, one cache in many, and the registry of handles under load.
+// Different caches in different threads, one cache in several, and concurrent creation and destruction.
 #include "support/host.hpp"
 
 #include <atomic>
@@ -19,6 +19,7 @@ void on_threads(std::uint32_t n, const std::function<void(std::uint32_t)> &body)
     }
 }
 
+/** 60 steps of 3 tokens, each repeated while the cache is busy. */
 host::Results stream(skc_cache *cache, std::uint32_t seed, std::int32_t seq = 0) {
     host::Results all;
     for (std::uint32_t i = 0; i < 60; i++) {
@@ -46,7 +47,7 @@ TEST(Threads, CachesAreIndependent) {
     }
 }
 
-// Nothing but BUSY comes of two threads on one cache.
+// Concurrent calls on one cache succeed or are SKC_STATUS_BUSY.
 TEST(Threads, OneCacheInManyThreads) {
     sinkcache::Cache cache(host::config(4));
     host::Results got[4];
@@ -67,7 +68,7 @@ TEST(Threads, OneCacheInManyThreads) {
     }
 }
 
-TEST(Threads, ManyCachesComeAndGo) {
+TEST(Threads, ManyCachesAreCreatedAndDestroyed) {
     std::atomic<skc_cache *> shared{nullptr};
     on_threads(8, [&](std::uint32_t i) {
         for (std::uint32_t round = 0; round < 60; round++) {
@@ -76,11 +77,11 @@ TEST(Threads, ManyCachesComeAndGo) {
             host::step(a.handle(), host::rows(2, i));
             EXPECT_EQ(host::info(a.handle()).length_max, 2u);
             EXPECT_EQ(host::info(b.handle()).length_max, 0u);
-            // Another thread's handle, alive, busy or gone: an answer, never a crash.
+            // A handle of another thread, live, busy or destroyed: the call returns a status.
             auto info = host::sized<skc_sequence_info>();
             const skc_status status = skc_seq_info(shared.exchange(a.handle()), 0, 0, &info);
             EXPECT_TRUE(status == SKC_STATUS_OK || status == SKC_STATUS_BUSY || status == SKC_STATUS_INVALID_HANDLE);
-            // The others may be asking after ours.
+            // Other threads may be querying this handle.
             while (skc_destroy_cache(a.handle()) == SKC_STATUS_BUSY) {
                 std::this_thread::yield();
             }
@@ -110,10 +111,10 @@ std::ptrdiff_t threads_alive() {
     return std::distance(begin(tasks), end(tasks));
 }
 
-// The library's own threads have ended when destroy returns: until then it cannot be unloaded, nor is memory back.
+// The library's threads have ended when destroy returns.
 TEST(Threads, EndWithTheirCache) {
     if (!std::filesystem::exists("/proc/self/task")) {
-        GTEST_SKIP() << "the system does not say how many threads there are";
+        GTEST_SKIP() << "skipped: no /proc/self/task to count threads with";
     }
     const std::ptrdiff_t before = threads_alive(), rounds = 50, each = 8;
     std::ptrdiff_t left = 0;
@@ -123,7 +124,7 @@ TEST(Threads, EndWithTheirCache) {
         cache.close();
         left += threads_alive() - before;
     }
-    // The system may list one that has just been joined.
+    // /proc may still list a thread that has just been joined.
     EXPECT_LE(left, rounds) << "of " << each << " threads in each of " << rounds << " rounds";
 }
 

@@ -1,18 +1,20 @@
-// Every shared vector through the C calls: storage types, cuts, start positions, position modes, ways to call.
-#include "support/half.hpp"
+// Every shared vector through the C calls, with all storage types, chunkings, start positions, position modes and
+// calls.
+#include "support/dtypes.hpp"
 #include "support/host.hpp"
 #include "support/vectors.hpp"
 
 namespace {
 
-using host::sized;
 using vectors::Vector;
 
 enum class Call { AppendAttend, Step, StepPart };
 
+/** How a vector's tokens are passed to the library. */
 struct Way {
     const char *name;
-    int cut;
+    /** Most tokens of one call. */
+    int chunk;
     std::uint32_t max_chunk;
     Call call;
 };
@@ -27,46 +29,47 @@ constexpr Way WAYS[] = {
 constexpr std::uint64_t STARTS[] = {0, 1ull << 24, (1ull << 32) + 7, 1ull << 40};
 constexpr std::uint32_t N_PARTS = 3;
 
-struct Outcome {
+struct Outputs {
     std::vector<float> out, lse;
 };
 
+/** Runs the events of a vector on a cache. */
 class Replay {
 public:
     Replay(const Vector &vector, const Way &way, std::uint32_t mode, std::uint32_t in, std::uint32_t kv,
            std::uint64_t start)
         : v_(vector), way_(way), io_(in), start_(start), cache_(config(mode, kv)) {
         const bool applied = mode == SKC_POSITION_ROPE_APPLIED;
-        q_ = half::encode(v_.tensors.at(applied ? "q_rotated" : "q"), in);
-        k_ = half::encode(v_.tensors.at(applied ? "k_rotated" : "k"), in);
-        values_ = half::encode(v_.tensors.at("v"), in);
+        q_ = dtypes::encode(v_.tensors.at(applied ? "q_rotated" : "q"), in);
+        k_ = dtypes::encode(v_.tensors.at(applied ? "k_rotated" : "k"), in);
+        values_ = dtypes::encode(v_.tensors.at("v"), in);
     }
 
-    Outcome run() {
+    Outputs run() {
         EXPECT_OK(host::reset(cache_.handle(), 0, start_));
         for (const auto &event : v_.events) {
             const auto before = host::info(cache_.handle());
             if (event.kind == "chunk") {
-                for (int done = 0; done < event.n; done += way_.cut) {
-                    feed(std::min(way_.cut, event.n - done));
+                for (int done = 0; done < event.n; done += way_.chunk) {
+                    feed(std::min(way_.chunk, event.n - done));
                 }
             } else if (event.kind == "evict") {
-                EXPECT_OK(host::cut(skc_evict, cache_.handle(), event.n));
+                EXPECT_OK(host::edit(skc_evict, cache_.handle(), event.n));
             } else if (event.kind == "rewind") {
-                EXPECT_OK(host::cut(skc_rewind, cache_.handle(), event.n));
+                EXPECT_OK(host::edit(skc_rewind, cache_.handle(), event.n));
             } else if (event.kind == "reset") {
                 EXPECT_OK(host::reset(cache_.handle(), 0, start_));
             } else if (event.kind == "refuse evict") {
-                EXPECT_EQ(host::cut(skc_evict, cache_.handle(), event.n), SKC_STATUS_OUT_OF_RANGE);
+                EXPECT_EQ(host::edit(skc_evict, cache_.handle(), event.n), SKC_STATUS_OUT_OF_RANGE);
                 EXPECT_TRUE(host::operator==(host::info(cache_.handle()), before));
             } else if (event.kind == "refuse rewind") {
-                EXPECT_EQ(host::cut(skc_rewind, cache_.handle(), event.n), SKC_STATUS_TOKENS_GONE);
+                EXPECT_EQ(host::edit(skc_rewind, cache_.handle(), event.n), SKC_STATUS_TOKENS_GONE);
                 EXPECT_TRUE(host::operator==(host::info(cache_.handle()), before));
             } else {
                 ADD_FAILURE() << "event " << event.kind;
             }
         }
-        return {half::decode(out_, io_), lse_};
+        return {dtypes::decode(out_, io_), lse_};
     }
 
 private:
@@ -93,7 +96,8 @@ private:
         layer.scale = v_.config.at("scale").is_null() ? 0.0 : v_.config.at("scale").get<double>();
         auto array = [&](const char *name, const float *&data, std::uint32_t &n) {
             if (const auto *values = v_.find(name)) {
-                data = values->data(), n = static_cast<std::uint32_t>(values->size());
+                data = values->data();
+                n = static_cast<std::uint32_t>(values->size());
             }
         };
         array("inv_freq", layer.inv_freq, layer.n_inv_freq);
@@ -109,11 +113,10 @@ private:
     }
 
     void feed(int n) {
-        const std::size_t count = static_cast<std::size_t>(n), size = half::size(io_);
+        const std::size_t count = static_cast<std::size_t>(n), size = dtypes::size(io_);
         const std::size_t n_q = v_.number("n_q_heads"), n_kv = v_.number("n_kv_heads"), dim = v_.number("head_dim");
-        const std::int32_t seq = 0;
-        auto a = sized<skc_step_args>();
-        a.n_entries = 1, a.seq_ids = &seq, a.n_tokens = &n;
+        const host::Ints seq{0}, counts{n};
+        auto a = host::batch_args<skc_step_args>(0, seq, counts);
         a.q = &q_[at_ * n_q * dim * size];
         a.k = &k_[at_ * n_kv * dim * size];
         a.v = &values_[at_ * n_kv * dim_v() * size];
@@ -129,11 +132,13 @@ private:
                 ASSERT_OK(skc_step_part(cache_.handle(), &a, ith, N_PARTS));
             }
         } else {
-            auto append = sized<skc_append_kv_args>();
-            append.n_entries = 1, append.seq_ids = &seq, append.n_tokens = &n, append.k = a.k, append.v = a.v;
-            auto attend = sized<skc_attend_args>();
-            attend.n_entries = 1, attend.seq_ids = &seq, attend.n_tokens = &n;
-            attend.q = a.q, attend.out = a.out, attend.lse = a.lse;
+            auto append = host::batch_args<skc_append_kv_args>(0, seq, counts);
+            append.k = a.k;
+            append.v = a.v;
+            auto attend = host::batch_args<skc_attend_args>(0, seq, counts);
+            attend.q = a.q;
+            attend.out = a.out;
+            attend.lse = a.lse;
             ASSERT_OK(skc_append_kv(cache_.handle(), &append));
             ASSERT_OK(skc_attend(cache_.handle(), &attend));
         }
@@ -148,7 +153,7 @@ Errors compare(const std::vector<float> &got, const std::vector<float> &want) {
     Errors e;
     EXPECT_EQ(got.size(), want.size());
     for (std::size_t i = 0; i < std::min(got.size(), want.size()); i++) {
-        // NaN would slip through a maximum.
+        // A NaN would be ignored by std::max.
         const double error = std::isfinite(got[i]) ? std::fabs(double{got[i]} - double{want[i]}) : 1e30;
         e.rms += error * error;
         e.max = std::max(e.max, error);
@@ -158,7 +163,7 @@ Errors compare(const std::vector<float> &got, const std::vector<float> &want) {
     return e;
 }
 
-void check(const Vector &vector, const Outcome &got, std::uint32_t kv, const nlohmann::json &plain) {
+void check(const Vector &vector, const Outputs &got, std::uint32_t kv, const nlohmann::json &plain) {
     const Errors out = compare(got.out, vector.tensors.at("out")), lse = compare(got.lse, vector.tensors.at("lse"));
     if (kv == SKC_DTYPE_F32) {
         EXPECT_LE(out.max, 1e-5 * out.largest);
@@ -168,7 +173,7 @@ void check(const Vector &vector, const Outcome &got, std::uint32_t kv, const nlo
     const auto &bound = plain.at("cases").at(vector.name).at(kv == SKC_DTYPE_F16 ? "f16" : "bf16");
     EXPECT_LE(out.rms, 1.5 * bound.at("rms").get<double>() + 1e-6);
     EXPECT_LE(out.max, 3 * bound.at("max").get<double>() + 1e-6);
-    // A score of rounded keys is off by its size times the type's relative error.
+    // Rounded keys change a score by its size times the relative error of the type.
     EXPECT_LE(lse.max, (kv == SKC_DTYPE_F16 ? 1e-2 : 8e-2) * std::max(1.0, lse.largest));
 }
 
@@ -204,8 +209,8 @@ TEST_P(Vectors, EveryWay) {
     }
 }
 
-// What a host with half-precision activations passes: q, k and v of the files are exact in both types.
-TEST_P(Vectors, HalfInAndOut) {
+// Inputs and outputs of f16 and bf16: q, k and v of the files are exact in both types.
+TEST_P(Vectors, SixteenBitInputsAndOutputs) {
     const auto plain = plain_errors();
     for (std::uint32_t dtype : {SKC_DTYPE_F16, SKC_DTYPE_BF16}) {
         for (const Way &way : WAYS) {
@@ -218,7 +223,7 @@ TEST_P(Vectors, HalfInAndOut) {
 INSTANTIATE_TEST_SUITE_P(All, Vectors, testing::ValuesIn(vectors::all(VECTORS)),
                          [](const auto &info) { return info.param.name; });
 
-TEST(VectorFiles, AreThere) {
+TEST(VectorFiles, Exist) {
     EXPECT_GE(vectors::all(VECTORS).size(), 25u);
 }
 

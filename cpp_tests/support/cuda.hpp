@@ -1,4 +1,5 @@
-// The few driver calls a host with device pointers needs, found at run time: the tests build without CUDA.
+// The CUDA driver calls that a host with device pointers needs, loaded at run time so that the tests build without
+// CUDA.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -12,7 +13,7 @@
 
 namespace cuda {
 
-/** The driver with a device, its primary context current on this thread; ends with the process. */
+/** The driver with device 0, whose primary context is made current on this thread, and a stream. Never destroyed. */
 class Driver {
 public:
     using Pointer = unsigned long long;
@@ -48,7 +49,7 @@ public:
     }
     void free(Pointer p) { call("cuMemFree_v2", p); }
 
-    /** Captures what `body` puts into the stream; returns a CUgraphExec. */
+    /** Captures the work that `body` enqueues on the stream into a graph; returns a CUgraphExec. */
     template <class Body>
     void *capture(Body body) {
         void *graph = nullptr, *exec = nullptr;
@@ -98,7 +99,7 @@ private:
 
 }  // namespace cuda
 
-/** Skips a test, visibly, where there is no device. */
+/** Skips a test, with a message, if there is no device. */
 #define NEEDS_CUDA()                                                                                                   \
     if (!cuda::Driver::get()) {                                                                                        \
         GTEST_SKIP() << "skipped: no CUDA device";                                                                     \

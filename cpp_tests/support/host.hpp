@@ -1,4 +1,4 @@
-// A small host of the library: settings, random rows, and calls that expect success.
+// A small host of the library: settings, random rows, argument structs, and calls that expect success.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
-/** The call is refused with this status, and the text says what was wrong. */
-#define EXPECT_REFUSED(call, expected, part)                                                                           \
+/** The call is rejected with this status, and the error text contains `part`. */
+#define EXPECT_REJECTED(call, expected, part)                                                                          \
     do {                                                                                                               \
         EXPECT_STREQ(skc_status_name(call), skc_status_name(expected));                                                \
         EXPECT_NE(std::string(skc_last_error()).find(part), std::string::npos)                                         \
@@ -25,9 +25,15 @@
 namespace host {
 
 enum : std::uint32_t { Q_HEADS = 4, KV_HEADS = 2, DIM = 16, DIM_V = 8, SINKS = 3, WINDOW = 9 };
-enum : std::size_t { Q_ROW = Q_HEADS * DIM, K_ROW = KV_HEADS * DIM, V_ROW = KV_HEADS * DIM_V, OUT_ROW = Q_HEADS * DIM_V };
+/** Elements of a row of each packed tensor. */
+enum : std::size_t {
+    Q_ROW = Q_HEADS * DIM,
+    K_ROW = KV_HEADS * DIM,
+    V_ROW = KV_HEADS * DIM_V,
+    OUT_ROW = Q_HEADS * DIM_V
+};
 
-/** A tiny cache of two unlike layers: most tests want a window that is soon full. */
+/** A tiny cache whose window is soon full; every other layer has different settings. */
 inline sinkcache::Config config(std::uint32_t n_seqs = 1, std::uint32_t n_layers = 1) {
     sinkcache::Config c;
     c.heads(Q_HEADS, KV_HEADS, DIM, DIM_V).seqs(n_seqs).max_chunk(8).max_rewind(4);
@@ -40,17 +46,21 @@ inline sinkcache::Config config(std::uint32_t n_seqs = 1, std::uint32_t n_layers
     return c;
 }
 
+/** Rows `from` to `from` + `count` of a tensor whose rows have `row` elements. */
+inline std::vector<float> slice_rows(const std::vector<float> &x, std::size_t row, std::size_t from,
+                                     std::size_t count) {
+    const auto begin = x.begin() + static_cast<std::ptrdiff_t>(from * row);
+    return std::vector<float>(begin, begin + static_cast<std::ptrdiff_t>(count * row));
+}
+
 /** Inputs of consecutive tokens. */
 struct Rows {
     std::vector<float> q, k, v;
 
     std::size_t n() const { return q.size() / Q_ROW; }
     Rows slice(std::size_t from, std::size_t count) const {
-        auto cut = [&](const std::vector<float> &x, std::size_t row) {
-            const auto at = x.begin() + static_cast<std::ptrdiff_t>(from * row);
-            return std::vector<float>(at, at + static_cast<std::ptrdiff_t>(count * row));
-        };
-        return {cut(q, Q_ROW), cut(k, K_ROW), cut(v, V_ROW)};
+        return {slice_rows(q, Q_ROW, from, count), slice_rows(k, K_ROW, from, count),
+                slice_rows(v, V_ROW, from, count)};
     }
     void add(const Rows &other) {
         q.insert(q.end(), other.q.begin(), other.q.end());
@@ -74,23 +84,21 @@ inline Rows rows(std::size_t n, std::uint32_t seed) {
     return {noise(n * Q_ROW, 3 * seed), noise(n * K_ROW, 3 * seed + 1), noise(n * V_ROW, 3 * seed + 2)};
 }
 
-/** Every value the same, such as NaN. */
+/** Rows in which every value is `x`, such as NaN. */
 inline Rows constant(std::size_t n, float x) {
     return {std::vector<float>(n * Q_ROW, x), std::vector<float>(n * K_ROW, x), std::vector<float>(n * V_ROW, x)};
 }
 
+/** Outputs of consecutive tokens. */
 struct Results {
     std::vector<float> out, lse;
 
+    /** `n` rows filled with `fill`. */
     static Results of(std::size_t n, float fill = NAN) {
         return {std::vector<float>(n * OUT_ROW, fill), std::vector<float>(n * Q_HEADS, fill)};
     }
     Results slice(std::size_t from, std::size_t count) const {
-        auto cut = [&](const std::vector<float> &x, std::size_t row) {
-            const auto at = x.begin() + static_cast<std::ptrdiff_t>(from * row);
-            return std::vector<float>(at, at + static_cast<std::ptrdiff_t>(count * row));
-        };
-        return {cut(out, OUT_ROW), cut(lse, Q_HEADS)};
+        return {slice_rows(out, OUT_ROW, from, count), slice_rows(lse, Q_HEADS, from, count)};
     }
     void add(const Results &other) {
         out.insert(out.end(), other.out.begin(), other.out.end());
@@ -109,7 +117,7 @@ struct Results {
     friend void PrintTo(const Results &r, std::ostream *stream) {
         *stream << r.out.size() << " results, " << r.lse.size() << " lse";
     }
-    /** Bit for bit. */
+    /** Bit-identical. */
     bool operator==(const Results &o) const {
         return same(out, o.out) && same(lse, o.lse);
     }
@@ -122,6 +130,7 @@ private:
 
 using Ints = std::vector<std::int32_t>;
 
+/** A zeroed struct with its struct_size set. */
 template <class Args>
 Args sized() {
     Args a;
@@ -130,45 +139,88 @@ Args sized() {
     return a;
 }
 
+/** Arguments of evict and rewind. As everywhere below, they point into what they are made from. */
 template <class Args>
-Args batch(std::uint32_t layer, const Ints &ids, const Ints &counts) {
+Args edit_args(const Ints &ids, const Ints &counts) {
     auto a = sized<Args>();
-    a.layer = layer;
     a.n_entries = static_cast<std::uint32_t>(ids.size());
     a.seq_ids = ids.data();
     a.n_tokens = counts.data();
     return a;
 }
 
-/** Never NULL: a batch of no rows still names its tensors. */
+/** Arguments of reset (start positions 0) and abort_step. */
+template <class Args>
+Args sequence_args(const Ints &ids) {
+    auto a = sized<Args>();
+    a.n_entries = static_cast<std::uint32_t>(ids.size());
+    a.seq_ids = ids.data();
+    return a;
+}
+
+inline skc_fork_args fork_args(const Ints &src, const Ints &dst) {
+    auto a = sized<skc_fork_args>();
+    a.n_entries = static_cast<std::uint32_t>(src.size());
+    a.src_seq_ids = src.data();
+    a.dst_seq_ids = dst.data();
+    return a;
+}
+
+/** Arguments of a call over a ragged batch, without tensors. */
+template <class Args>
+Args batch_args(std::uint32_t layer, const Ints &ids, const Ints &counts) {
+    auto a = edit_args<Args>(ids, counts);
+    a.layer = layer;
+    return a;
+}
+
+/** Address of the elements; not NULL for a tensor without rows, since NULL is rejected. */
 template <class V>
-auto *rows_of(V &x) {
+auto *address(V &x) {
     static float nothing;
     return x.empty() ? static_cast<decltype(x.data())>(&nothing) : x.data();
 }
 
+template <class Args>
+void set_kv(Args &a, const Rows &rows) {
+    a.k = address(rows.k);
+    a.v = address(rows.v);
+}
+
+template <class Args>
+void set_results(Args &a, Results &results) {
+    a.out = address(results.out);
+    a.lse = address(results.lse);
+}
+
+template <class Args>
+void set_query(Args &a, const Rows &rows, Results &results) {
+    a.q = address(rows.q);
+    set_results(a, results);
+}
+
 inline skc_append_kv_args append_args(std::uint32_t layer, const Ints &ids, const Ints &counts, const Rows &rows) {
-    auto a = batch<skc_append_kv_args>(layer, ids, counts);
-    a.k = rows_of(rows.k), a.v = rows_of(rows.v);
+    auto a = batch_args<skc_append_kv_args>(layer, ids, counts);
+    set_kv(a, rows);
     return a;
 }
 
 inline skc_attend_args attend_args(std::uint32_t layer, const Ints &ids, const Ints &counts, const Rows &rows,
                                    Results &results) {
-    auto a = batch<skc_attend_args>(layer, ids, counts);
-    a.q = rows_of(rows.q), a.out = rows_of(results.out), a.lse = rows_of(results.lse);
+    auto a = batch_args<skc_attend_args>(layer, ids, counts);
+    set_query(a, rows, results);
     return a;
 }
 
 inline skc_step_args step_args(std::uint32_t layer, const Ints &ids, const Ints &counts, const Rows &rows,
                                Results &results) {
-    auto a = batch<skc_step_args>(layer, ids, counts);
-    a.k = rows_of(rows.k), a.v = rows_of(rows.v), a.q = rows_of(rows.q);
-    a.out = rows_of(results.out), a.lse = rows_of(results.lse);
+    auto a = batch_args<skc_step_args>(layer, ids, counts);
+    set_kv(a, rows);
+    set_query(a, rows, results);
     return a;
 }
 
-/** One layer of one batch; expects success. */
+/** skc_step of a batch in one layer; expects success. */
 inline Results step(skc_cache *cache, const Rows &rows, std::uint32_t layer, const Ints &ids, const Ints &counts) {
     Results results = Results::of(rows.n());
     const auto a = step_args(layer, ids, counts, rows, results);
@@ -176,7 +228,7 @@ inline Results step(skc_cache *cache, const Rows &rows, std::uint32_t layer, con
     return results;
 }
 
-/** All rows to one sequence. */
+/** The same with all rows for one sequence. */
 inline Results step(skc_cache *cache, const Rows &rows, std::uint32_t layer = 0, std::int32_t seq = 0) {
     return step(cache, rows, layer, {seq}, {static_cast<std::int32_t>(rows.n())});
 }
@@ -191,26 +243,28 @@ inline bool operator==(const skc_sequence_info &a, const skc_sequence_info &b) {
     return std::memcmp(&a, &b, sizeof a) == 0;
 }
 
-/** evict and rewind of one sequence. */
+/** skc_evict or skc_rewind of one sequence. */
 template <class Args>
-skc_status cut(skc_status (*call)(skc_cache *, const Args *), skc_cache *cache, std::int32_t n, std::int32_t seq = 0) {
-    auto a = sized<Args>();
-    a.n_entries = 1, a.seq_ids = &seq, a.n_tokens = &n;
+skc_status edit(skc_status (*call)(skc_cache *, const Args *), skc_cache *cache, std::int32_t n, std::int32_t seq = 0) {
+    const Ints ids{seq}, counts{n};
+    const auto a = edit_args<Args>(ids, counts);
     return call(cache, &a);
 }
 
 inline skc_status reset(skc_cache *cache, std::int32_t seq = 0, std::uint64_t start = 0) {
-    auto a = sized<skc_reset_args>();
-    a.n_entries = 1, a.seq_ids = &seq, a.start_positions = &start;
+    const Ints ids{seq};
+    auto a = sequence_args<skc_reset_args>(ids);
+    a.start_positions = &start;
     return skc_reset(cache, &a);
 }
 
 inline skc_status fork(skc_cache *cache, std::int32_t src, std::int32_t dst) {
-    auto a = sized<skc_fork_args>();
-    a.n_entries = 1, a.src_seq_ids = &src, a.dst_seq_ids = &dst;
+    const Ints srcs{src}, dsts{dst};
+    const auto a = fork_args(srcs, dsts);
     return skc_fork(cache, &a);
 }
 
+/** skc_abort_step of all sequences. */
 inline skc_status abort_step(skc_cache *cache) {
     const auto a = sized<skc_abort_step_args>();
     return skc_abort_step(cache, &a);

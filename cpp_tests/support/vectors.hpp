@@ -1,4 +1,4 @@
-// The shared test vectors: safetensors files of f32 tensors with their configuration and events in the header.
+// Reads the shared test vectors: safetensors files of f32 tensors with their configuration and events in the header.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -21,21 +21,25 @@ struct Event {
     int n;
 };
 
+/** One file. */
 struct Vector {
     std::string name;
     nlohmann::json config;
     std::vector<Event> events;
     std::map<std::string, std::vector<float>> tensors;
 
-    std::uint32_t number(const char *key, std::uint32_t otherwise = 0) const {
-        return config.at(key).is_null() ? otherwise : config.at(key).get<std::uint32_t>();
+    /** A number of the configuration, or `fallback` where it is null. */
+    std::uint32_t number(const char *key, std::uint32_t fallback = 0) const {
+        return config.at(key).is_null() ? fallback : config.at(key).get<std::uint32_t>();
     }
+    /** NULL if there is no such tensor. */
     const std::vector<float> *find(const char *tensor) const {
         const auto found = tensors.find(tensor);
         return found == tensors.end() ? nullptr : &found->second;
     }
 };
 
+/** @throws std::runtime_error */
 inline Vector load(const std::filesystem::path &path) {
     std::ifstream file(path, std::ios::binary);
     std::uint64_t header_bytes = 0;
@@ -73,6 +77,7 @@ inline Vector load(const std::filesystem::path &path) {
     return v;
 }
 
+/** All vectors of a folder, sorted by name. */
 inline std::vector<Vector> all(const std::filesystem::path &folder) {
     std::vector<std::filesystem::path> paths;
     for (const auto &entry : std::filesystem::directory_iterator(folder)) {

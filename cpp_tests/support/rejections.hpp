@@ -1,9 +1,9 @@
-// A cache that is refused things, beside a twin that is not: afterwards both must be the same.
+// A cache that gets invalid calls and a twin that does not: afterwards both must be in the same state.
 #pragma once
 
 #include "host.hpp"
 
-class Refusals : public testing::Test {
+class RejectedCalls : public testing::Test {
 protected:
     static constexpr std::uint32_t SEQS = 3, LAYERS = 2;
 
@@ -20,7 +20,7 @@ protected:
         ASSERT_OK(host::reset(twin_.handle(), 2, 1000));
     }
 
-    /** Every test ends with: outputs untouched, counters equal, queries of the latest append and next steps equal. */
+    /** After each test: outputs untouched, counters equal, queries of the latest append and next steps equal. */
     void TearDown() override {
         EXPECT_EQ(results, host::Results::of(8, CANARY)) << "outputs were written";
         for (std::uint32_t layer = 0; layer < LAYERS; layer++) {
@@ -36,12 +36,13 @@ protected:
             host::Results got = host::Results::of(8), want = host::Results::of(8);
             auto a = host::attend_args(layer, ids, counts, queries, got);
             EXPECT_OK(skc_attend(cache(), &a));
-            a.out = want.out.data(), a.lse = want.lse.data();
+            host::set_results(a, want);
             EXPECT_OK(skc_attend(twin_.handle(), &a));
             EXPECT_EQ(got, want);
             const host::Rows more = host::rows(9, 6);
             const host::Ints all{2, 0, 1}, three{3, 3, 3};
-            EXPECT_EQ(host::step(cache(), more, layer, all, three), host::step(twin_.handle(), more, layer, all, three));
+            EXPECT_EQ(host::step(cache(), more, layer, all, three),
+                      host::step(twin_.handle(), more, layer, all, three));
         }
     }
 

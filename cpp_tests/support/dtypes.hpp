@@ -1,4 +1,4 @@
-// Conversions between f32 and the half types, bit by bit: the tests must not share them with the library.
+// Conversions between f32, f16 and bf16, written independently of the library that the tests check.
 #pragma once
 
 #include <sinkcache.h>
@@ -8,7 +8,7 @@
 #include <cstring>
 #include <vector>
 
-namespace half {
+namespace dtypes {
 
 inline std::uint32_t bits(float x) {
     std::uint32_t u;
@@ -41,7 +41,7 @@ inline float from_f16(std::uint16_t h) {
     return sign * std::ldexp(static_cast<float>(significand), (exponent == 0 ? 1 : exponent) - 25);
 }
 
-/** For values that f16 holds exactly or rounds within its normal range. */
+/** For zeros and values that round to normal f16 numbers; others are not handled. */
 inline std::uint16_t to_f16(float x) {
     if (x == 0.0f) {
         return static_cast<std::uint16_t>(bits(x) >> 16);
@@ -53,11 +53,12 @@ inline std::uint16_t to_f16(float x) {
     return static_cast<std::uint16_t>(magnitude | (x < 0 ? 0x8000 : 0));
 }
 
+/** Bytes of an element. */
 inline std::size_t size(std::uint32_t dtype) {
     return dtype == SKC_DTYPE_F32 ? 4 : 2;
 }
 
-/** Rows of f32 as bytes of `dtype`. */
+/** Converts f32 values to `dtype`, one of SKC_DTYPE_; returns their bytes. */
 inline std::vector<std::uint8_t> encode(const std::vector<float> &x, std::uint32_t dtype) {
     std::vector<std::uint8_t> bytes(x.size() * size(dtype));
     for (std::size_t i = 0; i < x.size(); i++) {
@@ -71,6 +72,7 @@ inline std::vector<std::uint8_t> encode(const std::vector<float> &x, std::uint32
     return bytes;
 }
 
+/** The inverse of encode. */
 inline std::vector<float> decode(const std::vector<std::uint8_t> &bytes, std::uint32_t dtype) {
     std::vector<float> x(bytes.size() / size(dtype));
     for (std::size_t i = 0; i < x.size(); i++) {
@@ -85,4 +87,4 @@ inline std::vector<float> decode(const std::vector<std::uint8_t> &bytes, std::ui
     return x;
 }
 
-}  // namespace half
+}  // namespace dtypes

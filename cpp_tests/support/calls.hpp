@@ -7,13 +7,13 @@
 
 namespace host {
 
-struct Verb {
+struct HandleCall {
     const char *name;
     std::function<skc_status(skc_cache *)> call;
 };
 
-/** In an order in which all succeed on a new cache, the last one ending it. */
-inline std::vector<Verb> verbs() {
+/** In an order in which all succeed on a new cache; the last one destroys it. */
+inline std::vector<HandleCall> handle_calls() {
     static const Ints seq{0}, one{1};
     static const Rows inputs = rows(1, 1);
     static thread_local Results results = Results::of(1);
@@ -34,8 +34,8 @@ inline std::vector<Verb> verbs() {
              const auto a = step_args(0, seq, one, inputs, results);
              return skc_step_part(c, &a, 0, 1);
          }},
-        {"evict", [](skc_cache *c) { return cut(skc_evict, c, 0); }},
-        {"rewind", [](skc_cache *c) { return cut(skc_rewind, c, 1); }},
+        {"evict", [](skc_cache *c) { return edit(skc_evict, c, 0); }},
+        {"rewind", [](skc_cache *c) { return edit(skc_rewind, c, 1); }},
         {"reset", [](skc_cache *c) { return reset(c); }},
         {"fork", [](skc_cache *c) { return fork(c, 0, 1); }},
         {"abort_step", [](skc_cache *c) { return abort_step(c); }},
