@@ -8,7 +8,7 @@
 
 namespace {
 
-llama_context_params context_params(const Setting &s) {
+llama_context_params context_params(const Settings &s) {
     llama_context_params p = llama_context_default_params();
     p.n_batch = s.n_batch;
     p.n_ubatch = std::min<std::uint32_t>(s.n_batch, 512);
@@ -20,7 +20,7 @@ llama_context_params context_params(const Setting &s) {
 
 class SinkEngine : public Engine {
 public:
-    SinkEngine(llama_model *model, const Setting &s) : context_(model, context_params(s), options(s)) {}
+    SinkEngine(llama_model *model, const Settings &s) : context_(model, context_params(s), options(s)) {}
 
     llama_context *context() const override { return context_.get(); }
     void decode(const std::vector<llama_token> &tokens, bool all_logits) override {
@@ -30,7 +30,7 @@ public:
     const char *mode() const override { return "sink"; }
 
 private:
-    static sinkcache::LlamaOptions options(const Setting &s) {
+    static sinkcache::LlamaOptions options(const Settings &s) {
         static const std::map<std::string, std::uint32_t> types = {
             {"f32", SKC_DTYPE_F32}, {"f16", SKC_DTYPE_F16}, {"bf16", SKC_DTYPE_BF16}};
         const auto type = types.find(s.kv_dtype);
@@ -45,27 +45,30 @@ private:
     }
 
     sinkcache::LlamaContext context_;
-    Batch batch_;
+    TokenBatch batch_;
 };
 
-/** llama.cpp's own cache of sink + window tokens, and its context shift when that is full. */
+/** llama.cpp's own cache of sink + window tokens, with context shift when it is full. */
 class StockEngine : public Engine {
 public:
-    StockEngine(llama_model *model, const Setting &s) : sink_(s.sink), capacity_(s.sink + s.window), discard_(s.discard) {
+    StockEngine(llama_model *model, const Settings &s)
+        : sink_(s.sink), capacity_(s.sink + s.window), discard_(s.discard) {
         static const std::map<std::string, ggml_type> types = {
             {"f32", GGML_TYPE_F32},   {"f16", GGML_TYPE_F16},   {"bf16", GGML_TYPE_BF16}, {"q8_0", GGML_TYPE_Q8_0},
             {"q5_1", GGML_TYPE_Q5_1}, {"q5_0", GGML_TYPE_Q5_0}, {"q4_1", GGML_TYPE_Q4_1}, {"q4_0", GGML_TYPE_Q4_0}};
         const auto type = types.find(s.kv_dtype);
         if (type == types.end()) {
-            throw UserError("--kv-dtype " + s.kv_dtype + ": with --stock f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0");
+            throw UserError("--kv-dtype " + s.kv_dtype +
+                            ": with --stock f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0");
         }
         llama_context_params p = context_params(s);
         p.n_ctx = capacity_;
         p.flash_attn_type = s.flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
-        p.type_k = p.type_v = type->second;
+        p.type_k = type->second;
+        p.type_v = type->second;
         context_.reset(llama_init_from_model(model, p));
         if (!context_) {
-            throw UserError("llama.cpp makes no context for this model");
+            throw UserError("llama.cpp cannot create a context for this model");
         }
         if (!llama_memory_can_shift(llama_get_memory(context_.get()))) {
             throw UserError("--stock: llama.cpp cannot shift the context of this model");
@@ -78,41 +81,39 @@ public:
         make_room(static_cast<std::uint32_t>(tokens.size()));
         const std::int32_t status = llama_decode(context_.get(), batch_.fill(tokens, all_logits));
         if (status != 0) {
-            throw UserError("llama_decode returned " + std::to_string(status) + ": llama.cpp's log says why");
+            throw UserError("llama_decode returned " + std::to_string(status) + ": llama.cpp's log has the reason");
         }
-        past_ += static_cast<std::uint32_t>(tokens.size());
+        n_past_ += static_cast<std::uint32_t>(tokens.size());
     }
     std::uint64_t cache_bytes() const override { return bytes_; }
     const char *mode() const override { return "stock"; }
 
 private:
-    struct FreeContext {
-        void operator()(llama_context *c) const { llama_free(c); }
-    };
-
+    /** Shifts the context so that `n` more tokens fit. */
     void make_room(std::uint32_t n) {
-        if (past_ + n <= capacity_) {
+        if (n_past_ + n <= capacity_) {
             return;
         }
-        const std::uint32_t loose = past_ > sink_ ? past_ - sink_ : 0;
-        const std::uint32_t wish = std::max(discard_ ? discard_ : loose / 2, past_ + n - capacity_);
-        if (wish > loose) {
+        const std::uint32_t n_left = n_past_ > sink_ ? n_past_ - sink_ : 0;
+        const std::uint32_t n_shift = std::max(discard_ ? discard_ : n_left / 2, n_past_ + n - capacity_);
+        if (n_shift > n_left) {
             throw UserError("a batch of " + std::to_string(n) + " tokens does not fit into a window of " +
                             std::to_string(capacity_ - sink_));
         }
         llama_memory_t memory = llama_get_memory(context_.get());
-        const auto from = static_cast<llama_pos>(sink_), n_discard = static_cast<llama_pos>(wish);
+        const auto from = static_cast<llama_pos>(sink_), n_discard = static_cast<llama_pos>(n_shift);
         llama_memory_seq_rm(memory, 0, from, from + n_discard);
-        llama_memory_seq_add(memory, 0, from + n_discard, static_cast<llama_pos>(past_), -n_discard);
-        past_ -= wish;
+        llama_memory_seq_add(memory, 0, from + n_discard, static_cast<llama_pos>(n_past_), -n_discard);
+        n_past_ -= n_shift;
     }
 
+    /** Bytes of K and V of all layers. */
     std::uint64_t bytes(const llama_model *model, ggml_type type) const {
-        const auto number = [&](const std::string &key, std::int64_t otherwise) {
+        const auto number = [&](const std::string &key, std::int64_t fallback) {
             char arch[64], text[64];
             llama_model_meta_val_str(model, "general.architecture", arch, sizeof arch);
             const auto got = llama_model_meta_val_str(model, (arch + key).c_str(), text, sizeof text);
-            return got < 0 ? otherwise : std::stoll(text);
+            return got < 0 ? fallback : std::stoll(text);
         };
         const std::int64_t dim = llama_model_n_embd(model) / std::max(1, llama_model_n_head(model));
         const std::int64_t heads = llama_model_n_head_kv(model);
@@ -124,39 +125,40 @@ private:
     std::uint32_t sink_;
     std::uint32_t capacity_;
     std::uint32_t discard_;
-    std::uint32_t past_ = 0;
+    std::uint32_t n_past_ = 0;
     std::uint64_t bytes_ = 0;
-    std::unique_ptr<llama_context, FreeContext> context_;
-    Batch batch_;
+    llama_context_ptr context_;
+    TokenBatch batch_;
 };
 
 }  // namespace
 
-Model load_model(const Setting &setting) {
+llama_model_ptr load_model(const Settings &settings) {
     llama_model_params p = llama_model_default_params();
-    p.use_extra_bufts = setting.repack;
-    Model model(llama_model_load_from_file(setting.model.c_str(), p));
+    p.use_extra_bufts = settings.repack;
+    llama_model_ptr model(llama_model_load_from_file(settings.model.c_str(), p));
     if (!model) {
-        throw UserError("--model '" + setting.model + "': llama.cpp cannot load it");
+        throw UserError("--model '" + settings.model + "': llama.cpp cannot load it");
     }
     return model;
 }
 
-std::unique_ptr<Engine> make_engine(llama_model *model, const Setting &setting) {
-    if (setting.window == 0 || setting.window > (1U << 30) || setting.sink > (1U << 30)) {
+std::unique_ptr<Engine> make_engine(llama_model *model, const Settings &settings) {
+    if (settings.window == 0 || settings.window > (1U << 30) || settings.sink > (1U << 30)) {
         throw UserError("--window 1 to 2^30, --sink 0 to 2^30");
     }
-    if (setting.stock && setting.n_batch > setting.window) {
-        throw UserError("--stock: " + std::to_string(setting.n_batch) + " tokens at a time do not fit into a window of " +
-                        std::to_string(setting.window));
+    if (settings.stock && settings.n_batch > settings.window) {
+        throw UserError("--stock: " + std::to_string(settings.n_batch) +
+                        " tokens at a time do not fit into a window of " + std::to_string(settings.window));
     }
-    if (setting.stock) {
-        return std::make_unique<StockEngine>(model, setting);
+    if (settings.stock) {
+        return std::make_unique<StockEngine>(model, settings);
     }
-    return std::make_unique<SinkEngine>(model, setting);
+    return std::make_unique<SinkEngine>(model, settings);
 }
 
-std::vector<llama_token> tokenize(const llama_vocab *vocab, const std::string &text, bool start, bool special) {
+std::vector<llama_token> tokenize(const llama_vocab *vocab, const std::string &text, bool add_special,
+                                  bool parse_special) {
     if (llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE) {
         throw UserError("the model has no tokenizer");
     }
@@ -164,13 +166,13 @@ std::vector<llama_token> tokenize(const llama_vocab *vocab, const std::string &t
         throw UserError("a text of " + std::to_string(text.size()) + " bytes: llama.cpp tokenizes at most 2 GiB");
     }
     const auto length = static_cast<std::int32_t>(text.size());
-    // A byte is at most a token, but for those that open and close.
+    // At most one token per byte, and the tokens of the beginning and the end.
     std::vector<llama_token> tokens(text.size() + 8);
-    std::int32_t n = llama_tokenize(vocab, text.data(), length, tokens.data(), static_cast<std::int32_t>(tokens.size()), start,
-                                    special);
+    std::int32_t n = llama_tokenize(vocab, text.data(), length, tokens.data(), static_cast<std::int32_t>(tokens.size()),
+                                    add_special, parse_special);
     if (n < 0 && n != std::numeric_limits<std::int32_t>::min()) {
         tokens.resize(static_cast<std::size_t>(-n));
-        n = llama_tokenize(vocab, text.data(), length, tokens.data(), -n, start, special);
+        n = llama_tokenize(vocab, text.data(), length, tokens.data(), -n, add_special, parse_special);
     }
     if (n < 0) {
         throw UserError("llama.cpp cannot tokenize the text");
@@ -180,13 +182,13 @@ std::vector<llama_token> tokenize(const llama_vocab *vocab, const std::string &t
     return tokens;
 }
 
-llama_batch Batch::fill(const std::vector<llama_token> &tokens, bool all_logits) {
+llama_batch TokenBatch::fill(const std::vector<llama_token> &tokens, bool all_logits) {
     tokens_ = tokens;
-    wanted_.assign(tokens.size(), all_logits);
-    wanted_.back() = 1;
+    outputs_.assign(tokens.size(), all_logits);
+    outputs_.back() = 1;
     llama_batch batch{};
     batch.n_tokens = static_cast<std::int32_t>(tokens_.size());
     batch.token = tokens_.data();
-    batch.logits = wanted_.data();
+    batch.logits = outputs_.data();
     return batch;
 }

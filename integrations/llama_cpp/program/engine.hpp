@@ -1,8 +1,8 @@
-// One stream of tokens through a model: with sinkcache, or as stock llama.cpp does it.
+// One sequence of tokens through a model, with sinkcache or with stock llama.cpp.
 #ifndef LLAMA_STREAM_ENGINE_HPP
 #define LLAMA_STREAM_ENGINE_HPP
 
-#include <llama.h>
+#include <llama-cpp.h>
 
 #include <cstdint>
 #include <memory>
@@ -10,35 +10,39 @@
 #include <string>
 #include <vector>
 
-/** What is wrong with a command line or a file. */
+/** An error in the command line or in a file. */
 struct UserError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-/** What both subcommands are asked. */
-struct Setting {
+/** Options of both subcommands. */
+struct Settings {
     std::string model;
     std::uint32_t sink = 4;
     std::uint32_t window = 2044;
     std::string kv_dtype = "f16";
     std::uint32_t threads = 1;
-    /** Most tokens of a decode. */
+    /** Most tokens of one Engine::decode(). */
     std::uint32_t n_batch = 512;
-    /** Weights laid out anew for the processor's matrix units, as llama.cpp does by itself. */
+    /** llama.cpp's repacking of weights for the processor's matrix instructions. */
     bool repack = true;
+    /** Stock llama.cpp instead of sinkcache. */
     bool stock = false;
-    /** Tokens stock drops at its limit; 0 = half of those that are no sinks, as llama.cpp's programs do. */
+    /**
+     * With `stock`, tokens that a context shift discards; 0 = half of those after the sinks, as in llama.cpp's
+     * programs.
+     */
     std::uint32_t discard = 0;
-    /** Flash attention of stock. */
+    /** With `stock`, flash attention. */
     bool flash = true;
 };
 
-/** A model in one context. */
+/** A context of a model, with one sequence. */
 class Engine {
 public:
     virtual ~Engine() = default;
     virtual llama_context *context() const = 0;
-    /** Appends tokens; logits of all of them, or of the last one. At most n_batch. */
+    /** Appends at most n_batch tokens and computes the logits of all of them, or of the last one. */
     virtual void decode(const std::vector<llama_token> &tokens, bool all_logits) = 0;
     /** Bytes of K and V. */
     virtual std::uint64_t cache_bytes() const = 0;
@@ -49,28 +53,24 @@ public:
     const llama_vocab *vocab() const { return llama_model_get_vocab(model()); }
 };
 
-struct FreeModel {
-    void operator()(llama_model *m) const { llama_model_free(m); }
-};
-using Model = std::unique_ptr<llama_model, FreeModel>;
-
 /** Loads a GGUF. @throws UserError */
-Model load_model(const Setting &setting);
-/** @throws UserError, sinkcache::Error */
-std::unique_ptr<Engine> make_engine(llama_model *model, const Setting &setting);
+llama_model_ptr load_model(const Settings &settings);
+/** An engine for a model, which must outlive it. @throws UserError, sinkcache::Error */
+std::unique_ptr<Engine> make_engine(llama_model *model, const Settings &settings);
 
-/** Tokens of a text. @throws UserError */
-std::vector<llama_token> tokenize(const llama_vocab *vocab, const std::string &text, bool start, bool special);
+/** Tokens of a text. `add_special` and `parse_special` are those of llama_tokenize. @throws UserError */
+std::vector<llama_token> tokenize(const llama_vocab *vocab, const std::string &text, bool add_special,
+                                  bool parse_special);
 
-/** The arrays of a llama_batch of sequence 0, reused. */
-class Batch {
+/** A llama_batch of sequence 0 that owns its arrays. */
+class TokenBatch {
 public:
     /** Valid until the next call. */
     llama_batch fill(const std::vector<llama_token> &tokens, bool all_logits);
 
 private:
     std::vector<llama_token> tokens_;
-    std::vector<std::int8_t> wanted_;
+    std::vector<std::int8_t> outputs_;
 };
 
 #endif

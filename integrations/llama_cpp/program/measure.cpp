@@ -12,13 +12,14 @@
 
 namespace {
 
-constexpr double LEAST_MS = 1e-4;
-constexpr double WIDTH = 1.005;
+/** Lower end of the first bucket; each bucket ends BUCKET_RATIO times above its lower end. */
+constexpr double MIN_MS = 1e-4;
+constexpr double BUCKET_RATIO = 1.005;
 
 }  // namespace
 
 void Durations::add(double ms) {
-    const double at = std::log(std::max(ms, LEAST_MS) / LEAST_MS) / std::log(WIDTH);
+    const double at = std::log(std::max(ms, MIN_MS) / MIN_MS) / std::log(BUCKET_RATIO);
     const auto bucket = static_cast<std::size_t>(at);
     if (bucket >= buckets_.size()) {
         buckets_.resize(bucket + 1);
@@ -28,16 +29,16 @@ void Durations::add(double ms) {
     total_ += ms;
 }
 
-std::optional<double> Durations::quantile(double share) const {
+std::optional<double> Durations::quantile(double q) const {
     if (count_ == 0) {
         return std::nullopt;
     }
-    const auto rank = static_cast<std::uint64_t>(share * double(count_ - 1));
+    const auto rank = static_cast<std::uint64_t>(q * double(count_ - 1));
     std::uint64_t before = 0;
     for (std::size_t i = 0; i < buckets_.size(); ++i) {
         before += buckets_[i];
         if (before > rank) {
-            return LEAST_MS * std::pow(WIDTH, double(i) + 0.5);
+            return MIN_MS * std::pow(BUCKET_RATIO, double(i) + 0.5);
         }
     }
     return std::nullopt;
@@ -48,12 +49,12 @@ std::optional<double> Perplexity::value() const {
 }
 
 double negative_log_likelihood(const float *logits, std::int32_t n, std::int32_t target) {
-    const double most = *std::max_element(logits, logits + n);
+    const double max_logit = *std::max_element(logits, logits + n);
     double total = 0;
     for (std::int32_t i = 0; i < n; ++i) {
-        total += std::exp(logits[i] - most);
+        total += std::exp(logits[i] - max_logit);
     }
-    return most + std::log(total) - logits[target];
+    return max_logit + std::log(total) - logits[target];
 }
 
 std::optional<std::uint64_t> resident_bytes() {
@@ -69,7 +70,7 @@ std::optional<std::uint64_t> resident_bytes() {
 
 std::optional<std::uint64_t> peak_resident_bytes() {
 #ifdef __unix__
-    struct rusage usage {};
+    struct rusage usage{};
     if (getrusage(RUSAGE_SELF, &usage) == 0) {
 #ifdef __APPLE__
         return static_cast<std::uint64_t>(usage.ru_maxrss);

@@ -1,4 +1,4 @@
-// Numbers of a run that need no more memory the longer it gets.
+// Measurements of a run, in memory that does not grow with its length.
 #ifndef LLAMA_STREAM_MEASURE_HPP
 #define LLAMA_STREAM_MEASURE_HPP
 
@@ -7,14 +7,14 @@
 #include <optional>
 #include <vector>
 
-/** Durations, kept in buckets half a percent wide. */
+/** A histogram of durations with buckets of 0.5 % width. */
 class Durations {
 public:
     void add(double ms);
     std::uint64_t count() const { return count_; }
     double total_ms() const { return total_; }
-    /** The `share` quantile in ms; nothing of nothing. */
-    std::optional<double> quantile(double share) const;
+    /** The `q` quantile in ms; none without durations. */
+    std::optional<double> quantile(double q) const;
 
 private:
     std::vector<std::uint32_t> buckets_;
@@ -22,11 +22,15 @@ private:
     double total_ = 0;
 };
 
-/** Mean of negative log-likelihoods as perplexity. */
+/** exp of the mean of negative log-likelihoods. */
 class Perplexity {
 public:
-    void add(double nll) { sum_ += nll, ++count_; }
+    void add(double nll) {
+        sum_ += nll;
+        ++count_;
+    }
     std::uint64_t count() const { return count_; }
+    /** None without tokens. */
     std::optional<double> value() const;
 
 private:
@@ -34,13 +38,15 @@ private:
     std::uint64_t count_ = 0;
 };
 
-/** -log softmax(logits)[target] */
+/** -log softmax(logits)[target], for `n` logits. */
 double negative_log_likelihood(const float *logits, std::int32_t n, std::int32_t target);
 
-/** Bytes this process holds in memory now, and at most has held; nothing where the system does not tell. */
+/** Resident memory of this process; none if the system does not report it. */
 std::optional<std::uint64_t> resident_bytes();
+/** Its maximum so far. */
 std::optional<std::uint64_t> peak_resident_bytes();
 
+/** Measures time since its construction. */
 class Stopwatch {
 public:
     double ms() const {

@@ -21,16 +21,16 @@ Progress::~Progress() {
     }
 }
 
-void Progress::at(std::uint64_t done, std::optional<double> perplexity) {
+void Progress::update(std::uint64_t done, std::optional<double> perplexity) {
     const double ms = watch_.ms();
     if (!terminal_ || ms - shown_ms_ < 100) {
         return;
     }
     shown_ms_ = ms;
-    const double share = double(done) / double(total_);
-    const auto filled = static_cast<std::size_t>(share * 30);
-    const double left = share > 0 ? ms / share * (1 - share) / 1e3 : 0;
+    const double fraction = double(done) / double(total_);
+    const auto filled = static_cast<std::size_t>(fraction * 30);
+    const double left = fraction > 0 ? ms / fraction * (1 - fraction) / 1e3 : 0;
     std::fprintf(stderr, "\r[%s%s] %3.0f %%  %.0f tokens/s  perplexity %.3f  %.0f s left\033[K",
-                 std::string(filled, '#').c_str(), std::string(30 - filled, ' ').c_str(), share * 100,
+                 std::string(filled, '#').c_str(), std::string(30 - filled, ' ').c_str(), fraction * 100,
                  double(done) / ms * 1e3, perplexity.value_or(0), left);
 }

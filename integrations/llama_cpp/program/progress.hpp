@@ -1,4 +1,4 @@
-// A line on the terminal that says how far a run is. (Debian has no C++ library for it.)
+// A progress line on the terminal.
 #ifndef LLAMA_STREAM_PROGRESS_HPP
 #define LLAMA_STREAM_PROGRESS_HPP
 
@@ -7,18 +7,20 @@
 #include <cstdint>
 #include <optional>
 
-/** Silent where stderr is no terminal; cleared at its end. */
+/** Prints nothing unless stderr is a terminal; removes its line when destroyed. */
 class Progress {
 public:
     explicit Progress(std::uint64_t total);
     ~Progress();
     Progress(const Progress &) = delete;
     Progress &operator=(const Progress &) = delete;
-    void at(std::uint64_t done, std::optional<double> perplexity);
+    /** Shows the progress, at most ten times a second. */
+    void update(std::uint64_t done, std::optional<double> perplexity);
 
 private:
     std::uint64_t total_;
     bool terminal_;
+    /** When the line was printed last. */
     double shown_ms_ = -1e9;
     Stopwatch watch_;
 };

@@ -1,24 +1,25 @@
-// Scores a text of any length.
+// llama-stream: perplexity and speed over a text of any length.
 #ifndef LLAMA_STREAM_SCORE_HPP
 #define LLAMA_STREAM_SCORE_HPP
 
 #include "engine.hpp"
 
-struct ScoreSetting {
-    Setting common;
+struct ScoreSettings {
+    Settings common;
+    /** File of the text. */
     std::string text;
     /** Tokens to stream; 0 = all. */
     std::uint64_t tokens = 0;
-    /** Tokens at a time; 1 as in generation. */
+    /** Tokens per decode; 1 as in generation. */
     std::uint32_t chunk = 128;
-    /** Tokens at a time until the window is full, not counted in the speed; 0 = no difference is made. */
+    /** Tokens per decode until the window is full, excluded from the speed; 0 = no different from the rest. */
     std::uint32_t prefill = 0;
-    /** Every stride-th token's prediction is scored. */
+    /** The prediction of every stride-th token is scored. */
     std::uint64_t stride = 1;
     bool json = false;
 };
 
-/** Runs it and prints the result. @throws UserError, sinkcache::Error */
-void score(const ScoreSetting &setting);
+/** Scores the text and prints the result. @throws UserError, sinkcache::Error */
+void score(const ScoreSettings &settings);
 
 #endif

@@ -18,10 +18,10 @@ std::string ChatTemplate::apply(bool with_last, const std::string &prompt) const
     messages.push_back({"user", prompt.c_str()});
     std::string text(1024, '\0');
     for (;;) {
-        const std::int32_t n = llama_chat_apply_template(template_.c_str(), messages.data(), messages.size(), true, text.data(),
-                                                         static_cast<std::int32_t>(text.size()));
+        const std::int32_t n = llama_chat_apply_template(template_.c_str(), messages.data(), messages.size(), true,
+                                                         text.data(), static_cast<std::int32_t>(text.size()));
         if (n < 0) {
-            throw UserError("the model's chat template is none that llama.cpp knows: --raw gives prompts as they are");
+            throw UserError("llama.cpp does not know the model's chat template: --raw runs without one");
         }
         if (static_cast<std::size_t>(n) <= text.size()) {
             text.resize(static_cast<std::size_t>(n));
@@ -38,14 +38,15 @@ std::string ChatTemplate::next(const std::string &prompt) {
     } else if (first_) {
         text = apply(false, prompt);
     } else {
-        // The last round as it was read, then what follows the answer. Templates trim messages, so the answer may not stand
-        // there as the model gave it: it is looked for without its blanks.
+        // Format the last round and the prompt, and return what follows the last answer. Templates may trim messages,
+        // so search for the answer without leading and trailing white space.
         const std::string both = apply(true, prompt);
         const std::string before = apply(false, prompt_);
         const auto from = answer_.find_first_not_of(" \n\t\r");
         const std::string trimmed =
             from == std::string::npos ? "" : answer_.substr(from, answer_.find_last_not_of(" \n\t\r") - from + 1);
-        const auto at = both.compare(0, before.size(), before) == 0 ? both.find(trimmed, before.size()) : std::string::npos;
+        const auto at =
+            both.compare(0, before.size(), before) == 0 ? both.find(trimmed, before.size()) : std::string::npos;
         text = at == std::string::npos ? apply(false, prompt) : both.substr(at + trimmed.size());
     }
     prompt_ = prompt;

@@ -1,24 +1,26 @@
-// What a chat template puts around a prompt, without the rounds before.
+// Chat templates, applied one round at a time.
 #ifndef LLAMA_STREAM_TEMPLATE_HPP
 #define LLAMA_STREAM_TEMPLATE_HPP
 
 #include <string>
 
 /**
- * The text between two answers. A template is made to print a whole conversation, which would cost more at every round; what
- * lies between an answer and the next one depends on the last round alone.
+ * The text between two answers of a conversation. A template formats a whole conversation, at a cost that grows with
+ * every round; the text between an answer and the next one depends on the last round only.
  */
 class ChatTemplate {
 public:
-    /** `text`: the template, empty = prompts as they are, a line each. */
+    /** `text`: the template; empty = none, each prompt is a line of text. */
     ChatTemplate(std::string text, std::string system) : template_(std::move(text)), system_(std::move(system)) {}
-    /** What the model has to read before it answers `prompt`. @throws UserError */
+    /** The text that the model must process before it answers `prompt`. @throws UserError */
     std::string next(const std::string &prompt);
-    /** Ends the round: what the model has answered. */
+    /** Ends the round with the answer of the model. */
     void answered(const std::string &answer) { answer_ = answer; }
+    /** Whether there is no template. */
     bool raw() const { return template_.empty(); }
 
 private:
+    /** The template's text of the system message, the last round if `with_last`, and `prompt`. */
     std::string apply(bool with_last, const std::string &prompt) const;
 
     std::string template_;
