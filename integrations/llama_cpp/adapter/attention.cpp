@@ -8,26 +8,9 @@
 
 namespace sinkcache {
 namespace llama_cpp {
-
-void Failure::set(skc_status status, const std::string &text) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (!set_.load(std::memory_order_relaxed)) {
-        status_ = status;
-        text_ = text;
-        set_.store(true, std::memory_order_release);
-    }
-}
-
-void Failure::take() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (set_.exchange(false)) {
-        throw Error(status_, text_);
-    }
-}
-
 namespace {
 
-bool gpu_present() {
+bool has_gpu() {
     for (std::size_t i = 0; i < ggml_backend_dev_count(); ++i) {
         const auto type = ggml_backend_dev_type(ggml_backend_dev_get(i));
         if (type != GGML_BACKEND_DEVICE_TYPE_CPU && type != GGML_BACKEND_DEVICE_TYPE_ACCEL) {
@@ -41,53 +24,53 @@ bool gpu_present() {
 
 Attention::Attention(std::size_t n_layers) : layers_(new Layer[n_layers]), n_layers_(n_layers) {
     for (std::size_t i = 0; i < n_layers; ++i) {
-        layers_[i].self = this;
+        layers_[i].owner = this;
         layers_[i].index = static_cast<std::uint32_t>(i);
     }
 }
 
-// The node stays where it is in the graph; what it reads is computed before it, since K and V come from it.
+// The node keeps its place in the graph. Its new inputs are computed before it: they are what Q, K and V came from.
 void Attention::install(ggml_context *ctx, const std::vector<LayerNodes> &layers) {
-    const bool gpu = gpu_present();
+    const bool gpu = has_gpu();
     for (std::size_t i = 0; i < layers.size(); ++i) {
         if (gpu) {
-            // GPU backends fuse a norm with the RoPE behind it and leave out what lies between, unless it is an output:
-            // they counted its users before this op became one. On the CPU nothing of the kind is fused, and an output
-            // would keep its memory to the end of the graph.
+            // GPU backends fuse a norm with the RoPE after it and do not store the norm's result, unless it is an
+            // output: they counted its users before this op became one. The CPU backend does not fuse these, and an
+            // output would occupy its memory until the end of the graph.
             ggml_set_output(layers[i].q);
             ggml_set_output(layers[i].k);
         }
         ggml_tensor *node = layers[i].attention;
         ggml_tensor *args[] = {layers[i].q, layers[i].k, layers[i].v, layers[i].positions};
-        const ggml_tensor *donor = ggml_custom_4d(ctx, node->type, node->ne[0], node->ne[1], node->ne[2], node->ne[3], args, 4,
-                                                  &Attention::op, GGML_N_TASKS_MAX, &layers_[i]);
+        const ggml_tensor *donor = ggml_custom_4d(ctx, node->type, node->ne[0], node->ne[1], node->ne[2], node->ne[3],
+                                                  args, 4, &Attention::op, GGML_N_TASKS_MAX, &layers_[i]);
         node->op = donor->op;
         std::memcpy(node->op_params, donor->op_params, sizeof node->op_params);
         std::copy(std::begin(donor->src), std::end(donor->src), std::begin(node->src));
     }
 }
 
-void Attention::begin(const Job &job, std::uint32_t n_ubatch) {
+void Attention::begin(const BatchPlan &plan, std::uint32_t n_ubatch) {
     n_ubatch_ = n_ubatch;
     for (std::size_t i = 0; i < n_layers_; ++i) {
-        layers_[i].rows = 0;
-        layers_[i].left = 0;
+        layers_[i].n_rows = 0;
+        layers_[i].n_finished = 0;
     }
-    job_ = &job;
+    plan_ = &plan;
 }
 
 std::int64_t Attention::end() {
-    job_ = nullptr;
+    plan_ = nullptr;
     std::int64_t rows = std::numeric_limits<std::int64_t>::max();
     for (std::size_t i = 0; i < n_layers_; ++i) {
-        rows = std::min(rows, layers_[i].rows.load());
+        rows = std::min(rows, layers_[i].n_rows.load());
     }
     return rows;
 }
 
 void Attention::op(ggml_tensor *dst, int ith, int nth, void *layer) {
-    auto &of = *static_cast<Layer *>(layer);
-    of.self->run(of, dst, ith, nth);
+    auto &self = *static_cast<Layer *>(layer);
+    self.owner->run(self, dst, ith, nth);
 }
 
 void Attention::run(Layer &layer, ggml_tensor *dst, int ith, int nth) {
@@ -95,52 +78,55 @@ void Attention::run(Layer &layer, ggml_tensor *dst, int ith, int nth) {
     try {
         done = step(layer, dst, ith, nth);
     } catch (const std::exception &e) {
-        failure.set(SKC_STATUS_INTERNAL, e.what());
+        error.set(SKC_STATUS_INTERNAL, e.what());
     }
     if (!done && ith == 0) {
-        // The graph is aborted, but a host may have put its own abort callback in place of ours.
+        // The abort callback ends the graph, unless the host has replaced it: then no logit may look valid.
         auto *out = static_cast<float *>(dst->data);
         std::fill(out, out + ggml_nelements(dst), std::numeric_limits<float>::quiet_NaN());
     }
-    // Every thread has read `rows` before it leaves, and the next op of this layer comes after a barrier.
-    if (layer.left.fetch_add(1, std::memory_order_acq_rel) + 1 == nth) {
-        layer.left.store(0, std::memory_order_relaxed);
-        if (!failure.is_set()) {
-            layer.rows.fetch_add(dst->ne[2], std::memory_order_relaxed);
+    // Every thread has read n_rows before it gets here, and ggml's barrier comes before the next op of this layer.
+    if (layer.n_finished.fetch_add(1, std::memory_order_acq_rel) + 1 == nth) {
+        layer.n_finished.store(0, std::memory_order_relaxed);
+        if (!error.is_set()) {
+            layer.n_rows.fetch_add(dst->ne[2], std::memory_order_relaxed);
         }
     }
 }
 
-bool Attention::step(Layer &layer, ggml_tensor *dst, int ith, int nth) {
+/** One thread's share of an op. @return false, with `error` set, if it was not computed */
+bool Attention::step(const Layer &layer, ggml_tensor *dst, int ith, int nth) {
     const ggml_tensor *q = dst->src[0], *k = dst->src[1], *v = dst->src[2];
     const auto *positions = static_cast<const llama_pos *>(dst->src[3]->data);
-    if (!job_) {
-        failure.set(SKC_STATUS_INVALID_ARGUMENT,
-                    "llama_decode was called past sinkcache::LlamaContext: its decode() takes batches");
+    if (!plan_) {
+        error.set(SKC_STATUS_INVALID_ARGUMENT,
+                  "llama_decode was called directly: batches must go through sinkcache::LlamaContext::decode()");
         return false;
     }
-    if (failure.is_set()) {
+    if (error.is_set()) {
         return false;
     }
-    const std::int64_t row = layer.rows.load(std::memory_order_relaxed);
-    const auto at = static_cast<std::size_t>(row / n_ubatch_);
+    const std::int64_t row = layer.n_rows.load(std::memory_order_relaxed);
+    const auto index = static_cast<std::size_t>(row / n_ubatch_);
     const std::int64_t n = dst->ne[2];
-    if (at >= job_->pieces.size() || job_->pieces[at].n_rows != n ||
-        !std::equal(positions, positions + n, &job_->positions[std::size_t(row)])) {
-        failure.set(SKC_STATUS_INTERNAL,
-                    "layer " + std::to_string(layer.index) + ": llama.cpp computes " + std::to_string(n) +
-                        " tokens that are not those at row " + std::to_string(row) + " of the batch");
+    if (index >= plan_->ubatches.size() || plan_->ubatches[index].n_rows != n ||
+        !std::equal(positions, positions + n, &plan_->positions[std::size_t(row)])) {
+        error.set(SKC_STATUS_INTERNAL, "layer " + std::to_string(layer.index) + ": llama.cpp computes " +
+                                           std::to_string(n) + " tokens that do not match row " + std::to_string(row) +
+                                           " of the batch");
         return false;
     }
-    const Piece &piece = job_->pieces[at];
-    const auto stride = [](const ggml_tensor *t, int dim) { return static_cast<std::int64_t>(t->nb[dim] / sizeof(float)); };
+    const Ubatch &ubatch = plan_->ubatches[index];
+    const auto stride = [](const ggml_tensor *t, int dim) {
+        return static_cast<std::int64_t>(t->nb[dim] / sizeof(float));
+    };
 
     skc_step_args args{};
     args.struct_size = sizeof args;
     args.layer = layer.index;
-    args.n_entries = static_cast<std::uint32_t>(piece.seq_ids.size());
-    args.seq_ids = piece.seq_ids.data();
-    args.n_tokens = piece.n_tokens.data();
+    args.n_entries = static_cast<std::uint32_t>(ubatch.seq_ids.size());
+    args.seq_ids = ubatch.seq_ids.data();
+    args.n_tokens = ubatch.n_tokens.data();
     args.q = q->data;
     args.q_head_stride = stride(q, 1);
     args.q_token_stride = stride(q, 2);
@@ -156,7 +142,7 @@ bool Attention::step(Layer &layer, ggml_tensor *dst, int ith, int nth) {
     const skc_status status =
         skc_step_part(cache_, &args, static_cast<std::uint32_t>(ith), static_cast<std::uint32_t>(nth));
     if (status != SKC_STATUS_OK) {
-        failure.set(status, "layer " + std::to_string(layer.index) + ": " + skc_last_error());
+        error.set(status, "layer " + std::to_string(layer.index) + ": " + skc_last_error());
         return false;
     }
     return true;

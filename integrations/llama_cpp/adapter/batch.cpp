@@ -1,5 +1,6 @@
 #include "batch.hpp"
 
+#include "errors.hpp"
 #include "sequences.hpp"
 
 #include <algorithm>
@@ -9,80 +10,83 @@ namespace sinkcache {
 namespace llama_cpp {
 namespace {
 
-[[noreturn]] void refuse(const std::string &reason) { throw Error(SKC_STATUS_INVALID_ARGUMENT, reason); }
-
+/** The sequence of token `i`; 0 if the batch names none, as in llama.cpp. */
 llama_seq_id sequence_of(const llama_batch &batch, std::int32_t i) {
     if (batch.n_seq_id && batch.n_seq_id[i] != 1) {
-        refuse("token " + std::to_string(i) + " of the batch is in " + std::to_string(batch.n_seq_id[i]) +
-               " sequences: allowed is 1");
+        invalid_argument("token " + std::to_string(i) + " of the batch is in " + std::to_string(batch.n_seq_id[i]) +
+                         " sequences: allowed is 1");
     }
     if (!batch.seq_id) {
         return 0;
     }
     if (!batch.seq_id[i]) {
-        refuse("token " + std::to_string(i) + " of the batch: its seq_id is NULL");
+        invalid_argument("token " + std::to_string(i) + " of the batch: its seq_id is NULL");
     }
     return batch.seq_id[i][0];
 }
 
-// llama.cpp takes the tokens of a batch in order, n_ubatch at a time, where all sequences share one cache.
-std::vector<Piece> cut(const std::vector<Run> &runs, std::int32_t n_ubatch) {
-    std::vector<Piece> pieces;
-    for (const Run &run : runs) {
-        for (std::int32_t left = run.n_tokens; left > 0;) {
-            if (pieces.empty() || pieces.back().n_rows == n_ubatch) {
-                pieces.emplace_back();
+// With one KV cache for all sequences (kv_unified), llama.cpp computes the tokens of a batch in order, n_ubatch at a
+// time.
+std::vector<Ubatch> split(const std::vector<BatchEntry> &entries, std::int32_t n_ubatch) {
+    std::vector<Ubatch> ubatches;
+    for (const BatchEntry &entry : entries) {
+        for (std::int32_t left = entry.n_tokens; left > 0;) {
+            if (ubatches.empty() || ubatches.back().n_rows == n_ubatch) {
+                ubatches.emplace_back();
             }
-            Piece &piece = pieces.back();
-            const std::int32_t n = std::min(left, n_ubatch - piece.n_rows);
-            piece.seq_ids.push_back(run.seq_id);
-            piece.n_tokens.push_back(n);
-            piece.n_rows += n;
+            Ubatch &ubatch = ubatches.back();
+            const std::int32_t n = std::min(left, n_ubatch - ubatch.n_rows);
+            ubatch.seq_ids.push_back(entry.seq_id);
+            ubatch.n_tokens.push_back(n);
+            ubatch.n_rows += n;
             left -= n;
         }
     }
-    return pieces;
+    return ubatches;
 }
 
 }  // namespace
 
-Job check_batch(const llama_batch &batch, const llama_context *ctx, const Cache &cache, const Sequences &sequences) {
+BatchPlan plan_batch(const llama_batch &batch, const llama_context *ctx, const Cache &cache,
+                     const Sequences &sequences) {
     const std::uint32_t n_batch = llama_n_batch(ctx);
     if (batch.n_tokens <= 0 || static_cast<std::uint32_t>(batch.n_tokens) > n_batch) {
-        refuse("a batch of " + std::to_string(batch.n_tokens) + " tokens: allowed are 1 to n_batch = " +
-               std::to_string(n_batch));
+        invalid_argument("a batch of " + std::to_string(batch.n_tokens) +
+                         " tokens: allowed are 1 to n_batch = " + std::to_string(n_batch));
     }
     if (!batch.token == !batch.embd) {
-        refuse("a batch needs either token or embd");
+        invalid_argument("a batch needs either token or embd");
     }
     if (!llama_get_causal_attn(ctx)) {
-        refuse("llama_set_causal_attn(false): a stream is causal");
+        invalid_argument("llama_set_causal_attn(false) is not supported: attention over a stream is causal");
     }
-    Job job;
-    std::vector<bool> seen(static_cast<std::size_t>(sequences.count()), false);
-    std::uint64_t expected = 0;
+    BatchPlan plan;
+    std::vector<bool> has_entry(static_cast<std::size_t>(sequences.count()), false);
+    std::uint64_t next_position = 0;
     for (std::int32_t i = 0; i < batch.n_tokens; ++i) {
         const llama_seq_id seq_id = sequence_of(batch, i);
-        const auto token = [&] { return "token " + std::to_string(i) + " of the batch"; };
-        if (job.runs.empty() || job.runs.back().seq_id != seq_id) {
+        const auto name = [&] { return "token " + std::to_string(i) + " of the batch"; };
+        if (plan.entries.empty() || plan.entries.back().seq_id != seq_id) {
             const std::size_t s = sequences.usable(seq_id);
-            if (seen[s]) {
-                refuse(token() + ": the tokens of sequence " + std::to_string(seq_id) + " are not side by side");
+            if (has_entry[s]) {
+                invalid_argument(name() + ": the tokens of sequence " + std::to_string(seq_id) +
+                                 " are not consecutive");
             }
-            seen[s] = true;
+            has_entry[s] = true;
             const skc_sequence_info info = cache.info(seq_id);
-            expected = info.start_position + info.length_min;
-            job.runs.push_back({seq_id, 0, info.length_min});
+            next_position = info.start_position + info.length_min;
+            plan.entries.push_back({seq_id, 0, info.length_min});
         }
-        if (batch.pos && (batch.pos[i] < 0 || static_cast<std::uint64_t>(batch.pos[i]) != expected)) {
-            refuse(token() + " has position " + std::to_string(batch.pos[i]) + ": sequence " + std::to_string(seq_id) +
-                   " continues at " + std::to_string(expected) + " (rewind or clear it to go back)");
+        if (batch.pos && (batch.pos[i] < 0 || static_cast<std::uint64_t>(batch.pos[i]) != next_position)) {
+            invalid_argument(name() + " has position " + std::to_string(batch.pos[i]) + ": sequence " +
+                             std::to_string(seq_id) + " continues at " + std::to_string(next_position) +
+                             " (rewind or clear it to go back)");
         }
-        ++expected;
-        ++job.runs.back().n_tokens;
+        ++next_position;
+        ++plan.entries.back().n_tokens;
     }
-    job.pieces = cut(job.runs, static_cast<std::int32_t>(llama_n_ubatch(ctx)));
-    return job;
+    plan.ubatches = split(plan.entries, static_cast<std::int32_t>(llama_n_ubatch(ctx)));
+    return plan;
 }
 
 }  // namespace llama_cpp

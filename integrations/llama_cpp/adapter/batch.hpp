@@ -1,4 +1,4 @@
-// A llama_batch, checked and cut the way llama.cpp will cut it.
+// A llama_batch, validated and split into the micro-batches in which llama.cpp will compute it.
 #ifndef SINKCACHE_LLAMA_BATCH_HPP
 #define SINKCACHE_LLAMA_BATCH_HPP
 
@@ -14,32 +14,40 @@ namespace llama_cpp {
 
 class Sequences;
 
-/** Tokens that llama.cpp computes together, as sinkcache takes them. */
-struct Piece {
+/** A micro-batch of llama.cpp as a ragged batch of sinkcache: entry i is n_tokens[i] rows of seq_ids[i]. */
+struct Ubatch {
+    /** Sum of n_tokens. */
     std::int32_t n_rows = 0;
     std::vector<std::int32_t> seq_ids;
     std::vector<std::int32_t> n_tokens;
 };
 
-/** The tokens of one sequence. */
-struct Run {
+/** The tokens of one sequence in a batch. */
+struct BatchEntry {
     llama_seq_id seq_id = 0;
     std::int32_t n_tokens = 0;
-    /** Length of the sequence before. */
-    std::uint64_t length = 0;
+    /** Length of the sequence before the batch. */
+    std::uint64_t length_before = 0;
 };
 
-/** A batch on its way through the graph. */
-struct Job {
-    std::vector<Run> runs;
-    /** Of n_ubatch rows each, but for the last. */
-    std::vector<Piece> pieces;
-    /** Positions that llama.cpp gets: the only sign, inside the graph, of what a micro-batch holds. */
+/** What one LlamaContext::decode() computes. */
+struct BatchPlan {
+    /** One entry for each sequence of the batch, in the order of its tokens. */
+    std::vector<BatchEntry> entries;
+    /** All but the last have n_ubatch rows. */
+    std::vector<Ubatch> ubatches;
+    /** The positions passed to llama.cpp, one for each row. An op identifies the rows of a micro-batch by them. */
     std::vector<llama_pos> positions;
 };
 
-/** @throws Error that names the token and what was allowed. Changes nothing; positions are left for Sequences. */
-Job check_batch(const llama_batch &batch, const llama_context *ctx, const Cache &cache, const Sequences &sequences);
+/**
+ * Validates a batch and plans its computation. Changes no state; `positions` stays empty, see
+ * Sequences::assign_positions().
+ *
+ * @throws Error with the token and what is allowed
+ */
+BatchPlan plan_batch(const llama_batch &batch, const llama_context *ctx, const Cache &cache,
+                     const Sequences &sequences);
 
 }  // namespace llama_cpp
 }  // namespace sinkcache

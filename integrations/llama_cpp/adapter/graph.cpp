@@ -1,34 +1,33 @@
 #include "graph.hpp"
 
-#include <cstring>
+#include "errors.hpp"
+#include "op_params.hpp"
+
 #include <unordered_map>
 
 namespace sinkcache {
 namespace llama_cpp {
 namespace {
 
-float real_param(const ggml_tensor *node, int i) {
-    float x;
-    std::memcpy(&x, &node->op_params[i], sizeof x);
-    return x;
-}
+/** The tensor that holds the data of `t`. */
+const ggml_tensor *data_owner(const ggml_tensor *t) { return t->view_src ? t->view_src : t; }
 
-const ggml_tensor *root(const ggml_tensor *t) { return t->view_src ? t->view_src : t; }
-
-std::string described(const ggml_tensor *t) {
+/** Operation and name of a node, for error texts. */
+std::string describe(const ggml_tensor *t) {
     return std::string(ggml_op_desc(t)) + (t->name[0] ? std::string(" '") + t->name + "'" : std::string());
 }
 
-/** A tensor behind RoPE, followed back to the node that rotated it. */
-struct Rotated {
+/** The ROPE node that a tensor comes from. */
+struct RopeSource {
     ggml_tensor *node = nullptr;
+    /** Product of the SCALE nodes between RoPE and the tensor. */
     double factor = 1;
 };
 
-// Between RoPE and attention may lie what leaves the numbers in place, and a scaling, which scores can take over.
-// Anything else (a norm, a concatenation, a temperature by position) is something the cache would have to repeat.
-Rotated find_rope(ggml_tensor *t, const char *which) {
-    Rotated found;
+// Allowed between RoPE and attention: nodes that do not change or reorder elements, and a scale, which becomes part of
+// the scale of scores. The cache would have to repeat anything else (a norm, a concatenation, a factor by position).
+RopeSource find_rope(ggml_tensor *t, const char *which) {
+    RopeSource found;
     for (;;) {
         switch (t->op) {
         case GGML_OP_ROPE:
@@ -44,8 +43,8 @@ Rotated find_rope(ggml_tensor *t, const char *which) {
             }
             break;
         case GGML_OP_SCALE:
-            if (real_param(t, 1) == 0) {
-                found.factor *= real_param(t, 0);
+            if (op_param_f32(t, 1) == 0) {
+                found.factor *= op_param_f32(t, 0);
                 t = t->src[0];
                 continue;
             }
@@ -53,34 +52,35 @@ Rotated find_rope(ggml_tensor *t, const char *which) {
         default:
             break;
         }
-        throw Refusal(std::string(which) + " does not come from RoPE: between it and attention lies " + described(t));
+        throw NotSupported(std::string(which) + " does not come from RoPE: between it and attention lies " +
+                           describe(t));
     }
 }
 
-void want(bool condition, const std::string &reason) {
-    if (!condition) {
-        throw Refusal(reason);
-    }
-}
+/** Whether the elements are f32 and those of a row contiguous. */
+bool has_f32_rows(const ggml_tensor *t) { return t->type == GGML_TYPE_F32 && t->nb[0] == sizeof(float); }
 
-bool f32_rows(const ggml_tensor *t) { return t->type == GGML_TYPE_F32 && t->nb[0] == sizeof(float); }
+/** The SET_ROWS node that writes each tensor of llama.cpp's cache. */
+using CacheWrites = std::unordered_map<const ggml_tensor *, ggml_tensor *>;
 
-using Stores = std::unordered_map<const ggml_tensor *, ggml_tensor *>;
-
-ggml_tensor *stored(const Stores &stores, const ggml_tensor *cache, const char *which) {
-    const auto it = stores.find(root(cache));
-    want(it != stores.end(), std::string("no SET_ROWS node writes the ") + which + " it reads (" + described(root(cache)) +
-                                 "): layers that share a cache, and models without one, are not supported");
+/** The tensor whose rows are written into the cache that attention reads. */
+ggml_tensor *written_rows(const CacheWrites &writes, const ggml_tensor *cache, const char *which) {
+    const auto it = writes.find(data_owner(cache));
+    require(it != writes.end(), [&] {
+        return std::string("no SET_ROWS node writes the ") + which + " it reads (" + describe(data_owner(cache)) +
+               "): layers that share a cache, and models without one, are not supported";
+    });
     return it->second->src[0];
 }
 
-LayerNodes read_layer(ggml_tensor *attention, const Stores &stores) {
+LayerNodes read_layer(ggml_tensor *attention, const CacheWrites &writes) {
     ggml_tensor *const q = attention->src[0], *const k = attention->src[1], *const v = attention->src[2];
-    want(root(k) != root(v), "K and V share a tensor: multi-head latent attention (MLA) is not supported");
-    want(attention->src[4] == nullptr, "learned sink logits are not supported by this adapter");
-    want(real_param(attention, 1) == 0, "ALiBi is not supported by this adapter");
-    want(attention->op_params[4] == 0, "sparse attention (the best keys only) is not supported");
-    want(q->ne[3] == 1, "its attention is split into streams");
+    require(data_owner(k) != data_owner(v),
+            "K and V share a tensor: multi-head latent attention (MLA) is not supported");
+    require(attention->src[4] == nullptr, "learned sink logits are not supported by this adapter");
+    require(op_param_f32(attention, 1) == 0, "ALiBi is not supported by this adapter");
+    require(attention->op_params[4] == 0, "sparse attention (top-k keys only) is not supported");
+    require(q->ne[3] == 1, "attention over several streams is not supported");
 
     LayerNodes layer;
     layer.attention = attention;
@@ -90,37 +90,42 @@ LayerNodes read_layer(ggml_tensor *attention, const Stores &stores) {
     layer.shape.head_dim_v = v->ne[0];
     const std::int64_t n_tokens = q->ne[1];
 
-    want(q->op == GGML_OP_PERMUTE && q->src[0]->ne[1] == q->ne[2] && q->src[0]->ne[2] == q->ne[1],
-         "Q comes to attention by " + described(q));
-    const Rotated q_rope = find_rope(q->src[0], "Q");
-    const Rotated k_rope = find_rope(stored(stores, k, "K"), "K");
-    layer.v = stored(stores, v, "V");
+    require(q->op == GGML_OP_PERMUTE && q->src[0]->ne[1] == q->ne[2] && q->src[0]->ne[2] == q->ne[1],
+            [&] { return "Q reaches attention through " + describe(q) + ", which is not supported"; });
+    const RopeSource q_rope = find_rope(q->src[0], "Q");
+    const RopeSource k_rope = find_rope(written_rows(writes, k, "K"), "K");
+    layer.v = written_rows(writes, v, "V");
 
     layer.shape.rope = read_rope(q_rope.node);
-    want(layer.shape.rope == read_rope(k_rope.node), "Q and K have RoPE of different kinds");
+    require(layer.shape.rope == read_rope(k_rope.node), "Q and K have RoPE of different kinds");
     layer.q = q_rope.node->src[0];
     layer.k = k_rope.node->src[0];
     layer.positions = q_rope.node->src[1];
-    want(layer.positions == k_rope.node->src[1], "Q and K have different positions");
-    layer.shape.scale = double(real_param(attention, 0)) * q_rope.factor * k_rope.factor;
-    layer.shape.softcap = real_param(attention, 2);
+    require(layer.positions == k_rope.node->src[1], "Q and K have different positions");
+    layer.shape.scale = double(op_param_f32(attention, 0)) * q_rope.factor * k_rope.factor;
+    layer.shape.softcap = op_param_f32(attention, 2);
 
-    want(!q_rope.node->view_src && !k_rope.node->view_src, "RoPE in place overwrites what the cache needs");
+    require(!q_rope.node->view_src && !k_rope.node->view_src,
+            "in-place RoPE is not supported: it overwrites Q or K before RoPE, which the cache needs");
     for (const ggml_tensor *t : {layer.q, layer.k}) {
         const bool is_q = t == layer.q;
-        want(f32_rows(t) && t->ne[0] == layer.shape.head_dim && t->ne[2] == n_tokens &&
-                 t->ne[1] == (is_q ? layer.shape.n_q_heads : layer.shape.n_kv_heads),
-             std::string(is_q ? "Q" : "K") + " before RoPE (" + described(t) + ") is not [head_dim, heads, tokens] of f32");
+        require(has_f32_rows(t) && t->ne[0] == layer.shape.head_dim && t->ne[2] == n_tokens &&
+                    t->ne[1] == (is_q ? layer.shape.n_q_heads : layer.shape.n_kv_heads),
+                [&] {
+                    return std::string(is_q ? "Q" : "K") + " before RoPE (" + describe(t) +
+                           ") is not [head_dim, heads, tokens] of f32";
+                });
     }
-    want(f32_rows(layer.v) && layer.v->ne[0] == layer.shape.head_dim_v * layer.shape.n_kv_heads &&
-             layer.v->ne[1] == n_tokens,
-         "V (" + described(layer.v) + ") is not [heads x head_dim, tokens] of f32");
-    want(layer.positions->type == GGML_TYPE_I32 && layer.positions->ne[0] == n_tokens,
-         "positions are not one number per token");
+    require(has_f32_rows(layer.v) && layer.v->ne[0] == layer.shape.head_dim_v * layer.shape.n_kv_heads &&
+                layer.v->ne[1] == n_tokens,
+            [&] { return "V (" + describe(layer.v) + ") is not [heads x head_dim, tokens] of f32"; });
+    require(layer.positions->type == GGML_TYPE_I32 && layer.positions->ne[0] == n_tokens,
+            "positions are not one I32 per token");
     return layer;
 }
 
-std::string meta(const llama_model *model, const std::string &key) {
+/** A value of the model's metadata as text; empty if it has none. */
+std::string metadata(const llama_model *model, const std::string &key) {
     char text[256];
     return llama_model_meta_val_str(model, key.c_str(), text, sizeof text) < 0 ? std::string() : std::string(text);
 }
@@ -128,12 +133,12 @@ std::string meta(const llama_model *model, const std::string &key) {
 }  // namespace
 
 bool LayerShape::operator==(const LayerShape &o) const {
-    return n_q_heads == o.n_q_heads && n_kv_heads == o.n_kv_heads && head_dim == o.head_dim && head_dim_v == o.head_dim_v &&
-           scale == o.scale && softcap == o.softcap && rope == o.rope;
+    return n_q_heads == o.n_q_heads && n_kv_heads == o.n_kv_heads && head_dim == o.head_dim &&
+           head_dim_v == o.head_dim_v && scale == o.scale && softcap == o.softcap && rope == o.rope;
 }
 
-std::string refuse_model(const llama_model *model) {
-    const std::string arch = meta(model, "general.architecture");
+std::string unsupported_reason(const llama_model *model) {
+    const std::string arch = metadata(model, "general.architecture");
     const auto because = [&](const std::string &reason) { return "architecture '" + arch + "': " + reason; };
     if (llama_model_is_recurrent(model)) {
         return because("a recurrent model has no KV cache");
@@ -151,9 +156,9 @@ std::string refuse_model(const llama_model *model) {
         return because("sliding-window layers (" + std::to_string(llama_model_n_swa(model)) +
                        " tokens) have a cache of their own in llama.cpp and are not supported");
     }
-    const std::string latent = meta(model, arch + ".attention.kv_lora_rank");
-    if (!latent.empty() && latent != "0") {
-        return because("multi-head latent attention (MLA, rank " + latent + ") is not supported");
+    const std::string kv_lora_rank = metadata(model, arch + ".attention.kv_lora_rank");
+    if (!kv_lora_rank.empty() && kv_lora_rank != "0") {
+        return because("multi-head latent attention (MLA, rank " + kv_lora_rank + ") is not supported");
     }
     switch (llama_model_rope_type(model)) {
     case LLAMA_ROPE_TYPE_NORM:
@@ -167,28 +172,31 @@ std::string refuse_model(const llama_model *model) {
 }
 
 std::vector<LayerNodes> read_graph(ggml_cgraph *graph, std::int32_t n_layers) {
-    Stores stores;
+    CacheWrites writes;
     std::vector<ggml_tensor *> attentions;
     const int n_nodes = ggml_graph_n_nodes(graph);
     for (int i = 0; i < n_nodes; ++i) {
         ggml_tensor *node = ggml_graph_node(graph, i);
         if (node->op == GGML_OP_SET_ROWS) {
-            want(stores.emplace(root(node), node).second, described(root(node)) + " is written twice");
+            require(writes.emplace(data_owner(node), node).second,
+                    [&] { return describe(data_owner(node)) + " is written twice"; });
         } else if (node->op == GGML_OP_FLASH_ATTN_EXT) {
             attentions.push_back(node);
         }
     }
-    want(attentions.size() == static_cast<std::size_t>(n_layers),
-         "the graph has " + std::to_string(attentions.size()) + " FLASH_ATTN_EXT nodes for " + std::to_string(n_layers) +
-             " layers");
+    require(attentions.size() == static_cast<std::size_t>(n_layers), [&] {
+        return "the graph has " + std::to_string(attentions.size()) + " FLASH_ATTN_EXT nodes for " +
+               std::to_string(n_layers) + " layers";
+    });
     std::vector<LayerNodes> layers;
     for (ggml_tensor *attention : attentions) {
         try {
-            want(attention->src[3] && attentions[0]->src[3] && root(attention->src[3]) == root(attentions[0]->src[3]),
-                 "its mask is not that of layer 0: windows that differ by layer are not supported");
-            layers.push_back(read_layer(attention, stores));
-        } catch (const Refusal &refusal) {
-            throw Refusal("layer " + std::to_string(layers.size()) + ": " + refusal.what());
+            require(attention->src[3] && attentions[0]->src[3] &&
+                        data_owner(attention->src[3]) == data_owner(attentions[0]->src[3]),
+                    "its mask is not that of layer 0: windows that differ by layer are not supported");
+            layers.push_back(read_layer(attention, writes));
+        } catch (const NotSupported &e) {
+            throw NotSupported("layer " + std::to_string(layers.size()) + ": " + e.what());
         }
     }
     return layers;

@@ -1,4 +1,4 @@
-// Reads attention out of a llama.cpp graph: which nodes, which tensors, which numbers.
+// Finds the attention of all layers in a llama.cpp graph: its nodes, its input tensors and its parameters.
 #ifndef SINKCACHE_LLAMA_GRAPH_HPP
 #define SINKCACHE_LLAMA_GRAPH_HPP
 
@@ -13,21 +13,21 @@
 namespace sinkcache {
 namespace llama_cpp {
 
-/** The numbers of a layer's attention. */
+/** Parameters of a layer's attention. They stay the same in all graphs of a context. */
 struct LayerShape {
     std::int64_t n_q_heads = 0;
     std::int64_t n_kv_heads = 0;
     std::int64_t head_dim = 0;
     std::int64_t head_dim_v = 0;
-    /** Factor on scores, scalings of q and k behind RoPE included. */
+    /** Factor on scores, including factors on q and k that the graph applies after RoPE. */
     double scale = 0;
     double softcap = 0;
-    Rope rope;
+    RopeParams rope;
 
     bool operator==(const LayerShape &other) const;
 };
 
-/** A layer's attention in one graph. */
+/** The nodes of a layer's attention in one graph, owned by the graph. */
 struct LayerNodes {
     LayerShape shape;
     /** The FLASH_ATTN_EXT node; its result is [head_dim_v, n_q_heads, n_tokens]. */
@@ -38,16 +38,18 @@ struct LayerNodes {
     ggml_tensor *k = nullptr;
     /** [head_dim_v * n_kv_heads, n_tokens]. */
     ggml_tensor *v = nullptr;
-    /** llama.cpp's positions, [n_tokens] of I32. */
+    /** Positions, [n_tokens] of I32. */
     ggml_tensor *positions = nullptr;
 };
 
-/** Why a model cannot be served, as far as the model alone tells; empty if nothing speaks against it. */
-std::string refuse_model(const llama_model *model);
+/** Why the adapter does not support a model; empty if its metadata shows no reason. read_graph() may still find one. */
+std::string unsupported_reason(const llama_model *model);
 
 /**
- * The attention of all layers, in order.
- * @throws Refusal with the layer and the reason.
+ * The attention of all layers, in order. From each FLASH_ATTN_EXT node it follows q back to RoPE, and k and v to the
+ * nodes that write them into llama.cpp's cache.
+ *
+ * @throws NotSupported with the layer and the reason
  */
 std::vector<LayerNodes> read_graph(ggml_cgraph *graph, std::int32_t n_layers);
 

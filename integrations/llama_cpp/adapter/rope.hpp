@@ -1,24 +1,17 @@
-// RoPE as a llama.cpp graph states it, and as sinkcache takes it.
+// RoPE parameters: read from a node of a llama.cpp graph, converted to those of a sinkcache layer.
 #ifndef SINKCACHE_LLAMA_ROPE_HPP
 #define SINKCACHE_LLAMA_ROPE_HPP
 
 #include <ggml.h>
 
 #include <cstdint>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 namespace sinkcache {
 namespace llama_cpp {
 
-/** A graph or model that the cache cannot serve, and why. */
-struct Refusal : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-
-/** Parameters of a ROPE node. */
-struct Rope {
+/** The parameters that ggml_rope_ext stores in a ROPE node. */
+struct RopeParams {
     std::int32_t n_dims = 0;
     /** GGML_ROPE_TYPE_NORMAL or GGML_ROPE_TYPE_NEOX. */
     std::int32_t mode = 0;
@@ -29,21 +22,21 @@ struct Rope {
     float attn_factor = 0;
     float beta_fast = 0;
     float beta_slow = 0;
-    /** Frequency factors of the model, or NULL. */
-    const ggml_tensor *factors = nullptr;
+    /** Frequency factors of the model, or NULL. Owned by the model. */
+    const ggml_tensor *freq_factors = nullptr;
 
-    bool operator==(const Rope &other) const;
+    bool operator==(const RopeParams &other) const;
 
-    /** Whether the frequencies are those of a base and a linear scale. */
-    bool plain() const { return !factors && ext_factor == 0; }
-    /** Angular frequencies in radians per token, [n_dims / 2]. @throws Refusal if the factors cannot be read. */
-    std::vector<float> frequencies() const;
-    /** Factor on the rotated dims of q and of k. */
+    /** Whether `base` and `scale` alone give the frequencies: neither factors nor YaRN. */
+    bool is_linear() const { return !freq_factors && ext_factor == 0; }
+    /** Angular frequencies in radians per token, [n_dims / 2]. @throws NotSupported if the factors cannot be read. */
+    std::vector<float> inv_freq() const;
+    /** Factor on the rotated dims of q and of k (YaRN's attention factor). */
     double mscale() const;
 };
 
-/** @throws Refusal for a kind of RoPE whose angles the cache does not compute. */
-Rope read_rope(const ggml_tensor *node);
+/** Parameters of a ROPE node. @throws NotSupported for a kind of RoPE that the cache does not compute. */
+RopeParams read_rope(const ggml_tensor *node);
 
 }  // namespace llama_cpp
 }  // namespace sinkcache

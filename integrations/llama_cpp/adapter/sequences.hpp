@@ -1,4 +1,4 @@
-// What llama.cpp's own cache, kept for book-keeping, holds of each sequence.
+// Positions of sequences in llama.cpp's own KV cache, which the adapter keeps only because llama_decode needs it.
 #ifndef SINKCACHE_LLAMA_SEQUENCES_HPP
 #define SINKCACHE_LLAMA_SEQUENCES_HPP
 
@@ -13,47 +13,49 @@ namespace sinkcache {
 namespace llama_cpp {
 
 /**
- * llama.cpp insists that a sequence's positions follow those in its cache, and counts them in 32 bits. Attention does not see
- * them, so they are our own: the last token of each sequence stays there, positions start anywhere, never go back, not even
- * when a sequence does, and start again from 0 before they run out. So a state that somebody loads, from this context or from
- * another, does not end where it must.
+ * llama.cpp's KV cache holds the last token of each sequence, since llama_decode requires that the positions of a batch
+ * follow those in its cache. Attention does not use these positions, which have 32 bits, so this class chooses them:
+ * they start at a random number, increase with every token, do not decrease when a sequence is rewound or cleared, and
+ * restart at 0 before they reach `max_pos`. A state that the host loads with llama_state_ therefore ends at an
+ * unexpected position, and check_unmodified() detects it.
  */
 class Sequences {
 public:
-    /** `last`: positions stay below it. */
-    Sequences(llama_context *ctx, std::uint32_t n_seqs, llama_pos last = 1 << 30);
+    /** Positions stay below `max_pos`. `ctx` must outlive this object. */
+    Sequences(llama_context *ctx, std::uint32_t n_seqs, llama_pos max_pos = 1 << 30);
 
     std::int32_t count() const { return static_cast<std::int32_t>(next_.size()); }
-    /** Its index. @throws Error if there is no such sequence. */
-    std::size_t known(llama_seq_id seq_id) const;
-    /** Its index. @throws Error if there is no such sequence, or an error has left it half done. */
+    /** Index of a sequence. @throws Error if it does not exist */
+    std::size_t existing(llama_seq_id seq_id) const;
+    /** Index of a sequence. @throws Error if it does not exist or is broken */
     std::size_t usable(llama_seq_id seq_id) const;
-    /** Until it is cleared. */
+    /** Makes a sequence unusable until it is cleared: its layers could not be brought to one length. */
     void mark_broken(llama_seq_id seq_id) { broken_[static_cast<std::size_t>(seq_id)] = true; }
-    /** @throws Error if somebody else has edited llama.cpp's cache. */
-    void check_untouched() const;
-    /** Drops all but the last token of each sequence of a batch, and gives the batch its positions. */
-    void place(Job &job);
-    /** Tokens beyond those that count which llama.cpp holds. */
-    llama_pos held(llama_seq_id seq_id) const;
-    /** After `n` tokens more; llama.cpp forgets those beyond. */
-    void advance(llama_seq_id seq_id, std::int64_t n);
-    /** Drops what llama.cpp holds of it. */
-    void forget(llama_seq_id seq_id);
-    /** Empties it and makes it usable. */
+    /** @throws Error if the host has edited llama.cpp's cache or loaded a state */
+    void check_unmodified() const;
+    /**
+     * Before a batch: removes all but the last token of its sequences from llama.cpp's cache, and sets the positions.
+     */
+    void assign_positions(BatchPlan &plan);
+    /** Tokens of the current batch that llama.cpp's cache holds. */
+    llama_pos uncommitted(llama_seq_id seq_id) const;
+    /** After a batch: `n` tokens were appended; removes any others of the batch from llama.cpp's cache. */
+    void commit(llama_seq_id seq_id, std::int64_t n);
+    /** Removes a sequence from llama.cpp's cache, as after a rewind. */
+    void drop(llama_seq_id seq_id);
+    /** Removes a sequence from llama.cpp's cache and makes it usable. */
     void clear(llama_seq_id seq_id);
 
 private:
-    void note(llama_seq_id seq_id);
+    void record_newest(llama_seq_id seq_id);
     void make_room(llama_seq_id seq_id, std::int32_t n_tokens);
 
     llama_memory_t memory_;
-    llama_pos last_;
-    /** llama.cpp's position of the next token. */
+    llama_pos max_pos_;
+    /** Position of the next token. */
     std::vector<llama_pos> next_;
-    /** What llama_memory_seq_pos_max must say. */
+    /** What llama_memory_seq_pos_max must return. */
     std::vector<llama_pos> newest_;
-    /** Their layers could not be brought to one length. */
     std::vector<bool> broken_;
 };
 

@@ -1,6 +1,6 @@
 /*
- * An unmodified llama.cpp whose attention and KV cache are sinkcache's: streams of any length at constant memory.
- * Uses llama.cpp's public headers only. MIT OR Apache-2.0.
+ * sinkcache as the KV cache and attention of an unmodified llama.cpp: streams of any length at constant memory.
+ * Needs llama.cpp's public headers only. MIT OR Apache-2.0.
  */
 #ifndef SINKCACHE_LLAMA_HPP
 #define SINKCACHE_LLAMA_HPP
@@ -14,37 +14,41 @@
 
 namespace sinkcache {
 
-/** What the cache holds; everything about the model is read from its graph. */
+/** Settings of the cache. Those that follow from the model are read from its graph. */
 struct LlamaOptions {
-    /** Pinned first tokens of each sequence. */
+    /** First tokens of each sequence, which are never evicted. */
     std::uint32_t n_sink = 4;
-    /** Most recent tokens a query sees, its own included. */
+    /** Most recent tokens a query attends to, its own included; at least 1. */
     std::uint32_t window = 2044;
-    /** Type K and V are stored in, one of SKC_DTYPE_. */
+    /** Type K and V are stored in: SKC_DTYPE_F32, _F16 or _BF16. */
     std::uint32_t kv_dtype = SKC_DTYPE_F16;
-    /** Sequences, ids 0 to n_seqs - 1. */
+    /** Number of sequences; their ids are 0 to n_seqs - 1. */
     std::uint32_t n_seqs = 1;
-    /** How far below its highest length rewind() may cut a sequence, at least: n_ubatch if that is more. */
+    /** How far below its highest length rewind() may cut a sequence; raised to n_ubatch if that is more. */
     std::uint32_t max_rewind = 64;
 };
 
 /**
- * A llama_context that streams. Batches go through decode(), never to llama_decode; logits, samplers and everything else of
- * llama.cpp are used as always. What cannot be done is thrown as sinkcache::Error and never becomes a wrong logit.
+ * A llama_context whose attention is computed by a sinkcache::Cache. Batches go through decode() instead of
+ * llama_decode; logits, samplers and the rest of llama.cpp's API are used as usual, with get(). Whatever is not
+ * supported or invalid throws sinkcache::Error; no error leads to wrong logits.
  *
- * Like a llama_context, it takes one call at a time; different ones are independent.
+ * Threads: one call at a time, as with a llama_context. Different LlamaContexts are independent, also of the same
+ * model. Calls of a moved-from LlamaContext are undefined; it can be assigned to or destroyed.
  */
 class LlamaContext {
 public:
     /**
-     * Makes the llama_context and its cache. `model` must outlive it.
+     * Creates the llama_context and its cache. `model`, the samplers of `params` and the user data of its callbacks
+     * must outlive this object.
      *
-     * Of `params` these are set here: n_ctx (room for one batch: llama.cpp's own cache is book-keeping only), n_seq_max,
-     * kv_unified, flash_attn_type, type_k and type_v; n_batch and n_outputs_max are raised to n_seqs + 1 where they are less.
-     * Memory beside the cache grows with n_batch: 512 is plenty.
+     * Of `params` the following are replaced: n_ctx (room for one batch: llama.cpp's own cache is bookkeeping only),
+     * n_seq_max, kv_unified, flash_attn_type, type_k and type_v; n_batch and n_outputs_max are raised to n_seqs + 1 if
+     * they are less. llama.cpp's compute buffers grow with n_batch: 512 is enough.
      *
      * @throws Error SKC_STATUS_INVALID_CONFIG for a model or setting that is not supported, with the reason;
-     * SKC_STATUS_INTERNAL if llama.cpp made no context, whose log then says why.
+     * SKC_STATUS_OUT_OF_MEMORY if the cache cannot be allocated; SKC_STATUS_INTERNAL if llama.cpp cannot create the
+     * context (the reason is in its log).
      */
     explicit LlamaContext(llama_model *model, llama_context_params params = llama_context_default_params(),
                           const LlamaOptions &options = LlamaOptions());
@@ -53,38 +57,43 @@ public:
     LlamaContext &operator=(LlamaContext &&) noexcept;
 
     /**
-     * For logits, samplers, threads, adapters. Not for llama_decode, llama_encode, llama_memory_ edits and llama_state_
-     * loads: they go past the cache, and are refused here or at the next decode(). Its positions are not the stream's.
+     * For logits, samplers, threads and LoRA adapters. Owned by this object. Do not call llama_decode, llama_encode,
+     * llama_memory_ edits or llama_state_ loads on it: they bypass the cache, and fail or make the next decode() fail.
+     * The positions in its memory are not those of the stream.
      */
     llama_context *get() const noexcept;
 
     /**
-     * llama_decode through the cache: 1 to n_batch tokens, those of a sequence side by side, each of one sequence.
-     * Positions continue the sequence's (NULL = that they do).
+     * llama_decode through the cache: 1 to n_batch tokens. Each token is in one sequence, and the tokens of a sequence
+     * are consecutive. `pos`, if not NULL, must continue the stream positions of the sequence. The arrays of `batch`
+     * are read during the call only.
      *
-     * @throws Error and llama_get_logits holds nothing of this batch. Refused batches change nothing. If the work was
-     * cut short (an abort callback, a failure), what whole micro-batches have stored stays in both caches, and length() tells.
+     * @throws Error SKC_STATUS_INVALID_ARGUMENT or SKC_STATUS_OUT_OF_RANGE for an invalid batch, which changes nothing.
+     * After an error during the computation (an abort callback, for example) the micro-batches that were completed stay
+     * in the cache, length() includes them, and the batch has no logits.
      */
     void decode(const llama_batch &batch);
 
     /**
-     * Cuts the newest `n` tokens of a sequence as if they had never been, in both caches.
+     * Removes the newest `n` tokens of a sequence as if they had never been decoded.
      *
-     * @throws Error SKC_STATUS_TOKENS_GONE for more than can come back.
+     * @throws Error SKC_STATUS_TOKENS_GONE if tokens that would be visible again have been overwritten, see
+     * LlamaOptions::max_rewind; SKC_STATUS_OUT_OF_RANGE for a sequence that does not exist, or has fewer tokens.
      */
     void rewind(llama_seq_id seq_id, std::uint32_t n);
 
     /**
-     * Empties a sequence in both caches; the next token's stream position is `start_position`.
+     * Empties a sequence; the next token's stream position is `start_position`. Also repairs a sequence that an earlier
+     * error has made unusable.
      *
-     * @throws Error SKC_STATUS_OUT_OF_RANGE if there is no such sequence.
+     * @throws Error SKC_STATUS_OUT_OF_RANGE for a sequence that does not exist.
      */
     void clear(llama_seq_id seq_id, std::uint64_t start_position = 0);
 
-    /** Tokens decoded since the last clear, dropped ones included. @throws Error as clear() does. */
+    /** Tokens decoded since the last clear(), evicted ones included. @throws Error as clear() does. */
     std::uint64_t length(llama_seq_id seq_id) const;
 
-    /** Bytes of K and V, scratch included. */
+    /** Bytes that the cache has allocated. */
     std::uint64_t cache_bytes() const noexcept;
 
 private:

@@ -1,10 +1,9 @@
-// Clear, rewind, several sequences, several contexts: both caches stay in step.
+// Clear, rewind, several sequences, several contexts: sinkcache and llama.cpp's own cache stay consistent.
 #include "support/host.hpp"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <memory>
 #include <thread>
 
 using sinkcache::Error;
@@ -12,15 +11,11 @@ using sinkcache::LlamaContext;
 
 namespace {
 
-constexpr double CLOSE = 1e-4;
-
-Tokens part(const Tokens &tokens, std::size_t from, std::size_t to) {
-    return Tokens(tokens.begin() + std::ptrdiff_t(from), tokens.begin() + std::ptrdiff_t(to));
-}
+constexpr double TOLERANCE = 1e-4;
 
 class Edits : public testing::Test {
 protected:
-    Model model = load(decoder("llama"), "edits");
+    llama_model_ptr model = load(decoder("llama"), "edits");
     Tokens tokens = random_tokens(model.get(), 400);
 };
 
@@ -33,32 +28,32 @@ TEST_F(Edits, RewoundTokensLeaveNoTrace) {
     const Tokens drafts = random_tokens(model.get(), 64, 99);
     Rows got;
     for (std::size_t from = 0; from < tokens.size(); from += 25) {
-        // A draft that is rejected: within the last batch, the whole of it, or over several.
+        // A rejected draft: part of the last batch, the whole of it, or several batches.
         const std::size_t n = 1 + from % 64;
-        run(ctx, part(drafts, 0, n), from % 2 ? 64 : 9);
+        run(ctx, slice(drafts, 0, n), from % 2 ? 64 : 9);
         ctx.rewind(0, std::uint32_t(n));
         EXPECT_EQ(ctx.length(0), from);
-        for (auto &row : run(ctx, part(tokens, from, from + 25), 25)) {
+        for (auto &row : run(ctx, slice(tokens, from, from + 25), 25)) {
             got.push_back(std::move(row));
         }
         EXPECT_EQ(ctx.length(0), from + 25);
     }
-    EXPECT_LE(compare(got, want).largest, CLOSE);
+    EXPECT_LE(compare(got, want).largest, TOLERANCE);
 }
 
-TEST_F(Edits, RewindToNothingIsABeginning) {
+TEST_F(Edits, RewindToLengthZero) {
     LlamaContext ctx(model.get(), params(64), options(4, 60));
-    const Rows want = run(ctx, part(tokens, 0, 40), 40);
+    const Rows want = run(ctx, slice(tokens, 0, 40), 40);
     ctx.rewind(0, 40);
     EXPECT_EQ(ctx.length(0), 0U);
-    EXPECT_LE(compare(run(ctx, part(tokens, 0, 40), 8), want).largest, CLOSE);
+    EXPECT_LE(compare(run(ctx, slice(tokens, 0, 40), 8), want).largest, TOLERANCE);
     ctx.rewind(0, 0);
     EXPECT_EQ(ctx.length(0), 40U);
 }
 
-TEST_F(Edits, ARewindTooFarIsRefusedAndChangesNothing) {
+TEST_F(Edits, ARewindTooFarIsRejectedAndChangesNothing) {
     LlamaContext ctx(model.get(), params(64), options(4, 60));
-    run(ctx, part(tokens, 0, 300), 50);
+    run(ctx, slice(tokens, 0, 300), 50);
     for (const std::uint32_t n : {65U, 299U, 301U, 0x80000000U}) {
         EXPECT_THROW(ctx.rewind(0, n), Error) << n;
     }
@@ -66,35 +61,35 @@ TEST_F(Edits, ARewindTooFarIsRefusedAndChangesNothing) {
     EXPECT_THROW(ctx.rewind(-1, 1), Error);
     EXPECT_THROW(ctx.clear(1), Error);
     EXPECT_EQ(ctx.length(0), 300U);
-    const Rows got = run(ctx, part(tokens, 300, 400), 50);
+    const Rows got = run(ctx, slice(tokens, 300, 400), 50);
     ctx.clear(0);
     const Rows want = run(ctx, tokens, 50);
-    EXPECT_LE(compare(got, Rows(want.begin() + 300, want.end())).largest, CLOSE);
+    EXPECT_LE(compare(got, Rows(want.begin() + 300, want.end())).largest, TOLERANCE);
 }
 
-TEST_F(Edits, PositionsMayBeGiven) {
+TEST_F(Edits, PositionsMayBePassed) {
     LlamaContext ctx(model.get(), params(64), options(4, 60));
     const Rows want = run(ctx, tokens, 50);
     ctx.clear(0);
     Rows got;
     for (std::size_t from = 0; from < 400; from += 50) {
-        OwnBatch batch(part(tokens, from, from + 50), 0, llama_pos(from));
+        OwnBatch batch(slice(tokens, from, from + 50), 0, llama_pos(from));
         ctx.decode(batch.get());
         for (std::int32_t i = 0; i < 50; ++i) {
             got.push_back(logits(ctx.get(), i));
         }
     }
-    EXPECT_LE(compare(got, want).largest, CLOSE);
-    // As llama_batch_get_one has it: no positions, no sequences, logits of the last token.
+    EXPECT_LE(compare(got, want).largest, TOLERANCE);
+    // llama_batch_get_one: no positions, no sequences, logits of the last token only.
     ctx.clear(0);
     for (std::size_t from = 0; from < 400; from += 50) {
-        Tokens chunk = part(tokens, from, from + 50);
+        Tokens chunk = slice(tokens, from, from + 50);
         ctx.decode(llama_batch_get_one(chunk.data(), 50));
     }
-    EXPECT_LE(compare({logits(ctx.get(), -1)}, {want.back()}).largest, CLOSE);
+    EXPECT_LE(compare({logits(ctx.get(), -1)}, {want.back()}).largest, TOLERANCE);
 }
 
-// Ragged batches, cut into micro-batches across sequences.
+// Ragged batches, split into micro-batches of several sequences.
 TEST_F(Edits, SequencesAreIndependent) {
     auto o = options(4, 60);
     o.n_seqs = 3;
@@ -102,39 +97,40 @@ TEST_F(Edits, SequencesAreIndependent) {
     p.n_ubatch = 23;
     LlamaContext ctx(model.get(), p, o);
     LlamaContext alone(model.get(), params(64), options(4, 60));
-    const std::vector<Tokens> streams = {tokens, random_tokens(model.get(), 400, 2), random_tokens(model.get(), 400, 3)};
+    const std::vector<Tokens> streams = {tokens, random_tokens(model.get(), 400, 2),
+                                         random_tokens(model.get(), 400, 3)};
     std::vector<Rows> got(3);
     std::vector<std::size_t> at(3, 0);
     for (std::size_t round = 0; at[0] + at[1] + at[2] < 1200; ++round) {
         OwnBatch batch;
-        std::vector<std::size_t> who;
+        std::vector<std::size_t> seq_of_row;
         for (std::size_t i = 0; i < 3; ++i) {
             const std::size_t s = (i + round) % 3;
             const std::size_t n = std::min(400 - at[s], (round * 7 + s * 5) % 22);
-            batch.add(part(streams[s], at[s], at[s] + n), llama_seq_id(s), round % 2 ? llama_pos(at[s]) : -1);
-            who.insert(who.end(), n, s);
+            batch.add(slice(streams[s], at[s], at[s] + n), llama_seq_id(s), round % 2 ? llama_pos(at[s]) : -1);
+            seq_of_row.insert(seq_of_row.end(), n, s);
             at[s] += n;
         }
-        if (who.empty()) {
+        if (seq_of_row.empty()) {
             continue;
         }
         ctx.decode(batch.get());
-        for (std::size_t i = 0; i < who.size(); ++i) {
-            got[who[i]].push_back(logits(ctx.get(), std::int32_t(i)));
+        for (std::size_t i = 0; i < seq_of_row.size(); ++i) {
+            got[seq_of_row[i]].push_back(logits(ctx.get(), std::int32_t(i)));
         }
     }
     for (std::size_t s = 0; s < 3; ++s) {
         alone.clear(0);
-        EXPECT_LE(compare(got[s], run(alone, streams[s], 50)).largest, CLOSE) << s;
+        EXPECT_LE(compare(got[s], run(alone, streams[s], 50)).largest, TOLERANCE) << s;
         EXPECT_EQ(ctx.length(llama_seq_id(s)), 400U);
     }
     ctx.clear(1);
     EXPECT_EQ(ctx.length(1), 0U);
     EXPECT_EQ(ctx.length(2), 400U);
-    EXPECT_LE(compare(run(ctx, streams[1], 64, 1), got[1]).largest, CLOSE);
+    EXPECT_LE(compare(run(ctx, streams[1], 64, 1), got[1]).largest, TOLERANCE);
 }
 
-TEST_F(Edits, SeveralContextsAtOnce) {
+TEST_F(Edits, SeveralContextsInParallel) {
     LlamaContext reference(model.get(), params(64), options(4, 60));
     const Rows want = run(reference, tokens, 50);
     std::vector<Difference> differences(4);
@@ -150,7 +146,7 @@ TEST_F(Edits, SeveralContextsAtOnce) {
     }
     for (const Difference &d : differences) {
         EXPECT_EQ(d.rows, tokens.size());
-        EXPECT_LE(d.largest, CLOSE);
+        EXPECT_LE(d.largest, TOLERANCE);
     }
 }
 
@@ -158,21 +154,17 @@ TEST_F(Edits, AContextMayBeMoved) {
     LlamaContext a(model.get(), params(64), options(4, 60));
     const Rows want = run(a, tokens, 50);
     a.clear(0);
-    run(a, part(tokens, 0, 100), 50);
+    run(a, slice(tokens, 0, 100), 50);
     LlamaContext b = std::move(a);
-    const Rows got = run(b, part(tokens, 100, 400), 50);
-    EXPECT_LE(compare(got, Rows(want.begin() + 100, want.end())).largest, CLOSE);
+    const Rows got = run(b, slice(tokens, 100, 400), 50);
+    EXPECT_LE(compare(got, Rows(want.begin() + 100, want.end())).largest, TOLERANCE);
     b = LlamaContext(model.get(), params(64), options(4, 60));
     EXPECT_EQ(b.length(0), 0U);
 }
 
-// The host's own sampler in the backend keeps working beside the hook.
+// A backend sampler of the host works beside the adapter's own.
 TEST_F(Edits, BackendSamplersOfTheHostStay) {
-    struct FreeSampler {
-        void operator()(llama_sampler *s) const { llama_sampler_free(s); }
-    };
-    const std::unique_ptr<llama_sampler, FreeSampler> chain(
-        llama_sampler_chain_init(llama_sampler_chain_default_params()));
+    const llama_sampler_ptr chain(llama_sampler_chain_init(llama_sampler_chain_default_params()));
     llama_sampler_chain_add(chain.get(), llama_sampler_init_greedy());
     llama_sampler_seq_config config{0, chain.get()};
     auto p = params(64);
@@ -180,7 +172,7 @@ TEST_F(Edits, BackendSamplersOfTheHostStay) {
     p.n_samplers = 1;
     LlamaContext sampling(model.get(), p, options(4, 60));
     LlamaContext plain(model.get(), params(64), options(4, 60));
-    Tokens chunk = part(tokens, 0, 50);
+    Tokens chunk = slice(tokens, 0, 50);
     for (int i = 0; i < 100; ++i) {
         sampling.decode(llama_batch_get_one(chunk.data(), std::int32_t(chunk.size())));
         plain.decode(llama_batch_get_one(chunk.data(), std::int32_t(chunk.size())));

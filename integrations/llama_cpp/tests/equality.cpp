@@ -1,4 +1,4 @@
-// Below the window the adapter is llama.cpp; past it, it is llama.cpp shifted by one at every token.
+// Logits equal those of stock llama.cpp below the window, and with a context shift of one token per step past it.
 #include "support/host.hpp"
 
 #include <gtest/gtest.h>
@@ -9,7 +9,7 @@ namespace {
 
 class Supported : public testing::TestWithParam<std::string> {
 protected:
-    Model model = load(supported_models().at(GetParam()), GetParam());
+    llama_model_ptr model = load(supported_models().at(GetParam()), GetParam());
 };
 
 void expect_close(const Difference &d, double largest, const char *what) {
@@ -26,13 +26,14 @@ TEST_P(Supported, BelowTheWindowEqualsStock) {
     LlamaContext ctx(model.get(), params(64), options(4, 252));
     expect_close(compare(run(ctx, tokens, 64), want), 1e-3, GetParam().c_str());
     ctx.clear(0);
-    expect_close(compare(run(ctx, tokens, 1), want), 1e-3, "one by one");
+    expect_close(compare(run(ctx, tokens, 1), want), 1e-3, "single tokens");
 }
 
 TEST_P(Supported, PastTheWindowEqualsShiftByOne) {
     const Tokens tokens = random_tokens(model.get(), 300);
-    // With YaRN stock multiplies keys by mscale again at every shift, so it is no reference; positions far below are.
-    const bool drifts = GetParam().find("yarn") != std::string::npos || GetParam().find("longrope") != std::string::npos;
+    // Stock llama.cpp multiplies keys by YaRN's mscale again at every shift: no reference for these models.
+    const bool drifts =
+        GetParam().find("yarn") != std::string::npos || GetParam().find("longrope") != std::string::npos;
     LlamaContext ctx(model.get(), params(64), options(4, 60));
     const Rows got = run(ctx, tokens, 1);
     if (!drifts) {
@@ -45,7 +46,7 @@ TEST_P(Supported, PastTheWindowEqualsShiftByOne) {
         expect_close(compare(run(ctx, tokens, chunk), got), 1e-3, "in chunks");
     }
     LlamaContext whole(model.get(), params(300), options(4, 60));
-    expect_close(compare(run(whole, tokens, 300), got), 1e-3, "whole");
+    expect_close(compare(run(whole, tokens, 300), got), 1e-3, "one batch");
     // Micro-batches shorter than the batch.
     llama_context_params p = params(300);
     p.n_ubatch = 23;
@@ -53,16 +54,5 @@ TEST_P(Supported, PastTheWindowEqualsShiftByOne) {
     expect_close(compare(run(micro, tokens, 300), got), 1e-3, "micro-batches");
 }
 
-namespace {
-
-std::vector<std::string> names() {
-    std::vector<std::string> all;
-    for (const auto &entry : supported_models()) {
-        all.push_back(entry.first);
-    }
-    return all;
-}
-
-}  // namespace
-
-INSTANTIATE_TEST_SUITE_P(Models, Supported, testing::ValuesIn(names()), [](const auto &info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Models, Supported, testing::ValuesIn(names(supported_models())),
+                         [](const auto &info) { return info.param; });

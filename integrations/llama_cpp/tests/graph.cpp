@@ -1,6 +1,7 @@
-// Graphs made by hand: what is read out of them, and every way in which one can be no attention that the cache knows.
+// read_graph on graphs built by hand: what it reads, and every kind of graph that it rejects.
 #include "support/host.hpp"
 
+#include "errors.hpp"
 #include "graph.hpp"
 #include "sequences.hpp"
 
@@ -14,12 +15,12 @@ namespace {
 
 constexpr std::int64_t DIM = 16, HEADS = 4, KV_HEADS = 2, TOKENS = 3, CELLS = 32;
 
-/** The attention of a layer as llama.cpp builds it, with one thing wrong at a time. */
-struct Knobs {
+/** A layer's attention as llama.cpp builds it, with options that make it unsupported. */
+struct LayerOptions {
     float scale = 0.25F, softcap = 0, max_bias = 0;
     int q_mode = GGML_ROPE_TYPE_NEOX, k_mode = GGML_ROPE_TYPE_NEOX;
     bool in_place = false, no_k_rope = false, no_store = false, sinks = false, sparse = false, shared_kv = false;
-    bool own_mask = false, q_norm = false, half_v = false;
+    bool own_mask = false, q_norm = false, f16_v = false;
     float q_scale = 1, q_bias = 0, k_scale = 1, freq_base = 10000;
 };
 
@@ -39,10 +40,10 @@ protected:
         return f(ctx, x, positions, nullptr, DIM, mode, 4096, base, 1, 0, 1, 32, 1);
     }
 
-    void add_layer(const Knobs &o) {
+    void add_layer(const LayerOptions &o) {
         q = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, DIM, HEADS, TOKENS);
         k = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, DIM, KV_HEADS, TOKENS);
-        v = ggml_new_tensor_3d(ctx, o.half_v ? GGML_TYPE_F16 : GGML_TYPE_F32, DIM, KV_HEADS, TOKENS);
+        v = ggml_new_tensor_3d(ctx, o.f16_v ? GGML_TYPE_F16 : GGML_TYPE_F32, DIM, KV_HEADS, TOKENS);
         ggml_tensor *q_cur = rope(q, o.q_mode, 10000, o.in_place);
         ggml_tensor *k_cur = o.no_k_rope ? ggml_dup(ctx, k) : rope(k, o.k_mode, o.freq_base, o.in_place);
         if (o.q_scale != 1 || o.q_bias != 0) {
@@ -68,13 +69,15 @@ protected:
         }
         const auto heads = [&](ggml_tensor *cache) {
             const std::size_t row = ggml_row_size(GGML_TYPE_F16, DIM);
-            ggml_tensor *t = ggml_view_4d(ctx, cache, DIM, KV_HEADS, CELLS, 1, row, row * KV_HEADS, row * KV_HEADS * CELLS, 0);
+            ggml_tensor *t =
+                ggml_view_4d(ctx, cache, DIM, KV_HEADS, CELLS, 1, row, row * KV_HEADS, row * KV_HEADS * CELLS, 0);
             return ggml_permute(ctx, t, 0, 2, 1, 3);
         };
-        ggml_tensor *q_view = ggml_view_4d(ctx, q_cur, DIM, HEADS, TOKENS, 1, q_cur->nb[1], q_cur->nb[2], q_cur->nb[3], 0);
+        ggml_tensor *q_view =
+            ggml_view_4d(ctx, q_cur, DIM, HEADS, TOKENS, 1, q_cur->nb[1], q_cur->nb[2], q_cur->nb[3], 0);
         ggml_tensor *own = o.own_mask ? ggml_new_tensor_4d(ctx, GGML_TYPE_F16, CELLS, TOKENS, 1, 1) : mask;
-        ggml_tensor *out = ggml_flash_attn_ext(ctx, ggml_permute(ctx, q_view, 0, 2, 1, 3), heads(k_cache), heads(v_cache), own,
-                                               o.scale, o.max_bias, o.softcap);
+        ggml_tensor *out = ggml_flash_attn_ext(ctx, ggml_permute(ctx, q_view, 0, 2, 1, 3), heads(k_cache),
+                                               heads(v_cache), own, o.scale, o.max_bias, o.softcap);
         if (o.sinks) {
             ggml_flash_attn_ext_add_sinks(out, ggml_new_tensor_1d(ctx, GGML_TYPE_F32, HEADS));
         }
@@ -84,21 +87,22 @@ protected:
         ggml_build_forward_expand(graph, out);
     }
 
-    std::string refusal(const Knobs &o, std::int32_t n_layers = 1) {
+    /** The error text of read_graph after one more layer. */
+    std::string rejection(const LayerOptions &o, std::int32_t n_layers = 1) {
         add_layer(o);
         try {
             read_graph(graph, n_layers);
-        } catch (const Refusal &r) {
-            return r.what();
+        } catch (const NotSupported &e) {
+            return e.what();
         }
-        return "not refused";
+        return "not rejected";
     }
 };
 
 }  // namespace
 
-TEST_F(Graph, IsReadFromAttentionBackwards) {
-    Knobs o;
+TEST_F(Graph, IsReadBackwardsFromAttention) {
+    LayerOptions o;
     o.softcap = 30;
     o.q_scale = 0.5F;
     o.k_scale = 3;
@@ -118,88 +122,88 @@ TEST_F(Graph, IsReadFromAttentionBackwards) {
     EXPECT_EQ(l.shape.softcap, 30);
     EXPECT_EQ(l.shape.rope.n_dims, DIM);
     EXPECT_EQ(l.shape.rope.mode, GGML_ROPE_TYPE_NEOX);
-    EXPECT_TRUE(l.shape.rope.plain());
+    EXPECT_TRUE(l.shape.rope.is_linear());
 }
 
-TEST_F(Graph, SaysWhatItDoesNotKnow) {
-    const std::vector<std::pair<std::function<void(Knobs &)>, std::string>> cases = {
-        {[](Knobs &o) { o.no_store = true; }, "layer 0: no SET_ROWS node writes the K"},
-        {[](Knobs &o) { o.no_k_rope = true; }, "K does not come from RoPE: between it and attention lies DUP"},
-        {[](Knobs &o) { o.q_norm = true; }, "Q does not come from RoPE: between it and attention lies RMS_NORM"},
-        {[](Knobs &o) { o.q_bias = 1; }, "Q does not come from RoPE: between it and attention lies SCALE"},
-        {[](Knobs &o) { o.in_place = true; }, "in place"},
-        {[](Knobs &o) { o.sinks = true; }, "learned sink logits"},
-        {[](Knobs &o) { o.sparse = true; }, "sparse attention"},
-        {[](Knobs &o) { o.max_bias = 8; }, "ALiBi"},
-        {[](Knobs &o) { o.shared_kv = true; }, "MLA"},
-        {[](Knobs &o) { o.k_mode = GGML_ROPE_TYPE_NORMAL; }, "Q and K have RoPE of different kinds"},
-        {[](Knobs &o) { o.freq_base = 5000; }, "Q and K have RoPE of different kinds"},
-        {[](Knobs &o) { o.half_v = true; }, "V ("},
+TEST_F(Graph, UnsupportedNodesAreRejectedWithAReason) {
+    const std::vector<std::pair<std::function<void(LayerOptions &)>, std::string>> cases = {
+        {[](LayerOptions &o) { o.no_store = true; }, "layer 0: no SET_ROWS node writes the K"},
+        {[](LayerOptions &o) { o.no_k_rope = true; }, "K does not come from RoPE: between it and attention lies DUP"},
+        {[](LayerOptions &o) { o.q_norm = true; }, "Q does not come from RoPE: between it and attention lies RMS_NORM"},
+        {[](LayerOptions &o) { o.q_bias = 1; }, "Q does not come from RoPE: between it and attention lies SCALE"},
+        {[](LayerOptions &o) { o.in_place = true; }, "in-place RoPE"},
+        {[](LayerOptions &o) { o.sinks = true; }, "learned sink logits"},
+        {[](LayerOptions &o) { o.sparse = true; }, "sparse attention"},
+        {[](LayerOptions &o) { o.max_bias = 8; }, "ALiBi"},
+        {[](LayerOptions &o) { o.shared_kv = true; }, "MLA"},
+        {[](LayerOptions &o) { o.k_mode = GGML_ROPE_TYPE_NORMAL; }, "Q and K have RoPE of different kinds"},
+        {[](LayerOptions &o) { o.freq_base = 5000; }, "Q and K have RoPE of different kinds"},
+        {[](LayerOptions &o) { o.f16_v = true; }, "V ("},
     };
     for (const auto &[change, want] : cases) {
         ggml_graph_clear(graph);
-        Knobs o;
+        LayerOptions o;
         change(o);
-        const std::string text = refusal(o);
+        const std::string text = rejection(o);
         EXPECT_NE(text.find(want), std::string::npos) << text << ", not " << want;
     }
 }
 
-TEST_F(Graph, WantsOneNodePerLayerAndOneMask) {
-    add_layer(Knobs());
-    EXPECT_NE(refusal(Knobs(), 3).find("2 FLASH_ATTN_EXT nodes for 3 layers"), std::string::npos);
-    Knobs o;
+TEST_F(Graph, NeedsOneNodePerLayerAndOneMask) {
+    add_layer(LayerOptions());
+    EXPECT_NE(rejection(LayerOptions(), 3).find("2 FLASH_ATTN_EXT nodes for 3 layers"), std::string::npos);
+    LayerOptions o;
     o.own_mask = true;
-    EXPECT_NE(refusal(o, 3).find("layer 2: its mask is not that of layer 0"), std::string::npos);
+    EXPECT_NE(rejection(o, 3).find("layer 2: its mask is not that of layer 0"), std::string::npos);
 }
 
-TEST_F(Graph, KnowsNoOtherRope) {
-    add_layer(Knobs());
+TEST_F(Graph, OtherKindsOfRopeAreRejected) {
+    add_layer(LayerOptions());
     ggml_tensor *node = read_graph(graph, 1)[0].attention->src[0]->src[0]->src[0];
     ASSERT_EQ(node->op, GGML_OP_ROPE);
-    const auto says = [&](std::size_t i, std::int32_t value, const std::string &want) {
+    const auto expect_rejected = [&](std::size_t i, std::int32_t value, const std::string &want) {
         const std::int32_t before = node->op_params[i];
         node->op_params[i] = value;
         try {
             read_rope(node);
             ADD_FAILURE() << want;
-        } catch (const Refusal &r) {
-            EXPECT_NE(std::string(r.what()).find(want), std::string::npos) << r.what();
+        } catch (const NotSupported &e) {
+            EXPECT_NE(std::string(e.what()).find(want), std::string::npos) << e.what();
         }
         node->op_params[i] = before;
     };
-    says(2, GGML_ROPE_TYPE_MROPE, "M-RoPE");
-    says(2, GGML_ROPE_TYPE_IMROPE, "M-RoPE");
-    says(2, 4, "RoPE mode 4");
-    says(15, 8, "from 8 on");
-    says(5, 0, "base 0");
-    says(1, 7, "7 dims");
+    expect_rejected(2, GGML_ROPE_TYPE_MROPE, "M-RoPE");
+    expect_rejected(2, GGML_ROPE_TYPE_IMROPE, "M-RoPE");
+    expect_rejected(2, 4, "RoPE mode 4");
+    expect_rejected(15, 8, "from 8 on");
+    expect_rejected(5, 0, "base 0");
+    expect_rejected(1, 7, "7 dims");
 }
 
-// llama.cpp's positions start again before they run out: here at 100, not at 2^30.
+// llama.cpp's positions restart at 0 before they reach max_pos: 100 here, by default 2^30.
 TEST(Positions, NeverRunOut) {
-    const Model model = load(decoder("llama"), "positions");
-    const Stock ctx = stock(model.get(), 256);
+    const llama_model_ptr model = load(decoder("llama"), "positions");
+    const llama_context_ptr ctx = stock(model.get(), 256);
     Sequences sequences(ctx.get(), 1, 100);
     const Tokens tokens = random_tokens(model.get(), 20);
     for (int i = 0; i < 200; ++i) {
         const std::int32_t n = 1 + i * 7 % 20;
-        Job job;
-        job.runs = {{0, n, 0}};
-        sequences.place(job);
-        ASSERT_EQ(job.positions.size(), std::size_t(n));
-        EXPECT_GE(job.positions.front(), 0);
-        EXPECT_LE(job.positions.back(), 100);
+        BatchPlan plan;
+        plan.entries = {{0, n, 0}};
+        sequences.assign_positions(plan);
+        ASSERT_EQ(plan.positions.size(), std::size_t(n));
+        EXPECT_GE(plan.positions.front(), 0);
+        EXPECT_LE(plan.positions.back(), 100);
         OwnBatch batch(Tokens(tokens.begin(), tokens.begin() + n));
         llama_batch b = batch.get();
-        b.pos = job.positions.data();
+        b.pos = plan.positions.data();
         ASSERT_EQ(llama_decode(ctx.get(), b), 0) << i;
-        EXPECT_EQ(sequences.held(0), n);
-        sequences.advance(0, n);
-        sequences.check_untouched();
+        EXPECT_EQ(sequences.uncommitted(0), n);
+        sequences.commit(0, n);
+        sequences.check_unmodified();
         if (i % 5 == 0) {
-            sequences.forget(0);
-            sequences.check_untouched();
+            sequences.drop(0);
+            sequences.check_unmodified();
         }
     }
 }

@@ -1,4 +1,4 @@
-// Writes a Llama with random weights and the bundled tokenizer, for measuring speed at a size of one's choice.
+// llama-make-model: writes a Llama of any size with random weights and the bundled tokenizer, for measuring speed.
 #include "support/random_model.hpp"
 
 #include <CLI/CLI.hpp>
@@ -18,7 +18,8 @@ int main(int argc, char **argv) {
     shape.n_vocab = 259;
     std::string path;
     ggml_type type = GGML_TYPE_Q8_0;
-    const std::map<std::string, ggml_type> types = {{"f32", GGML_TYPE_F32}, {"f16", GGML_TYPE_F16}, {"q8_0", GGML_TYPE_Q8_0}};
+    const std::map<std::string, ggml_type> types = {
+        {"f32", GGML_TYPE_F32}, {"f16", GGML_TYPE_F16}, {"q8_0", GGML_TYPE_Q8_0}};
 
     CLI::App app("Writes a Llama with random weights, of 140 million parameters by default.");
     app.add_option("file", path, "GGUF to write")->required();
@@ -28,7 +29,8 @@ int main(int argc, char **argv) {
     app.add_option("--kv-heads", shape.n_kv_heads)->capture_default_str()->check(CLI::Range(1, 1024));
     app.add_option("--head-dim", shape.head_dim)->capture_default_str()->check(CLI::Range(8, 512));
     app.add_option("--ff", shape.n_ff)->capture_default_str()->check(CLI::Range(32, 1 << 18));
-    app.add_option("--type", type, "Weights: f32, f16, q8_0")->transform(CLI::CheckedTransformer(types, CLI::ignore_case));
+    app.add_option("--type", type, "Weights: f32, f16, q8_0")
+        ->transform(CLI::CheckedTransformer(types, CLI::ignore_case));
     CLI11_PARSE(app, argc, argv);
     try {
         RandomModel model = decoder("llama", shape);

@@ -1,4 +1,4 @@
-// Parts of llama-stream that its output does not show.
+// Parts of llama-stream that its output does not cover.
 #include "../program/engine.hpp"
 #include "../program/measure.hpp"
 #include "../program/template.hpp"
@@ -18,7 +18,7 @@ TEST(Parts, Quantiles) {
     EXPECT_NEAR(*d.quantile(0.99), 990, 8);
     EXPECT_NEAR(*d.quantile(1.0), 1000, 8);
     EXPECT_NEAR(d.total_ms(), 500500, 1e-6);
-    d.add(0);  // a clock may stand still
+    d.add(0);  // below the resolution of the clock
     EXPECT_EQ(d.count(), 1001U);
 }
 
@@ -27,11 +27,12 @@ TEST(Parts, Likelihoods) {
     EXPECT_NEAR(negative_log_likelihood(logits.data(), 4, 1), std::log(3.0), 1e-9);
     Perplexity p;
     EXPECT_FALSE(p.value().has_value());
-    p.add(std::log(2.0)), p.add(std::log(8.0));
+    p.add(std::log(2.0));
+    p.add(std::log(8.0));
     EXPECT_NEAR(*p.value(), 4, 1e-12);
 }
 
-// What is read round by round is what the whole conversation is.
+// The texts of all rounds together are the template's text of the whole conversation.
 TEST(Parts, TemplatesRoundByRound) {
     ChatTemplate chatml("{{'<|im_start|>'}}", "");
     std::string all = chatml.next("hi");
@@ -46,12 +47,13 @@ TEST(Parts, TemplatesRoundByRound) {
                                                       {"assistant", ""}, {"user", "more"},       {"assistant", "a\nb"},
                                                       {"user", "more"}};
     std::string whole(4096, '\0');
-    const int n = llama_chat_apply_template("{{'<|im_start|>'}}", messages.data(), messages.size(), true, whole.data(), 4096);
+    const int n =
+        llama_chat_apply_template("{{'<|im_start|>'}}", messages.data(), messages.size(), true, whole.data(), 4096);
     ASSERT_GT(n, 0);
     whole.resize(std::size_t(n));
     EXPECT_EQ(all, whole);
 
-    ChatTemplate mistral("[INST] strip [/INST]", "");  // trims what it prints
+    ChatTemplate mistral("[INST] strip [/INST]", "");  // trims its messages
     EXPECT_NE(mistral.next("hi").find("hi"), std::string::npos);
     mistral.answered("  hello \n");
     const std::string next = mistral.next("more");

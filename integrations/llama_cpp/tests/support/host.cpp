@@ -1,59 +1,50 @@
 #include "host.hpp"
 
+#include "../../program/llama_log.hpp"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <fstream>
-#include <limits>
 #include <random>
 
 namespace {
 
-// llama.cpp's log goes into the output of a test that fails, errors only.
-void quiet() {
-    static const bool once = [] {
-        llama_log_set(
-            [](ggml_log_level level, const char *text, void *) {
-                if (level == GGML_LOG_LEVEL_ERROR) {
-                    std::fputs(text, stderr);
-                }
-            },
-            nullptr);
+void init_llama() {
+    static const bool done = [] {
+        log_errors_only();
         llama_backend_init();
         return true;
     }();
-    (void)once;
+    (void)done;
 }
 
-void must(std::int32_t status) {
+void decode(llama_context *ctx, OwnBatch &batch) {
+    const std::int32_t status = llama_decode(ctx, batch.get());
     if (status != 0) {
         throw std::runtime_error("llama_decode returned " + std::to_string(status));
     }
 }
 
-Tokens slice(const Tokens &tokens, std::size_t from, std::size_t n) {
-    const auto at = [&](std::size_t i) { return tokens.begin() + static_cast<std::ptrdiff_t>(std::min(i, tokens.size())); };
-    return Tokens(at(from), at(from + n));
-}
-
 }  // namespace
 
-Model load(const std::string &path) {
-    quiet();
+llama_model_ptr load(const std::string &path) {
+    init_llama();
     llama_model_params p = llama_model_default_params();
     p.n_gpu_layers = 0;
-    Model model(llama_model_load_from_file(path.c_str(), p));
+    llama_model_ptr model(llama_model_load_from_file(path.c_str(), p));
     if (!model) {
-        throw std::runtime_error("llama.cpp does not load " + path);
+        throw std::runtime_error("llama.cpp cannot load " + path);
     }
     return model;
 }
 
-Model load(const RandomModel &model, const std::string &name) {
-    quiet();
-    const std::string path = testing::TempDir() + "skc_" + std::to_string(std::random_device()()) + "_" + name + ".gguf";
+llama_model_ptr load(const RandomModel &model, const std::string &name) {
+    init_llama();
+    const std::string path =
+        testing::TempDir() + "skc_" + std::to_string(std::random_device()()) + "_" + name + ".gguf";
     model.write(path);
     struct Remove {
         std::string path;
@@ -62,15 +53,16 @@ Model load(const RandomModel &model, const std::string &name) {
     return load(path);
 }
 
-Model load_bundled() { return load(DATA "/tiny-llama-bytes.gguf"); }
+llama_model_ptr load_bundled() { return load(DATA "/tiny-llama-bytes.gguf"); }
 
 Tokens bundled_text(const llama_model *model, std::size_t n) {
     std::ifstream file(DATA "/stream.txt", std::ios::binary);
     std::string text(n, '\0');
     file.read(text.data(), static_cast<std::streamsize>(n));
     Tokens tokens(n + 8);
-    const std::int32_t got = llama_tokenize(llama_model_get_vocab(model), text.data(), static_cast<std::int32_t>(text.size()),
-                                            tokens.data(), static_cast<std::int32_t>(tokens.size()), true, false);
+    const std::int32_t got =
+        llama_tokenize(llama_model_get_vocab(model), text.data(), static_cast<std::int32_t>(text.size()), tokens.data(),
+                       static_cast<std::int32_t>(tokens.size()), true, false);
     if (got < static_cast<std::int32_t>(n)) {
         throw std::runtime_error("the bundled text is too short");
     }
@@ -86,6 +78,13 @@ Tokens random_tokens(const llama_model *model, std::size_t n, std::uint32_t seed
         t = token(random);
     }
     return tokens;
+}
+
+Tokens slice(const Tokens &tokens, std::size_t from, std::size_t to) {
+    const auto at = [&](std::size_t i) {
+        return tokens.begin() + static_cast<std::ptrdiff_t>(std::min(i, tokens.size()));
+    };
+    return Tokens(at(from), at(to));
 }
 
 llama_context_params params(std::uint32_t n_batch, int n_threads) {
@@ -105,15 +104,15 @@ sinkcache::LlamaOptions options(std::uint32_t n_sink, std::uint32_t window, std:
     return o;
 }
 
-Stock stock(llama_model *model, std::uint32_t n_ctx, ggml_type kv, bool flash) {
+llama_context_ptr stock(llama_model *model, std::uint32_t n_ctx, ggml_type kv, bool flash) {
     llama_context_params p = params(n_ctx);
     p.n_ctx = n_ctx;
     p.type_k = kv;
     p.type_v = kv;
     p.flash_attn_type = flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
-    Stock ctx(llama_init_from_model(model, p));
+    llama_context_ptr ctx(llama_init_from_model(model, p));
     if (!ctx) {
-        throw std::runtime_error("llama.cpp makes no context");
+        throw std::runtime_error("llama.cpp cannot create a context");
     }
     return ctx;
 }
@@ -126,7 +125,7 @@ OwnBatch &OwnBatch::add(const Tokens &more, llama_seq_id seq_id, llama_pos from)
         }
         counts.push_back(1);
         ids.push_back(seq_id);
-        wanted.push_back(1);
+        outputs.push_back(1);
     }
     return *this;
 }
@@ -142,7 +141,7 @@ llama_batch OwnBatch::get() {
     b.pos = positions.empty() ? nullptr : positions.data();
     b.n_seq_id = counts.data();
     b.seq_id = id_pointers.data();
-    b.logits = wanted.data();
+    b.logits = outputs.data();
     return b;
 }
 
@@ -157,7 +156,7 @@ Row logits(llama_context *ctx, std::int32_t i) {
 Rows run(sinkcache::LlamaContext &ctx, const Tokens &tokens, std::size_t chunk, llama_seq_id seq_id) {
     Rows rows;
     for (std::size_t from = 0; from < tokens.size(); from += chunk) {
-        OwnBatch batch(slice(tokens, from, chunk), seq_id);
+        OwnBatch batch(slice(tokens, from, from + chunk), seq_id);
         ctx.decode(batch.get());
         for (std::size_t i = 0; i < batch.tokens.size(); ++i) {
             rows.push_back(logits(ctx.get(), static_cast<std::int32_t>(i)));
@@ -169,8 +168,8 @@ Rows run(sinkcache::LlamaContext &ctx, const Tokens &tokens, std::size_t chunk, 
 Rows run(llama_context *ctx, const Tokens &tokens, std::size_t chunk) {
     Rows rows;
     for (std::size_t from = 0; from < tokens.size(); from += chunk) {
-        OwnBatch batch(slice(tokens, from, chunk));
-        must(llama_decode(ctx, batch.get()));
+        OwnBatch batch(slice(tokens, from, from + chunk));
+        decode(ctx, batch);
         for (std::size_t i = 0; i < batch.tokens.size(); ++i) {
             rows.push_back(logits(ctx, static_cast<std::int32_t>(i)));
         }
@@ -189,10 +188,19 @@ Rows run_shifted(llama_context *ctx, const Tokens &tokens, llama_pos n_sink, lla
             --past;
         }
         OwnBatch batch({token}, 0, past++);
-        must(llama_decode(ctx, batch.get()));
+        decode(ctx, batch);
         rows.push_back(logits(ctx, 0));
     }
     return rows;
+}
+
+std::string error_text(const std::function<void()> &call) {
+    try {
+        call();
+    } catch (const sinkcache::Error &e) {
+        return e.what();
+    }
+    return "no error";
 }
 
 Difference compare(const Rows &a, const Rows &b) {
@@ -201,8 +209,8 @@ Difference compare(const Rows &a, const Rows &b) {
     const auto argmax = [](const Row &row) { return std::max_element(row.begin(), row.end()) - row.begin(); };
     for (std::size_t i = 0; i < d.rows; ++i) {
         for (std::size_t j = 0; j < a[i].size(); ++j) {
-            const double off = std::abs(double(a[i][j]) - double(b[i][j]));
-            d.largest = off <= std::numeric_limits<double>::max() ? std::max(d.largest, off) : HUGE_VAL;
+            const double difference = std::abs(double(a[i][j]) - double(b[i][j]));
+            d.largest = std::isfinite(difference) ? std::max(d.largest, difference) : HUGE_VAL;
         }
         d.same_argmax += argmax(a[i]) == argmax(b[i]);
     }

@@ -1,4 +1,4 @@
-// Running models: through the adapter, and as stock llama.cpp does.
+// Models, batches and logits: through the adapter, and with stock llama.cpp for comparison.
 #ifndef SINKCACHE_TESTS_HOST_HPP
 #define SINKCACHE_TESTS_HOST_HPP
 
@@ -6,47 +6,44 @@
 
 #include "sinkcache_llama.hpp"
 
-#include <memory>
+#include <llama-cpp.h>
+
+#include <functional>
 #include <string>
 #include <vector>
 
-struct FreeModel {
-    void operator()(llama_model *m) const { llama_model_free(m); }
-};
-struct FreeLlama {
-    void operator()(llama_context *c) const { llama_free(c); }
-};
-using Model = std::unique_ptr<llama_model, FreeModel>;
-using Stock = std::unique_ptr<llama_context, FreeLlama>;
 using Tokens = std::vector<llama_token>;
 /** Logits of one token. */
 using Row = std::vector<float>;
 using Rows = std::vector<Row>;
 
-/** Loads a GGUF; the test fails where llama.cpp does. */
-Model load(const std::string &path);
+/** Loads a GGUF. Throws std::runtime_error. */
+llama_model_ptr load(const std::string &path);
 /** Writes a random model and loads it. */
-Model load(const RandomModel &model, const std::string &name);
+llama_model_ptr load(const RandomModel &model, const std::string &name);
 /** The bundled model. */
-Model load_bundled();
+llama_model_ptr load_bundled();
 /** The first `n` tokens of the bundled text. */
 Tokens bundled_text(const llama_model *model, std::size_t n);
-/** Tokens of a random model's vocabulary. */
+/** Uniformly distributed tokens of the model's vocabulary. */
 Tokens random_tokens(const llama_model *model, std::size_t n, std::uint32_t seed = 7);
+
+/** Tokens `from` to `to` - 1, or to the last one. */
+Tokens slice(const Tokens &tokens, std::size_t from, std::size_t to);
 
 llama_context_params params(std::uint32_t n_batch, int n_threads = 1);
 sinkcache::LlamaOptions options(std::uint32_t n_sink, std::uint32_t window, std::uint32_t kv_dtype = SKC_DTYPE_F32);
-/** f32 KV, no flash attention: the exact way. */
-Stock stock(llama_model *model, std::uint32_t n_ctx, ggml_type kv = GGML_TYPE_F32, bool flash = false);
+/** A context of stock llama.cpp; by default with K and V in f32 and without flash attention, the most exact way. */
+llama_context_ptr stock(llama_model *model, std::uint32_t n_ctx, ggml_type kv = GGML_TYPE_F32, bool flash = false);
 
-/** A batch that owns its arrays, all logits wanted. */
+/** A batch that owns its arrays, with the logits of all tokens. Tests may change the arrays. */
 class OwnBatch {
 public:
     OwnBatch() = default;
     explicit OwnBatch(const Tokens &tokens, llama_seq_id seq_id = 0, llama_pos from = -1) { add(tokens, seq_id, from); }
-    /** `from` < 0: no positions. */
+    /** Appends tokens with positions from `from` on; `from` < 0: without positions. */
     OwnBatch &add(const Tokens &tokens, llama_seq_id seq_id, llama_pos from = -1);
-    /** Valid while this object lives. */
+    /** Valid until this object changes or is destroyed. */
     llama_batch get();
 
     Tokens tokens;
@@ -54,22 +51,28 @@ public:
     std::vector<std::int32_t> counts;
     std::vector<llama_seq_id> ids;
     std::vector<llama_seq_id *> id_pointers;
-    std::vector<std::int8_t> wanted;
+    std::vector<std::int8_t> outputs;
 };
 
+/** Logits of the i-th token of the latest batch. Throws std::runtime_error. */
 Row logits(llama_context *ctx, std::int32_t i);
-/** Decodes `tokens` in chunks through the adapter; logits of all. */
+/** Decodes `tokens` in chunks through the adapter; returns the logits of all. */
 Rows run(sinkcache::LlamaContext &ctx, const Tokens &tokens, std::size_t chunk, llama_seq_id seq_id = 0);
-/** Decodes `tokens` in one context without shifts. */
+/** The same with stock llama.cpp, without context shift. */
 Rows run(llama_context *ctx, const Tokens &tokens, std::size_t chunk);
-/** One by one, and past `n_sink + window` tokens the oldest that is no sink is dropped and the rest is shifted. */
+/** Stock llama.cpp, one token at a time: above `n_sink` + `window` tokens, each shifts the context by one token. */
 Rows run_shifted(llama_context *ctx, const Tokens &tokens, llama_pos n_sink, llama_pos window);
 
 struct Difference {
+    /** Largest absolute difference of two logits. */
     double largest = 0;
+    /** Rows whose largest logit has the same index. */
     std::size_t same_argmax = 0;
     std::size_t rows = 0;
 };
 Difference compare(const Rows &a, const Rows &b);
+
+/** The text of the sinkcache::Error that a call throws; "no error" if it throws none. */
+std::string error_text(const std::function<void()> &call);
 
 #endif

@@ -1,24 +1,16 @@
 #include "random_model.hpp"
 
-#include <gguf.h>
+#include <ggml-cpp.h>
 
 #include <cmath>
-#include <memory>
 #include <random>
 #include <stdexcept>
 
 namespace {
 
-struct FreeGguf {
-    void operator()(gguf_context *g) const { gguf_free(g); }
-};
-struct FreeGgml {
-    void operator()(ggml_context *c) const { ggml_free(c); }
-};
-
 void copy_tokenizer(gguf_context *to, const std::string &path) {
     gguf_init_params params{true, nullptr};
-    const std::unique_ptr<gguf_context, FreeGguf> from(gguf_init_from_file(path.c_str(), params));
+    const gguf_context_ptr from(gguf_init_from_file(path.c_str(), params));
     if (!from) {
         throw std::runtime_error("cannot read " + path);
     }
@@ -31,7 +23,7 @@ void copy_tokenizer(gguf_context *to, const std::string &path) {
     gguf_set_kv(to, from.get());
 }
 
-std::size_t add_tensor(ggml_context *ctx, gguf_context *gguf, const RandomTensor &t, ggml_type type, std::mt19937 &random) {
+void add_tensor(ggml_context *ctx, gguf_context *gguf, const RandomTensor &t, ggml_type type, std::mt19937 &random) {
     ggml_tensor *tensor = ggml_new_tensor(ctx, type, static_cast<int>(t.dims.size()), t.dims.data());
     ggml_set_name(tensor, t.name.c_str());
     std::vector<float> values(static_cast<std::size_t>(ggml_nelements(tensor)));
@@ -42,14 +34,13 @@ std::size_t add_tensor(ggml_context *ctx, gguf_context *gguf, const RandomTensor
     const std::int64_t row = tensor->ne[0];
     ggml_quantize_chunk(type, values.data(), tensor->data, 0, std::int64_t(values.size()) / row, row, nullptr);
     gguf_add_tensor(gguf, tensor);
-    return ggml_nbytes(tensor);
 }
 
 }  // namespace
 
 void RandomModel::write(const std::string &path, std::uint32_t seed) const {
-    const std::unique_ptr<gguf_context, FreeGguf> gguf(gguf_init_empty());
-    const auto full = [&](const std::string &key) {
+    const gguf_context_ptr gguf(gguf_init_empty());
+    const auto full_key = [&](const std::string &key) {
         return key.rfind("general.", 0) == 0 || key.rfind("tokenizer.", 0) == 0 ? key : arch + "." + key;
     };
     if (tokenizer_of.empty()) {
@@ -59,16 +50,16 @@ void RandomModel::write(const std::string &path, std::uint32_t seed) const {
     }
     gguf_set_val_str(gguf.get(), "general.architecture", arch.c_str());
     for (const auto &[key, value] : integers) {
-        gguf_set_val_u32(gguf.get(), full(key).c_str(), value);
+        gguf_set_val_u32(gguf.get(), full_key(key).c_str(), value);
     }
     for (const auto &[key, value] : reals) {
-        gguf_set_val_f32(gguf.get(), full(key).c_str(), value);
+        gguf_set_val_f32(gguf.get(), full_key(key).c_str(), value);
     }
     for (const auto &[key, value] : strings) {
-        gguf_set_val_str(gguf.get(), full(key).c_str(), value.c_str());
+        gguf_set_val_str(gguf.get(), full_key(key).c_str(), value.c_str());
     }
     for (const auto &[key, value] : arrays) {
-        gguf_set_arr_data(gguf.get(), full(key).c_str(), GGUF_TYPE_INT32, value.data(), value.size());
+        gguf_set_arr_data(gguf.get(), full_key(key).c_str(), GGUF_TYPE_INT32, value.data(), value.size());
     }
     std::size_t bytes = 0;
     for (const RandomTensor &t : tensors) {
@@ -78,7 +69,7 @@ void RandomModel::write(const std::string &path, std::uint32_t seed) const {
         }
         bytes += n + ggml_tensor_overhead() + 64;
     }
-    const std::unique_ptr<ggml_context, FreeGgml> ctx(ggml_init({bytes, nullptr, false}));
+    const ggml_context_ptr ctx(ggml_init({bytes, nullptr, false}));
     std::mt19937 random(seed);
     for (const RandomTensor &t : tensors) {
         add_tensor(ctx.get(), gguf.get(), t, t.dims.size() == 2 && t.deviation > 0 ? type : GGML_TYPE_F32, random);
@@ -92,16 +83,11 @@ RandomModel decoder(const std::string &arch, const Shape &s) {
     RandomModel m;
     m.arch = arch;
     const auto u = [](std::int64_t n) { return static_cast<std::uint32_t>(n); };
-    m.integers = {{"block_count", u(s.n_layers)},
-                  {"context_length", 4096},
-                  {"embedding_length", u(s.n_embd)},
-                  {"feed_forward_length", u(s.n_ff)},
-                  {"attention.head_count", u(s.n_heads)},
-                  {"attention.head_count_kv", u(s.n_kv_heads)},
-                  {"attention.key_length", u(s.head_dim)},
-                  {"attention.value_length", u(s.head_dim)},
-                  {"rope.dimension_count", u(s.head_dim)},
-                  {"vocab_size", u(s.n_vocab)}};
+    m.integers = {{"block_count", u(s.n_layers)},          {"context_length", 4096},
+                  {"embedding_length", u(s.n_embd)},       {"feed_forward_length", u(s.n_ff)},
+                  {"attention.head_count", u(s.n_heads)},  {"attention.head_count_kv", u(s.n_kv_heads)},
+                  {"attention.key_length", u(s.head_dim)}, {"attention.value_length", u(s.head_dim)},
+                  {"rope.dimension_count", u(s.head_dim)}, {"vocab_size", u(s.n_vocab)}};
     m.reals = {{"attention.layer_norm_rms_epsilon", 1e-5F},
                {"attention.layer_norm_epsilon", 1e-5F},
                {"rope.freq_base", 10000.0F}};
@@ -120,7 +106,8 @@ RandomModel decoder(const std::string &arch, const Shape &s) {
         matrix("output.weight", s.n_embd, s.n_vocab);
     }
     const std::int64_t q = s.n_heads * s.head_dim, kv = s.n_kv_heads * s.head_dim;
-    // Attention must matter, and must not be flat: larger Q and K than a fresh network has.
+    // Larger Q and K than at initialisation: attention must not be uniform, or errors in it would not show in the
+    // logits.
     const float sharp = 1.6F;
     for (std::int64_t i = 0; i < s.n_layers; ++i) {
         const std::string block = "blk." + std::to_string(i) + ".";
@@ -276,13 +263,13 @@ std::map<std::string, Unsupported> unsupported_models() {
     biases(gpt2);
     models["gpt2"] = {gpt2, "without RoPE"};
 
-    // Mamba: no attention at all.
+    // Mamba: no attention.
     RandomModel mamba;
     mamba.arch = "mamba";
     const std::int64_t d = 64, inner = 128, state = 16, rank = 8, conv = 4;
-    mamba.integers = {{"block_count", 2},      {"context_length", 4096},  {"embedding_length", 64},
+    mamba.integers = {{"block_count", 2},         {"context_length", 4096},    {"embedding_length", 64},
                       {"feed_forward_length", 0}, {"attention.head_count", 0}, {"vocab_size", 128},
-                      {"ssm.conv_kernel", 4},  {"ssm.inner_size", 128},   {"ssm.state_size", 16},
+                      {"ssm.conv_kernel", 4},     {"ssm.inner_size", 128},     {"ssm.state_size", 16},
                       {"ssm.time_step_rank", 8}};
     mamba.reals = {{"attention.layer_norm_rms_epsilon", 1e-5F}};
     mamba.tensors = {{"token_embd.weight", {d, 128}, 1.0F}, {"output_norm.weight", {d}, 0.1F, 1.0F}};

@@ -1,4 +1,4 @@
-// GGUF files with random weights, made at test time.
+// GGUF files with random weights, written by the tests.
 #ifndef SINKCACHE_TESTS_RANDOM_MODEL_HPP
 #define SINKCACHE_TESTS_RANDOM_MODEL_HPP
 
@@ -17,7 +17,7 @@ struct RandomTensor {
     float mean = 0;
 };
 
-/** What goes into a GGUF. Keys without "general." or "tokenizer." get the architecture in front. */
+/** Contents of a GGUF. Keys other than "general." and "tokenizer." get the architecture as prefix. */
 struct RandomModel {
     std::string arch = "llama";
     std::map<std::string, std::uint32_t> integers;
@@ -25,16 +25,16 @@ struct RandomModel {
     std::map<std::string, std::string> strings;
     std::map<std::string, std::vector<std::int32_t>> arrays;
     std::vector<RandomTensor> tensors;
-    /** Take the tokenizer of this GGUF; empty = a vocabulary without texts. */
+    /** GGUF to copy the tokenizer from; empty = a vocabulary without texts. */
     std::string tokenizer_of;
     /** Type of matrices: F32, F16 or Q8_0. */
     ggml_type type = GGML_TYPE_F32;
 
-    /** Writes it; the same seed gives the same file. Throws std::runtime_error. */
+    /** Writes the file; the same seed gives the same weights. Throws std::runtime_error. */
     void write(const std::string &path, std::uint32_t seed = 1) const;
 };
 
-/** Shape of the decoder that most architectures share. */
+/** Shape of a decoder in the form that most architectures share. */
 struct Shape {
     std::int64_t n_layers = 3;
     std::int64_t n_embd = 64;
@@ -49,7 +49,7 @@ struct Shape {
     bool qkv_bias = false;
     /** Norms over the heads of Q and K. */
     bool qk_norm = false;
-    /** Output matrix of its own. */
+    /** A separate output matrix, instead of the token embeddings. */
     bool output = true;
     /** Norms with biases. */
     bool norm_bias = false;
@@ -57,17 +57,27 @@ struct Shape {
     bool gate = true;
 };
 
-/** A decoder of the common form for an architecture. */
+/** A decoder of that form for an architecture. */
 RandomModel decoder(const std::string &arch, const Shape &shape = Shape());
 
-/** Architectures that the adapter serves, by name. */
+/** Models that the adapter supports, by name. */
 std::map<std::string, RandomModel> supported_models();
 
-/** An architecture that it must refuse, and a word of the reason. */
+/** A model that the adapter must reject, and a part of the error text. */
 struct Unsupported {
     RandomModel model;
     std::string reason;
 };
 std::map<std::string, Unsupported> unsupported_models();
+
+/** The names of such a map. */
+template <class T>
+std::vector<std::string> names(const std::map<std::string, T> &models) {
+    std::vector<std::string> all;
+    for (const auto &model : models) {
+        all.push_back(model.first);
+    }
+    return all;
+}
 
 #endif
