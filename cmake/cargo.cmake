@@ -1,13 +1,13 @@
-# Runs cargo, lays the libraries out as they will be installed, and makes the imported targets.
+# Runs cargo, copies the libraries into the layout of an installation, and defines the imported targets.
 if(NOT UNIX OR APPLE)
-    message(FATAL_ERROR "sinkcache: this CMake build knows ELF shared libraries only; elsewhere, call cargo directly")
+    message(FATAL_ERROR "sinkcache: this CMake build supports ELF shared libraries only; on other systems, call cargo")
 endif()
 find_program(SINKCACHE_CARGO cargo HINTS "$ENV{HOME}/.cargo/bin" REQUIRED)
 find_package(Threads REQUIRED)
 
 set(SINKCACHE_CARGO_TARGET_DIR "${CMAKE_CURRENT_BINARY_DIR}/cargo" CACHE PATH "CARGO_TARGET_DIR")
 set(SINKCACHE_CARGO_TARGET "" CACHE STRING "Target triple; empty = cargo's default")
-set(SINKCACHE_CARGO_FLAGS "" CACHE STRING "More arguments of cargo build, a list")
+set(SINKCACHE_CARGO_FLAGS "" CACHE STRING "Additional arguments of cargo build, a list")
 set(SINKCACHE_CARGO_ENV "" CACHE STRING "Environment of cargo, a list of NAME=VALUE")
 
 if(CMAKE_BUILD_TYPE STREQUAL "Debug")
@@ -21,7 +21,7 @@ set(cargo_flags ${SINKCACHE_CARGO_FLAGS})
 set(cargo_env ${SINKCACHE_CARGO_ENV})
 if(SINKCACHE_CUBINS)
     list(APPEND cargo_flags --features cubins)
-    # In the command rather than from the environment, so that a change builds anew.
+    # In the command, so that a change of the values rebuilds.
     foreach(name SINKCACHE_CUBIN_ARCHS SINKCACHE_CUBIN_SHAPES)
         if(${name})
             list(APPEND cargo_env "${name}=${${name}}")
@@ -30,7 +30,7 @@ if(SINKCACHE_CUBINS)
 endif()
 set(cargo_out "${SINKCACHE_CARGO_TARGET_DIR}/${profile_dir}")
 if(SINKCACHE_CARGO_TARGET)
-    # cargo adds a folder of the triple's name whenever --target is given, be it the host's own.
+    # With --target, also of the host, cargo builds into a folder named after the triple.
     list(APPEND cargo_flags --target ${SINKCACHE_CARGO_TARGET})
     set(cargo_out "${SINKCACHE_CARGO_TARGET_DIR}/${SINKCACHE_CARGO_TARGET}/${profile_dir}")
 endif()
@@ -66,7 +66,7 @@ set_target_properties(sinkcache::sinkcache PROPERTIES
 
 add_library(sinkcache::sinkcache_static STATIC IMPORTED GLOBAL)
 set_target_properties(sinkcache::sinkcache_static PROPERTIES IMPORTED_LOCATION "${lib_dir}/libsinkcache.a")
-# What `rustc --print native-static-libs` names.
+# The libraries that `rustc --print native-static-libs` lists.
 target_link_libraries(sinkcache::sinkcache_static INTERFACE Threads::Threads ${CMAKE_DL_LIBS} gcc_s util rt m)
 
 foreach(target sinkcache::sinkcache sinkcache::sinkcache_static)

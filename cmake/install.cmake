@@ -1,5 +1,5 @@
-# Headers, libraries, CMake package, pkg-config file. Nothing in what is installed names an absolute path, so that the
-# prefix may be moved.
+# Installs headers, libraries, the CMake package and the pkg-config file. None of them contains an absolute path, so
+# that the prefix can be moved.
 include(CMakePackageConfigHelpers)
 
 install(FILES "${lib_dir}/${sinkcache_so_full}" DESTINATION "${CMAKE_INSTALL_LIBDIR}"
@@ -11,7 +11,7 @@ install(FILES include/sinkcache.h include/sinkcache.hpp DESTINATION "${CMAKE_INS
 set(package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/sinkcache")
 configure_package_config_file(cmake/sinkcacheConfig.cmake.in sinkcacheConfig.cmake INSTALL_DESTINATION "${package_dir}"
                               PATH_VARS CMAKE_INSTALL_INCLUDEDIR CMAKE_INSTALL_LIBDIR)
-# Before 1.0 a minor release may break: SameMinorVersion; from 1.0 on the major version is the ABI.
+# Before 1.0 a minor release may break the ABI; from 1.0 on only a major one.
 if(PROJECT_VERSION_MAJOR EQUAL 0)
     set(compatibility SameMinorVersion)
 else()

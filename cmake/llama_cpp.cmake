@@ -1,10 +1,14 @@
-# ggml and llama.cpp for the examples: those found in CMAKE_PREFIX_PATH, else built by scripts/llama_cpp.
+# Finds llama.cpp or ggml: an installed one (CMAKE_PREFIX_PATH, llama_DIR, ggml_DIR), else the pinned version that
+# scripts/llama_cpp builds.
 include_guard(GLOBAL)
 
-# Where scripts/llama_cpp has installed them: one build for all build trees, sanitized ones too.
+option(SINKCACHE_LLAMA_BUNDLED "Build the pinned llama.cpp with scripts/llama_cpp if find_package finds none" ON)
+
+# Builds the pinned llama.cpp unless it is built already, and returns its prefix. All build trees share it, also
+# sanitized ones.
 function(sinkcache_llama_prefix out)
-    message(STATUS "sinkcache: no installed llama.cpp was found; scripts/llama_cpp builds one (minutes, the first time)")
-    # CMake has put the compiler's path into CXX, which would make another key of the same compiler.
+    message(STATUS "sinkcache: using the llama.cpp of scripts/llama_cpp (the first build takes minutes)")
+    # CMake sets CXX to the path of the compiler, which the script would take for a different compiler.
     set(env "CXX=${CMAKE_CXX_COMPILER}")
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
         set(env --unset=CXX)
@@ -12,18 +16,33 @@ function(sinkcache_llama_prefix out)
     execute_process(COMMAND ${CMAKE_COMMAND} -E env ${env} "${PROJECT_SOURCE_DIR}/scripts/llama_cpp"
                     OUTPUT_VARIABLE prefix OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE failed)
     if(failed)
-        message(FATAL_ERROR "sinkcache: scripts/llama_cpp failed; point CMAKE_PREFIX_PATH at an installed llama.cpp")
+        message(FATAL_ERROR "sinkcache: scripts/llama_cpp failed; set CMAKE_PREFIX_PATH to an installed llama.cpp")
     endif()
     set(${out} "${prefix}" PARENT_SCOPE)
 endfunction()
 
-# A macro: imported targets belong to the directory that asks.
-macro(sinkcache_find_ggml)
-    find_package(ggml CONFIG QUIET)
-    if(NOT ggml_FOUND)
-        sinkcache_llama_prefix(sinkcache_llama_at)
-        find_package(ggml CONFIG REQUIRED PATHS "${sinkcache_llama_at}" NO_DEFAULT_PATH)
-        # Asked again at the next configure: the version may have moved on.
+# find_package(<package>) for `llama` or `ggml`. A macro, so that the variables of the package are set for the caller.
+macro(sinkcache_find_llama_package package)
+    find_package(${package} CONFIG QUIET)
+    if(NOT ${package}_FOUND AND NOT SINKCACHE_LLAMA_BUNDLED)
+        message(FATAL_ERROR "sinkcache: find_package(${package}) found nothing; set CMAKE_PREFIX_PATH to an installed "
+                            "llama.cpp, or SINKCACHE_LLAMA_BUNDLED to ON")
+    elseif(NOT ${package}_FOUND)
+        sinkcache_llama_prefix(sinkcache_llama_found)
+        # llama's package searches for ggml by itself.
+        list(PREPEND CMAKE_PREFIX_PATH "${sinkcache_llama_found}")
+        find_package(${package} CONFIG REQUIRED PATHS "${sinkcache_llama_found}" NO_DEFAULT_PATH)
+        # Not cached, since the pinned version may be another one at the next configuration.
+        unset(llama_DIR CACHE)
         unset(ggml_DIR CACHE)
+        unset(llama_LIBRARY CACHE)
     endif()
+endmacro()
+
+macro(sinkcache_find_llama)
+    sinkcache_find_llama_package(llama)
+endmacro()
+
+macro(sinkcache_find_ggml)
+    sinkcache_find_llama_package(ggml)
 endmacro()

@@ -1,9 +1,9 @@
-# The shared library exports exactly the API: what exports.txt lists, each declared in the header.
+# The shared library exports exactly the functions in exports.txt, and the header declares the same.
 #     cmake -DNM=... -DLIBRARY=... -DHEADER=... -DALLOWED=... -P check_exports.cmake
 execute_process(COMMAND ${NM} -D --defined-only "${LIBRARY}" OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
 string(REGEX MATCHALL "[A-Za-z] [^\n]+" symbols "${symbols}")
 list(TRANSFORM symbols REPLACE "^[A-Za-z] " "")
-# Those of a sanitized build are not ours.
+# Symbols of the sanitizer runtime in a sanitized build.
 list(FILTER symbols EXCLUDE REGEX "^__(asan|odr_asan|sancov)")
 list(SORT symbols)
 file(STRINGS "${ALLOWED}" allowed)

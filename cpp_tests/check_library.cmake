@@ -16,7 +16,7 @@ endforeach()
 if(IS_SYMLINK "${FOLDER}/${FULL}")
     message(FATAL_ERROR "${FULL} is a symlink")
 endif()
-# It loads on machines without CUDA, and needs nothing but the C library and its unwinder.
+# It needs only the C library and its unwinder, so that it loads on machines without CUDA.
 string(REGEX MATCHALL "NEEDED[^\n]*\\[[^]]*\\]" needed "${dynamic}")
 foreach(entry ${needed})
     string(REGEX REPLACE ".*\\[(.*)\\]" "\\1" name "${entry}")

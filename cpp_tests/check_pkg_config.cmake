@@ -1,4 +1,4 @@
-# What pkg-config says compiles, links and runs the C example, shared and static.
+# The C example compiles, links and runs with the flags from pkg-config, with the shared and the static library.
 #     cmake -DPKG_CONFIG=... -DCC=... -DFLAGS=... -DSOURCE=... -DPREFIX=... -DLIBDIR=... -DVERSION=... -DOUT=... -P ...
 set(ENV{PKG_CONFIG_PATH} "${PREFIX}/${LIBDIR}/pkgconfig")
 set(ENV{LD_LIBRARY_PATH} "${PREFIX}/${LIBDIR}")
@@ -13,13 +13,14 @@ foreach(kind shared static)
     if(kind STREQUAL static)
         list(PREPEND query --static)
     endif()
-    execute_process(COMMAND ${PKG_CONFIG} ${query} OUTPUT_VARIABLE said OUTPUT_STRIP_TRAILING_WHITESPACE
+    execute_process(COMMAND ${PKG_CONFIG} ${query} OUTPUT_VARIABLE options OUTPUT_STRIP_TRAILING_WHITESPACE
                     COMMAND_ERROR_IS_FATAL ANY)
     if(kind STREQUAL static)
         # pkg-config leaves the choice between .so and .a to the linker.
-        string(REPLACE "-lsinkcache" "-l:libsinkcache.a" said "${said}")
+        string(REPLACE "-lsinkcache" "-l:libsinkcache.a" options "${options}")
     endif()
-    separate_arguments(said UNIX_COMMAND "${said}")
-    execute_process(COMMAND ${CC} -std=c11 ${flags} "${SOURCE}" -o "${OUT}_${kind}" ${said} COMMAND_ERROR_IS_FATAL ANY)
+    separate_arguments(options UNIX_COMMAND "${options}")
+    execute_process(COMMAND ${CC} -std=c11 ${flags} "${SOURCE}" -o "${OUT}_${kind}" ${options}
+                    COMMAND_ERROR_IS_FATAL ANY)
     execute_process(COMMAND "${OUT}_${kind}" COMMAND_ERROR_IS_FATAL ANY)
 endforeach()

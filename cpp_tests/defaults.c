@@ -1,4 +1,4 @@
-/* The header's initialisers are, byte for byte, what the calls fill in. Compiled as C and, by defaults.cpp, as C++. */
+/* The header's initialisers equal the results of the init calls in every byte. C, and by defaults.cpp C++. */
 #include <sinkcache.h>
 
 #include <stdio.h>
@@ -19,7 +19,7 @@ static int differ(const char *name, const void *by_macro, const void *by_call, s
 int main(void) {
     skc_cache_config config = SKC_CACHE_CONFIG_INIT, config_by_call;
     skc_layer_config layer = SKC_LAYER_CONFIG_INIT, layer_by_call;
-    /* A byte that the call leaves out shows. */
+    /* Not zero, so that a byte which the call does not write is detected. */
     memset(&config_by_call, 0xA5, sizeof config_by_call);
     memset(&layer_by_call, 0xA5, sizeof layer_by_call);
     if (skc_cache_config_init(&config_by_call, sizeof config_by_call) != SKC_STATUS_OK ||

@@ -1,4 +1,4 @@
-/* The header alone, and twice. */
+/* The header, included first and twice. */
 #include <sinkcache.h>
 #include <sinkcache.h>
 

@@ -1,4 +1,4 @@
-// The header alone, and twice, as C++.
+// The header, included first and twice, as C++.
 #include <sinkcache.h>
 #include <sinkcache.h>
 

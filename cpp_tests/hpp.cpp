@@ -1,4 +1,4 @@
-// The C++ header alone, and twice.
+// The C++ header, included first and twice.
 #include <sinkcache.hpp>
 #include <sinkcache.hpp>
 

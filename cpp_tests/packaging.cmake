@@ -1,7 +1,5 @@
-# The library as it is installed and consumed.
+# The exported symbols, the installed files, and projects that use the library.
 set(prefix "${CMAKE_CURRENT_BINARY_DIR}/prefix")
-# A sanitized library needs programs of the same kind.
-string(REPLACE ";" " " sanitize_flags "${sanitize}")
 
 add_test(NAME exports COMMAND ${CMAKE_COMMAND} -DNM=${CMAKE_NM} -DLIBRARY=${lib_dir}/${sinkcache_so}
          -DHEADER=${PROJECT_SOURCE_DIR}/include/sinkcache.h -DALLOWED=${CMAKE_CURRENT_SOURCE_DIR}/exports.txt
@@ -9,23 +7,7 @@ add_test(NAME exports COMMAND ${CMAKE_COMMAND} -DNM=${CMAKE_NM} -DLIBRARY=${lib_
 add_test(NAME library COMMAND ${CMAKE_COMMAND} -DREADELF=${CMAKE_READELF} -DFOLDER=${lib_dir}
          -DSONAME=${sinkcache_so_abi} -DFULL=${sinkcache_so_full} -P ${CMAKE_CURRENT_SOURCE_DIR}/check_library.cmake)
 
-function(skc_consumer name)
-    set(build "${CMAKE_CURRENT_BINARY_DIR}/consumers/${name}")
-    add_test(NAME consumer_${name} COMMAND ${CMAKE_CTEST_COMMAND}
-        --build-and-test "${CMAKE_CURRENT_SOURCE_DIR}/consumers/${name}" "${build}"
-        --build-generator ${CMAKE_GENERATOR} --build-makeprogram ${CMAKE_MAKE_PROGRAM}
-        --build-options -DCMAKE_C_COMPILER=${CMAKE_C_COMPILER} -DCMAKE_CXX_COMPILER=${CMAKE_CXX_COMPILER}
-                        -DCMAKE_BUILD_TYPE=${CMAKE_BUILD_TYPE}
-                        "-DCMAKE_C_FLAGS=${sanitize_flags}" "-DCMAKE_CXX_FLAGS=${sanitize_flags}" ${ARGN}
-        --test-command ${CMAKE_CTEST_COMMAND} --output-on-failure)
-endfunction()
-# The same cargo folder and settings: nothing is compiled twice.
-string(REPLACE ";" "\\;" cargo_flags_escaped "${SINKCACHE_CARGO_FLAGS}")
-string(REPLACE ";" "\\;" cargo_env_escaped "${SINKCACHE_CARGO_ENV}")
-skc_consumer(add_subdirectory -DSINKCACHE_SOURCE=${PROJECT_SOURCE_DIR}
-    -DSINKCACHE_CARGO=${SINKCACHE_CARGO} -DSINKCACHE_CARGO_TARGET_DIR=${SINKCACHE_CARGO_TARGET_DIR}
-    -DSINKCACHE_CARGO_TARGET=${SINKCACHE_CARGO_TARGET} "-DSINKCACHE_CARGO_FLAGS=${cargo_flags_escaped}"
-    "-DSINKCACHE_CARGO_ENV=${cargo_env_escaped}")
+skc_subdirectory_test(consumer_add_subdirectory "${CMAKE_CURRENT_SOURCE_DIR}/consumers/add_subdirectory")
 
 if(NOT SINKCACHE_INSTALL)
     return()
@@ -35,7 +17,8 @@ set_tests_properties(install PROPERTIES FIXTURES_SETUP installed)
 add_test(NAME library_installed COMMAND ${CMAKE_COMMAND} -DREADELF=${CMAKE_READELF}
          -DFOLDER=${prefix}/${CMAKE_INSTALL_LIBDIR} -DSONAME=${sinkcache_so_abi} -DFULL=${sinkcache_so_full}
          -P ${CMAKE_CURRENT_SOURCE_DIR}/check_library.cmake)
-skc_consumer(find_package -DCMAKE_PREFIX_PATH=${prefix} -DWANTED_VERSION=${PROJECT_VERSION})
+skc_consumer_test(consumer_find_package "${CMAKE_CURRENT_SOURCE_DIR}/consumers/find_package"
+                  -DCMAKE_PREFIX_PATH=${prefix} -DWANTED_VERSION=${PROJECT_VERSION})
 set_tests_properties(library_installed consumer_find_package PROPERTIES FIXTURES_REQUIRED installed)
 
 find_program(PKG_CONFIG_PROGRAM pkg-config)

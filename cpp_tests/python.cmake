@@ -1,4 +1,4 @@
-# The Python example, with the first interpreter that has NumPy.
+# The Python examples, with the first interpreter that has NumPy.
 set(python "")
 foreach(candidate ${Python3_EXECUTABLE} /usr/bin/python3 /usr/local/bin/python3)
     if(NOT python AND EXISTS ${candidate})
@@ -10,11 +10,11 @@ foreach(candidate ${Python3_EXECUTABLE} /usr/bin/python3 /usr/local/bin/python3)
 endforeach()
 set(example ${PROJECT_SOURCE_DIR}/examples/python/stream_numpy.py)
 if(NOT python)
-    message(STATUS "sinkcache: no python3 with NumPy, its example is skipped")
+    message(STATUS "sinkcache: no python3 with NumPy, the Python examples are skipped")
     add_test(NAME example_python COMMAND ${CMAKE_COMMAND} -E echo "skipped: no python3 with NumPy")
     set_tests_properties(example_python PROPERTIES SKIP_REGULAR_EXPRESSION "skipped")
 elseif(SINKCACHE_CARGO_ENV MATCHES "sanitizer")
-    # Python itself would have to be sanitized.
+    # A sanitized library needs a sanitized Python.
     add_test(NAME example_python COMMAND ${CMAKE_COMMAND} -E echo "skipped: the library is sanitized")
     set_tests_properties(example_python PROPERTIES SKIP_REGULAR_EXPRESSION "skipped")
 else()
@@ -22,9 +22,10 @@ else()
              SINKCACHE_LIBRARY=${lib_dir}/${sinkcache_so} ${python} ${example})
 endif()
 
-# PyTorch's, where a device and PyTorch are; elsewhere it says so.
+# Skipped without PyTorch or a CUDA device.
 if(python AND NOT SINKCACHE_CARGO_ENV MATCHES "sanitizer")
     add_test(NAME example_torch COMMAND ${CMAKE_COMMAND} -E env PYTHONDONTWRITEBYTECODE=1
-             SINKCACHE_LIBRARY=${lib_dir}/${sinkcache_so} ${python} ${PROJECT_SOURCE_DIR}/examples/python/stream_torch.py)
+             SINKCACHE_LIBRARY=${lib_dir}/${sinkcache_so}
+             ${python} ${PROJECT_SOURCE_DIR}/examples/python/stream_torch.py)
     set_tests_properties(example_torch PROPERTIES SKIP_REGULAR_EXPRESSION "skipped: no CUDA device;skipped: no PyTorch")
 endif()

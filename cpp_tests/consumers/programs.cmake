@@ -1,4 +1,4 @@
-# Both libraries in both languages; every program runs in the consumer's own CTest.
+# Both libraries in both languages, as tests of the consumer.
 enable_testing()
 foreach(library sinkcache sinkcache_static)
     foreach(language c cpp)

@@ -1,4 +1,4 @@
-// The program of the README's section "Use it from llama.cpp", for 300 tokens of a window of 64.
+// The program of the documentation, for 300 tokens with a cache of 64.
 #include "sinkcache_llama.hpp"
 
 #include <cstdio>
@@ -15,7 +15,9 @@ int main(int argc, char **argv) try {
         options.window = 60;
         llama_context_params params = llama_context_default_params();
         params.n_batch = 512;
-        params.n_threads = params.n_threads_batch = 1;  // llama.cpp's threads spin, which a busy machine takes ill
+        // One thread: llama.cpp's threads spin while they wait, which is slow on a busy machine.
+        params.n_threads = 1;
+        params.n_threads_batch = 1;
         sinkcache::LlamaContext stream(model, params, options);
 
         llama_token token = llama_vocab_bos(llama_model_get_vocab(model));
