@@ -64,7 +64,7 @@ class Sinkcache:
         self.keep = [q[:n].copy(), k[:n].copy(), v[:n].copy(), np.zeros((n, n_q, HEAD_DIM), np.float32)]
         q, k, v, out = (x.ctypes.data for x in self.keep)
         step = sc.StepArgs
-        self.args = [step(ctypes.sizeof(step), 0, layer, 1, sc._ints([0]), sc._ints([n]), k, v, q, out)
+        self.args = [step(ctypes.sizeof(step), 0, layer, 1, sc.int_array([0]), sc.int_array([n]), k, v, q, out)
                      for layer in range(n_layers)]
         self.refs = [ctypes.byref(a) for a in self.args]
 
@@ -85,7 +85,7 @@ class Sinkcache:
                         ("max_tokens", ctypes.c_uint32), ("reserved", ctypes.c_uint32)]
 
         self()
-        ids, counts = sc._ints([0]), sc._ints([n])
+        ids, counts = sc.int_array([0]), sc.int_array([n])
         q, out = (self.keep[i].ctypes.data for i in (0, 3))
         args = Args(ctypes.sizeof(Args), 0, 0, 1, ctypes.addressof(ids), ctypes.addressof(counts), q, out)
         self.keep += [ids, counts, args]

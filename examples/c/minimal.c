@@ -1,5 +1,5 @@
 /*
- * The smallest host: streams random tokens far past a window and shows that what is held stays bounded.
+ * The smallest host: streams random tokens far past a window and shows that the number of cached tokens is bounded.
  *
  *     cc minimal.c $(pkg-config --cflags --libs sinkcache) && ./a.out
  */
@@ -18,7 +18,7 @@ static void check(skc_status status) {
     }
 }
 
-/* Stands in for the projections of a model: uniform in [-1, 1). */
+/* Uniform in [-1, 1), in place of the q, k and v of a model. */
 static void fill(float *x, size_t n) {
     static uint32_t state = 1;
     for (size_t i = 0; i < n; i++) {
@@ -49,7 +49,7 @@ static skc_cache *create(void) {
     return cache;
 }
 
-/* n tokens through every layer, as a model would: one call per layer. */
+/* n tokens through all layers, with one call per layer as in a model. */
 static void forward(skc_cache *cache, int32_t n, float *q, float *k, float *v, float *out) {
     const int32_t seq = 0;
     for (uint32_t layer = 0; layer < LAYERS; layer++) {
@@ -74,7 +74,7 @@ static void show(skc_cache *cache, const char *when) {
     skc_sequence_info info = {0};
     info.struct_size = sizeof info;
     check(skc_seq_info(cache, 0, 0, &info));
-    printf("%s: %" PRIu64 " tokens, %" PRIu64 " held, %" PRIu64 " evicted\n", when, info.length_min,
+    printf("%s: %" PRIu64 " tokens, %" PRIu64 " cached, %" PRIu64 " evicted\n", when, info.length_min,
            info.cached_tokens, info.evicted_tokens);
     if (info.cached_tokens > SINKS + WINDOW) {
         exit(EXIT_FAILURE);
@@ -83,7 +83,7 @@ static void show(skc_cache *cache, const char *when) {
 
 int main(void) {
     if (skc_abi_version() != SKC_ABI_VERSION) {
-        fprintf(stderr, "built for ABI %d, the library has %" PRIu32 "\n", SKC_ABI_VERSION, skc_abi_version());
+        fprintf(stderr, "built for ABI version %d, the library has %" PRIu32 "\n", SKC_ABI_VERSION, skc_abi_version());
         return EXIT_FAILURE;
     }
     float *q = malloc(sizeof(float) * PROMPT * Q_HEADS * DIM), *out = malloc(sizeof(float) * PROMPT * Q_HEADS * DIM);
@@ -100,6 +100,9 @@ int main(void) {
     show(cache, "after decoding");
     printf("first value of the last row: %f\n", (double)out[0]);
     check(skc_destroy_cache(cache));
-    free(q), free(out), free(k), free(v);
+    free(q);
+    free(out);
+    free(k);
+    free(v);
     return EXIT_SUCCESS;
 }

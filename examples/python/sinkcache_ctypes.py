@@ -1,6 +1,6 @@
-"""sinkcache through ctypes and NumPy: the structs of sinkcache.h and a thin class over the calls.
+"""sinkcache through ctypes and NumPy: the structs of sinkcache.h and a thin class over its calls.
 
-The library is taken from $SINKCACHE_LIBRARY, else from the system's search path.
+Loads the library from $SINKCACHE_LIBRARY, or from the system's search path if that is not set.
 """
 import ctypes
 from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
@@ -10,12 +10,17 @@ import os
 import numpy as np
 
 
+# SKC_ABI_VERSION of the header that the structs below follow.
+ABI_VERSION = 0
+
+
 def _struct(name, *fields):
-    """A struct led by struct_size and flags, as all of the library's are."""
+    """A struct that starts with struct_size and flags, as all structs of the library do."""
     return type(name, (ctypes.Structure,), {"_fields_": [("struct_size", c_uint32), ("flags", c_uint32), *fields]})
 
 
 def _of(kind, names):
+    """Fields of one type."""
     return [(name, kind) for name in names.split()]
 
 
@@ -37,8 +42,9 @@ _STRIDES = "{0}_token_stride {0}_head_stride"
 
 
 def _call(name, *tensors):
-    """Arguments of a call over a ragged batch: its tensors, then their strides."""
-    return _struct(name, *_BATCH, *_of(c_void_p, " ".join(tensors)), *_of(c_int64, " ".join(map(_STRIDES.format, tensors))),
+    """Arguments of a call over a ragged batch: pointers of the tensors, then their strides."""
+    return _struct(name, *_BATCH, *_of(c_void_p, " ".join(tensors)),
+                   *_of(c_int64, " ".join(map(_STRIDES.format, tensors))),
                    ("stream", c_void_p), ("n_rows", c_uint64), *_of(c_uint32, "max_tokens reserved"))
 
 
@@ -58,10 +64,11 @@ DeviceError = _struct("DeviceError", ("n_skipped", c_uint32), ("status", c_int32
 
 
 def _load():
-    lib = ctypes.CDLL(os.environ.get("SINKCACHE_LIBRARY") or ctypes.util.find_library("sinkcache") or "libsinkcache.so.0")
+    path = os.environ.get("SINKCACHE_LIBRARY") or ctypes.util.find_library("sinkcache") or "libsinkcache.so.0"
+    lib = ctypes.CDLL(path)
     lib.skc_status_name.restype = lib.skc_last_error.restype = lib.skc_version.restype = c_char_p
     lib.skc_abi_version.restype = c_uint32
-    # Everything else returns a status; arguments must be typed, or a handle would be cut to 32 bits.
+    # All other calls return a status. Without argtypes, ctypes would truncate handles to 32 bits.
     signatures = {
         "skc_constant": [c_char_p, POINTER(c_int64)],
         "skc_cache_config_init": [POINTER(CacheConfig), c_uint32],
@@ -80,6 +87,8 @@ def _load():
     }
     for name, arguments in signatures.items():
         getattr(lib, name).argtypes = arguments
+    if lib.skc_abi_version() != ABI_VERSION:
+        raise ImportError(f"the library has ABI version {lib.skc_abi_version()}, this module is for {ABI_VERSION}")
     return lib
 
 
@@ -87,7 +96,7 @@ lib = _load()
 
 
 class Error(RuntimeError):
-    """A call that failed; `status` is its number."""
+    """A call that failed. `status` is one of the SKC_STATUS_ numbers."""
 
     def __init__(self, status):
         super().__init__(f"{lib.skc_status_name(status).decode()}: {lib.skc_last_error().decode()}")
@@ -95,23 +104,25 @@ class Error(RuntimeError):
 
 
 def check(status):
+    """Raises Error unless the status is SKC_STATUS_OK."""
     if status:
         raise Error(status)
 
 
 def constant(name):
-    """Value of a constant of the header."""
+    """Value of a constant of the header, by its name."""
     value = c_int64()
     check(lib.skc_constant(name.encode(), byref(value)))
     return value.value
 
 
-def _ints(values, kind=c_int32):
+def int_array(values, kind=c_int32):
+    """A C array of integers."""
     return (kind * len(values))(*values)
 
 
 def _rows(array, dtype, shape):
-    """A C-contiguous array of the cache's type: the address of anything else would be misread."""
+    """The array, C-contiguous and of the cache's type, so that its address can be passed to the library."""
     array = np.ascontiguousarray(array, dtype)
     if array.shape != shape:
         raise ValueError(f"shape {array.shape}, not {shape}")
@@ -119,11 +130,12 @@ def _rows(array, dtype, shape):
 
 
 class Cache:
-    """A cache with one setting for all layers. `layer` and `settings` are fields of the two configuration structs."""
+    """A CPU cache with the same settings for all layers.
+
+    `layer` holds fields of LayerConfig, `settings` fields of CacheConfig. One call at a time; close() frees the cache.
+    """
 
     def __init__(self, n_q_heads, n_kv_heads, head_dim, layer=None, dtype=np.float32, **settings):
-        if lib.skc_abi_version() != constant("SKC_ABI_VERSION"):
-            raise ImportError("the library's ABI is not its own")
         one, config = LayerConfig(), CacheConfig()
         check(lib.skc_layer_config_init(byref(one), ctypes.sizeof(one)))
         check(lib.skc_cache_config_init(byref(config), ctypes.sizeof(config)))
@@ -152,30 +164,40 @@ class Cache:
         self.close()
 
     def step(self, layer, q, k, v, seq_ids=(0,), n_tokens=None):
-        """Append and attend: q [n, n_q_heads, head_dim], k, v [n, n_kv_heads, ...] -> out, lse."""
+        """Appends tokens and attends with their queries; returns out and lse.
+
+        q [n, n_q_heads, head_dim], k [n, n_kv_heads, head_dim], v [n, n_kv_heads, head_dim_v]
+        """
         n = len(q)
         q, k, v = (_rows(x, self.dtype, (n, *s)) for x, s in ((q, self.q_shape), (k, self.k_shape), (v, self.v_shape)))
         n_tokens = [n] if n_tokens is None else n_tokens
         if sum(n_tokens) != n or len(seq_ids) != len(n_tokens):
-            raise ValueError("one count for each sequence, together as many as there are rows")
-        out, lse = np.zeros((n, self.q_shape[0], self.v_shape[1]), self.dtype), np.zeros((n, self.q_shape[0]), np.float32)
-        args = StepArgs(ctypes.sizeof(StepArgs), 0, layer, len(n_tokens), _ints(seq_ids), _ints(n_tokens),
+            raise ValueError("n_tokens needs a count for each sequence, and their sum must be the number of rows")
+        out = np.zeros((n, self.q_shape[0], self.v_shape[1]), self.dtype)
+        lse = np.zeros((n, self.q_shape[0]), np.float32)
+        args = StepArgs(ctypes.sizeof(StepArgs), 0, layer, len(n_tokens), int_array(seq_ids), int_array(n_tokens),
                         *(x.ctypes.data for x in (k, v, q, out, lse)))
         check(lib.skc_step(self.handle, byref(args)))
         return out, lse
 
+    def _edit(self, call, kind, seq_id, values):
+        args = kind(ctypes.sizeof(kind), 0, 1, 0, int_array([seq_id]), values)
+        check(call(self.handle, byref(args)))
+
     def evict(self, n, seq_id=0):
-        check(lib.skc_evict(self.handle, byref(EvictArgs(ctypes.sizeof(EvictArgs), 0, 1, 0, _ints([seq_id]), _ints([n])))))
+        """Drops the oldest n window tokens permanently."""
+        self._edit(lib.skc_evict, EvictArgs, seq_id, int_array([n]))
 
     def rewind(self, n, seq_id=0):
-        check(lib.skc_rewind(self.handle,
-                             byref(RewindArgs(ctypes.sizeof(RewindArgs), 0, 1, 0, _ints([seq_id]), _ints([n])))))
+        """Removes the newest n tokens as if they had never been appended."""
+        self._edit(lib.skc_rewind, RewindArgs, seq_id, int_array([n]))
 
     def reset(self, seq_id=0, start_position=0):
-        check(lib.skc_reset(self.handle, byref(ResetArgs(ctypes.sizeof(ResetArgs), 0, 1, 0, _ints([seq_id]),
-                                                         _ints([start_position], c_uint64)))))
+        """Empties a sequence; its next token has the given stream position."""
+        self._edit(lib.skc_reset, ResetArgs, seq_id, int_array([start_position], c_uint64))
 
     def info(self, seq_id=0, layer=0):
+        """The SequenceInfo of a sequence in one layer."""
         info = SequenceInfo(ctypes.sizeof(SequenceInfo))
         check(lib.skc_seq_info(self.handle, layer, seq_id, byref(info)))
         return info

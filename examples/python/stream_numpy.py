@@ -1,4 +1,4 @@
-"""Streams random tokens past a window through ctypes, and checks the last row against attention written out in NumPy.
+"""Streams random tokens past a window and checks the last row against attention in NumPy.
 
     SINKCACHE_LIBRARY=.../libsinkcache.so python3 stream_numpy.py
 """
@@ -10,23 +10,23 @@ Q_HEADS, KV_HEADS, DIM, SINKS, WINDOW, TOKENS = 8, 2, 64, 4, 252, 3000
 
 
 def rotate(x, positions, base=10000.0):
-    """RoPE, halves: x [n, heads, dim] at positions [n], in float64."""
+    """RoPE in NeoX style: x [n, heads, dim] at positions [n], in float64."""
     angle = positions[:, None] * base ** (-np.arange(0, DIM, 2) / DIM)
     cos, sin = np.cos(angle)[:, None, :], np.sin(angle)[:, None, :]
     lo, hi = x[..., : DIM // 2], x[..., DIM // 2 :]
     return np.concatenate([lo * cos - hi * sin, hi * cos + lo * sin], -1)
 
 
-def naive(q, k, v):
-    """The last query over sinks and window, keys rotated by their index among the tokens held."""
+def reference(q, k, v):
+    """Attention of the last query over sinks and window, rotated at their cache positions."""
     held = np.r_[:SINKS, len(k) - WINDOW : len(k)]
-    at = np.arange(len(held), dtype=np.float64)
-    keys, query = rotate(k[held].astype(np.float64), at), rotate(q[-1:].astype(np.float64), at[-1:])[0]
+    positions = np.arange(len(held), dtype=np.float64)
+    keys, query = rotate(k[held].astype(np.float64), positions), rotate(q[-1:].astype(np.float64), positions[-1:])[0]
     out = np.empty((Q_HEADS, DIM))
     for h in range(Q_HEADS):
-        group = h // (Q_HEADS // KV_HEADS)
-        weights = np.exp(keys[:, group] @ query[h] / np.sqrt(DIM))
-        out[h] = weights @ v[held, group] / weights.sum()
+        kv_head = h // (Q_HEADS // KV_HEADS)
+        probs = np.exp(keys[:, kv_head] @ query[h] / np.sqrt(DIM))
+        out[h] = probs @ v[held, kv_head] / probs.sum()
     return out
 
 
@@ -39,20 +39,20 @@ def main():
         for i in range(1000, TOKENS):
             out, _ = cache.step(0, q[i : i + 1], k[i : i + 1], v[i : i + 1])
         info = cache.info()
-        print(f"sinkcache {lib.skc_version().decode()}: {info.length_min} tokens, {info.cached_tokens} held, "
+        print(f"sinkcache {lib.skc_version().decode()}: {info.length_min} tokens, {info.cached_tokens} cached, "
               f"{info.evicted_tokens} evicted")
         assert info.cached_tokens == SINKS + WINDOW and info.evicted_tokens == TOKENS - SINKS - WINDOW
-        want = naive(q, k, v)
-        error = np.abs(out[0] - want).max() / np.abs(want).max()
-        print(f"largest difference from NumPy: {error:.1e} of the largest value")
-        assert error <= 1e-5
+        want = reference(q, k, v)
+        difference = np.abs(out[0] - want).max() / np.abs(want).max()
+        print(f"largest difference from NumPy: {difference:.1e} of the largest value")
+        assert difference <= 1e-5
         try:
             cache.rewind(1000)
-        except Error as refusal:
-            print(f"as it should be: {refusal}")
-            assert refusal.status == constant("SKC_STATUS_TOKENS_GONE")
+        except Error as error:
+            print(f"expected error: {error}")
+            assert error.status == constant("SKC_STATUS_TOKENS_GONE")
         else:
-            raise AssertionError("a rewind beyond what is kept was not refused")
+            raise AssertionError("a rewind of more than max_rewind tokens succeeded")
 
 
 if __name__ == "__main__":
