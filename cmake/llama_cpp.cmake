@@ -29,7 +29,7 @@ macro(sinkcache_find_llama_package package)
                             "llama.cpp, or SINKCACHE_LLAMA_BUNDLED to ON")
     elseif(NOT ${package}_FOUND)
         sinkcache_llama_prefix(sinkcache_llama_found)
-        # llama's package searches for ggml by itself.
+        # The package of llama searches for ggml in CMAKE_PREFIX_PATH.
         list(PREPEND CMAKE_PREFIX_PATH "${sinkcache_llama_found}")
         find_package(${package} CONFIG REQUIRED PATHS "${sinkcache_llama_found}" NO_DEFAULT_PATH)
         # Not cached, since the pinned version may be another one at the next configuration.

@@ -38,7 +38,7 @@ using host::Ints;
         REJECTED_STEP(assignment, status, text);                                                                       \
     } while (0)
 
-/** Likewise for skc_attend and skc_step. */
+/** The same for skc_attend and skc_step. */
 #define REJECTED_Q(assignment, status, text)                                                                           \
     do {                                                                                                               \
         auto attend_ = attend();                                                                                       \

@@ -146,7 +146,8 @@ TEST(Structs, NewerLayersInAnArray) {
     layers[1].known.window = 6;
     const auto owner = host::config();
     auto config = owner.get();
-    config.n_layers = config.n_layer_configs = 2;
+    config.n_layers = 2;
+    config.n_layer_configs = 2;
     config.layers = &layers[0].known;
     config.layer_stride = 0;
     sinkcache::Cache cache(config);

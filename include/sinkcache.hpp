@@ -200,7 +200,7 @@ public:
         layers_.assign(1, one);
         return *this;
     }
-    /** A layer for each element, copied likewise. */
+    /** A layer for each element; the settings are copied as above. */
     template <class Each>
     Config &layers(const std::vector<Each> &each) {
         c_.n_layers = static_cast<std::uint32_t>(each.size());
@@ -341,12 +341,7 @@ public:
      * Throws SKC_STATUS_OUT_OF_RANGE if a window holds fewer; SKC_STATUS_LAYERS_OUT_OF_STEP if the layers differ in
      * length; SKC_STATUS_INVALID_ARGUMENT. All entries are done or none.
      */
-    void evict(Span<std::int32_t> seq_ids, Span<std::int32_t> n_tokens) {
-        auto a = sized<skc_evict_args>(seq_ids, n_tokens.size());
-        a.seq_ids = seq_ids.data();
-        a.n_tokens = n_tokens.data();
-        check(skc_evict(handle_, &a));
-    }
+    void evict(Span<std::int32_t> seq_ids, Span<std::int32_t> n_tokens) { edit(skc_evict, seq_ids, n_tokens); }
     /**
      * Removes the newest n_tokens[i] tokens of seq_ids[i] as if they had never been appended, in all layers
      * (skc_rewind).
@@ -355,12 +350,7 @@ public:
      * skc_sequence_info.rewindable); SKC_STATUS_OUT_OF_RANGE; SKC_STATUS_LAYERS_OUT_OF_STEP;
      * SKC_STATUS_INVALID_ARGUMENT. All entries are done or none.
      */
-    void rewind(Span<std::int32_t> seq_ids, Span<std::int32_t> n_tokens) {
-        auto a = sized<skc_rewind_args>(seq_ids, n_tokens.size());
-        a.seq_ids = seq_ids.data();
-        a.n_tokens = n_tokens.data();
-        check(skc_rewind(handle_, &a));
-    }
+    void rewind(Span<std::int32_t> seq_ids, Span<std::int32_t> n_tokens) { edit(skc_rewind, seq_ids, n_tokens); }
     /**
      * Empties sequences in all layers (skc_reset). The next token of seq_ids[i] gets the stream position
      * start_positions[i]; without start_positions it is 0.
@@ -521,6 +511,13 @@ private:
         a.lse = query.lse.data;
         a.lse_token_stride = query.lse.token_stride;
         a.lse_head_stride = query.lse.head_stride;
+    }
+    template <class Args>
+    void edit(skc_status (*call)(skc_cache *, const Args *), Span<std::int32_t> seq_ids, Span<std::int32_t> n_tokens) {
+        auto a = sized<Args>(seq_ids, n_tokens.size());
+        a.seq_ids = seq_ids.data();
+        a.n_tokens = n_tokens.data();
+        check(call(handle_, &a));
     }
     template <class AnyBatch>
     void append_rows(std::uint32_t layer, const AnyBatch &batch, const KvRows &kv) {

@@ -14,8 +14,8 @@ try:
 except ImportError:
     sys.exit("skipped: no PyTorch")
 
-from sinkcache_ctypes import (CacheConfig, DeviceError, LayerConfig, NoteReplayArgs, StepArgs, check, constant, int_array,
-                              lib)
+from sinkcache_ctypes import (CacheConfig, DeviceError, LayerConfig, NoteReplayArgs, StepArgs, check, constant,
+                              int_array, lib)
 
 Q_HEADS, KV_HEADS, DIM, SINKS, WINDOW, PROMPT, TOKENS = 32, 8, 128, 4, 1020, 1500, 3000
 BF16 = torch.bfloat16

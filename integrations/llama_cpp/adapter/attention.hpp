@@ -27,7 +27,7 @@ class Attention {
 public:
     explicit Attention(std::size_t n_layers);
 
-    /** Turns the attention nodes of a graph into ops of this object, which must outlive the graph. */
+    /** Replaces the attention nodes of a graph by ops of this object, which must outlive the graph. */
     void install(ggml_context *ctx, const std::vector<LayerNodes> &layers);
     /** The cache that ops compute with; it must live until the last graph has run. */
     void set_cache(skc_cache *cache) { cache_ = cache; }
