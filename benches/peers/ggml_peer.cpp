@@ -1,4 +1,4 @@
-// ggml's CPU flash attention as a function: f32 queries, f16 K and V, one thread pool, one graph computed again and again.
+// ggml's CPU flash attention as a function: f32 queries, f16 K and V, one thread pool, one graph that every call computes.
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -29,25 +29,28 @@ struct Peer {
 
 extern "C" {
 
-// q [n_queries][n_q_heads][dim] f32; k, v [n_kv_heads][n_kv][dim] f16 as llama.cpp's cache without transposed V has them.
-void * ggml_peer_new(int n_q_heads, int n_kv_heads, int dim, int n_kv, int n_queries, int n_threads, const float * q,
-                     const uint16_t * k, const uint16_t * v) {
+struct ggml_peer_shape {
+    int q_heads, kv_heads, dim, cached, queries, threads;
+};
+
+// q [queries][q_heads][dim] f32; k, v [kv_heads][cached][dim] f16, the layout of llama.cpp's cache with V not transposed.
+void * ggml_peer_new(const ggml_peer_shape * s, const float * q, const uint16_t * k, const uint16_t * v) {
     auto peer = std::make_unique<Peer>();
     peer->ctx = ggml_init({ggml_tensor_overhead() * 16 + ggml_graph_overhead(), nullptr, true});
-    peer->q = ggml_new_tensor_3d(peer->ctx, GGML_TYPE_F32, dim, n_q_heads, n_queries);
-    peer->k = ggml_new_tensor_3d(peer->ctx, GGML_TYPE_F16, dim, n_kv, n_kv_heads);
-    peer->v = ggml_new_tensor_3d(peer->ctx, GGML_TYPE_F16, dim, n_kv, n_kv_heads);
+    peer->q = ggml_new_tensor_3d(peer->ctx, GGML_TYPE_F32, s->dim, s->q_heads, s->queries);
+    peer->k = ggml_new_tensor_3d(peer->ctx, GGML_TYPE_F16, s->dim, s->cached, s->kv_heads);
+    peer->v = ggml_new_tensor_3d(peer->ctx, GGML_TYPE_F16, s->dim, s->cached, s->kv_heads);
     ggml_tensor * rows = ggml_permute(peer->ctx, peer->q, 0, 2, 1, 3);
-    const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
+    const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(s->dim));
     peer->out = ggml_flash_attn_ext(peer->ctx, rows, peer->k, peer->v, nullptr, scale, 0.0f, 0.0f);
     peer->graph = ggml_new_graph(peer->ctx);
     ggml_build_forward_expand(peer->graph, peer->out);
     peer->backend = ggml_backend_cpu_init();
     peer->buffer = ggml_backend_alloc_ctx_tensors(peer->ctx, peer->backend);
-    ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
+    ggml_threadpool_params params = ggml_threadpool_params_default(s->threads);
     peer->pool = ggml_threadpool_new(&params);
     if (!peer->buffer || !peer->pool) return nullptr;
-    ggml_backend_cpu_set_n_threads(peer->backend, n_threads);
+    ggml_backend_cpu_set_n_threads(peer->backend, s->threads);
     ggml_backend_cpu_set_threadpool(peer->backend, peer->pool);
     std::memcpy(peer->q->data, q, ggml_nbytes(peer->q));
     std::memcpy(peer->k->data, k, ggml_nbytes(peer->k));
@@ -56,7 +59,7 @@ void * ggml_peer_new(int n_q_heads, int n_kv_heads, int dim, int n_kv, int n_que
     return peer.release();
 }
 
-// Its threads poll while they wait: between measurements they must not.
+// The pool's threads poll while they wait for work. Paused, they leave the processors to the other contenders.
 void ggml_peer_resume(void * peer) { ggml_threadpool_resume(static_cast<Peer *>(peer)->pool); }
 void ggml_peer_pause(void * peer) { ggml_threadpool_pause(static_cast<Peer *>(peer)->pool); }
 
@@ -65,17 +68,17 @@ int ggml_peer_run(void * peer) {
     return ggml_backend_graph_compute(p->backend, p->graph);
 }
 
-// [n_queries][n_q_heads][dim] f32
+// [queries][q_heads][dim] f32
 const float * ggml_peer_out(void * peer) { return static_cast<const float *>(static_cast<Peer *>(peer)->out->data); }
 
-// Reads `n` words once: the bandwidth that attention cannot exceed.
+// Reads `n` words once, which measures the bandwidth that attention cannot exceed.
 uint64_t peer_read(const uint64_t * x, int64_t n) {
     using Line = uint64_t __attribute__((vector_size(64)));
     const auto * lines = reinterpret_cast<const Line *>(x);
     constexpr uintptr_t AHEAD = 16384;
     Line a{}, b{}, c{}, d{};
     for (int64_t i = 0; i + 4 <= n / 8; i += 4) {
-        // Processors prefetch up to the end of a page: fetching 16 KiB ahead reads memory up to twice as fast.
+        // Hardware prefetchers stop at the end of a page. Prefetching 16 KiB ahead reads memory up to twice as fast.
         for (int64_t line = i; line < i + 4; ++line) {
             const auto at = reinterpret_cast<uintptr_t>(lines) + static_cast<uintptr_t>(line) * sizeof(Line) + AHEAD;
             __builtin_prefetch(reinterpret_cast<const void *>(at), 0, 2);

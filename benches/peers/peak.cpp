@@ -1,4 +1,4 @@
-// How fast this processor multiplies at best: loops of nothing but independent products, in registers.
+// The peak rate of this processor's multipliers: loops of independent products in registers.
 #include <cstdint>
 
 #if defined(__x86_64__)
@@ -13,33 +13,33 @@ namespace {
 
 volatile float one = 1.0f;
 
-// Twelve sums hide the latency of two units with four cycles each.
-constexpr int SUMS = 12;
+// Twelve independent accumulators: more than enough to hide the latency of two units with four cycles each.
+constexpr int ACCUMULATORS = 12;
 
 #if defined(__AVX2__) && defined(__FMA__)
 template <class V>
-int64_t fused(int64_t n) {
-    V sums[SUMS] = {}, a = V{} + one, b = V{} + one;
+int64_t fma(int64_t n) {
+    V acc[ACCUMULATORS] = {}, a = V{} + one, b = V{} + one;
     for (int64_t i = 0; i < n; ++i)
 #pragma GCC unroll 12
-        for (int j = 0; j < SUMS; ++j) asm volatile("vfmadd231ps %1, %2, %0" : "+x"(sums[j]) : "x"(a), "x"(b));
-    return n * SUMS * 2 * static_cast<int64_t>(sizeof(V) / sizeof(float));
+        for (int j = 0; j < ACCUMULATORS; ++j) asm volatile("vfmadd231ps %1, %2, %0" : "+x"(acc[j]) : "x"(a), "x"(b));
+    return n * ACCUMULATORS * 2 * static_cast<int64_t>(sizeof(V) / sizeof(float));
 }
 #endif
 
 #if defined(__AVX512FP16__)
-int64_t halves(int64_t n) {
-    __m512 sums[SUMS] = {}, a = {}, b = {};
+int64_t fp16(int64_t n) {
+    __m512 acc[ACCUMULATORS] = {}, a = {}, b = {};
     for (int64_t i = 0; i < n; ++i)
 #pragma GCC unroll 12
-        for (int j = 0; j < SUMS; ++j) asm volatile("vfmadd231ph %1, %2, %0" : "+v"(sums[j]) : "v"(a), "v"(b));
-    return n * SUMS * 2 * 32;
+        for (int j = 0; j < ACCUMULATORS; ++j) asm volatile("vfmadd231ph %1, %2, %0" : "+v"(acc[j]) : "v"(a), "v"(b));
+    return n * ACCUMULATORS * 2 * 32;
 }
 #endif
 
 #if defined(__AMX_BF16__) && defined(__linux__)
 int64_t amx(int64_t n) {
-    // Linux hands out tile data on request.
+    // ARCH_REQ_XCOMP_PERM, XTILEDATA: a process must request tile data before its first use.
     if (syscall(SYS_arch_prctl, 0x1023, 18)) return 0;
     alignas(64) uint8_t config[64] = {1}, before[64];
     for (int i = 0; i < 8; ++i) {
@@ -62,21 +62,21 @@ int64_t amx(int64_t n) {
 
 }  // namespace
 
-// Multiplies and adds of `n` rounds of a unit (0: AVX2 in f32, 1: AVX-512 in f32, 2: AMX in bfloat16, 3: AVX-512 FP16);
-// 0 where it is missing.
+// Runs `n` iterations on a unit (0: AVX2 in f32, 1: AVX-512 in f32, 2: AMX in bf16, 3: AVX-512 FP16) and returns the number of
+// multiplications and additions; 0 where the processor lacks the unit.
 extern "C" int64_t peer_multiply(int unit, int64_t n) {
     switch (unit) {
 #if defined(__AVX2__) && defined(__FMA__)
-    case 0: return fused<__m256>(n);
+    case 0: return fma<__m256>(n);
 #endif
 #if defined(__AVX512F__)
-    case 1: return fused<__m512>(n);
+    case 1: return fma<__m512>(n);
 #endif
 #if defined(__AMX_BF16__) && defined(__linux__)
     case 2: return amx(n);
 #endif
 #if defined(__AVX512FP16__)
-    case 3: return halves(n);
+    case 3: return fp16(n);
 #endif
     default: return 0;
     }
