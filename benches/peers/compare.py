@@ -5,8 +5,9 @@
 
 BEFORE and AFTER are paths of libsinkcache.so. Needs NumPy. For each case both builds get a cache of the same contents, and are
 timed in alternated bursts. A time is the lower quartile of a burst's calls, which other processes disturb least. A pair is a
-burst of each build, in random order; a round is a few pairs. Every round allocates both caches anew, at other addresses, and
-rounds alternate which one comes first, so that luck with memory does not count as a difference.
+burst of each build, in random order; a round is a few pairs. Addresses of code and data alone can change a time by 20 %: every
+round has a copy of both libraries of its own, loaded at other addresses, and allocates both caches anew. Rounds alternate which
+build comes first.
 
 Printed per case: the median of the pairs' ratios after / before, and a 95 % bootstrap interval of it, which resamples rounds
 and then their pairs. The last line names the case whose interval has the highest lower end. With `--limit 0.03` the exit code
@@ -87,8 +88,12 @@ class Pair:
         return self.after / self.before
 
 
+def order_of(number):
+    return ("before", "after") if number % 2 == 0 else ("after", "before")
+
+
 class Comparison:
-    """Pairs of a measurement, round after round."""
+    """Pairs of a measurement, round after round. `builds`: {name: bindings} of each round."""
 
     def __init__(self, builds, measurement, o, rng):
         self.builds, self.m, self.o, self.rng = builds, measurement, o, rng
@@ -98,13 +103,13 @@ class Comparison:
         return [pair for number in range(self.o.rounds) for pair in self._round(number, rows)]
 
     def _round(self, number, rows):
-        order = ["before", "after"] if number % 2 == 0 else ["after", "before"]
+        order = order_of(number)
         layers, spacers = {}, []
         for name in order:
             # Written, so that the caches' pages move too.
             spacers.append(mmap.mmap(-1, int(self.rng.integers(1, 1024)) * mmap.PAGESIZE))
             spacers[-1].write(bytes(len(spacers[-1])))
-            layers[name] = SinkcacheLayer(self.builds[name], self.m.case, self.m.kv_dtype, self.m.n_threads, rows=rows)
+            layers[name] = SinkcacheLayer(self.builds[number][name], self.m.case, self.m.kv_dtype, self.m.n_threads, rows=rows)
         try:
             calls = {name: self.m.call_of(layer) for name, layer in layers.items()}
             for name in order:
@@ -117,7 +122,7 @@ class Comparison:
                 spacer.close()
 
     def _pair(self, number, calls):
-        order = ["before", "after"] if self.rng.integers(2) else ["after", "before"]
+        order = order_of(self.rng.integers(2))
         taken = {name: self._time(calls[name], self.o.burst) for name in order}
         return Pair(number, order[0], taken["before"], taken["after"])
 
@@ -138,11 +143,18 @@ def interval(pairs, rng):
     return tuple(float(x) for x in np.quantile(medians, (0.025, 0.975)))
 
 
-def load(name, path, bindings, folder):
-    """The bindings over a copy of the library: two paths may name one file, and a file may be rebuilt meanwhile."""
-    copy = folder / f"libsinkcache_{name}.so"
-    shutil.copyfile(path, copy)
-    return load_bindings(copy, bindings)
+def load_all(o):
+    """{name: bindings} of each round. Every load is of a copy: the loader would return the same instance for the same file."""
+    builds = [{} for _ in range(o.rounds)]
+    sources = {"before": (o.before, o.before_bindings), "after": (o.after, BINDINGS)}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(o.rounds):
+            for name in order_of(number):
+                path, bindings = sources[name]
+                copy = pathlib.Path(folder) / f"libsinkcache_{name}_{number}.so"
+                shutil.copyfile(path, copy)
+                builds[number][name] = load_bindings(copy, bindings)
+    return builds
 
 
 def about(path, sc):
@@ -159,8 +171,8 @@ def options():
     p.add_argument("--threads", default="1,2")
     p.add_argument("--cases", default="decode,chunk,append")
     p.add_argument("--isa", default="", help="SINKCACHE_CPU for both builds")
-    p.add_argument("--rounds", type=int, default=6)
-    p.add_argument("--pairs", type=int, default=4, help="of a round")
+    p.add_argument("--rounds", type=int, default=8)
+    p.add_argument("--pairs", type=int, default=3, help="of a round")
     p.add_argument("--burst", type=float, default=0.05, help="seconds")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--before-bindings", type=pathlib.Path, default=BINDINGS, help="sinkcache_ctypes.py for BEFORE, if its ABI was another")
@@ -172,11 +184,9 @@ def main():
     if o.isa:
         os.environ["SINKCACHE_CPU"] = o.isa
     rng = np.random.default_rng(o.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        builds = {"before": load("before", o.before, o.before_bindings, pathlib.Path(folder)),
-                  "after": load("after", o.after, BINDINGS, pathlib.Path(folder))}
-    record = {"date": time.strftime("%Y-%m-%d"), "cpu": processor(), "isa": o.isa or "best", "before": about(o.before, builds["before"]),
-              "after": about(o.after, builds["after"]), "rounds": o.rounds, "pairs_per_round": o.pairs, "burst_s": o.burst, "cases": []}
+    builds = load_all(o)
+    record = {"date": time.strftime("%Y-%m-%d"), "cpu": processor(), "isa": o.isa or "best", "before": about(o.before, builds[0]["before"]),
+              "after": about(o.after, builds[0]["after"]), "rounds": o.rounds, "pairs_per_round": o.pairs, "burst_s": o.burst, "cases": []}
     gc.disable()
     worst = None
     for m in measurements(o):
