@@ -1,4 +1,4 @@
-// The driver API: start, devices, contexts, errors.
+// The driver API: initialisation, devices, contexts, errors.
 
 #include <cstdio>
 #include <cstring>
@@ -9,8 +9,6 @@ using namespace skc_shim;
 
 namespace {
 
-bool is_device(const Driver& d, CUdevice device) { return device >= 0 && device < d.settings.devices; }
-
 // Numbers: CUdevice_attribute of CUDA 13.0. Values: an H100's.
 int attribute(const Settings& s, int which, bool& known) {
     known = true;
@@ -19,7 +17,7 @@ int attribute(const Settings& s, int which, bool& known) {
         case 4: return 64;                           // block dim z
         case 5: return 2147483647;                   // grid dim x
         case 6: case 7: return 65535;                // grid dims y and z
-        case 8: return 48 * 1024;                    // shared memory of a block, without asking
+        case 8: return 48 * 1024;                    // shared memory of a block, without opt-in
         case 9: return 65536;                        // constant memory
         case 10: return 32;                          // warp
         case 12: case 82: return 65536;              // registers of a block, of a multiprocessor
@@ -37,8 +35,8 @@ int attribute(const Settings& s, int which, bool& known) {
         case 76: return s.arch % 10;
         case 78: case 95: case 115: return 1;        // stream priorities, cooperative launch, memory pools
         case 81: return s.shared_optin + 1024;       // shared memory of a multiprocessor
-        case 83: case 88: return 0;                  // managed memory, pageable access: the shim has neither
-        case 97: return s.shared_optin;              // shared memory of a block, for those who ask
+        case 83: case 88: return 0;                  // managed memory, pageable access: not supported
+        case 97: return s.shared_optin;              // shared memory of a block, with opt-in
         case 106: return 32;                         // blocks of a multiprocessor
         case 111: return 1024;                       // shared memory reserved for the system
         default: known = false; return 0;
@@ -47,9 +45,9 @@ int attribute(const Settings& s, int which, bool& known) {
 
 CUresult new_context(CUcontext* out, CUdevice device) {
     Call call;
-    if (!call.d.initialised) return CUDA_ERROR_NOT_INITIALIZED;
+    if (CUresult error = call.check_initialised()) return error;
     if (!out) return CUDA_ERROR_INVALID_VALUE;
-    if (!is_device(call.d, device)) return CUDA_ERROR_INVALID_DEVICE;
+    if (CUresult error = call.check_device(device)) return error;
     auto context = std::make_shared<Context>();
     context->device = device;
     context->legacy.context = context.get();
@@ -77,7 +75,7 @@ SKC_SHIM_API CUresult cuDriverGetVersion(int* version) {
 
 SKC_SHIM_API CUresult cuDeviceGetCount(int* count) {
     Call call;
-    if (!call.d.initialised) return CUDA_ERROR_NOT_INITIALIZED;
+    if (CUresult error = call.check_initialised()) return error;
     if (!count) return CUDA_ERROR_INVALID_VALUE;
     *count = call.d.settings.devices;
     return CUDA_SUCCESS;
@@ -85,17 +83,16 @@ SKC_SHIM_API CUresult cuDeviceGetCount(int* count) {
 
 SKC_SHIM_API CUresult cuDeviceGet(CUdevice* device, int ordinal) {
     Call call;
-    if (!call.d.initialised) return CUDA_ERROR_NOT_INITIALIZED;
+    if (CUresult error = call.check_initialised()) return error;
     if (!device) return CUDA_ERROR_INVALID_VALUE;
-    if (!is_device(call.d, ordinal)) return CUDA_ERROR_INVALID_DEVICE;
+    if (CUresult error = call.check_device(ordinal)) return error;
     *device = ordinal;
     return CUDA_SUCCESS;
 }
 
 SKC_SHIM_API CUresult cuDeviceGetName(char* name, int length, CUdevice device) {
     Call call;
-    if (!call.d.initialised) return CUDA_ERROR_NOT_INITIALIZED;
-    if (!is_device(call.d, device)) return CUDA_ERROR_INVALID_DEVICE;
+    if (CUresult error = call.check_device(device)) return error;
     if (!name || length <= 0) return CUDA_ERROR_INVALID_VALUE;
     std::snprintf(name, static_cast<size_t>(length), "host shim (no GPU)");
     return CUDA_SUCCESS;
@@ -103,8 +100,7 @@ SKC_SHIM_API CUresult cuDeviceGetName(char* name, int length, CUdevice device) {
 
 SKC_SHIM_API CUresult cuDeviceTotalMem_v2(size_t* bytes, CUdevice device) {
     Call call;
-    if (!call.d.initialised) return CUDA_ERROR_NOT_INITIALIZED;
-    if (!is_device(call.d, device)) return CUDA_ERROR_INVALID_DEVICE;
+    if (CUresult error = call.check_device(device)) return error;
     if (!bytes) return CUDA_ERROR_INVALID_VALUE;
     *bytes = call.d.settings.memory;
     return CUDA_SUCCESS;
@@ -112,20 +108,19 @@ SKC_SHIM_API CUresult cuDeviceTotalMem_v2(size_t* bytes, CUdevice device) {
 
 SKC_SHIM_API CUresult cuDeviceGetAttribute(int* value, int which, CUdevice device) {
     Call call;
-    if (!call.d.initialised) return CUDA_ERROR_NOT_INITIALIZED;
-    if (!is_device(call.d, device)) return CUDA_ERROR_INVALID_DEVICE;
+    if (CUresult error = call.check_device(device)) return error;
     bool known = false;
-    int answer = attribute(call.d.settings, which, known);
+    int found = attribute(call.d.settings, which, known);
     if (!value || !known) return CUDA_ERROR_INVALID_VALUE;
-    *value = answer;
+    *value = found;
     return CUDA_SUCCESS;
 }
 
 SKC_SHIM_API CUresult cuDevicePrimaryCtxRetain(CUcontext* out, CUdevice device) {
     Call call;
-    if (!call.d.initialised) return CUDA_ERROR_NOT_INITIALIZED;
+    if (CUresult error = call.check_initialised()) return error;
     if (!out) return CUDA_ERROR_INVALID_VALUE;
-    if (!is_device(call.d, device)) return CUDA_ERROR_INVALID_DEVICE;
+    if (CUresult error = call.check_device(device)) return error;
     auto& [handle, context] = call.d.primary[static_cast<size_t>(device)];
     ++context->retained;
     context->alive = true;
@@ -135,8 +130,7 @@ SKC_SHIM_API CUresult cuDevicePrimaryCtxRetain(CUcontext* out, CUdevice device) 
 
 SKC_SHIM_API CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
     Call call;
-    if (!call.d.initialised) return CUDA_ERROR_NOT_INITIALIZED;
-    if (!is_device(call.d, device)) return CUDA_ERROR_INVALID_DEVICE;
+    if (CUresult error = call.check_device(device)) return error;
     auto context = call.d.primary[static_cast<size_t>(device)].second;
     if (context->retained == 0) return CUDA_ERROR_INVALID_CONTEXT;
     if (--context->retained != 0) return CUDA_SUCCESS;
@@ -149,8 +143,7 @@ SKC_SHIM_API CUresult cuDevicePrimaryCtxRelease(CUdevice device) { return cuDevi
 
 SKC_SHIM_API CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned* flags, int* active) {
     Call call;
-    if (!call.d.initialised) return CUDA_ERROR_NOT_INITIALIZED;
-    if (!is_device(call.d, device)) return CUDA_ERROR_INVALID_DEVICE;
+    if (CUresult error = call.check_device(device)) return error;
     if (!flags || !active) return CUDA_ERROR_INVALID_VALUE;
     *flags = 0;
     *active = call.d.primary[static_cast<size_t>(device)].second->alive;
@@ -158,7 +151,9 @@ SKC_SHIM_API CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned* flag
 }
 
 SKC_SHIM_API CUresult cuCtxCreate_v2(CUcontext* out, unsigned, CUdevice device) { return new_context(out, device); }
-SKC_SHIM_API CUresult cuCtxCreate_v4(CUcontext* out, void*, unsigned, CUdevice device) { return new_context(out, device); }
+SKC_SHIM_API CUresult cuCtxCreate_v4(CUcontext* out, void*, unsigned, CUdevice device) {
+    return new_context(out, device);
+}
 
 SKC_SHIM_API CUresult cuCtxDestroy_v2(CUcontext handle) {
     Call call;
@@ -166,7 +161,7 @@ SKC_SHIM_API CUresult cuCtxDestroy_v2(CUcontext handle) {
     if (!context || !context->alive || context->primary) return CUDA_ERROR_INVALID_CONTEXT;
     call.d.queue.wait_all(call.lock, context.get());
     end_context(call.d, *context);
-    call.d.dead.push_back(context);
+    call.d.destroyed.push_back(context);
     call.d.contexts.remove(handle);
     auto& stack = thread_state().stack;
     if (!stack.empty() && stack.back() == handle) stack.pop_back();
@@ -175,7 +170,7 @@ SKC_SHIM_API CUresult cuCtxDestroy_v2(CUcontext handle) {
 
 SKC_SHIM_API CUresult cuCtxPushCurrent_v2(CUcontext handle) {
     Call call;
-    if (!call.d.initialised) return CUDA_ERROR_NOT_INITIALIZED;
+    if (CUresult error = call.check_initialised()) return error;
     auto context = call.d.contexts.find(handle);
     if (!context) return CUDA_ERROR_INVALID_CONTEXT;
     if (!context->alive) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
@@ -193,17 +188,17 @@ SKC_SHIM_API CUresult cuCtxPopCurrent_v2(CUcontext* out) {
 
 SKC_SHIM_API CUresult cuCtxGetCurrent(CUcontext* out) {
     Call call;
-    if (!call.d.initialised) return CUDA_ERROR_NOT_INITIALIZED;
+    if (CUresult error = call.check_initialised()) return error;
     if (!out) return CUDA_ERROR_INVALID_VALUE;
     auto& stack = thread_state().stack;
     *out = stack.empty() ? nullptr : stack.back();
     return CUDA_SUCCESS;
 }
 
-// Replaces the top of the stack; NULL takes it away.
+// Replaces the top of the stack; NULL removes it.
 SKC_SHIM_API CUresult cuCtxSetCurrent(CUcontext handle) {
     Call call;
-    if (!call.d.initialised) return CUDA_ERROR_NOT_INITIALIZED;
+    if (CUresult error = call.check_initialised()) return error;
     if (handle && !call.d.contexts.find(handle)) return CUDA_ERROR_INVALID_CONTEXT;
     auto& stack = thread_state().stack;
     if (!stack.empty()) stack.pop_back();
@@ -234,10 +229,10 @@ SKC_SHIM_API CUresult cuCtxGetApiVersion(CUcontext handle, unsigned* version) {
 SKC_SHIM_API CUresult cuCtxSynchronize() {
     Call call;
     if (CUresult error = call.enter()) return error;
-    if (CUresult error = refuse_if_context_captures(call)) return error;
+    if (CUresult error = reject_if_context_captures(call)) return error;
     ++call.d.n_sync;
     call.d.queue.wait_all(call.lock, call.context.get());
-    return outcome(call);
+    return sticky_error(call);
 }
 
 SKC_SHIM_API CUresult cuGetErrorName(CUresult error, const char** out) {

@@ -1,4 +1,4 @@
-// The driver API: memory and copies.
+// The driver API: memory, copies, memsets.
 
 #include <cstring>
 
@@ -11,29 +11,33 @@ namespace {
 uintptr_t address(const void* p) { return reinterpret_cast<uintptr_t>(p); }
 void* pointer(CUdeviceptr p) { return reinterpret_cast<void*>(static_cast<uintptr_t>(p)); }
 
-// Whether device work may touch the range: asked again when the work runs.
-bool still_there(uintptr_t at, size_t bytes) {
+// Whether device work may access the range. Checked again when the work runs.
+bool still_allocated(uintptr_t at, size_t bytes) {
     std::lock_guard lock(driver().mutex);
-    return find_memory(driver(), at, bytes) != nullptr;
+    return find_allocation(driver(), at, bytes) != nullptr;
 }
 
 bool is_pinned(const Driver& d, const void* p, size_t bytes) {
-    const Allocation* memory = find_memory(d, address(p), bytes);
+    const Allocation* memory = find_allocation(d, address(p), bytes);
     return memory && !memory->device;
 }
 
-bool is_device(const Driver& d, CUdeviceptr p, size_t bytes) { return find_memory(d, static_cast<uintptr_t>(p), bytes); }
+bool is_device(const Driver& d, CUdeviceptr p, size_t bytes) {
+    return find_allocation(d, static_cast<uintptr_t>(p), bytes);
+}
 
 Work copy_work(void* to, const void* from, size_t bytes, bool to_device, bool from_device) {
     return [=]() -> std::string {
-        if (to_device && !still_there(address(to), bytes)) return "a copy to device memory that has been freed";
-        if (from_device && !still_there(address(from), bytes)) return "a copy from device memory that has been freed";
+        if (to_device && !still_allocated(address(to), bytes)) return "a copy to device memory that has been freed";
+        if (from_device && !still_allocated(address(from), bytes)) {
+            return "a copy from device memory that has been freed";
+        }
         std::memmove(to, from, bytes);
         return {};
     };
 }
 
-// Pageable memory is read before the call returns; in capture nothing is read before a replay.
+// Pageable memory is read before the call returns; in capture nothing is read before a graph launch.
 CUresult to_device(Call& call, Stream& stream, CUdeviceptr to, const void* from, size_t bytes) {
     if (bytes == 0) return CUDA_SUCCESS;
     if (!from || !is_device(call.d, to, bytes)) return CUDA_ERROR_INVALID_VALUE;
@@ -42,10 +46,11 @@ CUresult to_device(Call& call, Stream& stream, CUdeviceptr to, const void* from,
     }
     auto* begin = static_cast<const uint8_t*>(from);
     auto staged = std::make_shared<std::vector<uint8_t>>(begin, begin + bytes);
-    return enqueue(call, stream, [=]() -> std::string { return copy_work(pointer(to), staged->data(), bytes, true, false)(); });
+    return enqueue(call, stream,
+                   [=]() -> std::string { return copy_work(pointer(to), staged->data(), bytes, true, false)(); });
 }
 
-// To pageable memory the copy has happened when the call returns.
+// A copy to pageable memory has completed when the call returns.
 CUresult to_host(Call& call, Stream& stream, void* to, CUdeviceptr from, size_t bytes) {
     if (bytes == 0) return CUDA_SUCCESS;
     if (!to || !is_device(call.d, from, bytes)) return CUDA_ERROR_INVALID_VALUE;
@@ -63,7 +68,9 @@ CUresult fill(CUdeviceptr at, const void* pattern, size_t size, size_t n, CUstre
     uint32_t value = 0;
     std::memcpy(&value, pattern, size);
     return enqueue(call, *stream, [=]() -> std::string {
-        if (!still_there(static_cast<uintptr_t>(at), n * size)) return "a memset of device memory that has been freed";
+        if (!still_allocated(static_cast<uintptr_t>(at), n * size)) {
+            return "a memset of device memory that has been freed";
+        }
         auto* to = static_cast<uint8_t*>(pointer(at));
         if (size == 1) {
             std::memset(to, static_cast<int>(value), n);
@@ -74,20 +81,21 @@ CUresult fill(CUdeviceptr at, const void* pattern, size_t size, size_t n, CUstre
     });
 }
 
-CUresult allocate_now(void** out, size_t bytes, bool device, bool mapped) {
+CUresult allocate_if_permitted(void** out, Allocation allocation) {
     Call call;
     if (CUresult error = call.enter()) return error;
     if (!out) return CUDA_ERROR_INVALID_VALUE;
-    if (CUresult error = refuse_in_capture(call)) return error;
-    return allocate(call.d, call.context.get(), bytes, device, mapped, out);
+    if (CUresult error = reject_in_capture(call)) return error;
+    allocation.context = call.context.get();
+    return allocate(call.d, allocation, out);
 }
 
-// At once: work that still uses it is an error, which AddressSanitizer sees.
-CUresult free_now(uintptr_t at, bool device) {
+// Frees the memory without waiting: work that still uses it is an error, which AddressSanitizer reports.
+CUresult free_if_permitted(uintptr_t at, bool device) {
     Call call;
     if (CUresult error = call.enter(); error && error != CUDA_ERROR_LAUNCH_FAILED) return error;
     if (at == 0) return device ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-    if (CUresult error = refuse_in_capture(call)) return error;
+    if (CUresult error = reject_in_capture(call)) return error;
     auto it = call.d.memory.find(at);
     if (it == call.d.memory.end() || it->second.device != device) return CUDA_ERROR_INVALID_VALUE;
     release(call.d, it);
@@ -98,22 +106,22 @@ CUresult free_now(uintptr_t at, bool device) {
 
 SKC_SHIM_API CUresult cuMemAlloc_v2(CUdeviceptr* out, size_t bytes) {
     void* p = nullptr;
-    CUresult error = allocate_now(out ? &p : nullptr, bytes, true, false);
+    CUresult error = allocate_if_permitted(out ? &p : nullptr, {bytes});
     if (error == CUDA_SUCCESS) *out = address(p);
     return error;
 }
 
-SKC_SHIM_API CUresult cuMemFree_v2(CUdeviceptr p) { return free_now(static_cast<uintptr_t>(p), true); }
+SKC_SHIM_API CUresult cuMemFree_v2(CUdeviceptr p) { return free_if_permitted(static_cast<uintptr_t>(p), true); }
 
 SKC_SHIM_API CUresult cuMemAllocAsync(CUdeviceptr* out, size_t bytes, CUstream handle) {
     Call call;
     Stream* stream = nullptr;
     if (CUresult error = call.enter(handle, stream)) return error;
     if (!out) return CUDA_ERROR_INVALID_VALUE;
-    // The driver makes a node of it; the shim's graphs have no such nodes.
-    if (CUresult error = refuse_if_stream_captures(*stream)) return error;
+    // A driver would add a memory node to the graph; the shim has no such nodes.
+    if (CUresult error = reject_if_stream_captures(*stream)) return error;
     void* p = nullptr;
-    CUresult error = allocate(call.d, call.context.get(), bytes, true, false, &p);
+    CUresult error = allocate(call.d, {bytes, call.context.get()}, &p);
     if (error == CUDA_SUCCESS) *out = address(p);
     return error;
 }
@@ -125,7 +133,7 @@ SKC_SHIM_API CUresult cuMemFreeAsync(CUdeviceptr p, CUstream handle) {
     if (p == 0) return CUDA_SUCCESS;
     auto it = call.d.memory.find(static_cast<uintptr_t>(p));
     if (it == call.d.memory.end() || !it->second.device) return CUDA_ERROR_INVALID_VALUE;
-    if (CUresult error = refuse_if_stream_captures(*stream)) return error;
+    if (CUresult error = reject_if_stream_captures(*stream)) return error;
     return enqueue(call, *stream, [p]() -> std::string {
         Driver& d = driver();
         std::lock_guard lock(d.mutex);
@@ -140,15 +148,15 @@ SKC_SHIM_API CUresult cuMemHostAlloc(void** out, size_t bytes, unsigned flags) {
     if (flags > (CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP | CU_MEMHOSTALLOC_WRITECOMBINED)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    return allocate_now(out, bytes, false, (flags & CU_MEMHOSTALLOC_DEVICEMAP) != 0);
+    return allocate_if_permitted(out, {bytes, nullptr, false, (flags & CU_MEMHOSTALLOC_DEVICEMAP) != 0});
 }
 
-SKC_SHIM_API CUresult cuMemFreeHost(void* p) { return free_now(address(p), false); }
+SKC_SHIM_API CUresult cuMemFreeHost(void* p) { return free_if_permitted(address(p), false); }
 
 SKC_SHIM_API CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr* out, void* p, unsigned flags) {
     Call call;
     if (CUresult error = call.enter()) return error;
-    const Allocation* memory = find_memory(call.d, address(p), 1);
+    const Allocation* memory = find_allocation(call.d, address(p), 1);
     if (!out || flags != 0 || !memory || memory->device || !memory->mapped) return CUDA_ERROR_INVALID_VALUE;
     *out = address(p);
     return CUDA_SUCCESS;
@@ -163,10 +171,16 @@ SKC_SHIM_API CUresult cuMemGetInfo_v2(size_t* free, size_t* total) {
     return CUDA_SUCCESS;
 }
 
-SKC_SHIM_API CUresult cuMemsetD8Async(CUdeviceptr at, uint8_t value, size_t n, CUstream stream) { return fill(at, &value, 1, n, stream); }
-SKC_SHIM_API CUresult cuMemsetD32Async(CUdeviceptr at, uint32_t value, size_t n, CUstream stream) { return fill(at, &value, 4, n, stream); }
+SKC_SHIM_API CUresult cuMemsetD8Async(CUdeviceptr at, uint8_t value, size_t n, CUstream stream) {
+    return fill(at, &value, 1, n, stream);
+}
+SKC_SHIM_API CUresult cuMemsetD32Async(CUdeviceptr at, uint32_t value, size_t n, CUstream stream) {
+    return fill(at, &value, 4, n, stream);
+}
 SKC_SHIM_API CUresult cuMemsetD8_v2(CUdeviceptr at, uint8_t value, size_t n) { return fill(at, &value, 1, n, nullptr); }
-SKC_SHIM_API CUresult cuMemsetD32_v2(CUdeviceptr at, uint32_t value, size_t n) { return fill(at, &value, 4, n, nullptr); }
+SKC_SHIM_API CUresult cuMemsetD32_v2(CUdeviceptr at, uint32_t value, size_t n) {
+    return fill(at, &value, 4, n, nullptr);
+}
 
 SKC_SHIM_API CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, size_t bytes, CUstream handle) {
     Call call;
@@ -195,7 +209,7 @@ SKC_SHIM_API CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void* from, size_t b
     Call call;
     Stream* stream = nullptr;
     if (CUresult error = call.enter(nullptr, stream)) return error;
-    if (CUresult error = refuse_in_capture(call)) return error;
+    if (CUresult error = reject_in_capture(call)) return error;
     if (CUresult error = to_device(call, *stream, to, from, bytes)) return error;
     return wait_for(call, *stream);
 }
@@ -204,16 +218,16 @@ SKC_SHIM_API CUresult cuMemcpyDtoH_v2(void* to, CUdeviceptr from, size_t bytes) 
     Call call;
     Stream* stream = nullptr;
     if (CUresult error = call.enter(nullptr, stream)) return error;
-    if (CUresult error = refuse_in_capture(call)) return error;
+    if (CUresult error = reject_in_capture(call)) return error;
     if (CUresult error = to_host(call, *stream, to, from, bytes)) return error;
     return wait_for(call, *stream);
 }
 
 SKC_SHIM_API CUresult cuPointerGetAttribute(void* out, int which, CUdeviceptr p) {
     Call call;
-    if (!call.d.initialised) return CUDA_ERROR_NOT_INITIALIZED;
+    if (CUresult error = call.check_initialised()) return error;
     auto at = static_cast<uintptr_t>(p);
-    const Allocation* memory = find_memory(call.d, at, 1);
+    const Allocation* memory = find_allocation(call.d, at, 1);
     if (!out || !memory) return CUDA_ERROR_INVALID_VALUE;
     auto put = [out](auto value) {
         std::memcpy(out, &value, sizeof value);
@@ -221,8 +235,10 @@ SKC_SHIM_API CUresult cuPointerGetAttribute(void* out, int which, CUdeviceptr p)
     };
     auto begin = std::prev(call.d.memory.upper_bound(at))->first;
     switch (which) {
-        case CU_POINTER_ATTRIBUTE_MEMORY_TYPE: return put(unsigned{memory->device ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST});
-        case CU_POINTER_ATTRIBUTE_DEVICE_POINTER: return memory->device || memory->mapped ? put(p) : CUDA_ERROR_INVALID_VALUE;
+        case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
+            return put(unsigned{memory->device ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST});
+        case CU_POINTER_ATTRIBUTE_DEVICE_POINTER:
+            return memory->device || memory->mapped ? put(p) : CUDA_ERROR_INVALID_VALUE;
         case CU_POINTER_ATTRIBUTE_HOST_POINTER: return memory->device ? CUDA_ERROR_INVALID_VALUE : put(p);
         case CU_POINTER_ATTRIBUTE_IS_MANAGED: return put(unsigned{0});
         case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: return put(memory->context->device);

@@ -20,7 +20,7 @@
 
 extern char** environ;
 
-// Set by build.sh: where arch_host.hpp is, the compiler, and its further flags.
+// Set by build.sh: the directory of ptx_host.hpp, the compiler, and its additional flags.
 #if !defined(SKC_SHIM_DIR) || !defined(SKC_SHIM_CXX) || !defined(SKC_SHIM_KERNEL_FLAGS)
 #error "build with tools/cuda_shim/build.sh"
 #endif
@@ -30,9 +30,9 @@ namespace fs = std::filesystem;
 namespace skc_shim {
 namespace {
 
-std::string environment(const char* name, const char* otherwise) {
+std::string environment(const char* name, const char* default_value) {
     const char* value = std::getenv(name);
-    return value ? value : otherwise;
+    return value ? value : default_value;
 }
 
 std::string read_file(const fs::path& path) {
@@ -47,7 +47,7 @@ bool write_file(const fs::path& path, const std::string& text) {
     return file.good();
 }
 
-// A directory of our own that goes away again.
+// A temporary directory, removed in the destructor.
 class Scratch {
 public:
     Scratch() {
@@ -71,15 +71,17 @@ std::vector<std::string> arguments(const std::vector<std::string>& flags) {
                                     "-fno-gnu-unique", "-Wno-unknown-pragmas", "-DSKC_HOST_SHIM",
                                     "-I" + environment("SKC_SHIM_INCLUDE", SKC_SHIM_DIR)};
     all.insert(all.end(), flags.begin(), flags.end());
-    std::istringstream further(environment("SKC_SHIM_CXXFLAGS", SKC_SHIM_KERNEL_FLAGS));
-    for (std::string flag; further >> flag;) all.push_back(flag);
+    std::istringstream additional(environment("SKC_SHIM_CXXFLAGS", SKC_SHIM_KERNEL_FLAGS));
+    for (std::string flag; additional >> flag;) all.push_back(flag);
     return all;
 }
 
-// Everything that the result depends on.
-std::string key(const Sources& sources, const std::vector<std::string>& args) {
+// A hash of everything that the result depends on.
+std::string cache_key(const Sources& sources, const std::vector<std::string>& args) {
     std::string all = __VERSION__;
-    auto add = [&all](const std::string& text) { all.append(1, '\0').append(std::to_string(text.size())).append(text); };
+    auto add = [&all](const std::string& text) {
+        all.append(1, '\0').append(std::to_string(text.size())).append(text);
+    };
     for (const std::string& arg : args) add(arg);
     add(sources.program.name);
     add(sources.program.text);
@@ -88,14 +90,15 @@ std::string key(const Sources& sources, const std::vector<std::string>& args) {
         add(header.text);
     }
     fs::path shim = environment("SKC_SHIM_INCLUDE", SKC_SHIM_DIR);
-    for (const char* name : {"arch_host.hpp", "lane.hpp", "half.hpp"}) add(read_file(shim / name));
+    for (const char* name : {"ptx_host.hpp", "device_thread.hpp", "convert.hpp"}) add(read_file(shim / name));
     char text[40];
-    std::snprintf(text, sizeof text, "%016llx%016llx", static_cast<unsigned long long>(hash_bytes(all.data(), all.size(), 0)),
+    std::snprintf(text, sizeof text, "%016llx%016llx",
+                  static_cast<unsigned long long>(hash_bytes(all.data(), all.size(), 0)),
                   static_cast<unsigned long long>(hash_bytes(all.data(), all.size(), all.size())));
     return text;
 }
 
-// Runs a program with its output in a file. A preloaded AddressSanitizer is for the caller, not for the compiler.
+// Runs a program with its output in a file, without LD_PRELOAD, which loads AddressSanitizer for the tests only.
 bool run(const std::vector<std::string>& args, const fs::path& log) {
     std::vector<char*> argv, env;
     for (const std::string& arg : args) argv.push_back(const_cast<char*>(arg.c_str()));
@@ -121,22 +124,23 @@ bool run(const std::vector<std::string>& args, const fs::path& log) {
     return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
-// Written aside and renamed: another process sees all of it or nothing.
-void keep(const fs::path& path, const std::string& object) {
+// Written under another name and renamed, so that other processes never see half of it.
+void store(const fs::path& path, const std::string& object) {
     static std::atomic<unsigned> count{0};
     std::error_code ignored;
     fs::create_directories(path.parent_path(), ignored);
-    fs::path aside = path;
-    aside += "." + std::to_string(getpid()) + "." + std::to_string(++count);
-    if (write_file(aside, object)) fs::rename(aside, path, ignored);
-    fs::remove(aside, ignored);
+    fs::path temporary = path;
+    temporary += "." + std::to_string(getpid()) + "." + std::to_string(++count);
+    if (write_file(temporary, object)) fs::rename(temporary, path, ignored);
+    fs::remove(temporary, ignored);
 }
 
 }  // namespace
 
 bool Sources::names_are_safe() const {
     auto safe = [](const File& file) {
-        return !file.name.empty() && file.name[0] != '.' && file.name[0] != '-' && file.name.find('/') == std::string::npos;
+        return !file.name.empty() && file.name[0] != '.' && file.name[0] != '-' &&
+               file.name.find('/') == std::string::npos;
     };
     for (const File& header : headers) {
         if (!safe(header)) return false;
@@ -147,7 +151,7 @@ bool Sources::names_are_safe() const {
 Compiled compile(const Sources& sources, const std::vector<std::string>& flags) {
     std::vector<std::string> args = arguments(flags);
     std::string cache = environment("SKC_SHIM_CACHE", "");
-    fs::path entry = cache.empty() ? fs::path() : fs::path(cache) / (key(sources, args) + ".so");
+    fs::path entry = cache.empty() ? fs::path() : fs::path(cache) / (cache_key(sources, args) + ".so");
     Compiled result;
     if (!entry.empty()) {
         result.object = read_file(entry);
@@ -158,20 +162,23 @@ Compiled compile(const Sources& sources, const std::vector<std::string>& flags) 
     }
     Scratch scratch;
     bool written = !scratch.path().empty() && write_file(scratch.path() / sources.program.name, sources.program.text);
-    for (const File& header : sources.headers) written = written && write_file(scratch.path() / header.name, header.text);
+    for (const File& header : sources.headers) {
+        written = written && write_file(scratch.path() / header.name, header.text);
+    }
     if (!written) {
         result.log = "cannot write sources to a temporary directory\n";
         return result;
     }
     fs::path object = scratch.path() / ".object", log = scratch.path() / ".log";
-    for (const std::string& arg : {std::string("-x"), std::string("c++"), (scratch.path() / sources.program.name).string(),
-                                   std::string("-o"), object.string()}) {
+    for (const std::string& arg :
+         {std::string("-x"), std::string("c++"), (scratch.path() / sources.program.name).string(), std::string("-o"),
+          object.string()}) {
         args.push_back(arg);
     }
     result.ok = run(args, log);
     result.log = read_file(log);
     if (result.ok) result.object = read_file(object);
-    if (result.ok && !entry.empty()) keep(entry, result.object);
+    if (result.ok && !entry.empty()) store(entry, result.object);
     return result;
 }
 

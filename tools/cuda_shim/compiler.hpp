@@ -1,4 +1,4 @@
-// Device code to a shared object, by the host's compiler.
+// Compiles device code into a shared object with the host's compiler.
 #pragma once
 
 #include <string>
@@ -13,9 +13,9 @@ struct File {
 
 struct Sources {
     File program;
-    std::vector<File> headers;  // by the name they are included by
+    std::vector<File> headers;  // named as in #include
 
-    // Whether all are plain file names: they are written into a directory.
+    // Whether all names are plain file names: the sources are written into a directory.
     bool names_are_safe() const;
 };
 
@@ -25,8 +25,8 @@ struct Compiled {
     std::string object;
 };
 
-// From the cache (SKC_SHIM_CACHE names its directory; none without), or by running the compiler. SKC_SHIM_CXXFLAGS replaces
-// the flags that the shim was built to use, such as those of sanitizers.
+// Takes the object from the cache (directory SKC_SHIM_CACHE; no cache if unset), or runs the compiler.
+// SKC_SHIM_CXXFLAGS replaces the additional flags that the shim was built with, such as those of sanitizers.
 Compiled compile(const Sources& sources, const std::vector<std::string>& flags);
 
 }  // namespace skc_shim

@@ -1,10 +1,10 @@
-// The part of the CUDA driver API that the shim has, in its binary form. Numbers: cuda.h of CUDA 13.0.
+// The part of the CUDA driver API that the shim implements, binary-compatible. Numbers: cuda.h of CUDA 13.0.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-// name, number. Errors the shim can answer, and those of its neighbours that a caller may name.
+// X(name, number) for the errors that the shim returns, and for related ones whose names a caller may look up.
 #define SKC_SHIM_ERRORS(X)                                                                                       \
     X(CUDA_SUCCESS, 0) X(CUDA_ERROR_INVALID_VALUE, 1) X(CUDA_ERROR_OUT_OF_MEMORY, 2)                             \
     X(CUDA_ERROR_NOT_INITIALIZED, 3) X(CUDA_ERROR_NO_DEVICE, 100) X(CUDA_ERROR_INVALID_DEVICE, 101)              \
@@ -41,7 +41,7 @@ constexpr unsigned CU_MEMHOSTALLOC_PORTABLE = 1;
 constexpr unsigned CU_MEMHOSTALLOC_DEVICEMAP = 2;
 constexpr unsigned CU_MEMHOSTALLOC_WRITECOMBINED = 4;
 
-// Handles with a meaning of their own.
+// Handles with a special meaning.
 constexpr uintptr_t kLegacyStream = 1;
 constexpr uintptr_t kPerThreadStream = 2;
 
@@ -58,8 +58,12 @@ struct CUlaunchAttribute {
         int flag;
     } value;
 };
-enum { CU_LAUNCH_ATTRIBUTE_IGNORE = 0, CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION = 4, CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM = 6,
-       CU_LAUNCH_ATTRIBUTE_PRIORITY = 8 };
+enum {
+    CU_LAUNCH_ATTRIBUTE_IGNORE = 0,
+    CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION = 4,
+    CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM = 6,
+    CU_LAUNCH_ATTRIBUTE_PRIORITY = 8
+};
 
 struct CUlaunchConfig {
     unsigned grid[3];

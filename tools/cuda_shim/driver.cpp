@@ -11,23 +11,23 @@
 namespace skc_shim {
 namespace {
 
-long long number(const char* name, long long otherwise) {
+long long setting(const char* name, long long default_value) {
     const char* text = std::getenv(name);
-    return text && *text ? std::strtoll(text, nullptr, 0) : otherwise;
+    return text && *text ? std::strtoll(text, nullptr, 0) : default_value;
 }
 
 }  // namespace
 
 // An H100, with less memory.
 Settings::Settings()
-    : devices(static_cast<int>(number("SKC_SHIM_DEVICES", 1))),
-      arch(static_cast<int>(number("SKC_SHIM_ARCH", 90))),
-      multiprocessors(static_cast<int>(number("SKC_SHIM_MULTIPROCESSORS", 132))),
-      shared_optin(static_cast<int>(number("SKC_SHIM_SHARED", 227 * 1024))),
-      memory(static_cast<size_t>(number("SKC_SHIM_MEMORY", 2LL << 30))) {}
+    : devices(static_cast<int>(setting("SKC_SHIM_DEVICES", 1))),
+      arch(static_cast<int>(setting("SKC_SHIM_ARCH", 90))),
+      multiprocessors(static_cast<int>(setting("SKC_SHIM_MULTIPROCESSORS", 132))),
+      shared_optin(static_cast<int>(setting("SKC_SHIM_SHARED", 227 * 1024))),
+      memory(static_cast<size_t>(setting("SKC_SHIM_MEMORY", 2LL << 30))) {}
 
 Driver::Driver() : queue(base_seed()) {
-    fail_after = number("SKC_SHIM_FAIL", 0);
+    fail_after = setting("SKC_SHIM_FAIL", 0);
     for (int device = 0; device < settings.devices; ++device) {
         auto context = std::make_shared<Context>();
         context->device = device;
@@ -59,8 +59,15 @@ void Context::fail(const std::string& why) {
     failed = CUDA_ERROR_LAUNCH_FAILED;
 }
 
+CUresult Call::check_initialised() const { return d.initialised ? CUDA_SUCCESS : CUDA_ERROR_NOT_INITIALIZED; }
+
+CUresult Call::check_device(CUdevice device) const {
+    if (CUresult error = check_initialised()) return error;
+    return device >= 0 && device < d.settings.devices ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
+}
+
 CUresult Call::enter() {
-    if (!d.initialised) return CUDA_ERROR_NOT_INITIALIZED;
+    if (CUresult error = check_initialised()) return error;
     const auto& stack = thread_state().stack;
     if (stack.empty() || !stack.back()) return CUDA_ERROR_INVALID_CONTEXT;
     context = d.contexts.find(stack.back());
@@ -83,26 +90,24 @@ CUresult Call::enter(CUstream handle, Stream*& stream) {
     return CUDA_SUCCESS;
 }
 
-CUresult outcome(const Call& call) { return call.context->failed; }
-
-// All that lives in a context ends with it.
+// Destroys everything that belongs to the context.
 void end_context(Driver& d, Context& context) {
     context.alive = false;
-    auto here = [&](const auto& object) { return object.context == &context; };
+    auto belongs = [&](const auto& object) { return object.context == &context; };
     for (auto it = d.memory.begin(); it != d.memory.end();) {
         auto next = std::next(it);
-        if (here(it->second)) release(d, it);
+        if (belongs(it->second)) release(d, it);
         it = next;
     }
     for (const auto& capture : d.captures) {
-        if (here(*capture->graph)) spoil(*capture);
+        if (belongs(*capture->graph)) invalidate(*capture);
     }
-    d.functions.remove_if([&](const Function& f) { return here(*f.module); });
-    d.modules.remove_if(here);
-    d.events.remove_if(here);
-    d.streams.remove_if(here);
-    d.graphs.remove_if(here);
-    d.graph_execs.remove_if(here);
+    d.functions.remove_if([&](const Function& f) { return belongs(*f.module); });
+    d.modules.remove_if(belongs);
+    d.events.remove_if(belongs);
+    d.streams.remove_if(belongs);
+    d.graphs.remove_if(belongs);
+    d.graph_execs.remove_if(belongs);
     context.legacy.last = nullptr;
     context.streams.clear();
     context.failed = CUDA_SUCCESS;

@@ -1,4 +1,4 @@
-// The state of the fake driver: devices, contexts, streams, events, modules, graphs, memory. One mutex guards all of it.
+// The state of the stand-in driver: devices, contexts, streams, events, modules, graphs, memory. One mutex guards it.
 #pragma once
 
 #include <array>
@@ -16,16 +16,16 @@
 
 namespace skc_shim {
 
-// A step of a graph, and of a stream in capture.
+// A node of a graph, or of a stream in capture.
 struct Node {
     Work work;
-    std::vector<size_t> after;
+    std::vector<size_t> dependencies;  // indices of nodes
 };
 
 struct Graph {
     Context* context = nullptr;
     std::vector<Node> nodes;
-    OpRef last;  // of an executable graph: it never runs beside itself
+    OpRef last;  // of an executable graph: its launches run one after the other
 };
 
 struct Stream;
@@ -35,33 +35,33 @@ struct Capture {
     CUstreamCaptureMode mode = CU_CAPTURE_GLOBAL;
     std::thread::id thread;
     Stream* origin = nullptr;
-    std::vector<Stream*> streams;  // that take part, the origin included
+    std::vector<Stream*> streams;  // in this capture, the origin included
     bool invalid = false;
     bool ended = false;
 };
 
 struct Stream {
     Context* context = nullptr;
-    bool blocking = true;  // ordered with the legacy stream
+    bool blocking = true;  // synchronizes with the legacy stream
     bool legacy = false;
-    bool destroyed = false;  // its work goes on
+    bool destroyed = false;  // its pending work still runs
     OpRef last;
     std::shared_ptr<Capture> capture;
-    std::vector<size_t> tails;  // nodes that the next captured one comes after
+    std::vector<size_t> tails;  // nodes that the next captured node depends on
 };
 
 struct Event {
     Context* context = nullptr;
     OpRef op;
-    std::shared_ptr<double> milliseconds;  // when it happened
-    std::shared_ptr<Capture> capture;      // recorded in a capture
+    std::shared_ptr<double> milliseconds;  // time at which it completed
+    std::shared_ptr<Capture> capture;      // in which it was recorded
     std::vector<size_t> tails;
 };
 
 struct Module {
     Context* context = nullptr;
     void* library = nullptr;
-    int file = -1;  // open while loaded: AddressSanitizer reads symbols from it
+    int file = -1;  // stays open while loaded: AddressSanitizer reads symbols from it
     uint32_t arch = 0;
     bool loaded = true;
     ~Module();
@@ -72,31 +72,31 @@ struct Function {
     std::string name;
     void (*kernel)(const void*) = nullptr;
     uint32_t param_bytes = 0;
-    uint32_t threads = 0;  // at most, of a block
+    uint32_t max_threads = 0;  // of a block
     uint32_t max_shared = 48 * 1024;
 };
 
 struct Allocation {
     size_t bytes = 0;
     Context* context = nullptr;
-    bool device = true;  // else pinned host memory
+    bool device = true;  // otherwise pinned host memory
     bool mapped = false;
 };
 
 struct Context {
     CUdevice device = 0;
     bool alive = true;
-    uint32_t retained = 0;  // a primary context's users
+    uint32_t retained = 0;  // reference count of a primary context
     bool primary = false;
-    CUresult failed = CUDA_SUCCESS;  // stays
-    size_t pending = 0;              // work
+    CUresult failed = CUDA_SUCCESS;  // sticky
+    size_t pending = 0;              // operations of the queue
     Stream legacy;
     std::vector<std::shared_ptr<Stream>> streams;
 
     void fail(const std::string& why);
 };
 
-// Objects by handle. Handles are never used twice, and one that is not alive is told from one that is.
+// Objects by handle. Handles are never reused, so that the handle of a destroyed object is recognised as invalid.
 template <class T>
 class Table {
 public:
@@ -113,7 +113,9 @@ public:
     bool remove(const void* handle) { return objects_.erase(reinterpret_cast<uintptr_t>(handle)) != 0; }
     template <class F>
     void remove_if(F condition) {
-        for (auto it = objects_.begin(); it != objects_.end();) it = condition(*it->second) ? objects_.erase(it) : std::next(it);
+        for (auto it = objects_.begin(); it != objects_.end();) {
+            it = condition(*it->second) ? objects_.erase(it) : std::next(it);
+        }
     }
 
 private:
@@ -142,18 +144,18 @@ struct Driver {
     Table<Graph> graphs{0x5ca60000000};
     Table<Graph> graph_execs{0x5ca70000000};
     std::vector<std::pair<CUcontext, std::shared_ptr<Context>>> primary;  // by device
-    std::vector<std::shared_ptr<Context>> dead;                           // ended contexts: work and handles may point to them
-    std::vector<std::shared_ptr<Capture>> captures;                       // going on
+    std::vector<std::shared_ptr<Context>> destroyed;                      // kept: pending work may point to them
+    std::vector<std::shared_ptr<Capture>> captures;                       // that have begun and not ended
     std::map<uintptr_t, Allocation> memory;
     size_t memory_used = 0;
 
-    // What tests may ask.
+    // Counters for tests.
     std::atomic<uint64_t> n_sync{0}, n_allocations{0}, n_launches{0}, n_programmatic{0}, n_graph_launches{0};
-    std::atomic<int64_t> fail_after{0};  // the allocation that is to fail, counted down; 0 = none
-    std::atomic<uint64_t> seeds{0};
+    std::atomic<int64_t> fail_after{0};  // counts allocations down to the one that fails; 0 = none
+    std::atomic<uint64_t> seeds{0};      // used so far, one by each launch
 };
 
-// Lives for ever: threads may call while the process ends.
+// Never destroyed: threads may call it while the process exits.
 Driver& driver();
 
 // A call's lock on the driver, and its current context.
@@ -163,9 +165,12 @@ struct Call {
     std::shared_ptr<Context> context;
 
     Call() : d(driver()), lock(d.mutex) {}
-    // Initialised, with a live context that has not failed.
+    CUresult check_initialised() const;
+    // The same, and that there is such a device.
+    CUresult check_device(CUdevice device) const;
+    // An error unless the driver is initialised and the current context is alive and has not failed.
     CUresult enter();
-    // As above, and finds a stream of that context.
+    // The same, and finds a stream of that context.
     CUresult enter(CUstream handle, Stream*& stream);
 };
 
@@ -177,27 +182,33 @@ ThreadState& thread_state();
 
 // ---- capture.cpp
 
-// Refuses what may not be done while a stream is in capture, and spoils the capture, as the driver does.
-CUresult refuse_in_capture(Call& call);
-// The same for a wait for, or a question about, all of a context, or one stream.
-CUresult refuse_if_context_captures(Call& call);
-CUresult refuse_if_stream_captures(Stream& stream);
+// Rejects a call that is unsafe while a stream is in capture, and invalidates the capture, as the driver does.
+CUresult reject_in_capture(Call& call);
+// The same for calls that wait for, or query, all of a context or one stream.
+CUresult reject_if_context_captures(Call& call);
+CUresult reject_if_stream_captures(Stream& stream);
 // Whether a blocking stream of the context is in capture: then its legacy stream may not be used.
 bool blocks_legacy(const Driver& d, const Context& context);
-void spoil(Capture& capture);
+void invalidate(Capture& capture);
+// Takes its streams out of the capture.
+void end_capture(Driver& d, const std::shared_ptr<Capture>& capture);
 
-// Puts work into a stream, or into the graph that is being captured from it; after `also`, too, if that is given.
-CUresult enqueue(Call& call, Stream& stream, Work work, const OpRef& also = nullptr);
-// Waits for all that a stream holds.
+// ---- stream.cpp
+
+// Adds work to a stream, or to the graph that is captured from it. It also depends on `dependency`, if one is given.
+CUresult enqueue(Call& call, Stream& stream, Work work, const OpRef& dependency = nullptr);
+// Waits for all work of a stream.
 CUresult wait_for(Call& call, Stream& stream);
-// The sticky error of a context, after a wait.
-CUresult outcome(const Call& call);
+// Whether an operation has completed: CUDA_SUCCESS or CUDA_ERROR_NOT_READY.
+CUresult query(Call& call, const OpRef& op);
+// The error of the context, which stays once it has failed. To be returned after a wait.
+CUresult sticky_error(const Call& call);
 
 // ---- memory.cpp
 
-// The allocation that holds `bytes` bytes from `address` on.
-const Allocation* find_memory(const Driver& d, uintptr_t address, size_t bytes);
-CUresult allocate(Driver& d, Context* context, size_t bytes, bool device, bool mapped, void** out);
+// The allocation that contains the range; NULL if there is none.
+const Allocation* find_allocation(const Driver& d, uintptr_t address, size_t bytes);
+CUresult allocate(Driver& d, const Allocation& allocation, void** out);
 void release(Driver& d, std::map<uintptr_t, Allocation>::iterator it);
 
 void end_context(Driver& d, Context& context);

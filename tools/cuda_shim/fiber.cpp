@@ -11,7 +11,7 @@
 #endif
 
 #if defined(__x86_64__)
-// System V ABI: rbx, rbp, r12-r15 are the callee's to keep.
+// System V ABI: rbx, rbp, r12-r15 are preserved by the callee.
 asm(R"(
 .text
 .globl skc_shim_switch
@@ -36,7 +36,7 @@ skc_shim_switch:
 .size skc_shim_switch, .-skc_shim_switch
 )");
 #elif defined(__aarch64__)
-// AAPCS64: x19-x30 and d8-d15 are the callee's to keep.
+// AAPCS64: x19-x30 and d8-d15 are preserved by the callee.
 asm(R"(
 .text
 .globl skc_shim_switch
@@ -79,11 +79,11 @@ namespace skc_shim {
 namespace {
 
 constexpr size_t kPage = 4096;
-constexpr size_t kLanesAtOnce = 128;
+constexpr size_t kThreadsOfRegion = 128;
 
-// Lowest usable byte of a lane's stack; a guard page lies below.
-[[maybe_unused]] uintptr_t stack_bottom(const Lane* lane) {
-    return (reinterpret_cast<uintptr_t>(lane) >> kStackShift << kStackShift) + kPage;
+// Lowest usable byte of a thread's stack; a guard page lies below.
+[[maybe_unused]] uintptr_t stack_bottom(const DeviceThread* thread) {
+    return (reinterpret_cast<uintptr_t>(thread) >> kStackShift << kStackShift) + kPage;
 }
 
 }  // namespace
@@ -93,8 +93,8 @@ Fibers::~Fibers() {
 }
 
 void Fibers::grow(size_t n) {
-    while (lanes_.size() < n) {
-        size_t bytes = (kLanesAtOnce + 1) * kStackBytes;
+    while (threads_.size() < n) {
+        size_t bytes = (kThreadsOfRegion + 1) * kStackBytes;
         int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
         void* region = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
         if (region == MAP_FAILED) {
@@ -103,23 +103,23 @@ void Fibers::grow(size_t n) {
         }
         regions_.push_back({region, bytes});
         uintptr_t first = (reinterpret_cast<uintptr_t>(region) + kStackBytes - 1) >> kStackShift << kStackShift;
-        for (size_t i = 0; i < kLanesAtOnce; ++i) {
+        for (size_t i = 0; i < kThreadsOfRegion; ++i) {
             uintptr_t stack = first + i * kStackBytes;
             mprotect(reinterpret_cast<void*>(stack), kPage, PROT_NONE);
-            lanes_.push_back(new (reinterpret_cast<void*>(lane_address(stack))) Lane{});
+            threads_.push_back(new (reinterpret_cast<void*>(device_thread_address(stack))) DeviceThread{});
         }
     }
 }
 
-void Fibers::prepare(Lane* lane, void (*start)()) {
-    auto* top = reinterpret_cast<uint64_t*>(lane);
+void Fibers::prepare(DeviceThread* thread, void (*start)()) {
+    auto* top = reinterpret_cast<uint64_t*>(thread);
 #if defined(SKC_SHIM_ASAN)
-    ASAN_UNPOISON_MEMORY_REGION(reinterpret_cast<void*>(stack_bottom(lane)),
-                                reinterpret_cast<uintptr_t>(lane) - stack_bottom(lane));
+    ASAN_UNPOISON_MEMORY_REGION(reinterpret_cast<void*>(stack_bottom(thread)),
+                                reinterpret_cast<uintptr_t>(thread) - stack_bottom(thread));
 #endif
 #if defined(__x86_64__)
     top -= 1;
-    *top-- = 0;  // a return address for `start`, where an unwinder stops
+    *top-- = 0;  // the return address of `start`: unwinders stop at 0
     *top = reinterpret_cast<uint64_t>(start);
     for (int i = 0; i < 6; ++i) *--top = 0;
 #else
@@ -127,24 +127,25 @@ void Fibers::prepare(Lane* lane, void (*start)()) {
     for (int i = 0; i < 20; ++i) *--top = 0;
     top[11] = reinterpret_cast<uint64_t>(start);  // x30
 #endif
-    lane->stack_pointer = top;
+    thread->stack_pointer = top;
 }
 
-Lane* Fibers::at(size_t i, void (*start)()) {
+DeviceThread* Fibers::at(size_t i, void (*start)()) {
     grow(i + 1);
-    for (; prepared_ <= i; ++prepared_) prepare(lanes_[prepared_], start);
-    return lanes_[i];
+    for (; prepared_ <= i; ++prepared_) prepare(threads_[prepared_], start);
+    return threads_[i];
 }
 
 void Fibers::reset(void (*start)()) {
-    for (size_t i = 0; i < prepared_; ++i) prepare(lanes_[i], start);
+    for (size_t i = 0; i < prepared_; ++i) prepare(threads_[i], start);
 }
 
-void enter(HostStack& host, Lane* to) {
+void enter(HostStack& host, DeviceThread* to) {
 #if defined(SKC_SHIM_ASAN)
     void* fake_stack = nullptr;
     uintptr_t bottom = stack_bottom(to);
-    __sanitizer_start_switch_fiber(&fake_stack, reinterpret_cast<void*>(bottom), reinterpret_cast<uintptr_t>(to) - bottom);
+    __sanitizer_start_switch_fiber(&fake_stack, reinterpret_cast<void*>(bottom),
+                                   reinterpret_cast<uintptr_t>(to) - bottom);
     host.entering = true;
     skc_shim_switch(&host.stack_pointer, to->stack_pointer);
     __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
@@ -161,7 +162,7 @@ void entered([[maybe_unused]] HostStack& host) {
 #endif
 }
 
-void leave_to(HostStack& host, Lane* from) {
+void leave_to(HostStack& host, DeviceThread* from) {
 #if defined(SKC_SHIM_ASAN)
     void* fake_stack = nullptr;
     __sanitizer_start_switch_fiber(&fake_stack, host.bottom, host.bytes);

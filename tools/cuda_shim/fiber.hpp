@@ -1,17 +1,17 @@
-// Stacks for lanes, and the switch from one to another.
+// Stacks for the threads of a grid, and the switch from one to another.
 #pragma once
 
 #include <cstddef>
 #include <vector>
 
-#include "lane.hpp"
+#include "device_thread.hpp"
 
 namespace skc_shim {
 
-// Saves the caller's registers on its stack and its stack pointer in `*from`, and goes on where `to` was saved.
+// Saves the caller's registers on its stack and its stack pointer in `*from`, then continues on the stack at `to`.
 extern "C" void skc_shim_switch(void** from, void* to);
 
-// Lanes with stacks, kept for later launches.
+// Device threads with stacks, kept for later launches.
 class Fibers {
 public:
     Fibers() = default;
@@ -19,26 +19,27 @@ public:
     Fibers& operator=(const Fibers&) = delete;
     ~Fibers();
 
-    // Lane `i`; made if need be. A new lane begins in `start`.
-    Lane* at(size_t i, void (*start)());
-    // Makes every lane begin anew: after a launch that was abandoned half way.
+    // Thread `i`, created if it does not exist. A new thread begins in `start`.
+    DeviceThread* at(size_t i, void (*start)());
+    // Makes every thread begin in `start` again: for use after a launch that was abandoned.
     void reset(void (*start)());
 
 private:
     void grow(size_t n);
-    static void prepare(Lane* lane, void (*start)());
+    static void prepare(DeviceThread* thread, void (*start)());
 
     struct Region {
         void* address;
         size_t bytes;
     };
     std::vector<Region> regions_;
-    std::vector<Lane*> lanes_;
+    std::vector<DeviceThread*> threads_;
     size_t prepared_ = 0;
 };
 
-// The stack that a grid is run from. AddressSanitizer is told when it is left and when it is back. It is not told of
-// switches between lanes: that would take four times as long, and it would only use it to describe stack addresses.
+// The stack of the caller of run_grid. AddressSanitizer is notified when execution leaves it and returns to it, but not
+// of switches between device threads: notifications take four times as long, and only serve to describe stack
+// addresses.
 struct HostStack {
     void* stack_pointer = nullptr;
     const void* bottom = nullptr;
@@ -46,11 +47,11 @@ struct HostStack {
     bool entering = false;
 };
 
-// From the host to a lane; returns when a lane has called `leave_to`.
-void enter(HostStack& host, Lane* to);
-// First thing in a lane that has been switched to.
+// From the host to a device thread; returns when a thread calls `leave_to`.
+void enter(HostStack& host, DeviceThread* to);
+// To be called first in a thread that has been switched to.
 void entered(HostStack& host);
-// From a lane to the host.
-void leave_to(HostStack& host, Lane* from);
+// From a device thread to the host.
+void leave_to(HostStack& host, DeviceThread* from);
 
 }  // namespace skc_shim

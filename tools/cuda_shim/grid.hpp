@@ -12,12 +12,12 @@ struct Launch {
     uint32_t grid[3];
     uint32_t threads;  // of a block: a multiple of 32
     uint32_t shared_bytes;
-    uint64_t seed;  // of the order in which things run
-    bool programmatic = false;  // each thread must wait for the kernel before, first of all
+    uint64_t seed;              // of the random order of threads
+    bool programmatic = false;  // every thread must wait for the preceding kernel before anything else
 };
 
-// Runs a grid to its end. Returns the empty string, or what went wrong (a divergent barrier, a misaligned copy...): then
-// the blocks have been abandoned where they were.
+// Runs a grid to its end. Returns the empty string, or an error message (a divergent barrier, a misaligned copy...).
+// After an error the blocks are abandoned where they were.
 std::string run_grid(const Launch& launch);
 
 // SKC_SHIM_SEED, or 1.

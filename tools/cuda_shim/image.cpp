@@ -7,7 +7,7 @@
 namespace skc_shim {
 namespace {
 
-struct Seal {
+struct Trailer {
     char magic[8];
     uint64_t size;
     uint64_t hash;
@@ -32,10 +32,10 @@ uint64_t hash_bytes(const void* bytes, size_t n, uint64_t seed) {
     return seed;
 }
 
-std::string seal_image(std::string object, uint32_t arch) {
-    Seal seal{{}, object.size(), hash_bytes(object.data(), object.size(), arch), arch};
-    std::memcpy(seal.magic, kMagic, sizeof kMagic);
-    return object.append(reinterpret_cast<const char*>(&seal), sizeof seal);
+std::string make_image(std::string object, uint32_t arch) {
+    Trailer trailer{{}, object.size(), hash_bytes(object.data(), object.size(), arch), arch};
+    std::memcpy(trailer.magic, kMagic, sizeof kMagic);
+    return object.append(reinterpret_cast<const char*>(&trailer), sizeof trailer);
 }
 
 uint32_t check_image(const void* image, size_t* size) {
@@ -44,11 +44,12 @@ uint32_t check_image(const void* image, size_t* size) {
     // Linkers put the table of section headers last.
     uint64_t end = header.e_shoff + uint64_t{header.e_shnum} * header.e_shentsize;
     if (std::memcmp(header.e_ident, ELFMAG, SELFMAG) != 0 || header.e_shoff > 1u << 30) return 0;
-    Seal seal;
-    std::memcpy(&seal, static_cast<const char*>(image) + end, sizeof seal);
-    bool whole = std::memcmp(seal.magic, kMagic, sizeof kMagic) == 0 && seal.size == end && seal.hash == hash_bytes(image, end, seal.arch);
+    Trailer trailer;
+    std::memcpy(&trailer, static_cast<const char*>(image) + end, sizeof trailer);
+    bool intact = std::memcmp(trailer.magic, kMagic, sizeof kMagic) == 0 && trailer.size == end &&
+                  trailer.hash == hash_bytes(image, end, trailer.arch);
     *size = end;
-    return whole ? static_cast<uint32_t>(seal.arch) : 0;
+    return intact ? static_cast<uint32_t>(trailer.arch) : 0;
 }
 
 }  // namespace skc_shim

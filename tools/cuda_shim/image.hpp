@@ -1,5 +1,5 @@
-// What the fake NVRTC hands out as a cubin: a shared object, followed by a seal that says how long it is, for which
-// architecture, and what its bytes add up to. A damaged image must be refused, not run.
+// What the stand-in NVRTC returns as a cubin: a shared object, followed by a trailer with its length, its architecture
+// and a hash, so that a damaged image is rejected and not run.
 #pragma once
 
 #include <cstddef>
@@ -8,13 +8,13 @@
 
 namespace skc_shim {
 
-std::string seal_image(std::string shared_object, uint32_t arch);
+std::string make_image(std::string shared_object, uint32_t arch);
 
-// Compute capability times ten of an image, or 0 if it is none. `size` gets the length of the shared object. The length of
-// the image is not known: as for a real cubin, its header says where it ends.
+// Compute capability times ten of an image, or 0 if it is damaged. `size` gets the length of the shared object. As for
+// a real cubin, the caller does not know the length of the image: it follows from the ELF header.
 uint32_t check_image(const void* image, size_t* size);
 
-// In the manner of FNV-1a, a word at a time. Against accidents only.
+// Like FNV-1a, but a word at a time. Detects accidental damage only.
 uint64_t hash_bytes(const void* bytes, size_t n, uint64_t seed);
 
 }  // namespace skc_shim

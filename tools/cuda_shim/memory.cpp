@@ -1,4 +1,4 @@
-// Device memory is heap memory: AddressSanitizer sees what lies beyond its ends and what has been freed.
+// Device memory is heap memory, so that AddressSanitizer detects accesses beyond its ends and after it is freed.
 
 #include <cstdlib>
 #include <cstring>
@@ -12,7 +12,7 @@ constexpr size_t kAlign = 256;
 
 }  // namespace
 
-const Allocation* find_memory(const Driver& d, uintptr_t address, size_t bytes) {
+const Allocation* find_allocation(const Driver& d, uintptr_t address, size_t bytes) {
     auto it = d.memory.upper_bound(address);
     if (it == d.memory.begin()) return nullptr;
     --it;
@@ -20,16 +20,17 @@ const Allocation* find_memory(const Driver& d, uintptr_t address, size_t bytes) 
     return inside ? &it->second : nullptr;
 }
 
-CUresult allocate(Driver& d, Context* context, size_t bytes, bool device, bool mapped, void** out) {
+CUresult allocate(Driver& d, const Allocation& allocation, void** out) {
+    size_t bytes = allocation.bytes;
     if (bytes == 0) return CUDA_ERROR_INVALID_VALUE;
     ++d.n_allocations;
     if (d.fail_after > 0 && --d.fail_after == 0) return CUDA_ERROR_OUT_OF_MEMORY;
-    if (device && bytes > d.settings.memory - d.memory_used) return CUDA_ERROR_OUT_OF_MEMORY;
+    if (allocation.device && bytes > d.settings.memory - d.memory_used) return CUDA_ERROR_OUT_OF_MEMORY;
     void* p = nullptr;
     if (posix_memalign(&p, kAlign, bytes) != 0) return CUDA_ERROR_OUT_OF_MEMORY;
     std::memset(p, 0xFF, bytes);
-    d.memory[reinterpret_cast<uintptr_t>(p)] = {bytes, context, device, mapped};
-    if (device) d.memory_used += bytes;
+    d.memory[reinterpret_cast<uintptr_t>(p)] = allocation;
+    if (allocation.device) d.memory_used += bytes;
     *out = p;
     return CUDA_SUCCESS;
 }

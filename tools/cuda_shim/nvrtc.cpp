@@ -1,4 +1,4 @@
-// The fake NVRTC: "compiles" for a GPU by letting g++ make a shared object of the same sources.
+// The stand-in NVRTC: a "cubin" is a shared object that g++ makes of the same sources.
 
 #include <algorithm>
 #include <cstdio>
@@ -51,7 +51,7 @@ Program* find(void* handle) {
     return it == programs().end() ? nullptr : *it;
 }
 
-// What the options say.
+// What the options select.
 struct Target {
     int arch = 75;
     bool cubin = false;  // for a real architecture, "sm_90", not a virtual one
@@ -73,12 +73,12 @@ bool parse_arch(const std::string& text, Target& target) {
     return true;
 }
 
-// Options that change nothing here.
+// Options without effect here.
 bool ignored(const std::string& option) {
     static const char* const kExact[] = {"-use_fast_math", "--use_fast_math", "-lineinfo", "--generate-line-info", "-G",
                                          "--device-debug", "-w", "--disable-warnings", "-default-device",
-                                         "--device-as-default-execution-space", "-restrict", "--restrict", "-extra-device-vectorization",
-                                         "--extra-device-vectorization"};
+                                         "--device-as-default-execution-space", "-restrict", "--restrict",
+                                         "-extra-device-vectorization", "--extra-device-vectorization"};
     static const char* const kPrefix[] = {"--fmad=", "-fmad=", "--maxrregcount=", "-maxrregcount=", "--ptxas-options=",
                                           "-ftz=", "--ftz=", "-prec-div=", "--prec-div=", "-prec-sqrt=", "--prec-sqrt=",
                                           "--diag-suppress=", "-diag-suppress="};
@@ -110,7 +110,7 @@ bool parse(int n, const char* const* options, Target& target, std::string& log) 
     return true;
 }
 
-nvrtcResult give(const std::string& text, char* out) {
+nvrtcResult copy_out(const std::string& text, char* out) {
     if (!out) return NVRTC_ERROR_INVALID_INPUT;
     std::memcpy(out, text.data(), text.size());
     return NVRTC_SUCCESS;
@@ -137,8 +137,8 @@ NVRTC_API nvrtcResult nvrtcGetSupportedArchs(int* archs) {
     return NVRTC_SUCCESS;
 }
 
-NVRTC_API nvrtcResult nvrtcCreateProgram(void** out, const char* source, const char* name, int n, const char* const* texts,
-                                         const char* const* names) {
+NVRTC_API nvrtcResult nvrtcCreateProgram(void** out, const char* source, const char* name, int n,
+                                         const char* const* texts, const char* const* names) {
     if (!out || !source || n < 0 || (n > 0 && (!texts || !names))) return NVRTC_ERROR_INVALID_INPUT;
     auto program = std::make_unique<Program>();
     program->sources.program = {name ? name : "default_program", source};
@@ -171,8 +171,8 @@ NVRTC_API nvrtcResult nvrtcCompileProgram(void* handle, int n, const char* const
     Compiled compiled = compile(program->sources, target.flags);
     program->log = compiled.log;
     if (!compiled.ok) return NVRTC_ERROR_COMPILATION;
-    // For a virtual architecture there is PTX and no cubin: success, and nothing to load.
-    if (target.cubin) program->cubin = seal_image(std::move(compiled.object), static_cast<uint32_t>(target.arch));
+    // For a virtual architecture NVRTC makes PTX and no cubin: success, with an empty cubin.
+    if (target.cubin) program->cubin = make_image(std::move(compiled.object), static_cast<uint32_t>(target.arch));
     return NVRTC_SUCCESS;
 }
 
@@ -186,10 +186,10 @@ NVRTC_API nvrtcResult nvrtcGetCUBINSize(void* handle, size_t* size) {
 
 NVRTC_API nvrtcResult nvrtcGetCUBIN(void* handle, char* out) {
     Program* program = find(handle);
-    return program ? give(program->cubin, out) : NVRTC_ERROR_INVALID_PROGRAM;
+    return program ? copy_out(program->cubin, out) : NVRTC_ERROR_INVALID_PROGRAM;
 }
 
-// With the NUL at its end.
+// Includes the terminating NUL.
 NVRTC_API nvrtcResult nvrtcGetProgramLogSize(void* handle, size_t* size) {
     Program* program = find(handle);
     if (!program) return NVRTC_ERROR_INVALID_PROGRAM;
@@ -200,7 +200,7 @@ NVRTC_API nvrtcResult nvrtcGetProgramLogSize(void* handle, size_t* size) {
 
 NVRTC_API nvrtcResult nvrtcGetProgramLog(void* handle, char* out) {
     Program* program = find(handle);
-    return program ? give(program->log + '\0', out) : NVRTC_ERROR_INVALID_PROGRAM;
+    return program ? copy_out(program->log + '\0', out) : NVRTC_ERROR_INVALID_PROGRAM;
 }
 
 NVRTC_API const char* nvrtcGetErrorString(nvrtcResult result) {

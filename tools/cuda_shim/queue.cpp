@@ -5,17 +5,17 @@
 namespace skc_shim {
 namespace {
 
-constexpr size_t kMostPending = 4096;
+constexpr size_t kMaxPending = 4096;
 
 }  // namespace
 
-OpRef Queue::submit(Context* context, Work work, const std::vector<OpRef>& after) {
+OpRef Queue::submit(Context* context, Work work, const std::vector<OpRef>& dependencies) {
     auto op = std::make_shared<Op>();
     op->work = std::move(work);
     op->context = context;
-    for (const OpRef& before : after) {
-        if (!before || before->done) continue;
-        before->next.push_back(op);
+    for (const OpRef& dependency : dependencies) {
+        if (!dependency || dependency->done) continue;
+        dependency->next.push_back(op);
         ++op->unmet;
     }
     if (op->unmet == 0) ready_.push_back(op);
@@ -49,25 +49,25 @@ bool Queue::run_one(std::unique_lock<std::mutex>& lock) {
     return true;
 }
 
-// Some work, or waits until another thread has done some.
-void Queue::step(std::unique_lock<std::mutex>& lock) {
+// Executes an operation; if none is ready, waits until another thread has executed one.
+void Queue::run_one_or_wait(std::unique_lock<std::mutex>& lock) {
     if (!run_one(lock)) changed_.wait(lock);
 }
 
 void Queue::wait(std::unique_lock<std::mutex>& lock, const OpRef& op) {
-    while (op && !op->done) step(lock);
+    while (op && !op->done) run_one_or_wait(lock);
 }
 
 void Queue::wait_all(std::unique_lock<std::mutex>& lock, const Context* context) {
-    while (context->pending != 0) step(lock);
+    while (context->pending != 0) run_one_or_wait(lock);
 }
 
 void Queue::maybe_advance(std::unique_lock<std::mutex>& lock) {
     if (random_.below(2) == 0) run_one(lock);
 }
 
-void Queue::relieve(std::unique_lock<std::mutex>& lock) {
-    while (pending_ > kMostPending && run_one(lock)) {
+void Queue::limit_pending(std::unique_lock<std::mutex>& lock) {
+    while (pending_ > kMaxPending && run_one(lock)) {
     }
 }
 

@@ -1,4 +1,4 @@
-// A small generator (xorshift64*, Vigna 2014): what runs when is drawn from it, so that a seed repeats a run.
+// A small random number generator (xorshift64*, Vigna 2014). All orders come from it, so that a seed repeats a run.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ public:
     uint32_t below(uint32_t n) { return static_cast<uint32_t>((uint64_t{next()} * n) >> 32); }
 
 private:
-    // SplitMix64's finaliser: neighbouring seeds start far apart. The state must not be 0.
+    // SplitMix64's finaliser, so that consecutive seeds give unrelated sequences. The state must not be 0.
     static uint64_t mix(uint64_t x) {
         x += 0x9e3779b97f4a7c15ULL;
         x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;

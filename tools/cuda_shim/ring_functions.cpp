@@ -1,4 +1,4 @@
-// The slot arithmetic of kernels/ring.cuh as plain functions, for a test that drives it and src/ring.rs side by side.
+// The slot arithmetic of kernels/ring.cuh as plain functions, for a test that compares it with src/ring.rs.
 #include "ring.cuh"
 
 #define FUNCTION extern "C" SKC_EXPORT

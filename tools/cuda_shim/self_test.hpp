@@ -1,9 +1,11 @@
-// For the shim's own tests: a context, kernels from text, buffers, through the two APIs alone.
+// For the shim's own tests, which use the two APIs alone: a context, kernels compiled from text, buffers.
 #pragma once
 
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -53,7 +55,8 @@ CUresult cuModuleUnload(CUmodule);
 CUresult cuLaunchHostFunc(CUstream, void (*)(void*), void*);
 CUresult cuModuleGetFunction(CUfunction*, CUmodule, const char*);
 CUresult cuFuncSetAttribute(CUfunction, int, int);
-CUresult cuLaunchKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**, void**);
+CUresult cuLaunchKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream,
+                        void**, void**);
 CUresult cuLaunchKernelEx(const CUlaunchConfig*, CUfunction, void**, void**);
 CUresult cuGetErrorName(CUresult, const char**);
 
@@ -79,12 +82,16 @@ struct Compilation {
     std::string cubin;
 };
 
-inline Compilation compile(const std::string& source, std::vector<const char*> options = {"--gpu-architecture=sm_90a"}) {
+inline Compilation compile(const std::string& source,
+                           std::vector<const char*> options = {"--gpu-architecture=sm_90a"}) {
     Compilation result;
     void* program = nullptr;
-    const char* header = "#include \"arch_host.hpp\"\n";
     const char* name = "ptx.cuh";
-    std::string text = "#include \"ptx.cuh\"\n" + source;
+    std::ifstream file(std::string(SKC_SHIM_KERNELS) + "/" + name);
+    std::string ptx(std::istreambuf_iterator<char>(file), {});
+    EXPECT_FALSE(ptx.empty()) << SKC_SHIM_KERNELS;
+    const char* header = ptx.c_str();
+    std::string text = "#include \"" + std::string(name) + "\"\n" + source;
     EXPECT_EQ(nvrtcCreateProgram(&program, text.c_str(), "test.cu", 1, &header, &name), 0);
     result.code = nvrtcCompileProgram(program, static_cast<int>(options.size()), options.data());
     size_t size = 0;
@@ -100,7 +107,7 @@ inline Compilation compile(const std::string& source, std::vector<const char*> o
 
 #define OK(call) ASSERT_EQ(call, CUDA_SUCCESS)
 
-// A test in a context of its own, with one stream that does not order with the legacy one.
+// A test in a context of its own, with one stream that does not synchronize with the legacy one.
 class Device : public testing::Test {
 protected:
     void SetUp() override {
@@ -125,11 +132,12 @@ protected:
         return function;
     }
 
+    // With `on` = NULL in the test's own stream.
     template <class P>
-    CUresult launch(CUfunction function, const P& params, unsigned blocks = 1, unsigned threads = 32, unsigned shared = 0,
-                    CUstream into = nullptr) {
+    CUresult launch(CUfunction function, const P& params, unsigned blocks = 1, unsigned threads = 32,
+                    unsigned shared = 0, CUstream on = nullptr) {
         void* args[] = {const_cast<P*>(&params)};
-        return cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, shared, into ? into : stream, args, nullptr);
+        return cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, shared, on ? on : stream, args, nullptr);
     }
 
     template <class T>
@@ -150,3 +158,21 @@ protected:
     CUcontext context = nullptr;
     CUstream stream = nullptr;
 };
+
+// *x = *x * times + add, by one thread.
+inline const char* const kAdd = R"(
+struct P { u32* x; u32 add; u32 times; };
+SKC_KERNEL(32, test, P) { if (lane() == 0) *p.x = *p.x * p.times + p.add; }
+)";
+
+struct Add {
+    CUdeviceptr x;
+    uint32_t add, times;
+};
+
+class DriverTest : public Device {
+protected:
+    uint32_t value(CUdeviceptr p) { return download<uint32_t>(p, 1)[0]; }
+};
+
+inline CUstream legacy_stream() { return reinterpret_cast<CUstream>(kLegacyStream); }

@@ -1,13 +1,6 @@
 // The only file with machine instructions: what device code needs beyond the language, for NVRTC without any header. On a
-// host, where the kernels are run for testing, the same names come from arch_host.hpp.
+// host, where the kernels are run for testing, the same names come from ptx_host.hpp.
 #pragma once
-
-#ifdef SKC_HOST_SHIM
-#include "arch_host.hpp"
-SKC_DEVICE float minus_infinity() { return -__builtin_inff(); }
-SKC_DEVICE float max_f(float x, float y) { return __builtin_fmaxf(x, y); }
-SKC_DEVICE float fma_f(float x, float y, float z) { return __builtin_fmaf(x, y, z); }
-#else
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -15,6 +8,13 @@ typedef int i32;
 typedef unsigned int u32;
 typedef long long i64;
 typedef unsigned long long u64;
+
+#ifdef SKC_HOST_SHIM
+#include "ptx_host.hpp"
+SKC_DEVICE float minus_infinity() { return -__builtin_inff(); }
+SKC_DEVICE float max_f(float x, float y) { return __builtin_fmaxf(x, y); }
+SKC_DEVICE float fma_f(float x, float y, float z) { return __builtin_fmaf(x, y, z); }
+#else
 
 #define SKC_DEVICE __device__ __forceinline__
 // One block per multiprocessor is enough for ptxas: without the number it saves registers by spilling.

@@ -1,9 +1,9 @@
-// Host half of kernels/ptx.cuh: the primitives of device code, with the same meaning, for g++.
+// Host half of kernels/ptx.cuh, which includes it: the primitives of device code, with the same meaning, for g++.
 //
-// No names of the host's headers reach device code but those of <cstdint> and <cstddef>: NVRTC has none of them.
+// The only system headers are <cstdint> and <cstddef>: NVRTC has none, and device code must not depend on their names.
 #pragma once
 
-#include "lane.hpp"
+#include "device_thread.hpp"
 
 #define __device__
 #define __global__
@@ -15,7 +15,7 @@
 
 #define SKC_DEVICE inline
 #define SKC_EXPORT __attribute__((visibility("default")))
-// The two numbers are read by the fake driver: it copies the parameters and checks the launch.
+// The driver reads the two numbers: it copies as many bytes of parameters, and rejects a launch of more threads.
 #define SKC_KERNEL(threads_, name, Params)                                                    \
     extern "C" {                                                                              \
     SKC_EXPORT unsigned name##_param_bytes = sizeof(Params);                                  \
@@ -24,66 +24,59 @@
     }                                                                                         \
     void name([[maybe_unused]] const Params& p)
 
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef int i32;
-typedef unsigned int u32;
-typedef long long i64;
-typedef unsigned long long u64;
+// ---- Indices
 
-// ---- Where am I
+SKC_DEVICE u32 thread() { return skc_shim::current_thread()->index; }
+SKC_DEVICE u32 lane() { return skc_shim::current_thread()->lane; }
+SKC_DEVICE u32 warp() { return skc_shim::current_thread()->index / 32; }
+SKC_DEVICE u32 block_x() { return skc_shim::current_thread()->block[0]; }
+SKC_DEVICE u32 block_y() { return skc_shim::current_thread()->block[1]; }
+SKC_DEVICE u32 block_z() { return skc_shim::current_thread()->block[2]; }
+SKC_DEVICE u32 grid_x() { return skc_shim::current_thread()->grid[0]; }
+SKC_DEVICE u32 grid_y() { return skc_shim::current_thread()->grid[1]; }
+SKC_DEVICE u32 grid_z() { return skc_shim::current_thread()->grid[2]; }
+SKC_DEVICE u8* shared_memory() { return skc_shim::current_thread()->shared; }
 
-SKC_DEVICE u32 thread() { return skc_shim::this_lane()->thread; }
-SKC_DEVICE u32 lane() { return skc_shim::this_lane()->lane; }
-SKC_DEVICE u32 warp() { return skc_shim::this_lane()->thread / 32; }
-SKC_DEVICE u32 block_x() { return skc_shim::this_lane()->block[0]; }
-SKC_DEVICE u32 block_y() { return skc_shim::this_lane()->block[1]; }
-SKC_DEVICE u32 block_z() { return skc_shim::this_lane()->block[2]; }
-SKC_DEVICE u32 grid_x() { return skc_shim::this_lane()->grid[0]; }
-SKC_DEVICE u32 grid_y() { return skc_shim::this_lane()->grid[1]; }
-SKC_DEVICE u32 grid_z() { return skc_shim::this_lane()->grid[2]; }
-SKC_DEVICE u8* shared_memory() { return skc_shim::this_lane()->shared; }
-
-// ---- Meeting points. The caller's line goes into error texts, and lanes of a warp must agree on it.
+// ---- Barriers and shuffles. Lanes of a warp must be at the same source line, which error messages name.
 
 namespace skc_shim {
 
-inline void meet(Meet kind, int line) {
-    Lane* self = this_lane();
-    self->runtime->meet(self, kind, line);
+inline void sync(SyncOp op, int line) {
+    DeviceThread* self = current_thread();
+    self->runtime->sync(self, op, line);
 }
 
 template <class T>
 inline T shuffle_from(T x, uint32_t source, int line) {
     static_assert(sizeof(T) <= 8, "a shuffle moves at most 64 bits");
-    Lane* self = this_lane();
+    DeviceThread* self = current_thread();
     self->operands.value = 0;
     __builtin_memcpy(&self->operands.value, &x, sizeof(T));
     self->operands.source = source;
-    self->runtime->meet(self, Meet::shuffle, line);
+    self->runtime->sync(self, SyncOp::shuffle, line);
     __builtin_memcpy(&x, &self->operands.value, sizeof(T));
     return x;
 }
 
-inline void load_matrix(Meet kind, uint32_t* r, const void* row, int line) {
-    Lane* self = this_lane();
+inline void load_matrix(SyncOp op, uint32_t* r, const void* row, int line) {
+    DeviceThread* self = current_thread();
     self->operands.r = r;
     self->operands.row = row;
-    self->runtime->meet(self, kind, line);
+    self->runtime->sync(self, op, line);
 }
 
-inline void mma(Meet kind, float* c, const uint32_t* a, const uint32_t* b, int line) {
-    Lane* self = this_lane();
+inline void mma(SyncOp op, float* c, const uint32_t* a, const uint32_t* b, int line) {
+    DeviceThread* self = current_thread();
     self->operands.a = a;
     self->operands.b = b;
     self->operands.c = c;
-    self->runtime->meet(self, kind, line);
+    self->runtime->sync(self, op, line);
 }
 
 }  // namespace skc_shim
 
-SKC_DEVICE void block_sync(int line = __builtin_LINE()) { skc_shim::meet(skc_shim::Meet::block_sync, line); }
-SKC_DEVICE void warp_sync(int line = __builtin_LINE()) { skc_shim::meet(skc_shim::Meet::warp_sync, line); }
+SKC_DEVICE void block_sync(int line = __builtin_LINE()) { skc_shim::sync(skc_shim::SyncOp::block_sync, line); }
+SKC_DEVICE void warp_sync(int line = __builtin_LINE()) { skc_shim::sync(skc_shim::SyncOp::warp_sync, line); }
 
 template <class T>
 SKC_DEVICE T shuffle(T x, u32 src_lane, int line = __builtin_LINE()) {
@@ -95,71 +88,71 @@ SKC_DEVICE T shuffle_xor(T x, u32 mask, int line = __builtin_LINE()) {
     return skc_shim::shuffle_from(x, (lane() ^ mask) % 32, line);
 }
 
-// Bit l: what lane l gave.
+// Bit l: the input of lane l.
 SKC_DEVICE u32 warp_ballot(bool x, int line = __builtin_LINE()) {
-    skc_shim::Lane* self = skc_shim::this_lane();
+    skc_shim::DeviceThread* self = skc_shim::current_thread();
     self->operands.value = x;
-    self->runtime->meet(self, skc_shim::Meet::ballot, line);
+    self->runtime->sync(self, skc_shim::SyncOp::ballot, line);
     return static_cast<u32>(self->operands.value);
 }
 
 SKC_DEVICE bool warp_any(bool x, int line = __builtin_LINE()) { return warp_ballot(x, line) != 0; }
 
 SKC_DEVICE void begin_kernel() {
-    skc_shim::Lane* self = skc_shim::this_lane();
-    self->runtime->begin(self);
+    skc_shim::DeviceThread* self = skc_shim::current_thread();
+    self->runtime->wait_for_preceding_kernel(self);
 }
 
 // ---- Asynchronous copies into shared memory
 
 SKC_DEVICE void copy_async16(void* shared, const void* global, bool valid) {
-    skc_shim::Lane* self = skc_shim::this_lane();
+    skc_shim::DeviceThread* self = skc_shim::current_thread();
     self->runtime->copy_async16(self, shared, global, valid);
 }
 
 SKC_DEVICE void copy_async_commit() {
-    skc_shim::Lane* self = skc_shim::this_lane();
+    skc_shim::DeviceThread* self = skc_shim::current_thread();
     self->runtime->copy_async_commit(self);
 }
 
 template <int N>
 SKC_DEVICE void copy_async_wait() {
-    skc_shim::Lane* self = skc_shim::this_lane();
+    skc_shim::DeviceThread* self = skc_shim::current_thread();
     self->runtime->copy_async_wait(self, N);
 }
 
 // ---- Matrices
 
 SKC_DEVICE void load_matrix_x2(u32 (&r)[2], const void* row, int line = __builtin_LINE()) {
-    skc_shim::load_matrix(skc_shim::Meet::load_matrix_x2, r, row, line);
+    skc_shim::load_matrix(skc_shim::SyncOp::load_matrix_x2, r, row, line);
 }
 SKC_DEVICE void load_matrix_x2_trans(u32 (&r)[2], const void* row, int line = __builtin_LINE()) {
-    skc_shim::load_matrix(skc_shim::Meet::load_matrix_x2_trans, r, row, line);
+    skc_shim::load_matrix(skc_shim::SyncOp::load_matrix_x2_trans, r, row, line);
 }
 SKC_DEVICE void load_matrix_x4(u32 (&r)[4], const void* row, int line = __builtin_LINE()) {
-    skc_shim::load_matrix(skc_shim::Meet::load_matrix_x4, r, row, line);
+    skc_shim::load_matrix(skc_shim::SyncOp::load_matrix_x4, r, row, line);
 }
 SKC_DEVICE void load_matrix_x4_trans(u32 (&r)[4], const void* row, int line = __builtin_LINE()) {
-    skc_shim::load_matrix(skc_shim::Meet::load_matrix_x4_trans, r, row, line);
+    skc_shim::load_matrix(skc_shim::SyncOp::load_matrix_x4_trans, r, row, line);
 }
 
 SKC_DEVICE u32 transpose_matrix(u32 x, int line = __builtin_LINE()) {
-    skc_shim::Lane* self = skc_shim::this_lane();
+    skc_shim::DeviceThread* self = skc_shim::current_thread();
     self->operands.r = &x;
-    self->runtime->meet(self, skc_shim::Meet::transpose_matrix, line);
+    self->runtime->sync(self, skc_shim::SyncOp::transpose_matrix, line);
     return x;
 }
 
 SKC_DEVICE void mma_16816_f16(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2], int line = __builtin_LINE()) {
-    skc_shim::mma(skc_shim::Meet::mma_f16, c, a, b, line);
+    skc_shim::mma(skc_shim::SyncOp::mma_f16, c, a, b, line);
 }
 SKC_DEVICE void mma_16816_bf16(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2], int line = __builtin_LINE()) {
-    skc_shim::mma(skc_shim::Meet::mma_bf16, c, a, b, line);
+    skc_shim::mma(skc_shim::SyncOp::mma_bf16, c, a, b, line);
 }
 
 // ---- Numbers
 
-#include "half.hpp"
+#include "convert.hpp"
 
 SKC_DEVICE float f16_to_f32(u16 h) { return skc_shim::f16_to_f32(h); }
 SKC_DEVICE float bf16_to_f32(u16 h) { return skc_shim::bf16_to_f32(h); }
@@ -168,7 +161,7 @@ SKC_DEVICE u16 f32_to_bf16(float x) { return skc_shim::f32_to_bf16(x); }
 SKC_DEVICE u32 pack_f16(float lo, float hi) { return f32_to_f16(lo) | static_cast<u32>(f32_to_f16(hi)) << 16; }
 SKC_DEVICE u32 pack_bf16(float lo, float hi) { return f32_to_bf16(lo) | static_cast<u32>(f32_to_bf16(hi)) << 16; }
 
-// ex2.approx.ftz: subnormal arguments and results count as zero.
+// ex2.approx.ftz: subnormal arguments and results are flushed to zero.
 SKC_DEVICE float exp2_fast(float x) {
     float y = __builtin_exp2f(__builtin_fabsf(x) < __FLT_MIN__ ? 0.0f : x);
     return y < __FLT_MIN__ ? 0.0f : y;
@@ -177,18 +170,18 @@ SKC_DEVICE float exp_f(float x) { return __builtin_expf(x); }
 SKC_DEVICE float log_f(float x) { return __builtin_logf(x); }
 SKC_DEVICE float tanh_f(float x) { return __builtin_tanhf(x); }
 
-// ---- Between blocks, and with the host. Each lets other threads get ahead first, or afterwards.
+// ---- Between blocks, and with the host. Each lets other threads run, before or after it.
 
 namespace skc_shim {
 
-inline void pause() {
-    Lane* self = this_lane();
-    self->runtime->pause(self);
+inline void yield() {
+    DeviceThread* self = current_thread();
+    self->runtime->yield(self);
 }
 
 inline void check_aligned(const void* p, uintptr_t bytes) {
     if (reinterpret_cast<uintptr_t>(p) % bytes != 0) {
-        Lane* self = this_lane();
+        DeviceThread* self = current_thread();
         self->runtime->fail(self, "misaligned atomic access");
     }
 }
@@ -198,27 +191,28 @@ inline void check_aligned(const void* p, uintptr_t bytes) {
 // Returns the old value; wraps to 0 after `last`.
 SKC_DEVICE u32 atomic_inc(u32* p, u32 last) {
     skc_shim::check_aligned(p, sizeof(u32));
-    skc_shim::pause();
+    skc_shim::yield();
     u32 old = __atomic_load_n(p, __ATOMIC_RELAXED);
-    while (!__atomic_compare_exchange_n(p, &old, old >= last ? 0 : old + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {
+    while (
+        !__atomic_compare_exchange_n(p, &old, old >= last ? 0 : old + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {
     }
-    skc_shim::pause();
+    skc_shim::yield();
     return old;
 }
 
 SKC_DEVICE u32 atomic_add_system(u32* p, u32 x) {
     skc_shim::check_aligned(p, sizeof(u32));
-    skc_shim::pause();
+    skc_shim::yield();
     return __atomic_fetch_add(p, x, __ATOMIC_ACQ_REL);
 }
 
 SKC_DEVICE void store_release_system(i32* p, i32 x) {
     skc_shim::check_aligned(p, sizeof(i32));
-    skc_shim::pause();
+    skc_shim::yield();
     __atomic_store_n(p, x, __ATOMIC_RELEASE);
 }
 
 SKC_DEVICE void fence() {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    skc_shim::pause();
+    skc_shim::yield();
 }

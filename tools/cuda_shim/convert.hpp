@@ -1,4 +1,4 @@
-// f16 and bf16 to and from f32, as `cvt.rn` does it: exact, ties to even, NaN to one canonical NaN.
+// f16 and bf16 to and from f32 as `cvt.rn` converts: to nearest, ties to even, NaN to one canonical NaN.
 #pragma once
 
 #include <cstdint>
@@ -37,9 +37,9 @@ inline uint16_t f32_to_f16(float x) {
     uint32_t u = bits(x), sign = u >> 16 & 0x8000u, magnitude = u & 0x7fffffffu;
     if (magnitude > 0x7f800000u) return 0x7fff;
     uint32_t h;
-    if (magnitude >= 0x477ff000u) {  // 65520: half way from the largest finite number to 2^16
+    if (magnitude >= 0x477ff000u) {  // 65520, halfway between the largest finite number and 2^16
         h = 0x7c00;
-    } else if (magnitude < 0x38800000u) {  // below 2^-14: a subnormal counts multiples of 2^-24
+    } else if (magnitude < 0x38800000u) {  // below 2^-14: a subnormal is a multiple of 2^-24
         h = bits(from_bits(magnitude) + 0.5f) - bits(0.5f);  // 0.5 has an ulp of 2^-24: the addition rounds
     } else {
         h = (magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;

@@ -1,4 +1,4 @@
-// Programmatic launches: what begins with waiting for the kernel before runs, and what does not fails.
+// Programmatic launches: a kernel that waits for the preceding one before anything else runs; any other fails.
 
 #include "self_test.hpp"
 
@@ -47,15 +47,16 @@ TEST_F(LaunchTest, a_kernel_that_waits_first_runs) {
     EXPECT_EQ(skc_shim_count_programmatic(), before + 1);
 }
 
-TEST_F(LaunchTest, one_that_does_not_fails) {
-    for (const char* body : {"atomic_inc(p.x, ~0u); begin_kernel();", "block_sync(); begin_kernel();", "copy_async16(shared_memory(), p.x, true); begin_kernel();",
+TEST_F(LaunchTest, a_kernel_that_does_not_wait_first_fails) {
+    for (const char* body : {"atomic_inc(p.x, ~0u); begin_kernel();", "block_sync(); begin_kernel();",
+                             "copy_async16(shared_memory(), p.x, true); begin_kernel();",
                              "if (thread() == 5) return; begin_kernel();", ""}) {
         CUfunction test = with(body);
         CUdeviceptr x = upload(std::vector<uint32_t>{0, 0, 0, 0});
         OK(cuStreamSynchronize(stream));
         OK(launch_programmatic(test, {x, 0}));
         EXPECT_EQ(cuStreamSynchronize(stream), CUDA_ERROR_LAUNCH_FAILED) << body;
-        // The context is lost: the next needs its own.
+        // The context has failed: the next launch needs a new one.
         EXPECT_EQ(cuCtxDestroy_v2(context), CUDA_SUCCESS);
         OK(cuCtxCreate_v2(&context, 0, 0));
         OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));

@@ -1,4 +1,4 @@
-// cp.async of one lane: PTX ISA 9.0, 9.7.9.25.3, "non-bulk copy".
+// cp.async of one thread: PTX ISA 9.0, 9.7.9.25.3, "non-bulk copy".
 #pragma once
 
 #include <cstdint>
@@ -6,9 +6,9 @@
 
 namespace skc_shim {
 
-// A copy happens at some time between its issue and the wait for its group. So its destination is garbage from the
-// issue on, and its source is read early or late.
-struct Copies {
+// A copy may happen at any time between its issue and the wait for its group. Here the destination is poisoned at the
+// issue and written at the wait; the source is read at one of the two.
+struct AsyncCopies {
     struct Copy {
         uint8_t* to;
         const uint8_t* from;  // NULL: `bytes` holds what is to be written
@@ -17,8 +17,9 @@ struct Copies {
     };
 
     std::vector<Copy> copies;
-    uint32_t group = 0;  // that the next copy belongs to
+    uint32_t group = 0;  // of the next copy
 
+    // Zeros are written if the copy is not `valid`. `early`: the source is read now.
     void issue(uint8_t* to, const uint8_t* from, bool valid, bool early);
     void commit() { ++group; }
     // Completes all groups but the `pending` latest ones.

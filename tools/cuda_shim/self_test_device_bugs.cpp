@@ -1,4 +1,4 @@
-// That mistakes of device code show: barriers that are missing, or that not all reach; copies used too early; overruns.
+// Detected bugs of device code: missing barriers, barriers that not all threads reach, copies used early, overruns.
 
 #include <algorithm>
 
@@ -12,9 +12,9 @@ struct Out {
 
 const char* const kParams = "struct P { u32* out; };\n";
 
-class Barriers : public Device {
+class DeviceBugs : public Device {
 protected:
-    // Runs a kernel of 128 threads and 512 bytes whose context does not survive it; what it printed.
+    // Runs a kernel of 128 threads and 512 bytes of shared memory that must fail. Returns what it printed.
     std::string failure(const std::string& source) {
         CUfunction test = kernel(kParams + source);
         Out out{upload(std::vector<uint32_t>(128))};
@@ -22,16 +22,17 @@ protected:
         EXPECT_EQ(launch(test, out, 4, 128, 512), CUDA_SUCCESS);
         EXPECT_EQ(cuStreamSynchronize(stream), CUDA_ERROR_LAUNCH_FAILED);
         std::string text = testing::internal::GetCapturedStderr();
-        // It stays so.
+        // The error is sticky.
         EXPECT_EQ(launch(test, out, 1, 128, 512), CUDA_ERROR_LAUNCH_FAILED);
         EXPECT_EQ(cuCtxSynchronize(), CUDA_ERROR_LAUNCH_FAILED);
         return text;
     }
 
-    // In how many of 100 runs thread t reads what thread t + 1 (mod 128) wrote.
+    // In how many of 100 runs every thread t reads what thread t + 1 (mod 128) wrote, with `between` in between.
     int right(const std::string& between) {
-        CUfunction test = kernel(kParams + ("SKC_KERNEL(128, test, P) {\n u32* s = (u32*)shared_memory();\n s[thread()] = thread();\n" +
-                                            between + "\n p.out[thread()] = s[(thread() + 1) % 128];\n}"));
+        CUfunction test = kernel(
+            kParams + ("SKC_KERNEL(128, test, P) {\n u32* s = (u32*)shared_memory();\n s[thread()] = thread();\n" +
+                       between + "\n p.out[thread()] = s[(thread() + 1) % 128];\n}"));
         int right = 0;
         for (int run = 0; run < 100; ++run) {
             Out out{upload(std::vector<uint32_t>(128))};
@@ -45,14 +46,14 @@ protected:
     }
 };
 
-TEST_F(Barriers, a_missing_block_sync_shows) {
+TEST_F(DeviceBugs, a_missing_block_sync_shows) {
     EXPECT_EQ(right("block_sync();"), 100);
     EXPECT_EQ(right(""), 0);
     EXPECT_LT(right("warp_sync();"), 30);
 }
 
-TEST_F(Barriers, an_unsent_last_block_shows) {
-    // The last block to arrive adds up what all have written. Without the barrier some of it is not written yet.
+TEST_F(DeviceBugs, a_missing_barrier_before_the_last_block_shows) {
+    // The last block to arrive sums what all have written. Without the barrier some of that is not written yet.
     auto source = [](const char* barrier) {
         return std::string(R"(
 struct P { u32* out; u32* arrived; u32* sum; };
@@ -86,36 +87,42 @@ SKC_KERNEL(64, test, P) {
     }
 }
 
-TEST_F(Barriers, a_barrier_some_do_not_reach_is_an_error) {
-    EXPECT_NE(failure("SKC_KERNEL(128, test, P) { if (thread() != 70) block_sync(); p.out[thread()] = 0; }").find("test: block ("),
+TEST_F(DeviceBugs, a_barrier_some_do_not_reach_is_an_error) {
+    EXPECT_NE(failure("SKC_KERNEL(128, test, P) { if (thread() != 70) block_sync(); p.out[thread()] = 0; }")
+                  .find("test: block ("),
               std::string::npos);
 }
 
-TEST_F(Barriers, a_warp_that_returned_is_an_error) {
-    EXPECT_NE(failure("SKC_KERNEL(128, test, P) { if (warp() == 2) return; block_sync(); }").find("block_sync"), std::string::npos);
+TEST_F(DeviceBugs, a_warp_that_returned_is_an_error) {
+    EXPECT_NE(failure("SKC_KERNEL(128, test, P) { if (warp() == 2) return; block_sync(); }").find("block_sync"),
+              std::string::npos);
 }
 
-TEST_F(Barriers, lanes_at_different_meeting_points_are_an_error) {
-    std::string text = failure("SKC_KERNEL(128, test, P) {\n if (lane() < 4) warp_sync();\n else p.out[0] = shuffle(1u, 0); }");
+TEST_F(DeviceBugs, lanes_at_different_instructions_are_an_error) {
+    std::string text =
+        failure("SKC_KERNEL(128, test, P) {\n if (lane() < 4) warp_sync();\n else p.out[0] = shuffle(1u, 0); }");
     EXPECT_NE(text.find("divergent"), std::string::npos) << text;
     EXPECT_NE(text.find("shuffle"), std::string::npos) << text;
     EXPECT_NE(text.find("SKC_SHIM_SEED="), std::string::npos) << text;
 }
 
-TEST_F(Barriers, misaligned_and_far_rows_are_errors) {
-    EXPECT_NE(failure("SKC_KERNEL(128, test, P) { u32 r[4]; load_matrix_x4(r, shared_memory() + 8); }").find("not aligned"),
-              std::string::npos);
+TEST_F(DeviceBugs, a_misaligned_matrix_row_is_an_error) {
+    EXPECT_NE(
+        failure("SKC_KERNEL(128, test, P) { u32 r[4]; load_matrix_x4(r, shared_memory() + 8); }").find("not aligned"),
+        std::string::npos);
 }
 
-TEST_F(Barriers, a_copy_past_the_end_of_shared_memory_is_an_error) {
-    EXPECT_NE(failure("SKC_KERNEL(128, test, P) { copy_async16(shared_memory() + 4 * thread() / 16 * 16 + 16, p.out, true); }")
-                  .find("outside shared memory"),
-              std::string::npos);
+TEST_F(DeviceBugs, a_copy_past_the_end_of_shared_memory_is_an_error) {
+    EXPECT_NE(
+        failure(
+            "SKC_KERNEL(128, test, P) { copy_async16(shared_memory() + 4 * thread() / 16 * 16 + 16, p.out, true); }")
+            .find("outside shared memory"),
+        std::string::npos);
 }
 
-// The destination is garbage until the group has been waited for, zero where the copy was not valid, and what does not
-// belong to the group stays out.
-TEST_F(Barriers, copies_arrive_when_waited_for) {
+// A destination is garbage until its group has been waited for. A wait completes no later group. An invalid copy writes
+// zeros.
+TEST_F(DeviceBugs, copies_arrive_when_waited_for) {
     CUfunction test = kernel(R"(
 struct P { const u32* in; u32* out; };
 SKC_KERNEL(32, test, P) {
@@ -147,12 +154,12 @@ SKC_KERNEL(32, test, P) {
     }
 }
 
-// ldmatrix makes lanes meet, but orders no memory: rows that others write or wait for need a barrier before it.
-TEST_F(Barriers, a_missing_warp_sync_before_ldmatrix_shows) {
+// ldmatrix converges the warp but does not order memory: rows that other lanes write or copy need a barrier before it.
+TEST_F(DeviceBugs, a_missing_warp_sync_before_ldmatrix_shows) {
     for (bool copied : {true, false}) {
         for (bool sound : {true, false}) {
-            CUfunction test = kernel(std::string("#define BARRIER ") + (sound ? "warp_sync()" : "") + "\n#define COPIED " +
-                                     (copied ? "1" : "0") + R"(
+            CUfunction test = kernel(std::string("#define BARRIER ") + (sound ? "warp_sync()" : "") +
+                                     "\n#define COPIED " + (copied ? "1" : "0") + R"(
 struct P { const u32* in; u32* out; };
 SKC_KERNEL(32, test, P) {
     u32* shared = (u32*)shared_memory();
@@ -182,9 +189,10 @@ SKC_KERNEL(32, test, P) {
     }
 }
 
-TEST_F(Barriers, every_block_runs_once_in_no_fixed_order) {
-    CUfunction test = kernel("struct P { u32* order; u32* next; };\n"
-                             "SKC_KERNEL(32, test, P) { if (lane() == 0) p.order[atomic_add_system(p.next, 1)] = block_x(); }");
+TEST_F(DeviceBugs, every_block_runs_once_in_no_fixed_order) {
+    CUfunction test = kernel(
+        "struct P { u32* order; u32* next; };\n"
+        "SKC_KERNEL(32, test, P) { if (lane() == 0) p.order[atomic_add_system(p.next, 1)] = block_x(); }");
     std::vector<std::vector<uint32_t>> orders;
     for (int run = 0; run < 2; ++run) {
         struct {
@@ -200,19 +208,21 @@ TEST_F(Barriers, every_block_runs_once_in_no_fixed_order) {
     }
 }
 
-// Shared memory is garbage at the start of each block, whatever the one before left.
-TEST_F(Barriers, shared_memory_is_poisoned_for_every_block) {
-    CUfunction test = kernel("struct P { u32* out; };\nSKC_KERNEL(32, test, P) { u32* s = (u32*)shared_memory() + lane();\n"
-                             "p.out[block_x() * 32 + lane()] = *s; *s = 5; }");
+// Shared memory is garbage at the start of each block, whatever the preceding block wrote.
+TEST_F(DeviceBugs, shared_memory_is_poisoned_for_every_block) {
+    CUfunction test = kernel(
+        "struct P { u32* out; };\nSKC_KERNEL(32, test, P) { u32* s = (u32*)shared_memory() + lane();\n"
+        "p.out[block_x() * 32 + lane()] = *s; *s = 5; }");
     Out out{upload(std::vector<uint32_t>(320))};
     OK(launch(test, out, 10, 32, 128));
     EXPECT_EQ(download<uint32_t>(out.out, 320), std::vector<uint32_t>(320, ~0u));
 }
 
 #if defined(__SANITIZE_ADDRESS__)
-// AddressSanitizer ends the process: seen from outside.
-TEST_F(Barriers, overruns_are_seen) {
-    CUfunction past_shared = kernel("struct P { u32* out; };\nSKC_KERNEL(32, test, P) { ((volatile u32*)shared_memory())[lane()] = 1; }");
+// AddressSanitizer ends the process, hence death tests.
+TEST_F(DeviceBugs, overruns_are_seen) {
+    CUfunction past_shared =
+        kernel("struct P { u32* out; };\nSKC_KERNEL(32, test, P) { ((volatile u32*)shared_memory())[lane()] = 1; }");
     CUfunction past_global = kernel("struct P { u32* out; };\nSKC_KERNEL(32, test, P) { p.out[lane()] = 1; }");
     Out out{upload(std::vector<uint32_t>(31))};
     auto run = [&](CUfunction test, unsigned shared) {

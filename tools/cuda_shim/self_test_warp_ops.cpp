@@ -1,9 +1,8 @@
-// What lanes do together, against host code that knows nothing of fragment tables.
+// Warp-wide instructions, against host code that does not use the fragment tables.
 
-#include <cmath>
 #include <random>
 
-#include "half.hpp"
+#include "convert.hpp"
 #include "self_test.hpp"
 
 namespace {
@@ -38,8 +37,8 @@ std::vector<float> product(const std::vector<float>& a, const std::vector<float>
 
 const char* const kParams = "struct P { const u16* a; const u16* b; float* out; };\n";
 
-// PTX ISA 9.0, 9.7.14.5.8, written out as the conditions of its text.
-const char* const kByHand = R"(
+// Fragments by the conditions in the text of PTX ISA 9.0, 9.7.14.5.8.
+const char* const kFragmentsByIndex = R"(
 SKC_KERNEL(32, test, P) {
     u32 group = lane() >> 2, in_group = lane() % 4;
     u16 a[8], b[4];
@@ -61,9 +60,8 @@ SKC_KERNEL(32, test, P) {
     for (u32 i = 0; i < 4; ++i) p.out[(i < 2 ? group : group + 8) * 8 + in_group * 2 + (i & 1)] = c[i];
 })";
 
-// The way matrices come from shared memory: A by ldmatrix, B by ldmatrix.trans from rows of k, or without .trans from
-// rows of n.
-const char* const kByLoads = R"(
+// Fragments loaded from shared memory: A by ldmatrix, B by ldmatrix.trans from rows of k or by ldmatrix from rows of n.
+const char* const kFragmentsByLdmatrix = R"(
 SKC_KERNEL(32, test, P) {
     u16* a = (u16*)shared_memory();
     u16* b = a + 16 * 16;
@@ -83,7 +81,7 @@ SKC_KERNEL(32, test, P) {
     out[0] = c[0]; out[1] = c[1]; out[64] = c[2]; out[65] = c[3];
 })";
 
-class Lanes : public Device {
+class WarpOps : public Device {
 protected:
     std::vector<float> run(const std::string& source, bool bf16, unsigned seed) {
         In in{upload(to_half(random_values(256, seed), bf16)), upload(to_half(random_values(128, seed + 1), bf16)),
@@ -94,25 +92,25 @@ protected:
     }
 };
 
-TEST_F(Lanes, multiply_fragments_made_by_hand) {
+TEST_F(WarpOps, mma_of_fragments_by_index) {
     for (bool bf16 : {false, true}) {
         std::vector<float> want = product(random_values(256, 3), random_values(128, 4), false);
         for (float& x : want) x *= 2;
-        EXPECT_EQ(run(kByHand, bf16, 3), want);
+        EXPECT_EQ(run(kFragmentsByIndex, bf16, 3), want);
     }
 }
 
-TEST_F(Lanes, multiply_matrices_loaded_from_shared_memory) {
+TEST_F(WarpOps, mma_of_fragments_by_ldmatrix) {
     for (bool bf16 : {false, true}) {
         for (bool rows_of_n : {false, true}) {
-            std::string source = std::string("#define ROWS_OF_N ") + (rows_of_n ? "1" : "0") + kByLoads;
+            std::string source = std::string("#define ROWS_OF_N ") + (rows_of_n ? "1" : "0") + kFragmentsByLdmatrix;
             EXPECT_EQ(run(source, bf16, 5), product(random_values(256, 5), random_values(128, 6), rows_of_n));
         }
     }
 }
 
 // ldmatrix.x4.trans of a row-major matrix equals movmatrix of ldmatrix.x4 of it; and both equal the transpose.
-TEST_F(Lanes, transpose) {
+TEST_F(WarpOps, transpose) {
     CUfunction test = kernel(R"(
 struct P { const u32* in; const u32* unused; u32* out; };
 SKC_KERNEL(32, test, P) {
@@ -132,14 +130,14 @@ SKC_KERNEL(32, test, P) {
     In in{upload(matrices), 0, upload(std::vector<uint32_t>(256))};
     OK(launch(test, in, 1, 32, 512));
     auto out = download<uint16_t>(in.out, 512);
-    // Read as rows of 8, register i holds the transpose of matrix i: element (r, c) is what was at (c, r).
+    // Read as rows of 8, register i holds the transpose of matrix i: its element (r, c) was at (c, r).
     for (size_t i = 0; i < 512; ++i) {
         size_t matrix = i % 256 / 64, r = i % 64 / 8, c = i % 8;
         ASSERT_EQ(out[i], matrix * 64 + c * 8 + r) << i;
     }
 }
 
-TEST_F(Lanes, shuffle) {
+TEST_F(WarpOps, shuffle) {
     CUfunction test = kernel(R"(
 struct P { const u32* a; const u32* b; u32* out; };
 SKC_KERNEL(64, test, P) {
@@ -158,41 +156,6 @@ SKC_KERNEL(64, test, P) {
         EXPECT_EQ(out[t], t / 32 * 32 + (t % 32 + 5) % 32);
         EXPECT_EQ(out[64 + t], t ^ 16);
         EXPECT_EQ(out[128 + t], t / 32);
-    }
-}
-
-// Every bf16 and f16 and what lies around the middle of two neighbours, against the definition of rounding.
-TEST(Half, rounds_to_nearest_even) {
-    using namespace skc_shim;
-    for (uint32_t h = 0; h < 0x10000; ++h) {
-        for (bool bf16 : {false, true}) {
-            auto widen = [bf16](uint32_t x) { return bf16 ? bf16_to_f32(static_cast<uint16_t>(x)) : f16_to_f32(static_cast<uint16_t>(x)); };
-            auto narrow = [bf16](float x) { return bf16 ? f32_to_bf16(x) : f32_to_f16(x); };
-            uint32_t infinity = bf16 ? 0x7f80 : 0x7c00, magnitude = h & 0x7fff;
-            float x = widen(h);
-            if (magnitude > infinity) {
-                ASSERT_TRUE(std::isnan(x));
-                ASSERT_EQ(narrow(x), 0x7fff);
-                continue;
-            }
-            int exponent_bits = bf16 ? 8 : 5, mantissa_bits = bf16 ? 7 : 10, bias = (1 << (exponent_bits - 1)) - 1;
-            int exponent = static_cast<int>(magnitude >> mantissa_bits);
-            double fraction = magnitude & ((1u << mantissa_bits) - 1);
-            double want = exponent ? std::ldexp(std::ldexp(fraction, -mantissa_bits) + 1, exponent - bias)
-                                   : std::ldexp(fraction, 1 - bias - mantissa_bits);
-            if (magnitude != infinity) {
-                ASSERT_EQ(x, static_cast<float>(h & 0x8000 ? -want : want)) << h;
-            }
-            ASSERT_EQ(narrow(x), h);
-            if (magnitude == infinity) continue;
-            // The neighbour away from zero; past the largest finite number it is as if the exponent went on.
-            double next = magnitude + 1 == infinity ? std::ldexp(1.0, bias + 1) : std::fabs(static_cast<double>(widen(h + 1)));
-            float middle = static_cast<float>((std::fabs(static_cast<double>(x)) + next) / 2);
-            float sign = h & 0x8000 ? -1.0f : 1.0f;
-            ASSERT_EQ(narrow(sign * middle), h + (h & 1)) << h;
-            ASSERT_EQ(narrow(sign * std::nextafter(middle, 0.0f)), h);
-            ASSERT_EQ(narrow(sign * std::nextafter(middle, INFINITY)), h + 1);
-        }
     }
 }
 

@@ -1,10 +1,10 @@
-#include "copies.hpp"
+#include "async_copy.hpp"
 
 #include <cstring>
 
 namespace skc_shim {
 
-void Copies::issue(uint8_t* to, const uint8_t* from, bool valid, bool early) {
+void AsyncCopies::issue(uint8_t* to, const uint8_t* from, bool valid, bool early) {
     std::memset(to, 0xFF, 16);
     Copy copy{to, from, group, {}};
     if (!valid) {
@@ -16,7 +16,7 @@ void Copies::issue(uint8_t* to, const uint8_t* from, bool valid, bool early) {
     copies.push_back(copy);
 }
 
-void Copies::wait(uint32_t pending) {
+void AsyncCopies::wait(uint32_t pending) {
     size_t done = 0;
     for (; done < copies.size() && copies[done].group + pending < group; ++done) {
         const Copy& copy = copies[done];
@@ -25,7 +25,7 @@ void Copies::wait(uint32_t pending) {
     copies.erase(copies.begin(), copies.begin() + static_cast<std::ptrdiff_t>(done));
 }
 
-void Copies::clear() {
+void AsyncCopies::clear() {
     copies.clear();
     group = 0;
 }

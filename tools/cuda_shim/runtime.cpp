@@ -1,0 +1,68 @@
+#include "runtime.hpp"
+
+#include <cstdio>
+
+#include "async_copy.hpp"
+#include "scheduler.hpp"
+#include "warp_ops.hpp"
+
+namespace skc_shim {
+namespace {
+
+void wait_for_preceding_kernel(DeviceThread* self) { self->after_wait = true; }
+
+void sync(DeviceThread* self, SyncOp op, int line) {
+    require_wait(self, name_of(op));
+    self->op = op;
+    self->line = line;
+    if (const char* reason = arrive(op, *self)) {
+        char text[128];
+        std::snprintf(text, sizeof text, "%s (line %d)", reason, line);
+        self->scheduler->fail(*self, text);
+    }
+    self->warp->arrived |= lane_bit(*self);
+    self->scheduler->suspend(self);
+}
+
+void yield(DeviceThread* self) {
+    require_wait(self, "an atomic");
+    Scheduler& scheduler = *self->scheduler;
+    if (scheduler.random.next() % 4 != 0) return;
+    self->warp->yielded |= lane_bit(*self);
+    self->warp->priority = scheduler.random.next();
+    scheduler.suspend(self);
+}
+
+void fail(DeviceThread* self, const char* reason) { self->scheduler->fail(*self, reason); }
+
+void copy_async16(DeviceThread* self, void* shared, const void* global, bool valid) {
+    require_wait(self, "copy_async16");
+    auto to = reinterpret_cast<uintptr_t>(shared);
+    auto begin = reinterpret_cast<uintptr_t>(self->shared);
+    if (to % 16 != 0) fail(self, "copy_async16: the destination is not aligned to 16 bytes");
+    if (reinterpret_cast<uintptr_t>(global) % 16 != 0) {
+        fail(self, "copy_async16: the source is not aligned to 16 bytes");
+    }
+    if (to < begin || to + 16 > begin + self->shared_bytes) {
+        fail(self, "copy_async16: the destination lies outside shared memory");
+    }
+    bool early = self->scheduler->random.next() % 2 != 0;
+    self->copies->issue(static_cast<uint8_t*>(shared), static_cast<const uint8_t*>(global), valid, early);
+}
+
+void copy_async_commit(DeviceThread* self) { self->copies->commit(); }
+void copy_async_wait(DeviceThread* self, uint32_t pending) { self->copies->wait(pending); }
+
+}  // namespace
+
+const Runtime kRuntime = {sync, yield, copy_async16, copy_async_commit, copy_async_wait, wait_for_preceding_kernel,
+                          fail};
+
+void require_wait(DeviceThread* self, const char* what) {
+    if (self->after_wait) return;
+    char text[128];
+    std::snprintf(text, sizeof text, "%s before begin_kernel, in a programmatic launch", what);
+    fail(self, text);
+}
+
+}  // namespace skc_shim
