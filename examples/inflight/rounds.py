@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Conversations over many times the window: writes their requests, and reads what inflight-serve measured of them.
+"""Conversations many times longer than the window: writes requests, and reads the times that inflight-serve measured.
 
     rounds.py write TEXT [GAP] > rounds.jsonl   8 conversations of 20 rounds, equal prompt lengths; requests arrive GAP
-                                                iterations apart (40: one at a time), else all at once
+                                                iterations apart (40: one at a time); default 0: all in the first
     inflight-serve --requests rounds.jsonl --json ... > rounds.out
     rounds.py read rounds.out                   time to first token by round
 """
@@ -17,7 +17,7 @@ def write(text, gap):
     for r in range(ROUNDS):
         for c in range(CONVERSATIONS):
             at = (c * ROUNDS + r) * PROMPT
-            # The first token of a conversation, <s>, comes beside its first prompt.
+            # One byte less in the first round, whose prompt begins with <s>.
             prompt = text[at : at + PROMPT - (r == 0)]
             line = {"id": f"{c}.{r + 1}", "prompt": prompt, "max_tokens": OUT, "arrival": gap * (r * CONVERSATIONS + c)}
             line["conversation" if r == 0 else "continue"] = f"conversation {c}"
@@ -29,14 +29,15 @@ def read(lines):
     for r in range(1, ROUNDS + 1):
         rows = [results[f"{c}.{r}"] for c in range(CONVERSATIONS)]
         assert all(x["outcome"] == "done" for x in rows)
-        # Every token once: r prompts and r answers, but for the last token, which enters with the next round.
-        entered = {x["stream_length"] for x in rows}
-        assert entered == {r * (PROMPT + OUT) - 1}, entered
-        # From its slot to its first token: rounds of other conversations share the batches.
+        # Every token is fed once: r prompts and r outputs, but the last token, which the next round feeds.
+        lengths = {x["stream_length"] for x in rows}
+        assert lengths == {r * (PROMPT + OUT) - 1}, lengths
+        # From slot to first token. Rounds of other conversations share the batches.
         times = [1e3 * (x["first_token_s"] - x["waited_s"]) for x in rows]
         speed = statistics.median(x["tokens_per_s"] for x in rows)
-        print(f"round {r:2}: first token after {statistics.median(times):6.2f} ms ({min(times):.2f} to {max(times):.2f}), "
-              f"{speed:6.1f} tokens/s, {rows[0]['stream_length']:5} tokens entered")
+        print(f"round {r:2}: first token after {statistics.median(times):6.2f} ms "
+              f"({min(times):.2f} to {max(times):.2f}), "
+              f"{speed:6.1f} tokens/s, {rows[0]['stream_length']:5} tokens in the sequence")
 
 
 if __name__ == "__main__":

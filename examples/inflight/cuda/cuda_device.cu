@@ -28,11 +28,11 @@ void check(ncclResult_t code, const char *what) {
     }
 }
 
-// One block to a row, in all kernels but add_to.
+// Threads of a block. A block computes a row, in all kernels but add_to.
 constexpr unsigned THREADS = 256, WARPS = THREADS / 32;
 
-__global__ void gather_rows(float *x, const float *table, const std::int32_t *tokens, std::size_t width) {
-    const float *from = table + static_cast<std::size_t>(tokens[blockIdx.x]) * width;
+__global__ void gather_rows(float *x, const float *table, const std::int32_t *indices, std::size_t width) {
+    const float *from = table + static_cast<std::size_t>(indices[blockIdx.x]) * width;
     for (std::size_t j = threadIdx.x; j < width; j += THREADS) {
         x[blockIdx.x * width + j] = from[j];
     }
@@ -76,39 +76,40 @@ __global__ void add_to(float *x, const float *y, std::size_t n) {
     }
 }
 
-/** The first of the largest. */
-__device__ void take_better(float &best, std::int32_t &at, float other, std::int32_t other_at) {
-    if (other > best || (other == best && other_at < at)) {
-        best = other, at = other_at;
-    }
+/** A logit and its index. */
+struct Candidate {
+    float logit;
+    std::int32_t index;
+};
+
+/** The larger logit; of equal ones the first. */
+__device__ Candidate better(Candidate a, Candidate b) {
+    return b.logit > a.logit || (b.logit == a.logit && b.index < a.index) ? b : a;
 }
 
 __global__ void argmax_rows(std::int32_t *out, const float *logits, std::int32_t n) {
-    __shared__ float best_of_warps[WARPS];
-    __shared__ std::int32_t at_of_warps[WARPS];
+    __shared__ Candidate best_of_warps[WARPS];
     const float *row = logits + std::size_t{blockIdx.x} * static_cast<std::size_t>(n);
-    float best = -FLT_MAX;
-    std::int32_t at = 0;
+    Candidate best{-FLT_MAX, 0};
     for (std::int32_t j = static_cast<std::int32_t>(threadIdx.x); j < n; j += THREADS) {
-        // Ascending: an equal one that comes later is no better.
-        if (row[j] > best) {
-            best = row[j], at = j;
+        // Indices ascend: an equal logit that comes later is not better.
+        if (row[j] > best.logit) {
+            best = {row[j], j};
         }
     }
     for (unsigned d = 16; d > 0; d /= 2) {
-        const float other = __shfl_xor_sync(0xffffffffu, best, d);
-        const std::int32_t other_at = __shfl_xor_sync(0xffffffffu, at, d);
-        take_better(best, at, other, other_at);
+        const Candidate other{__shfl_xor_sync(0xffffffffu, best.logit, d), __shfl_xor_sync(0xffffffffu, best.index, d)};
+        best = better(best, other);
     }
     if (threadIdx.x % 32 == 0) {
-        best_of_warps[threadIdx.x / 32] = best, at_of_warps[threadIdx.x / 32] = at;
+        best_of_warps[threadIdx.x / 32] = best;
     }
     __syncthreads();
     if (threadIdx.x == 0) {
         for (unsigned w = 1; w < WARPS; w++) {
-            take_better(best, at, best_of_warps[w], at_of_warps[w]);
+            best = better(best, best_of_warps[w]);
         }
-        out[blockIdx.x] = at;
+        out[blockIdx.x] = best.index;
     }
 }
 
@@ -119,13 +120,14 @@ public:
         check(cudaGetDeviceCount(&devices), "cudaGetDeviceCount");
         device_ = ordinal >= 0 ? ordinal : static_cast<int>(group.rank());
         if (device_ >= devices) {
-            throw std::runtime_error("there is no GPU " + std::to_string(device_) + ": " + std::to_string(devices) + " were found");
+            throw std::runtime_error("there is no GPU " + std::to_string(device_) + ": " + std::to_string(devices) +
+                                     " were found");
         }
         check(cudaSetDevice(device_), "cudaSetDevice");
         check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
         check(cublasCreate(&blas_), "cublasCreate");
         check(cublasSetStream(blas_, stream_), "cublasSetStream");
-        // Memory of our own, for ever: a captured product must find at every replay what it was recorded with.
+        // A workspace that lives as long as the device: captured products use it in every graph launch.
         check(cublasSetWorkspace(blas_, allocate(WORKSPACE), WORKSPACE), "cublasSetWorkspace");
         check(cublasSetMathMode(blas_, CUBLAS_DEFAULT_MATH), "cublasSetMathMode");
         if (group.size() > 1) {
@@ -133,16 +135,17 @@ public:
             if (group.rank() == 0) {
                 check(ncclGetUniqueId(&id), "ncclGetUniqueId");
             }
-            // It travels as tokens do.
+            // Broadcast as if it were tokens.
             std::vector<Token> words((sizeof id + sizeof(Token) - 1) / sizeof(Token));
             std::memcpy(words.data(), &id, sizeof id);
-            group.from_first(words);
+            group.broadcast(words);
             std::memcpy(&id, words.data(), sizeof id);
-            check(ncclCommInitRank(&comm_, static_cast<int>(group.size()), id, static_cast<int>(group.rank())), "ncclCommInitRank");
+            check(ncclCommInitRank(&comm_, static_cast<int>(group.size()), id, static_cast<int>(group.rank())),
+                  "ncclCommInitRank");
         }
     }
     ~CudaDevice() override {
-        // Nothing is left to be done about failures here.
+        // Failures cannot be handled in a destructor.
         cudaStreamSynchronize(stream_);
         for (Graph graph : graphs_) {
             cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph));
@@ -167,7 +170,7 @@ public:
         check(cudaMemsetAsync(p, 0, bytes, stream_), "cudaMemsetAsync");
         return p;
     }
-    // From pageable memory the call returns when the bytes have been taken over.
+    // From pageable memory the call returns when the bytes have been copied to a staging buffer.
     void upload(void *to, const void *from, std::size_t bytes) override {
         check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), "cudaMemcpyAsync");
     }
@@ -176,9 +179,10 @@ public:
         check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
     }
 
-    void gather(float *x, const float *table, const std::int32_t *tokens, std::size_t rows, std::size_t width) override {
+    void gather(float *x, const float *table, const std::int32_t *indices, std::size_t rows,
+                std::size_t width) override {
         if (rows > 0) {
-            gather_rows<<<blocks(rows), THREADS, 0, stream_>>>(x, table, tokens, width);
+            gather_rows<<<blocks(rows), THREADS, 0, stream_>>>(x, table, indices, width);
             check(cudaGetLastError(), "gather_rows");
         }
     }
@@ -187,10 +191,11 @@ public:
         check(cudaGetLastError(), "norm_rows");
     }
     void multiply(float *y, const float *x, const float *w, std::size_t rows, std::size_t n, std::size_t k) override {
-        // cuBLAS counts columns first: y^T [n, rows] = W [n, k] x^T [k, rows].
+        // cuBLAS is column-major: it computes y^T [n, rows] = W [n, k] x^T [k, rows].
         const float one = 1, zero = 0;
         const int cols = static_cast<int>(n), depth = static_cast<int>(k);
-        check(cublasSgemm(blas_, CUBLAS_OP_T, CUBLAS_OP_N, cols, static_cast<int>(rows), depth, &one, w, depth, x, depth, &zero, y, cols),
+        check(cublasSgemm(blas_, CUBLAS_OP_T, CUBLAS_OP_N, cols, static_cast<int>(rows), depth, &one, w, depth, x,
+                          depth, &zero, y, cols),
               "cublasSgemm");
     }
     void swiglu(float *y, const float *x, std::size_t rows, std::size_t width) override {
@@ -201,11 +206,11 @@ public:
         add_to<<<blocks((n + THREADS - 1) / THREADS), THREADS, 0, stream_>>>(x, y, n);
         check(cudaGetLastError(), "add_to");
     }
-    void argmax(std::int32_t *best, const float *logits, std::size_t rows, std::size_t n) override {
-        argmax_rows<<<blocks(rows), THREADS, 0, stream_>>>(best, logits, static_cast<std::int32_t>(n));
+    void argmax(std::int32_t *indices, const float *logits, std::size_t rows, std::size_t n) override {
+        argmax_rows<<<blocks(rows), THREADS, 0, stream_>>>(indices, logits, static_cast<std::int32_t>(n));
         check(cudaGetLastError(), "argmax_rows");
     }
-    void sum_ranks(float *x, std::size_t n) override {
+    void all_reduce(float *x, std::size_t n) override {
         if (comm_) {
             check(ncclAllReduce(x, x, n, ncclFloat32, ncclSum, comm_, stream_), "ncclAllReduce");
         }
@@ -224,10 +229,12 @@ public:
         graphs_.push_back(exec);
         return exec;
     }
-    void launch(Graph graph) override { check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), stream_), "cudaGraphLaunch"); }
+    void launch(Graph graph) override {
+        check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), stream_), "cudaGraphLaunch");
+    }
 
 private:
-    /** NVIDIA's advice for Hopper; smaller devices need less. */
+    /** The size that NVIDIA recommends for Hopper; smaller devices need less. */
     static constexpr std::size_t WORKSPACE = std::size_t{32} << 20;
 
     int device_ = 0;

@@ -7,7 +7,7 @@ namespace {
 
 sinkcache::Config cache_config(const PluginConfig &c) {
     sinkcache::Layer layer(c.n_sink, c.window);
-    // A GGUF of a Llama has the rows of Q and K permuted for pairs of neighbours.
+    // In a GGUF of a Llama the rows of W_q and W_k are permuted for interleaved RoPE.
     layer.rope_style = SKC_ROPE_INTERLEAVED;
     layer.rope_dim = c.rope_dim;
     layer.rope_base = c.rope_base;
@@ -16,7 +16,9 @@ sinkcache::Config cache_config(const PluginConfig &c) {
     sinkcache::Config config;
     config.heads(c.n_q_heads, c.n_kv_heads, c.head_dim).types(SKC_DTYPE_F32, c.kv_dtype).seqs(c.max_seqs);
     config.layers(c.n_layers, layer).max_chunk(c.chunk).max_rewind(c.max_draft).threads(c.n_threads);
-    config.raw().alloc = c.alloc, config.raw().free = c.free, config.raw().memory_user = c.memory_user;
+    config.raw().alloc = c.alloc;
+    config.raw().free = c.free;
+    config.raw().memory_user = c.memory_user;
     if (c.cuda) {
         config.cuda(c.cuda_device);
     }
@@ -29,8 +31,9 @@ AttentionPlugin::AttentionPlugin(const PluginConfig &config)
     : q_heads_(config.n_q_heads), kv_heads_(config.n_kv_heads), dim_(config.head_dim), max_seqs_(config.max_seqs),
       chunk_(config.chunk), max_draft_(config.max_draft), cache_(cache_config(config)) {}
 
-std::pair<std::uint64_t, std::uint64_t> AttentionPlugin::bytes(const PluginConfig &config) {
-    return cache_config(config).bytes();
+CacheBytes AttentionPlugin::bytes(const PluginConfig &config) {
+    const auto [host, device] = cache_config(config).bytes();
+    return {host, device};
 }
 
 AttentionPlugin::Packed AttentionPlugin::packed(const float *qkv, float *out) const {
@@ -39,25 +42,25 @@ AttentionPlugin::Packed AttentionPlugin::packed(const float *qkv, float *out) co
     return {{qkv, row}, {k, row}, {k + std::size_t{kv_heads_} * dim_, row}, {out}};
 }
 
-void AttentionPlugin::enqueue(std::uint32_t layer, const float *qkv, float *out, const Ids &seq_ids, const Ids &n_tokens,
-                              void *, void *stream) {
-    const Packed p = packed(qkv, out);
-    cache_.stream(stream);
-    cache_.step(layer, {seq_ids, n_tokens}, {p.k, p.v}, {p.q, p.out});
+void AttentionPlugin::enqueue(const EnqueueArgs &args, const Ids &seq_ids, const Ids &n_tokens) {
+    const Packed p = packed(args.qkv, args.out);
+    cache_.stream(args.stream);
+    cache_.step(args.layer, {seq_ids, n_tokens}, {p.k, p.v}, {p.q, p.out});
 }
 
-void AttentionPlugin::enqueue_decode(std::uint32_t layer, const float *qkv, float *out, const std::int32_t *seq_ids,
-                                     const std::int32_t *n_tokens, std::uint32_t n_entries, void *, void *stream) {
-    const Packed p = packed(qkv, out);
-    cache_.stream(stream);
-    cache_.step(layer, sinkcache::DeviceBatch{seq_ids, n_tokens, n_entries, n_entries, 1}, {p.k, p.v}, {p.q, p.out});
+void AttentionPlugin::enqueue_decode(const EnqueueArgs &args, const std::int32_t *seq_ids, const std::int32_t *n_tokens,
+                                     std::uint32_t n_entries) {
+    const Packed p = packed(args.qkv, args.out);
+    cache_.stream(args.stream);
+    cache_.step(args.layer, sinkcache::DeviceBatch{seq_ids, n_tokens, n_entries, n_entries, 1}, {p.k, p.v}, {p.q, p.out});
 }
 
 void AttentionPlugin::check_device() {
     const skc_device_error e = cache_.poll_error();
     if (e.n_skipped != 0) {
-        throw sinkcache::Error(e.status, "the device skipped " + std::to_string(e.n_skipped) + " entries, the first of sequence " +
-                                             std::to_string(e.seq_id) + " in layer " + std::to_string(e.layer));
+        throw sinkcache::Error(e.status, "the device skipped " + std::to_string(e.n_skipped) +
+                                             " entries, the first of sequence " + std::to_string(e.seq_id) +
+                                             " in layer " + std::to_string(e.layer));
     }
 }
 

@@ -5,26 +5,25 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 namespace inflight {
 
-/** What the plugin is configured with, once. Heads are those of this rank. */
+/** Configuration, given once. Heads are those of this rank. */
 struct PluginConfig {
     std::uint32_t n_layers, n_q_heads, n_kv_heads, head_dim, rope_dim;
     double rope_base = 10000.0;
-    /** Angular frequencies, or empty for those of rope_base. */
+    /** Angular frequencies; empty = those of rope_base. */
     std::vector<float> inv_freq;
     std::uint32_t n_sink = 4, window = 252;
     std::uint32_t max_seqs = 8;
-    /** Prompts are cut at multiples of this, see Executor. */
+    /** Prompts are split at multiples of this, see ExecutorConfig. */
     std::uint32_t chunk = 64;
-    /** Most draft tokens that are ever rejected at once. */
+    /** Most draft tokens of a step, all of which may be rejected. */
     std::uint32_t max_draft = 0;
     std::uint32_t kv_dtype = SKC_DTYPE_F32;
     std::uint32_t n_threads = 1;
-    /** Where the cache's host memory comes from; NULL = the process. */
+    /** Allocator of the cache's host memory; NULL = the process's. */
     skc_alloc_fn alloc = nullptr;
     skc_free_fn free = nullptr;
     void *memory_user = nullptr;
@@ -32,9 +31,26 @@ struct PluginConfig {
     std::uint32_t cuda_device = 0;
 };
 
+/** Bytes of a cache. They are allocated at creation, and no others later. */
+struct CacheBytes {
+    std::uint64_t host, device;
+};
+
+/** Arguments of an enqueue. */
+struct EnqueueArgs {
+    std::uint32_t layer;
+    /** [rows, q heads + 2 x KV heads, head_dim] f32, before RoPE. */
+    const float *qkv;
+    /** [rows, q heads, head_dim] f32. */
+    float *out;
+    /** Of workspace_bytes(). */
+    void *workspace = nullptr;
+    void *stream = nullptr;
+};
+
 /**
- * The shape of a TensorRT attention plugin: configured once, enqueued per layer with packed QKV rows of a ragged batch.
- * Beside it, the edits of sequences that an executor needs. Calls throw sinkcache::Error.
+ * The interface of a TensorRT attention plugin: configured once, enqueued per layer with packed QKV rows of a ragged
+ * batch. In addition, the edits of sequences that an executor needs. Calls throw sinkcache::Error.
  */
 class AttentionPlugin {
 public:
@@ -42,45 +58,41 @@ public:
 
     explicit AttentionPlugin(const PluginConfig &config);
 
-    /** Bytes a cache of this configuration takes for ever: host, device. */
-    static std::pair<std::uint64_t, std::uint64_t> bytes(const PluginConfig &config);
+    /** Bytes of a cache of this configuration. */
+    static CacheBytes bytes(const PluginConfig &config);
 
-    /** What an executor must keep to. */
+    /** Limits that an executor must respect. */
     std::uint32_t max_seqs() const { return max_seqs_; }
     std::uint32_t chunk() const { return chunk_; }
     std::uint32_t max_draft() const { return max_draft_; }
 
-    /** Working memory enqueue needs from the engine: none, the cache brought its own. */
+    /** Workspace that enqueue needs from the engine: none, the cache has allocated its own. */
     std::size_t workspace_bytes() const { return 0; }
 
-    /**
-     * Attention of layer `layer` over rows of `qkv` [rows, q heads + 2 x KV heads, head_dim] f32, before RoPE, into `out`
-     * [rows, q heads, head_dim] f32. Entry i of the batch is n_tokens[i] rows of sequence seq_ids[i]; id -1 is padding.
-     */
-    void enqueue(std::uint32_t layer, const float *qkv, float *out, const Ids &seq_ids, const Ids &n_tokens, void *workspace,
-                 void *stream);
+    /** Attention of a layer. Entry i of the batch is n_tokens[i] rows of sequence seq_ids[i]; id -1 is padding. */
+    void enqueue(const EnqueueArgs &args, const Ids &seq_ids, const Ids &n_tokens);
 
     /**
-     * The same with `n_entries` ids and counts (0 or 1) in device memory: captured into a graph it serves any sequences
-     * at every replay. Tell the plugin afterwards by `replayed`.
+     * The same with `n_entries` ids and counts (0 or 1) in device memory. Captured into a graph, each launch serves the
+     * sequences that are there at that time; `note_launch` must follow it.
      */
-    void enqueue_decode(std::uint32_t layer, const float *qkv, float *out, const std::int32_t *seq_ids,
-                        const std::int32_t *n_tokens, std::uint32_t n_entries, void *workspace, void *stream);
-    void replayed(const Ids &seq_ids, const Ids &n_tokens) { cache_.note_replay(seq_ids, n_tokens); }
-    /** Throws what the device has skipped since the last time. */
+    void enqueue_decode(const EnqueueArgs &args, const std::int32_t *seq_ids, const std::int32_t *n_tokens,
+                        std::uint32_t n_entries);
+    void note_launch(const Ids &seq_ids, const Ids &n_tokens) { cache_.note_replay(seq_ids, n_tokens); }
+    /** Throws if the device has skipped entries since the last call. */
     void check_device();
 
     /** Empties a sequence. */
     void reset(std::int32_t seq) { cache_.reset(Ids{seq}); }
-    /** Takes back rejected drafts. */
+    /** Removes rejected draft tokens. */
     void rewind(const Ids &seq_ids, const Ids &n_tokens) { cache_.rewind(seq_ids, n_tokens); }
     void fork(std::int32_t from, std::int32_t to) { cache_.fork(Ids{from}, Ids{to}); }
-    /** After a failure between layers: these sequences are as before the step. */
+    /** After a failure between layers: restores these sequences as they were before the step. */
     void abort_step(const Ids &seq_ids) { cache_.abort_step(seq_ids); }
 
-    /** Tokens that have entered a sequence. */
+    /** Length of a sequence. */
     std::uint64_t length(std::int32_t seq) const { return cache_.info(seq).length_min; }
-    /** Tokens that have left its window. */
+    /** Tokens that were evicted from it. */
     std::uint64_t evicted(std::int32_t seq) const { return cache_.info(seq).evicted_tokens; }
 
 private:

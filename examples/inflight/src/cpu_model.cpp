@@ -6,8 +6,8 @@
 
 namespace inflight {
 
-PluginConfig shaped(PluginConfig config, const LlamaWeights &w) {
-    // Counts were checked to be small when the file was read.
+PluginConfig with_shape(PluginConfig config, const LlamaWeights &w) {
+    // The casts are safe: counts were limited to 2^20 when the file was read.
     config.n_layers = static_cast<std::uint32_t>(w.config.n_layers);
     config.n_q_heads = static_cast<std::uint32_t>(w.q_heads());
     config.n_kv_heads = static_cast<std::uint32_t>(w.kv_heads());
@@ -19,10 +19,10 @@ PluginConfig shaped(PluginConfig config, const LlamaWeights &w) {
 }
 
 CpuModel::CpuModel(LlamaWeights weights, PluginConfig plugin, Group &group, int threads)
-    : weights_(std::move(weights)), group_(group), gemm_(threads), plugin_(shaped(std::move(plugin), weights_)),
-      x_(weights_.config.width), normed_(weights_.config.width), qkv_(weights_.qkv_width()), attended_(weights_.q_width()),
-      added_(weights_.config.width), gate_up_(2 * weights_.feed_forward()), inner_(weights_.feed_forward()),
-      logits_(weights_.config.vocabulary) {
+    : weights_(std::move(weights)), group_(group), gemm_(threads), plugin_(with_shape(std::move(plugin), weights_)),
+      x_(weights_.config.width), normed_(weights_.config.width), qkv_(weights_.qkv_width()),
+      attended_(weights_.q_width()), added_(weights_.config.width), gate_up_(2 * weights_.feed_forward()),
+      inner_(weights_.feed_forward()), logits_(weights_.config.vocabulary) {
     for (const LayerWeights &layer : weights_.layers) {
         for (const Matrix *w : {&layer.qkv, &layer.attention_out, &layer.gate_up, &layer.down}) {
             gemm_.prepare(w->n, w->k);
@@ -55,10 +55,10 @@ void CpuModel::norm(const float *x, std::size_t rows, const std::vector<float> &
     }
 }
 
-/** What a shard's product left in added_, summed over the ranks, is added to x_. */
+/** Sums added_, a partial result of this shard, over the ranks and adds the sum to x_. */
 void CpuModel::add(std::size_t rows) {
     const std::size_t n = rows * x_.width();
-    group_.sum(added_.data(), n);
+    group_.all_reduce(added_.data(), n);
     std::transform(x_.data(), x_.data() + n, added_.data(), x_.data(), std::plus<>());
 }
 
@@ -80,7 +80,7 @@ std::vector<Token> CpuModel::forward(const Batch &batch) {
     try {
         return run(batch);
     } catch (const std::exception &error) {
-        group_.failed(error.what());
+        group_.abort(error.what());
         throw;
     }
 }
@@ -95,14 +95,13 @@ std::vector<Token> CpuModel::run(const Batch &batch) {
         const LayerWeights &layer = weights_.layers[l];
         norm(x_.data(), rows, layer.attention_norm);
         gemm_.multiply(normed_.data(), rows, layer.qkv, qkv_.data());
-        plugin_.enqueue(static_cast<std::uint32_t>(l), qkv_.data(), attended_.data(), batch.seq_ids, batch.n_tokens, nullptr,
-                        nullptr);
+        plugin_.enqueue({static_cast<std::uint32_t>(l), qkv_.data(), attended_.data()}, batch.seq_ids, batch.n_tokens);
         if (l + 1 == weights_.layers.size()) {
-            // The last layer's keys and values are in the cache: of the rows those alone are left that were asked for.
-            rows = batch.wanted.size();
+            // The last layer's keys and values are in the cache: from here on only the output rows are needed.
+            rows = batch.output_rows.size();
             for (std::size_t i = 0; i < rows; i++) {
-                // Ascending: a row moves up or stays.
-                if (const std::size_t from = batch.wanted[i].row; from != i) {
+                // In place: output rows ascend, so a row moves up or stays.
+                if (const std::size_t from = batch.output_rows[i].row; from != i) {
                     std::copy_n(x_.row(from), x_.width(), x_.row(i));
                     std::copy_n(attended_.row(from), attended_.width(), attended_.row(i));
                 }
@@ -120,11 +119,12 @@ std::vector<Token> CpuModel::run(const Batch &batch) {
     std::vector<Token> tokens;
     for (std::size_t i = 0; i < rows; i++) {
         if (observer_) {
-            observer_(batch.wanted[i], logits_.row(i));
+            observer_(batch.output_rows[i], logits_.row(i));
         }
-        tokens.push_back(sample(logits_.row(i), logits_.width(), batch.wanted[i].sampling, batch.wanted[i].index));
+        tokens.push_back(
+            sample(logits_.row(i), logits_.width(), batch.output_rows[i].sampling, batch.output_rows[i].index));
     }
-    group_.from_first(tokens);
+    group_.broadcast(tokens);
     return tokens;
 }
 

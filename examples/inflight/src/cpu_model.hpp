@@ -11,10 +11,10 @@ namespace inflight {
 
 class CpuModel : public Model {
 public:
-    /** Sees the logits [vocabulary] of every row wanted, before a token is drawn. */
-    using Observer = std::function<void(const Wanted &, const float *)>;
+    /** Called with the logits [vocabulary] of every output row, before a token is sampled. */
+    using Observer = std::function<void(const OutputRow &, const float *)>;
 
-    /** `plugin` gives everything but the model's shape. The group must outlive the model. */
+    /** `plugin` without the model's shape, which is filled in here. The group must outlive the model. */
     CpuModel(LlamaWeights weights, PluginConfig plugin, Group &group, int threads);
 
     const LlamaConfig &config() const override { return weights_.config; }
@@ -39,7 +39,7 @@ private:
     void add(std::size_t rows);
 };
 
-/** The plugin's configuration with a model's shape (of its shard) filled in. */
-PluginConfig shaped(PluginConfig config, const LlamaWeights &weights);
+/** The plugin's configuration with the shape of a model's shard filled in. */
+PluginConfig with_shape(PluginConfig config, const LlamaWeights &weights);
 
 }  // namespace inflight

@@ -9,21 +9,28 @@ namespace inflight {
 
 DeviceModel::DeviceModel(const LlamaWeights &w, PluginConfig plugin, Group &group, Device &device, std::size_t max_rows)
     : config_(w.config), group_(group), device_(device), max_rows_(std::max<std::size_t>(max_rows, plugin.max_seqs)),
-      q_width_(w.q_width()), plugin_(shaped(plugin, w)), embeddings_(upload(w.embeddings).values), out_norm_(upload(w.out_norm)),
-      out_(upload(w.out)) {
+      q_width_(w.q_width()), plugin_(with_shape(plugin, w)), embeddings_(upload(w.embeddings).values),
+      out_norm_(upload(w.out_norm)), out_(upload(w.out)) {
     for (const LayerWeights &l : w.layers) {
-        layers_.push_back({upload(l.attention_norm), upload(l.feed_forward_norm), upload(l.qkv), upload(l.attention_out),
-                           upload(l.gate_up), upload(l.down)});
+        layers_.push_back({upload(l.attention_norm), upload(l.feed_forward_norm), upload(l.qkv),
+                           upload(l.attention_out), upload(l.gate_up), upload(l.down)});
     }
     const std::size_t rows = max_rows_;
-    x_ = room(rows, config_.width), normed_ = room(rows, config_.width), added_ = room(rows, config_.width);
-    qkv_ = room(rows, w.qkv_width()), attended_ = room(rows, q_width_);
-    gate_up_ = room(rows, 2 * w.feed_forward()), inner_ = room(rows, w.feed_forward());
-    logits_ = room(rows, config_.vocabulary);
-    tokens_ = ints(rows), wanted_ = ints(rows), best_ = ints(rows);
-    seq_ids_ = ints(plugin.max_seqs), n_tokens_ = ints(plugin.max_seqs);
-    for (std::size_t entries = 1; entries < plugin.max_seqs; entries *= 2) {
-        capture(entries);
+    x_ = allocate_rows(rows, config_.width);
+    normed_ = allocate_rows(rows, config_.width);
+    added_ = allocate_rows(rows, config_.width);
+    qkv_ = allocate_rows(rows, w.qkv_width());
+    attended_ = allocate_rows(rows, q_width_);
+    gate_up_ = allocate_rows(rows, 2 * w.feed_forward());
+    inner_ = allocate_rows(rows, w.feed_forward());
+    logits_ = allocate_rows(rows, config_.vocabulary);
+    tokens_ = allocate_ints(rows);
+    output_rows_ = allocate_ints(rows);
+    argmax_ = allocate_ints(rows);
+    seq_ids_ = allocate_ints(plugin.max_seqs);
+    n_tokens_ = allocate_ints(plugin.max_seqs);
+    for (std::size_t n_entries = 1; n_entries < plugin.max_seqs; n_entries *= 2) {
+        capture(n_entries);
     }
     capture(plugin.max_seqs);
 }
@@ -31,118 +38,129 @@ DeviceModel::DeviceModel(const LlamaWeights &w, PluginConfig plugin, Group &grou
 DeviceModel::Weight DeviceModel::upload(const Matrix &matrix) { return {upload(matrix.values), matrix.n, matrix.k}; }
 
 const float *DeviceModel::upload(const std::vector<float> &values) {
-    void *p = device_.allocate(values.size() * sizeof(float));
-    device_.upload(p, values.data(), values.size() * sizeof(float));
-    return static_cast<float *>(p);
+    float *p = allocate_rows(1, values.size());
+    upload_to(p, values);
+    return p;
 }
 
-float *DeviceModel::room(std::size_t rows, std::size_t width) {
+float *DeviceModel::allocate_rows(std::size_t rows, std::size_t width) {
     return static_cast<float *>(device_.allocate(rows * width * sizeof(float)));
 }
 
-std::int32_t *DeviceModel::ints(std::size_t n) { return static_cast<std::int32_t *>(device_.allocate(n * sizeof(std::int32_t))); }
+std::int32_t *DeviceModel::allocate_ints(std::size_t n) {
+    return static_cast<std::int32_t *>(device_.allocate(n * sizeof(std::int32_t)));
+}
 
-/**
- * The pass from tokens_ to logits_, `rows` wide. With `gathers` the last layer leaves the `n_wanted` rows of wanted_, else all
- * are wanted.
- */
+/** The forward pass from tokens_ to logits_ and argmax_. `attend(layer)` enqueues attention from qkv_ to attended_. */
 template <class Attend>
-void DeviceModel::layers(std::size_t rows, std::size_t n_wanted, bool gathers, const Attend &attend) {
+void DeviceModel::forward_layers(Rows rows, const Attend &attend) {
     const std::size_t width = config_.width;
-    device_.gather(x_, embeddings_, tokens_, rows, width);
+    device_.gather(x_, embeddings_, tokens_, rows.n, width);
+    std::size_t n = rows.n;
     float *attended = attended_;
     for (std::size_t i = 0; i < layers_.size(); i++) {
         const Layer &l = layers_[i];
-        device_.norm(normed_, x_, l.attention_norm, rows, width, config_.rms_eps);
-        multiply(qkv_, normed_, rows, l.qkv);
+        device_.norm(normed_, x_, l.attention_norm, n, width, config_.rms_eps);
+        multiply(qkv_, normed_, n, l.qkv);
         attend(static_cast<std::uint32_t>(i));
-        if (gathers && i + 1 == layers_.size()) {
-            // Into buffers that are free here: a gather in place would read rows that others have written.
-            rows = n_wanted;
-            device_.gather(qkv_, attended_, wanted_, rows, q_width_);
-            device_.gather(normed_, x_, wanted_, rows, width);
+        if (rows.gathers && i + 1 == layers_.size()) {
+            // Not in place: blocks of a gather would read rows that other blocks have overwritten. qkv_ and normed_ are
+            // unused here.
+            n = rows.n_outputs;
+            device_.gather(qkv_, attended_, output_rows_, n, q_width_);
+            device_.gather(normed_, x_, output_rows_, n, width);
             std::swap(x_, normed_);
             attended = qkv_;
         }
-        if (rows == 0) {
+        if (n == 0) {
             return;
         }
-        multiply(added_, attended, rows, l.attention_out);
-        device_.sum_ranks(added_, rows * width);
-        device_.add(x_, added_, rows * width);
-        device_.norm(normed_, x_, l.feed_forward_norm, rows, width, config_.rms_eps);
-        multiply(gate_up_, normed_, rows, l.gate_up);
-        device_.swiglu(inner_, gate_up_, rows, l.down.k);
-        multiply(added_, inner_, rows, l.down);
-        device_.sum_ranks(added_, rows * width);
-        device_.add(x_, added_, rows * width);
+        multiply(added_, attended, n, l.attention_out);
+        device_.all_reduce(added_, n * width);
+        device_.add(x_, added_, n * width);
+        feed_forward(l, n);
     }
-    device_.norm(normed_, x_, out_norm_, rows, width, config_.rms_eps);
-    multiply(logits_, normed_, rows, out_);
-    device_.argmax(best_, logits_, rows, config_.vocabulary);
+    device_.norm(normed_, x_, out_norm_, n, width, config_.rms_eps);
+    multiply(logits_, normed_, n, out_);
+    device_.argmax(argmax_, logits_, n, config_.vocabulary);
 }
 
-/** A step of up to `entries` sequences, whichever those in seq_ids_ and n_tokens_ are when it is replayed. */
-void DeviceModel::capture(std::size_t entries) {
+void DeviceModel::feed_forward(const Layer &l, std::size_t rows) {
+    const std::size_t width = config_.width;
+    device_.norm(normed_, x_, l.feed_forward_norm, rows, width, config_.rms_eps);
+    multiply(gate_up_, normed_, rows, l.gate_up);
+    device_.swiglu(inner_, gate_up_, rows, l.down.k);
+    multiply(added_, inner_, rows, l.down);
+    device_.all_reduce(added_, rows * width);
+    device_.add(x_, added_, rows * width);
+}
+
+/** Captures a step of up to `n_entries` sequences: those in seq_ids_ and n_tokens_ when the graph is launched. */
+void DeviceModel::capture(std::size_t n_entries) {
     const auto step = [&] {
-        layers(entries, entries, false, [&](std::uint32_t layer) {
-            plugin_.enqueue_decode(layer, qkv_, attended_, seq_ids_, n_tokens_, static_cast<std::uint32_t>(entries), nullptr,
-                                   device_.stream());
+        forward_layers({n_entries, n_entries, false}, [&](std::uint32_t layer) {
+            plugin_.enqueue_decode({layer, qkv_, attended_, nullptr, device_.stream()}, seq_ids_, n_tokens_,
+                                   static_cast<std::uint32_t>(n_entries));
         });
     };
-    // Once with counts of 0, so that what libraries load at a first call is there before anything is recorded.
+    // First without capture, with counts of 0: libraries load modules and allocate at their first call.
     step();
     device_.begin_capture();
     step();
-    graphs_[entries] = device_.end_capture();
+    graphs_[n_entries] = device_.end_capture();
 }
 
-/** False if the batch is not one of single steps whose tokens are all wanted. */
-bool DeviceModel::replay(const Batch &batch) {
+/** Returns false, and does nothing, unless the batch is one token for each sequence, all of them output rows. */
+bool DeviceModel::launch_graph(const Batch &batch) {
     const std::size_t n = batch.seq_ids.size();
     const auto graph = graphs_.lower_bound(n);
-    if (batch.tokens.size() != n || batch.wanted.size() != n || graph == graphs_.end()) {
+    if (batch.tokens.size() != n || batch.output_rows.size() != n || graph == graphs_.end()) {
         return false;
     }
     for (std::size_t i = 0; i < n; i++) {
-        if (batch.n_tokens[i] != 1 || batch.wanted[i].row != i) {
+        if (batch.n_tokens[i] != 1 || batch.output_rows[i].row != i) {
             return false;
         }
     }
     auto ids = batch.seq_ids, counts = batch.n_tokens;
     auto tokens = batch.tokens;
-    ids.resize(graph->first, SKC_PADDING), counts.resize(graph->first, 0), tokens.resize(graph->first, 0);
-    put(seq_ids_, ids), put(n_tokens_, counts), put(tokens_, tokens);
+    ids.resize(graph->first, SKC_PADDING);
+    counts.resize(graph->first, 0);
+    tokens.resize(graph->first, 0);
+    upload_to(seq_ids_, ids);
+    upload_to(n_tokens_, counts);
+    upload_to(tokens_, tokens);
     device_.launch(graph->second);
-    plugin_.replayed(batch.seq_ids, batch.n_tokens);
-    replays_++;
+    plugin_.note_launch(batch.seq_ids, batch.n_tokens);
+    graph_launches_++;
     return true;
 }
 
-void DeviceModel::run(const Batch &batch) {
+void DeviceModel::run_eager(const Batch &batch) {
     std::vector<std::int32_t> rows;
-    for (const Wanted &wanted : batch.wanted) {
-        rows.push_back(static_cast<std::int32_t>(wanted.row));
+    for (const OutputRow &output : batch.output_rows) {
+        rows.push_back(static_cast<std::int32_t>(output.row));
     }
-    put(tokens_, batch.tokens), put(wanted_, rows);
-    layers(batch.tokens.size(), rows.size(), true, [&](std::uint32_t layer) {
-        plugin_.enqueue(layer, qkv_, attended_, batch.seq_ids, batch.n_tokens, nullptr, device_.stream());
+    upload_to(tokens_, batch.tokens);
+    upload_to(output_rows_, rows);
+    forward_layers({batch.tokens.size(), rows.size(), true}, [&](std::uint32_t layer) {
+        plugin_.enqueue({layer, qkv_, attended_, nullptr, device_.stream()}, batch.seq_ids, batch.n_tokens);
     });
 }
 
-/** Tokens of the rows wanted; logits leave the device only where something is drawn from them. */
-std::vector<Token> DeviceModel::draw(const Batch &batch) {
-    std::vector<Token> tokens(batch.wanted.size());
+/** A token for each output row. Logits are downloaded only for rows with a temperature. */
+std::vector<Token> DeviceModel::sample_outputs(const Batch &batch) {
+    std::vector<Token> tokens(batch.output_rows.size());
     if (tokens.empty()) {
         return tokens;
     }
-    device_.download(tokens.data(), best_, tokens.size() * sizeof(Token));
+    device_.download(tokens.data(), argmax_, tokens.size() * sizeof(Token));
     std::vector<float> logits(config_.vocabulary);
     for (std::size_t i = 0; i < tokens.size(); i++) {
-        const Wanted &wanted = batch.wanted[i];
-        if (wanted.sampling.temperature > 0) {
+        const OutputRow &output = batch.output_rows[i];
+        if (output.sampling.temperature > 0) {
             device_.download(logits.data(), logits_ + i * logits.size(), logits.size() * sizeof(float));
-            tokens[i] = sample(logits.data(), logits.size(), wanted.sampling, wanted.index);
+            tokens[i] = sample(logits.data(), logits.size(), output.sampling, output.index);
         }
     }
     return tokens;
@@ -154,35 +172,35 @@ std::vector<Token> DeviceModel::forward(const Batch &batch) {
             throw std::runtime_error("a batch of " + std::to_string(batch.tokens.size()) + " tokens: at most " +
                                      std::to_string(max_rows_) + " fit");
         }
-        if (!replay(batch)) {
-            run(batch);
+        if (!launch_graph(batch)) {
+            run_eager(batch);
         }
-        auto tokens = draw(batch);
+        auto tokens = sample_outputs(batch);
         plugin_.check_device();
-        group_.from_first(tokens);
+        group_.broadcast(tokens);
         return tokens;
     } catch (const std::exception &error) {
-        group_.failed(error.what());
-        settle();
+        group_.abort(error.what());
+        discard_device_error();
         throw;
     }
 }
 
-/** After a failure: what the device has skipped is this batch's, and not to be told of the next. */
-void DeviceModel::settle() {
+/** After a failure: entries that the device skipped belong to this batch, and must not be reported for the next. */
+void DeviceModel::discard_device_error() {
     try {
         Token ignored;
-        device_.download(&ignored, best_, sizeof ignored);
+        device_.download(&ignored, argmax_, sizeof ignored);
         plugin_.check_device();
     } catch (const std::runtime_error &) {
-        // The failure itself is what is told.
+        // The caller reports the original failure.
     }
 }
 
 std::string DeviceModel::describe() const {
-    std::string text = "device, steps replayed as graphs of";
-    for (const auto &[entries, graph] : graphs_) {
-        text += " " + std::to_string(entries);
+    std::string text = "device, decode steps as graphs of";
+    for (const auto &[n_entries, graph] : graphs_) {
+        text += " " + std::to_string(n_entries);
     }
     return text + " sequences";
 }

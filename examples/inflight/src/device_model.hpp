@@ -1,4 +1,4 @@
-// A Llama on an accelerator: weights and activations stay there, steps are replayed graphs.
+// A Llama on an accelerator: weights and activations stay there, and decode steps are graph launches.
 #pragma once
 
 #include "device.hpp"
@@ -13,8 +13,8 @@ namespace inflight {
 class DeviceModel : public Model {
 public:
     /**
-     * At most `max_rows` tokens to a batch. Graphs are captured here, before any sequence begins: one for each power of two
-     * up to the plugin's max_seqs, and one for that. Device and group must outlive the model.
+     * At most `max_rows` tokens to a batch. Graphs are captured here, before any sequence begins: one for each power of
+     * two below the plugin's max_seqs, and one for max_seqs. Device and group must outlive the model.
      */
     DeviceModel(const LlamaWeights &weights, PluginConfig plugin, Group &group, Device &device, std::size_t max_rows);
 
@@ -22,8 +22,8 @@ public:
     AttentionPlugin &plugin() override { return plugin_; }
     std::vector<Token> forward(const Batch &batch) override;
     std::string describe() const override;
-    /** Batches that were a replay. */
-    std::uint64_t replays() const { return replays_; }
+    /** Batches that ran as a graph launch. */
+    std::uint64_t graph_launches() const { return graph_launches_; }
 
 private:
     struct Weight {
@@ -33,6 +33,12 @@ private:
     struct Layer {
         const float *attention_norm, *feed_forward_norm;
         Weight qkv, attention_out, gate_up, down;
+    };
+    /** Rows of a forward pass. With `gathers` the last layer keeps only the `n_outputs` rows in output_rows_. */
+    struct Rows {
+        std::size_t n;
+        std::size_t n_outputs;
+        bool gathers;
     };
 
     LlamaConfig config_;
@@ -44,29 +50,32 @@ private:
     Weight out_;
     std::vector<Layer> layers_;
     float *x_, *normed_, *qkv_, *attended_, *added_, *gate_up_, *inner_, *logits_;
-    /** Tokens of the rows; rows wanted; what they give; ids and counts of a replayed step. */
-    std::int32_t *tokens_, *wanted_, *best_, *seq_ids_, *n_tokens_;
-    /** By entries. */
+    /** The token of each row; indices of output rows, the argmax of each; ids and counts of a captured step. */
+    std::int32_t *tokens_, *output_rows_, *argmax_, *seq_ids_, *n_tokens_;
+    /** By the number of batch entries. */
     std::map<std::size_t, Device::Graph> graphs_;
-    std::uint64_t replays_ = 0;
+    std::uint64_t graph_launches_ = 0;
 
     Weight upload(const Matrix &matrix);
     const float *upload(const std::vector<float> &values);
-    float *room(std::size_t rows, std::size_t width);
-    std::int32_t *ints(std::size_t n);
+    float *allocate_rows(std::size_t rows, std::size_t width);
+    std::int32_t *allocate_ints(std::size_t n);
     template <class T>
-    void put(T *to, const std::vector<T> &from) {
+    void upload_to(T *to, const std::vector<T> &from) {
         device_.upload(to, from.data(), from.size() * sizeof(T));
     }
-    void multiply(float *y, const float *x, std::size_t rows, const Weight &w) { device_.multiply(y, x, w.values, rows, w.n, w.k); }
+    void multiply(float *y, const float *x, std::size_t rows, const Weight &w) {
+        device_.multiply(y, x, w.values, rows, w.n, w.k);
+    }
 
     template <class Attend>
-    void layers(std::size_t rows, std::size_t n_wanted, bool gathers, const Attend &attend);
-    void capture(std::size_t entries);
-    bool replay(const Batch &batch);
-    void run(const Batch &batch);
-    std::vector<Token> draw(const Batch &batch);
-    void settle();
+    void forward_layers(Rows rows, const Attend &attend);
+    void feed_forward(const Layer &layer, std::size_t rows);
+    void capture(std::size_t n_entries);
+    bool launch_graph(const Batch &batch);
+    void run_eager(const Batch &batch);
+    std::vector<Token> sample_outputs(const Batch &batch);
+    void discard_device_error();
 };
 
 }  // namespace inflight

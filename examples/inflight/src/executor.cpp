@@ -1,6 +1,6 @@
 #include "executor.hpp"
 
-#include "task.hpp"
+#include "request_state.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -28,35 +28,39 @@ Executor::Executor(Model &model, ExecutorConfig config) : model_(model), config_
     }
     if (config.budget <= config.chunk) {
         throw std::invalid_argument("a budget of " + std::to_string(config.budget) + " tokens with chunks of " +
-                                    std::to_string(config.chunk) + ": the budget must be larger, so that steps fit beside a chunk");
+                                    std::to_string(config.chunk) +
+                                    ": the budget must be larger, so that steps fit beside a chunk");
     }
 }
 
 Executor::~Executor() = default;
 
-std::string Executor::refusal(const Request &r) const {
+std::string Executor::rejection_reason(const Request &r) const {
     const auto vocabulary = static_cast<Token>(model_.config().vocabulary);
-    const auto outside = std::find_if(r.prompt.begin(), r.prompt.end(), [&](Token t) { return t < 0 || t >= vocabulary; });
+    const auto outside =
+        std::find_if(r.prompt.begin(), r.prompt.end(), [&](Token t) { return t < 0 || t >= vocabulary; });
     if (ids_.count(r.id)) {
-        return "another request is called " + quoted(r.id);
+        return "there is another request with id " + quoted(r.id);
     }
     if (r.prompt.empty()) {
         return "the prompt is empty";
     }
     if (r.prompt.size() > config_.max_prompt) {
-        return "the prompt has " + std::to_string(r.prompt.size()) + " tokens: at most " + std::to_string(config_.max_prompt) +
-               " are allowed";
+        return "the prompt has " + std::to_string(r.prompt.size()) + " tokens: at most " +
+               std::to_string(config_.max_prompt) + " are allowed";
     }
     if (outside != r.prompt.end()) {
-        return "token " + std::to_string(*outside) + " of the prompt is outside the vocabulary of " + std::to_string(vocabulary);
+        return "token " + std::to_string(*outside) + " of the prompt is outside the vocabulary of " +
+               std::to_string(vocabulary);
     }
     if (r.max_tokens < 1 || r.max_tokens > config_.max_tokens) {
-        return "max_tokens is " + std::to_string(r.max_tokens) + ": 1 to " + std::to_string(config_.max_tokens) + " is allowed";
+        return "max_tokens is " + std::to_string(r.max_tokens) + ": 1 to " + std::to_string(config_.max_tokens) +
+               " is allowed";
     }
     if (!std::isfinite(r.sampling.temperature) || r.sampling.temperature < 0) {
         return "temperature is " + std::to_string(r.sampling.temperature) + ": it must be 0 or above";
     }
-    if (r.start != Start::fresh) {
+    if (r.start != Start::empty) {
         const auto source = conversations_.find(r.source);
         if (source == conversations_.end()) {
             return "there is no conversation " + quoted(r.source);
@@ -78,17 +82,18 @@ std::string Executor::refusal(const Request &r) const {
 }
 
 void Executor::submit(Request request) {
-    auto task = std::make_unique<Task>(std::move(request));
-    const Request &r = task->request;
-    const std::string why = refusal(r);
-    if (!why.empty()) {
-        task->result.outcome = Outcome::failed, task->result.error = why;
-        results_.push_back(std::move(task->result));
-        counters_.failed++;
+    auto state = std::make_unique<RequestState>(std::move(request));
+    const Request &r = state->request;
+    const std::string reason = rejection_reason(r);
+    if (!reason.empty()) {
+        state->result.outcome = Outcome::failed;
+        state->result.error = reason;
+        results_.push_back(std::move(state->result));
+        counters_.count(Outcome::failed);
         return;
     }
     ids_.insert(r.id);
-    if (r.start != Start::fresh) {
+    if (r.start != Start::empty) {
         Conversation &source = conversations_.at(r.source);
         source.queued.push_back(r.id);
         source.ending = r.end;
@@ -96,15 +101,16 @@ void Executor::submit(Request request) {
     if (!r.conversation.empty()) {
         conversations_[r.conversation].name = r.conversation;
     }
-    waiting_.push_back(std::move(task));
+    waiting_.push_back(std::move(state));
     counters_.waiting = waiting_.size();
 }
 
 bool Executor::cancel(const std::string &id) {
-    for (Tasks *tasks : {&waiting_, &running_}) {
-        for (auto &task : *tasks) {
-            if (task->request.id == id) {
-                return task->cancel = true;
+    for (RequestStates *states : {&waiting_, &running_}) {
+        for (auto &state : *states) {
+            if (state->request.id == id) {
+                state->cancel = true;
+                return true;
             }
         }
     }
@@ -113,7 +119,8 @@ bool Executor::cancel(const std::string &id) {
 
 bool Executor::close(const std::string &name) {
     const auto found = conversations_.find(name);
-    if (found == conversations_.end() || found->second.slot < 0 || found->second.busy || !found->second.queued.empty()) {
+    if (found == conversations_.end() || found->second.slot < 0 || found->second.busy ||
+        !found->second.queued.empty()) {
         return false;
     }
     end_conversation(name, "");
@@ -127,63 +134,65 @@ std::vector<Result> Executor::take_results() {
 }
 
 bool Executor::step() {
-    arrive();
-    cancel_due();
+    mark_arrivals();
+    cancel_due_requests();
     admit();
     if (running_.empty()) {
         const bool more = skip_to_next_event() || fail_blocked_fork();
-        sweep();
+        remove_finished();
         return more;
     }
     run(plan());
-    now_++;
-    sweep();
+    iteration_++;
+    remove_finished();
     return !running_.empty() || !waiting_.empty();
 }
 
-void Executor::arrive() {
-    for (auto &task : waiting_) {
-        if (!task->arrived && task->request.arrival <= now_) {
-            task->arrived = true, task->arrived_at = Clock::now();
+void Executor::mark_arrivals() {
+    for (auto &state : waiting_) {
+        if (!state->arrived && state->request.arrival <= iteration_) {
+            state->arrived = true;
+            state->arrived_at = Clock::now();
         }
     }
 }
 
-void Executor::cancel_due() {
-    for (Tasks *tasks : {&waiting_, &running_}) {
-        for (auto &task : *tasks) {
-            const Request &r = task->request;
-            if (!task->finished && (task->cancel || (r.cancel_after && now_ >= r.arrival + *r.cancel_after))) {
-                finish(*task, Outcome::cancelled);
+void Executor::cancel_due_requests() {
+    for (RequestStates *states : {&waiting_, &running_}) {
+        for (auto &state : *states) {
+            const Request &r = state->request;
+            if (!state->finished && (state->cancel || (r.cancel_after && iteration_ >= r.arrival + *r.cancel_after))) {
+                finish(*state, Outcome::cancelled);
             }
         }
     }
-    sweep();
+    remove_finished();
 }
 
 void Executor::admit() {
-    // First come, first served among those who need a slot; a conversation's next round has one and may pass them.
+    // First come, first served among requests that need a slot. The next round of a conversation has one: it may
+    // overtake.
     bool blocked = false;
-    for (auto &task : waiting_) {
-        const Request &r = task->request;
-        if (!task->arrived || task->finished) {
+    for (auto &state : waiting_) {
+        const Request &r = state->request;
+        if (!state->arrived || state->finished) {
             continue;
         }
-        if (r.start != Start::fresh) {
+        if (r.start != Start::empty) {
             const Conversation &source = conversations_.at(r.source);
             if (source.slot < 0 || source.busy || source.queued.front() != r.id) {
                 continue;
             }
         }
         if (r.start != Start::continued) {
-            blocked = blocked || !(slots_.any() || (config_.reclaim_idle && reclaim()));
+            blocked = blocked || !(slots_.available() || (config_.reclaim_idle && reclaim()));
             if (blocked) {
                 continue;
             }
         }
-        start(*task);
+        start(*state);
     }
-    // What has started moves over, in order.
+    // Moves started requests to running_, in order.
     for (auto at = waiting_.begin(); at != waiting_.end();) {
         const auto next = std::next(at);
         if ((*at)->slot >= 0) {
@@ -191,60 +200,63 @@ void Executor::admit() {
         }
         at = next;
     }
-    sweep();
+    remove_finished();
 }
 
-void Executor::start(Task &task) {
-    const Request &r = task.request;
-    task.result.waited = seconds(Clock::now() - task.arrived_at);
-    Conversation *source = r.start == Start::fresh ? nullptr : &conversations_.at(r.source);
+void Executor::start(RequestState &state) {
+    const Request &r = state.request;
+    state.result.waited = seconds(Clock::now() - state.arrived_at);
+    Conversation *source = r.start == Start::empty ? nullptr : &conversations_.at(r.source);
     if (r.start == Start::continued) {
-        task.conversation = source, task.slot = source->slot;
+        state.conversation = source;
+        state.slot = source->slot;
     } else {
-        task.slot = slots_.take();
+        state.slot = slots_.acquire();
         if (source) {
-            model_.plugin().fork(source->slot, task.slot);
+            model_.plugin().fork(source->slot, state.slot);
         } else {
-            model_.plugin().reset(task.slot);
+            model_.plugin().reset(state.slot);
         }
         if (!r.conversation.empty()) {
-            task.conversation = &conversations_.at(r.conversation);
-            task.conversation->slot = task.slot;
+            state.conversation = &conversations_.at(r.conversation);
+            state.conversation->slot = state.slot;
             if (source) {
-                task.conversation->pending = source->pending, task.conversation->recent = source->recent;
+                state.conversation->pending = source->pending;
+                state.conversation->lookup = source->lookup;
             }
         }
     }
-    if (task.conversation) {
-        task.conversation->busy = true;
+    if (state.conversation) {
+        state.conversation->busy = true;
     }
     if (source) {
         source->queued.pop_front();
-        task.recent = source->recent;
+        state.lookup = source->lookup;
         if (source->pending) {
-            // It is among the recent ones already.
-            task.context.push_back(*source->pending);
+            // Not pushed to `lookup`, which has it already.
+            state.context.push_back(*source->pending);
         }
-        source->used = now_;
+        source->used = iteration_;
     }
     for (Token token : r.prompt) {
-        task.context.push_back(token);
-        task.recent.push(token);
+        state.context.push_back(token);
+        state.lookup.push(token);
     }
 }
 
 /**
- * Ends a task with what it has; sweep() takes it off its list. Its conversation goes on with what has entered, unless it
- * ends, never had a slot, or its sequence cannot be kept.
+ * Ends a request with the tokens it has; remove_finished() takes it off its list. Its conversation stays with the
+ * tokens in the cache, unless it ends with this request, never had a slot, or its sequence is lost.
  */
-void Executor::finish(Task &task, Outcome outcome, const std::string &error, bool keep_sequence) {
-    const Request &r = task.request;
-    task.finished = true;
-    task.result.outcome = outcome, task.result.error = error;
+void Executor::finish(RequestState &state, Outcome outcome, const std::string &error, bool keep_sequence) {
+    const Request &r = state.request;
+    state.finished = true;
+    state.result.outcome = outcome;
+    state.result.error = error;
     ids_.erase(r.id);
-    (outcome == Outcome::done ? counters_.done : outcome == Outcome::cancelled ? counters_.cancelled : counters_.failed)++;
-    if (task.slot < 0) {
-        if (r.start != Start::fresh) {
+    counters_.count(outcome);
+    if (state.slot < 0) {
+        if (r.start != Start::empty) {
             if (const auto source = conversations_.find(r.source); source != conversations_.end()) {
                 auto &queued = source->second.queued;
                 queued.erase(std::remove(queued.begin(), queued.end(), r.id), queued.end());
@@ -254,51 +266,53 @@ void Executor::finish(Task &task, Outcome outcome, const std::string &error, boo
         if (!r.conversation.empty()) {
             end_conversation(r.conversation, "conversation " + quoted(r.conversation) + " never began");
         }
-        results_.push_back(task.result);
+        results_.push_back(state.result);
         return;
     }
     if (keep_sequence) {
-        task.result.stream_length = model_.plugin().length(task.slot);
+        state.result.stream_length = model_.plugin().length(state.slot);
     }
-    if (!task.result.tokens.empty()) {
-        task.result.decoding = seconds(Clock::now() - task.first_at);
+    if (!state.result.tokens.empty()) {
+        state.result.decoding = seconds(Clock::now() - state.first_token_at);
     }
-    results_.push_back(task.result);
-    Conversation *c = task.conversation;
+    results_.push_back(state.result);
+    Conversation *c = state.conversation;
     if (!c) {
-        slots_.give(task.slot);
+        slots_.release(state.slot);
         return;
     }
-    c->busy = false, c->used = now_;
-    if (task.entered > 0) {
+    c->busy = false;
+    c->used = iteration_;
+    if (state.context_done > 0) {
         c->pending.reset();
-        if (!task.result.tokens.empty()) {
-            c->pending = task.last();
+        if (!state.result.tokens.empty()) {
+            c->pending = state.last();
         }
-        c->recent = task.recent;
+        c->lookup = state.lookup;
     }
-    // One that nothing has entered would go on without its first token.
-    if (r.end || !keep_sequence || task.result.stream_length == 0) {
-        end_conversation(c->name, "conversation " + quoted(c->name) + (keep_sequence ? " never began" : " was lost: " + error));
+    // An empty sequence cannot be continued: it would lack its first token, <s>.
+    if (r.end || !keep_sequence || state.result.stream_length == 0) {
+        end_conversation(c->name,
+                         "conversation " + quoted(c->name) + (keep_sequence ? " never began" : " was lost: " + error));
     }
 }
 
-/** Frees its slot; requests queued for it fail with `why`. */
-void Executor::end_conversation(std::string name, const std::string &why) {
+/** Frees its slot; requests queued for it fail with this message. */
+void Executor::end_conversation(std::string name, const std::string &error) {
     const auto found = conversations_.find(name);
     if (found->second.slot >= 0) {
-        slots_.give(found->second.slot);
+        slots_.release(found->second.slot);
     }
     conversations_.erase(found);
-    for (auto &task : waiting_) {
-        // One that has just started needs it no more.
-        if (!task->finished && task->slot < 0 && task->names(name)) {
-            finish(*task, Outcome::failed, why);
+    for (auto &state : waiting_) {
+        // A request with a slot has its own copy already.
+        if (!state->finished && state->slot < 0 && state->starts_from(name)) {
+            finish(*state, Outcome::failed, error);
         }
     }
 }
 
-/** Ends the conversation that has been idle for longest and that nobody is queued for. */
+/** Ends the conversation that has been idle longest, of those that no request is queued for. */
 bool Executor::reclaim() {
     const Conversation *oldest = nullptr;
     for (const auto &[name, c] : conversations_) {
@@ -309,13 +323,13 @@ bool Executor::reclaim() {
     return oldest && close(std::string(oldest->name));
 }
 
-/** With nothing to run, time passes at once to the next arrival or cancellation. */
+/** With nothing to run: advances to the iteration of the next arrival or cancellation. False if there is none. */
 bool Executor::skip_to_next_event() {
     std::optional<std::uint64_t> next;
-    for (const auto &task : waiting_) {
-        const Request &r = task->request;
+    for (const auto &state : waiting_) {
+        const Request &r = state->request;
         std::optional<std::uint64_t> at;
-        if (!task->arrived) {
+        if (!state->arrived) {
             at = r.arrival;
         } else if (r.cancel_after) {
             at = r.arrival + *r.cancel_after;
@@ -325,38 +339,40 @@ bool Executor::skip_to_next_event() {
         }
     }
     if (next) {
-        now_ = std::max(now_ + 1, *next);
+        iteration_ = std::max(iteration_ + 1, *next);
     }
     return next.has_value();
 }
 
 /**
- * With all slots held by idle conversations and nothing to come, the next request in each of them is a fork that needs
- * one more slot: it cannot be had.
+ * With all slots held by idle conversations and no arrival to come, the next request of each is a fork, which needs one
+ * more slot. None can become free: fails such a fork.
  */
 bool Executor::fail_blocked_fork() {
     if (!config_.reclaim_idle) {
         return false;
     }
-    for (auto &task : waiting_) {
-        if (task->request.start == Start::forked) {
-            finish(*task, Outcome::failed,
+    for (auto &state : waiting_) {
+        if (state->request.start == Start::forked) {
+            finish(*state, Outcome::failed,
                    "a fork needs a second sequence slot: all " + std::to_string(config_.max_seqs) +
-                       " are held by conversations that go on");
+                       " are held by conversations that have requests queued");
             return true;
         }
     }
     return false;
 }
 
-/** Takes finished tasks off their lists. */
-void Executor::sweep() {
-    for (Tasks *tasks : {&waiting_, &running_}) {
-        tasks->remove_if([](const auto &task) { return task->finished; });
+/** Removes finished requests from the lists. */
+void Executor::remove_finished() {
+    for (RequestStates *states : {&waiting_, &running_}) {
+        states->remove_if([](const auto &state) { return state->finished; });
     }
-    counters_.running = running_.size(), counters_.waiting = waiting_.size();
-    counters_.idle_conversations = static_cast<std::uint64_t>(std::count_if(
-        conversations_.begin(), conversations_.end(), [](const auto &c) { return c.second.slot >= 0 && !c.second.busy; }));
+    counters_.running = running_.size();
+    counters_.waiting = waiting_.size();
+    counters_.idle_conversations =
+        static_cast<std::uint64_t>(std::count_if(conversations_.begin(), conversations_.end(),
+                                                 [](const auto &c) { return c.second.slot >= 0 && !c.second.busy; }));
 }
 
 }  // namespace inflight

@@ -4,6 +4,7 @@
 #include "conversations.hpp"
 #include "model.hpp"
 #include "request.hpp"
+#include "slots.hpp"
 
 #include <chrono>
 #include <cstdint>
@@ -16,35 +17,43 @@
 namespace inflight {
 
 struct ExecutorConfig {
-    /** Sequences at a time, running requests and idle conversations together; as many as the plugin has. */
+    /** Most sequences in the cache, of running requests and idle conversations; at most the plugin's max_seqs. */
     std::uint32_t max_seqs = 8;
-    /** Most tokens of a batch; above `chunk`. */
+    /** Token budget: most tokens of a batch. Larger than `chunk`. */
     std::uint32_t budget = 256;
     /**
-     * Prompts enter in pieces that end at multiples of this, counted from the prompt's first token, and the plugin's cache
-     * cuts its work at the same places. So the arithmetic of a request does not depend on the schedule, to the last bit.
+     * Chunked prefill: prompts are split at multiples of this, counted from the prompt's first token. The plugin's
+     * cache splits its work at the same tokens. So the results of a request are bit-identical under any schedule.
      */
     std::uint32_t chunk = 64;
-    /** Most draft tokens per step; at most the plugin's max_draft. 0 = none. */
+    /** Most draft tokens of a step; at most the plugin's max_draft. 0 = no drafts. */
     std::uint32_t draft = 0;
-    /** Longest prompt that is taken, and the most tokens a request may ask for. */
+    /** Longest prompt accepted, and largest max_tokens of a request. */
     std::uint32_t max_prompt = 1u << 20, max_tokens = 1u << 20;
-    /** Idle conversations that no request is queued for give their slot to a request that waits for one, oldest first. */
+    /** If no slot is free, the conversation that has been idle longest ends, unless requests are queued for it. */
     bool reclaim_idle = false;
 };
 
 struct Counters {
     std::uint64_t iterations = 0;
-    /** Tokens that entered the cache for good: prompts and generated ones. */
+    /** Tokens added to the cache in the context phase, and generated ones; without rejected drafts. */
     std::uint64_t context_tokens = 0, decode_tokens = 0;
     std::uint64_t generated_tokens = 0, drafted_tokens = 0, accepted_tokens = 0;
-    /** Tokens that left windows. */
+    /** Tokens evicted from the cache. */
     std::uint64_t evicted_tokens = 0;
-    /** Rows of all batches, and the budget of as many. */
+    /** Tokens of all batches, and the sum of their budgets. */
     std::uint64_t batch_rows = 0, batch_budget = 0;
     std::uint64_t done = 0, cancelled = 0, failed = 0;
-    /** Now. */
+    /** Current numbers. */
     std::uint64_t running = 0, waiting = 0, idle_conversations = 0;
+
+    void count(Outcome outcome) {
+        switch (outcome) {
+        case Outcome::done: done++; break;
+        case Outcome::cancelled: cancelled++; break;
+        case Outcome::failed: failed++; break;
+        }
+    }
 };
 
 class Executor {
@@ -53,16 +62,16 @@ public:
     Executor(Model &model, ExecutorConfig config);
     ~Executor();
 
-    /** Queues a request. What is wrong with it becomes its result. */
+    /** Queues a request. An invalid request fails: its result holds the error message. */
     void submit(Request request);
-    /** From the next iteration on. False if there is no such request that waits or runs. */
+    /** Takes effect in the next iteration. False if no waiting or running request has this id. */
     bool cancel(const std::string &id);
-    /** Ends an idle conversation. False if there is none of this name, or requests are at work in it or queued for it. */
+    /** Ends an idle conversation. False if none has this name, or its requests are running or queued. */
     bool close(const std::string &conversation);
 
     /**
-     * One iteration: admits what may start, runs one batch. False when nothing is left to do, or what is left waits for a
-     * slot that only close() or cancel() can free.
+     * One iteration: starts requests that have a slot and runs one batch. False when all requests have ended, or the
+     * remaining ones wait for a slot that only close() or cancel() can free.
      */
     bool step();
     /** Results since the last call, in the order the requests ended. */
@@ -71,41 +80,46 @@ public:
 
 private:
     using Clock = std::chrono::steady_clock;
-    struct Task;
+    struct RequestState;
     struct Entry;
-    using Tasks = std::list<std::unique_ptr<Task>>;
+    using RequestStates = std::list<std::unique_ptr<RequestState>>;
 
     Model &model_;
     ExecutorConfig config_;
     Slots slots_;
     Conversations conversations_;
-    Tasks waiting_, running_;
+    RequestStates waiting_, running_;
     std::set<std::string> ids_;
     std::vector<Result> results_;
     Counters counters_;
-    std::uint64_t now_ = 0, turn_ = 0;
+    std::uint64_t iteration_ = 0;
+    /** Steps that did not fit into earlier batches start here, so that all get their turn. */
+    std::uint64_t rotation_ = 0;
 
-    // executor.cpp: requests and conversations come and go.
-    std::string refusal(const Request &request) const;
-    void arrive();
-    void cancel_due();
+    // executor.cpp: the life of requests and conversations.
+    std::string rejection_reason(const Request &request) const;
+    void mark_arrivals();
+    void cancel_due_requests();
     void admit();
-    void start(Task &task);
-    void finish(Task &task, Outcome outcome, const std::string &error = "", bool keep_sequence = true);
-    void end_conversation(std::string name, const std::string &why);
+    void start(RequestState &state);
+    void finish(RequestState &state, Outcome outcome, const std::string &error = "", bool keep_sequence = true);
+    void end_conversation(std::string name, const std::string &error);
     bool reclaim();
     bool skip_to_next_event();
     bool fail_blocked_fork();
-    void sweep();
+    void remove_finished();
 
-    // iteration.cpp: what one batch is made of, and what becomes of it.
+    // iteration.cpp: composes a batch, runs it, and processes its results.
     std::vector<Entry> plan();
     std::size_t plan_steps(std::vector<Entry> &entries, std::size_t left);
     void plan_contexts(std::vector<Entry> &entries, std::size_t left) const;
+    static Batch make_batch(const std::vector<Entry> &entries);
     void run(std::vector<Entry> entries);
-    void commit_context(Entry &entry, const std::vector<Token> &tokens, std::size_t &at);
-    std::uint32_t commit_step(Entry &entry, const std::vector<Token> &tokens, std::size_t &at);
-    void generated(Task &task, Token token);
+    void fail(std::vector<Entry> &entries, const Batch &batch, const std::string &error);
+    void commit(std::vector<Entry> &entries, const std::vector<Token> &tokens);
+    void commit_context(Entry &entry, const std::vector<Token> &tokens, std::size_t &next);
+    std::uint32_t commit_step(Entry &entry, const std::vector<Token> &tokens, std::size_t &next);
+    void append_generated(RequestState &state, Token token);
 };
 
 }  // namespace inflight

@@ -1,4 +1,4 @@
-// Matrix products by OpenBLAS whose rows do not depend on their neighbours.
+// Batch-invariant matrix products by OpenBLAS: a row of the result does not depend on the other rows.
 #pragma once
 
 #include "matrix.hpp"
@@ -12,10 +12,10 @@
 namespace inflight {
 
 /**
- * y = x W^T in f32. A BLAS picks its kernel by the shape of a product, so that a row's last bits depend on how many rows
- * come with it, and in some kernels on where it stands among them. Requests in a batch must not feel each other: products
- * are done in tiles of a few fixed heights, admitted per shape of W only after a trial has shown, bit for bit, that a row
- * comes out the same at every place of every one of them.
+ * y = x W^T in f32. A BLAS chooses its kernel by the shape of a product. So a row's last bits depend on the number of
+ * rows, and in some kernels on its index. The result of a request must not depend on the rest of its batch. Therefore
+ * products are computed in tiles of a few fixed heights. A height is used for a shape of W only if a test has shown
+ * that every row of the tile gets the same bits.
  */
 class Gemm {
 public:
@@ -23,20 +23,20 @@ public:
     explicit Gemm(int threads);
 
     /**
-     * Tries the heights for a shape. Call it when weights are loaded, multiply does it otherwise.
+     * Finds the heights for a shape. Called when weights are loaded; otherwise the first product does it.
      *
-     * Throws std::runtime_error where products are wrong (old OpenBLAS on processors it does not know).
+     * Throws std::runtime_error if products are wrong, as with an old OpenBLAS on a processor that it does not know.
      */
     const std::vector<std::size_t> &prepare(std::size_t n, std::size_t k);
 
-    /** `x` and `y` have room for whole tiles (Activations); rows of `y` beyond `rows` may be overwritten. */
+    /** `x` and `y` are padded to whole tiles (Activations); the padding of `y` may be overwritten. */
     void multiply(const float *x, std::size_t rows, const Matrix &w, float *y);
 
     /** Kernel and heights, for a log. */
     std::string describe() const;
 
 private:
-    /** Heights of a shape [n, k], descending. */
+    /** Heights for each shape [n, k], descending. */
     std::map<std::pair<std::size_t, std::size_t>, std::vector<std::size_t>> tiles_;
 };
 

@@ -11,13 +11,13 @@
 namespace inflight {
 namespace {
 
-/** What ggml says of a file it cannot read, instead of printing it. */
-thread_local std::string ggml_said;
+/** ggml's messages about a file that it cannot read, which it would otherwise print. */
+thread_local std::string ggml_messages;
 
-void keep_text(ggml_log_level, const char *text, void *) {
-    ggml_said += text;
-    while (!ggml_said.empty() && ggml_said.back() == '\n') {
-        ggml_said.pop_back();
+void collect_message(ggml_log_level, const char *text, void *) {
+    ggml_messages += text;
+    while (!ggml_messages.empty() && ggml_messages.back() == '\n') {
+        ggml_messages.pop_back();
     }
 }
 
@@ -37,17 +37,17 @@ Gguf::Gguf(const std::string &path) : path_(path) {
     if (error || !file_) {
         fail("cannot be opened");
     }
-    ggml_log_set(keep_text, nullptr);
-    ggml_said.clear();
+    ggml_log_set(collect_message, nullptr);
+    ggml_messages.clear();
     context_.reset(gguf_init_from_file(path.c_str(), {/*no_alloc=*/true, /*ctx=*/nullptr}));
     if (!context_) {
-        fail("is not a complete GGUF file" + (ggml_said.empty() ? "" : ": " + ggml_said));
+        fail("is not a complete GGUF file" + (ggml_messages.empty() ? "" : ": " + ggml_messages));
     }
 }
 
-std::size_t Gguf::count(const std::string &key, std::optional<std::size_t> otherwise) const {
+std::size_t Gguf::count(const std::string &key, std::optional<std::size_t> default_value) const {
     const auto at = gguf_find_key(context_.get(), key.c_str());
-    std::optional<std::size_t> n = otherwise;
+    std::optional<std::size_t> n = default_value;
     if (at >= 0) {
         n.reset();
         if (gguf_get_kv_type(context_.get(), at) == GGUF_TYPE_UINT32) {
@@ -63,9 +63,9 @@ std::size_t Gguf::count(const std::string &key, std::optional<std::size_t> other
     return *n;
 }
 
-double Gguf::number(const std::string &key, std::optional<double> otherwise) const {
+double Gguf::number(const std::string &key, std::optional<double> default_value) const {
     const auto at = gguf_find_key(context_.get(), key.c_str());
-    std::optional<double> x = otherwise;
+    std::optional<double> x = default_value;
     if (at >= 0) {
         x.reset();
         if (gguf_get_kv_type(context_.get(), at) == GGUF_TYPE_FLOAT32) {
@@ -108,8 +108,8 @@ Matrix Gguf::matrix(const std::string &name, std::size_t n, std::size_t k, Range
     }
     const std::int64_t *ne = gguf_get_tensor_ne(context_.get(), at);
     if (ne[0] != static_cast<std::int64_t>(k) || ne[1] != static_cast<std::int64_t>(n) || ne[2] != 1 || ne[3] != 1) {
-        fail("has tensor '" + name + "' of " + std::to_string(ne[1]) + " x " + std::to_string(ne[0]) + ": it should be " +
-             std::to_string(n) + " x " + std::to_string(k));
+        fail("has tensor '" + name + "' of " + std::to_string(ne[1]) + " x " + std::to_string(ne[0]) +
+             ": it should be " + std::to_string(n) + " x " + std::to_string(k));
     }
     const ggml_type type = gguf_get_tensor_type(context_.get(), at);
     const auto to_float = ggml_get_type_traits(type)->to_float;

@@ -1,4 +1,4 @@
-// A GGUF file through ggml's reader: metadata, and tensors in f32.
+// Reads a GGUF file with ggml: metadata, and tensors as f32.
 #pragma once
 
 #include "matrix.hpp"
@@ -15,25 +15,25 @@ struct gguf_context;
 
 namespace inflight {
 
-/** Part of a tensor's rows or columns. */
+/** A range of a tensor's rows or columns. */
 struct Range {
     std::size_t from, to;
 
     std::size_t size() const { return to - from; }
 };
 
-/** All calls throw std::runtime_error with a text that names the file and what was wrong with it. */
+/** Calls throw std::runtime_error with a message that names the file and the problem. */
 class Gguf {
 public:
     explicit Gguf(const std::string &path);
 
-    /** A count of the metadata, 1 to 2^20; without a default it must be there. */
-    std::size_t count(const std::string &key, std::optional<std::size_t> otherwise = {}) const;
+    /** A count of the metadata, 1 to 2^20. Without a default it must exist. */
+    std::size_t count(const std::string &key, std::optional<std::size_t> default_value = {}) const;
     /** A finite number above 0. */
-    double number(const std::string &key, std::optional<double> otherwise = {}) const;
-    /** A text, empty where there is none. */
+    double number(const std::string &key, std::optional<double> default_value = {}) const;
+    /** A text, empty if there is none. */
     std::string text(const std::string &key) const;
-    /** An array of texts, empty where there is none. */
+    /** An array of texts, empty if there is none. */
     std::vector<std::string> texts(const std::string &key) const;
     bool has_tensor(const std::string &name) const;
 

@@ -1,4 +1,4 @@
-// The ranks that share a model by tensor parallelism.
+// The ranks of a tensor-parallel model.
 #pragma once
 
 #include "weights.hpp"
@@ -8,18 +8,18 @@
 
 namespace inflight {
 
-/** One rank; MPI's is in mpi_group.hpp. */
+/** A single rank. Several ranks: mpi_group.hpp. */
 class Group {
 public:
     virtual ~Group() = default;
     virtual std::size_t rank() const { return 0; }
     virtual std::size_t size() const { return 1; }
     /** Sums over the ranks, in place. */
-    virtual void sum(float *, std::size_t) {}
-    /** Everybody gets rank 0's tokens: no rank can part from the others by a rounding. */
-    virtual void from_first(std::vector<Token> &) {}
-    /** This rank cannot go on: the others, who would wait for it, are ended too. Of one rank nothing. */
-    virtual void failed(const char *) {}
+    virtual void all_reduce(float *, std::size_t) {}
+    /** All ranks get rank 0's tokens, so that rounding cannot make them continue with different ones. */
+    virtual void broadcast(std::vector<Token> &) {}
+    /** This rank has failed: ends the others too, which would wait for it. With one rank it does nothing. */
+    virtual void abort(const char *) {}
 };
 
 }  // namespace inflight

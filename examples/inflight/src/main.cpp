@@ -37,14 +37,18 @@ void declare(CLI::App &app, Options &o) {
     app.add_option("--model", o.model, "GGUF file of a Llama")->required();
     app.add_option("--requests", o.requests, "JSON lines: id, prompt, ... (see the README)")->required();
     app.add_option("--max-seqs", o.executor.max_seqs, "sequences in the cache")->capture_default_str()->check(count);
-    app.add_option("--budget", o.executor.budget, "most tokens of a batch, above --chunk")->capture_default_str()->check(count);
-    app.add_option("--chunk", o.executor.chunk, "prompts are cut at multiples of this")->capture_default_str()->check(count);
-    app.add_option("--sink", o.plugin.n_sink, "pinned first tokens of a sequence")->capture_default_str();
+    app.add_option("--budget", o.executor.budget, "token budget of a batch; larger than --chunk")
+        ->capture_default_str()
+        ->check(count);
+    app.add_option("--chunk", o.executor.chunk, "prompts are split at multiples of this")
+        ->capture_default_str()
+        ->check(count);
+    app.add_option("--sink", o.plugin.n_sink, "sink tokens of a sequence")->capture_default_str();
     app.add_option("--window", o.plugin.window, "most recent tokens a query sees")->capture_default_str()->check(count);
-    app.add_option("--draft", o.executor.draft, "most draft tokens per step, by prompt lookup; 0 = none")
+    app.add_option("--draft", o.executor.draft, "most draft tokens of a step, by prompt lookup; 0 = none")
         ->capture_default_str()
         ->check(CLI::Range(0u, 256u));
-    app.add_option("--max-prompt", o.executor.max_prompt, "longest prompt taken, in tokens")->capture_default_str();
+    app.add_option("--max-prompt", o.executor.max_prompt, "longest prompt accepted, in tokens")->capture_default_str();
     app.add_option("--kv-dtype", o.kv_dtype, "type of K and V in the cache")
         ->capture_default_str()
         ->check(CLI::IsMember({"f32", "f16", "bf16"}));
@@ -52,18 +56,18 @@ void declare(CLI::App &app, Options &o) {
         ->capture_default_str()
         ->check(CLI::Range(1u, 1024u));
 #ifdef INFLIGHT_CUDA
-    app.add_flag("--cuda", o.plugin.cuda, "run on a GPU, of several ranks each on its own");
-    app.add_option("--cuda-device", o.cuda_device, "which GPU; -1 = the one of the rank's number")->capture_default_str();
+    app.add_flag("--cuda", o.plugin.cuda, "run on a GPU; each rank on its own");
+    app.add_option("--cuda-device", o.cuda_device, "index of the GPU; -1 = the rank's number")->capture_default_str();
 #endif
-    app.add_option("--metrics", o.metrics, "file for Prometheus' textfile collectors, renewed every second");
+    app.add_option("--metrics", o.metrics, "file for Prometheus' textfile collectors, rewritten every second");
     app.add_flag("--json", o.json, "a JSON line per request, then one of totals");
     app.add_flag("--quiet", o.quiet, "no progress on the terminal");
 }
 
-/** Prints and writes what there is to tell; on the ranks beside the first nothing. */
+/** Writes results, progress and metrics. Only rank 0 writes. */
 class Console {
 public:
-    Console(const Options &options, const Group &group, bool bytes, std::pair<std::uint64_t, std::uint64_t> cache)
+    Console(const Options &options, const Group &group, bool bytes, CacheBytes cache)
         : options_(options), first_(group.rank() == 0), ranks_(group.size()), cache_(cache),
           progress_(!options.quiet && isatty(STDERR_FILENO)), report_(std::cout, options.json, bytes) {}
 
@@ -77,12 +81,12 @@ public:
             }
         }
     }
-    void tick(const Counters &counters) {
+    void update(const Counters &counters) {
         const auto now = Clock::now();
-        if (!first_ || now - ticked_ < std::chrono::milliseconds(progress_ ? 200 : 1000)) {
+        if (!first_ || now - updated_ < std::chrono::milliseconds(progress_ ? 200 : 1000)) {
             return;
         }
-        ticked_ = now;
+        updated_ = now;
         if (progress_) {
             show_progress(std::cerr, counters);
         }
@@ -94,7 +98,7 @@ public:
                 std::cerr << "\r\033[K" << std::flush;
             }
             metrics(counters);
-            report_.totals({counters, std::chrono::duration<double>(Clock::now() - began_).count(), cache_.first, cache_.second, ranks_});
+            report_.totals({counters, std::chrono::duration<double>(Clock::now() - began_).count(), cache_, ranks_});
         }
     }
 
@@ -102,14 +106,14 @@ private:
     const Options &options_;
     bool first_;
     std::size_t ranks_;
-    std::pair<std::uint64_t, std::uint64_t> cache_;
+    CacheBytes cache_;
     bool progress_;
     Report report_;
-    Clock::time_point began_ = Clock::now(), ticked_;
+    Clock::time_point began_ = Clock::now(), updated_;
 
     void metrics(const Counters &counters) const {
         if (!options_.metrics.empty()) {
-            write_metrics(options_.metrics, counters, cache_.first + cache_.second);
+            write_metrics(options_.metrics, counters, cache_.host + cache_.device);
         }
     }
 };
@@ -126,12 +130,14 @@ struct Engine {
         if (options.plugin.cuda) {
             device = cuda_device(options.cuda_device, group);
             PluginConfig plugin = options.plugin;
-            plugin.cuda_device = static_cast<std::uint32_t>(options.cuda_device >= 0 ? options.cuda_device : static_cast<int>(group.rank()));
+            plugin.cuda_device = static_cast<std::uint32_t>(options.cuda_device >= 0 ? options.cuda_device
+                                                                                     : static_cast<int>(group.rank()));
             model = std::make_unique<DeviceModel>(weights, plugin, group, *device, options.executor.budget);
             return;
         }
 #endif
-        model = std::make_unique<CpuModel>(std::move(weights), options.plugin, group, static_cast<int>(options.threads));
+        model =
+            std::make_unique<CpuModel>(std::move(weights), options.plugin, group, static_cast<int>(options.threads));
     }
 };
 
@@ -141,7 +147,7 @@ void serve(const Options &options, Group &group) {
         throw std::runtime_error("requests '" + options.requests + "' cannot be opened");
     }
     LlamaWeights weights = LlamaWeights::load(options.model, group.rank(), group.size());
-    const auto cache_bytes = AttentionPlugin::bytes(shaped(options.plugin, weights));
+    const auto cache_bytes = AttentionPlugin::bytes(with_shape(options.plugin, weights));
     const Engine engine(options, std::move(weights), group);
     Model &model = *engine.model;
     Executor executor(model, options.executor);
@@ -157,11 +163,13 @@ void serve(const Options &options, Group &group) {
         } else {
             unreadable++;
             Result result;
-            result.id = line.id, result.outcome = Outcome::failed, result.error = line.error;
+            result.id = line.id;
+            result.outcome = Outcome::failed;
+            result.error = line.error;
             console.results({result});
         }
     }
-    // Those that could not be read are requests that failed.
+    // Unreadable lines count as failed requests.
     const auto counters = [&] {
         Counters c = executor.counters();
         c.failed += unreadable;
@@ -170,7 +178,7 @@ void serve(const Options &options, Group &group) {
     console.results(executor.take_results());
     while (executor.step()) {
         console.results(executor.take_results());
-        console.tick(counters());
+        console.update(counters());
     }
     console.results(executor.take_results());
     console.totals(counters());
@@ -187,7 +195,9 @@ int main(int argc, char **argv) {
     options.plugin.chunk = options.executor.chunk;
     options.plugin.max_draft = options.executor.draft;
     options.plugin.n_threads = options.threads;
-    options.plugin.kv_dtype = options.kv_dtype == "f32" ? SKC_DTYPE_F32 : options.kv_dtype == "f16" ? SKC_DTYPE_F16 : SKC_DTYPE_BF16;
+    options.plugin.kv_dtype = options.kv_dtype == "f32"   ? SKC_DTYPE_F32
+                              : options.kv_dtype == "f16" ? SKC_DTYPE_F16
+                                                          : SKC_DTYPE_BF16;
     options.executor.reclaim_idle = true;
     std::unique_ptr<Group> group;
     try {
@@ -196,7 +206,7 @@ int main(int argc, char **argv) {
         return 0;
     } catch (const std::exception &error) {
         if (group) {
-            group->failed(error.what());
+            group->abort(error.what());
         }
         std::cerr << "error: " << error.what() << std::endl;
         return 1;

@@ -6,7 +6,7 @@
 
 namespace inflight {
 
-/** A weight [n, k]: y = x W^T takes rows of k and gives rows of n. */
+/** A weight W [n, k] of y = x W^T: rows of k become rows of n. */
 struct Matrix {
     std::size_t n = 0, k = 0;
     std::vector<float> values;
@@ -14,15 +14,15 @@ struct Matrix {
     const float *row(std::size_t i) const { return values.data() + i * k; }
 };
 
-/** Activations [rows, width]. Room is kept for whole tiles of Gemm, so that a product needs no copy of a ragged end. */
+/** Activations [rows, width], padded to whole tiles of Gemm, so that it can compute the last tile without a copy. */
 class Activations {
 public:
-    /** Rows that Gemm may touch beyond those asked for are below this multiple. */
+    /** Rows are padded to a multiple of this: Gemm may read and write the padding. */
     static constexpr std::size_t TILE = 64;
 
     explicit Activations(std::size_t width = 0) : width_(width) {}
 
-    /** Makes room; what was there stays. */
+    /** Grows the memory if needed; the contents stay. */
     void resize(std::size_t rows) {
         const std::size_t padded = (rows + TILE - 1) / TILE * TILE * width_;
         if (values_.size() < padded) {

@@ -12,7 +12,8 @@ struct Family {
     std::ostringstream &out;
     std::string name;
 
-    Family(std::ostringstream &o, const char *n, const char *type, const char *help) : out(o), name("sinkcache_inflight_") {
+    Family(std::ostringstream &o, const char *n, const char *type, const char *help)
+        : out(o), name("sinkcache_inflight_") {
         name += n;
         out << "# HELP " << name << ' ' << help << "\n# TYPE " << name << ' ' << type << '\n';
     }
@@ -26,17 +27,17 @@ struct Family {
 
 std::string prometheus_text(const Counters &c, std::uint64_t cache_bytes) {
     std::ostringstream out;
-    Family(out, "tokens_total", "counter", "Tokens that entered the cache for good.")
+    Family(out, "tokens_total", "counter", "Tokens added to the cache, without rejected drafts.")
         .sample(c.context_tokens, "{phase=\"context\"}")
         .sample(c.decode_tokens, "{phase=\"decode\"}");
     Family(out, "generated_tokens_total", "counter", "Tokens generated.").sample(c.generated_tokens);
-    Family(out, "draft_tokens_total", "counter", "Draft tokens checked.")
+    Family(out, "draft_tokens_total", "counter", "Draft tokens verified.")
         .sample(c.accepted_tokens, "{verdict=\"accepted\"}")
         .sample(c.drafted_tokens - c.accepted_tokens, "{verdict=\"rejected\"}");
-    Family(out, "evicted_tokens_total", "counter", "Tokens that left their window.").sample(c.evicted_tokens);
+    Family(out, "evicted_tokens_total", "counter", "Tokens evicted from the cache.").sample(c.evicted_tokens);
     Family(out, "iterations_total", "counter", "Batches run.").sample(c.iterations);
     Family(out, "batch_rows_total", "counter", "Tokens in all batches.").sample(c.batch_rows);
-    Family(out, "batch_budget_rows_total", "counter", "Tokens that all batches had room for.").sample(c.batch_budget);
+    Family(out, "batch_budget_rows_total", "counter", "Token budget of all batches.").sample(c.batch_budget);
     Family(out, "requests_total", "counter", "Requests that ended.")
         .sample(c.done, "{outcome=\"done\"}")
         .sample(c.cancelled, "{outcome=\"cancelled\"}")
@@ -45,17 +46,17 @@ std::string prometheus_text(const Counters &c, std::uint64_t cache_bytes) {
         .sample(c.running, "{state=\"active\"}")
         .sample(c.idle_conversations, "{state=\"idle\"}");
     Family(out, "waiting_requests", "gauge", "Requests without a sequence yet.").sample(c.waiting);
-    Family(out, "cache_bytes", "gauge", "Memory of the cache, taken once.").sample(cache_bytes);
+    Family(out, "cache_bytes", "gauge", "Memory of the cache, allocated at creation.").sample(cache_bytes);
     return out.str();
 }
 
 void write_metrics(const std::string &path, const Counters &counters, std::uint64_t cache_bytes) {
-    const std::string next = path + ".tmp";
-    std::ofstream file(next, std::ios::trunc);
+    const std::string temporary = path + ".tmp";
+    std::ofstream file(temporary, std::ios::trunc);
     file << prometheus_text(counters, cache_bytes);
     file.close();
-    if (!file || std::rename(next.c_str(), path.c_str()) != 0) {
-        std::remove(next.c_str());
+    if (!file || std::rename(temporary.c_str(), path.c_str()) != 0) {
+        std::remove(temporary.c_str());
         throw std::runtime_error("metrics file '" + path + "' cannot be written");
     }
 }

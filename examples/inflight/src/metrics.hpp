@@ -8,11 +8,12 @@
 
 namespace inflight {
 
-/** The counters in Prometheus' text format. */
+/** The counters in the text format of Prometheus. */
 std::string prometheus_text(const Counters &counters, std::uint64_t cache_bytes);
 
 /**
- * Writes the counters to a file as the textfile collectors of node_exporter and Grafana Alloy want it: whole, by a rename.
+ * Writes the counters to a file for the textfile collectors of node_exporter and Grafana Alloy. It is replaced by a
+ * rename, so that they never read half of it.
  *
  * Throws std::runtime_error when the file cannot be written.
  */

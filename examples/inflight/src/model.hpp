@@ -1,4 +1,4 @@
-// What an executor runs: one forward pass of a ragged batch.
+// The interface between executor and model: a forward pass of a ragged batch.
 #pragma once
 
 #include "attention_plugin.hpp"
@@ -11,11 +11,11 @@
 
 namespace inflight {
 
-/** A row of a batch whose next token is wanted. */
-struct Wanted {
+/** A row of a batch whose logits are sampled. */
+struct OutputRow {
     std::uint32_t row;
     Sampling sampling;
-    /** Place of the token in its request's output. */
+    /** Index of the sampled token in its request's output. */
     std::uint64_t index;
 };
 
@@ -23,7 +23,8 @@ struct Wanted {
 struct Batch {
     AttentionPlugin::Ids seq_ids, n_tokens;
     std::vector<Token> tokens;
-    std::vector<Wanted> wanted;
+    /** Ascending by row. */
+    std::vector<OutputRow> output_rows;
 };
 
 class Model {
@@ -31,9 +32,10 @@ public:
     virtual ~Model() = default;
     virtual const LlamaConfig &config() const = 0;
     virtual AttentionPlugin &plugin() = 0;
-    /** Runs the batch and returns a token for each row wanted. After an exception the plugin's abort_step undoes it. */
+    /** Runs the batch and samples a token for each of output_rows. After an exception, the plugin's abort_step undoes
+     * it. */
     virtual std::vector<Token> forward(const Batch &batch) = 0;
-    /** How its arithmetic is done, for a log. */
+    /** How it computes, for a log. */
     virtual std::string describe() const = 0;
 };
 

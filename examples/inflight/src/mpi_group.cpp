@@ -13,7 +13,7 @@
 namespace inflight {
 namespace {
 
-/** Whether Open MPI, MPICH or PMIx started this process: a lone one need not wake MPI. */
+/** Whether Open MPI, MPICH or PMIx started this process. A single process does not initialise MPI. */
 bool under_mpirun() {
     return std::getenv("OMPI_COMM_WORLD_SIZE") || std::getenv("PMI_SIZE") || std::getenv("PMIX_RANK");
 }
@@ -29,16 +29,16 @@ public:
     ~MpiGroup() override { MPI_Finalize(); }
     std::size_t rank() const override { return static_cast<std::size_t>(rank_); }
     std::size_t size() const override { return static_cast<std::size_t>(size_); }
-    void sum(float *x, std::size_t n) override {
+    void all_reduce(float *x, std::size_t n) override {
         for (std::size_t at = 0; at < n; at += INT_MAX / 2) {
             const int count = static_cast<int>(std::min<std::size_t>(n - at, INT_MAX / 2));
             MPI_Allreduce(MPI_IN_PLACE, x + at, count, MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
         }
     }
-    void from_first(std::vector<Token> &tokens) override {
+    void broadcast(std::vector<Token> &tokens) override {
         MPI_Bcast(tokens.data(), static_cast<int>(tokens.size()), MPI_INT32_T, 0, MPI_COMM_WORLD);
     }
-    void failed(const char *why) override {
+    void abort(const char *why) override {
         std::fprintf(stderr, "error: rank %d: %s\n", rank_, why);
         MPI_Abort(MPI_COMM_WORLD, 1);
     }

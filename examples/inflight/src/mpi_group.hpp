@@ -8,7 +8,8 @@
 namespace inflight {
 
 /**
- * The group this process was started in: that of mpirun, else one rank. `argc` and `argv` are main's. Once per process.
+ * The group of this process: that of mpirun, or a single rank without it. `argc` and `argv` are main's. To be called
+ * once.
  *
  * Throws std::runtime_error when started by mpirun in a build without MPI.
  */

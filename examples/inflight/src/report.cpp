@@ -22,7 +22,7 @@ double per(std::uint64_t part, double whole) { return whole > 0 ? static_cast<do
 
 }  // namespace
 
-/** Bytes of the tokens; special ones have none. */
+/** The bytes of the tokens, without special tokens. */
 std::string Report::text(const std::vector<Token> &tokens) const {
     std::string text;
     for (Token t : tokens) {
@@ -43,12 +43,15 @@ void Report::request(const Result &r) {
         if (bytes_) {
             line["text"] = text(r.tokens);
         }
-        line["prompt_tokens"] = r.prompt_tokens, line["stream_length"] = r.stream_length;
-        line["drafted"] = r.drafted, line["accepted"] = r.accepted;
-        const auto time = [&](const char *key, double seconds) {
+        line["prompt_tokens"] = r.prompt_tokens;
+        line["stream_length"] = r.stream_length;
+        line["drafted"] = r.drafted;
+        line["accepted"] = r.accepted;
+        const auto add_time = [&](const char *key, double seconds) {
             line[key] = seconds < 0 ? nlohmann::ordered_json() : nlohmann::ordered_json(seconds);
         };
-        time("waited_s", r.waited), time("first_token_s", r.first_token);
+        add_time("waited_s", r.waited);
+        add_time("first_token_s", r.first_token);
         line["tokens_per_s"] = r.tokens_per_second();
         out_ << line.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << std::endl;
         return;
@@ -92,27 +95,29 @@ void Report::totals(const Totals &t) {
                                             {"batch_fill", fill},
                                             {"drafted", c.drafted_tokens},
                                             {"accepted", c.accepted_tokens},
-                                            {"cache_bytes_host", t.cache_bytes_host},
-                                            {"cache_bytes_device", t.cache_bytes_device},
+                                            {"cache_bytes_host", t.cache.host},
+                                            {"cache_bytes_device", t.cache.device},
                                             {"ranks", t.ranks}};
         out_ << nlohmann::ordered_json{{"totals", totals}}.dump() << std::endl;
         return;
     }
-    out_ << "\n" << c.done << " done, " << c.cancelled << " cancelled, " << c.failed << " failed in " << rounded(t.seconds, "%.2f")
-         << " s; " << c.context_tokens << " prompt tokens in, " << c.generated_tokens << " generated ("
-         << rounded(per(c.generated_tokens, t.seconds)) << " tokens/s)\n"
+    out_ << "\n"
+         << c.done << " done, " << c.cancelled << " cancelled, " << c.failed << " failed in "
+         << rounded(t.seconds, "%.2f") << " s; " << c.context_tokens << " prompt tokens in, " << c.generated_tokens
+         << " generated (" << rounded(per(c.generated_tokens, t.seconds)) << " tokens/s)\n"
          << c.iterations << " iterations, " << rounded(100 * fill) << " % of the budget used, " << c.evicted_tokens
          << " tokens evicted";
     if (c.drafted_tokens > 0) {
         out_ << ", " << rounded(100 * acceptance) << " % of " << c.drafted_tokens << " draft tokens accepted";
     }
-    out_ << "\ncache: " << t.cache_bytes_host << " bytes on the host, " << t.cache_bytes_device << " on the device"
+    out_ << "\ncache: " << t.cache.host << " bytes on the host, " << t.cache.device << " on the device"
          << (t.ranks > 1 ? ", on each of " + std::to_string(t.ranks) + " ranks" : "") << std::endl;
 }
 
 void show_progress(std::ostream &terminal, const Counters &c) {
-    terminal << "\r\033[K" << c.done + c.cancelled + c.failed << " requests ended, " << c.running << " running, " << c.waiting
-             << " waiting; " << c.context_tokens << " tokens in, " << c.generated_tokens << " out" << std::flush;
+    terminal << "\r\033[K" << c.done + c.cancelled + c.failed << " requests ended, " << c.running << " running, "
+             << c.waiting << " waiting; " << c.context_tokens << " tokens in, " << c.generated_tokens << " out"
+             << std::flush;
 }
 
 }  // namespace inflight

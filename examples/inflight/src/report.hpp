@@ -1,4 +1,4 @@
-// What the program prints.
+// The program's output.
 #pragma once
 
 #include "executor.hpp"
@@ -10,17 +10,17 @@
 
 namespace inflight {
 
-/** Everything beside the requests that a report names. */
+/** What a report says about the whole run. */
 struct Totals {
     Counters counters;
     double seconds = 0;
-    std::uint64_t cache_bytes_host = 0, cache_bytes_device = 0;
+    CacheBytes cache{};
     std::size_t ranks = 1;
 };
 
 class Report {
 public:
-    /** `json`: a line per request and one for the totals. `bytes`: tokens are shown as text. */
+    /** `json`: a line per request and one for the totals. `bytes`: tokens are also printed as text. */
     Report(std::ostream &out, bool json, bool bytes) : out_(out), json_(json), bytes_(bytes) {}
     void request(const Result &result);
     void totals(const Totals &totals);
@@ -32,7 +32,7 @@ private:
     std::string text(const std::vector<Token> &tokens) const;
 };
 
-/** One line on a terminal that is written over again and again. */
+/** Overwrites the current line of a terminal. */
 void show_progress(std::ostream &terminal, const Counters &counters);
 
 }  // namespace inflight

@@ -1,4 +1,4 @@
-// What an executor is asked for, and what it answers.
+// A request to the executor, and its result.
 #pragma once
 
 #include "sampling.hpp"
@@ -10,32 +10,32 @@
 
 namespace inflight {
 
-/** Where a request's sequence begins. */
+/** What the sequence of a request starts from. */
 enum class Start {
-    /** Empty. */
-    fresh,
-    /** In the conversation `source`: its sequence is still in the cache, nothing enters twice. */
+    /** An empty sequence. */
+    empty,
+    /** The sequence of the conversation `source`, which is still in the cache: its tokens are not fed again. */
     continued,
-    /** In a copy of the conversation `source`. */
+    /** A copy of the sequence of the conversation `source`. */
     forked,
 };
 
 struct Request {
     /** Unique among the requests of an executor. */
     std::string id;
-    /** Of a fresh sequence the model's first token, `<s>`, included. */
+    /** With the model's first token, `<s>`, if the sequence starts empty. */
     std::vector<Token> prompt;
     std::uint32_t max_tokens = 64;
     Sampling sampling;
-    Start start = Start::fresh;
+    Start start = Start::empty;
     std::string source;
-    /** Under which name the sequence stays in the cache; empty = it goes when the request is done. */
+    /** The name under which the sequence stays in the cache; empty = it is dropped when the request ends. */
     std::string conversation;
-    /** Of a continued conversation: it goes when the request is done. */
+    /** The continued conversation ends with this request. */
     bool end = false;
     /** Iteration at which it arrives. */
     std::uint64_t arrival = 0;
-    /** Cancelled so many iterations after its arrival. */
+    /** Iterations after its arrival at which it is cancelled. */
     std::optional<std::uint64_t> cancel_after;
 };
 
@@ -44,16 +44,17 @@ enum class Outcome { done, cancelled, failed };
 struct Result {
     std::string id;
     Outcome outcome = Outcome::done;
-    /** What was wrong, of a request that failed. */
+    /** Why the request failed. */
     std::string error;
-    /** Generated; of a cancelled or failed request what there was. */
+    /** Generated tokens; of a cancelled or failed request those generated before. */
     std::vector<Token> tokens;
     std::size_t prompt_tokens = 0;
-    /** Draft tokens checked, and those of them that were right. */
+    /** Draft tokens verified, and those of them that were accepted. */
     std::uint64_t drafted = 0, accepted = 0;
-    /** Tokens that have entered its sequence so far, earlier rounds included. */
+    /** Length of its sequence, with earlier rounds. */
     std::uint64_t stream_length = 0;
-    /** Seconds: arrival to a slot, arrival to the first token, and first to last token; negative = did not come to it. */
+    /** Seconds from arrival to a slot, from arrival to the first token, and from the first to the last token; negative
+     * = not reached. */
     double waited = -1, first_token = -1, decoding = -1;
 
     /** Tokens after the first, per second; 0 where there are none. */

@@ -14,8 +14,8 @@ using Json = nlohmann::json;
 const std::set<std::string> FIELDS{"id",   "prompt",       "tokens",   "max_tokens", "temperature", "seed",
                                    "fork", "conversation", "continue", "end",        "arrival",     "cancel_after"};
 
-[[noreturn]] void wrong(const std::string &field, const Json &value, const std::string &allowed) {
-    // dump() would throw for text that is no UTF-8.
+[[noreturn]] void reject(const std::string &field, const Json &value, const std::string &allowed) {
+    // Without `replace`, dump() throws for text that is not UTF-8.
     throw std::runtime_error("field '" + field + "' is " + value.dump(-1, ' ', false, Json::error_handler_t::replace) +
                              ": it must be " + allowed);
 }
@@ -26,18 +26,19 @@ std::string text(const Json &line, const std::string &field) {
     }
     const Json &value = line[field];
     if (!value.is_string() || value.get_ref<const std::string &>().empty()) {
-        wrong(field, value, "a text that is not empty");
+        reject(field, value, "a text that is not empty");
     }
     return value;
 }
 
-std::uint64_t whole(const Json &line, const std::string &field, std::uint64_t otherwise, std::uint64_t most) {
+std::uint64_t whole_number(const Json &line, const std::string &field, std::uint64_t default_value,
+                           std::uint64_t most) {
     if (!line.contains(field)) {
-        return otherwise;
+        return default_value;
     }
     const Json &value = line[field];
     if (!value.is_number_unsigned() || value.get<std::uint64_t>() > most) {
-        wrong(field, value, "a whole number from 0 to " + std::to_string(most));
+        reject(field, value, "a whole number from 0 to " + std::to_string(most));
     }
     return value;
 }
@@ -59,11 +60,11 @@ std::vector<Token> prompt(const Json &line, const LlamaConfig &model) {
     }
     const Json &list = line["tokens"];
     if (!list.is_array() || list.empty()) {
-        wrong("tokens", list, "an array of token ids that is not empty");
+        reject("tokens", list, "an array of token ids that is not empty");
     }
     for (const Json &token : list) {
         if (!token.is_number_unsigned() || token.get<std::uint64_t>() >= model.vocabulary) {
-            wrong("tokens", token, "made of token ids below " + std::to_string(model.vocabulary));
+            reject("tokens", token, "made of token ids below " + std::to_string(model.vocabulary));
         }
         tokens.push_back(token);
     }
@@ -90,28 +91,29 @@ Request request(const Json &line, const LlamaConfig &model) {
     if (!continued.empty() && !forked.empty()) {
         throw std::runtime_error("fields 'continue' and 'fork' exclude each other");
     }
-    r.source = continued + forked;
-    r.start = !continued.empty() ? Start::continued : !forked.empty() ? Start::forked : Start::fresh;
+    r.source = continued.empty() ? forked : continued;
+    r.start = !continued.empty() ? Start::continued : !forked.empty() ? Start::forked : Start::empty;
     r.prompt = prompt(line, model);
-    if (r.start == Start::fresh) {
+    if (r.start == Start::empty) {
         r.prompt.insert(r.prompt.begin(), model.bos);
     }
-    r.max_tokens = static_cast<std::uint32_t>(whole(line, "max_tokens", 64, std::numeric_limits<std::uint32_t>::max()));
-    r.sampling.seed = whole(line, "seed", 0, ANY);
-    // Far below where sums of iterations overflow.
-    r.arrival = whole(line, "arrival", 0, ANY / 4);
+    r.max_tokens =
+        static_cast<std::uint32_t>(whole_number(line, "max_tokens", 64, std::numeric_limits<std::uint32_t>::max()));
+    r.sampling.seed = whole_number(line, "seed", 0, ANY);
+    // Low enough that sums of iterations cannot overflow.
+    r.arrival = whole_number(line, "arrival", 0, ANY / 4);
     if (line.contains("cancel_after")) {
-        r.cancel_after = whole(line, "cancel_after", 0, ANY / 4);
+        r.cancel_after = whole_number(line, "cancel_after", 0, ANY / 4);
     }
     if (line.contains("temperature")) {
         if (!line["temperature"].is_number()) {
-            wrong("temperature", line["temperature"], "a number");
+            reject("temperature", line["temperature"], "a number");
         }
         r.sampling.temperature = line["temperature"];
     }
     if (line.contains("end")) {
         if (!line["end"].is_boolean()) {
-            wrong("end", line["end"], "true or false");
+            reject("end", line["end"], "true or false");
         }
         r.end = line["end"];
     }

@@ -9,7 +9,7 @@
 
 namespace inflight {
 
-/** A line: a request, or what is wrong with it. */
+/** A line: a request, or an error message. */
 struct Line {
     std::optional<Request> request;
     /** Of the request as far as it could be read, else "line N". */
@@ -25,10 +25,10 @@ struct Line {
  *     tokens        array of token ids
  *     max_tokens    most tokens to generate, default 64
  *     temperature   default 0 = greedy
- *     seed          of what is drawn, default 0
+ *     seed          of sampling, default 0
  *     conversation  name under which the sequence stays in the cache
- *     continue      name of the conversation this is the next round of
- *     fork          name of the conversation this starts from a copy of
+ *     continue      name of the conversation whose next round this is
+ *     fork          name of the conversation that this starts from a copy of
  *     end           true: the continued conversation ends with this round
  *     arrival       iteration at which it arrives, default 0
  *     cancel_after  iterations after its arrival at which it is cancelled

@@ -15,8 +15,9 @@ struct Sampling {
 };
 
 /**
- * The token of logits [n]. What is drawn depends on the seed and on `index`, the token's place in the request's output, alone:
- * a draft that is checked by drawing at its place leaves the output as it is without drafts.
+ * Samples a token of logits [n]. The random number depends only on the seed and on `index`, the token's index in the
+ * output of its request. So a draft token can be verified by sampling at its index, and drafts do not change the
+ * output.
  */
 Token sample(const float *logits, std::size_t n, const Sampling &sampling, std::uint64_t index);
 

@@ -7,7 +7,7 @@
 namespace inflight {
 namespace {
 
-/** `<unk>`, `<s>`, `</s>`, then the 256 bytes by their names; SentencePiece writes a space as U+2581. */
+/** `<unk>`, `<s>`, `</s>`, then the names of the 256 bytes; SentencePiece writes a space as U+2581. */
 bool is_byte_vocabulary(const std::vector<std::string> &tokens) {
     if (tokens.size() != 256 + LlamaConfig::byte_offset) {
         return false;
@@ -41,7 +41,8 @@ LlamaConfig read_config(Gguf &gguf) {
     const auto tokens = gguf.texts("tokenizer.ggml.tokens");
     c.vocabulary = gguf.count("llama.vocab_size", tokens.size());
     if (!tokens.empty() && tokens.size() != c.vocabulary) {
-        gguf.fail("names " + std::to_string(tokens.size()) + " tokens of a vocabulary of " + std::to_string(c.vocabulary));
+        gguf.fail("names " + std::to_string(tokens.size()) + " tokens of a vocabulary of " +
+                  std::to_string(c.vocabulary));
     }
     c.bytes = is_byte_vocabulary(tokens);
     c.bos = static_cast<Token>(gguf.count("tokenizer.ggml.bos_token_id", 1));
@@ -53,7 +54,7 @@ LlamaConfig read_config(Gguf &gguf) {
     if (!scaling.empty() && scaling != "none") {
         gguf.fail("scales RoPE by '" + scaling + "': only plain RoPE and a tensor of factors are supported");
     }
-    // What would be left out in silence otherwise.
+    // Tensors that this code would silently ignore.
     for (const char *name : {"blk.0.attn_q.bias", "blk.0.ffn_gate_inp.weight", "blk.0.attn_q_norm.weight"}) {
         if (gguf.has_tensor(name)) {
             gguf.fail("has tensor '" + std::string(name) + "', which a plain Llama lacks");
@@ -89,7 +90,8 @@ LayerWeights read_layer(Gguf &gguf, const LlamaWeights &w, std::size_t i) {
     return {
         gguf.vector(name("attn_norm"), c.width),
         gguf.vector(name("ffn_norm"), c.width),
-        stack({gguf.matrix(name("attn_q"), q_rows, c.width, q, all), gguf.matrix(name("attn_k"), kv_rows, c.width, kv, all),
+        stack({gguf.matrix(name("attn_q"), q_rows, c.width, q, all),
+               gguf.matrix(name("attn_k"), kv_rows, c.width, kv, all),
                gguf.matrix(name("attn_v"), kv_rows, c.width, kv, all)}),
         gguf.matrix(name("attn_output"), c.width, q_rows, all, q),
         stack({gguf.matrix(name("ffn_gate"), c.feed_forward, c.width, inner, all),
@@ -103,7 +105,9 @@ LayerWeights read_layer(Gguf &gguf, const LlamaWeights &w, std::size_t i) {
 LlamaWeights LlamaWeights::load(const std::string &path, std::size_t rank, std::size_t ranks) {
     Gguf gguf(path);
     LlamaWeights w{};
-    w.config = read_config(gguf), w.rank = rank, w.ranks = ranks;
+    w.config = read_config(gguf);
+    w.rank = rank;
+    w.ranks = ranks;
     const LlamaConfig &c = w.config;
     if (c.n_kv_heads % ranks != 0 || c.n_q_heads % ranks != 0 || c.feed_forward % ranks != 0) {
         gguf.fail("has " + std::to_string(c.n_q_heads) + " query heads, " + std::to_string(c.n_kv_heads) +

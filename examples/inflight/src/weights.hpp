@@ -13,31 +13,31 @@ namespace inflight {
 
 using Token = std::int32_t;
 
-/** Of the whole model, whatever the shard. */
+/** The shape of the whole model, not of a shard. */
 struct LlamaConfig {
     std::size_t n_layers, n_q_heads, n_kv_heads, head_dim, rope_dim, width, feed_forward, vocabulary;
     double rope_base;
-    /** Angular frequencies where the file scales them (Llama 3), else empty. */
+    /** Angular frequencies if the file scales them (Llama 3), otherwise empty. */
     std::vector<float> inv_freq;
     float rms_eps;
     Token bos, eos;
-    /** Byte b is token b + byte_offset; without, prompts come as tokens. */
+    /** The vocabulary is bytes: byte b is token b + byte_offset. Otherwise prompts are given as tokens. */
     bool bytes;
     static constexpr Token byte_offset = 3;
 };
 
 struct LayerWeights {
     std::vector<float> attention_norm, feed_forward_norm;
-    /** Of the shard's heads of q, of k and of v, one below the other: a product gives packed QKV rows. */
+    /** W_q, W_k and W_v of the shard's heads, stacked: a product gives packed QKV rows. */
     Matrix qkv;
-    /** Its columns are the shard's heads. */
+    /** W_o; its columns are the shard's heads. */
     Matrix attention_out;
-    /** Of gate and of up, one below the other. */
+    /** W_gate and W_up, stacked. */
     Matrix gate_up;
     Matrix down;
 };
 
-/** Heads and feed-forward of rank `rank` of `ranks`; embeddings and norms are everybody's. */
+/** The weights of rank `rank` of `ranks`: its share of the heads and of the feed-forward, all embeddings and norms. */
 struct LlamaWeights {
     LlamaConfig config;
     std::size_t rank, ranks;
@@ -52,7 +52,7 @@ struct LlamaWeights {
     std::size_t kv_width() const { return kv_heads() * config.head_dim; }
     std::size_t qkv_width() const { return q_width() + 2 * kv_width(); }
 
-    /** Throws std::runtime_error for a file that is no Llama, or cannot be divided among `ranks`. */
+    /** Throws std::runtime_error if the file is not a Llama or cannot be divided among `ranks`. */
     static LlamaWeights load(const std::string &path, std::size_t rank = 0, std::size_t ranks = 1);
 };
 

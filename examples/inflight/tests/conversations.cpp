@@ -1,4 +1,4 @@
-// Sequences that stay in the cache between requests: rounds, forks, waiting for slots, cancelling.
+// Sequences that stay in the cache between requests: rounds, forks, waiting for slots, cancellation.
 #include "support.hpp"
 
 #include <cstdlib>
@@ -7,9 +7,11 @@ namespace {
 
 using namespace test;
 
-Request next(const std::string &id, const std::string &conversation, std::vector<Token> prompt, std::uint32_t max_tokens) {
+Request next_round(const std::string &id, const std::string &conversation, std::vector<Token> prompt,
+                   std::uint32_t max_tokens) {
     Request r = request(id, std::move(prompt), max_tokens);
-    r.start = Start::continued, r.source = conversation;
+    r.start = Start::continued;
+    r.source = conversation;
     return r;
 }
 
@@ -18,8 +20,9 @@ Request keep(Request r, const std::string &conversation) {
     return r;
 }
 
-Request fork_of(const std::string &id, const std::string &conversation, std::vector<Token> prompt, std::uint32_t max_tokens) {
-    Request r = next(id, conversation, std::move(prompt), max_tokens);
+Request fork_of(const std::string &id, const std::string &conversation, std::vector<Token> prompt,
+                std::uint32_t max_tokens) {
+    Request r = next_round(id, conversation, std::move(prompt), max_tokens);
     r.start = Start::forked;
     return r;
 }
@@ -28,7 +31,7 @@ std::string name(const char *what, std::size_t c, std::size_t round) {
     return what + std::to_string(c) + "." + std::to_string(round);
 }
 
-/** Bytes a cache holds, and how often it asked for some. */
+/** Bytes that a cache holds, and the number of its allocations. */
 struct Memory {
     std::size_t live = 0, calls = 0;
 
@@ -36,7 +39,8 @@ struct Memory {
         config.memory_user = this;
         config.alloc = [](void *user, std::size_t bytes, std::size_t align) {
             auto &memory = *static_cast<Memory *>(user);
-            memory.live += bytes, memory.calls++;
+            memory.live += bytes;
+            memory.calls++;
             return std::aligned_alloc(align, (bytes + align - 1) / align * align);
         };
         config.free = [](void *user, void *p, std::size_t bytes) {
@@ -46,25 +50,25 @@ struct Memory {
     }
 };
 
-TEST(Conversations, TwentyRoundsEnterOnceAndCostTheSameMemory) {
+TEST(Conversations, TwentyRoundsFeedEachTokenOnceAndNeedNoMoreMemory) {
     constexpr std::size_t CONVERSATIONS = 8, ROUNDS = 20, PROMPT = 12, OUT = 8;
-    static_assert(ROUNDS * (PROMPT + OUT) > 10 * (SINK + WINDOW), "ten times over");
-    // A second engine serves each conversation by itself.
+    static_assert(ROUNDS * (PROMPT + OUT) > 10 * (SINK + WINDOW), "more than ten times the cached tokens");
+    // A second model serves each conversation alone.
     Memory memory;
     PluginConfig config = plugin_config(CONVERSATIONS);
     memory.watch(config);
-    CpuModel model(weights(), config, lone(), 1), other(weights(), plugin_config(1), lone(), 1);
+    CpuModel model(weights(), config, single_rank(), 1), other(weights(), plugin_config(1), single_rank(), 1);
     Executor executor(model, executor_config(CONVERSATIONS, 64));
     const std::size_t live = memory.live, calls = memory.calls;
     EXPECT_GT(live, 0u);
-    EXPECT_LE(live, AttentionPlugin::bytes(shaped(config, model.weights())).first);
+    EXPECT_LE(live, AttentionPlugin::bytes(with_shape(config, model.weights())).host);
     std::map<std::string, Result> results;
     const auto at = [&](std::size_t c, std::size_t round) { return 20000 * c + 100 * round; };
     const auto rounds = [&](Executor &e, std::size_t c) {
         const std::string talk = "talk" + std::to_string(c);
-        e.submit(keep(fresh(name("c", c, 0), at(c, 0), PROMPT, OUT), talk));
+        e.submit(keep(new_sequence(name("c", c, 0), at(c, 0), PROMPT, OUT), talk));
         for (std::size_t round = 1; round < ROUNDS; round++) {
-            e.submit(next(name("c", c, round), talk, text(at(c, round), PROMPT), OUT));
+            e.submit(next_round(name("c", c, round), talk, text(at(c, round), PROMPT), OUT));
         }
     };
     for (std::size_t c = 0; c < CONVERSATIONS; c++) {
@@ -72,34 +76,34 @@ TEST(Conversations, TwentyRoundsEnterOnceAndCostTheSameMemory) {
     }
     results = run(executor);
     expect_done(results);
-    std::uint64_t entered = 0;
+    std::uint64_t total_length = 0;
     for (std::size_t c = 0; c < CONVERSATIONS; c++) {
-        Executor by_itself(other, executor_config(1, 1000));
-        rounds(by_itself, c);
-        const auto want = run(by_itself);
+        Executor alone(other, executor_config(1, 1000));
+        rounds(alone, c);
+        const auto want = run(alone);
         for (std::size_t round = 0; round < ROUNDS; round++) {
             const Result &got = results.at(name("c", c, round));
             EXPECT_EQ(got.tokens, want.at(got.id).tokens) << got.id;
-            // <s>, all prompts, all that was generated but the last token: each once.
+            // <s>, all prompts and all generated tokens but the last, each once.
             EXPECT_EQ(got.stream_length, 1 + (round + 1) * (PROMPT + OUT) - 1) << got.id;
         }
-        entered += results.at(name("c", c, ROUNDS - 1)).stream_length;
+        total_length += results.at(name("c", c, ROUNDS - 1)).stream_length;
     }
     const Counters &n = executor.counters();
-    EXPECT_EQ(n.context_tokens + n.decode_tokens, entered);
-    EXPECT_EQ(n.evicted_tokens, entered - CONVERSATIONS * (SINK + WINDOW));
+    EXPECT_EQ(n.context_tokens + n.decode_tokens, total_length);
+    EXPECT_EQ(n.evicted_tokens, total_length - CONVERSATIONS * (SINK + WINDOW));
     EXPECT_EQ(n.idle_conversations, CONVERSATIONS);
     EXPECT_EQ(memory.live, live);
     EXPECT_EQ(memory.calls, calls);
 }
 
-TEST(Conversations, ARoundIsThatOfOneLongRequest) {
-    // Greedy: feeding what a round generated as part of a longer prompt must end in the same next token.
-    CpuModel model(weights(), plugin_config(2), lone(), 1);
+TEST(Conversations, ARoundEqualsOneLongRequest) {
+    // Greedy: what a round generated, fed as part of a longer prompt, must lead to the same next tokens.
+    CpuModel model(weights(), plugin_config(2), single_rank(), 1);
     Executor executor(model, executor_config(2));
-    const auto rounds = run(executor, {keep(fresh("a", 0, 30, 9), "t"), next("b", "t", text(500, 30), 9)});
+    const auto rounds = run(executor, {keep(new_sequence("a", 0, 30, 9), "t"), next_round("b", "t", text(500, 30), 9)});
     expect_done(rounds);
-    std::vector<Token> whole = fresh("", 0, 30, 1).prompt;
+    std::vector<Token> whole = new_sequence("", 0, 30, 1).prompt;
     for (const auto *part : {&rounds.at("a").tokens}) {
         whole.insert(whole.end(), part->begin(), part->end());
     }
@@ -108,36 +112,37 @@ TEST(Conversations, ARoundIsThatOfOneLongRequest) {
     EXPECT_EQ(run(executor, {request("c", whole, 9)}).at("c").tokens, rounds.at("b").tokens);
 }
 
-TEST(Conversations, AForkLeavesItsSourceAlone) {
-    CpuModel model(weights(), plugin_config(4), lone(), 1);
+TEST(Conversations, AForkDoesNotChangeItsSource) {
+    CpuModel model(weights(), plugin_config(4), single_rank(), 1);
     Executor executor(model, executor_config(4));
-    const auto talk = [](const std::string &id) { return keep(fresh(id, 300, 50, 12), id); };
-    const auto results = run(executor, {talk("a"), talk("b"), keep(fork_of("fork", "a", text(900, 20), 12), "c"),
-                                        next("a2", "a", text(700, 40), 12), next("b2", "b", text(700, 40), 12),
-                                        next("c2", "c", text(100, 5), 3)});
+    const auto talk = [](const std::string &id) { return keep(new_sequence(id, 300, 50, 12), id); };
+    const auto results =
+        run(executor, {talk("a"), talk("b"), keep(fork_of("fork", "a", text(900, 20), 12), "c"),
+                       next_round("a2", "a", text(700, 40), 12), next_round("b2", "b", text(700, 40), 12),
+                       next_round("c2", "c", text(100, 5), 3)});
     expect_done(results);
     EXPECT_EQ(results.at("a2").tokens, results.at("b2").tokens);
     EXPECT_EQ(results.at("fork").stream_length, 1 + 50 + 12 + 20 + 12 - 1u);
-    // The fork is a round of a conversation of the same past.
-    const auto again = run(executor, {next("end", "b", text(1, 1), 1)});
-    Executor fresh_start(model, executor_config(4));
-    const auto direct = run(fresh_start, {talk("a"), next("x", "a", text(900, 20), 12)});
+    // The fork gives the tokens of a round of a conversation with the same history.
+    const auto again = run(executor, {next_round("end", "b", text(1, 1), 1)});
+    Executor second(model, executor_config(4));
+    const auto direct = run(second, {talk("a"), next_round("x", "a", text(900, 20), 12)});
     EXPECT_EQ(results.at("fork").tokens, direct.at("x").tokens);
 }
 
-TEST(Conversations, RequestsWaitForASlotAndNothingFails) {
-    CpuModel model(weights(), plugin_config(2), lone(), 1);
+TEST(Conversations, RequestsWaitForASlotAndDoNotFail) {
+    CpuModel model(weights(), plugin_config(2), single_rank(), 1);
     Executor executor(model, executor_config(2));
-    // Both slots go to conversations that stay.
-    auto results = run(executor, {keep(fresh("a", 0, 10, 4), "a"), keep(fresh("b", 0, 10, 4), "b"), fresh("waits", 0, 10, 4),
-                                  fork_of("fork waits", "a", text(0, 5), 4)});
+    // Both slots are taken by conversations that stay.
+    auto results = run(executor, {keep(new_sequence("a", 0, 10, 4), "a"), keep(new_sequence("b", 0, 10, 4), "b"),
+                                  new_sequence("waits", 0, 10, 4), fork_of("fork waits", "a", text(0, 5), 4)});
     EXPECT_EQ(results.size(), 2u);
     expect_done(results);
     EXPECT_EQ(executor.counters().waiting, 2u);
     EXPECT_EQ(executor.counters().idle_conversations, 2u);
-    // A round of a conversation needs no slot; one with requests queued for it cannot be closed.
-    // But not past a fork that came before it.
-    results = run(executor, {next("b2", "b", text(50, 10), 4), next("a2", "a", text(50, 10), 4)});
+    // A round of a conversation needs no slot, but it does not overtake a fork that came before it. A conversation with
+    // queued requests cannot be closed.
+    results = run(executor, {next_round("b2", "b", text(50, 10), 4), next_round("a2", "a", text(50, 10), 4)});
     EXPECT_EQ(results.size(), 1u);
     EXPECT_EQ(results.count("b2"), 1u);
     expect_done(results);
@@ -148,48 +153,51 @@ TEST(Conversations, RequestsWaitForASlotAndNothingFails) {
     EXPECT_EQ(results.size(), 3u);
     expect_done(results);
     EXPECT_EQ(results.at("waits").tokens.size(), 4u);
-    // 10 + <s> + 4 generated, then the fork's 5, and its last token is to come; a2's 10 are not among them.
+    // 10 + <s> + 4 generated, then the fork's 5 + 4 generated without the last. It was taken before a2, whose 10 are
+    // not in it.
     EXPECT_EQ(results.at("fork waits").stream_length, 11 + 4 + 5 + 4 - 1u);
     EXPECT_TRUE(executor.close("a"));
     EXPECT_EQ(executor.counters().failed, 0u);
 }
 
-TEST(Conversations, IdleOnesGiveWayWhereTheHostSaysSo) {
-    CpuModel model(weights(), plugin_config(2), lone(), 1);
+TEST(Conversations, IdleConversationsAreReclaimedIfConfigured) {
+    CpuModel model(weights(), plugin_config(2), single_rank(), 1);
     ExecutorConfig config = executor_config(2);
     config.reclaim_idle = true;
     Executor executor(model, config);
-    auto results = run(executor, {keep(fresh("a", 0, 10, 4), "a"), keep(fresh("b", 0, 10, 4), "b"), next("a2", "a", text(0, 5), 4),
-                                  fresh("c", 0, 10, 4), next("a3", "a", text(0, 5), 4)});
+    auto results = run(executor, {keep(new_sequence("a", 0, 10, 4), "a"), keep(new_sequence("b", 0, 10, 4), "b"),
+                                  next_round("a2", "a", text(0, 5), 4), new_sequence("c", 0, 10, 4),
+                                  next_round("a3", "a", text(0, 5), 4)});
     expect_done(results);
     EXPECT_EQ(results.size(), 5u);
-    // The one that nobody was queued for went.
-    results = run(executor, {next("b2", "b", text(0, 5), 4)});
+    // The conversation without queued requests was ended.
+    results = run(executor, {next_round("b2", "b", text(0, 5), 4)});
     EXPECT_EQ(results.at("b2").error, "there is no conversation 'b'");
-    // A fork that can never have its second slot is told so, and the next round goes on.
-    results = run(executor, {keep(fresh("d", 0, 10, 4), "d"), fork_of("f", "a", text(0, 5), 4), next("a4", "a", text(0, 5), 4),
-                             next("d2", "d", text(0, 5), 4)});
+    // A fork that can never get its second slot fails, and the next round runs.
+    results = run(executor, {keep(new_sequence("d", 0, 10, 4), "d"), fork_of("f", "a", text(0, 5), 4),
+                             next_round("a4", "a", text(0, 5), 4), next_round("d2", "d", text(0, 5), 4)});
     expect_done(results);
-    // The slot of a fork's source goes to the next request in the very iteration in which the fork begins.
+    // The slot of a fork's source goes to the next request in the same iteration in which the fork starts.
     Executor again(model, config);
-    run(again, {keep(fresh("d", 0, 10, 4), "d")});
-    results = run(again, {fork_of("g", "d", text(0, 5), 4), fresh("h", 0, 10, 4)});
+    run(again, {keep(new_sequence("d", 0, 10, 4), "d")});
+    results = run(again, {fork_of("g", "d", text(0, 5), 4), new_sequence("h", 0, 10, 4)});
     expect_done(results);
     EXPECT_FALSE(again.close("d"));
-    CpuModel single(weights(), plugin_config(1), lone(), 1);
+    CpuModel single(weights(), plugin_config(1), single_rank(), 1);
     config.max_seqs = 1;
     Executor narrow(single, config);
-    results = run(narrow, {keep(fresh("a", 0, 10, 4), "a"), fork_of("f", "a", text(0, 5), 4), next("a2", "a", text(0, 5), 4)});
+    results = run(narrow, {keep(new_sequence("a", 0, 10, 4), "a"), fork_of("f", "a", text(0, 5), 4),
+                           next_round("a2", "a", text(0, 5), 4)});
     EXPECT_EQ(results.at("f").outcome, Outcome::failed);
     EXPECT_NE(results.at("f").error.find("second sequence slot"), std::string::npos);
     EXPECT_EQ(results.at("a2").outcome, Outcome::done);
 }
 
-TEST(Conversations, CancellingKeepsWhatHasEntered) {
-    CpuModel model(weights(), plugin_config(2), lone(), 1);
+TEST(Conversations, CancellingKeepsTheTokensInTheCache) {
+    CpuModel model(weights(), plugin_config(2), single_rank(), 1);
     Executor executor(model, executor_config(2));
-    executor.submit(keep(fresh("a", 0, 20, 100), "t"));
-    executor.submit(next("b", "t", text(40, 10), 5));
+    executor.submit(keep(new_sequence("a", 0, 20, 100), "t"));
+    executor.submit(next_round("b", "t", text(40, 10), 5));
     for (int i = 0; i < 6; i++) {
         executor.step();
     }
@@ -201,15 +209,15 @@ TEST(Conversations, CancellingKeepsWhatHasEntered) {
     ASSERT_FALSE(a.tokens.empty());
     EXPECT_EQ(a.stream_length, 21 + a.tokens.size() - 1);
     EXPECT_EQ(b.outcome, Outcome::done);
-    // b went on from a's last token: as a request of exactly that past.
-    std::vector<Token> whole = fresh("", 0, 20, 1).prompt;
+    // b continued from a's last token, like a request with that history.
+    std::vector<Token> whole = new_sequence("", 0, 20, 1).prompt;
     whole.insert(whole.end(), a.tokens.begin(), a.tokens.end());
     const auto more = text(40, 10);
     whole.insert(whole.end(), more.begin(), more.end());
     EXPECT_EQ(run(executor, {request("c", whole, 5)}).at("c").tokens, b.tokens);
-    // Cancelled before it had a slot: those who wait for its conversation are told.
-    executor.submit(keep(fresh("x", 0, 20, 5), "never"));
-    executor.submit(next("y", "never", text(0, 5), 5));
+    // Cancelled before it had a slot: requests that wait for its conversation fail.
+    executor.submit(keep(new_sequence("x", 0, 20, 5), "never"));
+    executor.submit(next_round("y", "never", text(0, 5), 5));
     executor.submit(keep(fork_of("z", "never", text(0, 5), 5), "either"));
     EXPECT_TRUE(executor.cancel("x"));
     results = run(executor);
@@ -220,40 +228,43 @@ TEST(Conversations, CancellingKeepsWhatHasEntered) {
 }
 
 TEST(Conversations, EndWithTheirLastRound) {
-    CpuModel model(weights(), plugin_config(1), lone(), 1);
+    CpuModel model(weights(), plugin_config(1), single_rank(), 1);
     Executor executor(model, executor_config(1));
-    Request last = next("b", "t", text(0, 5), 5);
+    Request last = next_round("b", "t", text(0, 5), 5);
     last.end = true;
-    const auto results = run(executor, {keep(fresh("a", 0, 20, 5), "t"), last, next("late", "t", text(0, 5), 5), fresh("c", 0, 9, 5)});
+    const auto results = run(executor, {keep(new_sequence("a", 0, 20, 5), "t"), last,
+                                        next_round("late", "t", text(0, 5), 5), new_sequence("c", 0, 9, 5)});
     EXPECT_EQ(results.at("b").outcome, Outcome::done);
     EXPECT_EQ(results.at("late").error, "conversation 't' ends with an earlier request");
     EXPECT_EQ(results.at("c").outcome, Outcome::done);
     EXPECT_EQ(executor.counters().idle_conversations, 0u);
-    // The name is free again.
-    EXPECT_EQ(run(executor, {keep(fresh("d", 0, 20, 5), "t")}).at("d").outcome, Outcome::done);
+    // The name can be used again.
+    EXPECT_EQ(run(executor, {keep(new_sequence("d", 0, 20, 5), "t")}).at("d").outcome, Outcome::done);
 }
 
-TEST(Conversations, RandomOnesAgreeWithThemselvesAlone) {
-    // Rounds, forks and drops at random over few slots; every result against a replay of its own line of requests.
+TEST(Conversations, RandomConversationsAgreeWithEachServedAlone) {
+    // Random rounds, forks and reclaimed conversations over few slots. Each result is compared with its conversation
+    // served alone.
     std::mt19937 random(5);
     const auto below = [&](std::uint32_t n) { return random() % n; };
-    CpuModel model(weights(), plugin_config(4), lone(), 1), other(weights(), plugin_config(4), lone(), 1);
+    CpuModel model(weights(), plugin_config(4), single_rank(), 1), other(weights(), plugin_config(4), single_rank(), 1);
     ExecutorConfig config = executor_config(4, 40);
     config.reclaim_idle = true;
     std::vector<Request> all;
-    std::map<std::string, std::vector<Request>> past;
+    std::map<std::string, std::vector<Request>> histories;
     for (std::uint32_t i = 0; i < 60; i++) {
         const std::string id = "r" + std::to_string(i), source = "t" + std::to_string(below(6));
-        Request r = fresh(id, below(100000), 1 + below(70), 1 + below(9));
-        if (past.count(source) && below(4) != 0) {
+        Request r = new_sequence(id, below(100000), 1 + below(70), 1 + below(9));
+        if (histories.count(source) && below(4) != 0) {
             r.start = below(4) == 0 ? Start::forked : Start::continued;
-            r.source = source, r.prompt.erase(r.prompt.begin());
+            r.source = source;
+            r.prompt.erase(r.prompt.begin());
             if (r.start == Start::continued) {
-                past[source].push_back(r);
+                histories[source].push_back(r);
             }
-        } else if (!past.count(source)) {
+        } else if (!histories.count(source)) {
             r.conversation = source;
-            past[source] = {r};
+            histories[source] = {r};
         }
         r.arrival = below(30);
         all.push_back(r);
@@ -267,7 +278,7 @@ TEST(Conversations, RandomOnesAgreeWithThemselvesAlone) {
             << id << ": " << r.error;
     }
     std::size_t compared = 0;
-    for (const auto &[talk, line] : past) {
+    for (const auto &[talk, line] : histories) {
         Executor alone(other, executor_config(4, 500));
         auto requests = line;
         requests.erase(std::remove_if(requests.begin(), requests.end(),

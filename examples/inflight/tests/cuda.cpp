@@ -1,4 +1,5 @@
-// The engine on an accelerator: everything but its kernels, with sinkcache's CUDA backend, on the stand-in of tools/cuda_shim.
+// The engine on an accelerator, without its kernels, and sinkcache's CUDA backend, both on the stand-in of
+// tools/cuda_shim.
 #include "device_model.hpp"
 #include "shim_device.hpp"
 #include "support.hpp"
@@ -20,18 +21,19 @@ PluginConfig cuda_config(std::uint32_t max_seqs, std::uint32_t draft = 0) {
     }                                                                                                                  \
     static_assert(true, "")
 
-/** Prompts of all lengths, conversations, forks, drawn tokens, cancelling; at most `out` tokens each. */
+/** Prompts of all lengths, conversations, forks, sampling, cancellation; at most `out` tokens each. */
 std::vector<Request> many(std::uint32_t n, std::uint32_t out) {
     std::mt19937 random(11);
     const auto below = [&](std::uint32_t n) { return random() % n; };
     std::vector<Request> all;
     for (std::uint32_t i = 0; i < n; i++) {
-        Request r = fresh("r" + std::to_string(i), below(400000), 1 + below(3 * WINDOW), 1 + below(out));
+        Request r = new_sequence("r" + std::to_string(i), below(400000), 1 + below(3 * WINDOW), 1 + below(out));
         r.arrival = below(25);
         if (i % 4 == 0) {
             r.conversation = r.id;
         } else if (i % 4 < 3) {
-            r.start = i % 4 == 1 ? Start::continued : Start::forked, r.source = "r" + std::to_string(i / 4 * 4);
+            r.start = i % 4 == 1 ? Start::continued : Start::forked;
+            r.source = "r" + std::to_string(i / 4 * 4);
             r.prompt.erase(r.prompt.begin());
         } else {
             r.sampling = {0.8f, i};
@@ -47,10 +49,10 @@ TEST(Cuda, GivesTheTokensOfTheCpu) {
     const auto all = many(20, 16);
     ExecutorConfig config = executor_config(6, 50);
     config.reclaim_idle = true;
-    CpuModel cpu(weights(), plugin_config(6), lone(), 1);
+    CpuModel cpu(weights(), plugin_config(6), single_rank(), 1);
     Executor on_cpu(cpu, config);
     const auto want = run(on_cpu, all);
-    DeviceModel model(weights(), cuda_config(6), lone(), *device, config.budget);
+    DeviceModel model(weights(), cuda_config(6), single_rank(), *device, config.budget);
     const std::uint64_t before = graph_launches();
     Executor executor(model, config);
     const auto got = run(executor, all);
@@ -61,21 +63,21 @@ TEST(Cuda, GivesTheTokensOfTheCpu) {
         EXPECT_EQ(got.at(id).stream_length, r.stream_length) << id;
     }
     EXPECT_EQ(executor.counters().evicted_tokens, on_cpu.counters().evicted_tokens);
-    EXPECT_EQ(graph_launches() - before, model.replays());
-    // Iterations without a prompt are replays.
-    EXPECT_GT(model.replays(), executor.counters().iterations / 3);
-    EXPECT_LT(model.replays(), executor.counters().iterations);
+    EXPECT_EQ(graph_launches() - before, model.graph_launches());
+    // Iterations without a prompt are graph launches.
+    EXPECT_GT(model.graph_launches(), executor.counters().iterations / 3);
+    EXPECT_LT(model.graph_launches(), executor.counters().iterations);
 }
 
-TEST(Cuda, TakesDraftsBack) {
+TEST(Cuda, RemovesRejectedDrafts) {
     NEEDS_SHIM(device);
     auto all = many(8, 30);
     for (Request &r : all) {
         r.cancel_after.reset();
     }
-    CpuModel cpu(weights(), plugin_config(4), lone(), 1);
+    CpuModel cpu(weights(), plugin_config(4), single_rank(), 1);
     Executor on_cpu(cpu, executor_config(4, 60));
-    DeviceModel model(weights(), cuda_config(4, 4), lone(), *device, 60);
+    DeviceModel model(weights(), cuda_config(4, 4), single_rank(), *device, 60);
     Executor executor(model, executor_config(4, 60, 4));
     for (std::uint32_t i = 0; i < 8; i += 4) {
         const std::vector<Request> some(all.begin() + i, all.begin() + i + 4);
@@ -91,16 +93,21 @@ TEST(Cuda, TakesDraftsBack) {
 
 TEST(Cuda, AFailureIsUndone) {
     NEEDS_SHIM(device);
-    DeviceModel model(weights(), cuda_config(2), lone(), *device, 40);
+    DeviceModel model(weights(), cuda_config(2), single_rank(), *device, 40);
     Executor executor(model, executor_config(2, 40));
     Batch wide;
-    wide.tokens.resize(41), wide.seq_ids = {0}, wide.n_tokens = {41};
+    wide.tokens.resize(41);
+    wide.seq_ids = {0};
+    wide.n_tokens = {41};
     EXPECT_THROW(model.forward(wide), std::runtime_error);
-    // A sequence that is none, known to the device alone.
+    // An invalid sequence id, which only the device detects.
     Batch unknown;
-    unknown.tokens = {5}, unknown.seq_ids = {7}, unknown.n_tokens = {1}, unknown.wanted = {{0, {}, 0}};
+    unknown.tokens = {5};
+    unknown.seq_ids = {7};
+    unknown.n_tokens = {1};
+    unknown.output_rows = {{0, {}, 0}};
     EXPECT_THROW(model.forward(unknown), sinkcache::Error);
-    expect_done(run(executor, {fresh("a", 0, 60, 5), fresh("b", 9, 20, 5)}));
+    expect_done(run(executor, {new_sequence("a", 0, 60, 5), new_sequence("b", 9, 20, 5)}));
 }
 
 }  // namespace

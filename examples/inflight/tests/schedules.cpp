@@ -1,4 +1,4 @@
-// A request's output does not depend on who else is served, nor when: to the last bit of its logits.
+// Batch invariance: a request's logits are bit-identical whatever else is served, and whenever.
 #include "support.hpp"
 
 #include <cmath>
@@ -11,24 +11,26 @@ using namespace test;
 
 enum : std::uint32_t { REQUESTS = 64 };
 
-/** Logits of every token drawn, as a hash of their bits by (request, place), and the smallest lead of a first over a second. */
+/** Hashes of the logits of every sampled token by (request, index), and the smallest margin of the largest logit over
+ * the second. */
 struct Logits {
     std::map<std::pair<std::uint64_t, std::uint64_t>, std::uint64_t> bits;
-    float smallest_lead = INFINITY;
+    float smallest_margin = INFINITY;
 
-    /** Greedy requests have no use for a seed: it carries the request's number. */
+    /** Requests are greedy, which leaves the seed unused: it holds the number of the request. */
     CpuModel::Observer observer(std::size_t n) {
-        return [this, n](const Wanted &wanted, const float *logits) {
+        return [this, n](const OutputRow &output_rows, const float *logits) {
             std::uint64_t hash = 14695981039346656037u;
             float first = -INFINITY, second = -INFINITY;
             for (std::size_t i = 0; i < n; i++) {
                 std::uint32_t word;
                 std::memcpy(&word, logits + i, sizeof word);
                 hash = (hash ^ word) * 1099511628211u;
-                second = std::max(second, std::min(first, logits[i])), first = std::max(first, logits[i]);
+                second = std::max(second, std::min(first, logits[i]));
+                first = std::max(first, logits[i]);
             }
-            bits[{wanted.sampling.seed, wanted.index}] = hash;
-            smallest_lead = std::min(smallest_lead, first - second);
+            bits[{output_rows.sampling.seed, output_rows.index}] = hash;
+            smallest_margin = std::min(smallest_margin, first - second);
         };
     }
 };
@@ -38,20 +40,20 @@ std::vector<Request> requests() {
     const auto below = [&](std::uint32_t n) { return random() % n; };
     std::vector<Request> all;
     for (std::uint32_t i = 0; i < REQUESTS; i++) {
-        // Up to six times sinks and window.
-        all.push_back(fresh("r" + std::to_string(i), below(500000), below(6 * (SINK + WINDOW)), 1 + below(24)));
+        // Up to six times the cached tokens.
+        all.push_back(new_sequence("r" + std::to_string(i), below(500000), below(6 * (SINK + WINDOW)), 1 + below(24)));
         all.back().sampling.seed = i;
     }
     return all;
 }
 
-TEST(Schedules, EveryOutputIsThatOfTheRequestAlone) {
+TEST(Schedules, EveryOutputIsThatOfTheRequestServedAlone) {
     const auto all = requests();
     std::map<std::string, Result> alone;
-    // A BLAS divides a product among its threads: bits are those of the same number of them.
+    // A BLAS divides a product among its threads: bits are equal for equal numbers of threads only.
     Logits alone_logits[2];
     for (int threads : {1, 2}) {
-        CpuModel model(weights(), plugin_config(1), lone(), threads);
+        CpuModel model(weights(), plugin_config(1), single_rank(), threads);
         model.observe(alone_logits[threads - 1].observer(model.config().vocabulary));
         for (const Request &r : all) {
             Executor executor(model, executor_config(1, 1u << 12));
@@ -65,7 +67,7 @@ TEST(Schedules, EveryOutputIsThatOfTheRequestAlone) {
         const auto below = [&](std::uint32_t n) { return random() % n; };
         const std::uint32_t max_seqs = 1 + below(16), budget = CHUNK + 1 + below(300);
         const std::uint32_t threads = schedule == 1 ? 2 : 1;
-        CpuModel model(weights(), plugin_config(max_seqs), lone(), static_cast<int>(threads));
+        CpuModel model(weights(), plugin_config(max_seqs), single_rank(), static_cast<int>(threads));
         Logits logits;
         model.observe(logits.observer(model.config().vocabulary));
         auto mixed = all;
@@ -91,27 +93,30 @@ TEST(Schedules, EveryOutputIsThatOfTheRequestAlone) {
             }
             tokens += result.tokens.size();
         }
-        for (const auto &[place, hash] : logits.bits) {
-            ASSERT_EQ(hash, alone_logits[threads - 1].bits.at(place))
-                << "logits of token " << place.second << " of request " << place.first << ", schedule " << schedule;
+        for (const auto &[key, hash] : logits.bits) {
+            ASSERT_EQ(hash, alone_logits[threads - 1].bits.at(key))
+                << "logits of token " << key.second << " of request " << key.first << ", schedule " << schedule;
         }
         EXPECT_EQ(executor.counters().running + executor.counters().waiting, 0u);
         EXPECT_LE(executor.counters().batch_rows, executor.counters().batch_budget);
     }
     EXPECT_GT(cancelled, std::size_t{SCHEDULES});
-    std::printf("%u requests in %u schedules: %zu tokens, %zu requests cancelled; smallest lead of a first logit over the second %g\n",
-                unsigned{REQUESTS}, unsigned{SCHEDULES}, tokens, cancelled, static_cast<double>(alone_logits[0].smallest_lead));
+    std::printf("%u requests in %u schedules: %zu tokens, %zu requests cancelled; "
+                "smallest margin of the largest logit over the second %g\n",
+                unsigned{REQUESTS}, unsigned{SCHEDULES}, tokens, cancelled,
+                static_cast<double>(alone_logits[0].smallest_margin));
 }
 
-TEST(Schedules, OtherCutsGiveTheSameTokens) {
-    // Sinkcache promises tolerance here, not bits: how far apart logits are, against the lead of the first.
+TEST(Schedules, OtherChunksGiveTheSameTokens) {
+    // Between different chunks sinkcache promises a tolerance, not equal bits. It is far below the margin of the
+    // largest logit.
     std::map<std::uint32_t, std::map<std::pair<std::uint64_t, std::uint64_t>, std::vector<float>>> logits;
     std::map<std::uint32_t, std::map<std::string, Result>> results;
     for (std::uint32_t chunk : {16, 1, 23, 64}) {
-        CpuModel model(weights(), plugin_config(8, 0, chunk), lone(), 1);
-        auto &seen = logits[chunk];
-        model.observe([&](const Wanted &wanted, const float *row) {
-            seen[{wanted.sampling.seed, wanted.index}] = {row, row + model.config().vocabulary};
+        CpuModel model(weights(), plugin_config(8, 0, chunk), single_rank(), 1);
+        auto &of_chunk = logits[chunk];
+        model.observe([&](const OutputRow &output_rows, const float *row) {
+            of_chunk[{output_rows.sampling.seed, output_rows.index}] = {row, row + model.config().vocabulary};
         });
         Executor executor(model, executor_config(8, 200, 0, chunk));
         auto some = requests();
@@ -119,32 +124,35 @@ TEST(Schedules, OtherCutsGiveTheSameTokens) {
         results[chunk] = run(executor, some);
         expect_done(results[chunk]);
     }
-    float apart = 0;
+    float largest_difference = 0;
     for (std::uint32_t chunk : {1, 23, 64}) {
         for (const auto &[id, want] : results[16]) {
             EXPECT_EQ(results[chunk][id].tokens, want.tokens) << id << " in chunks of " << chunk;
         }
-        for (const auto &[place, want] : logits[16]) {
-            const auto &got = logits[chunk].at(place);
+        for (const auto &[key, want] : logits[16]) {
+            const auto &got = logits[chunk].at(key);
             for (std::size_t i = 0; i < want.size(); i++) {
-                apart = std::max(apart, std::abs(got[i] - want[i]));
+                largest_difference = std::max(largest_difference, std::abs(got[i] - want[i]));
             }
         }
     }
-    EXPECT_LT(apart, 1e-3f);
-    std::printf("chunks of 1, 16, 23 and 64: logits at most %g apart\n", static_cast<double>(apart));
+    EXPECT_LT(largest_difference, 1e-3f);
+    std::printf("chunks of 1, 16, 23 and 64: largest difference of logits %g\n",
+                static_cast<double>(largest_difference));
 }
 
-TEST(Schedules, WhatIsDrawnDoesNotDependOnTheSchedule) {
+TEST(Schedules, SamplingDoesNotDependOnTheSchedule) {
     std::vector<Request> some;
     for (std::uint32_t i = 0; i < 12; i++) {
-        some.push_back(fresh("r" + std::to_string(i), 9000 * i, 10 + 7 * i, 20));
+        some.push_back(new_sequence("r" + std::to_string(i), 9000 * i, 10 + 7 * i, 20));
         some.back().sampling = {0.9f, i % 4};
     }
-    CpuModel model(weights(), plugin_config(12), lone(), 1);
-    // Every token is drawn at its own place.
-    std::map<std::uint64_t, std::multiset<std::uint64_t>> places;
-    model.observe([&](const Wanted &wanted, const float *) { places[wanted.sampling.seed].insert(wanted.index); });
+    CpuModel model(weights(), plugin_config(12), single_rank(), 1);
+    // Every token is sampled at its own index.
+    std::map<std::uint64_t, std::multiset<std::uint64_t>> indices;
+    model.observe([&](const OutputRow &output_rows, const float *) {
+        indices[output_rows.sampling.seed].insert(output_rows.index);
+    });
     Executor narrow(model, executor_config(2, CHUNK + 1)), wide(model, executor_config(12, 400));
     const auto a = run(narrow, some), b = run(wide, some);
     expect_done(a);
@@ -152,21 +160,22 @@ TEST(Schedules, WhatIsDrawnDoesNotDependOnTheSchedule) {
         EXPECT_EQ(a.at(r.id).tokens, b.at(r.id).tokens) << r.id;
     }
     EXPECT_NE(a.at("r1").tokens, a.at("r2").tokens);
-    for (std::uint64_t place = 0; place < 20; place++) {
-        // Of three requests with this seed, in both runs.
-        EXPECT_EQ(places[2].count(place), 6u) << place;
+    for (std::uint64_t index = 0; index < 20; index++) {
+        // By three requests with this seed, in both runs.
+        EXPECT_EQ(indices[2].count(index), 6u) << index;
     }
 }
 
-TEST(Schedules, PromptsAndStepsBothGoOnInATightBudget) {
-    CpuModel model(weights(), plugin_config(8), lone(), 1);
-    // Seven generate for long; with two rows beside a chunk they take turns, and the late prompt still gets in.
+TEST(Schedules, NeitherPromptsNorStepsStarveInATightBudget) {
+    CpuModel model(weights(), plugin_config(8), single_rank(), 1);
+    // Seven requests generate many tokens. With two rows beside a chunk they take turns, and the late prompt still gets
+    // its chunks.
     Executor executor(model, executor_config(8, CHUNK + 2));
     std::vector<Request> all;
     for (int i = 0; i < 7; i++) {
-        all.push_back(fresh("g" + std::to_string(i), 1000 * static_cast<std::size_t>(i), 3, 40));
+        all.push_back(new_sequence("g" + std::to_string(i), 1000 * static_cast<std::size_t>(i), 3, 40));
     }
-    all.push_back(fresh("late", 77, 5 * CHUNK, 1));
+    all.push_back(new_sequence("late", 77, 5 * CHUNK, 1));
     all.back().arrival = 10;
     for (const Request &r : all) {
         executor.submit(r);

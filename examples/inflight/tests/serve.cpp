@@ -1,4 +1,4 @@
-// The program: what it prints and writes, on one rank and on two.
+// The program inflight-serve: its output and its metrics file, on one rank and on two.
 #include "support.hpp"
 
 #include <nlohmann/json.hpp>
@@ -32,8 +32,8 @@ class Serve : public testing::Test {
 protected:
     const std::string requests = testing::TempDir() + "inflight-" + std::to_string(getpid()) + ".jsonl";
     const std::string metrics = requests + ".prom";
-    const std::string settings = " --model " + std::string(MODEL) + " --requests " + requests + " --max-seqs 6 --budget 80 --chunk 16" +
-                                 " --sink 4 --window 32 --quiet";
+    const std::string settings = " --model " + std::string(MODEL) + " --requests " + requests +
+                                 " --max-seqs 6 --budget 80 --chunk 16" + " --sink 4 --window 32 --quiet";
 
     void write(const std::string &lines) { std::ofstream(requests) << lines; }
     void TearDown() override {
@@ -49,7 +49,7 @@ protected:
         }
         return results;
     }
-    /** Conversations, forks, long prompts, drafts to be had. */
+    /** Conversations, forks, long prompts. */
     static std::string many() {
         std::string lines;
         for (int i = 0; i < 20; i++) {
@@ -69,7 +69,7 @@ protected:
     }
 };
 
-TEST_F(Serve, WrongLinesFailAndTheOthersGoOn) {
+TEST_F(Serve, InvalidLinesFailAndTheOthersRun) {
     write(R"({"id":"a","prompt":"It was a dark and","max_tokens":12}
 {"id":"b","prompt":
 {"id":"c"}
@@ -106,20 +106,23 @@ TEST_F(Serve, IsReadableWithoutJson) {
     EXPECT_NE(out.text.find("1 done, 0 cancelled, 0 failed"), std::string::npos) << out.text;
 }
 
-TEST_F(Serve, RefusesWhatItCannotRun) {
+TEST_F(Serve, RejectsInvalidOptions) {
     write("{\"id\":\"a\",\"prompt\":\"x\"}\n");
-    const auto refused = [&](const std::string &command, const std::string &part) {
+    const auto rejected = [&](const std::string &command, const std::string &part) {
         const auto out = shell(command + " 2>&1");
         EXPECT_NE(out.status, 0) << command;
         EXPECT_NE(out.text.find(part), std::string::npos) << command << "\n" << out.text;
     };
-    refused(std::string(SERVE) + settings + " --model /nowhere.gguf", "--model");
-    refused(std::string(SERVE) + " --requests " + requests + " --model /nowhere.gguf", "model '/nowhere.gguf' is not a file");
-    refused(std::string(SERVE) + " --model " + MODEL + " --requests /nowhere", "requests '/nowhere' cannot be opened");
-    refused(std::string(SERVE) + settings + " --draft many", "--draft");
-    refused(std::string(SERVE) + settings + " --kv-dtype f8", "--kv-dtype");
-    refused(std::string(SERVE) + " --model " + MODEL + " --requests " + requests + " --budget 8 --chunk 16", "budget of 8");
-    refused(std::string(SERVE) + " --model " + MODEL + " --requests " + requests + " --metrics /nowhere/m", "'/nowhere/m'");
+    rejected(std::string(SERVE) + settings + " --model /nowhere.gguf", "--model");
+    rejected(std::string(SERVE) + " --requests " + requests + " --model /nowhere.gguf",
+             "model '/nowhere.gguf' is not a file");
+    rejected(std::string(SERVE) + " --model " + MODEL + " --requests /nowhere", "requests '/nowhere' cannot be opened");
+    rejected(std::string(SERVE) + settings + " --draft many", "--draft");
+    rejected(std::string(SERVE) + settings + " --kv-dtype f8", "--kv-dtype");
+    rejected(std::string(SERVE) + " --model " + MODEL + " --requests " + requests + " --budget 8 --chunk 16",
+             "budget of 8");
+    rejected(std::string(SERVE) + " --model " + MODEL + " --requests " + requests + " --metrics /nowhere/m",
+             "'/nowhere/m'");
 }
 
 TEST_F(Serve, TwoRanksGiveTheTokensOfOne) {
@@ -128,9 +131,9 @@ TEST_F(Serve, TwoRanksGiveTheTokensOfOne) {
         GTEST_SKIP() << "skipped: built without MPI";
     }
     write(many());
-    // Open MPI wants to be asked before it runs as root, or more ranks than cores. Its own leaks are not ours.
-    const std::string ranks = "ASAN_OPTIONS=detect_leaks=0 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 " + mpiexec +
-                              " --oversubscribe -n 2 " + SERVE + settings + " --json";
+    // Open MPI needs options to run as root, and to run more ranks than there are cores. It leaks memory itself.
+    const std::string ranks = "ASAN_OPTIONS=detect_leaks=0 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 " +
+                              mpiexec + " --oversubscribe -n 2 " + SERVE + settings + " --json";
     for (const char *draft : {"", " --draft 4"}) {
         const auto one = shell(std::string(SERVE) + settings + " --json" + draft), two = shell(ranks + draft);
         ASSERT_EQ(one.status, 0);
@@ -144,11 +147,11 @@ TEST_F(Serve, TwoRanksGiveTheTokensOfOne) {
             }
         }
         EXPECT_EQ(got.at("totals")["totals"]["ranks"], 2);
-        // Each rank holds its own heads only.
+        // Each rank's cache holds its own heads only.
         const auto bytes = [](const Json &totals) { return totals["totals"]["cache_bytes_host"].get<double>(); };
         EXPECT_LT(bytes(got.at("totals")), 0.7 * bytes(want.at("totals")));
     }
-    // A rank that cannot begin takes the others with it.
+    // A rank that fails at start ends the others.
     const auto failed = shell(ranks + " --window 4294967295 2>&1");
     EXPECT_NE(failed.status, 0);
 }

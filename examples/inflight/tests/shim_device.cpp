@@ -50,7 +50,7 @@ public:
             call("cuStreamDestroy_v2", stream_);
             call("cuDevicePrimaryCtxRelease_v2", 0);
         } catch (const std::runtime_error &) {
-            // The test has failed by then.
+            // The test has failed already.
         }
     }
 
@@ -70,15 +70,16 @@ public:
         call("cuStreamSynchronize", stream_);
     }
 
-    void gather(float *x, const float *table, const std::int32_t *tokens, std::size_t rows, std::size_t width) override {
-        later([=] {
+    void gather(float *x, const float *table, const std::int32_t *indices, std::size_t rows,
+                std::size_t width) override {
+        enqueue([=] {
             for (std::size_t i = 0; i < rows; i++) {
-                std::copy_n(table + static_cast<std::size_t>(tokens[i]) * width, width, x + i * width);
+                std::copy_n(table + static_cast<std::size_t>(indices[i]) * width, width, x + i * width);
             }
         });
     }
     void norm(float *y, const float *x, const float *weight, std::size_t rows, std::size_t width, float eps) override {
-        later([=] {
+        enqueue([=] {
             for (std::size_t i = 0; i < rows; i++) {
                 float squares = 0;
                 for (std::size_t j = 0; j < width; j++) {
@@ -92,30 +93,32 @@ public:
         });
     }
     void multiply(float *y, const float *x, const float *w, std::size_t rows, std::size_t n, std::size_t k) override {
-        later([=] {
+        enqueue([=] {
             const auto m = static_cast<blasint>(rows), cols = static_cast<blasint>(n), depth = static_cast<blasint>(k);
             cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m, cols, depth, 1, x, depth, w, depth, 0, y, cols);
         });
     }
     void swiglu(float *y, const float *x, std::size_t rows, std::size_t width) override {
-        later([=] {
+        enqueue([=] {
             for (std::size_t i = 0; i < rows * width; i++) {
-                const float gate = x[i / width * 2 * width + i % width], up = x[i / width * 2 * width + width + i % width];
+                const float gate = x[i / width * 2 * width + i % width],
+                            up = x[i / width * 2 * width + width + i % width];
                 y[i] = gate / (1 + std::exp(-gate)) * up;
             }
         });
     }
     void add(float *x, const float *y, std::size_t n) override {
-        later([=] { std::transform(x, x + n, y, x, std::plus<>()); });
+        enqueue([=] { std::transform(x, x + n, y, x, std::plus<>()); });
     }
-    void argmax(std::int32_t *best, const float *logits, std::size_t rows, std::size_t n) override {
-        later([=] {
+    void argmax(std::int32_t *indices, const float *logits, std::size_t rows, std::size_t n) override {
+        enqueue([=] {
             for (std::size_t i = 0; i < rows; i++) {
-                best[i] = static_cast<std::int32_t>(std::max_element(logits + i * n, logits + (i + 1) * n) - (logits + i * n));
+                indices[i] = static_cast<std::int32_t>(std::max_element(logits + i * n, logits + (i + 1) * n) -
+                                                       (logits + i * n));
             }
         });
     }
-    void sum_ranks(float *, std::size_t) override {}
+    void all_reduce(float *, std::size_t) override {}
 
     void begin_capture() override { call("cuStreamBeginCapture_v2", stream_, 0); }
     Graph end_capture() override {
@@ -132,11 +135,11 @@ private:
     void *context_ = nullptr, *stream_ = nullptr;
     std::vector<unsigned long long> memory_;
     std::vector<void *> graphs_;
-    /** Kept: a graph runs them again. */
+    /** Kept, as graph launches call them again. */
     std::deque<std::function<void()>> work_;
 
     static unsigned long long address(const void *p) { return reinterpret_cast<std::uintptr_t>(p); }
-    void later(std::function<void()> work) {
+    void enqueue(std::function<void()> work) {
         work_.push_back(std::move(work));
         void (*const run)(void *) = [](void *f) { (*static_cast<std::function<void()> *>(f))(); };
         call("cuLaunchHostFunc", stream_, run, static_cast<void *>(&work_.back()));
@@ -146,8 +149,8 @@ private:
 }  // namespace
 
 std::unique_ptr<inflight::Device> shim_device() {
-    const bool stands_in = library() && dlsym(library(), "skc_shim_count_graph_launches");
-    return stands_in ? std::make_unique<ShimDevice>() : nullptr;
+    const bool is_stand_in = library() && dlsym(library(), "skc_shim_count_graph_launches");
+    return is_stand_in ? std::make_unique<ShimDevice>() : nullptr;
 }
 
 std::uint64_t graph_launches() {

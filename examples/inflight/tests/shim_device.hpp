@@ -1,4 +1,4 @@
-// A Device whose kernels are functions of the host in a stream of the CUDA stand-in of tools/cuda_shim.
+// A Device whose kernels are host functions, enqueued into a stream of the CUDA stand-in (tools/cuda_shim).
 #pragma once
 
 #include "device.hpp"
@@ -7,10 +7,10 @@
 
 namespace test {
 
-/** NULL where no stand-in is loaded: on a real driver, functions of the host cannot reach device memory. */
+/** NULL if the stand-in is not loaded: on a real driver, host functions cannot access device memory. */
 std::unique_ptr<inflight::Device> shim_device();
 
-/** Graphs that the stand-in has launched. */
+/** Number of graph launches of the stand-in. */
 std::uint64_t graph_launches();
 
 }  // namespace test

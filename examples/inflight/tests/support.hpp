@@ -1,4 +1,4 @@
-// A small engine for the tests: the bundled model with a window that is soon full.
+// What the tests share: the bundled model with a small window.
 #pragma once
 
 #include "cpu_model.hpp"
@@ -20,18 +20,25 @@ enum : std::uint32_t { SINK = 4, WINDOW = 32, CHUNK = 16 };
 
 inline PluginConfig plugin_config(std::uint32_t max_seqs, std::uint32_t draft = 0, std::uint32_t chunk = CHUNK) {
     PluginConfig c{};
-    c.n_sink = SINK, c.window = WINDOW, c.max_seqs = max_seqs, c.chunk = chunk, c.max_draft = draft;
+    c.n_sink = SINK;
+    c.window = WINDOW;
+    c.max_seqs = max_seqs;
+    c.chunk = chunk;
+    c.max_draft = draft;
     return c;
 }
 
 inline ExecutorConfig executor_config(std::uint32_t max_seqs, std::uint32_t budget = 64, std::uint32_t draft = 0,
                                       std::uint32_t chunk = CHUNK) {
     ExecutorConfig c;
-    c.max_seqs = max_seqs, c.budget = budget, c.draft = draft, c.chunk = chunk;
+    c.max_seqs = max_seqs;
+    c.budget = budget;
+    c.draft = draft;
+    c.chunk = chunk;
     return c;
 }
 
-inline Group &lone() {
+inline Group &single_rank() {
     static Group group;
     return group;
 }
@@ -53,18 +60,20 @@ inline std::vector<Token> text(std::size_t from, std::size_t n) {
 
 inline Request request(const std::string &id, std::vector<Token> prompt, std::uint32_t max_tokens) {
     Request r;
-    r.id = id, r.prompt = std::move(prompt), r.max_tokens = max_tokens;
+    r.id = id;
+    r.prompt = std::move(prompt);
+    r.max_tokens = max_tokens;
     return r;
 }
 
-/** A request of a fresh sequence: `<s>`, then n bytes of the text. */
-inline Request fresh(const std::string &id, std::size_t from, std::size_t n, std::uint32_t max_tokens) {
+/** A request that starts empty: `<s>`, then n bytes of the text. */
+inline Request new_sequence(const std::string &id, std::size_t from, std::size_t n, std::uint32_t max_tokens) {
     Request r = request(id, text(from, n), max_tokens);
     r.prompt.insert(r.prompt.begin(), 1);
     return r;
 }
 
-/** Runs until nothing is left to do. */
+/** Runs until no request is left that can run. */
 inline std::map<std::string, Result> run(Executor &executor) {
     while (executor.step()) {
     }

@@ -1,4 +1,4 @@
-// What is wrong with one request is that request's result; the others go on.
+// An invalid or failing request gets an error as its result; the other requests run.
 #include "requests_file.hpp"
 #include "support.hpp"
 
@@ -13,22 +13,30 @@ void expect_failed(const Result &r, const std::string &part) {
     EXPECT_NE(r.error.find(part), std::string::npos) << r.id << ": \"" << r.error << "\" lacks \"" << part << "\"";
 }
 
-TEST(Refusals, OfRequestsByTheExecutor) {
-    CpuModel model(weights(), plugin_config(2), lone(), 1);
+TEST(Rejections, OfRequestsByTheExecutor) {
+    CpuModel model(weights(), plugin_config(2), single_rank(), 1);
     ExecutorConfig config = executor_config(2);
-    config.max_prompt = 500, config.max_tokens = 100;
+    config.max_prompt = 500;
+    config.max_tokens = 100;
     Executor executor(model, config);
-    std::vector<Request> all{fresh("good", 0, 100, 5), fresh("long", 0, 500, 5), request("empty", {}, 5),
-                             request("outside", {1, 259}, 5), request("negative", {-1}, 5), fresh("none", 0, 5, 0),
-                             fresh("much", 0, 5, 101), fresh("hot", 0, 5, 5), fresh("cold", 0, 5, 5),
-                             fresh("unknown", 0, 5, 5), fresh("unknown fork", 0, 5, 5), fresh("end", 0, 5, 5),
-                             fresh("name", 0, 5, 5), fresh("same name", 0, 5, 5), fresh("two", 0, 5, 5)};
-    all[7].sampling.temperature = -1, all[8].sampling.temperature = NAN;
-    all[9].start = Start::continued, all[9].source = "nobody";
-    all[10].start = Start::forked, all[10].source = "nobody";
+    std::vector<Request> all{
+        new_sequence("good", 0, 100, 5),  new_sequence("long", 0, 500, 5),       request("empty", {}, 5),
+        request("outside", {1, 259}, 5),  request("negative", {-1}, 5),          new_sequence("none", 0, 5, 0),
+        new_sequence("much", 0, 5, 101),  new_sequence("hot", 0, 5, 5),          new_sequence("cold", 0, 5, 5),
+        new_sequence("unknown", 0, 5, 5), new_sequence("unknown fork", 0, 5, 5), new_sequence("end", 0, 5, 5),
+        new_sequence("name", 0, 5, 5),    new_sequence("same name", 0, 5, 5),    new_sequence("two", 0, 5, 5)};
+    all[7].sampling.temperature = -1;
+    all[8].sampling.temperature = NAN;
+    all[9].start = Start::continued;
+    all[9].source = "nobody";
+    all[10].start = Start::forked;
+    all[10].source = "nobody";
     all[11].end = true;
-    all[12].conversation = all[13].conversation = "talk";
-    all[14].start = Start::continued, all[14].source = "talk", all[14].conversation = "other";
+    all[12].conversation = "talk";
+    all[13].conversation = "talk";
+    all[14].start = Start::continued;
+    all[14].source = "talk";
+    all[14].conversation = "other";
     const auto results = run(executor, all);
     EXPECT_EQ(results.at("good").outcome, Outcome::done);
     EXPECT_EQ(results.at("name").outcome, Outcome::done);
@@ -46,32 +54,32 @@ TEST(Refusals, OfRequestsByTheExecutor) {
     expect_failed(results.at("same name"), "conversation 'talk' already");
     expect_failed(results.at("two"), "cannot name another");
     EXPECT_EQ(executor.counters().failed, 13u);
-    // One id at a time.
-    executor.submit(fresh("twin", 0, 5, 5));
-    executor.submit(fresh("twin", 0, 5, 5));
+    // An id is unique among waiting and running requests.
+    executor.submit(new_sequence("twin", 0, 5, 5));
+    executor.submit(new_sequence("twin", 0, 5, 5));
     while (executor.step()) {
     }
     const auto twins = executor.take_results();
     ASSERT_EQ(twins.size(), 2u);
-    expect_failed(twins[0], "another request is called 'twin'");
+    expect_failed(twins[0], "another request with id 'twin'");
     EXPECT_EQ(twins[1].outcome, Outcome::done);
 }
 
-TEST(Refusals, OfConfigurations) {
-    CpuModel model(weights(), plugin_config(2), lone(), 1);
+TEST(Rejections, OfConfigurations) {
+    CpuModel model(weights(), plugin_config(2), single_rank(), 1);
     EXPECT_THROW(Executor(model, executor_config(2, CHUNK)), std::invalid_argument);
     EXPECT_THROW(Executor(model, executor_config(0)), std::invalid_argument);
-    // What the plugin was not made for.
+    // Beyond the plugin's configuration.
     EXPECT_THROW(Executor(model, executor_config(3)), std::invalid_argument);
     EXPECT_THROW(Executor(model, executor_config(2, 64, 1)), std::invalid_argument);
     EXPECT_THROW(Executor(model, executor_config(2, 64, 0, CHUNK + 1)), std::invalid_argument);
-    EXPECT_THROW(CpuModel(weights(), plugin_config(0), lone(), 1), sinkcache::Error);
+    EXPECT_THROW(CpuModel(weights(), plugin_config(0), single_rank(), 1), sinkcache::Error);
     PluginConfig none = plugin_config(1);
     none.window = 0;
-    EXPECT_THROW(CpuModel(weights(), none, lone(), 1), sinkcache::Error);
+    EXPECT_THROW(CpuModel(weights(), none, single_rank(), 1), sinkcache::Error);
 }
 
-TEST(Refusals, OfLines) {
+TEST(Rejections, OfLines) {
     const LlamaConfig config = weights().config;
     std::istringstream in(R"({"id":"good","prompt":"abc"}
 not json
@@ -102,18 +110,30 @@ not json
         EXPECT_NE(line.request.has_value(), !line.error.empty()) << line.id;
         lines[line.id] = line;
     }
-    const std::map<std::string, std::string> wrong{
-        {"line 2", "line 2: the line is not JSON"}, {"line 4", "line 4: the line is not JSON"},
-        {"line 5", "not a JSON object"}, {"line 6", "field 'id' is missing"}, {"line 8", "field 'id' is 7: it must be a text"},
-        {"", "field 'id' is \"\""}, {"bare", "field 'prompt' (or 'tokens') is missing"}, {"both", "exclude each other"},
-        {"blank", "field 'prompt' is \"\""}, {"typo", "field 'max_token' is not known"}, {"minus", "field 'max_tokens' is -5"},
-        {"words", "field 'max_tokens' is \"many\""}, {"huge", "a whole number from 0 to 4294967295"},
-        {"half token", "field 'max_tokens' is 1.5"}, {"list", "field 'tokens' is \"5\""}, {"outside", "field 'tokens' is 259"},
-        {"two", "'continue' and 'fork' exclude each other"}, {"warm", "field 'temperature' is \"hot\""},
-        {"end", "field 'end' is 1"}, {"late", "field 'arrival' is -1"}};
+    const std::map<std::string, std::string> wrong{{"line 2", "line 2: the line is not JSON"},
+                                                   {"line 4", "line 4: the line is not JSON"},
+                                                   {"line 5", "not a JSON object"},
+                                                   {"line 6", "field 'id' is missing"},
+                                                   {"line 8", "field 'id' is 7: it must be a text"},
+                                                   {"", "field 'id' is \"\""},
+                                                   {"bare", "field 'prompt' (or 'tokens') is missing"},
+                                                   {"both", "exclude each other"},
+                                                   {"blank", "field 'prompt' is \"\""},
+                                                   {"typo", "field 'max_token' is not known"},
+                                                   {"minus", "field 'max_tokens' is -5"},
+                                                   {"words", "field 'max_tokens' is \"many\""},
+                                                   {"huge", "a whole number from 0 to 4294967295"},
+                                                   {"half token", "field 'max_tokens' is 1.5"},
+                                                   {"list", "field 'tokens' is \"5\""},
+                                                   {"outside", "field 'tokens' is 259"},
+                                                   {"two", "'continue' and 'fork' exclude each other"},
+                                                   {"warm", "field 'temperature' is \"hot\""},
+                                                   {"end", "field 'end' is 1"},
+                                                   {"late", "field 'arrival' is -1"}};
     for (const auto &[id, part] : wrong) {
         ASSERT_EQ(lines.count(id), 1u) << id;
-        EXPECT_NE(lines[id].error.find(part), std::string::npos) << "\"" << lines[id].error << "\" lacks \"" << part << "\"";
+        EXPECT_NE(lines[id].error.find(part), std::string::npos)
+            << "\"" << lines[id].error << "\" lacks \"" << part << "\"";
     }
     EXPECT_EQ(lines.size(), wrong.size() + 2);
     ASSERT_TRUE(lines["good"].request);
@@ -127,11 +147,11 @@ not json
     EXPECT_EQ(all.conversation, "y");
     EXPECT_EQ(all.arrival, 3u);
     EXPECT_EQ(all.cancel_after, 4u);
-    // The fork's prompt goes on where its source ended: no <s>.
+    // The fork's prompt continues its source: no <s>.
     EXPECT_EQ(all.prompt.size(), 3u);
 }
 
-/** A model that fails in the middle of one pass, after the first layers. */
+/** A model that fails in the middle of one forward pass, after the first layers. */
 class Failing : public Model {
 public:
     explicit Failing(CpuModel &model) : model_(model) {}
@@ -141,11 +161,11 @@ public:
     std::vector<Token> forward(const Batch &batch) override {
         if (passes++ == fail_at) {
             const std::size_t row = model_.weights().qkv_width(), out = model_.weights().q_width();
-            // Keys and values that would be felt.
+            // Keys and values that would change later results.
             std::vector<float> qkv(batch.tokens.size() * row, 5.0f), attended(batch.tokens.size() * out);
-            plugin().enqueue(0, qkv.data(), attended.data(), batch.seq_ids, batch.n_tokens, nullptr, nullptr);
-            plugin().enqueue(1, qkv.data(), attended.data(), batch.seq_ids, batch.n_tokens, nullptr, nullptr);
-            throw std::runtime_error("the third layer went up in smoke");
+            plugin().enqueue({0, qkv.data(), attended.data()}, batch.seq_ids, batch.n_tokens);
+            plugin().enqueue({1, qkv.data(), attended.data()}, batch.seq_ids, batch.n_tokens);
+            throw std::runtime_error("failure of the third layer");
         }
         return model_.forward(batch);
     }
@@ -156,30 +176,33 @@ private:
     CpuModel &model_;
 };
 
-TEST(Refusals, AFailureBetweenLayersIsUndone) {
-    CpuModel model(weights(), plugin_config(3), lone(), 1);
+TEST(Rejections, AFailureBetweenLayersIsUndone) {
+    CpuModel model(weights(), plugin_config(3), single_rank(), 1);
     Failing failing(model);
     Executor executor(failing, executor_config(3));
-    Request a = fresh("a", 0, 40, 6), b = fresh("b", 0, 40, 6);
-    a.conversation = "ta", b.conversation = "tb";
+    Request a = new_sequence("a", 0, 40, 6), b = new_sequence("b", 0, 40, 6);
+    a.conversation = "ta";
+    b.conversation = "tb";
     auto results = run(executor, {a, b});
     expect_done(results);
-    // A round of each conversation is at work when it happens, in the middle of its tokens.
+    // A round of one conversation is running when the pass fails, with some of its tokens generated.
     const auto round = [](const std::string &id, const std::string &talk) {
         Request r = request(id, text(800, 30), 20);
-        r.start = Start::continued, r.source = talk;
+        r.start = Start::continued;
+        r.source = talk;
         return r;
     };
-    failing.passes = 0, failing.fail_at = 5;
-    Request waits = fresh("waits", 0, 10, 3);
+    failing.passes = 0;
+    failing.fail_at = 5;
+    Request waits = new_sequence("waits", 0, 10, 3);
     waits.arrival = 100;
     results = run(executor, {round("a2", "ta"), waits});
-    expect_failed(results.at("a2"), "went up in smoke");
+    expect_failed(results.at("a2"), "failure of the third layer");
     EXPECT_EQ(results.at("waits").outcome, Outcome::done);
     const Result a2 = results.at("a2");
     ASSERT_FALSE(a2.tokens.empty());
     EXPECT_EQ(a2.stream_length, 41 + 6 + 30 + a2.tokens.size() - 1);
-    // The conversation goes on from what it had, as one does that was cancelled there.
+    // The conversation continues from the tokens before the failure, like one that was cancelled there.
     failing.fail_at = -1;
     Request b2 = round("b2", "tb");
     b2.max_tokens = static_cast<std::uint32_t>(a2.tokens.size());
