@@ -3,16 +3,17 @@
 
     benches/peers/compare.py BEFORE AFTER [--limit 0.03] [--json FILE]
 
-BEFORE and AFTER are paths of libsinkcache.so. Needs NumPy. For each case both builds get a cache of the same contents, and are
-timed in alternated bursts. A time is the lower quartile of a burst's calls, which other processes disturb least. A pair is a
-burst of each build, in random order; a round is a few pairs. Addresses of code and data alone can change a time by 20 %: every
-round has a copy of both libraries of its own, loaded at other addresses, and allocates both caches anew. Rounds alternate which
-build comes first.
+BEFORE and AFTER are paths of libsinkcache.so. Needs NumPy. For each case both builds get a cache of the same contents,
+and are timed in alternated bursts. A time is the lower quartile of a burst's calls: other processes disturb it little. A
+pair is a burst of each build, in random order; a round is a few pairs. Addresses of code and data alone can change a time
+by 20 %. Therefore every round loads its own copies of both libraries, and allocates both caches anew. Rounds alternate
+which build comes first.
 
-Printed per case: the median of the pairs' ratios after / before, and a 95 % bootstrap interval of it, which resamples rounds
-and then their pairs. The last line names the case whose interval has the highest lower end. With `--limit 0.03` the exit code
-is 1 if that end is above 1.03: then the slowdown is not noise.
+Printed per case: the median of the pairs' ratios after / before, and a 95 % bootstrap interval of it, which resamples
+rounds and then their pairs. The last line names the case whose interval has the highest lower end. With `--limit 0.03`
+the exit code is 1 if that end is above 1.03: then the slowdown is not noise.
 """
+
 import argparse
 import dataclasses
 import gc
@@ -51,7 +52,8 @@ class Measurement:
     def __str__(self):
         c = self.case
         name = f"chunk of {c.queries}" if self.what == "chunk" else self.what
-        return f"{name} over {c.cached}, {c.q_heads}/{c.kv_heads} heads, {self.kv_dtype}, {self.n_threads} thread{'s' * (self.n_threads > 1)}"
+        threads = "1 thread" if self.n_threads == 1 else f"{self.n_threads} threads"
+        return f"{name} over {c.cached}, {c.q_heads}/{c.kv_heads} heads, {self.kv_dtype}, {threads}"
 
     def call_of(self, layer):
         """-> (what is timed, calls of the library in it)"""
@@ -72,8 +74,13 @@ def measurements(o):
         "chunk": [Case(q, kv, 2048, 512) for q, kv in HEADS],
         "append": [Case(q, kv, 2048) for q, kv in HEADS],
     }
-    return [Measurement(what, case, kv_dtype, n_threads) for n_threads in map(int, o.threads.split(","))
-            for kv_dtype in o.kv.split(",") for what in o.cases.split(",") for case in cases[what]]
+    return [
+        Measurement(what, case, kv_dtype, n_threads)
+        for n_threads in map(int, o.threads.split(","))
+        for kv_dtype in o.kv.split(",")
+        for what in o.cases.split(",")
+        for case in cases[what]
+    ]
 
 
 @dataclasses.dataclass
@@ -109,7 +116,9 @@ class Comparison:
             # Written, so that the caches' pages move too.
             spacers.append(mmap.mmap(-1, int(self.rng.integers(1, 1024)) * mmap.PAGESIZE))
             spacers[-1].write(bytes(len(spacers[-1])))
-            layers[name] = SinkcacheLayer(self.builds[number][name], self.m.case, self.m.kv_dtype, self.m.n_threads, rows=rows)
+            layers[name] = SinkcacheLayer(
+                self.builds[number][name], self.m.case, self.m.kv_dtype, self.m.n_threads, rows=rows
+            )
         try:
             calls = {name: self.m.call_of(layer) for name, layer in layers.items()}
             for name in order:
@@ -139,12 +148,14 @@ def interval(pairs, rng):
     ratios = np.array(rounds)
     n, of_round = ratios.shape
     which = rng.integers(n, size=(RESAMPLES, n, 1))
-    medians = np.median(ratios[which, rng.integers(of_round, size=(RESAMPLES, n, of_round))].reshape(RESAMPLES, -1), axis=1)
+    medians = np.median(
+        ratios[which, rng.integers(of_round, size=(RESAMPLES, n, of_round))].reshape(RESAMPLES, -1), axis=1
+    )
     return tuple(float(x) for x in np.quantile(medians, (0.025, 0.975)))
 
 
 def load_all(o):
-    """{name: bindings} of each round. Every load is of a copy: the loader would return the same instance for the same file."""
+    """{name: bindings} of each round. Loads copies: for the same file the loader returns the same instance."""
     builds = [{} for _ in range(o.rounds)]
     sources = {"before": (o.before, o.before_bindings), "after": (o.after, BINDINGS)}
     with tempfile.TemporaryDirectory() as folder:
@@ -158,14 +169,15 @@ def load_all(o):
 
 
 def about(path, sc):
-    return {"library": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "version": sc.lib.skc_version().decode()}
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"library": str(path), "sha256": sha256, "version": sc.lib.skc_version().decode()}
 
 
 def options():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("before", type=pathlib.Path)
     p.add_argument("after", type=pathlib.Path)
-    p.add_argument("--limit", type=float, help="largest slowdown that a lower end may show, 0.03 for 3 %%; else exit code 1")
+    p.add_argument("--limit", type=float, help="largest lower end of a slowdown (0.03: 3 %%) for exit code 0")
     p.add_argument("--json", type=pathlib.Path, help="raw times of all pairs, rewritten after every case")
     p.add_argument("--kv", default="f16,bf16", help="types of K and V in the cache: f16, bf16, f32")
     p.add_argument("--threads", default="1,2")
@@ -175,7 +187,12 @@ def options():
     p.add_argument("--pairs", type=int, default=3, help="of a round")
     p.add_argument("--burst", type=float, default=0.05, help="seconds")
     p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--before-bindings", type=pathlib.Path, default=BINDINGS, help="sinkcache_ctypes.py for BEFORE, if its ABI was another")
+    p.add_argument(
+        "--before-bindings",
+        type=pathlib.Path,
+        default=BINDINGS,
+        help="sinkcache_ctypes.py of BEFORE, if its ABI differs",
+    )
     return p.parse_args()
 
 
@@ -185,17 +202,35 @@ def main():
         os.environ["SINKCACHE_CPU"] = o.isa
     rng = np.random.default_rng(o.seed)
     builds = load_all(o)
-    record = {"date": time.strftime("%Y-%m-%d"), "cpu": processor(), "isa": o.isa or "best", "before": about(o.before, builds[0]["before"]),
-              "after": about(o.after, builds[0]["after"]), "rounds": o.rounds, "pairs_per_round": o.pairs, "burst_s": o.burst, "cases": []}
+    record = {
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": processor(),
+        "isa": o.isa or "best",
+        "before": about(o.before, builds[0]["before"]),
+        "after": about(o.after, builds[0]["after"]),
+        "rounds": o.rounds,
+        "pairs_per_round": o.pairs,
+        "burst_s": o.burst,
+        "cases": [],
+    }
     gc.disable()
     worst = None
     for m in measurements(o):
         pairs = Comparison(builds, m, o, rng).pairs()
         before, after = (statistics.median(getattr(p, name) for p in pairs) for name in ("before", "after"))
         ratio, (low, high) = statistics.median(p.ratio for p in pairs), interval(pairs, rng)
-        print(f"{str(m):52} {before * 1e6:10.1f} us -> {after * 1e6:10.1f} us  x {ratio:.3f}  [{low:.3f}, {high:.3f}]", flush=True)
-        record["cases"].append({**dataclasses.asdict(m), "ratio": ratio, "interval": [low, high],
-                                "pairs": [dataclasses.asdict(p) for p in pairs]})
+        print(
+            f"{str(m):52} {before * 1e6:10.1f} us -> {after * 1e6:10.1f} us  x {ratio:.3f}  [{low:.3f}, {high:.3f}]",
+            flush=True,
+        )
+        record["cases"].append(
+            {
+                **dataclasses.asdict(m),
+                "ratio": ratio,
+                "interval": [low, high],
+                "pairs": [dataclasses.asdict(p) for p in pairs],
+            }
+        )
         if worst is None or low > worst[0]:
             worst = low, m
         if o.json:

@@ -1,4 +1,5 @@
 """The other libraries: ggml's and PyTorch's attention over K and V of the same shape."""
+
 import ctypes
 
 import numpy as np
@@ -16,7 +17,9 @@ class Ggml:
     def __init__(self, lib, case, n_threads):
         rng = np.random.default_rng(1)
         q = rng.standard_normal((case.queries, case.q_heads, HEAD_DIM), np.float32)
-        k, v = (rng.standard_normal((case.kv_heads, case.cached, HEAD_DIM), np.float32).astype(np.float16) for _ in range(2))
+        k, v = (
+            rng.standard_normal((case.kv_heads, case.cached, HEAD_DIM), np.float32).astype(np.float16) for _ in range(2)
+        )
         lib.ggml_peer_new.restype = ctypes.c_void_p
         for f in ("run", "resume", "pause", "free"):
             getattr(lib, "ggml_peer_" + f).argtypes = [ctypes.c_void_p]
@@ -50,5 +53,7 @@ def torch_calls(torch, case, n_threads):
         return {"torch sdpa": lambda: sdpa(q, k, v)}
     # Without a mask the query heads of a KV head can be passed as rows of that head.
     rows = q.reshape(1, case.kv_heads, case.q_heads // case.kv_heads * case.queries, HEAD_DIM).contiguous()
-    return {"torch sdpa, enable_gqa": lambda: sdpa(q, k, v, enable_gqa=True),
-            "torch sdpa, heads as queries": lambda: sdpa(rows, k, v)}
+    return {
+        "torch sdpa, enable_gqa": lambda: sdpa(q, k, v, enable_gqa=True),
+        "torch sdpa, heads as queries": lambda: sdpa(rows, k, v),
+    }

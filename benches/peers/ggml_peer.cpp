@@ -1,4 +1,5 @@
-// ggml's CPU flash attention as a function: f32 queries, f16 K and V, one thread pool, one graph that every call computes.
+// ggml's CPU flash attention as a function: f32 queries, f16 K and V, one thread pool, one graph that every call
+// computes.
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -33,7 +34,8 @@ struct ggml_peer_shape {
     int q_heads, kv_heads, dim, cached, queries, threads;
 };
 
-// q [queries][q_heads][dim] f32; k, v [kv_heads][cached][dim] f16, the layout of llama.cpp's cache with V not transposed.
+// q [queries][q_heads][dim] f32; k, v [kv_heads][cached][dim] f16, the layout of llama.cpp's cache with V not
+// transposed.
 void * ggml_peer_new(const ggml_peer_shape * s, const float * q, const uint16_t * k, const uint16_t * v) {
     auto peer = std::make_unique<Peer>();
     peer->ctx = ggml_init({ggml_tensor_overhead() * 16 + ggml_graph_overhead(), nullptr, true});

@@ -1,4 +1,5 @@
-"""What this machine is, and what it can do at most: the bandwidth of reading memory once, the peak of its multipliers."""
+"""What this machine is, and what it can do at most: the bandwidth of reading memory, the peak of its multipliers."""
+
 import ctypes
 import mmap
 import pathlib

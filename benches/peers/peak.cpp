@@ -62,8 +62,8 @@ int64_t amx(int64_t n) {
 
 }  // namespace
 
-// Runs `n` iterations on a unit (0: AVX2 in f32, 1: AVX-512 in f32, 2: AMX in bf16, 3: AVX-512 FP16) and returns the number of
-// multiplications and additions; 0 where the processor lacks the unit.
+// Runs `n` iterations on a unit (0: AVX2 in f32, 1: AVX-512 in f32, 2: AMX in bf16, 3: AVX-512 FP16) and returns the
+// number of multiplications and additions; 0 where the processor lacks the unit.
 extern "C" int64_t peer_multiply(int unit, int64_t n) {
     switch (unit) {
 #if defined(__AVX2__) && defined(__FMA__)

@@ -3,14 +3,15 @@
 
     benches/peers/run.py [--quick] [--threads 1,2] [--isa avx512] [--json FILE]
 
-Needs NumPy and, for its column, torch; builds the library and, with scripts/llama_cpp, ggml. Every contender of a case is
-timed in bursts that alternate. A time is the median call of all bursts; a ratio is the median over the rounds of the bursts'
-medians. sinkcache does more than the others: `step` also rotates and appends the new tokens, its window has wrapped, and
-queries and results are f32. `roofline` is the smallest possible time of a case over its measured time. For one query the
-smallest time is that of reading K and V once, at the bandwidth measured here. For a chunk it is that of QK^T and PV at the
-peak measured here of the unit that computes them: AMX in bf16 for bf16 (FMA in fp16 where AVX-512 is forced and has it), a third
-of it for sinkcache's f16 (three products), FMA in f32 for the rest.
+Needs NumPy and, for its rows, torch; builds the library and, with scripts/llama_cpp, ggml. Every contender of a case is
+timed in bursts that alternate. A time is the median call of all bursts; a ratio is the median over the rounds of the
+ratio of the bursts' medians. sinkcache does more than the others: `step` also rotates and appends the new tokens, its
+window has wrapped, and queries and results are f32. `roofline` is the smallest possible time over the measured time. For
+one query the smallest time is that of reading K and V once, at the bandwidth measured here. For a chunk it is
+that of QK^T and PV at the peak measured here of the unit that computes them: AMX in bf16 for bf16 (FMA in fp16 where
+AVX-512 is forced and has it), a third of it for sinkcache's f16 (three products), FMA in f32 for the rest.
 """
+
 import argparse
 import ctypes
 import json
@@ -38,7 +39,9 @@ def build():
     output_of("cargo", "build", "--release", "-q", "-p", "sinkcache")
     prefix = output_of("scripts/llama_cpp")[-1]
     out = ROOT / "build" / "peers"
-    output_of("cmake", "-S", "benches/peers", "-B", str(out), "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_PREFIX_PATH={prefix}")
+    output_of(
+        "cmake", "-S", "benches/peers", "-B", str(out), "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_PREFIX_PATH={prefix}"
+    )
     output_of("cmake", "--build", str(out))
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     return target / "release" / "libsinkcache.so", out / "libggml_peer.so"
@@ -56,15 +59,21 @@ class Benchmark:
         if not options.no_torch:
             try:
                 import torch
+
                 torch.set_grad_enabled(False)
                 self.torch = torch
             except ImportError as e:
                 print(f"no torch: {e}")
         self.seconds, self.rounds = (0.05, 3) if options.quick else (options.burst, options.rounds)
         self.chosen, self.threads = set(options.cases.split(",")), [int(n) for n in options.threads.split(",")]
-        self.record = {"commit": output_of("git", "rev-parse", "--short", "HEAD")[0], "date": time.strftime("%Y-%m-%d"),
-                       "cpu": processor(), "isa": options.isa or "best",
-                       "torch": self.torch.__version__ if self.torch else None, "cases": []}
+        self.record = {
+            "commit": output_of("git", "rev-parse", "--short", "HEAD")[0],
+            "date": time.strftime("%Y-%m-%d"),
+            "cpu": processor(),
+            "isa": options.isa or "best",
+            "torch": self.torch.__version__ if self.torch else None,
+            "cases": [],
+        }
 
     def run(self):
         r = self.record
@@ -88,7 +97,10 @@ class Benchmark:
         return (decode if "decode" in self.chosen else []) + (chunk if "chunk" in self.chosen else [])
 
     def attention(self):
-        print(f"\n{'queries':>7} {'cached':>6} {'heads':>6} {'thr':>3}  {'contender':28} {'us':>10}  {'x of sinkcache':>14}  roofline")
+        print(
+            f"\n{'queries':>7} {'cached':>6} {'heads':>6} {'thr':>3}  {'contender':28} {'us':>10}  {'x of sinkcache':>14}"
+            "  roofline"
+        )
         for n_threads in self.threads:
             found = peaks(self.ggml, n_threads) if "chunk" in self.chosen else {}
             if found:
@@ -113,12 +125,25 @@ class Benchmark:
                 peak = peak_of(name, self.o.isa, found)
                 shares[name] = flops / seconds / 1e9 / peak if peak else 0
                 rate = f"  {flops / seconds / 1e9:5.0f} GFLOP/s"
-            print(f"{case.queries:7} {case.cached:6} {case.q_heads:3}/{case.kv_heads:<2} {n_threads:3}  {name:28} {seconds * 1e6:10.1f}"
-                  f"  {ratios[name]:14.2f}  {shares[name] * 100:6.1f} %{rate}", flush=True)
-        self.save({"queries": case.queries, "cached": case.cached, "q_heads": case.q_heads, "kv_heads": case.kv_heads,
-                   "threads": n_threads, "us": {k: round(t * 1e6, 1) for k, t in times.items()},
-                   "ratio": {k: round(r, 3) for k, r in ratios.items()}, "floor_us": round(floor * 1e6, 1),
-                   "roofline": {k: round(s, 3) for k, s in shares.items()}})
+            print(
+                f"{case.queries:7} {case.cached:6} {case.q_heads:3}/{case.kv_heads:<2} {n_threads:3}  {name:28}"
+                f" {seconds * 1e6:10.1f}"
+                f"  {ratios[name]:14.2f}  {shares[name] * 100:6.1f} %{rate}",
+                flush=True,
+            )
+        self.save(
+            {
+                "queries": case.queries,
+                "cached": case.cached,
+                "q_heads": case.q_heads,
+                "kv_heads": case.kv_heads,
+                "threads": n_threads,
+                "us": {k: round(t * 1e6, 1) for k, t in times.items()},
+                "ratio": {k: round(r, 3) for k, r in ratios.items()},
+                "floor_us": round(floor * 1e6, 1),
+                "roofline": {k: round(s, 3) for k, s in shares.items()},
+            }
+        )
 
     def calls_of(self, case, n_threads):
         """-> ({name: call}, what must be closed)"""
@@ -137,7 +162,10 @@ class Benchmark:
         return calls, opened
 
     def larger_than_caches(self):
-        print("\nK and V larger than the last-level cache: 8 layers of 16,384 tokens x 32 KV heads, f16, 2.1 GB, one step of all")
+        print(
+            "\nK and V larger than the last-level cache: "
+            "8 layers of 16,384 tokens x 32 KV heads, f16, 2.1 GB, one step of all"
+        )
         size = 8 * 2 * 16384 * 32 * HEAD_DIM * 2
         for n_threads in self.threads:
             layers = SinkcacheLayer(self.sc, Case(32, 32, 16384), "f16", n_threads, n_layers=8)
@@ -147,17 +175,26 @@ class Benchmark:
                 speeds.append(bandwidth(self.ggml, n_threads, size))
             layers.close()
             ours, theirs = size / statistics.median(taken) / 1e9, statistics.median(speeds)
-            print(f"{n_threads} threads: {ours:.1f} GB/s, reading once {theirs:.1f} GB/s, {ours / theirs * 100:.0f} %", flush=True)
+            print(
+                f"{n_threads} threads: {ours:.1f} GB/s, reading once {theirs:.1f} GB/s, {ours / theirs * 100:.0f} %",
+                flush=True,
+            )
             self.save({"large": True, "threads": n_threads, "gb_s": round(ours, 2), "read_gb_s": round(theirs, 2)})
 
     def far_position(self):
         print("\nOne step at stream position 10,000,000 against 10,000 (2048 cached, 32/8, f16)")
         for n_threads in self.threads:
-            near, far = (SinkcacheLayer(self.sc, Case(32, 8, 2048), "f16", n_threads, position=p) for p in (10_000, 10_000_000))
+            near, far = (
+                SinkcacheLayer(self.sc, Case(32, 8, 2048), "f16", n_threads, position=p) for p in (10_000, 10_000_000)
+            )
             times, ratios = contest({"1e4": near.step(), "1e7": far.step()}, self.rounds, self.seconds)
             near.close()
             far.close()
-            print(f"{n_threads} threads: {times['1e4'] * 1e6:.1f} us, {times['1e7'] * 1e6:.1f} us, ratio {ratios['1e7']:.3f}", flush=True)
+            print(
+                f"{n_threads} threads: {times['1e4'] * 1e6:.1f} us, {times['1e7'] * 1e6:.1f} us, "
+                f"ratio {ratios['1e7']:.3f}",
+                flush=True,
+            )
             self.save({"position_ratio": round(ratios["1e7"], 4), "threads": n_threads})
 
 

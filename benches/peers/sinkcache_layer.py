@@ -1,4 +1,5 @@
-"""One layer of a sinkcache cache with a full window, for benchmarks; and the bindings, loaded for any build of the library."""
+"""A sinkcache cache with a full window, for benchmarks; and the bindings, loaded for any build of the library."""
+
 import ctypes
 import dataclasses
 import importlib.util
@@ -23,7 +24,7 @@ class Case:
 
 
 def load_bindings(library, bindings=BINDINGS):
-    """A new instance of the Python bindings over the library at this path: several builds can be loaded side by side."""
+    """A new instance of the Python bindings for the library at this path: several builds can be loaded together."""
     before = os.environ.get("SINKCACHE_LIBRARY")
     os.environ["SINKCACHE_LIBRARY"] = str(library)
     try:
@@ -52,7 +53,7 @@ class Rows:
 
 
 class SinkcacheLayer:
-    """A cache of one sequence whose ring has wrapped, with the calls that are timed: `step()`, `attend()` and `append()`.
+    """A cache of one sequence whose ring has wrapped, and the calls to be timed: `step()`, `attend()` and `append()`.
 
     `sc` is an instance of the bindings. With `n_layers` a call does all layers, one after the other.
     """
@@ -60,9 +61,16 @@ class SinkcacheLayer:
     def __init__(self, sc, case, kv_dtype, n_threads, *, rows=None, position=0, n_layers=1):
         self.sc, self.case, self.n_layers = sc, case, n_layers
         self.rows = rows or Rows(case)
-        self.cache = sc.Cache(case.q_heads, case.kv_heads, HEAD_DIM, {"n_sink": N_SINK, "window": case.cached - N_SINK},
-                              n_threads=n_threads, kv_dtype=sc.constant(f"SKC_DTYPE_{kv_dtype.upper()}"), max_chunk=MAX_CHUNK,
-                              n_layers=n_layers)
+        self.cache = sc.Cache(
+            case.q_heads,
+            case.kv_heads,
+            HEAD_DIM,
+            {"n_sink": N_SINK, "window": case.cached - N_SINK},
+            n_threads=n_threads,
+            kv_dtype=sc.constant(f"SKC_DTYPE_{kv_dtype.upper()}"),
+            max_chunk=MAX_CHUNK,
+            n_layers=n_layers,
+        )
         total = case.cached + 2 * MAX_CHUNK
         self.cache.reset(start_position=max(position - total, 0))
         for begin in range(0, total, MAX_CHUNK):
@@ -84,8 +92,10 @@ class SinkcacheLayer:
     def _call(self, name, args_type, n, *tensors):
         function, check, handle = getattr(self.sc.lib, name), self.sc.check, self.cache.handle
         pointers = [x.ctypes.data for x in tensors]
-        args = [args_type(ctypes.sizeof(args_type), 0, layer, 1, self.sc.int_array([0]), self.sc.int_array([n]), *pointers)
-                for layer in range(self.n_layers)]
+        args = [
+            args_type(ctypes.sizeof(args_type), 0, layer, 1, self.sc.int_array([0]), self.sc.int_array([n]), *pointers)
+            for layer in range(self.n_layers)
+        ]
         refs = [ctypes.byref(a) for a in args]
 
         def call():

@@ -1,4 +1,5 @@
 """Times of calls, taken in bursts."""
+
 import statistics
 import time
 

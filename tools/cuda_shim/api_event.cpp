@@ -26,6 +26,16 @@ void join_capture(Stream& stream, const Event& event) {
     }
 }
 
+// Finds an event to wait for or to query. One that was recorded in a capture is an error, and invalidates the capture.
+CUresult find_not_captured(Call& call, CUevent handle, std::shared_ptr<Event>& event) {
+    if (CUresult error = call.enter()) return error;
+    event = call.d.events.find(handle);
+    if (!event) return CUDA_ERROR_INVALID_HANDLE;
+    if (!event->capture) return CUDA_SUCCESS;
+    invalidate(*event->capture);
+    return CUDA_ERROR_CAPTURED_EVENT;
+}
+
 }  // namespace
 
 SKC_SHIM_API CUresult cuEventCreate(CUevent* out, unsigned) {
@@ -95,13 +105,8 @@ SKC_SHIM_API CUresult cuStreamWaitEvent(CUstream stream_handle, CUevent handle, 
 
 SKC_SHIM_API CUresult cuEventSynchronize(CUevent handle) {
     Call call;
-    if (CUresult error = call.enter()) return error;
-    auto event = call.d.events.find(handle);
-    if (!event) return CUDA_ERROR_INVALID_HANDLE;
-    if (event->capture) {
-        invalidate(*event->capture);
-        return CUDA_ERROR_CAPTURED_EVENT;
-    }
+    std::shared_ptr<Event> event;
+    if (CUresult error = find_not_captured(call, handle, event)) return error;
     ++call.d.n_sync;
     call.d.queue.wait(call.lock, OpRef(event->op));
     return sticky_error(call);
@@ -109,13 +114,8 @@ SKC_SHIM_API CUresult cuEventSynchronize(CUevent handle) {
 
 SKC_SHIM_API CUresult cuEventQuery(CUevent handle) {
     Call call;
-    if (CUresult error = call.enter()) return error;
-    auto event = call.d.events.find(handle);
-    if (!event) return CUDA_ERROR_INVALID_HANDLE;
-    if (event->capture) {
-        invalidate(*event->capture);
-        return CUDA_ERROR_CAPTURED_EVENT;
-    }
+    std::shared_ptr<Event> event;
+    if (CUresult error = find_not_captured(call, handle, event)) return error;
     if (CUresult error = reject_in_capture(call)) return error;
     return query(call, OpRef(event->op));
 }
