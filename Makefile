@@ -1,105 +1,228 @@
-# `make test` is the one test command: it installs what it needs, builds, and runs everything.
+# Tests come in four tiers: check, test, test-all, nightly. A target of the name TIER-PART (all-PART for test-all) is one part of
+# that tier; it runs by itself too. docs/testing.md says what each part does.
 
 CARGO ?= cargo
 JOBS ?= $(shell nproc)
 CXX ?= g++
-ASAN = $(shell $(CXX) -print-file-name=libasan.so)
-UBSAN = $(shell $(CXX) -print-file-name=libubsan.so)
-# Example engines that are built and tested with the C++ tests.
-ENGINES = -DSINKCACHE_BUILD_LLAMA=ON -DSINKCACHE_BUILD_INFLIGHT=ON
-# Cargo's own folder: what cargo has built there is not built again.
-RELEASE = -DCMAKE_BUILD_TYPE=Release -DSINKCACHE_CARGO_TARGET_DIR=$(CURDIR)/target
-HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+PYTHON ?= python3
+export MAKE
 
-.PHONY: test setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan neon-test cuda-test cuda-variants \
-	cuda-cubins cuda-engine gpu-bench-test header bench gpu-pack clean \
-	rust-asan-some rust-asan-others
+CHECK = check-format check-text check-links check-cycles check-commits check-scripts check-lint check-docs check-rust
+TEST = test-setup test-rust test-stream test-cpp test-python test-cuda
+ALL = all-llama all-inflight all-sanitize-cpp all-sanitize-rust all-mutants all-aarch64 all-emulated-isa all-cuda-sanitize \
+	all-cuda-cubins all-cuda-variants all-cuda-nvcc all-gpu-bench
+NIGHTLY = nightly-histories nightly-soak nightly-sanitize-rust nightly-aarch64 nightly-third-party nightly-fresh-machine
+PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
-test: setup lint rust-test stream-test shim mutants cpp-test cpp-sanitize rust-asan neon-test cuda-test cuda-variants cuda-cubins \
-	cuda-engine gpu-bench-test
-	@echo "all tests passed"
+.PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-torch stand-in header bench gpu-pack clean \
+	asan-short asan-long
+.DEFAULT_GOAL := help
 
-setup:
-	scripts/setup
+help:
+	@echo "Tests, in tiers; each lists at its end what ran and what was skipped:"
+	@echo "  make check      before every commit: format, lint, documents, quick Rust tests; minutes, installs nothing"
+	@echo "  make test       the library in Rust, C, C++ and Python, CUDA kernels on a stand-in; 15 minutes, installs a few Debian packages"
+	@echo "  make test-all   what test leaves out: llama.cpp, sanitizers, mutants, AArch64, NVIDIA's compilers, PyTorch (about 6 GB)"
+	@echo "  make nightly    what takes hours: a million histories, long soaks, a fresh machine"
+	@echo "Parts, each a target of its own:"
+	@for tier in "check: $(CHECK)" "test: $(TEST)" "test-all: $(ALL)" "nightly: $(NIGHTLY)"; do \
+		echo "$$tier" | fold -s -w 110 | sed 's/^/  /; 2,$$s/^/    /'; done
+	@echo "Other targets:"
+	@echo "  make header     write include/sinkcache.h after a change of src/ffi"
+	@echo "  make bench      the benchmarks of criterion"
+	@echo "  make gpu-pack   build/gpu_check: all that a machine with a GPU needs to check and measure the CUDA backend"
+	@echo "  make clean      remove what was built here"
 
-lint:
+check:
+	@scripts/tier check $(CHECK)
+
+test:
+	@scripts/tier test $(TEST)
+
+# Expects that `make test` has passed: what it has tested is not tested again.
+test-all:
+	@scripts/tier --keep-going test-all $(ALL)
+
+nightly:
+	@scripts/tier --keep-going --record docs/testing.md nightly $(NIGHTLY)
+
+# --- check: installs nothing ---
+
+# The commit before the first whose subject has the form "area: what".
+SUBJECTS_SINCE = b4791f2
+# $(call python,FILE): runs a check, or says that it cannot.
+python = if command -v $(PYTHON) >/dev/null; then $(PYTHON) -B $(1); else echo "SKIPPED: no $(PYTHON)"; fi
+
+check-format:
 	$(CARGO) fmt --all --check
+
+check-text:
+	@$(call python,scripts/check/text.py)
+
+check-links:
+	@$(call python,scripts/check/links.py)
+
+check-cycles:
+	@$(call python,scripts/check/cycles.py)
+
+check-commits:
+	@scripts/check/commits $(SUBJECTS_SINCE)
+
+check-scripts:
+	@$(call python,-m unittest discover -s scripts/check)
+
+check-lint:
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+check-docs:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 
-# Header drift is one of these tests; the distribution of the random histories is part of the output.
-rust-test:
+# Unit tests, the rules at the edges, the header, and a few histories.
+check-rust:
+	SKC_HISTORIES=500 $(CARGO) test -p sinkcache --lib --test edges --test header --test histories
+
+# --- test: what the README names ---
+
+test-setup:
+	@scripts/setup test
+
+# The distribution of the random histories is part of the output.
+test-rust:
 	$(CARGO) test -p sinkcache -- --show-output
 
 # Release: the tests run a real model.
-stream-test:
+test-stream:
 	$(CARGO) test -p sinkcache-stream --release
 
+# Cargo's own folder: what cargo has built there is not built again.
+cmake_build = cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DSINKCACHE_CARGO_TARGET_DIR=$(CURDIR)/target $(1) && \
+	cmake --build build -j $(JOBS)
+WITHOUT_ENGINES = -DSINKCACHE_BUILD_LLAMA=OFF -DSINKCACHE_BUILD_INFLIGHT=OFF
+WITH_ENGINES = -DSINKCACHE_BUILD_LLAMA=ON -DSINKCACHE_BUILD_INFLIGHT=ON
+CTEST = ctest --output-on-failure -j $(JOBS)
+
+test-cpp: test-setup
+	$(call cmake_build,$(WITHOUT_ENGINES))
+	$(CTEST) --test-dir build -E '^example_(python|torch)$$'
+
+test-python: test-setup
+	$(call cmake_build,$(WITHOUT_ENGINES))
+	$(CTEST) --test-dir build -R '^example_(python|torch)$$' -V
+
 # A CUDA driver and compiler that run the kernels on the CPU.
-shim:
+stand-in:
 	tools/cuda_shim/build.sh build/shim
 	build/shim/self_test --gtest_brief=1
 
-# Named mistakes in a copy of the sources, each of which the tests must catch.
-mutants: shim
-	python3 scripts/mutants.py
+ON_STAND_IN = LD_LIBRARY_PATH=$(CURDIR)/build/shim:$$LD_LIBRARY_PATH SINKCACHE_CUDA_CACHE_DIR= SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels
+# A share of what all-cuda-sanitize runs, and without sanitizers.
+CUDA_SHARE = SKC_HISTORIES=30 SKC_STREAMS=11 SKC_REPLAYS=12 SKC_SOAK=120 SKC_STARTS=1
 
-# With the llama.cpp adapter: llama.cpp is built once for a machine and kept in ~/.cache/sinkcache (SINKCACHE_LLAMA_DIR).
-cpp-test:
-	cmake -S . -B build -G Ninja $(RELEASE) $(ENGINES)
-	cmake --build build -j $(JOBS)
-	ctest --test-dir build --output-on-failure -j $(JOBS)
+# The CUDA backend without a GPU: slot arithmetic, the tests of the backend, and a C++ host with device pointers.
+test-cuda: test-setup stand-in gpu-pack
+	SKC_SHIM_LIBS=$(CURDIR)/build/shim $(CARGO) test -p sinkcache --test ring_on_device
+	$(CUDA_SHARE) $(ON_STAND_IN) scripts/gpu_check build/gpu_check --jobs $(JOBS) --shim build/shim
+	$(call cmake_build,$(WITHOUT_ENGINES))
+	$(ON_STAND_IN) $(CTEST) --test-dir build -R '^cuda_'
+
+# --- test-all: every part installs what it needs and keeps it ---
+
+setup-engines:
+	@scripts/setup test engines
+
+setup-aarch64:
+	@scripts/setup test aarch64
+
+setup-torch:
+	@scripts/setup test venv
+
+# llama.cpp is built once for a machine and kept in ~/.cache/sinkcache (SINKCACHE_LLAMA_DIR).
+all-llama: setup-engines
+	$(call cmake_build,$(WITH_ENGINES))
+	$(CTEST) --test-dir build -R '^llama_'
+
+all-inflight: setup-engines stand-in
+	$(call cmake_build,$(WITH_ENGINES))
+	$(CTEST) --test-dir build -R '^inflight_' -E '^inflight_cuda$$'
+	$(ON_STAND_IN) $(CTEST) --test-dir build -R '^inflight_cuda$$'
+
+# Nightly Rust's switch for AddressSanitizer, which the variable opens in every toolchain.
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+ASAN_RUST = RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address"
 
 # The Rust library is instrumented too, and checks its arithmetic for overflow.
-cpp-sanitize:
-	cmake -S . -B build-sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug -DSINKCACHE_SANITIZE=address,undefined \
-		$(ENGINES) -DSINKCACHE_CARGO_TARGET_DIR=$(CURDIR)/target/asan -DSINKCACHE_CARGO_TARGET=$(HOST) \
+all-sanitize-cpp: setup-engines
+	cmake -S . -B build-sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug -DSINKCACHE_SANITIZE=address,undefined $(WITH_ENGINES) \
+		-DSINKCACHE_CARGO_TARGET_DIR=$(CURDIR)/target/asan -DSINKCACHE_CARGO_TARGET=$(HOST) \
 		"-DSINKCACHE_CARGO_ENV=RUSTC_BOOTSTRAP=1;RUSTFLAGS=-Zsanitizer=address"
 	cmake --build build-sanitize -j $(JOBS)
-	ctest --test-dir build-sanitize --output-on-failure -j $(JOBS)
+	$(CTEST) --test-dir build-sanitize
 
-# AddressSanitizer is in the toolchain, its switch is not yet stable: hence the variable. It is slow: fewer histories than rust-test has,
-# shorter windows (still of three spans), and each vector in each way from one start, not four. Half of the programs beside the others.
-ASAN_TEST = RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" SKC_HISTORIES=1500 SKC_WINDOW=1030 SKC_STARTS=1 CARGO_TARGET_DIR=target/asan \
+# Slow: fewer histories than test-rust has, shorter windows (still of three splits), and each vector in each way from one start
+# instead of four. Half of the programs run beside the others.
+ASAN_TEST = $(ASAN_RUST) SKC_HISTORIES=$(ASAN_HISTORIES) SKC_WINDOW=1030 SKC_STARTS=1 CARGO_TARGET_DIR=target/asan \
 	$(CARGO) test -p sinkcache --target $(HOST)
-ASAN_SOME = --lib --test instruction_sets --test edges --test teams --test allocations
-ASAN_OTHERS = --test vectors --test histories
-rust-asan:
-	$(ASAN_TEST) --no-run $(ASAN_SOME) $(ASAN_OTHERS)
-	$(MAKE) --no-print-directory -j2 --output-sync=target rust-asan-some rust-asan-others
+ASAN_HISTORIES = 1500
+ASAN_SHORT = --lib --test rungs --test edges --test teams --test allocations
+ASAN_LONG = --test vectors --test histories
 
-rust-asan-some:
-	$(ASAN_TEST) $(ASAN_SOME)
+all-sanitize-rust:
+	$(ASAN_TEST) --no-run $(ASAN_SHORT) $(ASAN_LONG)
+	$(MAKE) --no-print-directory -j2 --output-sync=target asan-short asan-long ASAN_HISTORIES=$(ASAN_HISTORIES)
 
-rust-asan-others:
-	$(ASAN_TEST) $(ASAN_OTHERS)
+asan-short:
+	$(ASAN_TEST) $(ASAN_SHORT)
 
-# AArch64 and its NEON rung, under QEMU. Skipped, and says so, where Rust's target cannot be had.
-neon-test:
+asan-long:
+	$(ASAN_TEST) $(ASAN_LONG)
+
+# Named mistakes in a copy of the sources, each of which the tests must catch.
+all-mutants: setup-aarch64 stand-in
+	$(PYTHON) scripts/mutants.py
+
+# AArch64 and NEON, under QEMU.
+all-aarch64: setup-aarch64
 	CARGO="$(CARGO)" scripts/neon_test
 
-# The CUDA backend without a GPU: slot arithmetic, then everything that `scripts/gpu_check` checks, kernels and driver under
-# ASan and UBSan, then a C++ host with device pointers.
-cuda-test: shim gpu-pack
-	SKC_SHIM_LIBS=$(CURDIR)/build/shim $(CARGO) test -p sinkcache --test ring_on_device
+# AMX and AVX-512 FP16, where the processor has them not, in an emulator.
+all-emulated-isa:
+	@if [ -e tools/isa_emulator/test ]; then tools/isa_emulator/test; else echo "SKIPPED: tools/isa_emulator is not there yet"; fi
+
+# As test-cuda, but more of everything, and kernels and driver under ASan and UBSan.
+ASAN = $(shell $(CXX) -print-file-name=libasan.so)
+UBSAN = $(shell $(CXX) -print-file-name=libubsan.so)
+all-cuda-sanitize: test-setup gpu-pack
 	tools/cuda_shim/build.sh build/shim-sanitize sanitize
 	SINKCACHE_CUDA_CACHE_DIR= SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
-		scripts/gpu_check build/gpu_check --jobs $(JOBS) --shim build/shim-sanitize --preload "$(ASAN):$(UBSAN)" --json build/gpu_check/shim.json
-	cmake -S . -B build -G Ninja $(RELEASE) $(ENGINES)
-	cmake --build build -j $(JOBS)
-	LD_LIBRARY_PATH=$(CURDIR)/build/shim:$$LD_LIBRARY_PATH ctest --test-dir build --output-on-failure -R cuda
+		scripts/gpu_check build/gpu_check --jobs $(JOBS) --shim build/shim-sanitize --preload "$(ASAN):$(UBSAN)" \
+		--json build/gpu_check/shim.json
 
-# PyTorch for the tests of benches/gpu: about 2 GB, a minute, once.
+# Kernels that are built in: by NVIDIA's compiler for two architectures, and on the stand-in where there is no compiler.
+all-cuda-cubins: test-setup stand-in
+	SINKCACHE_NVRTC_DIR=$(CURDIR)/build/shim SINKCACHE_CUBIN_ARCHS=80,90 SINKCACHE_CUBIN_SHAPES=128x1:bf16,64x2:bf16 \
+		SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels $(CARGO) clippy -p sinkcache --features cubins --all-targets -- -D warnings
+	SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels scripts/cuda_cubins.py build/shim
+
+# Every architecture, without a GPU: no spills, and the committed table of registers is current.
+all-cuda-variants: setup-torch
+	scripts/cuda_variants.py
+
+# The CUDA half of examples/inflight by nvcc from PyPI, for every architecture: it compiles and links.
+all-cuda-nvcc: setup-engines setup-torch
+	scripts/cuda_engine build-cuda
+
+# PyTorch for the tests of benches/gpu: about 2 GB, once for a machine.
 build/torch/complete: benches/gpu/requirements.txt
-	python3 -m venv build/torch
+	$(PYTHON) -m venv build/torch
 	build/torch/bin/pip install --quiet --no-deps --no-compile -r $<
 	touch $@
 
-# The benchmarks for a GPU, without one: what they promise, all contenders on the CPU from the packed folder, the library's half on
-# the stand-in (NVIDIA's compiler, which PyTorch brings along, does not work with it), and the table of predictions.
+# The benchmarks for a GPU, without one: all contenders on the CPU from the packed folder, the library's half on the stand-in
+# (NVIDIA's compiler, which PyTorch brings along, does not work with it), and the table of predictions.
 GPU_BENCH = SINKCACHE_LIBRARY=$(CURDIR)/build/gpu_check/libsinkcache.so PYTHONDONTWRITEBYTECODE=1
-gpu-bench-test: shim gpu-pack build/torch/complete
-	python3 benches/gpu/floors.py
+all-gpu-bench: setup-torch stand-in gpu-pack
+	$(MAKE) --no-print-directory build/torch/complete
+	$(PYTHON) benches/gpu/floors.py
 	$(GPU_BENCH) build/torch/bin/python -W ignore benches/gpu/self_test.py
 	$(GPU_BENCH) PYTHON=$(CURDIR)/build/torch/bin/python GO_DEVICE=cpu GO_OPTIONS="--smoke --strict --seconds 0.02 --limit 0" \
 		GO_LLAMA_OPTIONS="--tiny --seconds 0.05" build/gpu_check/benches/gpu/go build/gpu-bench/cpu 600
@@ -107,23 +230,36 @@ gpu-bench-test: shim gpu-pack build/torch/complete
 		SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels build/torch/bin/python -W ignore benches/gpu/run.py --device shim --smoke --strict \
 		--seconds 0.01 --limit 0 --out build/gpu-bench/shim
 
-# What a machine with a GPU needs, in a folder that stands by itself: `build/gpu_check/benches/gpu/go OUT` there.
-gpu-pack:
-	scripts/gpu_check --pack build/gpu_check
+# --- nightly ---
 
-# Every architecture, without a GPU: no spills, and the committed table of registers is current.
-cuda-variants:
-	scripts/cuda_variants.py
+# Others every night: the command line shows the seed.
+nightly-histories:
+	SKC_HISTORIES=1000000 SKC_SEED=$(shell date +%j) $(CARGO) test -p sinkcache --test histories -- --show-output
 
-# Kernels that are built in: by NVIDIA's compiler for two architectures, and on the stand-in where there is no compiler.
-cuda-cubins: shim
-	SINKCACHE_NVRTC_DIR=$(CURDIR)/build/shim SINKCACHE_CUBIN_ARCHS=80,90 SINKCACHE_CUBIN_SHAPES=128x1:bf16,64x2:bf16 \
-		SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels $(CARGO) clippy -p sinkcache --features cubins --all-targets -- -D warnings
-	SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels scripts/cuda_cubins.py build/shim
+# The tests of the CUDA backend on the stand-in, with as much as on a GPU where the stand-in can do it within hours.
+nightly-soak: test-setup stand-in gpu-pack
+	SKC_HISTORIES=2000 SKC_STREAMS=220 SKC_REPLAYS=1000 SKC_SOAK=100000 $(ON_STAND_IN) \
+		scripts/gpu_check build/gpu_check --jobs $(JOBS) --shim build/shim --limit 14400
 
-# The CUDA half of examples/inflight by nvcc from PyPI, for every architecture: it compiles and links.
-cuda-engine:
-	scripts/cuda_engine build-cuda
+nightly-sanitize-rust:
+	$(MAKE) --no-print-directory all-sanitize-rust ASAN_HISTORIES=20000
+
+nightly-aarch64: setup-aarch64
+	CARGO="$(CARGO)" SKC_HISTORIES=2000 scripts/neon_test
+
+# llama.cpp anew from its source, and the adapter with it.
+nightly-third-party: setup-engines
+	rm -rf build-third-party
+	SINKCACHE_LLAMA_DIR=$(CURDIR)/build-third-party/llama.cpp cmake -S . -B build-third-party/build -G Ninja \
+		-DCMAKE_BUILD_TYPE=Release -DSINKCACHE_CARGO_TARGET_DIR=$(CURDIR)/target $(WITH_ENGINES)
+	cmake --build build-third-party/build -j $(JOBS)
+	$(CTEST) --test-dir build-third-party/build -R '^(llama|inflight)_'
+
+# The README's two commands in a new Debian that has Rust, git, make and a C linker.
+nightly-fresh-machine:
+	scripts/fresh_machine
+
+# --- other targets ---
 
 header:
 	SKC_WRITE_HEADER=1 $(CARGO) test -p sinkcache --test header
@@ -131,6 +267,10 @@ header:
 bench:
 	$(CARGO) bench -p sinkcache
 
+# What a machine with a GPU needs, in a folder that stands by itself: `build/gpu_check/benches/gpu/go OUT` there.
+gpu-pack:
+	scripts/gpu_check --pack build/gpu_check
+
 clean:
 	$(CARGO) clean
-	rm -rf build build-sanitize build-cuda
+	rm -rf build build-sanitize build-cuda build-third-party
