@@ -1,5 +1,5 @@
-# Tests come in four tiers: check, test, test-all, nightly. A target of the name TIER-PART (all-PART for test-all) is one part of
-# that tier; it runs by itself too. docs/testing.md says what each part does.
+# Tests come in four tiers: check, test, test-all, nightly. A target of the name TIER-PART (all-PART for test-all) is
+# one part of that tier; it runs by itself too. docs/testing.md says what each part does.
 
 CARGO ?= cargo
 JOBS ?= $(shell nproc)
@@ -9,21 +9,21 @@ export MAKE
 
 CHECK = check-format check-text check-links check-cycles check-commits check-scripts check-lint check-docs check-rust
 TEST = test-setup test-rust test-stream test-cpp test-python test-cuda
-ALL = all-llama all-inflight all-sanitize-cpp all-sanitize-rust all-mutants all-aarch64 all-emulated-isa all-cuda-sanitize \
-	all-cuda-cubins all-cuda-variants all-cuda-nvcc all-gpu-bench
+ALL = all-llama all-inflight all-sanitize-cpp all-sanitize-rust all-mutants all-aarch64 all-emulated-isa \
+	all-cuda-sanitize all-cuda-cubins all-cuda-variants all-cuda-nvcc all-gpu-bench
 NIGHTLY = nightly-histories nightly-soak nightly-sanitize-rust nightly-aarch64 nightly-third-party nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
-.PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-torch stand-in header bench gpu-pack clean \
-	asan-short asan-long
+.PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in asan-short asan-long \
+	header bench gpu-pack clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "Tests, in tiers; each lists at its end what ran and what was skipped:"
-	@echo "  make check      before every commit: format, lint, documents, quick Rust tests; minutes, installs nothing"
-	@echo "  make test       the library in Rust, C, C++ and Python, CUDA kernels on a stand-in; 15 minutes, installs a few Debian packages"
-	@echo "  make test-all   what test leaves out: llama.cpp, sanitizers, mutants, AArch64, NVIDIA's compilers, PyTorch (about 6 GB)"
-	@echo "  make nightly    what takes hours: a million histories, long soaks, a fresh machine"
+	@echo "  make check      format, lint, documents, quick Rust tests; minutes, installs nothing"
+	@echo "  make test       Rust, C, C++, Python, CUDA kernels on a stand-in; 15 minutes, installs a few Debian packages"
+	@echo "  make test-all   what test leaves out: llama.cpp, sanitizers, mutants, AArch64, nvcc, PyTorch; about 6 GB"
+	@echo "  make nightly    a million histories, long soaks, a fresh machine; hours"
 	@echo "Parts, each a target of its own:"
 	@for tier in "check: $(CHECK)" "test: $(TEST)" "test-all: $(ALL)" "nightly: $(NIGHTLY)"; do \
 		echo "$$tier" | fold -s -w 110 | sed 's/^/  /; 2,$$s/^/    /'; done
@@ -95,8 +95,8 @@ test-stream:
 	$(CARGO) test -p sinkcache-stream --release
 
 # Cargo's own folder: what cargo has built there is not built again.
-cmake_build = cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DSINKCACHE_CARGO_TARGET_DIR=$(CURDIR)/target $(1) && \
-	cmake --build build -j $(JOBS)
+RELEASE = -G Ninja -DCMAKE_BUILD_TYPE=Release -DSINKCACHE_CARGO_TARGET_DIR=$(CURDIR)/target
+cmake_build = cmake -S . -B build $(RELEASE) $(1) && cmake --build build -j $(JOBS)
 WITHOUT_ENGINES = -DSINKCACHE_BUILD_LLAMA=OFF -DSINKCACHE_BUILD_INFLIGHT=OFF
 WITH_ENGINES = -DSINKCACHE_BUILD_LLAMA=ON -DSINKCACHE_BUILD_INFLIGHT=ON
 CTEST = ctest --output-on-failure -j $(JOBS)
@@ -114,7 +114,9 @@ stand-in:
 	tools/cuda_shim/build.sh build/shim
 	build/shim/self_test --gtest_brief=1
 
-ON_STAND_IN = LD_LIBRARY_PATH=$(CURDIR)/build/shim:$$LD_LIBRARY_PATH SINKCACHE_CUDA_CACHE_DIR= SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels
+# Kernels it has compiled are kept; the library's own cache of kernels is off.
+KERNELS = SINKCACHE_CUDA_CACHE_DIR= SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels
+ON_STAND_IN = LD_LIBRARY_PATH=$(CURDIR)/build/shim:$$LD_LIBRARY_PATH $(KERNELS)
 # A share of what all-cuda-sanitize runs, and without sanitizers.
 CUDA_SHARE = SKC_HISTORIES=30 SKC_STREAMS=11 SKC_REPLAYS=12 SKC_SOAK=120 SKC_STARTS=1
 
@@ -133,7 +135,7 @@ setup-engines:
 setup-aarch64:
 	@scripts/setup test aarch64
 
-setup-torch:
+setup-venv:
 	@scripts/setup test venv
 
 # llama.cpp is built once for a machine and kept in ~/.cache/sinkcache (SINKCACHE_LLAMA_DIR).
@@ -158,8 +160,8 @@ all-sanitize-cpp: setup-engines
 	cmake --build build-sanitize -j $(JOBS)
 	$(CTEST) --test-dir build-sanitize
 
-# Slow: fewer histories than test-rust has, shorter windows (still of three splits), and each vector in each way from one start
-# instead of four. Half of the programs run beside the others.
+# Slow: fewer histories than test-rust has, shorter windows (still of three splits), and each vector in each way from
+# one start instead of four. Half of the programs run beside the others.
 ASAN_TEST = $(ASAN_RUST) SKC_HISTORIES=$(ASAN_HISTORIES) SKC_WINDOW=1030 SKC_STARTS=1 CARGO_TARGET_DIR=target/asan \
 	$(CARGO) test -p sinkcache --target $(HOST)
 ASAN_HISTORIES = 1500
@@ -186,29 +188,29 @@ all-aarch64: setup-aarch64
 
 # AMX and AVX-512 FP16, where the processor has them not, in an emulator.
 all-emulated-isa:
-	@if [ -e tools/isa_emulator/test ]; then tools/isa_emulator/test; else echo "SKIPPED: tools/isa_emulator is not there yet"; fi
+	@echo "SKIPPED: no emulator yet"
 
 # As test-cuda, but more of everything, and kernels and driver under ASan and UBSan.
 ASAN = $(shell $(CXX) -print-file-name=libasan.so)
 UBSAN = $(shell $(CXX) -print-file-name=libubsan.so)
 all-cuda-sanitize: test-setup gpu-pack
 	tools/cuda_shim/build.sh build/shim-sanitize sanitize
-	SINKCACHE_CUDA_CACHE_DIR= SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
-		scripts/gpu_check build/gpu_check --jobs $(JOBS) --shim build/shim-sanitize --preload "$(ASAN):$(UBSAN)" \
-		--json build/gpu_check/shim.json
+	$(KERNELS) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 scripts/gpu_check build/gpu_check \
+		--jobs $(JOBS) --shim build/shim-sanitize --preload "$(ASAN):$(UBSAN)" --json build/gpu_check/shim.json
 
 # Kernels that are built in: by NVIDIA's compiler for two architectures, and on the stand-in where there is no compiler.
 all-cuda-cubins: test-setup stand-in
 	SINKCACHE_NVRTC_DIR=$(CURDIR)/build/shim SINKCACHE_CUBIN_ARCHS=80,90 SINKCACHE_CUBIN_SHAPES=128x1:bf16,64x2:bf16 \
-		SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels $(CARGO) clippy -p sinkcache --features cubins --all-targets -- -D warnings
+		SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels \
+		$(CARGO) clippy -p sinkcache --features cubins --all-targets -- -D warnings
 	SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels scripts/cuda_cubins.py build/shim
 
 # Every architecture, without a GPU: no spills, and the committed table of registers is current.
-all-cuda-variants: setup-torch
+all-cuda-variants: setup-venv
 	scripts/cuda_variants.py
 
 # The CUDA half of examples/inflight by nvcc from PyPI, for every architecture: it compiles and links.
-all-cuda-nvcc: setup-engines setup-torch
+all-cuda-nvcc: setup-engines setup-venv
 	scripts/cuda_engine build-cuda
 
 # PyTorch for the tests of benches/gpu: about 2 GB, once for a machine.
@@ -217,18 +219,19 @@ build/torch/complete: benches/gpu/requirements.txt
 	build/torch/bin/pip install --quiet --no-deps --no-compile -r $<
 	touch $@
 
-# The benchmarks for a GPU, without one: all contenders on the CPU from the packed folder, the library's half on the stand-in
-# (NVIDIA's compiler, which PyTorch brings along, does not work with it), and the table of predictions.
+# The benchmarks for a GPU, without one: all contenders on the CPU from the packed folder, the library's half on the
+# stand-in (NVIDIA's compiler, which PyTorch brings along, does not work with it), and the table of predictions.
 GPU_BENCH = SINKCACHE_LIBRARY=$(CURDIR)/build/gpu_check/libsinkcache.so PYTHONDONTWRITEBYTECODE=1
-all-gpu-bench: setup-torch stand-in gpu-pack
+TORCH_PYTHON = $(CURDIR)/build/torch/bin/python
+all-gpu-bench: setup-venv stand-in gpu-pack
 	$(MAKE) --no-print-directory build/torch/complete
 	$(PYTHON) benches/gpu/floors.py
-	$(GPU_BENCH) build/torch/bin/python -W ignore benches/gpu/self_test.py
-	$(GPU_BENCH) PYTHON=$(CURDIR)/build/torch/bin/python GO_DEVICE=cpu GO_OPTIONS="--smoke --strict --seconds 0.02 --limit 0" \
+	$(GPU_BENCH) $(TORCH_PYTHON) -W ignore benches/gpu/self_test.py
+	$(GPU_BENCH) PYTHON=$(TORCH_PYTHON) GO_DEVICE=cpu GO_OPTIONS="--smoke --strict --seconds 0.02 --limit 0" \
 		GO_LLAMA_OPTIONS="--tiny --seconds 0.05" build/gpu_check/benches/gpu/go build/gpu-bench/cpu 600
-	$(GPU_BENCH) LD_LIBRARY_PATH=$(CURDIR)/build/shim SINKCACHE_NVRTC_DIR=$(CURDIR)/build/shim SINKCACHE_CUDA_CACHE_DIR= \
-		SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels build/torch/bin/python -W ignore benches/gpu/run.py --device shim --smoke --strict \
-		--seconds 0.01 --limit 0 --out build/gpu-bench/shim
+	$(GPU_BENCH) $(ON_STAND_IN) SINKCACHE_NVRTC_DIR=$(CURDIR)/build/shim \
+		$(TORCH_PYTHON) -W ignore benches/gpu/run.py --device shim --smoke --strict --seconds 0.01 --limit 0 \
+		--out build/gpu-bench/shim
 
 # --- nightly ---
 
@@ -250,8 +253,8 @@ nightly-aarch64: setup-aarch64
 # llama.cpp anew from its source, and the adapter with it.
 nightly-third-party: setup-engines
 	rm -rf build-third-party
-	SINKCACHE_LLAMA_DIR=$(CURDIR)/build-third-party/llama.cpp cmake -S . -B build-third-party/build -G Ninja \
-		-DCMAKE_BUILD_TYPE=Release -DSINKCACHE_CARGO_TARGET_DIR=$(CURDIR)/target $(WITH_ENGINES)
+	SINKCACHE_LLAMA_DIR=$(CURDIR)/build-third-party/llama.cpp \
+		cmake -S . -B build-third-party/build $(RELEASE) $(WITH_ENGINES)
 	cmake --build build-third-party/build -j $(JOBS)
 	$(CTEST) --test-dir build-third-party/build -R '^(llama|inflight)_'
 

@@ -20,12 +20,14 @@ import tempfile
 import cuda_variants
 
 ROOT = cuda_variants.ROOT
-BUILD = ["cargo", "test", "-p", "sinkcache", "--features", "cubins", "--no-run", "--message-format=json", "--test", "cubins"]
+BUILD = ["cargo", "test", "-p", "sinkcache", "--features", "cubins", "--no-run", "--message-format=json"]
+BUILD += ["--test", "cubins"]
 TESTS = [*BUILD, "--lib", "--test", "vectors", "--test", "cuda"]
 # What decides where a compiler is looked for.
 PLACES = ("SINKCACHE_NVRTC_DIR", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "CONDA_PREFIX")
 EM_CUDA = 190
-# Tests of tests/cubins.rs: device, whether there is a compiler. First where the code is NVIDIA's, whose like no stand-in loads.
+# Tests of tests/cubins.rs: device, whether there is a compiler. First where the code is NVIDIA's, whose like no
+# stand-in loads.
 REFUSED = {
     "a_driver_that_refuses_what_is_built_in": (90, True),
     "a_driver_that_refuses_all_there_is": (90, False),
@@ -43,7 +45,8 @@ CASES = {
 
 def cargo(command, nvrtc, archs, shapes):
     """-> (exit code, cargo's messages, its errors)"""
-    environment = {**os.environ, "SINKCACHE_NVRTC_DIR": str(nvrtc), "SINKCACHE_CUBIN_ARCHS": archs, "SINKCACHE_CUBIN_SHAPES": shapes}
+    environment = {**os.environ, "SINKCACHE_NVRTC_DIR": str(nvrtc), "SINKCACHE_CUBIN_ARCHS": archs,
+                   "SINKCACHE_CUBIN_SHAPES": shapes}
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")], done.stderr
 
@@ -60,8 +63,8 @@ def executables(messages):
 
 
 def architecture(cubin):
-    """Compute capability times ten of an ELF file of device code, as CUDA 13 writes it (ABI version 8: bits 8 to 15 of the
-    flags) or CUDA 12 (version 7: bits 0 to 7)."""
+    """Compute capability times ten of an ELF file of device code, as CUDA 13 writes it (ABI version 8: bits 8 to 15 of
+    the flags) or CUDA 12 (version 7: bits 0 to 7)."""
     if cubin[:4] != b"\x7fELF" or struct.unpack_from("<H", cubin, 18)[0] != EM_CUDA:
         return None
     flags = struct.unpack_from("<I", cubin, 48)[0]
@@ -71,12 +74,14 @@ def architecture(cubin):
 def with_nvidias_compiler(nvrtc, shim, folder):
     """Two architectures, two shapes: six cubins, each whole in the shared library."""
     messages = built(BUILD, nvrtc, "80,90", "64x2:bf16,128x4:f16")
-    out = next(m["out_dir"] for m in messages if m["reason"] == "build-script-executed" and m["package_id"].startswith(f"path+file://{ROOT}#"))
-    library = next(f for m in messages if m["reason"] == "compiler-artifact" and m["target"]["name"] == "sinkcache" and m.get("filenames")
-                   for f in m["filenames"] if f.endswith(".so"))
+    scripts = [m for m in messages if m["reason"] == "build-script-executed"]
+    out = next(m["out_dir"] for m in scripts if m["package_id"].startswith(f"path+file://{ROOT}#"))
+    artifacts = [m for m in messages if m["reason"] == "compiler-artifact" and m["target"]["name"] == "sinkcache"]
+    library = next(f for m in artifacts for f in m.get("filenames") or () if f.endswith(".so"))
     table = re.findall(r'arch: (\d+), recipe: "([^"]*)".*&CUBIN_(\d+)\.0', pathlib.Path(out, "cubins.rs").read_text())
     code = pathlib.Path(library).read_bytes()
-    wanted = {(arch, program) for arch in ("80", "90") for program in ("common.cu ", "64 -DSKC_GROUP=2 -DSKC_TYPE=3", "128 -DSKC_GROUP=4 -DSKC_TYPE=2")}
+    programs = ("common.cu ", "64 -DSKC_GROUP=2 -DSKC_TYPE=3", "128 -DSKC_GROUP=4 -DSKC_TYPE=2")
+    wanted = {(arch, program) for arch in ("80", "90") for program in programs}
     found = {(arch, program) for arch, program in wanted for a, recipe, _ in table if a == arch and program in recipe}
     assert found == wanted and len(table) == len(wanted), table
     for arch, recipe, number in table:
@@ -129,9 +134,11 @@ def loads(name):
 
 
 def run(program, environment, *arguments):
-    done = subprocess.run([program, *arguments, "--show-output"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run([program, *arguments, "--show-output"], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True)
     # A test that was skipped has not passed.
-    assert done.returncode == 0 and "skipped:" not in done.stdout and re.search(r"[1-9]\d* passed", done.stdout), done.stdout[-4000:]
+    passed = done.returncode == 0 and "skipped:" not in done.stdout and re.search(r"[1-9]\d* passed", done.stdout)
+    assert passed, done.stdout[-4000:]
     print(f"ok: {pathlib.Path(program).name.rsplit('-', 1)[0]} {' '.join(arguments)}", flush=True)
 
 

@@ -53,7 +53,9 @@ def choose():
         row = {a: x, b: y}
         for name in names:
             if name not in row:
-                row[name] = max(AXES[name], key=lambda v: (len(pairs(ordered({**row, name: v})) & open_pairs), -AXES[name].index(v)))
+                def closed(v):
+                    return len(pairs(ordered({**row, name: v})) & open_pairs), -AXES[name].index(v)
+                row[name] = max(AXES[name], key=closed)
         row = ordered(row)
         open_pairs -= pairs(row)
         rows.append(row)
@@ -75,7 +77,8 @@ def read_list():
 
 
 def write_list():
-    lines = ["# What is compiled without a GPU: program, architecture, macros. Written by scripts/cuda_variants.py --list."]
+    lines = ["# What is compiled without a GPU: program, architecture, macros. Written by "
+             "scripts/cuda_variants.py --list."]
     lines += [f"common.cu {arch}" for arch in ARCHS]
     for row in sorted(choose(), key=lambda r: (r["SKC_DIM"], r["SKC_GROUP"], ARCHS.index(r["arch"]))):
         lines.append(f"fast.cu {row['arch']} " + " ".join(f"{k}={v}" for k, v in row.items() if k != "arch"))
@@ -142,7 +145,8 @@ class Nvrtc:
         self.lib.nvrtcDestroyProgram(ctypes.byref(handle))
         text = log.value.decode()
         if code != 0 or cubin.value == 0:
-            raise RuntimeError(f"{program} {arch} {' '.join(macros)}: error {code}, cubin of {cubin.value} bytes\n{text}")
+            what = f"{program} {arch} {' '.join(macros)}"
+            raise RuntimeError(f"{what}: error {code}, cubin of {cubin.value} bytes\n{text}")
         return job, text
 
 
@@ -174,8 +178,10 @@ def table(results, version):
     lines = [
         "# Resources of the kernels",
         "",
-        f"Registers and bytes of stack and spills as ptxas of NVRTC {version} reports them, and dynamic shared memory of a block, for the",
-        "variants of `variants.txt`. Written by `scripts/cuda_variants.py --write`; CI fails where it is stale. Not measured on a GPU.",
+        f"Registers and bytes of stack and spills as ptxas of NVRTC {version} reports them, "
+        "and dynamic shared memory of a block, for the",
+        "variants of `variants.txt`. Written by `scripts/cuda_variants.py --write`; "
+        "CI fails where it is stale. Not measured on a GPU.",
         "",
         "| program | arch | variant | kernel | registers | stack | spills | shared |",
         "|---|---|---|---|---|---|---|---|",
@@ -184,7 +190,8 @@ def table(results, version):
         short = " ".join(m.removeprefix("SKC_").lower() for m in macros)
         for kernel, (registers, stack, spilled) in sorted(found.items()):
             shared = shared_bytes(kernel, macros) if program == "fast.cu" else "by shape"
-            lines.append(f"| {program} | sm_{arch} | {short} | {kernel} | {registers} | {stack} | {spilled} | {shared} |")
+            cells = (program, f"sm_{arch}", short, kernel, registers, stack, spilled, shared)
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -214,7 +221,8 @@ def main():
     elif not TABLE.exists() or TABLE.read_text() != text:
         print(f"{TABLE.relative_to(ROOT)} is stale: scripts/cuda_variants.py --write")
         failed += 1
-    print(f"{len(results)} variants compiled by NVRTC {nvrtc.version} for {', '.join('sm_' + a for a in ARCHS)}: {failed} complaints")
+    archs = ", ".join("sm_" + a for a in ARCHS)
+    print(f"{len(results)} variants compiled by NVRTC {nvrtc.version} for {archs}: {failed} complaints")
     return 1 if failed else 0
 
 

@@ -7,7 +7,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
 def tracked(root, *patterns):
-    """Files of the repository, new ones that git does not ignore included, as paths relative to `root`; without git, all that match."""
+    """The repository's files, relative to `root`, new ones that git does not ignore included; without git all files."""
     command = ["git", "-C", str(root), "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns]
     try:
         names = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()

@@ -5,9 +5,9 @@
     scripts/check/cycles.py --list       all imports, one a line: importing file, imported file, line, path
     scripts/check/cycles.py --root DIR   another copy of the repository
 
-Counted are paths in `use` declarations and in code (`crate::`, `super::`, `self::`, names of modules). A path leads to the file
-that defines what it names: re-exports are followed, and a module by itself is nothing. A path that goes through a `pub use *`
-leads to the file that defines the name. Tests inside files (`#[cfg(test)]`) are left out.
+Counted are paths in `use` declarations and in code (`crate::`, `super::`, `self::`, names of modules). A path leads to
+the file that defines what it names: re-exports are followed, `pub use *` too; the name of a module alone is none.
+Tests inside files (`#[cfg(test)]`) are left out.
 """
 import argparse
 import pathlib
@@ -18,6 +18,7 @@ import common
 
 IDENT = r"[A-Za-z_]\w*"
 PATH = re.compile(rf"(?<![\w:$.'])(?:\$\s*)?({IDENT}(?:\s*::\s*{IDENT})+)")
+PATH_ATTRIBUTE = re.compile(r"#\[path\s*=\s*\"([^\"]+)\"\]\s*(?:pub(?:\([^)]*\))?\s*)?$")
 DEFINITION = re.compile(rf"\b(?:fn|struct|enum|union|trait|type|const|static|mod|macro_rules!)\s+(?:mut\s+)?({IDENT})")
 
 
@@ -127,7 +128,7 @@ class Crate:
         for match in re.finditer(rf"\bmod\s+({IDENT})\s*;", text):
             name = match.group(1)
             place = folder / f"{name}.rs"
-            named = re.search(r"#\[path\s*=\s*\"([^\"]+)\"\]\s*(?:pub(?:\([^)]*\))?\s*)?$", original[:match.start()]) if original else None
+            named = PATH_ATTRIBUTE.search(original[:match.start()]) if original else None
             if named:
                 place = module.file.parent / named.group(1)
             elif not (self.root / place).exists():
@@ -147,7 +148,7 @@ class Crate:
             module.paths.append((tuple(re.split(r"\s*::\s*", match.group(1))), line(match.start()), False))
 
     def resolve(self, module, path, seen=frozenset()):
-        """-> the module that a path names, or the file that defines what it names, or None for what is not the crate's."""
+        """The module that a path names, or the file that defines what it names; None for what is not the crate's."""
         if (id(module), path) in seen:
             return None
         seen = seen | {(id(module), path)}
@@ -172,7 +173,7 @@ class Crate:
         return at
 
     def member(self, module, name, seen, last):
-        """What a module's name stands for. A function may have the name of a module: then the last of a path is the function."""
+        """What a name of a module stands for; at the end of a path rather a function than a module of that name."""
         alias = None
         if name in module.aliases and module.aliases[name] != (name,):
             alias = self.resolve(module, module.aliases[name], seen)
@@ -198,8 +199,9 @@ class Crate:
         for module in self.modules:
             for path, line, is_glob in module.paths:
                 # What a macro gets as `super::name` for a module that it makes stands one module lower.
-                if path[0] == "super" and len(path) > 1 and not self.knows(module.parent, path[1]) and self.knows(module, path[1]):
-                    path = path[1:]
+                if path[0] == "super" and len(path) > 1 and self.knows(module, path[1]):
+                    if not self.knows(module.parent, path[1]):
+                        path = path[1:]
                 target = self.resolve(module, path)
                 if isinstance(target, Module):
                     # Everything of it: as if the file were named.

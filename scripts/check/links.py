@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Every relative link of the documents leads to a file, and to a heading of it; every file that they name in `code` exists.
+"""Every relative link of the documents leads to a file and a heading of it; files that they name in `code` exist.
 
 Addresses on the network are not followed.
 """
 import os
+import pathlib
 import re
 
 import common
@@ -54,11 +55,12 @@ def problems(root):
                     yield f"{where}: {target}: {why}"
         for match in CODE.finditer(prose):
             word = (match.group(2).split() or [""])[0].split("::")[0].rstrip(".,;:")
-            # A changelog names what was, too.
-            if path.name != "CHANGELOG.md" and "/" in word and word.split("/")[0] in top and PATH.fullmatch(word) and not word.startswith(GENERATED):
+            is_path = "/" in word and word.split("/")[0] in top and PATH.fullmatch(word)
+            # A changelog also names files of the past.
+            is_path = is_path and not word.startswith(GENERATED) and path.name != "CHANGELOG.md"
+            if is_path and not (root / word).exists():
                 line = prose.count("\n", 0, match.start()) + 1
-                if not (root / word).exists():
-                    yield f"{path}:{line}: `{word}` does not exist"
+                yield f"{path}:{line}: `{word}` does not exist"
 
 
 def broken(root, path, target, headings):
@@ -66,7 +68,9 @@ def broken(root, path, target, headings):
     if re.match(r"[a-z][a-z0-9+.-]*:", target):
         return None
     name, _, anchor = target.partition("#")
-    file = path if not name else (common.pathlib.Path(os.path.normpath(name.lstrip("/") if name[0] == "/" else path.parent / name)))
+    file = path
+    if name:
+        file = pathlib.Path(os.path.normpath(name.lstrip("/") if name[0] == "/" else path.parent / name))
     if str(file).startswith("..") or not (root / file).exists():
         return "no such file"
     if anchor and file in headings and anchor not in headings[file]:

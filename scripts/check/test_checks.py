@@ -73,7 +73,8 @@ class Circles(Planted):
         for one, other in ("ab", "bc", "ca"):
             self.put(f"src/{one}.rs", f"use crate::{other}::{other.upper()};\npub struct {one.upper()};\n")
         (text,) = self.circles()
-        for line in ("src/a.rs imports src/b.rs", "src/b.rs imports src/c.rs", "src/c.rs imports src/a.rs (src/c.rs:1: crate::a::A)"):
+        for line in ("src/a.rs imports src/b.rs", "src/b.rs imports src/c.rs",
+                     "src/c.rs imports src/a.rs (src/c.rs:1: crate::a::A)"):
             self.assertIn(line, text)
 
 
@@ -81,11 +82,12 @@ class Documents(Planted):
     def test_broken_links_are_found(self):
         self.put("docs/b.md", "# One thing: `code`\n\n# Two\n# Two\n")
         self.put("src/x.rs", "")
-        good = "[x](docs/b.md#one-thing-code) [y](docs/b.md#two-1) [z]: docs/b.md\n`src/x.rs` `src/*.rs` [n](https://example.org/x)\n"
+        good = ("[x](docs/b.md#one-thing-code) [y](docs/b.md#two-1) [z]: docs/b.md\n"
+                "`src/x.rs` `src/*.rs` [n](https://example.org/x)\n")
         self.put("README.md", good + "```\n[no](link.md)\n```\n`[no](link.md)`\n")
         self.assertEqual(list(links.problems(self.root)), [])
-        for bad in ("[x](docs/c.md)", "[x](docs/b.md#three)", "[x](#nowhere)", "![x](p.svg)", "[![x](p.svg)](docs/b.md)", "`src/y.rs`",
-                    "[x]: docs/c.md", "<img src=\"p.png\">"):
+        for bad in ("[x](docs/c.md)", "[x](docs/b.md#three)", "[x](#nowhere)", "![x](p.svg)",
+                    "[![x](p.svg)](docs/b.md)", "`src/y.rs`", "[x]: docs/c.md", "<img src=\"p.png\">"):
             self.put("README.md", good + bad + "\n")
             self.assertEqual(len(set(links.problems(self.root))), 1, bad)
 
@@ -105,16 +107,19 @@ class Subjects(unittest.TestCase):
             (root / "scripts" / "check").mkdir(parents=True)
             check = shutil.copy2(common.ROOT / "scripts" / "check" / "commits", root / "scripts" / "check")
 
+            def git(*arguments):
+                command = ["git", "-C", root, "-c", "user.name=a", "-c", "user.email=a@example.org", *arguments]
+                return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
             def commit(subject):
-                subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "-q", "--allow-empty", "-m", subject],
-                               cwd=root, check=True)
+                git("commit", "-q", "--allow-empty", "-m", subject)
 
             def outcome(base):
                 return subprocess.run([check, base], capture_output=True, text=True)
 
-            subprocess.run(["git", "init", "-q", root], check=True)
+            git("init", "-q")
             commit("Anything before the base")
-            base = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
+            base = git("rev-parse", "HEAD")
             commit("area: what")
             self.assertEqual(outcome(base).returncode, 0)
             commit("area: " + "x" * 67)

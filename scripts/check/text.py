@@ -3,7 +3,8 @@
 import common
 
 WIDTH = 120
-SOURCES = ("*.rs", "*.py", "*.h", "*.c", "*.hpp", "*.cpp", "*.cu", "*.cuh", "*.cmake", "*CMakeLists.txt", "*.sh", "Makefile", "scripts/*")
+SOURCES = ("*.rs", "*.py", "*.h", "*.c", "*.hpp", "*.cpp", "*.cu", "*.cuh", "*.cmake", "*CMakeLists.txt", "*.sh",
+           "Makefile", "scripts/*")
 README_LINES = 200
 
 
