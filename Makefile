@@ -7,7 +7,8 @@ CXX ?= g++
 PYTHON ?= python3
 export MAKE
 
-CHECK = check-format check-text check-links check-cycles check-commits check-scripts check-lint check-docs check-rust
+CHECK = check-format check-text check-links check-cycles check-parameters check-commits check-scripts check-lint \
+	check-docs check-rust
 TEST = test-setup test-rust test-stream test-cpp test-python test-cuda
 ALL = all-llama all-inflight all-sanitize-cpp all-sanitize-rust all-mutants all-aarch64 all-emulated-isa \
 	all-cuda-sanitize all-cuda-cubins all-cuda-variants all-cuda-nvcc all-gpu-bench
@@ -64,6 +65,9 @@ check-links:
 
 check-cycles:
 	@$(call python,scripts/check/cycles.py)
+
+check-parameters:
+	@$(call python,scripts/check/parameters.py)
 
 check-commits:
 	@scripts/check/commits $(SUBJECTS_SINCE)

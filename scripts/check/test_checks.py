@@ -8,6 +8,7 @@ import unittest
 import common
 import cycles
 import links
+import parameters
 import text
 
 
@@ -98,6 +99,19 @@ class Documents(Planted):
         self.put("README.md", "x\n" * 201)
         self.put("src/x.rs", "x" * 121 + "\n")
         self.assertEqual(len(list(text.problems(self.root))), 2)
+
+
+class Parameters(Planted):
+    def test_too_many_are_found(self):
+        seven = ", ".join(f"x{i}: Map<u8, u8>" for i in range(7))
+        self.put("src/a.rs", f"fn a<T: Fn(u8) -> u8>(x: &mut [(u8, u8, u8)], f: fn(u8, u8)) {{}}\nextern \"C\" fn b({seven}) {{}}\n")
+        self.put("src/a.cpp", "int f(int a, std::map<int, int> b) { return g(1, 2, 3, 4, 5, 6, 7); }\n"
+                 "extern \"C\" __global__ void k(int a, int b, int c, int d, int e, int f, int g) {}\n")
+        self.assertEqual(list(parameters.problems(self.root)), [])
+        self.put("src/a.rs", f"fn a<T>(x: &(u8, u8, u8)) {{}}\nfn b({seven}) {{}}\n")
+        self.put("src/a.cpp", "A::A(int a, int b, int c, int d, int e, int f, int g) : a(a) {}\n"
+                 "auto f(int a, int b, int c, int d, int e, int f, int g) const -> int {}\n")
+        self.assertEqual(len(list(parameters.problems(self.root))), 4)
 
 
 class Subjects(unittest.TestCase):
