@@ -37,7 +37,10 @@ class Case:
     @property
     def key(self):
         at = f" from {self.start}" if self.start else ""
-        return f"{self.n_seqs} x {self.chunk} over {self.cached}, {self.q_heads}/{self.kv_heads} x {self.dim} {self.dtype}{at}"
+        return (
+            f"{self.n_seqs} x {self.chunk} over {self.cached}, {self.q_heads}/{self.kv_heads} x {self.dim} "
+            f"{self.dtype}{at}"
+        )
 
     @property
     def layer_bytes(self):
@@ -46,8 +49,8 @@ class Case:
 
     @property
     def step_bytes(self):
-        """The fewest a step can move: what it sees read once, new rows read and stored, queries read, results written. A
-        query of a chunk sees `cached` tokens, all queries together those of the chunk beside them."""
+        """The fewest a step can move: what it sees read once, new rows read and stored, queries read, results written.
+        A query of a chunk sees `cached` tokens, all queries together those of the chunk beside them."""
         row = self.dim * SIZE[self.dtype]
         seen = self.n_seqs * (self.cached - 1) * self.kv_heads * 2 * row
         rows = self.n_seqs * self.chunk
@@ -76,7 +79,13 @@ def all_cases():
                     ranked.append((far, Case(n_seqs, cached, *heads, dtype, core=core)))
             for chunk in CHUNKS:
                 for cached in (2048, 16384):
-                    far = (1 + 4 * _worth(heads, HEADS) + 4 * (dtype == "f16") + 1.5 * _worth(chunk, CHUNKS) + 3 * (cached > 2048))
+                    far = (
+                        1
+                        + 4 * _worth(heads, HEADS)
+                        + 4 * (dtype == "f16")
+                        + 1.5 * _worth(chunk, CHUNKS)
+                        + 3 * (cached > 2048)
+                    )
                     core = heads == HEADS[0] and dtype == "bf16" and cached == chunk == 2048
                     ranked.append((far, Case(1, cached, *heads, dtype, chunk, core=core)))
     # The price of a far position: nothing, if angles are exact at any.

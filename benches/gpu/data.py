@@ -1,8 +1,9 @@
 """The tokens of a case, and what attention over them must give, in float64.
 
-Every sequence's stream is: a block of random tokens over and over until the ring has wrapped, then the tokens that are measured,
-over and over. So what a cache holds after any number of steps can be written down without following them.
+Every sequence's stream is: a block of random tokens over and over until the ring has wrapped, then the tokens that are
+measured, over and over. So what a cache holds after any number of steps can be written down without following them.
 """
+
 import torch
 
 from cases import N_SINK

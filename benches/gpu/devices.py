@@ -1,8 +1,11 @@
-"""Published limits of the architectures and of one device of each, and how many blocks of a kernel a multiprocessor holds.
+"""Published limits of the architectures and of one device of each, and how many blocks of a kernel a multiprocessor
+holds.
 
-Limits: CUDA C++ Programming Guide 13.0, appendix "Compute Capabilities", tables of technical specifications; registers are given out to
-warps in units of 256 (CUDA Occupancy Calculator). Rates: the vendors' datasheets (dense f16 with f32 sums, without sparsity).
+Limits: CUDA C++ Programming Guide 13.0, appendix "Compute Capabilities", tables of technical specifications; registers
+are given out to warps in units of 256 (CUDA Occupancy Calculator). Rates: the vendors' datasheets (dense f16 with f32
+sums, without sparsity).
 """
+
 import dataclasses
 
 
@@ -48,7 +51,11 @@ DEVICES = {
 
 def blocks_at_once(arch, threads, registers, shared):
     """-> (blocks that a multiprocessor holds at once, what limits them)"""
-    limits = {"threads": arch.threads // threads, "blocks": arch.blocks, "shared memory": arch.shared // (shared + RESERVED)}
+    limits = {
+        "threads": arch.threads // threads,
+        "blocks": arch.blocks,
+        "shared memory": arch.shared // (shared + RESERVED),
+    }
     warps = -(-threads // 32)
     of_warp = -(-registers * 32 // 256) * 256
     # Each of the four schedulers has a quarter of the registers for its warps.

@@ -26,7 +26,8 @@ NOT_MEASURED = "not measured on a GPU"
 
 
 def resources():
-    """Rows of the tensor-core kernels: {(kernel, arch, dim): (most registers, most shared memory)} over the variants compiled."""
+    """Rows of the tensor-core kernels: {(kernel, arch, dim): (most registers, most shared memory)} over the variants
+    compiled."""
     found = {}
     for line in RESOURCES.read_text().splitlines():
         cells = [c.strip() for c in line.strip("|").split("|")]
@@ -39,19 +40,29 @@ def resources():
 
 
 def occupancy(table):
-    lines = ["| kernel | head_dim | arch | registers | shared | stages | blocks at once | limited by | warps | KiB in flight |",
-             "|---|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| kernel | head_dim | arch | registers | shared | stages | blocks at once | limited by | warps | KiB in "
+        "flight |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
     order = list(ARCHS)
-    for (kernel, arch, dim), (registers, shared) in sorted(table.items(), key=lambda i: (i[0][0], i[0][2], order.index(i[0][1]))):
+    for (kernel, arch, dim), (registers, shared) in sorted(
+        table.items(), key=lambda i: (i[0][0], i[0][2], order.index(i[0][1]))
+    ):
         k = model.kernel(kernel, dim, registers, shared, ARCHS[arch])
-        lines.append(f"| {kernel} | {dim} | {arch} | {registers} | {shared} | {k.stages} | {k.at_once} | {k.why} | {k.at_once * k.threads // 32} "
-                     f"| {k.in_flight * k.at_once / 1024:.0f} |")
+        lines.append(
+            f"| {kernel} | {dim} | {arch} | {registers} | {shared} | {k.stages} | {k.at_once} | {k.why} | "
+            f"{k.at_once * k.threads // 32} "
+            f"| {k.in_flight * k.at_once / 1024:.0f} |"
+        )
     return lines
 
 
 def floors():
     cases = [Case(n, cached, 32, 8, 128, "bf16") for n in (1, 64) for cached in (256, 2048, 16384)]
-    cases += [Case(1, cached, 32, 8, 128, "bf16", chunk) for cached in (2048, 16384) for chunk in (128, 512, 2048, 8192)]
+    cases += [
+        Case(1, cached, 32, 8, 128, "bf16", chunk) for cached in (2048, 16384) for chunk in (128, 512, 2048, 8192)
+    ]
     lines = ["| step | MB | GFLOP | " + " | ".join(DEVICES) + " |", "|---" * (3 + len(DEVICES)) + "|"]
     for c in cases:
         cells = []
@@ -68,23 +79,49 @@ def predictions(table, measured):
     lines = ["| aim | H100 SXM, predicted | H200 SXM, predicted | measured |", "|---|---|---|---|"]
     columns = [model.aims(table, DEVICES[name]) for name in ("H100 SXM", "H200 SXM")]
     for (aim, one, reached_one), (_, two, reached_two) in zip(*columns):
-        said = [f"{value}: **{'reached' if reached else 'missed'}**" for value, reached in ((one, reached_one), (two, reached_two))]
+        said = [
+            f"{value}: **{'reached' if reached else 'missed'}**"
+            for value, reached in ((one, reached_one), (two, reached_two))
+        ]
         lines.append(f"| {aim} | {said[0]} | {said[1]} | {found.get(aim, NOT_MEASURED)} |")
     return lines
 
 
 def text(measured, title):
     table = resources()
-    return "\n".join([
-        "# Occupancy, floors and predictions", "",
-        "Written by `benches/gpu/floors.py --write` from `src/backend/cuda/kernels/RESOURCES.md`, published limits (`devices.py`) and the",
-        f"model of `model.py`. Nothing in the columns of predictions was measured. Measured: {title}.", "",
-        "## Predictions", "", *predictions(table, measured), "", "Why, and what each number rests on: README.md.", "",
-        "## Floors", "",
-        "The larger of bytes (K, V, rows in and out, each moved once) over the datasheet's bandwidth and flops over its dense f16 rate.", "",
-        *floors(), "", "## Occupancy", "",
-        "Most registers and shared memory of the variants compiled for an architecture; bytes in flight: copies that a multiprocessor has",
-        "under way while its warps compute.", "", *occupancy(table)]) + "\n"
+    return (
+        "\n".join(
+            [
+                "# Occupancy, floors and predictions",
+                "",
+                "Written by `benches/gpu/floors.py --write` from `src/backend/cuda/kernels/RESOURCES.md`, published "
+                "limits (`devices.py`) and the",
+                f"model of `model.py`. Nothing in the columns of predictions was measured. Measured: {title}.",
+                "",
+                "## Predictions",
+                "",
+                *predictions(table, measured),
+                "",
+                "Why, and what each number rests on: README.md.",
+                "",
+                "## Floors",
+                "",
+                "The larger of bytes (K, V, rows in and out, each moved once) over the datasheet's bandwidth and "
+                "flops over its dense f16 rate.",
+                "",
+                *floors(),
+                "",
+                "## Occupancy",
+                "",
+                "Most registers and shared memory of the variants compiled for an architecture; bytes in flight: "
+                "copies that a multiprocessor has",
+                "under way while its warps compute.",
+                "",
+                *occupancy(table),
+            ]
+        )
+        + "\n"
+    )
 
 
 def main():
@@ -118,7 +155,9 @@ def strip(text):
     lines = [re.sub(r"Measured: .*", "", line) for line in text.splitlines()]
     begin = lines.index("## Predictions") if "## Predictions" in lines else 0
     end = lines.index("## Floors") if "## Floors" in lines else 0
-    return [line.rsplit("|", 2)[0] if begin < i < end and line.startswith("|") else line for i, line in enumerate(lines)]
+    return [
+        line.rsplit("|", 2)[0] if begin < i < end and line.startswith("|") else line for i, line in enumerate(lines)
+    ]
 
 
 if __name__ == "__main__":

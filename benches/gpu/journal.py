@@ -1,8 +1,9 @@
 """What has been measured, on disk as soon as it is known; and a run that goes on where it was cut off.
 
-A kernel that faults takes the process's context with it, and one that hangs takes the process: so a run writes down what it is about
-to do, and starts itself anew where that fails. What was under way then becomes a row with an error.
+A kernel that faults takes the process's context with it, and one that hangs takes the process: so a run writes down
+what it is about to do, and starts itself anew where that fails. What was under way then becomes a row with an error.
 """
+
 import contextlib
 import json
 import os

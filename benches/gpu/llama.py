@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Decodes with a whole model: recompute, StreamingLLM in PyTorch, an ordinary cache, this library. See README.md.
 
-    SINKCACHE_LIBRARY=.../libsinkcache.so benches/gpu/llama.py --out FOLDER [--budget SECONDS]     Llama-2-7B's shape, a GPU
-    ... --device cpu --tiny                                                                        the test: a tiny shape, checked
+    SINKCACHE_LIBRARY=.../libsinkcache.so benches/gpu/llama.py --out FOLDER [--budget SECONDS]  a GPU, Llama-2-7B
+    ... --device cpu --tiny                                                                      the test, a tiny shape
 
-FOLDER gets llama.json, rewritten after every row. First all contenders stream the same tokens and must give the same logits, up to
-where the cache is full; those that stream also beyond. Then they are timed with full caches. The exit code is 1 where they differ.
+FOLDER gets llama.json, rewritten after every row. First all contenders stream the same tokens and must give the same
+logits, up to where the cache is full; those that stream also beyond. Then they are timed with full caches. The exit
+code is 1 where they differ.
 """
+
 import argparse
 import dataclasses
 import datetime
@@ -29,8 +31,15 @@ from places import place_of
 from run import commit
 
 # In the order in which they are timed, for every size of the cache.
-TIMED = ((Sinkcache, "graph"), (Streaming, "eager"), (Recompute, "eager"), (StreamingFixed, "graph"), (Sinkcache, "eager"),
-         (Ordinary, "graph"), (Ordinary, "eager"))
+TIMED = (
+    (Sinkcache, "graph"),
+    (Streaming, "eager"),
+    (Recompute, "eager"),
+    (StreamingFixed, "graph"),
+    (Sinkcache, "eager"),
+    (Ordinary, "graph"),
+    (Ordinary, "eager"),
+)
 N_SINK = 4
 # Largest ||a - b|| / ||b|| of logits, by the type that everything is computed in.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2}
@@ -63,8 +72,11 @@ def stream(kind, mode, model, place, cached, tokens):
 
 
 def compare(model, place, cached, n_tokens, seed=3):
-    """Streams the same tokens through all contenders. -> rows: who, where, the largest difference from StreamingLLM's logits"""
-    tokens = torch.randint(0, model.shape.vocabulary, (n_tokens, 1), generator=torch.Generator().manual_seed(seed)).to(model.device)
+    """Streams the same tokens through all contenders. -> rows: who, where, the largest difference from StreamingLLM's
+    logits"""
+    tokens = torch.randint(0, model.shape.vocabulary, (n_tokens, 1), generator=torch.Generator().manual_seed(seed)).to(
+        model.device
+    )
     rows = []
     _, want = stream(Streaming, "eager", model, place, cached, tokens)
     for kind, mode in TIMED:
@@ -81,7 +93,11 @@ def compare(model, place, cached, n_tokens, seed=3):
             continue
         for part, begin, end in (("before eviction", first, min(cached, n)), ("after eviction", max(first, cached), n)):
             if begin < end:
-                difference = ((got[begin - first : end - first] - want[begin:end]).norm(dim=-1) / want[begin:end].norm(dim=-1)).max().item()
+                difference = (
+                    ((got[begin - first : end - first] - want[begin:end]).norm(dim=-1) / want[begin:end].norm(dim=-1))
+                    .max()
+                    .item()
+                )
                 rows.append({**about, "part": part, "tokens": end - begin, "difference": difference,
                              "holds": bool(difference <= TOLERANCE[model.dtype])})
     return rows
@@ -144,8 +160,16 @@ def main():
     place = place_of(o.device)
     shape, dtype = (TINY, torch.float32) if o.tiny else (LLAMA_2_7B, torch.float16)
     model = Model(shape, place.tensors, dtype)
-    record = {"device": place.describe(), "commit": commit(), "date": datetime.date.today().isoformat(),
-              "shape": dataclasses.asdict(shape), "weights": shape.weights, "dtype": str(dtype), "checks": [], "rows": []}
+    record = {
+        "device": place.describe(),
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+        "shape": dataclasses.asdict(shape),
+        "weights": shape.weights,
+        "dtype": str(dtype),
+        "checks": [],
+        "rows": [],
+    }
 
     def write():
         temporary = o.out / "llama.json.new"
@@ -157,7 +181,9 @@ def main():
     try:
         record["checks"] = compare(model, place, cached, 2 * cached + 5)
     except Exception as e:
-        record["checks"] = [{"contender": Streaming.name, "holds": False, "note": f"{type(e).__name__}: {first_line(e)}"}]
+        record["checks"] = [
+            {"contender": Streaming.name, "holds": False, "note": f"{type(e).__name__}: {first_line(e)}"}
+        ]
     for row in record["checks"]:
         print(f"{'same' if row['holds'] else 'DIFFERS'}: {row}", flush=True)
     write()

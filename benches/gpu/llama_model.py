@@ -23,7 +23,9 @@ class Shape:
 
     @property
     def weights(self):
-        layer = self.width * self.dim * (2 * self.heads + 2 * self.kv_heads) + 3 * self.width * self.inner + 2 * self.width
+        layer = (
+            self.width * self.dim * (2 * self.heads + 2 * self.kv_heads) + 3 * self.width * self.inner + 2 * self.width
+        )
         return self.layers * layer + 2 * self.vocabulary * self.width + self.width
 
 
@@ -44,8 +46,15 @@ class Model:
 
         s = shape
         self.table = torch.empty(s.vocabulary, s.width, device=device, dtype=dtype).normal_(generator=generator)
-        self.layers = [(draw((s.heads + 2 * s.kv_heads) * s.dim, s.width), draw(s.width, s.width), draw(2 * s.inner, s.width),
-                        draw(s.width, s.inner)) for _ in range(s.layers)]
+        self.layers = [
+            (
+                draw((s.heads + 2 * s.kv_heads) * s.dim, s.width),
+                draw(s.width, s.width),
+                draw(2 * s.inner, s.width),
+                draw(s.width, s.inner),
+            )
+            for _ in range(s.layers)
+        ]
         self.head = draw(s.vocabulary, s.width)
         self.ones = torch.ones(s.width, device=device, dtype=dtype)
 
@@ -66,7 +75,9 @@ class Model:
 
 def sdpa(q, k, v, causal=False):
     """q [n, heads, dim] over k, v [kv_heads, m, dim] -> [n, heads x dim]"""
-    out = F.scaled_dot_product_attention(q.transpose(0, 1)[None], k[None], v[None], is_causal=causal, enable_gqa=q.shape[1] != k.shape[0])
+    out = F.scaled_dot_product_attention(
+        q.transpose(0, 1)[None], k[None], v[None], is_causal=causal, enable_gqa=q.shape[1] != k.shape[0]
+    )
     return out[0].transpose(0, 1).reshape(len(q), -1)
 
 
@@ -147,7 +158,10 @@ class Streaming(Decoder):
     def fill(self):
         s = self.model.shape
         for held in (self.k, self.v):
-            held[:] = [torch.randn(s.kv_heads, self.cached - 1, s.dim, device=self.model.device, dtype=self.model.dtype) for _ in held]
+            held[:] = [
+                torch.randn(s.kv_heads, self.cached - 1, s.dim, device=self.model.device, dtype=self.model.dtype)
+                for _ in held
+            ]
 
 
 class StreamingFixed(Decoder):
@@ -191,7 +205,8 @@ class StreamingFixed(Decoder):
 
 
 class Ordinary(Decoder):
-    """A cache of fixed size that knows no end: keys are rotated when they come. It is full at the step that is timed."""
+    """A cache of fixed size that knows no end: keys are rotated when they come. It is full at the step that is
+    timed."""
 
     name = "ordinary cache"
 
@@ -228,7 +243,9 @@ class Sinkcache(Decoder):
         s = self.model.shape
         self.cache = skc.SinkCache(self.place, s.layers, 1, s.heads, s.kv_heads, s.dim, self.model.dtype, self.n_sink,
                                    self.cached - self.n_sink, 256)
-        self.out = [torch.empty(1, s.heads, s.dim, device=self.model.device, dtype=self.model.dtype) for _ in range(s.layers)]
+        self.out = [
+            torch.empty(1, s.heads, s.dim, device=self.model.device, dtype=self.model.dtype) for _ in range(s.layers)
+        ]
         self.rows, self.calls = [None] * s.layers, [None] * s.layers
 
     def attention(self, layer, q, k, v):

@@ -11,7 +11,8 @@ NODES = 32
 
 
 def layers_of(case, place, few=False):
-    """Layers, each with a cache of its own: so many that all together exceed the device's cache three times; 0: not even one fits."""
+    """Layers, each with a cache of its own: so many that all together exceed the device's cache three times; 0: not
+    even one fits."""
     if few:
         return 2
     row = case.n_seqs * case.chunk * (2 * case.q_heads + 2 * case.kv_heads) * case.dim * 2
@@ -41,14 +42,17 @@ def verify(contender, passes):
         error = error_of(contender.picked(layer), contender.reference(layer, passes))
         # A NaN is never small.
         if not error <= TOLERANCE[contender.case.dtype]:
-            raise Wrong(f"wrong: max error {error:.2e} in layer {layer} after {passes} steps, allowed {TOLERANCE[contender.case.dtype]:.0e}")
+            raise Wrong(
+                f"wrong: max error {error:.2e} in layer {layer} after {passes} steps, allowed "
+                f"{TOLERANCE[contender.case.dtype]:.0e}"
+            )
         worst = max(worst, error)
     return worst
 
 
 def measure(kind, case, place, data, seconds):
-    """Rows of a contender's modes, as dictionaries with "mode", "status" and what was found. All modes are checked before the
-    first one is timed: timing changes what the caches hold."""
+    """Rows of a contender's modes, as dictionaries with "mode", "status" and what was found. All modes are checked
+    before the first one is timed: timing changes what the caches hold."""
     contender, rows, calls, passes = None, [], {}, 0
     loops = loops_of(case, data.layers)
     try:
@@ -79,7 +83,9 @@ def measure(kind, case, place, data, seconds):
             try:
                 taken = place.time(call, seconds, data.refresh)
                 contender.verify()
-                rows.append({"mode": mode, **numbers(case, taken, loops, data.layers), "error": error, "launches": launches})
+                rows.append(
+                    {"mode": mode, **numbers(case, taken, loops, data.layers), "error": error, "launches": launches}
+                )
             except Exception as e:
                 rows.append({"mode": mode, **failure(e)})
                 break
@@ -120,9 +126,19 @@ def numbers(case, taken, loops, layers):
     """What a timing says of one step."""
     nodes = loops * layers
     us, low, high = (x / nodes * 1e6 for x in (taken.median, taken.quartile(0.25), taken.quartile(0.75)))
-    return {"status": "ok", "us": us, "us_quartiles": [low, high], "samples": len(taken.samples), "replays": taken.repeat,
-            "layers": layers, "nodes": nodes, "bytes": case.step_bytes, "gb_s": case.step_bytes / us / 1e3,
-            "flops": case.step_flops, "tflop_s": case.step_flops / us / 1e6}
+    return {
+        "status": "ok",
+        "us": us,
+        "us_quartiles": [low, high],
+        "samples": len(taken.samples),
+        "replays": taken.repeat,
+        "layers": layers,
+        "nodes": nodes,
+        "bytes": case.step_bytes,
+        "gb_s": case.step_bytes / us / 1e3,
+        "flops": case.step_flops,
+        "tflop_s": case.step_flops / us / 1e6,
+    }
 
 
 def failure(e):

@@ -1,32 +1,36 @@
-"""What times are predicted, before any kernel of this library has run on a GPU. The assumptions are the constants; the rest follows.
+"""What times are predicted, before any kernel of this library has run on a GPU. The assumptions are the constants; the
+rest follows.
 
-A decode step: a launch, a block's way to its first tile, tiles as fast as the smaller of memory bandwidth and what is in flight
-allows, wave after wave, and the merge of splits. A chunk: waves of tiles at a share of the peak that depends on how full a multiprocessor is.
-PyTorch's contenders: their launches, or the bytes that each of their operations moves.
+A decode step: a launch, a block's way to its first tile, tiles as fast as the smaller of memory bandwidth and what is
+in flight allows, wave after wave, and the merge of splits. A chunk: waves of tiles at a share of the peak that depends
+on how full a multiprocessor is. PyTorch's contenders: their launches, or the bytes that each of their operations moves.
 """
+
 import dataclasses
 import math
 
 from cases import Case
 from devices import ARCHS, blocks_at_once
 
-# Assumed, in seconds: from the end of a kernel to the start of the next node of a graph; a dependent read of device memory; the merge
-# of splits by the last block (an atomic, then a round of reads); a kernel that an eager PyTorch operation launches, on the host.
+# Assumed, in seconds: from the end of a kernel to the start of the next node of a graph; a dependent read of device
+# memory; the merge of splits by the last block (an atomic, then a round of reads); a kernel that an eager PyTorch
+# operation launches, on the host.
 NODE, READ, MERGE, EAGER = 1.6e-6, 0.65e-6, 1.3e-6, 5.0e-6
 # A small kernel of PyTorch in a graph, its node included.
 SMALL = 2.3e-6
-# Of the datasheet's bandwidth: a copy; PyTorch's and FlashAttention's kernels (FA3 is published with 88 %); this library's decode, built
-# of cp.async and mma.sync as XQA is (published with 73 %), with more in flight.
+# Of the datasheet's bandwidth: a copy; PyTorch's and FlashAttention's kernels (FA3 is published with 88 %); this
+# library's decode, built of cp.async and mma.sync as XQA is (published with 73 %), with more in flight.
 COPY, STREAM, OWN = 0.90, 0.86, 0.80
 # Dependent reads before a block's first tile: its entry and counters, then the tile.
 CHAIN = 2
-# Of the peak: a product of large matrices; flash attention by mma.sync in PyTorch; this library's chunks, of full multiprocessors.
+# Of the peak: a product of large matrices; flash attention by mma.sync in PyTorch; this library's chunks, of full
+# multiprocessors.
 MATMUL, FLASH, CHUNK = 0.70, 0.38, 0.30
 # A chunk's small tiles beside its large ones.
 SMALL_TILES = 0.75
 LLAMA_WEIGHTS, LLAMA_LAYERS = 6.74e9, 32
-# Kernels of a layer of the model beside attention: two norms (three kernels each where not fused: counted as one), four products,
-# silu, product, two sums; the share of bandwidth of a matrix-vector product.
+# Kernels of a layer of the model beside attention: two norms (three kernels each where not fused: counted as one), four
+# products, silu, product, two sums; the share of bandwidth of a matrix-vector product.
 LAYER_KERNELS, GEMV = 10, 0.80
 
 
@@ -60,7 +64,8 @@ def _of(table, name, device, dim):
 
 
 def splits_of(heads, cached, k, multiprocessors):
-    """Into how many blocks the keys of a KV head are split: n_splits of src/backend/cuda/heuristics.rs, in its units."""
+    """Into how many blocks the keys of a KV head are split: n_splits of src/backend/cuda/heuristics.rs, in its
+    units."""
     warps = k.threads // 32
     rounds = max(1, math.ceil(math.ceil(cached / 16) / warps))
     most = max(1, min(rounds, 4 * multiprocessors // heads))
@@ -105,7 +110,8 @@ def decode(table, device, case):
 
 
 def chunk(table, device, case):
-    """Seconds of a chunk: waves of tiles of 128 rows (64 where those would leave multiprocessors idle), and its append."""
+    """Seconds of a chunk: waves of tiles of 128 rows (64 where those would leave multiprocessors idle), and its
+    append."""
     k = _of(table, "skc_attend_chunk", device, case.dim)
     rows = case.chunk * case.q_heads // case.kv_heads
     heads = case.n_seqs * case.kv_heads
@@ -132,14 +138,15 @@ def flash(device, case):
 
 
 def ready_window(device, case):
-    """The best attention on a ready window: a split kernel and one that combines, or one that fills the device by itself."""
+    """The best attention on a ready window: a split kernel and one that combines, or one that fills the device by
+    itself."""
     split = case.n_seqs * case.kv_heads < 2 * device.multiprocessors
     return case.step_bytes / (STREAM * device.bytes_per_s) + (2 if split else 1) * NODE + (3 if split else 1) * READ
 
 
 def streaming(device, case, graph):
-    """StreamingLLM in PyTorch: bytes in units of K (as large as V), and launches. Eager: both concatenated twice (8), K rotated by
-    five operations (10), attention (2). On fixed buffers: K rotated (10), attention (2)."""
+    """StreamingLLM in PyTorch: bytes in units of K (as large as V), and launches. Eager: both concatenated twice (8), K
+    rotated by five operations (10), attention (2). On fixed buffers: K rotated (10), attention (2)."""
     k_bytes = case.layer_bytes / 2
     moved, launches = (12, 20) if graph else (20, 16)
     return max(moved * k_bytes / (STREAM * device.bytes_per_s), launches * (SMALL if graph else EAGER))
@@ -185,9 +192,17 @@ def aims(table, device):
         mine = decode(table, device, case)
         for name, graph, least in (("eager", False, 20), ("captured", True, 3)):
             ratio = streaming(device, case, graph) / mine
-            found.append((f"{n_seqs} sequences: over StreamingLLM {name}, >= {least} x", f"{ratio:.1f} x", ratio >= least))
+            found.append(
+                (f"{n_seqs} sequences: over StreamingLLM {name}, >= {least} x", f"{ratio:.1f} x", ratio >= least)
+            )
         ratio = ready_window(device, case) / mine
-        found.append((f"{n_seqs} sequences: over the best attention on a ready window, >= {factor} x", f"{ratio:.2f} x", ratio >= factor))
+        found.append(
+            (
+                f"{n_seqs} sequences: over the best attention on a ready window, >= {factor} x",
+                f"{ratio:.2f} x",
+                ratio >= factor,
+            )
+        )
     for cached in (2048, 16384):
         for n in (128, 512, 2048, 8192):
             case = main(1, cached, chunk=n)
@@ -196,7 +211,10 @@ def aims(table, device):
     found.append(("step at position 10,000,000 over 10,000, <= 1.02 x", "1.00 x", True))
     for cached in (256, 1024, 2048, 4096):
         s = llama(table, device, cached)
-        for label, name, least in (("StreamingLLM in PyTorch", "StreamingLLM in PyTorch", 5), ("recompute", "recompute", 22.2)):
+        for label, name, least in (
+            ("StreamingLLM in PyTorch", "StreamingLLM in PyTorch", 5),
+            ("recompute", "recompute", 22.2),
+        ):
             ratio = s[name] / s["sinkcache"]
             found.append((f"Llama-2-7B shape, {cached} cached: over {label}, >= {least} x",
                           f"{ratio:.1f} x ({s[name] * 1e3:.1f} ms, {s['sinkcache'] * 1e3:.1f} ms)", ratio >= least))

@@ -1,8 +1,10 @@
 """Where a measurement runs: a GPU, this CPU, or the stand-in for a GPU of tools/cuda_shim.
 
-A place owns a stream, captures calls into graphs, takes times, and says what the device is. On the CPU there are no graphs: a
-"graph" is the call itself. On the stand-in tensors are ordinary memory, which is its device memory too; times mean nothing there.
+A place owns a stream, captures calls into graphs, takes times, and says what the device is. On the CPU there are no
+graphs: a "graph" is the call itself. On the stand-in tensors are ordinary memory, which is its device memory too; times
+mean nothing there.
 """
+
 import ctypes
 import statistics
 import subprocess
@@ -149,8 +151,12 @@ class Gpu(Cpu):
                 "l2_bytes": self.cache_bytes(), "memory_bytes": p.total_memory, "torch": torch.__version__,
                 "cuda": torch.version.cuda}
         try:
-            said["driver"] = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], text=True,
-                                            stdout=subprocess.PIPE, timeout=10).stdout.split("\n")[0]
+            said["driver"] = subprocess.run(
+                ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+                text=True,
+                stdout=subprocess.PIPE,
+                timeout=10,
+            ).stdout.split("\n")[0]
         except (OSError, subprocess.SubprocessError):
             pass
         return said
@@ -160,11 +166,25 @@ class Gpu(Cpu):
         try:
             if self.nvml:
                 n, h = self.nvml, self.handle
-                return {"sm": n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_SM), "mem": n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_MEM),
-                        "watts": round(n.nvmlDeviceGetPowerUsage(h) / 1e3), "celsius": n.nvmlDeviceGetTemperature(h, 0)}
-            text = subprocess.run(["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu",
-                                   "--format=csv,noheader,nounits"], text=True, stdout=subprocess.PIPE, timeout=10).stdout
-            return dict(zip(("sm", "mem", "watts", "celsius"), (round(float(x)) for x in text.split("\n")[0].split(","))))
+                return {
+                    "sm": n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_SM),
+                    "mem": n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_MEM),
+                    "watts": round(n.nvmlDeviceGetPowerUsage(h) / 1e3),
+                    "celsius": n.nvmlDeviceGetTemperature(h, 0),
+                }
+            text = subprocess.run(
+                [
+                    "nvidia-smi",
+                    "--query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu",
+                    "--format=csv,noheader,nounits",
+                ],
+                text=True,
+                stdout=subprocess.PIPE,
+                timeout=10,
+            ).stdout
+            return dict(
+                zip(("sm", "mem", "watts", "celsius"), (round(float(x)) for x in text.split("\n")[0].split(",")))
+            )
         except Exception:
             return None
 

@@ -20,7 +20,11 @@ def line(row, copy):
 
 def _times(rows, **wanted):
     """{(contender, mode): us} of rows that fit and are right."""
-    return {(r["contender"], r["mode"]): r["us"] for r in rows if r["status"] == "ok" and all(r.get(k) == v for k, v in wanted.items())}
+    return {
+        (r["contender"], r["mode"]): r["us"]
+        for r in rows
+        if r["status"] == "ok" and all(r.get(k) == v for k, v in wanted.items())
+    }
 
 
 def _best(times):
@@ -49,15 +53,26 @@ def aims(results, llama):
 
     one = {"n_seqs": 1, "cached": 2048, "chunk": 1, "start": 0, **MAIN}
     mine = ours(**one)
-    add("step of 1 sequence, 2048 cached, <= 8 us", f"{mine[1]:.2f} us, {mine[0][0]}" if mine else "not measured", mine and mine[1] <= 8)
+    add(
+        "step of 1 sequence, 2048 cached, <= 8 us",
+        f"{mine[1]:.2f} us, {mine[0][0]}" if mine else "not measured",
+        mine and mine[1] <= 8,
+    )
     shares = []
     for key in {r["key"] for r in rows if r.get("chunk") == 1 and r["n_seqs"] >= 64 and r["cached"] >= 2048}:
-        at = [r for r in rows if r["key"] == key and r["family"] == "sinkcache" and r["mode"] == "graph" and r["status"] == "ok"]
+        at = [
+            r
+            for r in rows
+            if r["key"] == key and r["family"] == "sinkcache" and r["mode"] == "graph" and r["status"] == "ok"
+        ]
         if at and copy:
             shares.append((max(r["gb_s"] for r in at) * 1e9 / copy, key))
     worst = min(shares, default=None)
-    add("copy bandwidth from 64 sequences, >= 2048 cached, >= 85 %",
-        f"{worst[0] * 100:.1f} % at worst of {len(shares)} cases ({worst[1]})" if worst else "not measured", worst and worst[0] >= 0.85)
+    add(
+        "copy bandwidth from 64 sequences, >= 2048 cached, >= 85 %",
+        f"{worst[0] * 100:.1f} % at worst of {len(shares)} cases ({worst[1]})" if worst else "not measured",
+        worst and worst[0] >= 0.85,
+    )
     for n_seqs, factor in ((1, 1.2), (64, 1.0)):
         at = {**one, "n_seqs": n_seqs}
         mine = ours(**at)
@@ -74,9 +89,16 @@ def aims(results, llama):
             flash = {k: v for k, v in _times(rows, family="window", **at).items() if k[0] == "torch SDPA, flash"}
             ratio(f"chunk of {chunk} over {cached}: over torch flash SDPA, >= 1 x", 1.0, flash, ours(**at))
     near, far = (ours(**{**one, "start": start}) for start in (10_000, 10_000_000))
-    add("step at position 10,000,000 over 10,000, <= 1.02 x", f"{far[1] / near[1]:.3f} x" if near and far else "not measured",
-        near and far and far[1] / near[1] <= 1.02)
-    counts = {r["contender"]: r["launches"] for r in rows if r["key"] == results.get("launch_case") and r.get("launches") is not None}
+    add(
+        "step at position 10,000,000 over 10,000, <= 1.02 x",
+        f"{far[1] / near[1]:.3f} x" if near and far else "not measured",
+        near and far and far[1] / near[1] <= 1.02,
+    )
+    counts = {
+        r["contender"]: r["launches"]
+        for r in rows
+        if r["key"] == results.get("launch_case") and r.get("launches") is not None
+    }
     add("launches of a decode step", ", ".join(f"{k}: {v}" for k, v in counts.items()) or "not counted", None)
     found += llama_aims(llama)
     return found
@@ -96,13 +118,21 @@ def llama_aims(llama):
             if mine is None or other is None:
                 found.append((aim, "not measured", None))
             else:
-                found.append((aim, f"{other / mine:.2f} x ({other:.2f} ms, {mine:.2f} ms)", other / mine >= least if least else None))
+                found.append(
+                    (
+                        aim,
+                        f"{other / mine:.2f} x ({other:.2f} ms, {mine:.2f} ms)",
+                        other / mine >= least if least else None,
+                    )
+                )
     return found
 
 
 def table(found):
     mark = {True: "yes", False: "NO", None: ""}
-    return "\n".join(f"{mark[holds if holds is None else bool(holds)]:4} {aim:78} {value}" for aim, value, holds in found)
+    return "\n".join(
+        f"{mark[holds if holds is None else bool(holds)]:4} {aim:78} {value}" for aim, value, holds in found
+    )
 
 
 def _load(path):
@@ -128,8 +158,11 @@ def main():
     for r in results["rows"]:
         counts[r["status"]] = counts.get(r["status"], 0) + 1
     device, copy = results["device"], results["copy_bytes_per_s"]
-    print(f"{device['name']}, commit {results['commit'][:12]}, {results['date']}, copy {copy / 1e9:.0f} GB/s, "
-          + ", ".join(f"{n} {status}" for status, n in counts.items()) + f", {len(results['left_out'])} cases left out for time")
+    print(
+        f"{device['name']}, commit {results['commit'][:12]}, {results['date']}, copy {copy / 1e9:.0f} GB/s, "
+        + ", ".join(f"{n} {status}" for status, n in counts.items())
+        + f", {len(results['left_out'])} cases left out for time"
+    )
     if results["place"] != "cuda":
         print("Not a GPU: no aim is judged.")
         return 0

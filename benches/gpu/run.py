@@ -5,9 +5,10 @@
     ... --device cpu --smoke        tiny shapes on this CPU: does everything run, and is it right?
     ... --device shim --smoke       the library's CUDA backend on the stand-in of tools/cuda_shim
 
-FOLDER gets rows.jsonl (a line as soon as it is known), results.json and table.txt. The exit code is 0 when the run has come to its
-end, whatever it found; with --strict 1 if a row is wrong or an error, or nothing was measured.
+FOLDER gets rows.jsonl (a line as soon as it is known), results.json and table.txt. The exit code is 0 when the run has
+come to its end, whatever it found; with --strict 1 if a row is wrong or an error, or nothing was measured.
 """
+
 import argparse
 import datetime
 import json
@@ -26,7 +27,9 @@ from journal import Journal, restart
 
 def commit():
     """Of the checkout, or what was written down where the library was packed."""
-    done = subprocess.run(["git", "-C", str(HERE), "rev-parse", "HEAD"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    done = subprocess.run(
+        ["git", "-C", str(HERE), "rev-parse", "HEAD"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     if done.returncode == 0 and done.stdout.strip():
         return done.stdout.strip()
     for file in (HERE.parent.parent / "commit", HERE.parent.parent / "build" / "gpu_check" / "commit"):
@@ -85,13 +88,27 @@ def main():
     place = place_of(o.device)
     copies = ceiling(place, o.smoke)
     decode_key = next((c.key for c in cases if c.decode), None)
-    header = {"place": place.name, "device": place.describe(), "library": skc.version(), "commit": commit(), "launch_case": decode_key,
-              "date": datetime.date.today().isoformat(), "copy_bytes_per_s": max(copies.values(), default=0), "copies_by_mebibytes": copies}
-    print(f"{header['device']['name']}, sinkcache {header['library']}, commit {header['commit'][:12]}, {header['date']}, copy "
-          f"{header['copy_bytes_per_s'] / 1e9:.1f} GB/s", flush=True)
+    header = {
+        "place": place.name,
+        "device": place.describe(),
+        "library": skc.version(),
+        "commit": commit(),
+        "launch_case": decode_key,
+        "date": datetime.date.today().isoformat(),
+        "copy_bytes_per_s": max(copies.values(), default=0),
+        "copies_by_mebibytes": copies,
+    }
+    print(
+        f"{header['device']['name']}, sinkcache {header['library']}, commit {header['commit'][:12]}, "
+        f"{header['date']}, copy "
+        f"{header['copy_bytes_per_s'] / 1e9:.1f} GB/s",
+        flush=True,
+    )
     left_out = []
     for case in cases:
-        kinds = [k for k in contenders_for(case, place) if wanted(k.name, o.contenders) and not journal.has(case.key, k.name)]
+        kinds = [
+            k for k in contenders_for(case, place) if wanted(k.name, o.contenders) and not journal.has(case.key, k.name)
+        ]
         if not kinds:
             continue
         if journal.seconds_left() < 0:
@@ -108,7 +125,9 @@ def main():
         for kind in kinds:
             about = {**fields, "contender": kind.name, "family": kind.family}
             if data is None:
-                journal.add({**about, "mode": "", "status": "unavailable", "note": "does not fit into the device's memory"})
+                journal.add(
+                    {**about, "mode": "", "status": "unavailable", "note": "does not fit into the device's memory"}
+                )
                 continue
             with journal.under_way({**about, "mode": ""}, o.limit * kind.patience):
                 found = measure(kind, case, place, data, o.seconds)

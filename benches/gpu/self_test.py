@@ -1,7 +1,9 @@
-"""What the benchmark promises: wrong results get no time, failures become rows, a cut-off run goes on. `python self_test.py`
+"""What the benchmark promises: wrong results get no time, failures become rows, a cut-off run goes on. `python
+self_test.py`
 
 Needs PyTorch and SINKCACHE_LIBRARY, no GPU.
 """
+
 import json
 import pathlib
 import subprocess
@@ -119,7 +121,9 @@ class Tokens(unittest.TestCase):
 class Cases(unittest.TestCase):
     def test_all_that_was_asked_for_is_there_the_aims_first(self):
         cases = all_cases()
-        decode = {(c.n_seqs, c.cached, c.q_heads, c.kv_heads, c.dim, c.dtype) for c in cases if c.decode and not c.start}
+        decode = {
+            (c.n_seqs, c.cached, c.q_heads, c.kv_heads, c.dim, c.dtype) for c in cases if c.decode and not c.start
+        }
         self.assertEqual(len(decode), 4 * 5 * 5 * 2)
         self.assertEqual(len(cases), len(set(cases)))
         self.assertEqual(cases[0], Case(1, 2048, 32, 8, 128, "bf16", core=True))
@@ -138,7 +142,9 @@ class Cases(unittest.TestCase):
             n = layers_of(case, Place())
             if n and case.decode:
                 # All of them, or so few because one alone exceeds what fits.
-                self.assertTrue(n >= 32 and n * case.layer_bytes > 3 * (50 << 20) or case.layer_bytes >= 1 << 30, case.key)
+                self.assertTrue(
+                    n >= 32 and n * case.layer_bytes > 3 * (50 << 20) or case.layer_bytes >= 1 << 30, case.key
+                )
 
 
 class Bytes(unittest.TestCase):
@@ -185,15 +191,29 @@ class Runs(unittest.TestCase):
             program = pathlib.Path(folder) / "program.py"
             program.write_text(f"import sys\nsys.path.insert(0, {str(HERE)!r})\nimport os, time, run, contenders\n"
                                f"from contenders.sinkcache import Step, TwoCalls\n{change}\nsys.exit(run.main())\n")
-            command = [sys.executable, str(program), "--device", "cpu", "--smoke", "--seconds", "0.005", "--out", folder, *options]
+            command = [
+                sys.executable,
+                str(program),
+                "--device",
+                "cpu",
+                "--smoke",
+                "--seconds",
+                "0.005",
+                "--out",
+                folder,
+                *options,
+            ]
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
             results = pathlib.Path(folder) / "results.json"
             self.assertTrue(results.exists(), done.stdout)
             return done.returncode, json.loads(results.read_text())
 
     def test_a_hang_becomes_a_row_and_the_run_goes_on(self):
-        change = ("class Hang(Step):\n    name, patience = 'hang', 0.05\n    def step(self, layer):\n        time.sleep(600)\n"
-                  "contenders.contenders_for = lambda case, place: [Hang, TwoCalls]")
+        change = (
+            "class Hang(Step):\n    name, patience = 'hang', 0.05\n    def step(self, layer):\n        "
+            "time.sleep(600)\n"
+            "contenders.contenders_for = lambda case, place: [Hang, TwoCalls]"
+        )
         code, results = self.run_with(change, "--cases", "2 x 1 over 48", "--limit", "60", "--strict")
         self.assertEqual([(r["contender"], r["status"]) for r in results["rows"]],
                          [("hang", "error"), ("sinkcache append, attend", "ok"), ("sinkcache append, attend", "ok")])
@@ -201,12 +221,22 @@ class Runs(unittest.TestCase):
         self.assertEqual(code, 1)
 
     def test_a_device_that_has_failed_starts_the_run_anew(self):
-        change = ("class Fault(Step):\n    name = 'fault'\n    def step(self, layer):\n        raise RuntimeError('illegal address')\n"
-                  "first = '--resume' not in sys.argv\nrun.alive = lambda place: not first\n"
-                  "contenders.contenders_for = lambda case, place: [Fault, TwoCalls]")
+        change = (
+            "class Fault(Step):\n    name = 'fault'\n    def step(self, layer):\n        raise RuntimeError('illegal "
+            "address')\n"
+            "first = '--resume' not in sys.argv\nrun.alive = lambda place: not first\n"
+            "contenders.contenders_for = lambda case, place: [Fault, TwoCalls]"
+        )
         code, results = self.run_with(change, "--cases", "2 x 1 over 48")
-        self.assertEqual([(r["contender"], r["status"]) for r in results["rows"]],
-                         [("fault", "error"), ("fault", "error"), ("sinkcache append, attend", "ok"), ("sinkcache append, attend", "ok")])
+        self.assertEqual(
+            [(r["contender"], r["status"]) for r in results["rows"]],
+            [
+                ("fault", "error"),
+                ("fault", "error"),
+                ("sinkcache append, attend", "ok"),
+                ("sinkcache append, attend", "ok"),
+            ],
+        )
         self.assertEqual(code, 0)
 
     def test_without_time_cases_are_left_out_and_said_so(self):
@@ -218,8 +248,17 @@ class Runs(unittest.TestCase):
 class Report(unittest.TestCase):
     def results(self, ours, flash):
         main = {"n_seqs": 1, "cached": 2048, "chunk": 1, "start": 0, **report.MAIN, "status": "ok", "key": "k"}
-        rows = [{**main, "contender": "sinkcache skc_step", "family": "sinkcache", "mode": "graph", "us": ours, "gb_s": 1.0},
-                {**main, "contender": "torch SDPA, flash", "family": "window", "mode": "graph", "us": flash, "gb_s": 1.0}]
+        rows = [
+            {
+                **main,
+                "contender": "sinkcache skc_step",
+                "family": "sinkcache",
+                "mode": "graph",
+                "us": ours,
+                "gb_s": 1.0,
+            },
+            {**main, "contender": "torch SDPA, flash", "family": "window", "mode": "graph", "us": flash, "gb_s": 1.0},
+        ]
         return {"rows": rows, "copy_bytes_per_s": 3e12}
 
     def test_aims_are_judged_by_rows_and_nothing_is_said_where_there_are_none(self):

@@ -36,7 +36,8 @@ class SinkCache:
         ffi.check(ffi.lib.skc_create_cache(byref(config), byref(self.handle)))
 
     def _prepared(self, function, struct, layer, n_tokens, tensors):
-        """A call of `function` for all sequences with `n_tokens` each; tensors by name, rows packed. They stay the caller's to keep."""
+        """A call of `function` for all sequences with `n_tokens` each; tensors by name, rows packed. They stay the
+        caller's to keep."""
         args = struct(struct_size=ctypes.sizeof(struct), layer=layer, n_entries=self.n_seqs)
         for name, tensor in tensors.items():
             if not tensor.is_contiguous() or tensor.dtype != self.dtype:

@@ -49,4 +49,6 @@ class Contender:
     def empty_out(self):
         """Poisoned, so that a row that is not written shows."""
         c = self.case
-        return torch.full((c.n_seqs, c.chunk, c.q_heads, c.dim), float("nan"), dtype=DTYPES[c.dtype], device=self.place.tensors)
+        return torch.full(
+            (c.n_seqs, c.chunk, c.q_heads, c.dim), float("nan"), dtype=DTYPES[c.dtype], device=self.place.tensors
+        )

@@ -14,7 +14,10 @@ class Copy(Contender):
     def prepare(self):
         half = max(16, self.case.step_bytes // 2 // 16 * 16)
         # Another place for every layer, so that nothing is found in a cache.
-        self.source = [torch.randint(0, 255, (half,), dtype=torch.uint8, device=self.place.tensors) for _ in range(self.data.layers)]
+        self.source = [
+            torch.randint(0, 255, (half,), dtype=torch.uint8, device=self.place.tensors)
+            for _ in range(self.data.layers)
+        ]
         self.target = [torch.empty_like(x) for x in self.source]
 
     def step(self, layer):

@@ -1,9 +1,10 @@
 """Kernels of others, where they can be imported: FlashAttention-3 and -2, FlashInfer.
 
-None of them keeps sinks and a window of its own: they get a contiguous rotated window, as `window.py`; FlashInfer also its
-streaming form, pages of one token, keys rotated in the kernel. Nothing here has run on a GPU yet: a call that an
+None of them keeps sinks and a window of its own: they get a contiguous rotated window, as `window.py`; FlashInfer also
+its streaming form, pages of one token, keys rotated in the kernel. Nothing here has run on a GPU yet: a call that an
 installed version does not take becomes a row with its error.
 """
+
 import importlib.util
 
 import torch
@@ -22,7 +23,8 @@ def _importable(name):
 
 
 class FlashAttention(Window):
-    """Rows of tokens, heads inside: [n_seqs, tokens, heads, dim]. A chunk sees the last `cached` keys of its own row."""
+    """Rows of tokens, heads inside: [n_seqs, tokens, heads, dim]. A chunk sees the last `cached` keys of its own
+    row."""
 
     module = None
 
@@ -36,7 +38,11 @@ class FlashAttention(Window):
     def keys(self, layer):
         d = self.data
         last = d.filled + self.case.chunk
-        return d.tokens(layer, list(range(last - self.n_keys(), last)), slice(None)) if self.case.chunk > 1 else d.held(layer)
+        return (
+            d.tokens(layer, list(range(last - self.n_keys(), last)), slice(None))
+            if self.case.chunk > 1
+            else d.held(layer)
+        )
 
     def prepare(self):
         super().prepare()
@@ -87,10 +93,22 @@ class FlashInfer(Contender):
         indices = torch.arange(c.n_seqs * pages, dtype=torch.int32, device=device)
         last = torch.full((c.n_seqs,), (c.cached - 1) % self.page + 1, dtype=torch.int32, device=device)
         workspace = torch.zeros(256 << 20, dtype=torch.uint8, device=device)
-        self.wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=c.q_heads > c.kv_heads)
+        self.wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+            workspace, "NHD", use_tensor_cores=c.q_heads > c.kv_heads
+        )
         dtype = DTYPES[c.dtype]
-        self.wrapper.plan(indptr, indices, last, c.q_heads, c.kv_heads, c.dim, self.page, pos_encoding_mode=self.rotation,
-                          q_data_type=dtype, kv_data_type=dtype)
+        self.wrapper.plan(
+            indptr,
+            indices,
+            last,
+            c.q_heads,
+            c.kv_heads,
+            c.dim,
+            self.page,
+            pos_encoding_mode=self.rotation,
+            q_data_type=dtype,
+            kv_data_type=dtype,
+        )
         source = Window(c, self.place, d) if self.rotation == "NONE" else None
         self.pages, self.q = [], []
         for layer in range(d.layers):
@@ -113,7 +131,8 @@ class FlashInfer(Contender):
 
 
 class FlashInferStreaming(FlashInfer):
-    """What it takes to stream with it: a token to a page, so that one may be replaced; un-rotated keys, rotated in the kernel."""
+    """What it takes to stream with it: a token to a page, so that one may be replaced; un-rotated keys, rotated in the
+    kernel."""
 
     name, family = "FlashInfer, streaming form", "streaming"
     page, rotation = 1, "ROPE_LLAMA"

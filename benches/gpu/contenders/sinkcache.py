@@ -1,4 +1,6 @@
-"""This library: one call a layer, two calls a layer, and one call with programmatic launches where the library has them."""
+"""This library: one call a layer, two calls a layer, and one call with programmatic launches where the library has
+them."""
+
 from cases import N_SINK
 from contenders.base import Contender
 from data import DTYPES
@@ -11,8 +13,19 @@ class Step(Contender):
 
     def prepare(self):
         c, d = self.case, self.data
-        self.cache = skc.SinkCache(self.place, d.layers, c.n_seqs, c.q_heads, c.kv_heads, c.dim, DTYPES[c.dtype], N_SINK,
-                                   c.window, max(c.chunk, d.period), self.flags)
+        self.cache = skc.SinkCache(
+            self.place,
+            d.layers,
+            c.n_seqs,
+            c.q_heads,
+            c.kv_heads,
+            c.dim,
+            DTYPES[c.dtype],
+            N_SINK,
+            c.window,
+            max(c.chunk, d.period),
+            self.flags,
+        )
         self.cache.start_at(c.start)
         k, v = (x.flatten(0, 1) for x in (d.block_k, d.block_v))
         for layer in range(d.layers):

@@ -1,10 +1,11 @@
-"""StreamingLLM's attention in PyTorch (Xiao et al., arXiv 2309.17453): un-rotated keys are kept, and all of them are rotated to
-their places in the cache at every step.
+"""StreamingLLM's attention in PyTorch (Xiao et al., arXiv 2309.17453): un-rotated keys are kept, and all of them are
+rotated to their places in the cache at every step.
 
-Twice: with growing tensors, as the authors' code does it (concatenate, rotate, attend, cut by concatenating), and on buffers of
-fixed size with all indices on the device, which a graph can capture. One token a step: a chunk's queries each have a window of
-their own, which keys rotated once per step cannot serve.
+Twice: with growing tensors, as the authors' code does it (concatenate, rotate, attend, cut by concatenating), and on
+buffers of fixed size with all indices on the device, which a graph can capture. One token a step: a chunk's queries
+each have a window of their own, which keys rotated once per step cannot serve.
 """
+
 import torch
 import torch.nn.functional as F
 
@@ -44,7 +45,9 @@ class Growing(Contender):
         v = torch.cat((self.v[layer], d.v[layer].transpose(1, 2)), 2)
         n = k.shape[2]
         q = rotate(d.q[layer].transpose(1, 2), self.cos[n - 1 : n], self.sin[n - 1 : n])
-        out = F.scaled_dot_product_attention(q, rotate(k, self.cos[:n], self.sin[:n]), v, enable_gqa=q.shape[1] != k.shape[1])
+        out = F.scaled_dot_product_attention(
+            q, rotate(k, self.cos[:n], self.sin[:n]), v, enable_gqa=q.shape[1] != k.shape[1]
+        )
         self.out[layer] = out.transpose(1, 2)
         keep = n - (self.case.window - 1)
         self.k[layer], self.v[layer] = (torch.cat((x[:, :, :N_SINK], x[:, :, keep:]), 2) for x in (k, v))

@@ -1,9 +1,10 @@
 """PyTorch's attention over a window that is contiguous and rotated already: nothing is stored, rotated or dropped.
 
-A lower bound that no streaming system reaches. A decode step gives the definition's result. Of a chunk only the number of keys is
-the same: a mask of sinks and window over keys rotated once is not what the definition computes, since a sink's distance depends
-on the query.
+A lower bound that no streaming system reaches. A decode step gives the definition's result. Of a chunk only the number
+of keys is the same: a mask of sinks and window over keys rotated once is not what the definition computes, since a
+sink's distance depends on the query.
 """
+
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -116,7 +117,9 @@ class Flex(Window):
     def prepare(self):
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
         if Flex.compiled is None:
-            Flex.compiled = staticmethod(torch.compile(flex_attention, dynamic=False) if self.place.name == "cuda" else flex_attention)
+            Flex.compiled = staticmethod(
+                torch.compile(flex_attention, dynamic=False) if self.place.name == "cuda" else flex_attention
+            )
         super().prepare()
         c = self.case
         before = c.cached - 1
