@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Every relative link of the documents leads to a file and a heading of it; files that they name in `code` exist.
+"""Every relative link of the documents leads to a file and a heading of it; files and make's targets that they
+name in `code` exist.
 
 Addresses on the network are not followed.
 """
@@ -19,6 +20,7 @@ HEADING = re.compile(r"^ {0,3}#{1,6}\s+(.*?)\s*#*\s*$", re.M)
 # Characters that a path in a document is made of; others mean that it is a pattern or a program's arguments.
 PATH = re.compile(r"[\w./+-]+")
 GENERATED = ("target/", "build")
+MAKE = re.compile(r"make ((?:[a-z][a-z-]* ?)+)")
 
 
 def blank(match):
@@ -42,6 +44,8 @@ def anchors(text):
 def problems(root):
     documents = common.tracked(root, "*.md")
     top = {path.parts[0] for path in common.tracked(root, "*") if len(path.parts) > 1}
+    makefile = (root / "Makefile").read_text() if (root / "Makefile").exists() else ""
+    targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.M))
     texts = {path: (root / path).read_text() for path in documents}
     headings = {path: anchors(text) for path, text in texts.items()}
     for path, text in texts.items():
@@ -54,6 +58,10 @@ def problems(root):
                 if why := broken(root, path, target, headings):
                     yield f"{where}: {target}: {why}"
         for match in CODE.finditer(prose):
+            command = MAKE.fullmatch(match.group(2))
+            for name in command.group(1).split() if command else ():
+                if name not in targets:
+                    yield f"{path}:{prose.count(chr(10), 0, match.start()) + 1}: `make {name}`: no such target"
             word = (match.group(2).split() or [""])[0].split("::")[0].rstrip(".,;:")
             is_path = "/" in word and word.split("/")[0] in top and PATH.fullmatch(word)
             # A changelog also names files of the past.
