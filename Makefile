@@ -5,6 +5,8 @@ CARGO ?= cargo
 JOBS ?= $(shell nproc)
 CXX ?= g++
 PYTHON ?= python3
+# What is fetched or built once for a machine: llama.cpp, NVIDIA's compilers, PyTorch.
+CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sinkcache
 export MAKE
 
 CHECK = check-format check-text check-links check-cycles check-parameters check-commits check-scripts check-lint \
@@ -16,7 +18,7 @@ NIGHTLY = nightly-histories nightly-soak nightly-sanitize-rust nightly-aarch64 n
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
 .PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in asan-short asan-long \
-	header bench gpu-pack clean
+	header bench gpu-pack clean clean-cache
 .DEFAULT_GOAL := help
 
 help:
@@ -32,7 +34,7 @@ help:
 	@echo "  make header     write include/sinkcache.h after a change of src/ffi"
 	@echo "  make bench      the benchmarks of criterion"
 	@echo "  make gpu-pack   build/gpu_check: all that a machine with a GPU needs to check and measure the CUDA backend"
-	@echo "  make clean      remove what was built here"
+	@echo "  make clean      remove what was built here; make clean-cache: what is kept in $(CACHE)"
 
 check:
 	@scripts/tier check $(CHECK)
@@ -217,18 +219,19 @@ all-cuda-variants: setup-venv
 all-cuda-nvcc: setup-engines setup-venv
 	scripts/cuda_engine build-cuda
 
-# PyTorch for the tests of benches/gpu: about 2 GB, once for a machine.
-build/torch/complete: benches/gpu/requirements.txt
-	$(PYTHON) -m venv build/torch
-	build/torch/bin/pip install --quiet --no-deps --no-compile -r $<
+# PyTorch for the tests of benches/gpu: 2 GB to download, 4 GB unpacked.
+TORCH = $(CACHE)/torch-$(shell cksum <benches/gpu/requirements.txt | cut -d' ' -f1)
+$(TORCH)/complete:
+	$(PYTHON) -m venv --clear $(TORCH)
+	$(TORCH)/bin/pip install --quiet --no-deps --no-compile -r benches/gpu/requirements.txt
 	touch $@
 
 # The benchmarks for a GPU, without one: all contenders on the CPU from the packed folder, the library's half on the
 # stand-in (NVIDIA's compiler, which PyTorch brings along, does not work with it), and the table of predictions.
 GPU_BENCH = SINKCACHE_LIBRARY=$(CURDIR)/build/gpu_check/libsinkcache.so PYTHONDONTWRITEBYTECODE=1
-TORCH_PYTHON = $(CURDIR)/build/torch/bin/python
+TORCH_PYTHON = $(TORCH)/bin/python
 all-gpu-bench: setup-venv stand-in gpu-pack
-	$(MAKE) --no-print-directory build/torch/complete
+	$(MAKE) --no-print-directory $(TORCH)/complete
 	$(PYTHON) benches/gpu/floors.py
 	$(GPU_BENCH) $(TORCH_PYTHON) -W ignore benches/gpu/self_test.py
 	$(GPU_BENCH) PYTHON=$(TORCH_PYTHON) GO_DEVICE=cpu GO_OPTIONS="--smoke --strict --seconds 0.02 --limit 0" \
@@ -281,3 +284,6 @@ gpu-pack:
 clean:
 	$(CARGO) clean
 	rm -rf build build-sanitize build-cuda build-third-party
+
+clean-cache:
+	rm -rf $(CACHE)

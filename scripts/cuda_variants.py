@@ -5,7 +5,8 @@
     scripts/cuda_variants.py --write     the same, and write the table
     scripts/cuda_variants.py --list      choose the list anew: every pair of settings at least once
 
-The compiler is NVRTC: libnvrtc of $SINKCACHE_NVRTC_DIR, or NVIDIA's wheel from PyPI, which is put under target/.
+The compiler is NVRTC: libnvrtc of $SINKCACHE_NVRTC_DIR, or NVIDIA's wheel from PyPI, which is kept in
+~/.cache/sinkcache.
 """
 import argparse
 import concurrent.futures
@@ -16,6 +17,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 import zipfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -101,14 +103,19 @@ def library_folder():
     given = os.environ.get("SINKCACHE_NVRTC_DIR")
     if given:
         return pathlib.Path(given)
-    target = ROOT / "target" / "nvrtc" / WHEEL
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "sinkcache"
+    cache.mkdir(parents=True, exist_ok=True)
+    target = cache / WHEEL
     if not target.is_dir():
-        wheels = target.with_suffix(".wheels")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), WHEEL]
-        subprocess.run(command, check=True)
-        for wheel in wheels.glob("*.whl"):
-            with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(target)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, WHEEL]
+            subprocess.run(command, check=True)
+            for wheel in pathlib.Path(folder).glob("*.whl"):
+                with zipfile.ZipFile(wheel) as archive:
+                    archive.extractall(pathlib.Path(folder, "kit"))
+            # In one step: two may do this at the same time, or be interrupted.
+            if not target.is_dir():
+                os.rename(pathlib.Path(folder, "kit"), target)
     return next(target.rglob("libnvrtc.so.*")).parent
 
 
