@@ -105,7 +105,8 @@ class Documents(Planted):
 class Parameters(Planted):
     def test_too_many_are_found(self):
         seven = ", ".join(f"x{i}: Map<u8, u8>" for i in range(7))
-        self.put("src/a.rs", f"fn a<T: Fn(u8) -> u8>(x: &mut [(u8, u8, u8)], f: fn(u8, u8)) {{}}\nextern \"C\" fn b({seven}) {{}}\n")
+        self.put("src/a.rs", f"fn a<T: Fn(u8) -> u8>(x: &mut [(u8, u8, u8)], f: fn(u8, u8)) {{}}\n"
+                 f"extern \"C\" fn b({seven}) {{}}\n")
         self.put("src/a.cpp", "int f(int a, std::map<int, int> b) { return g(1, 2, 3, 4, 5, 6, 7); }\n"
                  "extern \"C\" __global__ void k(int a, int b, int c, int d, int e, int f, int g) {}\n")
         self.assertEqual(list(parameters.problems(self.root)), [])
