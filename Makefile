@@ -37,7 +37,7 @@ help:
 	@echo "  make clean      remove what was built here; make clean-cache: what is kept in $(CACHE)"
 
 check:
-	@scripts/tier check $(CHECK)
+	@scripts/tier --keep-going check $(CHECK)
 
 test:
 	@scripts/tier test $(TEST)
