@@ -17,7 +17,7 @@ ALL = all-llama all-inflight all-sanitize-cpp all-sanitize-rust all-mutants all-
 NIGHTLY = nightly-histories nightly-soak nightly-sanitize-rust nightly-aarch64 nightly-third-party nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
-.PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in asan-short asan-long \
+.PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in emulator asan-short asan-long \
 	header bench gpu-pack clean clean-cache
 .DEFAULT_GOAL := help
 
@@ -185,16 +185,20 @@ asan-long:
 	$(ASAN_TEST) $(ASAN_LONG)
 
 # Named mistakes in a copy of the sources, each of which the tests must catch.
-all-mutants: setup-aarch64 stand-in
+all-mutants: setup-aarch64 stand-in emulator
 	$(PYTHON) scripts/mutants.py
+
+# Of instructions, for processors that do not have them; only x86-64 can run it.
+emulator:
+	@if [ "$$(uname -m)" = x86_64 ]; then tools/isa_emulator/build.sh build/isa_emulator; fi
 
 # AArch64 and NEON, under QEMU.
 all-aarch64: setup-aarch64
 	CARGO="$(CARGO)" scripts/neon_test
 
 # AMX and AVX-512 FP16, where the processor has them not, in an emulator.
-all-emulated-isa:
-	@echo "SKIPPED: no emulator yet"
+all-emulated-isa: test-setup
+	CARGO="$(CARGO)" scripts/emulated_isa
 
 # As test-cuda, but more of everything, and kernels and driver under ASan and UBSan.
 ASAN = $(shell $(CXX) -print-file-name=libasan.so)
