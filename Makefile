@@ -171,7 +171,7 @@ all-sanitize-cpp: setup-engines
 ASAN_TEST = $(ASAN_RUST) SKC_HISTORIES=$(ASAN_HISTORIES) SKC_WINDOW=1030 SKC_STARTS=1 CARGO_TARGET_DIR=target/asan \
 	$(CARGO) test -p sinkcache --target $(HOST)
 ASAN_HISTORIES = 1500
-ASAN_SHORT = --lib --test rungs --test edges --test teams --test allocations
+ASAN_SHORT = --lib --test instruction_sets --test edges --test teams --test allocations
 ASAN_LONG = --test vectors --test histories
 
 all-sanitize-rust:
