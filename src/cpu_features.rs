@@ -153,8 +153,8 @@ mod x86 {
     #[cfg(all(sinkcache_emulated_isa, target_os = "linux"))]
     fn emulated() -> bool {
         type Ready = unsafe extern "C" fn() -> libc::c_int;
-        // SAFETY: `dlsym` takes a C string and searches the loaded libraries. NULL becomes None; a library that has a symbol of this
-        // name is the emulator, where it is a function of this type.
+        // SAFETY: `dlsym` takes a C string and searches the loaded libraries. NULL becomes None; a library that has a
+        // symbol of this name is the emulator, where it is a function of this type.
         let ready = unsafe {
             std::mem::transmute::<*mut libc::c_void, Option<Ready>>(libc::dlsym(
                 libc::RTLD_DEFAULT,

@@ -26,8 +26,8 @@ struct ModRm {
     explicit ModRm(uint8_t byte) : mod(byte >> 6), reg(byte >> 3 & 7), rm(byte & 7) {}
 };
 
-// Reads ModRM's memory operand, which starts with ModRM at `at`; the number of its bytes. `x` and `b` extend index and base.
-// A displacement of one byte counts in units of `unit` bytes.
+// Reads ModRM's memory operand, which starts with ModRM at `at`; the number of its bytes. `x` and `b` extend index and
+// base. A displacement of one byte counts in units of `unit` bytes.
 size_t read_memory(const uint8_t* at, uint8_t x, uint8_t b, int64_t unit, Memory& memory) {
     const uint8_t* start = at;
     ModRm modrm(*at++);

@@ -1,5 +1,6 @@
-// Semantics by Intel's Software Developer's Manual. `entry.S` has set MXCSR as TDPBF16PS has it: round to nearest, denormals are
-// zero, no exceptions. Fused multiply-adds of fp16 are computed from f32 that are never denormal, with rounding modes of their own.
+// Semantics by Intel's Software Developer's Manual. `entry.S` has set MXCSR as TDPBF16PS has it: round to nearest,
+// denormals are zero, no exceptions. Fused multiply-adds of fp16 are computed from f32 that are never denormal, with
+// rounding modes of their own.
 
 #include "execute.hpp"
 
@@ -37,7 +38,8 @@ struct Tiles {
     Tile tile[kTiles];
 };
 
-// The library is loaded when the program starts, so that this is at a fixed offset: no allocation when it is first used.
+// The library is loaded when the program starts, so that this is at a fixed offset: no allocation when it is first
+// used.
 thread_local Tiles tiles __attribute__((tls_model("initial-exec")));
 
 // What a processor answers with a fault.
@@ -84,7 +86,8 @@ void load_config(const uint8_t* from) {
         bool fits = i < kTiles ? config.row_bytes[i] <= kRowBytes && config.rows[i] <= kMaxRows
                                : config.row_bytes[i] == 0 && config.rows[i] == 0;
         if (!fits) fault("ldtilecfg: a tile is too large, or there is no such tile");
-        if ((config.row_bytes[i] == 0) != (config.rows[i] == 0)) fault("ldtilecfg: a tile has rows or columns, not both");
+        if ((config.row_bytes[i] == 0) != (config.rows[i] == 0))
+            fault("ldtilecfg: a tile has rows or columns, not both");
     }
     tiles = {};
     tiles.config = config;
@@ -161,18 +164,19 @@ void multiply_tiles(const Instruction& instruction) {
 }
 
 // The f32 instruction with the operand order of the fp16 one: a NaN among the operands is chosen by their order.
-#define FMADD(op, rounding, a, b, c)                                                                                        \
-    switch (op) {                                                                                                           \
-        case Op::Fmadd132Ph: asm("vfmadd132ps %{" rounding "-sae%}, %2, %1, %0" : "+v"(a) : "v"(b), "v"(c)); break;           \
-        case Op::Fmadd213Ph: asm("vfmadd213ps %{" rounding "-sae%}, %2, %1, %0" : "+v"(a) : "v"(b), "v"(c)); break;           \
-        default: asm("vfmadd231ps %{" rounding "-sae%}, %2, %1, %0" : "+v"(a) : "v"(b), "v"(c)); break;                       \
+#define FMADD(op, rounding, a, b, c) \
+    switch (op) { \
+        case Op::Fmadd132Ph: asm("vfmadd132ps %{" rounding "-sae%}, %2, %1, %0" : "+v"(a) : "v"(b), "v"(c)); break; \
+        case Op::Fmadd213Ph: asm("vfmadd213ps %{" rounding "-sae%}, %2, %1, %0" : "+v"(a) : "v"(b), "v"(c)); break; \
+        default: asm("vfmadd231ps %{" rounding "-sae%}, %2, %1, %0" : "+v"(a) : "v"(b), "v"(c)); break; \
     }
 
 enum Rounding { kNearest = 0, kDown = 1, kUp = 2, kToZero = 3 };
 
-// Fused multiply-add of 16 fp16 with one rounding. The product of two fp16 is exact in f32. The sum is rounded to odd (towards
-// zero, and the last bit set if anything was lost), so that the second rounding to fp16 sees on which side of a tie it was.
-// f32 has 13 bits more than fp16, two are enough. No number here is denormal as f32: all are multiples of 2^-48.
+// Fused multiply-add of 16 fp16 with one rounding. The product of two fp16 is exact in f32. The sum is rounded to odd
+// (towards zero, and the last bit set if anything was lost), so that the second rounding to fp16 sees on which side of
+// a tie it was. f32 has 13 bits more than fp16, two are enough. No number here is denormal as f32: all are multiples of
+// 2^-48.
 __m256i fmadd(Op op, int rounding, __m256i first, __m256i second, __m256i third) {
     __m512 a = _mm512_cvtph_ps(first), b = _mm512_cvtph_ps(second), c = _mm512_cvtph_ps(third);
     __m512 down = a, up = a, sum = a;

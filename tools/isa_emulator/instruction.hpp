@@ -40,8 +40,8 @@ struct Instruction {
     uint8_t reg, vvvv, rm;
     // `memory` stands for `rm`.
     bool has_memory;
-    // The rest is for fp16: mask register (0: none), zeroing instead of merging, one element for all, bytes of a vector,
-    // and the rounding mode (-1: that of MXCSR).
+    // The rest is for fp16: mask register (0: none), zeroing instead of merging, one element for all, bytes of a
+    // vector, and the rounding mode (-1: that of MXCSR).
     uint8_t mask;
     bool zeroing, broadcast;
     uint8_t vector_bytes;

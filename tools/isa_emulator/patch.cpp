@@ -160,8 +160,8 @@ void protect(uint8_t* address, int protection) {
     }
 }
 
-// Other threads may be about to execute these bytes. Until the jump is complete its first byte is an undefined instruction, so that
-// they end up in the signal handler and wait for the lock.
+// Other threads may be about to execute these bytes. Until the jump is complete its first byte is an undefined
+// instruction, so that they end up in the signal handler and wait for the lock.
 void write_jump(uint8_t* address, const uint8_t* target) {
     uint8_t distance[4];
     int32_t value = static_cast<int32_t>(target - (address + kJumpBytes));

@@ -9,8 +9,8 @@ namespace isa_emulator {
 // What is needed before the first `patch`; NULL, or what is missing.
 const char* prepare_patches();
 
-// Replaces the instruction at `address` by a jump to code that emulates it and those directly behind it, in every thread. False if
-// it is not one that is emulated. What has been replaced already stays so, and that is true as well.
+// Replaces the instruction at `address` by a jump to code that emulates it and those directly behind it, in every
+// thread. False if it is not one that is emulated. What has been replaced already stays so, and that is true as well.
 bool patch(uint8_t* address);
 
 // How many jumps there are.

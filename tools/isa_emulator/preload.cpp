@@ -21,7 +21,8 @@ void report_unknown(const uint8_t* address) {
     int n = std::snprintf(text, sizeof text, "isa_emulator: not an instruction that is emulated, at %p:", address);
     // The page behind this one may not be there.
     int readable = 4096 - static_cast<int>(reinterpret_cast<uintptr_t>(address) & 4095);
-    for (int i = 0; i < kPrinted && i < readable; ++i) n += std::snprintf(text + n, sizeof text - n, " %02x", address[i]);
+    for (int i = 0; i < kPrinted && i < readable; ++i)
+        n += std::snprintf(text + n, sizeof text - n, " %02x", address[i]);
     text[n++] = '\n';
     if (write(STDERR_FILENO, text, n) < 0) {
         // Nothing left to tell it to.
@@ -39,7 +40,8 @@ void on_undefined_instruction(int, siginfo_t*, void* context) {
 }
 
 bool has_avx512() {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl");
 }
 
@@ -63,7 +65,8 @@ __attribute__((constructor)) void install() {
 // Shows that a test has really met the emulator.
 __attribute__((destructor)) void report() {
     if (std::getenv("ISA_EMULATOR_REPORT") == nullptr) return;
-    std::fprintf(stderr, "isa_emulator: %s, code replaced at %d places\n", ready ? "ready" : "not ready", isa_emulator::patched_places());
+    std::fprintf(stderr, "isa_emulator: %s, code replaced at %d places\n", ready ? "ready" : "not ready",
+                 isa_emulator::patched_places());
 }
 
 }  // namespace

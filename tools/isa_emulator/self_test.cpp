@@ -1,5 +1,5 @@
-// What instructions compute, against their definitions in whole numbers (fp16) and in scalar f32 (tiles). Where the processor has the
-// instructions, it is held to the same definitions, and the emulator to the processor bit by bit.
+// What instructions compute, against their definitions in whole numbers (fp16) and in scalar f32 (tiles). Where the
+// processor has the instructions, it is held to the same definitions, and the emulator to the processor bit by bit.
 
 #include "self_test.hpp"
 
@@ -42,7 +42,9 @@ u16 round_sum(__int128 sum, bool negative_zero, Rounding rounding) {
     // The last bit that fp16 keeps: 2^-24 for the smallest, and 11 bits in all.
     int last = 24;
     while (size >> (last + 11) != 0) ++last;
-    unsigned __int128 kept = size >> last, rest = size - (kept << last), half = static_cast<unsigned __int128>(1) << (last - 1);
+    unsigned __int128 kept = size >> last;
+    unsigned __int128 rest = size - (kept << last);
+    unsigned __int128 half = static_cast<unsigned __int128>(1) << (last - 1);
     bool up = false;
     switch (rounding) {
         case kNearest: up = rest > half || (rest == half && (kept & 1)); break;
@@ -86,27 +88,27 @@ struct Operands {
 };
 
 // A function that runs one instruction on zmm1, zmm2, zmm3 or (%rax), and k1, and notes where it is.
-#define RUNS(name, instruction)                                                                                          \
-    __attribute__((noinline)) void name(Operands& x) {                                                                   \
-        asm volatile("leaq 0f(%%rip), %%rax\n\t"                                                                         \
-                     "movq %%rax, 200(%0)\n\t"                                                                           \
-                     "vmovdqu64 (%0), %%zmm1\n\t"                                                                        \
-                     "vmovdqu64 64(%0), %%zmm2\n\t"                                                                      \
-                     "vmovdqu64 128(%0), %%zmm3\n\t"                                                                     \
-                     "vmovdqa64 %%zmm1, %%zmm17\n\t"                                                                     \
-                     "vmovdqa64 %%zmm2, %%zmm26\n\t"                                                                     \
-                     "vmovdqa64 %%zmm3, %%zmm31\n\t"                                                                     \
-                     "kmovd 192(%0), %%k1\n\t"                                                                           \
-                     "leaq 128(%0), %%rax\n\t"                                                                           \
-                     "leaq 256(%0), %%r13\n\t"                                                                           \
-                     "movq $-16, %%r12\n\t"                                                                              \
-                     "ldmxcsr 196(%0)\n\t"                                                                               \
-                     "0: " instruction "\n\t"                                                                            \
-                     "vmovdqu64 %%zmm1, (%0)\n\t"                                                                        \
-                     "ldmxcsr %1\n\t"                                                                                    \
-                     :                                                                                                   \
-                     : "r"(&x), "m"(kUsualMxcsr)                                                                         \
-                     : "rax", "r12", "r13", "xmm1", "xmm2", "xmm3", "xmm17", "xmm26", "xmm31", "memory");                \
+#define RUNS(name, instruction) \
+    __attribute__((noinline)) void name(Operands& x) { \
+        asm volatile("leaq 0f(%%rip), %%rax\n\t" \
+                     "movq %%rax, 200(%0)\n\t" \
+                     "vmovdqu64 (%0), %%zmm1\n\t" \
+                     "vmovdqu64 64(%0), %%zmm2\n\t" \
+                     "vmovdqu64 128(%0), %%zmm3\n\t" \
+                     "vmovdqa64 %%zmm1, %%zmm17\n\t" \
+                     "vmovdqa64 %%zmm2, %%zmm26\n\t" \
+                     "vmovdqa64 %%zmm3, %%zmm31\n\t" \
+                     "kmovd 192(%0), %%k1\n\t" \
+                     "leaq 128(%0), %%rax\n\t" \
+                     "leaq 256(%0), %%r13\n\t" \
+                     "movq $-16, %%r12\n\t" \
+                     "ldmxcsr 196(%0)\n\t" \
+                     "0: " instruction "\n\t" \
+                     "vmovdqu64 %%zmm1, (%0)\n\t" \
+                     "ldmxcsr %1\n\t" \
+                     : \
+                     : "r"(&x), "m"(kUsualMxcsr) \
+                     : "rax", "r12", "r13", "xmm1", "xmm2", "xmm3", "xmm17", "xmm26", "xmm31", "memory"); \
     }
 const uint32_t kUsualMxcsr = 0x1F80;
 static_assert(offsetof(Operands, mask) == 192 && offsetof(Operands, mxcsr) == 196 && offsetof(Operands, code) == 200);
@@ -208,7 +210,8 @@ void hold_to_definition(const Form& form, const Operands& in, const Operands& ou
         u16 want = expected(form, in, i);
         bool kept = form.masked && !(in.mask >> i & 1);
         bool same = is_nan(want) && !kept ? is_nan(out.first[i]) && out.first[i] & 0x200 : out.first[i] == want;
-        ASSERT_TRUE(same) << form.name << ", lane " << i << std::hex << ": " << in.first[i] << " " << in.second[i] << " "
+        ASSERT_TRUE(same) << form.name << ", lane " << i << std::hex << ": "
+                          << in.first[i] << " " << in.second[i] << " "
                           << in.third[i] << " gives " << out.first[i] << ", not " << want;
     }
 }
@@ -239,7 +242,8 @@ TEST(Fp16, MultiplyAddsAreThoseOfTheDefinition) {
             ASSERT_TRUE(isa_emulator_replace(by_processor[i].code)) << form.name;
             Operands out = in[i];
             form.run(out);
-            ASSERT_EQ(std::memcmp(out.first, by_processor[i].first, sizeof out.first), 0) << form.name << ", case " << i;
+            ASSERT_EQ(std::memcmp(out.first, by_processor[i].first, sizeof out.first), 0)
+                << form.name << ", case " << i;
         }
     }
 }
@@ -363,7 +367,9 @@ TEST(Tiles, ProductsAreThoseOfTheDefinition) {
     for (size_t i = 0; i < cases.size(); ++i) {
         Case& x = cases[i];
         bool whole = i % 4 == 0;
-        int rows = whole ? 16 : 1 + random() % 16, columns = whole ? 16 : 1 + random() % 16, depth = whole ? 16 : 1 + random() % 16;
+        int rows = whole ? 16 : 1 + random() % 16;
+        int columns = whole ? 16 : 1 + random() % 16;
+        int depth = whole ? 16 : 1 + random() % 16;
         int kind = i % 3;
         TileConfig& config = x.product.config;
         config.row_bytes[2] = 4 * columns;

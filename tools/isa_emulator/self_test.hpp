@@ -1,4 +1,5 @@
-// What the tests share. They run instructions as a program does: the first time on the processor, which either has them or does not.
+// What the tests share. They run instructions as a program does: the first time on the processor, which either has them
+// or does not.
 
 #pragma once
 

@@ -56,8 +56,8 @@ pub(super) fn append<T: Stored>(
     angles: &mut RopeCache,
     scratch: &mut Scratch<'_>,
 ) {
-    // One key group of one head after the other: rows are read near the last ones, and a group is filled while it is in the
-    // processor's cache.
+    // One key group of one head after the other: rows are read near the last ones, and a group is filled while it is in
+    // the processor's cache.
     let (ring, first) = (&target.call.layer.ring, target.entry.first);
     for run in ring.runs(first + target.tokens.start, first + target.tokens.end) {
         let (mut begin, end) = (run.first - first, run.first - first + run.n);
@@ -86,8 +86,8 @@ impl AppendTarget<'_> {
         for ((i, token), (to_k, to_v)) in tokens.clone().enumerate().zip(rows) {
             self.prefetch_after(run, token);
             let angle = self.angle_offset(token, angles, scratch);
-            // SAFETY: the rows are resolved for this batch and these dims. Each KV head belongs to one worker, and the token is new, so
-            // that no query reads its slot; the slot is one of this ring.
+            // SAFETY: the rows are resolved for this batch and these dims. Each KV head belongs to one worker, and the
+            // token is new, so that no query reads its slot; the slot is one of this ring.
             unsafe {
                 let (key, value) = self.stored_row::<T>(token, *head, angle, scratch, Converted { k: to_k, v: to_v });
                 if whole.is_some() {
@@ -106,8 +106,8 @@ impl AppendTarget<'_> {
         (scratch.k, scratch.v) = (rows_k, rows_v);
     }
 
-    /// Prefetches the rows that are stored a few tokens after `token`: of this head, or of the next. Rows of one head lie far apart, beyond
-    /// the hardware's prefetchers.
+    /// Prefetches the rows that are stored a few tokens after `token`: of this head, or of the next. Rows of one head
+    /// lie far apart, beyond the hardware's prefetchers.
     fn prefetch_after(&self, run: &Run, token: u64) {
         let ahead = token + PREFETCH_TOKENS;
         let n = run.tokens.end - run.tokens.start;
@@ -205,7 +205,8 @@ mod tests {
     use crate::memory::Memory;
     use crate::tensor::{Element, RowsIn};
 
-    /// The bytes of all slots, which held something else before, after tokens `first..` were appended in calls of so many.
+    /// The bytes of all slots, which held something else before, after tokens `first..` were appended in calls of so
+    /// many.
     fn slots_after<T: Stored, I: Element>(config: &CacheConfig, first: u64, calls: &[u64], bits: &[u32]) -> Vec<u8> {
         let (shape, layer) = (config.shape().unwrap(), config.layer(&config.layers[0]).unwrap());
         let store = KvStore::new(&shape, std::iter::once(&layer), 1, Memory::default()).unwrap();
@@ -262,13 +263,14 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(400))]
 
-        /// Tokens that fill whole groups are stored as they would be one by one, to the bit, and no other slot changes: wherever a run
-        /// begins, sinks end or the ring wraps.
+        /// Tokens that fill whole groups are stored as they would be one by one, to the bit, and no other slot changes:
+        /// wherever a run begins, sinks end or the ring wraps.
         #[test]
         fn groups_are_tokens(dims in select(vec![(8, 8), (32, 32), (48, 80), (80, 24), (128, 128), (64, 40)]),
                              kv_dtype in select(vec![DType::F32, DType::F16, DType::Bf16]),
                              in_dtype in select(vec![DType::F32, DType::F16, DType::Bf16]),
-                             position_mode in select(vec![PositionMode::Rope, PositionMode::RopeApplied, PositionMode::None]),
+                             position_mode in select(vec![PositionMode::Rope, PositionMode::RopeApplied,
+                                                          PositionMode::None]),
                              rope_style in select(vec![RopeStyle::Neox, RopeStyle::Interleaved]),
                              n_sink in 0u32..40, window in 1u32..60, first in 0u64..300, n in 1u64..90,
                              bits in prop::collection::vec(any::<u32>(), 1009)) {

@@ -10,8 +10,9 @@ use super::simd::{Kernels, pv_rows};
 use super::visibility::Block;
 use crate::config::DType;
 
-/// Distance in keys of the software prefetch, a multiple of the four key groups that kernels load together. Hardware prefetchers stop
-/// at the end of a page. With 64 dims this distance is two pages, and memory is read up to twice as fast.
+/// Distance in keys of the software prefetch, a multiple of the four key groups that kernels load together. Hardware
+/// prefetchers stop at the end of a page. With 64 dims this distance is two pages, and memory is read up to twice as
+/// fast.
 const PREFETCH_KEYS: usize = 64;
 /// Prefetch up to this many rows. With more rows, computation per key hides the latency of memory.
 const PREFETCH_MAX_ROWS: usize = 6;
@@ -72,8 +73,8 @@ impl KvSplit<'_> {
             prefetch_offset,
         };
         debug_assert!(scratch.scores.len() >= rows * SPLIT_KEYS && scratch.q.len() >= rows * dim && n <= SPLIT_KEYS);
-        // SAFETY: the kernels' instruction set is available. `Slots::read` has checked that `n` slots of this head follow; nobody
-        // writes them while queries run. Scratch has room for the rows and columns by the assertion.
+        // SAFETY: the kernels' instruction set is available. `Slots::read` has checked that `n` slots of this head
+        // follow; nobody writes them while queries run. Scratch has room for the rows and columns by the assertion.
         unsafe {
             match self.kernels.qk {
                 Some(qk) => {
@@ -137,8 +138,8 @@ impl KvSplit<'_> {
         };
         let visible = &scratch.visible[..rows];
         let same = visible.iter().all(|v| (v.from, v.to) == (from, to));
-        // SAFETY: the kernels' instruction set is available; `from..to` lies within the slots that `Slots::read` has checked, and rows
-        // and dims within scratch.
+        // SAFETY: the kernels' instruction set is available; `from..to` lies within the slots that `Slots::read` has
+        // checked, and rows and dims within scratch.
         unsafe {
             match (same, stored.prefetch) {
                 // A probability of 0 times an infinite value is NaN: each row reads only what it sees.
@@ -155,7 +156,8 @@ impl KvSplit<'_> {
     /// As [`Kernels::pv`] with `all`, whose `alpha` is scratch's.
     unsafe fn pv_prefetching(&self, stored: &Stored, all: &PvArgs, scratch: &mut Scratch<'_>) {
         let slot_bytes = all.dim * self.tile.call.shape.kv_dtype.size();
-        // A multiple of SLOT_ALIGN: bf16 values of 32 slots are stored interleaved, and addresses count from their first.
+        // A multiple of SLOT_ALIGN: bf16 values of 32 slots are stored interleaved, and addresses count from their
+        // first.
         let last = (all.to.saturating_sub(stored.prefetch) / SLOT_ALIGN as usize * SLOT_ALIGN as usize).max(all.from);
         // SAFETY: both ranges are parts of `all`'s, which the caller guarantees.
         unsafe {

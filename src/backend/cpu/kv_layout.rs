@@ -34,15 +34,15 @@ pub(super) fn max_splits(ring: &Ring, size: u64) -> u64 {
     ring_begin(ring).div_ceil(size) + ring.ring_slots.div_ceil(size) + 1
 }
 
-/// Index of dim `d` of the pair of tokens that `key` belongs to, in the interleaved layout of bf16 values: in pairs, from the address of
-/// a token whose slot is a multiple of 32.
+/// Index of dim `d` of the pair of tokens that `key` belongs to, in the interleaved layout of bf16 values: in pairs,
+/// from the address of a token whose slot is a multiple of 32.
 #[inline(always)]
 pub(super) fn bf16_pair_index(dim: usize, key: usize, d: usize) -> usize {
     key / 32 * (16 * dim) + d / 16 * 256 + key % 32 / 2 * 16 + d % 16
 }
 
-/// The keys of a block: `n` stored columns, of which `from..to` may be visible. What lies in the others is unspecified and must not
-/// reach a result.
+/// The keys of a block: `n` stored columns, of which `from..to` may be visible. What lies in the others is unspecified
+/// and must not reach a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct KeyRange {
     pub from: usize,

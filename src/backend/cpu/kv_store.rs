@@ -1,9 +1,9 @@
 //! K and V in memory: by layer, sequence, KV head and slot.
 //!
-//! The slots of sinks and of the ring each begin and end at a multiple of [`SLOT_ALIGN`]. Within a head, K lies in groups of
-//! [`KEY_GROUP`] slots: f16 as `[dim][slot]`, bf16 as `[dim / 2][slot][2]` (a vector holds one dim, or a pair of dims, of 16
-//! keys: no sums across lanes), f32 in rows. V lies in rows padded to 16 dims; bf16 in groups of 32 slots as
-//! `[dim / 16][slot / 2][dim % 16][2]`. AMX multiplies both bf16 layouts without conversion.
+//! The slots of sinks and of the ring each begin and end at a multiple of [`SLOT_ALIGN`]. Within a head, K lies in
+//! groups of [`KEY_GROUP`] slots: f16 as `[dim][slot]`, bf16 as `[dim / 2][slot][2]` (a vector holds one dim, or a pair
+//! of dims, of 16 keys: no sums across lanes), f32 in rows. V lies in rows padded to 16 dims; bf16 in groups of 32
+//! slots as `[dim / 16][slot / 2][dim % 16][2]`. AMX multiplies both bf16 layouts without conversion.
 
 use std::marker::PhantomData;
 
@@ -79,7 +79,8 @@ impl KvStore {
         }
         let [k_slot, v_slot] = slot_bytes(shape);
         Ok(Self {
-            // Kernels read whole groups and mask what is not visible: masked slots may be stale, but must be initialised.
+            // Kernels read whole groups and mask what is not visible: masked slots may be stale, but must be
+            // initialised.
             buffer: Buffer::zeroed(memory, total, "K and V")?,
             layers: offsets,
             n_kv_heads: shape.n_kv_heads,
@@ -127,7 +128,8 @@ impl KvStore {
                 let at = |seq: usize| {
                     self.buffer.as_ptr().wrapping_add(base + (seq * self.n_kv_heads + head) * l.slots * slot)
                 };
-                // SAFETY: the offsets are within the block, which was allocated for all layers, sequences and heads; sequences do not overlap.
+                // SAFETY: the offsets are within the block, which was allocated for all layers, sequences and heads;
+                // sequences do not overlap.
                 unsafe { std::ptr::copy_nonoverlapping(at(src), at(dst), n * slot) };
             }
         }
@@ -162,7 +164,8 @@ impl Slots<'_> {
     /// Stores a token.
     ///
     /// # Safety
-    /// Nobody else may read or write the group at the same time. `T` is the storage type, `k` and `v` are of the head's dims.
+    /// Nobody else may read or write the group at the same time. `T` is the storage type, `k` and `v` are of the head's
+    /// dims.
     pub unsafe fn write<T: Stored>(&self, head: usize, slot: u64, k: &[T], v: &[T]) {
         let at = self.check(head, slot, 1);
         let lane = at % KEY_GROUP;
@@ -193,17 +196,19 @@ impl Slots<'_> {
         }
     }
 
-    /// Stores the tokens of a whole key group in f16 or bf16, as [`Self::write`] of each would. `slot` is a multiple of [`KEY_GROUP`].
+    /// Stores the tokens of a whole key group in f16 or bf16, as [`Self::write`] of each would. `slot` is a multiple of
+    /// [`KEY_GROUP`].
     ///
     /// # Safety
-    /// Nobody else may read or write the group at the same time. `T` is the storage type, the functions are its kernels' and their
-    /// instruction set is available; each row is readable for the head's dims, those of values for `dim_v`.
+    /// Nobody else may read or write the group at the same time. `T` is the storage type, the functions are its
+    /// kernels' and their instruction set is available; each row is readable for the head's dims, those of values for
+    /// `dim_v`.
     pub unsafe fn write_group<T: Stored>(&self, head: usize, slot: u64, tokens: &GroupOfTokens<'_>) {
         let at = self.check(head, slot, KEY_GROUP as u64);
         let (dim, row, dim_v) = (self.k_slot / size_of::<u16>(), self.v_slot / size_of::<u16>(), tokens.dim_v);
         assert!(at.is_multiple_of(KEY_GROUP) && dim_v <= row, "a group at {slot}, {dim_v} dims");
-        // SAFETY: `check` keeps the group within the head's slots, which begin at a multiple of SLOT_ALIGN; the caller alone has the
-        // group, and its rows are readable.
+        // SAFETY: `check` keeps the group within the head's slots, which begin at a multiple of SLOT_ALIGN; the caller
+        // alone has the group, and its rows are readable.
         unsafe {
             (tokens.transpose_keys)(tokens.k, dim, self.k.add(at * self.k_slot).cast());
             if T::DTYPE == DType::Bf16 {

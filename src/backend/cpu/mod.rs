@@ -151,8 +151,8 @@ impl Cpu {
         })
     }
 
-    /// For fewer heads than keep the threads busy: different threads compute the KV splits of one head, and the last of them merges them
-    /// in order.
+    /// For fewer heads than keep the threads busy: different threads compute the KV splits of one head, and the last of
+    /// them merges them in order.
     fn attend_splits(&self, call: &LayerCall<'_>, exec: &Executor, range: ChunkRange) -> Result<()> {
         let heads = call.shape.n_kv_heads as u64;
         let count = |e: &Entry| schedule::split_count(call, e, &range.tokens(e));

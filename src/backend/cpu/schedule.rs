@@ -8,8 +8,8 @@ use crate::backend::LayerCall;
 use crate::batch::Entry;
 use crate::config::Shape;
 
-/// How an entry's queries are computed. It depends on their number and the cache's settings only, so that neither threads nor other
-/// sequences change a result.
+/// How an entry's queries are computed. It depends on their number and the cache's settings only, so that neither
+/// threads nor other sequences change a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AttendPath {
     /// All rows of a head at once.
@@ -60,8 +60,8 @@ pub(super) fn split_count(call: &LayerCall<'_>, entry: &Entry, tokens: &Range<u6
     all_rows(call, entry, tokens, 0).map_or(0, |tile| tile.blocks(SPLIT_KEYS as u64).count() as u64)
 }
 
-/// A range of tokens of each entry: in a step, at most `max_chunk` tokens are appended and attended before the next tokens may overwrite
-/// what they see.
+/// A range of tokens of each entry: in a step, at most `max_chunk` tokens are appended and attended before the next
+/// tokens may overwrite what they see.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ChunkRange {
     at: u64,
@@ -85,7 +85,8 @@ impl ChunkRange {
     }
 }
 
-/// The KV heads of each entry that part `ith` of `nth` works on: an even share of (token, head) pairs, whole heads only.
+/// The KV heads of each entry that part `ith` of `nth` works on: an even share of (token, head) pairs, whole heads
+/// only.
 pub(super) fn share(
     entries: &[Entry],
     n_kv_heads: usize,
@@ -116,8 +117,8 @@ mod tests {
         #[test]
         fn every_head_of_every_entry_is_shared_out_once(counts in prop::collection::vec(1u64..1000, 0..6),
                                                          heads in 1usize..9, nth in 1u32..12) {
-            let entries: Vec<_> =
-                counts.iter().enumerate().map(|(seq, &n)| Entry { seq, row: 0, n, first: 0, start: 0, floor: 0 }).collect();
+            let entry = |(seq, &n)| Entry { seq, row: 0, n, first: 0, start: 0, floor: 0 };
+            let entries: Vec<_> = counts.iter().enumerate().map(entry).collect();
             let mut taken = vec![vec![0; heads]; entries.len()];
             for ith in 0..nth {
                 for (e, range) in share(&entries, heads, ith, nth) {

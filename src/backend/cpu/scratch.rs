@@ -96,7 +96,8 @@ scratch! { s;
     /// `[TILE_ROWS][head_dim]` queries, rotated for window keys and for sink keys.
     q: TILE_ROWS * s.dim,
     q_sink: TILE_ROWS * s.dim,
-    /// The same as a chunk kernel multiplies them: `[2][TILE_ROWS][head_dim]` bf16, or `[TILE_ROWS][head_dim]` pairs of fp16.
+    /// The same as a chunk kernel multiplies them: `[2][TILE_ROWS][head_dim]` bf16, or `[TILE_ROWS][head_dim]` pairs of
+    /// fp16.
     q_packed: s.x86_64 * TILE_ROWS * s.dim,
     q_sink_packed: s.x86_64 * TILE_ROWS * s.dim,
     /// `[TILE_ROWS][head_dim_v]` accumulated PV.
@@ -153,8 +154,8 @@ impl ScratchPool {
         Scratch::from_fields(sizes(shape).map(|n| {
             let field = at;
             at = at.wrapping_add(n);
-            // SAFETY: `bytes` counts all fields, so each lies within the buffer; the buffer is initialised, fields do not overlap, and
-            // nobody else holds this thread's part.
+            // SAFETY: `bytes` counts all fields, so each lies within the buffer; the buffer is initialised, fields do
+            // not overlap, and nobody else holds this thread's part.
             unsafe { std::slice::from_raw_parts_mut(field, n) }
         }))
     }

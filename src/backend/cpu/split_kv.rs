@@ -1,5 +1,5 @@
-//! KV splits of a decode: partial results, their merge, and the memory that threads exchange them in (allocated at creation, only with
-//! several threads).
+//! KV splits of a decode: partial results, their merge, and the memory that threads exchange them in (allocated at
+//! creation, only with several threads).
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -117,8 +117,8 @@ impl SplitPartials {
     pub unsafe fn get(&self, unit: usize, split: u64, rows: usize, dim: usize) -> Partial<'_> {
         assert!(rows * (2 + dim) <= self.size, "{rows} rows of {dim} dims");
         let at = self.at(unit, split);
-        // SAFETY: `at` and the assertion keep the three slices within the initialised buffer; they do not overlap, and this thread alone
-        // has the split, by the caller.
+        // SAFETY: `at` and the assertion keep the three slices within the initialised buffer; they do not overlap, and
+        // this thread alone has the split, by the caller.
         unsafe {
             Partial {
                 max: std::slice::from_raw_parts_mut(at, rows),

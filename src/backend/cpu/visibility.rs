@@ -28,7 +28,8 @@ impl VisibleRange {
     }
 }
 
-/// Visible keys in consecutive physical slots. Column c is slot `slot + c`; columns `lo..hi` hold the tokens from `first` on.
+/// Visible keys in consecutive physical slots. Column c is slot `slot + c`; columns `lo..hi` hold the tokens from
+/// `first` on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Block {
     pub sinks: bool,
@@ -55,8 +56,8 @@ impl Block {
     }
 }
 
-/// The blocks of a range of tokens. They end where physical slots, counted from the beginning of their region, reach a multiple of
-/// `size`, so that block borders depend on the tokens only.
+/// The blocks of a range of tokens. They end where physical slots, counted from the beginning of their region, reach a
+/// multiple of `size`, so that block borders depend on the tokens only.
 pub(super) fn blocks(ring: &Ring, keys: Range<u64>, size: u64) -> impl Iterator<Item = Block> + use<'_> {
     let sinks = keys.start < ring.n_sink;
     ring.runs(keys.start, keys.end).flat_map(move |run| {
@@ -90,7 +91,8 @@ mod tests {
         /// Every token is in one column of one block, in order, in its own physical slot; blocks keep to their size.
         #[test]
         fn blocks_hold_each_token_once(n_sink in 0u32..70, window in 1u32..300, chunk in 1u32..70,
-                                       from in 0u64..900, n in 1u64..300, size in prop::sample::select(vec![32_u64, 128])) {
+                                       from in 0u64..900, n in 1u64..300,
+                                       size in prop::sample::select(vec![32_u64, 128])) {
             let ring = Ring::new(n_sink, window, chunk, 0);
             let from = if from < ring.n_sink { from } else { from.max(ring.n_sink) };
             let to = if from < ring.n_sink { ring.n_sink.min(from + n) } else { from + n.min(ring.ring_slots) };

@@ -1,10 +1,10 @@
 //! Chunks with products of bf16 tiles, by AMX.
 //!
-//! Stored bf16 is multiplied as it is; queries and probabilities are rounded to bf16, as plain attention in bf16 does. f16 values are
-//! split exactly into a high and a low bf16. A product is computed as hi*hi + hi*lo + lo*hi; the dropped lo*lo term is below f32
-//! rounding.
+//! Stored bf16 is multiplied as it is; queries and probabilities are rounded to bf16, as plain attention in bf16 does.
+//! f16 values are split exactly into a high and a low bf16. A product is computed as hi*hi + hi*lo + lo*hi; the dropped
+//! lo*lo term is below f32 rounding.
 
-use super::{ChunkKernel, ChunkTile, KeyBlock, Subtile};
+use super::tile_loop::{ChunkKernel, ChunkTile, KeyBlock, Subtile};
 use crate::backend::cpu::kv_layout::{SLOT_ALIGN, padded_dim};
 use crate::backend::cpu::query_tile::QueryTile;
 use crate::backend::cpu::scratch::{KEY_BLOCK, SCORE_STRIDE, SUBTILE_ROWS, Scratch, TILE_ROWS};
@@ -62,8 +62,8 @@ impl Amx {
         for (q, packed) in [(&scratch.q, &mut scratch.q_packed), (&scratch.q_sink, &mut scratch.q_sink_packed)] {
             assert!(q.len() >= n);
             let packed = split(packed, q_rows * shape.head_dim, two);
-            // SAFETY: the instruction set is available, by the caller; `n` is a multiple of 32, since dims are. Rows of padding keep
-            // what they hold: their results are not used.
+            // SAFETY: the instruction set is available, by the caller; `n` is a multiple of 32, since dims are. Rows of
+            // padding keep what they hold: their results are not used.
             unsafe { pack::split_f32(q.as_ptr(), n, packed) };
         }
         Self {
@@ -103,8 +103,8 @@ impl ChunkKernel for Amx {
         if self.two {
             let to_k = split(scratch.k, keys.n * dim, true);
             let to_v = split(scratch.v, keys.n * dim_v, true);
-            // SAFETY: the instruction set is available; `Slots::read` has checked the slots, which nobody writes while queries run;
-            // `split` has checked scratch.
+            // SAFETY: the instruction set is available; `Slots::read` has checked the slots, which nobody writes while
+            // queries run; `split` has checked scratch.
             let finite = unsafe { pack::split_keys(k, dim, keys, to_k) & pack::split_values(v, dim_v, keys, to_v) };
             return finite.then(|| Packed {
                 k: to_k.as_matrix(),
@@ -114,8 +114,8 @@ impl ChunkKernel for Amx {
             });
         }
         let whole = SplitMatrix { high: k, low: std::ptr::null() };
-        // Where every key of whole tiles is visible to every row, or all values are finite and probabilities of 0 mask the rest,
-        // values are multiplied where they lie.
+        // Where every key of whole tiles is visible to every row, or all values are finite and probabilities of 0 mask
+        // the rest, values are multiplied where they lie.
         let in_place = block.all_visible && (keys.from, keys.to) == (0, keys.n)
             // SAFETY: as above.
             || unsafe { pack::all_finite(v, keys.n * dim_v) };
@@ -171,7 +171,8 @@ impl ChunkKernel for Amx {
 
     fn pv(&self, chunk: &ChunkTile<'_>, packed: &Packed, (): (), sub: &Subtile<'_>, scratch: &mut Scratch<'_>) {
         let dim_v = padded_dim(sub.rows.call.shape.head_dim_v);
-        // SAFETY: tiles are configured; 32 rows of probabilities and accumulators lie in scratch, the subtile's values in the block.
+        // SAFETY: tiles are configured; 32 rows of probabilities and accumulators lie in scratch, the subtile's values
+        // in the block.
         unsafe {
             if packed.separate {
                 return sub.pv_separate(chunk, packed.stored_v, scratch);

@@ -1,6 +1,6 @@
 //! Chunks with products in f32, for every instruction set: K and V are converted once per block.
 
-use super::{ChunkKernel, ChunkTile, KeyBlock, Subtile};
+use super::tile_loop::{ChunkKernel, ChunkTile, KeyBlock, Subtile};
 use crate::backend::cpu::kv_layout::{KEY_GROUP, padded_dim};
 use crate::backend::cpu::scratch::{SCORE_STRIDE, SUBTILE_ROWS, Scratch};
 use crate::backend::cpu::simd::gemm::QkArgs;
@@ -27,8 +27,8 @@ impl ChunkKernel for F32 {
     fn pack(&self, chunk: &ChunkTile<'_>, block: &KeyBlock, scratch: &mut Scratch<'_>) -> Option<Packed> {
         let shape = chunk.tile.call.shape;
         let dim_v = padded_dim(shape.head_dim_v);
-        // SAFETY: the kernels' instruction set is available; `Slots::read` has checked the slots, which nobody writes while queries
-        // run; scratch has room for a block.
+        // SAFETY: the kernels' instruction set is available; `Slots::read` has checked the slots, which nobody writes
+        // while queries run; scratch has room for a block.
         let finite = unsafe {
             (chunk.kernels.pack_keys)(block.k, shape.head_dim, block.keys.n / KEY_GROUP, scratch.k.as_mut_ptr());
             (chunk.kernels.pack_values)(block.v, dim_v, block.keys, scratch.v.as_mut_ptr())
@@ -62,7 +62,8 @@ impl ChunkKernel for F32 {
 
     fn pv(&self, chunk: &ChunkTile<'_>, packed: &Packed, (): (), sub: &Subtile<'_>, scratch: &mut Scratch<'_>) {
         let dim_v = padded_dim(chunk.tile.call.shape.head_dim_v);
-        // SAFETY: the kernels' instruction set is available; the subtile's rows and columns lie in scratch and in the block.
+        // SAFETY: the kernels' instruction set is available; the subtile's rows and columns lie in scratch and in the
+        // block.
         unsafe {
             if packed.separate {
                 sub.pv_separate(chunk, packed.stored_v, scratch);

@@ -1,9 +1,9 @@
 //! Chunks of stored bf16 with products in fp16, by AVX-512 FP16.
 //!
-//! Every operand is scaled first, so that fp16 neither overflows nor loses small numbers: a row of queries by its largest number, a
-//! block of keys and one of values by a power of two. Products are scaled back as they become f32.
+//! Every operand is scaled first, so that fp16 neither overflows nor loses small numbers: a row of queries by its
+//! largest number, a block of keys and one of values by a power of two. Products are scaled back as they become f32.
 
-use super::{ChunkKernel, ChunkTile, KeyBlock, Subtile};
+use super::tile_loop::{ChunkKernel, ChunkTile, KeyBlock, Subtile};
 use crate::backend::cpu::kv_layout::{SLOT_ALIGN, padded_dim};
 use crate::backend::cpu::query_tile::QueryTile;
 use crate::backend::cpu::scratch::{KEY_BLOCK, SCORE_STRIDE, SUBTILE_ROWS, Scratch};
@@ -35,8 +35,8 @@ pub(super) struct Packed {
 }
 
 impl Fp16 {
-    /// Packs the tile's queries. The scales of their rows go to scratch's `partial_max` and `partial_sum`, which only decodes use.
-    /// AVX-512 and AVX-512 FP16 must be available.
+    /// Packs the tile's queries. The scales of their rows go to scratch's `partial_max` and `partial_sum`, which only
+    /// decodes use. AVX-512 and AVX-512 FP16 must be available.
     pub fn new(tile: &QueryTile<'_>, scratch: &mut Scratch<'_>) -> Self {
         let (rows, dim) = (tile.rows, tile.call.shape.head_dim);
         assert!(scratch.q_packed.len() >= rows * dim && scratch.q.len() >= rows * dim);
@@ -63,8 +63,8 @@ impl ChunkKernel for Fp16 {
         let shape = chunk.tile.call.shape;
         let (dim, dim_v) = (shape.head_dim, padded_dim(shape.head_dim_v));
         let (k, v) = (scratch.k.as_mut_ptr().cast::<u16>(), scratch.v.as_mut_ptr().cast::<u16>());
-        // SAFETY: the instruction set is available; `Slots::read` has checked the slots, which nobody writes while queries run;
-        // scratch has room for a block.
+        // SAFETY: the instruction set is available; `Slots::read` has checked the slots, which nobody writes while
+        // queries run; scratch has room for a block.
         let (k_unscale, v_unscale) = unsafe {
             let keys = pack_keys(block.k, dim, block.keys, SCORE_STRIDE, k);
             (keys?, pack_values(block.v, dim_v, block.keys, v)?)

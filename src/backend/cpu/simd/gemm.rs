@@ -1,7 +1,7 @@
 //! QK^T and PV in f32, generic over vectors and stored types; `simd/mod.rs` compiles them for each instruction set.
 //!
-//! `decode.rs` and `chunk/` check pointers and counts against the layout of `kv_store.rs`. Keys come in groups of 16, values in rows
-//! padded to 16 dims.
+//! `decode.rs` and `chunk/` check pointers and counts against the layout of `kv_store.rs`. Keys come in groups of 16,
+//! values in rows padded to 16 dims.
 
 use super::kv_load::{Keys, Values};
 use super::prefetch::prefetch_l2;
@@ -170,7 +170,8 @@ pub(crate) unsafe fn pv<V: SimdF32, E: Values, const NV: usize>(a: &PvArgs) {
 unsafe fn pv_all<V: SimdF32, E: Values, const NV: usize, const PREFETCH: bool>(a: &PvArgs) {
     let mut d = 0;
     while d < a.dim {
-        // SAFETY: the instruction set is available, and all addresses are rows and columns of the arguments, by the caller.
+        // SAFETY: the instruction set is available, and all addresses are rows and columns of the arguments, by the
+        // caller.
         unsafe {
             if a.rows == 1 && NV == 4 && a.dim - d >= 8 * V::N {
                 // One row leaves registers for eight vectors: whole rows of values are read in order.

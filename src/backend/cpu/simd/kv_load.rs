@@ -54,8 +54,8 @@ pub(crate) struct StoredF32;
 /// f16: keys `[dim][16]`, values in rows.
 #[derive(Debug)]
 pub(crate) struct StoredF16;
-/// bf16: keys `[dim / 2][16][2]`, values in tiles `[key / 32][dim / 16][16][16][2]`, the last three being pairs of keys, dims,
-/// and the two of a pair.
+/// bf16: keys `[dim / 2][16][2]`, values in tiles `[key / 32][dim / 16][16][16][2]`, the last three being pairs of
+/// keys, dims, and the two of a pair.
 #[derive(Debug)]
 pub(crate) struct StoredBf16;
 

@@ -63,8 +63,8 @@ pub(crate) struct Kernels {
     pub angles: unsafe fn(&Frequencies, u64, f32, &mut [f32], &mut [f32]),
 }
 
-/// Compiles the kernels for one instruction set. Its registers hold accumulators of `$nv` vectors by six rows (four without
-/// `SimdF32::SIX_ROWS`).
+/// Compiles the kernels for one instruction set. Its registers hold accumulators of `$nv` vectors by six rows (four
+/// without `SimdF32::SIX_ROWS`).
 macro_rules! isa_kernels {
     ($name:ident, $lanes:ty, $nv:literal, $(#[$features:meta])?) => {
         mod $name {
@@ -200,7 +200,12 @@ isa_kernels!(scalar_kernels, super::scalar::Scalar, 2,);
 #[cfg(target_arch = "x86_64")]
 isa_kernels!(avx2_kernels, super::x86_64::avx2::Avx2, 2, #[target_feature(enable = "avx2,fma,f16c")]);
 #[cfg(target_arch = "x86_64")]
-isa_kernels!(avx512_kernels, super::x86_64::avx512::Avx512, 4, #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]);
+isa_kernels!(
+    avx512_kernels,
+    super::x86_64::avx512::Avx512,
+    4,
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+);
 #[cfg(target_arch = "aarch64")]
 isa_kernels!(neon_kernels, super::aarch64::neon::Neon, 4,);
 

@@ -14,8 +14,8 @@ pub(crate) fn prefetch<const WRITE: bool>(p: *const u8, n: usize) {
     let _ = (p, n);
 }
 
-/// Asks for the line at `p` in the second-level cache: what is read once at the speed of memory needs more requests under way than
-/// loads make, and must not push out what is at hand. A hint, whatever the address.
+/// Asks for the line at `p` in the second-level cache: what is read once at the speed of memory needs more requests
+/// under way than loads make, and must not push out what is at hand. A hint, whatever the address.
 #[inline(always)]
 pub(crate) fn prefetch_l2(p: *const u8) {
     #[cfg(target_arch = "x86_64")]

@@ -4,7 +4,8 @@ use super::vector::SimdF32;
 use crate::config::RopeStyle;
 use crate::rope::Frequencies;
 
-/// Writes `x` to `y` with its first `2 * cos.len()` dims rotated by the angles whose (scaled) cosines and sines are given.
+/// Writes `x` to `y` with its first `2 * cos.len()` dims rotated by the angles whose (scaled) cosines and sines are
+/// given.
 ///
 /// # Safety
 /// As [`SimdF32`].

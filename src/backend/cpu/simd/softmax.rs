@@ -61,8 +61,9 @@ pub(crate) unsafe fn softmax<V: SimdF32, const PRECISE: bool>(a: &SoftmaxArgs) {
     }
 }
 
-/// Transforms and masks a row; updates its running maximum and computes its rescale factor. A row that has seen nothing but scores of
-/// minus infinity gets the factor -1. Returns the block's own maximum, not yet scaled where there was neither softcap nor bias.
+/// Transforms and masks a row; updates its running maximum and computes its rescale factor. A row that has seen nothing
+/// but scores of minus infinity gets the factor -1. Returns the block's own maximum, not yet scaled where there was
+/// neither softcap nor bias.
 #[inline(always)]
 pub(super) unsafe fn update_row_max<V: SimdF32>(a: &SoftmaxArgs, r: usize) -> f32 {
     // SAFETY: the instruction set is available, and all addresses are rows and columns of the arguments, by the caller.
@@ -243,7 +244,8 @@ mod tests {
         left
     }
 
-    /// All implementations agree up to rounding: numbers of rows, ranges of every kind, scores of minus infinity and NaN.
+    /// All implementations agree up to rounding: numbers of rows, ranges of every kind, scores of minus infinity and
+    /// NaN.
     #[test]
     fn weights_are_those_of_the_plain_way() {
         let ways = [(Way::Bf16, Isa::Amx), (Way::SplitBf16, Isa::Amx), (Way::Fp16, Isa::Avx512)];

@@ -30,12 +30,12 @@ pub(crate) unsafe fn transpose_keys<const F16: bool>(rows: &GroupRows, dim: usiz
     }
 }
 
-/// bf16 values in rows to one half of an interleaved tile of 32 slots: `[dim / 16][8][16][2]`, with the other half in between. Padding
-/// beyond the last dim stays unchanged.
+/// bf16 values in rows to one half of an interleaved tile of 32 slots: `[dim / 16][8][16][2]`, with the other half in
+/// between. Padding beyond the last dim stays unchanged.
 ///
 /// # Safety
-/// Each row must be readable for `dim` elements, and `dst` writable for `dim` elements, rounded up to 16, of 32 rows, less the
-/// other half.
+/// Each row must be readable for `dim` elements, and `dst` writable for `dim` elements, rounded up to 16, of 32 rows,
+/// less the other half.
 #[inline(always)]
 pub(crate) unsafe fn interleave_values(rows: &GroupRows, dim: usize, dst: *mut u16) {
     for d in (0..dim).step_by(KEY_GROUP) {
@@ -57,7 +57,8 @@ pub(crate) unsafe fn interleave_values(rows: &GroupRows, dim: usize, dst: *mut u
     }
 }
 
-/// [`transpose_keys`] with AVX-512: 16 x 16 words of two dims are transposed in registers, and whole cache lines are written.
+/// [`transpose_keys`] with AVX-512: 16 x 16 words of two dims are transposed in registers, and whole cache lines are
+/// written.
 ///
 /// # Safety
 /// As [`transpose_keys`]; the processor must have AVX-512 F and BW.

@@ -1,7 +1,7 @@
 //! Unrolled loops, so that arrays of vectors stay in registers.
 
-/// A statement for every index below a constant of at most eight, unrolled: arrays of vectors stay in registers only with constant
-/// indices.
+/// A statement for every index below a constant of at most eight, unrolled: arrays of vectors stay in registers only
+/// with constant indices.
 macro_rules! unrolled {
     ($n:expr, $i:ident, $body:expr) => {
         unrolled!(@ $n, $i, $body, 0 1 2 3 4 5 6 7)

@@ -41,8 +41,8 @@ pub(crate) trait SimdF32: Copy {
     unsafe fn reduce_max(self) -> f32;
     unsafe fn reduce_add(self) -> f32;
 
-    /// 2^x for x at most a little above 0, or NaN. Below -126 it is 2^-126, which is negligible beside a probability of 1. Error: 2 units
-    /// in the last place; 3e-6 relative where not `PRECISE`, far below the rounding of f16.
+    /// 2^x for x at most a little above 0, or NaN. Below -126 it is 2^-126, which is negligible beside a probability of
+    /// 1. Error: 2 units in the last place; 3e-6 relative where not `PRECISE`, far below the rounding of f16.
     #[inline(always)]
     unsafe fn exp2<const PRECISE: bool>(self) -> Self {
         // SAFETY: the instruction set is available, by the caller.

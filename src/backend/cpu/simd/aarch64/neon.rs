@@ -40,7 +40,8 @@ impl SimdF32 for Neon {
         // The conversion needs no feature beyond NEON; its intrinsic is not yet stable.
         unsafe {
             let halves = vld1_u16(p);
-            asm!("fcvtl {x:v}.4s, {h:v}.4h", x = lateout(vreg) x, h = in(vreg) halves, options(pure, nomem, nostack, preserves_flags));
+            asm!("fcvtl {x:v}.4s, {h:v}.4h", x = lateout(vreg) x, h = in(vreg) halves,
+                options(pure, nomem, nostack, preserves_flags));
         }
         Self(x)
     }

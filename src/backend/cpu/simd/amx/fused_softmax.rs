@@ -1,8 +1,9 @@
-//! QK^T and softmax overlapped, on AMX: while tiles multiply a strip of 32 keys, vectors compute the softmax of the strip before.
+//! QK^T and softmax overlapped, on AMX: while tiles multiply a strip of 32 keys, vectors compute the softmax of the
+//! strip before.
 //!
-//! Exponents use the running maximum of earlier blocks, so that no strip waits for the end of its row, and scores need two strips of
-//! memory, which stay in L1. A row's first block, and a block whose scores exceed that maximum by more than 2^8, take two passes
-//! (`softmax.rs`).
+//! Exponents use the running maximum of earlier blocks, so that no strip waits for the end of its row, and scores need
+//! two strips of memory, which stay in L1. A row's first block, and a block whose scores exceed that maximum by more
+//! than 2^8, take two passes (`softmax.rs`).
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -21,11 +22,12 @@ const STRIP: usize = 2 * KEY_GROUP;
 /// Probabilities may be up to 2 to this power: sums are far from overflow, and relative precision is that below 1.
 const HEADROOM: f32 = 8.0;
 
-/// QK^T and softmax of all rows and `a.n` keys into `probs`. Row maxima stay, rescale factors become 1. False, with row sums unchanged,
-/// where a row has no maximum yet or a score exceeds it by too much.
+/// QK^T and softmax of all rows and `a.n` keys into `probs`. Row maxima stay, rescale factors become 1. False, with row
+/// sums unchanged, where a row has no maximum yet or a score exceeds it by too much.
 ///
 /// # Safety
-/// As [`super::gemm::qk`] and [`super::softmax::softmax_bf16`]; `a.scores` has room for 2 x 32 x 32 scores, aligned to 64 bytes.
+/// As [`super::gemm::qk`] and [`super::softmax::softmax_bf16`]; `a.scores` has room for 2 x 32 x 32 scores, aligned to
+/// 64 bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(crate) unsafe fn qk_softmax(q: SplitMatrix, k: SplitMatrix, dim: usize, a: &SoftmaxArgs, probs: SplitMut) -> bool {
     // SAFETY: AMX is available and configured, and all addresses are rows and columns of the arguments, by the caller.
@@ -131,7 +133,8 @@ impl Softmax<'_> {
     ) {
         let mut row_maxima = self.row_maxima;
         for r in rows {
-            // SAFETY: AMX is available and configured, and all addresses are rows and columns of the arguments, by the caller.
+            // SAFETY: AMX is available and configured, and all addresses are rows and columns of the arguments, by the
+            // caller.
             unsafe {
                 let offset = _mm512_set1_ps(self.offsets[r]);
                 let exponent =

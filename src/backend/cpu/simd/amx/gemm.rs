@@ -1,8 +1,8 @@
 //! GEMM on AMX tiles: bf16 products with f32 accumulation, 16 x 16 x 32 per instruction.
 //!
-//! Rust has no stable intrinsics for AMX, hence inline assembly. Operand layouts are those of Intel's manual (Software Developer's
-//! Manual, volume 1, chapter 18): A is 16 rows of 32 numbers; B is 16 pairs of rows of 16 numbers, interleaved by pairs. bf16 keys and
-//! values are stored as B.
+//! Rust has no stable intrinsics for AMX, hence inline assembly. Operand layouts are those of Intel's manual (Software
+//! Developer's Manual, volume 1, chapter 18): A is 16 rows of 32 numbers; B is 16 pairs of rows of 16 numbers,
+//! interleaved by pairs. bf16 keys and values are stored as B.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -18,8 +18,8 @@ pub(crate) const DEPTH: usize = 32;
 /// bf16 elements of a tile.
 const TILE_ELEMENTS: usize = 512;
 
-/// Configures the thread's eight tiles as 16 rows of 64 bytes while it lives, and restores the host's configuration when dropped: ggml
-/// configures a thread's tiles once and never again.
+/// Configures the thread's eight tiles as 16 rows of 64 bytes while it lives, and restores the host's configuration
+/// when dropped: ggml configures a thread's tiles once and never again.
 #[derive(Debug)]
 pub(crate) struct TileConfig {
     before: Config,
@@ -54,8 +54,8 @@ impl TileConfig {
 
 impl Drop for TileConfig {
     fn drop(&mut self) {
-        // SAFETY: `new` configured the tiles; what it saved is a valid configuration. Tiles without a host's configuration are released:
-        // otherwise every context switch would save them.
+        // SAFETY: `new` configured the tiles; what it saved is a valid configuration. Tiles without a host's
+        // configuration are released: otherwise every context switch would save them.
         unsafe {
             if self.before.palette == 0 {
                 asm!("tilerelease", options(nostack, nomem));
@@ -94,8 +94,8 @@ macro_rules! zero_acc {
 }
 pub(crate) use zero_acc;
 
-/// Stores the accumulator tiles as rows of f32: the address of the first of the upper and of the lower 16 rows, and the row stride in
-/// bytes.
+/// Stores the accumulator tiles as rows of f32: the address of the first of the upper and of the lower 16 rows, and the
+/// row stride in bytes.
 macro_rules! store_acc {
     ($top:expr, $bottom:expr, $stride:expr) => {
         asm!(
@@ -145,7 +145,8 @@ impl SplitMut {
     }
 }
 
-/// The products of bf16 that make up one of two split matrices: hi*hi, and hi*lo and lo*hi. The dropped lo*lo is below f32 rounding.
+/// The products of bf16 that make up one of two split matrices: hi*hi, and hi*lo and lo*hi. The dropped lo*lo is below
+/// f32 rounding.
 pub(crate) fn split_products(a: SplitMatrix, b: SplitMatrix) -> impl Iterator<Item = (*const u16, *const u16)> {
     let n = if a.low.is_null() { 1 } else { 3 };
     [(a.high, b.high), (a.high, b.low), (a.low, b.high)].into_iter().take(n)
@@ -154,8 +155,8 @@ pub(crate) fn split_products(a: SplitMatrix, b: SplitMatrix) -> impl Iterator<It
 /// QK^T: `scores[r][c] = q[r] . k[c]` for 32 rows and `keys` keys.
 ///
 /// # Safety
-/// [`TileConfig`] must be alive; `q` holds `[32][dim]`, `k` groups of 16 keys `[dim / 2][16][2]`, `scores` 32 rows `stride` apart;
-/// `dim` and `keys` are multiples of 32.
+/// [`TileConfig`] must be alive; `q` holds `[32][dim]`, `k` groups of 16 keys `[dim / 2][16][2]`, `scores` 32 rows
+/// `stride` apart; `dim` and `keys` are multiples of 32.
 pub(crate) unsafe fn qk(q: SplitMatrix, k: SplitMatrix, dim: usize, keys: usize, scores: *mut f32, stride: usize) {
     for key in (0..keys).step_by(2 * KEY_GROUP) {
         // SAFETY: tiles are configured; each address lies in the matrices that the caller describes.
@@ -177,8 +178,8 @@ pub(crate) unsafe fn qk(q: SplitMatrix, k: SplitMatrix, dim: usize, keys: usize,
 /// PV: `acc[r] += probs[r] . v` for 32 rows and `keys` keys.
 ///
 /// # Safety
-/// [`TileConfig`] must be alive; `probs` holds 32 rows `stride` apart, `v` tiles `[keys / 32][dim / 16]`, `acc` `[32][dim]`;
-/// `dim` and `keys` are multiples of 32.
+/// [`TileConfig`] must be alive; `probs` holds 32 rows `stride` apart, `v` tiles `[keys / 32][dim / 16]`, `acc`
+/// `[32][dim]`; `dim` and `keys` are multiples of 32.
 pub(crate) unsafe fn pv(probs: SplitMatrix, stride: usize, v: SplitMatrix, dim: usize, keys: usize, acc: *mut f32) {
     for d in (0..dim).step_by(32) {
         // SAFETY: as in `qk`.

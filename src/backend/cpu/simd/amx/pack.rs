@@ -1,4 +1,5 @@
-//! Converts queries, probabilities, keys and values to what AMX tiles multiply: bf16, or the sum of a high and a low bf16.
+//! Converts queries, probabilities, keys and values to what AMX tiles multiply: bf16, or the sum of a high and a low
+//! bf16.
 
 use std::arch::x86_64::*;
 
@@ -6,7 +7,8 @@ use super::gemm::SplitMut;
 use crate::backend::cpu::kv_layout::{KEY_GROUP, KeyRange, bf16_pair_index};
 use crate::backend::cpu::simd::x86_64::avx512::visible;
 
-/// Two f32 rows as interleaved pairs of bf16: the numbers rounded towards zero, and the remainder. Exact for values of f16.
+/// Two f32 rows as interleaved pairs of bf16: the numbers rounded towards zero, and the remainder. Exact for values of
+/// f16.
 #[inline(always)]
 unsafe fn split_pair(even: __m512, odd: __m512) -> (__m512i, __m512i) {
     // SAFETY: AVX-512 is there.
@@ -28,7 +30,8 @@ unsafe fn not_finite(x: __m512) -> __mmask16 {
     unsafe { _mm512_fpclass_ps_mask::<0x99>(x) }
 }
 
-/// f16 keys of whole key groups, `[dim][16]`, as split pairs `[dim / 2][16][2]`. False if a visible number is not finite.
+/// f16 keys of whole key groups, `[dim][16]`, as split pairs `[dim / 2][16][2]`. False if a visible number is not
+/// finite.
 ///
 /// # Safety
 /// AVX-512 must be available; `src` holds `keys.n` keys, a multiple of 16; both halves of `dst` have room for them.
@@ -52,10 +55,12 @@ pub(crate) unsafe fn split_keys(src: *const u16, dim: usize, keys: KeyRange, dst
     non_finite == 0
 }
 
-/// Visible f16 values, in rows, as split tiles `[n / 32][dim / 16]`; other keys become 0. False if a visible number is not finite.
+/// Visible f16 values, in rows, as split tiles `[n / 32][dim / 16]`; other keys become 0. False if a visible number is
+/// not finite.
 ///
 /// # Safety
-/// AVX-512 must be available; `dim` and `keys.n` are multiples of 32; `src` holds `keys.n` rows; both halves of `dst` have room for them.
+/// AVX-512 must be available; `dim` and `keys.n` are multiples of 32; `src` holds `keys.n` rows; both halves of `dst`
+/// have room for them.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub(crate) unsafe fn split_values(src: *const u16, dim: usize, keys: KeyRange, dst: SplitMut) -> bool {
     let mut non_finite = 0;
@@ -97,8 +102,8 @@ pub(crate) unsafe fn all_finite(src: *const u16, n: usize) -> bool {
     _mm512_cmplt_epu16_mask(largest, infinity) == u32::MAX
 }
 
-/// Copies visible bf16 values, as they are stored in tiles `[n / 32][dim / 16]`; other keys become 0. False if a visible number is not
-/// finite.
+/// Copies visible bf16 values, as they are stored in tiles `[n / 32][dim / 16]`; other keys become 0. False if a
+/// visible number is not finite.
 ///
 /// # Safety
 /// As [`split_values`].
@@ -123,11 +128,12 @@ pub(crate) unsafe fn copy_values(src: *const u16, dim: usize, keys: KeyRange, ds
     non_finite == 0
 }
 
-/// f32 to bf16, rounded to nearest; with a low half, the high half is rounded towards zero and the low half holds the remainder, rounded
-/// to nearest.
+/// f32 to bf16, rounded to nearest; with a low half, the high half is rounded towards zero and the low half holds the
+/// remainder, rounded to nearest.
 ///
 /// # Safety
-/// AMX with AVX512-BF16 must be available; `n` is a multiple of 32; `src` and each half of `dst` that is not NULL hold `n` elements.
+/// AMX with AVX512-BF16 must be available; `n` is a multiple of 32; `src` and each half of `dst` that is not NULL hold
+/// `n` elements.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(crate) unsafe fn split_f32(src: *const f32, n: usize, dst: SplitMut) {
     for at in (0..n).step_by(32) {

@@ -1,7 +1,7 @@
 //! Softmax for AMX: from f32 scores to bf16 probabilities.
 //!
-//! As `simd/softmax.rs`, for scores without softcap and ALiBi. Probabilities are never stored as f32. Maxima, rescale factors and sums
-//! of 16 rows are computed together, one row to a lane.
+//! As `simd/softmax.rs`, for scores without softcap and ALiBi. Probabilities are never stored as f32. Maxima, rescale
+//! factors and sums of 16 rows are computed together, one row to a lane.
 
 use std::arch::x86_64::*;
 use std::f32::consts::LOG2_E;
@@ -22,8 +22,9 @@ type Ranges = [(usize, usize); ROWS];
 /// Scores to probabilities in `probs`; those of masked columns are 0.
 ///
 /// # Safety
-/// AVX-512 with BF16 must be available. As [`SoftmaxArgs`], with at most 32 rows and a multiple of 32 columns, no softcap and no slopes.
-/// `max`, `sum` and `alpha` hold 32 rows; each half of `probs` that is not NULL has room for the rows, `stride` apart.
+/// AVX-512 with BF16 must be available. As [`SoftmaxArgs`], with at most 32 rows and a multiple of 32 columns, no
+/// softcap and no slopes. `max`, `sum` and `alpha` hold 32 rows; each half of `probs` that is not NULL has room for the
+/// rows, `stride` apart.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(crate) unsafe fn softmax_bf16(a: &SoftmaxArgs, probs: SplitMut) {
     // SAFETY: AVX-512 with BF16 is available, and all addresses are rows and columns of the arguments, by the caller.
@@ -127,7 +128,8 @@ unsafe fn row_probs<const WHOLE: bool, const TWO: bool>(a: &SoftmaxArgs, rows: &
 pub(crate) unsafe fn add_to_sums(a: &SoftmaxArgs, lanes: &[__m512; ROWS]) {
     for first in (0..a.rows).step_by(ROW_GROUP) {
         let total = across(&lanes[first..first + ROW_GROUP], |a, b| _mm512_add_ps(a, b));
-        // SAFETY: AVX-512 with BF16 is available, and all addresses are rows and columns of the arguments, by the caller.
+        // SAFETY: AVX-512 with BF16 is available, and all addresses are rows and columns of the arguments, by the
+        // caller.
         unsafe {
             let (sum, alpha) = (_mm512_loadu_ps(a.sum.add(first)), _mm512_loadu_ps(a.alpha.add(first)));
             _mm512_storeu_ps(a.sum.add(first), _mm512_fmadd_ps(sum, alpha, total));

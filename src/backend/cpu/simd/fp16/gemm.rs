@@ -1,7 +1,8 @@
 //! GEMM with AVX-512 FP16: products and sums of 32 products in fp16, at twice the rate of f32; longer sums in f32.
 //!
-//! It serves stored bf16. fp16 has three more bits of precision, so that the rounding of 32 sums loses no more than rounding the queries
-//! to bf16 would, as AMX does. `pack.rs` scales all operands, so that fp16 neither overflows nor loses small numbers.
+//! It serves stored bf16. fp16 has three more bits of precision, so that the rounding of 32 sums loses no more than
+//! rounding the queries to bf16 would, as AMX does. `pack.rs` scales all operands, so that fp16 neither overflows nor
+//! loses small numbers.
 
 use std::arch::asm;
 use std::arch::x86_64::*;

@@ -6,12 +6,12 @@ use crate::backend::cpu::kv_layout::{KEY_GROUP, KeyRange, bf16_pair_index};
 use crate::backend::cpu::simd::kv_load::{Keys, StoredBf16, Values};
 use crate::backend::cpu::simd::x86_64::avx512::{Avx512, visible};
 
-/// A block is scaled by a power of two so that its largest number lies between 2^9 and 2^10. A sum of 32 of them, times at most 1, is
-/// then below the largest fp16, and a number 2^-23 of the largest is not yet subnormal.
+/// A block is scaled by a power of two so that its largest number lies between 2^9 and 2^10. A sum of 32 of them, times
+/// at most 1, is then below the largest fp16, and a number 2^-23 of the largest is not yet subnormal.
 const TARGET_EXPONENT: i32 = 9;
 
-/// The scale of a block and its inverse, given its largest magnitude as the bits of a bf16. `None` where that is 2^13 or more, or not
-/// finite.
+/// The scale of a block and its inverse, given its largest magnitude as the bits of a bf16. `None` where that is 2^13
+/// or more, or not finite.
 fn scales(largest: u16) -> Option<(f32, f32)> {
     // 2^13: beside such a number, ordinary ones would be lost to rounding.
     const TOO_LARGE: u16 = 0x4600;
@@ -100,8 +100,8 @@ unsafe fn pairs(x: *const f32, n: usize, scale: f32, y: *mut u32) {
     }
 }
 
-/// bf16 keys of whole key groups as fp16 `[dim][step]`, times a power of two whose inverse is returned. `None` if a visible number is
-/// too large or not finite. Masked keys become unspecified numbers.
+/// bf16 keys of whole key groups as fp16 `[dim][step]`, times a power of two whose inverse is returned. `None` if a
+/// visible number is too large or not finite. Masked keys become unspecified numbers.
 ///
 /// # Safety
 /// As [`pack_rows`]; `src` holds `keys.n` keys, a multiple of 32, `dst` has room for `dim` rows.
@@ -134,8 +134,8 @@ pub(crate) unsafe fn pack_keys(src: *const u8, dim: usize, keys: KeyRange, step:
     }
 }
 
-/// Visible bf16 values as rows of fp16, times a power of two whose inverse is returned; other rows become 0. `None` if a visible number
-/// is too large or not finite.
+/// Visible bf16 values as rows of fp16, times a power of two whose inverse is returned; other rows become 0. `None` if
+/// a visible number is too large or not finite.
 ///
 /// # Safety
 /// As [`pack_keys`].

@@ -1,5 +1,5 @@
-//! Softmax for AVX-512 FP16: from f32 scores to probabilities as pairs of equal fp16, with one pass over memory less than
-//! `simd/softmax.rs`.
+//! Softmax for AVX-512 FP16: from f32 scores to probabilities as pairs of equal fp16, with one pass over memory less
+//! than `simd/softmax.rs`.
 
 use std::arch::x86_64::*;
 use std::f32::consts::LOG2_E;
@@ -13,11 +13,12 @@ use crate::backend::cpu::simd::x86_64::avx512::{Avx512, rough_exp2};
 
 /// Scores to probabilities as pairs of equal fp16, `[rows][stride]`. Scores are unspecified afterwards.
 ///
-/// Probabilities are relative to the row maximum of *this block*; `block_scale[r]` receives exp(block_max - running_max). Scaling by the
-/// running maximum would underflow fp16 when a sink dominates.
+/// Probabilities are relative to the row maximum of *this block*; `block_scale[r]` receives exp(block_max -
+/// running_max). Scaling by the running maximum would underflow fp16 when a sink dominates.
 ///
 /// # Safety
-/// As [`SoftmaxArgs`], with AVX-512; `pairs` has room for as many rows as scores, `stride` apart, `block_scale` one number for each row.
+/// As [`SoftmaxArgs`], with AVX-512; `pairs` has room for as many rows as scores, `stride` apart, `block_scale` one
+/// number for each row.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub(crate) unsafe fn softmax_fp16(a: &SoftmaxArgs, pairs: *mut u32, block_scale: &mut [f32]) {
     // SAFETY: AVX-512 is available, and all addresses are rows and columns of the arguments, by the caller.
@@ -32,7 +33,8 @@ pub(crate) unsafe fn softmax_fp16(a: &SoftmaxArgs, pairs: *mut u32, block_scale:
     }
 }
 
-/// Computes the probabilities of a row whose largest score is `row_max`, adds them to its sum and returns exp(block_max - running_max).
+/// Computes the probabilities of a row whose largest score is `row_max`, adds them to its sum and returns exp(block_max
+/// - running_max).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn row_probs(a: &SoftmaxArgs, r: usize, row_max: f32, pairs: *mut u32) -> f32 {
@@ -51,8 +53,8 @@ unsafe fn row_probs(a: &SoftmaxArgs, r: usize, row_max: f32, pairs: *mut u32) ->
         let (row_max, scaled) = if row_max == f32::NEG_INFINITY { (max, max) } else { (row_max, row_max * scale) };
         let block_scale =
             if scaled == max { 1.0 } else { Avx512::splat((scaled - max) * LOG2_E).exp2::<true>().first() };
-        // The maximum is subtracted before the product is rounded: the largest probability is exactly 1, however large the scores; fp16 ends
-        // at 2^16.
+        // The maximum is subtracted before the product is rounded: the largest probability is exactly 1, however large
+        // the scores; fp16 ends at 2^16.
         let (factor, row_max) = (_mm512_set1_ps(scale * LOG2_E), _mm512_set1_ps(row_max));
         let mut totals = [_mm512_setzero_ps(); 4];
         unrolled_by_4!(i in first, end, v, {

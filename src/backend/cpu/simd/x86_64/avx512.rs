@@ -159,8 +159,8 @@ pub(crate) fn power(x: __m512, polynomial: &[f32]) -> __m512 {
     _mm512_scalef_ps(p, x)
 }
 
-/// `exp2` with an error of 9e-5, and exactly 1 for 0: rounding to f16 costs 2.4e-4, to bf16 2e-3, and a row with one visible key must get
-/// exactly its value.
+/// `exp2` with an error of 9e-5, and exactly 1 for 0: rounding to f16 costs 2.4e-4, to bf16 2e-3, and a row with one
+/// visible key must get exactly its value.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
 pub(crate) fn rough_exp2(x: __m512) -> __m512 {
