@@ -176,7 +176,7 @@ impl Entry {
         let first = state.len - e.n;
         // `attendable` implies it; checked again because overwritten slots must never be read.
         if ring.window_start(first + 1, state.floor) < ring.intact_from(state.highest) {
-            bail!(TokensGone, "sequence {seq}: tokens that query {first} sees have been overwritten");
+            bail!(TokensGone, "sequence {seq}: tokens that query {first} attends to have been overwritten");
         }
         Ok(Self { seq, row: e.row, n: e.n, first, start, floor: state.floor })
     }

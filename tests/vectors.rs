@@ -85,11 +85,11 @@ fn replay(vector: &Vector, config: &CacheConfig, how: Feed, start: u64) -> (Vec<
             Event::Evict(n) => cache.evict(&[0], &[n as i32]).unwrap(),
             Event::Rewind(n) => cache.rewind(&[0], &[n as i32]).unwrap(),
             Event::Reset => cache.reset(&[0], Some(&[start])).unwrap(),
-            Event::RefuseEvict(n) => {
+            Event::RejectEvict(n) => {
                 assert_eq!(cache.evict(&[0], &[n as i32]).unwrap_err().status(), Status::OutOfRange);
                 assert_eq!(cache.seq_info(0, 0).unwrap(), before);
             }
-            Event::RefuseRewind(n) => {
+            Event::RejectRewind(n) => {
                 assert_eq!(cache.rewind(&[0], &[n as i32]).unwrap_err().status(), Status::TokensGone);
                 assert_eq!(cache.seq_info(0, 0).unwrap(), before);
             }
@@ -118,8 +118,8 @@ fn reference(vector: &Vector, dtype: DType) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
             Event::Evict(n) => oracle.evict(n).unwrap(),
             Event::Rewind(n) => oracle.rewind(n).unwrap(),
             Event::Reset => oracle.reset(),
-            Event::RefuseEvict(n) => assert!(oracle.evict(n).is_err()),
-            Event::RefuseRewind(n) => assert!(oracle.rewind(n).is_err()),
+            Event::RejectEvict(n) => assert!(oracle.evict(n).is_err()),
+            Event::RejectRewind(n) => assert!(oracle.rewind(n).is_err()),
         }
         plain.follow(&oracle);
     }

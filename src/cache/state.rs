@@ -8,7 +8,7 @@ use crate::backend::cuda::Cuda;
 use crate::backend::{Backend, Device, Stream};
 use crate::batch::{Entry, SeqIdSet};
 use crate::config::{BackendKind, CacheConfig, Footprint, Layer, Shape};
-use crate::error::{Error, Result, Status, bail};
+use crate::error::{Result, Status, bail};
 use crate::exec::Executor;
 use crate::memory::{filled, with_room};
 
@@ -52,7 +52,7 @@ impl Cache {
     /// # Errors
     /// `InvalidConfig`, `BackendUnavailable`, `OutOfMemory`.
     pub fn new(config: &CacheConfig) -> Result<Self> {
-        let (shape, layers) = validate(config)?;
+        let (shape, layers) = config.validate()?;
         let n_seqs = config.n_seqs as usize;
         let mut warnings = Vec::new();
         let place = match config.backend {
@@ -87,7 +87,7 @@ impl Cache {
     /// # Errors
     /// As [`Cache::new`], except for failed allocations.
     pub fn footprint(config: &CacheConfig) -> Result<Footprint> {
-        let (shape, layers) = validate(config)?;
+        let (shape, layers) = config.validate()?;
         let n_seqs = u64::from(config.n_seqs);
         let cuda = config.backend == BackendKind::Cuda;
         let (kernels, device) = if cuda {
@@ -133,19 +133,4 @@ impl Cache {
             }
         }
     }
-}
-
-/// Checks a whole configuration.
-fn validate(config: &CacheConfig) -> Result<(Shape, Vec<Arc<Layer>>)> {
-    let shape = config.shape()?;
-    let n = config.n_layers as usize;
-    if let [one] = config.layers.as_slice() {
-        return Ok((shape, filled(n, Arc::new(config.layer(one)?), "layers")?));
-    }
-    let mut layers = with_room(n, "layers")?;
-    for (i, layer) in config.layers.iter().enumerate() {
-        let layer = config.layer(layer).map_err(|e| Error::new(e.status(), format!("layer {i}: {}", e.message())))?;
-        layers.push(Arc::new(layer));
-    }
-    Ok((shape, layers))
 }

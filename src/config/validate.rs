@@ -1,9 +1,11 @@
 //! Checks of a configuration, all in this file, and the checked form that backends use.
 
+use std::sync::Arc;
+
 use super::settings::{CacheConfig, LayerConfig};
 use super::types::{DType, PositionMode, RopeStyle};
-use crate::error::{Result, bail};
-use crate::memory::copied;
+use crate::error::{Error, Result, bail};
+use crate::memory::{copied, filled, with_room};
 use crate::ring::Ring;
 use crate::rope::Frequencies;
 
@@ -76,6 +78,21 @@ fn finite(name: &str, values: &[f32]) -> Result<()> {
 }
 
 impl CacheConfig {
+    /// Checks a whole configuration. Layers that share one element of `layers` share one [`Layer`].
+    pub(crate) fn validate(&self) -> Result<(Shape, Vec<Arc<Layer>>)> {
+        let shape = self.shape()?;
+        let n = self.n_layers as usize;
+        if let [one] = self.layers.as_slice() {
+            return Ok((shape, filled(n, Arc::new(self.layer(one)?), "layers")?));
+        }
+        let mut layers = with_room(n, "layers")?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let layer = self.layer(layer).map_err(|e| Error::new(e.status(), format!("layer {i}: {}", e.message())))?;
+            layers.push(Arc::new(layer));
+        }
+        Ok((shape, layers))
+    }
+
     /// Checks the settings that concern all layers.
     pub(crate) fn shape(&self) -> Result<Shape> {
         in_range("n_layers", self.n_layers, 1, MAX_LAYERS)?;

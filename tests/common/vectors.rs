@@ -25,8 +25,8 @@ pub enum Event {
     Evict(usize),
     Rewind(usize),
     Reset,
-    RefuseEvict(usize),
-    RefuseRewind(usize),
+    RejectEvict(usize),
+    RejectRewind(usize),
 }
 
 /// All cases, by name.
@@ -108,8 +108,8 @@ fn event(e: &Value) -> Event {
         ("rewind", v) => Event::Rewind(n(v)),
         ("reset", _) => Event::Reset,
         ("refuse", v) => match v[0].as_str().unwrap() {
-            "evict" => Event::RefuseEvict(n(&v[1])),
-            "rewind" => Event::RefuseRewind(n(&v[1])),
+            "evict" => Event::RejectEvict(n(&v[1])),
+            "rewind" => Event::RejectRewind(n(&v[1])),
             other => panic!("refuse {other}"),
         },
         other => panic!("event {other:?}"),
