@@ -9,21 +9,26 @@ use clap::{Parser, ValueEnum};
 
 use crate::cache::KvDtype;
 
-/// Tokens streamed when `--tokens` is not given, or as many as the text has.
+/// Tokens streamed without `--tokens`, if the text has as many.
 pub const DEFAULT_TOKENS: u64 = 40_000;
+
+/// Arguments that mean nothing to `--draw`.
+const RUN_ARGUMENTS: [&str; 12] =
+    ["model", "text", "tokens", "sink", "window", "chunk", "mode", "stride", "threads", "kv_dtype", "data", "json"];
 
 const BUNDLED_MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/tiny-llama-bytes.gguf");
 const BUNDLED_TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/stream.txt");
 
 /// Stream a text through a Llama far past its trained length, and compare four KV caches on the same scored tokens.
 ///
-///   sink       the first tokens for ever, and a rolling window
+///   sink       keeps the first tokens and a rolling window
 ///
-///   window     a rolling window of the same size and nothing else
+///   window     keeps a rolling window of the same total size
 ///
-///   dense      everything; stops at 8 x the trained length
+///   dense      keeps everything; stops at 8 x the trained length
 ///
-///   recompute  a fresh start of the same size for every scored token: what sink should equal, and what it saves
+///   recompute  computes the last tokens again, in an empty cache of the same size, for every scored token:
+///              the quality that sink should reach, at many times the cost
 #[derive(Parser, Debug, Clone)]
 #[command(name = "stream", version, verbatim_doc_comment)]
 pub struct Args {
@@ -36,31 +41,37 @@ pub struct Args {
     /// Tokens to stream [default: 40000, or the whole text if it is shorter]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     pub tokens: Option<u64>,
-    /// Pinned first tokens of sink
+    /// Sinks (first tokens that are never evicted) of mode sink
     #[arg(long, default_value_t = 4)]
     pub sink: u32,
-    /// Rolling window of sink; window and recompute get sink + window
+    /// Rolling window of mode sink; window and recompute get sink + window
     #[arg(long, default_value_t = 252)]
     pub window: u32,
-    /// Tokens fed to the model at a time; changes speed, not results
+    /// Tokens in one forward pass; changes speed, not results
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=8192))]
     pub chunk: u32,
-    /// Which caches to run: one, several with commas between, or all
+    /// Caches to run: one, several separated by commas, or all
     #[arg(long, value_enum, value_delimiter = ',', default_value = "all")]
     pub mode: Vec<ModeChoice>,
-    /// Score every STRIDE-th token [default: 40, or more for at most 5000 scored tokens]
+    /// Score every STRIDE-th token [default: 40, or as many as it takes for at most 5000 scored tokens]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     pub stride: Option<u64>,
     /// Threads [default: one per core]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads: Option<u32>,
-    /// Type keys and values are stored in
+    /// Type in which keys and values are stored
     #[arg(long, value_enum, default_value_t = KvDtype::F16)]
     pub kv_dtype: KvDtype,
-    /// Where the SVG plot goes [default: target/stream.svg, or stream.svg where there is no target]
+    /// File of the plot, an SVG [default: target/stream.svg, or stream.svg where there is no target]
     #[arg(long, value_name = "FILE")]
     pub plot: Option<PathBuf>,
-    /// Print one JSON object per mode and line in place of the table
+    /// Also write the scores to FILE, as JSON, so that the plot can be drawn again
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// Run nothing: draw the plot of a file that --data has written
+    #[arg(long, value_name = "FILE", conflicts_with_all = RUN_ARGUMENTS)]
+    pub draw: Option<PathBuf>,
+    /// Print one JSON object per mode and line instead of the table
     #[arg(long)]
     pub json: bool,
 }
@@ -76,7 +87,7 @@ pub enum ModeChoice {
     All,
 }
 
-/// What a command line asks for.
+/// A command line that has been read.
 #[derive(Debug)]
 pub enum Parsed {
     /// A run.
@@ -88,7 +99,7 @@ pub enum Parsed {
 /// Reads a command line, the program's name first.
 ///
 /// # Errors
-/// One line that names the argument at fault.
+/// An invalid argument; the message is one line that names it.
 pub fn parse<A: Into<OsString> + Clone>(args: impl IntoIterator<Item = A>) -> Result<Parsed> {
     match Args::try_parse_from(args) {
         Ok(args) => Ok(Parsed::Run(Box::new(args))),

@@ -1,4 +1,4 @@
-//! A command line turned into runs and a report.
+//! From a command line to runs, a table and a plot.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -8,42 +8,61 @@ use anyhow::{Context, Result, ensure};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::cli::{Args, DEFAULT_TOKENS, ModeChoice};
+use crate::data::RunData;
 use crate::model::Llama;
-use crate::modes::{self, Mode, Setting};
+use crate::modes::{Mode, Setting, dense_reach};
 use crate::plot;
 use crate::report::Report;
-use crate::text::{Scored, Stream};
+use crate::run::run_mode;
+use crate::scores::ScoredPositions;
+use crate::text::Stream;
 
-/// Scored tokens are at least this far apart, and there are at most this many, unless `--stride` says otherwise.
-const LEAST_STRIDE: u64 = 40;
-const MOST_SCORED: u64 = 5000;
+/// Without `--stride`, scored tokens are at least this far apart ...
+const MIN_STRIDE: u64 = 40;
+/// ... and there are at most this many.
+const MAX_SCORED: u64 = 5000;
+/// The number of scored tokens at the beginning of the stream, up to where dense stops. More would make recompute slow.
+const BEGINNING_SCORED: u64 = 1024;
 
-/// Does what a command line asks for.
+/// Carries out a command line.
 ///
 /// # Errors
-/// Whatever is wrong with it, found before the first token is run where it can be.
+/// Invalid arguments, most of them found before the first token runs, and what fails on the way.
 pub fn run(args: &Args, stdout: &mut dyn Write) -> Result<()> {
+    if let Some(data) = &args.draw {
+        let data = RunData::open(data)?;
+        let plot = plot_path(args.plot.as_deref())?;
+        plot::draw(&plot, &data)?;
+        return Ok(writeln!(stdout, "plot: {}", plot.display())?);
+    }
     let llama = Llama::open(&args.model)?;
     let stream = Stream::open(&args.text, args.tokens, DEFAULT_TOKENS)?;
-    let setting = setting(args, stream.len());
+    let trained_length = llama.config().trained_length;
+    let setting = setting(args, stream.len(), trained_length);
     let modes = modes_of(&args.mode);
     check(&setting, &modes, &llama, &stream)?;
     let plot = plot_path(args.plot.as_deref())?;
+    if let Some(data) = &args.data {
+        check_writable(data, "data")?;
+    }
     let pool = pool(setting.threads)?;
 
-    let trained_length = llama.config().trained_length;
     let mut runs = Vec::new();
     for mode in modes {
-        runs.push(pool.install(|| modes::run(mode, &setting, &llama, &stream))?);
+        runs.push(pool.install(|| run_mode(mode, &setting, &llama, &stream))?);
         if args.json {
             let report = Report { setting: &setting, tokens: stream.len(), trained_length, runs: &runs };
             writeln!(stdout, "{}", report.json(&runs[runs.len() - 1])?)?;
         }
     }
-    plot::draw(&plot, &runs, trained_length, stream.len())?;
+    let data = RunData::new(stream.len(), trained_length, &runs);
+    plot::draw(&plot, &data)?;
+    if let Some(path) = &args.data {
+        data.write(path)?;
+    }
     if !args.json {
         let report = Report { setting: &setting, tokens: stream.len(), trained_length, runs: &runs };
-        writeln!(stdout, "{report}plot: {}", plot.display())?;
+        writeln!(stdout, "{report}\nplot: {}", plot.display())?;
     }
     Ok(())
 }
@@ -62,21 +81,23 @@ fn modes_of(choices: &[ModeChoice]) -> Vec<Mode> {
     Mode::ALL.into_iter().filter(chosen).collect()
 }
 
-fn setting(args: &Args, tokens: u64) -> Setting {
+fn setting(args: &Args, tokens: u64, trained_length: usize) -> Setting {
     let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get() as u32));
-    let scored = Scored {
-        // By then the window has been full for as long as it is, whatever the mode.
+    let scored = ScoredPositions {
+        // From here on, in every mode, all tokens of the window have been computed with a full window.
         start: 2 * (u64::from(args.sink) + u64::from(args.window)),
-        stride: args.stride.unwrap_or_else(|| LEAST_STRIDE.max(tokens.div_ceil(MOST_SCORED))),
+        stride: args.stride.unwrap_or_else(|| MIN_STRIDE.max(tokens.div_ceil(MAX_SCORED))),
         end: tokens,
     };
+    let reach = dense_reach(trained_length);
+    let beginning = ScoredPositions { start: 0, stride: reach.div_ceil(BEGINNING_SCORED), end: reach.min(tokens) };
     let (sink, window, chunk, kv_dtype) = (args.sink, args.window, args.chunk, args.kv_dtype);
-    Setting { sink, window, chunk, kv_dtype, threads, scored }
+    Setting { sink, window, chunk, kv_dtype, threads, scored, beginning }
 }
 
-/// Refuses what could not run to its end.
+/// Rejects what could not run to its end.
 fn check(setting: &Setting, modes: &[Mode], llama: &Llama, stream: &Stream) -> Result<()> {
-    let Scored { start, .. } = setting.scored;
+    let start = setting.scored.start;
     for &mode in modes {
         setting.cache_shape(mode, llama).bytes()?;
         let reach = setting.reach(mode, llama).min(stream.len());
@@ -88,7 +109,7 @@ fn check(setting: &Setting, modes: &[Mode], llama: &Llama, stream: &Stream) -> R
     Ok(())
 }
 
-/// Where the plot goes, found to be writable.
+/// The file of the plot. It is opened before the runs: a typing error must not cost the results of hours.
 fn plot_path(asked: Option<&Path>) -> Result<PathBuf> {
     let folder = Path::new("target");
     let path = match asked {
@@ -96,12 +117,17 @@ fn plot_path(asked: Option<&Path>) -> Result<PathBuf> {
         None if folder.is_dir() => folder.join("stream.svg"),
         None => PathBuf::from("stream.svg"),
     };
-    let file = OpenOptions::new().create(true).append(true).open(&path);
-    file.with_context(|| format!("cannot write plot '{}'", path.display()))?;
+    check_writable(&path, "plot")?;
     Ok(path)
 }
 
-/// The threads of candle and of sinkcache: both run on the pool they are called from.
+fn check_writable(path: &Path, name: &str) -> Result<()> {
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    file.with_context(|| format!("cannot write {name} '{}'", path.display()))?;
+    Ok(())
+}
+
+/// The threads of candle and of sinkcache: both use the pool that they are called from.
 fn pool(threads: u32) -> Result<ThreadPool> {
     let builder = ThreadPoolBuilder::new().num_threads(threads as usize);
     builder.build().with_context(|| format!("cannot start {threads} threads"))

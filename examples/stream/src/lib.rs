@@ -1,28 +1,39 @@
 //! The parts of the `stream` example: a host that runs a Llama with its keys and values in a sinkcache.
 //!
 //! [`gguf`] opens a model file, [`model`] multiplies its matrices with candle, [`cache`] calls the C ABI for attention,
-//! [`modes`] runs a [`text`] through one of four caches, [`stats`], [`report`] and [`plot`] say what came of it.
+//! [`run`] streams a [`text`] through the cache of one of four [`modes`] and collects [`scores`]. [`report`] compares the
+//! modes, [`table`] and [`record`] print the comparison, [`plot`] draws the [`data`].
 
 pub mod cache;
 pub mod cli;
+pub mod curve;
+pub mod data;
 pub mod gguf;
 pub mod model;
 pub mod modes;
 pub mod ops;
+pub mod pace;
+pub mod panel;
 pub mod plot;
+pub mod record;
 pub mod report;
 pub mod rss;
+pub mod run;
+pub mod scores;
 pub mod stats;
+pub mod style;
+pub mod table;
 pub mod text;
+pub mod ticks;
 
 mod job;
 
 use std::ffi::OsString;
 use std::io::Write;
 
-/// Exit code of a run that did what was asked.
+/// Exit code of success.
 pub const EXIT_OK: u8 = 0;
-/// Exit code of a run that could not: one line on stderr says why.
+/// Exit code of failure: one line on stderr gives the reason.
 pub const EXIT_ERROR: u8 = 2;
 
 /// The whole program: `args` with the program's name first; results on `stdout`, one line per error on `stderr`.

@@ -1,119 +1,201 @@
-//! Perplexity over position, as an SVG.
+//! The plot of a run, an SVG: a title, a legend, and the charts of the beginning and of the whole stream.
 
-use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use plotters::prelude::*;
 
-use crate::modes::{Mode, ModeRun};
-use crate::stats::{Bin, bins};
+use crate::data::{ModeData, RunData};
+use crate::modes::{DENSE_REACH, Mode};
+use crate::panel::{Frame, Panel};
+use crate::style::{Anchor, Drawn, FAINT, Root, TEXT, UNITS, draw_text, line, px};
+use crate::ticks::grouped;
 
-const SIZE: (u32, u32) = (960, 560);
-/// A bin of the plot reaches this much further than the one before, and holds at least so many scores.
-const BIN_RATIO: f64 = 1.2;
-const BIN_SCORES: usize = 12;
+/// Width and height in pixels.
+const SIZE: (u32, u32) = (960, 580);
+/// Where the charts are, in pixels.
+const LEFT: i32 = 76;
+const RIGHT: i32 = 930;
+const TOP: i32 = 140;
+const BOTTOM: i32 = 478;
+/// The space between two charts, and the width of the first.
+const GAP: i32 = 44;
+const BEGINNING_WIDTH: i32 = 310;
 
-/// Draws the runs, a line each, on two logarithmic axes.
+/// Draws a plot into a file.
 ///
 /// # Errors
 /// A file that cannot be written.
-pub fn draw(path: &Path, runs: &[ModeRun], trained_length: usize, tokens: u64) -> Result<()> {
-    let lines: Vec<_> = runs.iter().map(|run| (run.mode, bins(run.scored, &run.nlls, BIN_RATIO, BIN_SCORES))).collect();
-    let mut svg = String::new();
-    chart(&mut svg, &lines, trained_length, tokens).map_err(|e| anyhow!("plot: {e}"))?;
-    std::fs::write(path, svg).with_context(|| format!("cannot write plot '{}'", path.display()))
+pub fn draw(path: &Path, data: &RunData) -> Result<()> {
+    std::fs::write(path, svg(data)?).with_context(|| format!("cannot write plot '{}'", path.display()))
 }
 
-fn chart(
-    svg: &mut String,
-    lines: &[(Mode, Vec<Bin>)],
-    trained_length: usize,
-    tokens: u64,
-) -> Result<(), Box<dyn std::error::Error>> {
-    let (x, y) = ranges(lines, tokens);
-    let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
+/// Draws a plot.
+///
+/// # Errors
+/// None in practice: drawing into memory does not fail.
+pub fn svg(data: &RunData) -> Result<String> {
+    let (width, height) = (SIZE.0 * UNITS, SIZE.1 * UNITS);
+    let mut drawing = String::new();
+    figure(SVGBackend::with_string(&mut drawing, (width, height)), data).map_err(|e| anyhow!("plot: {e}"))?;
+    // A start tag with the size in pixels, round joints for all lines, and a description for screen readers.
+    let body = drawing.split_once('>').map_or("", |(_, body)| body);
+    Ok(format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{}\" height=\"{}\" viewBox=\"0 0 {width} {height}\" \
+         role=\"img\" stroke-linejoin=\"round\" stroke-linecap=\"round\">\n<title>{}</title>{body}",
+        SIZE.0,
+        SIZE.1,
+        title(data)
+    ))
+}
+
+fn figure(backend: SVGBackend<'_>, data: &RunData) -> Drawn {
+    let root = backend.into_drawing_area();
     root.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(&root)
-        .caption("Perplexity per byte over stream position", ("sans-serif", 22))
-        .margin(16)
-        .x_label_area_size(48)
-        .y_label_area_size(64)
-        .build_cartesian_2d(x.log_scale(), y.log_scale())?;
-    chart
-        .configure_mesh()
-        .light_line_style(WHITE)
-        .bold_line_style(BLACK.mix(0.12))
-        .x_desc(format!("position in the stream, tokens (trained length: {trained_length})"))
-        .y_desc("perplexity")
-        .x_labels(30)
-        .y_labels(30)
-        .x_label_formatter(&|x| tick(*x))
-        .y_label_formatter(&|y| tick(*y))
-        .label_style(("sans-serif", 14))
-        .draw()?;
-    for (mode, bins) in lines {
-        let style = style(*mode);
-        let points = || bins.iter().map(|bin| (bin.position, bin.perplexity));
-        chart
-            .draw_series(LineSeries::new(points(), style))?
-            .label(mode.name())
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 24, y)], style));
-        chart.draw_series(points().map(|point| Circle::new(point, 3, style.color.filled())))?;
+    heading(&root, data)?;
+    let panels = Panel::all(data);
+    for (panel, frame) in panels.iter().zip(frames(panels.len())) {
+        panel.draw(&root, frame, Panel::y_range(&panels))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
-        .legend_area_size(32)
-        .margin(12)
-        .background_style(WHITE.mix(0.9))
-        .border_style(BLACK.mix(0.3))
-        .label_font(("sans-serif", 15))
-        .draw()?;
+    let y_title = (20, (TOP + BOTTOM) / 2);
+    draw_text(&root, "perplexity per byte, log scale", y_title, Anchor::Upwards, (14, TEXT))?;
+    draw_text(&root, footnote(&panels), (LEFT, SIZE.1 as i32 - 20), Anchor::Left, (12, FAINT))?;
     root.present()?;
     Ok(())
 }
 
-/// Axes that hold all points with some air.
-fn ranges(lines: &[(Mode, Vec<Bin>)], tokens: u64) -> (Range<f64>, Range<f64>) {
-    let points = || lines.iter().flat_map(|(_, bins)| bins);
-    let first = points().map(|bin| bin.position).fold(tokens as f64, f64::min);
-    let low = points().map(|bin| bin.perplexity).fold(f64::INFINITY, f64::min);
-    let high = points().map(|bin| bin.perplexity).fold(1.0, f64::max);
-    // From a power of ten on, for plotters labels whole decades only.
-    let low = 10_f64.powf(low.min(high).log10().floor());
-    (first * 0.9..tokens as f64 * 1.1, low..high * 3.0)
-}
-
-/// Colours that the colour-blind tell apart; recompute is drawn last and thin, for sink should lie below it.
-fn style(mode: Mode) -> ShapeStyle {
-    let (color, width) = match mode {
-        Mode::Sink => (RGBColor(0, 114, 178), 5),
-        Mode::Window => (RGBColor(213, 94, 0), 2),
-        Mode::Dense => (RGBColor(0, 158, 115), 2),
-        Mode::Recompute => (RGBColor(20, 20, 20), 1),
-    };
-    ShapeStyle { color: color.to_rgba(), filled: false, stroke_width: width }
-}
-
-/// 1, 2 and 5 of each decade, such as 5, 2000, 10 k, 2 M; nothing for what would crowd them.
-fn tick(x: f64) -> String {
-    let digit = x / 10_f64.powf((x.log10() + 1e-9).floor());
-    match x {
-        _ if ![1.0, 2.0, 5.0].iter().any(|kept| (digit - kept).abs() < 1e-6) => String::new(),
-        x if x >= 1e6 => format!("{:.0} M", x / 1e6),
-        x if x >= 1e4 => format!("{:.0} k", x / 1e3),
-        x => format!("{x:.0}"),
+/// Side by side, or one alone.
+fn frames(n: usize) -> Vec<Frame> {
+    let frame = |left, right, has_y_labels| Frame { left, right, top: TOP, bottom: BOTTOM, has_y_labels };
+    match n {
+        1 => vec![frame(LEFT, RIGHT, true)],
+        _ => vec![frame(LEFT, LEFT + BEGINNING_WIDTH, true), frame(LEFT + BEGINNING_WIDTH + GAP, RIGHT, false)],
     }
+}
+
+fn title(data: &RunData) -> String {
+    let (tokens, trained) = (grouped(data.tokens), grouped(data.trained_length));
+    format!("Perplexity over {tokens} tokens, model trained on sequences of {trained}")
+}
+
+/// The title, and the legend in columns.
+fn heading(root: &Root<'_>, data: &RunData) -> Drawn {
+    draw_text(root, title(data), (24, 26), Anchor::Left, (20, TEXT))?;
+    for (mode, x) in data.modes.iter().zip((24..).step_by(232)) {
+        root.draw(&PathElement::new([(px(x), px(64)), (px(x + 28), px(64))], line(mode.mode)))?;
+        draw_text(root, mode.mode.name(), (x + 38, 64), Anchor::Left, (15, TEXT))?;
+        draw_text(root, description(mode, data), (x + 38, 82), Anchor::Left, (12, FAINT))?;
+    }
+    Ok(())
+}
+
+fn description(mode: &ModeData, data: &RunData) -> String {
+    let ModeData { sink, window, .. } = mode;
+    match mode.mode {
+        Mode::Sink => format!("first {} + last {} tokens", grouped(*sink), grouped(*window)),
+        Mode::Window => format!("last {} tokens", grouped(*window)),
+        Mode::Dense => format!("all tokens, stops at {}", grouped(data.trained_length * u64::from(DENSE_REACH))),
+        Mode::Recompute => format!("last {} tokens, for each anew", grouped(sink + window)),
+    }
+}
+
+fn footnote(panels: &[Panel]) -> String {
+    let counts: Vec<_> = panels.iter().filter_map(Panel::scores_per_point).map(|n| n.to_string()).collect();
+    let counts = counts.join(" (left) and ") + if counts.len() > 1 { " (right)" } else { "" };
+    format!("Points are means of {counts} scored tokens. Bands are one standard error wide to each side.")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::tick;
+    use super::*;
+    use crate::scores::{ScoredPositions, Scores};
+
+    fn scores(end: u64, stride: u64, nll: f32) -> Scores {
+        let positions = ScoredPositions { start: 0, stride, end };
+        // Half of the scores are higher and half are lower, so that there is a band.
+        Scores {
+            positions,
+            nlls: positions.iter().map(|p| nll + if p / stride % 2 == 0 { 0.5 } else { -0.5 }).collect(),
+        }
+    }
+
+    fn data(tokens: u64) -> RunData {
+        let mode = |mode, nll| ModeData {
+            mode,
+            sink: 4,
+            window: 252,
+            beginning: scores(tokens.min(2048), 2, nll),
+            stream: scores(if mode == Mode::Dense { tokens.min(2048) } else { tokens }, 500, nll),
+        };
+        let modes = [(Mode::Sink, 1.2), (Mode::Window, 3.5), (Mode::Dense, 4.0), (Mode::Recompute, 1.2)];
+        RunData { tokens, trained_length: 256, modes: modes.map(|(m, nll)| mode(m, nll)).to_vec() }
+    }
+
+    /// The points of all elements of a kind with a certain colour.
+    fn points(svg: &str, start: &str, color: &str) -> Vec<Vec<(f64, f64)>> {
+        let elements = svg.lines().filter(|line| line.starts_with(start) && line.contains(color));
+        let points = |line: &str| {
+            let points = line.split_once("points=\"").unwrap().1.split_once(" \"").unwrap().0;
+            let number = |x: &str| x.parse().unwrap();
+            points.split(' ').map(|p| p.split_once(',').map(|(x, y)| (number(x), number(y))).unwrap()).collect()
+        };
+        elements.map(points).collect()
+    }
 
     #[test]
-    fn ticks_are_few_and_short() {
-        let ticks = [1.0, 2.0, 3.0, 5.0, 9.0, 1000.0, 10_000.0, 200_000.0, 5e6, 4e6].map(tick);
-        assert_eq!(ticks, ["1", "2", "", "5", "", "1000", "10 k", "200 k", "5 M", ""]);
+    fn every_mode_has_a_curve_inside_a_band() {
+        let svg = svg(&data(4_000_000)).unwrap();
+        // Dense stops before the chart of the whole stream.
+        for (color, charts) in [("#0072B2", 2), ("#D55E00", 2), ("#009E73", 1), ("#141414", 2)] {
+            let bands = points(&svg, "<polygon", color);
+            // The first line is the legend's.
+            let curves = &points(&svg, "<polyline", color)[1..];
+            assert_eq!((bands.len(), curves.len()), (charts, charts), "{color}");
+            for (band, curve) in bands.iter().zip(curves) {
+                assert!(curve.len() >= 16 && band.len() == 2 * curve.len(), "{color}: {} {}", band.len(), curve.len());
+                let (upper, lower) = band.split_at(curve.len());
+                for ((point, upper), lower) in curve.iter().zip(upper).zip(lower.iter().rev()) {
+                    assert!(point.0 == upper.0 && point.0 == lower.0, "{color}: {point:?} {upper:?} {lower:?}");
+                    // Down the page, coordinates grow.
+                    assert!(
+                        upper.1 + 10.0 < point.1 && point.1 + 10.0 < lower.1,
+                        "{color}: {upper:?} {point:?} {lower:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn both_axes_have_ticks_and_titles() {
+        let svg = svg(&data(4_000_000)).unwrap();
+        let texts: Vec<_> = svg.lines().collect();
+        for text in ["0", "512", "2048", "1M", "2M", "3M", "4M", "5", "10", "20", "50"] {
+            assert!(texts.contains(&text), "{text}");
+        }
+        for text in ["position, tokens", "perplexity per byte, log scale", "sink", "window", "dense", "recompute"] {
+            assert!(texts.contains(&text), "{text}");
+        }
+        assert!(
+            svg.starts_with("<svg xmlns=") && svg.trim_end().ends_with("</svg>") && svg.matches("<svg").count() == 1
+        );
+        assert!(!svg.contains("<script") && !svg.contains("NaN") && !svg.contains("inf"));
+    }
+
+    #[test]
+    fn a_short_stream_has_one_chart() {
+        let texts = |tokens| svg(&data(tokens)).unwrap().matches("position, tokens").count();
+        assert_eq!([900, 2048, 2049, 40_000].map(texts), [1, 1, 2, 2]);
+    }
+
+    #[test]
+    fn few_scores_are_a_point_with_an_error_bar() {
+        let mut data = data(3000);
+        data.modes.truncate(1);
+        let svg = svg(&data).unwrap();
+        assert_eq!(svg.matches("<circle").count(), 1);
+        data.modes[0].stream =
+            Scores { positions: ScoredPositions { start: 0, stride: 5000, end: 3000 }, nlls: vec![1.0] };
+        assert_eq!(super::svg(&data).unwrap().matches("<circle").count(), 0);
     }
 }

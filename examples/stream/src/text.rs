@@ -73,47 +73,6 @@ impl Stream {
     }
 }
 
-/// Positions whose prediction is scored: every `stride`-th from `start` and before `end`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Scored {
-    /// First one.
-    pub start: u64,
-    /// Distance between two.
-    pub stride: u64,
-    /// Behind the last one.
-    pub end: u64,
-}
-
-impl Scored {
-    /// The first scored position at or behind `position`.
-    fn at_or_behind(self, position: u64) -> u64 {
-        self.start + position.saturating_sub(self.start).div_ceil(self.stride) * self.stride
-    }
-
-    /// Those in `range`, ascending.
-    pub fn within(self, range: Range<u64>) -> impl Iterator<Item = u64> {
-        let end = range.end.min(self.end);
-        (self.at_or_behind(range.start)..end.max(self.start)).step_by(self.stride as usize).filter(move |&p| p < end)
-    }
-
-    /// All of them, ascending.
-    pub fn positions(self) -> impl Iterator<Item = u64> {
-        self.within(0..self.end)
-    }
-
-    /// How many there are.
-    #[must_use]
-    pub fn count(self) -> u64 {
-        self.end.saturating_sub(self.start).div_ceil(self.stride)
-    }
-
-    /// The same positions, but only those before `end`.
-    #[must_use]
-    pub fn before(self, end: u64) -> Self {
-        Self { end: self.end.min(end), ..self }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,20 +84,5 @@ mod tests {
         stream.fill(0..3, &mut tokens);
         assert_eq!(tokens, [START, 100, 101]);
         assert_eq!(stream.len(), 2);
-    }
-
-    #[test]
-    fn chunks_divide_the_scored_positions() {
-        for (start, stride, end) in [(0, 1, 10), (3, 4, 50), (7, 40, 47), (7, 40, 48), (9, 5, 9), (20, 3, 10)] {
-            let scored = Scored { start, stride, end };
-            let all: Vec<_> = (0..end).filter(|p| *p >= start && (p - start) % stride == 0).collect();
-            assert_eq!(scored.positions().collect::<Vec<_>>(), all);
-            assert_eq!(scored.count(), all.len() as u64);
-            for chunk in 1..=end {
-                let cut: Vec<_> =
-                    (0..end).step_by(chunk as usize).flat_map(|from| scored.within(from..from + chunk)).collect();
-                assert_eq!(cut, all);
-            }
-        }
     }
 }

@@ -1,13 +1,15 @@
-//! The program as a user meets it: what it refuses, and that its results are right.
+//! The program from its command line: what it rejects, and whether its results are right.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use sinkcache_stream::model::{Llama, VOCABULARY};
-use sinkcache_stream::modes::{self, Mode, Setting};
+use sinkcache_stream::modes::{Mode, Setting};
 use sinkcache_stream::ops::nll;
+use sinkcache_stream::run::run_mode;
+use sinkcache_stream::scores::ScoredPositions;
 use sinkcache_stream::stats::perplexity;
-use sinkcache_stream::text::{Scored, Stream};
+use sinkcache_stream::text::Stream;
 use sinkcache_stream::{EXIT_ERROR, EXIT_OK, cache::KvCache, cache::KvDtype, run};
 
 fn data(name: &str) -> PathBuf {
@@ -25,61 +27,65 @@ fn program(args: &[&str]) -> (u8, String, String) {
     (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
 }
 
-/// The program must refuse these arguments in one line that contains `part`.
-fn refused(args: &[&str], part: &str) {
+/// The program must reject these arguments in one line that contains `part`.
+fn rejected(args: &[&str], part: &str) {
     let (code, out, err) = program(args);
     assert_eq!((code, out.as_str()), (EXIT_ERROR, ""), "{args:?}: {err}");
     assert!(err.starts_with("error: ") && err.ends_with('\n') && err.lines().count() == 1, "{args:?}: {err:?}");
     assert!(err.contains(part), "{args:?}: {err:?} should contain {part:?}");
 }
 
-fn refused_model(bytes: &[u8], name: &str, part: &str) {
+fn rejected_model(bytes: &[u8], name: &str, part: &str) {
     let path = scratch(name);
     fs::write(&path, bytes).unwrap();
-    refused(&["--model", path.to_str().unwrap()], part);
+    rejected(&["--model", path.to_str().unwrap()], part);
 }
 
 #[test]
-fn models_that_are_none_are_refused() {
+fn models_that_are_none_are_rejected() {
     let gguf = fs::read(data("tiny-llama-bytes.gguf")).unwrap();
     for n in [0, 3, 4, 20, 100, 1000, 5000, 9000, 12_000, 100_000, 5_000_000, gguf.len() - 1] {
-        refused_model(&gguf[..n], &format!("cut{n}.gguf"), "model '");
+        rejected_model(&gguf[..n], &format!("cut{n}.gguf"), "model '");
     }
     let patched = |from: &[u8], to: &[u8]| {
         let at = gguf.windows(from.len()).position(|w| w == from).unwrap();
         [&gguf[..at], to, &gguf[at + from.len()..]].concat()
     };
-    refused_model(&patched(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0bloom"), "bloom.gguf", "'bloom'");
-    refused_model(&patched(&259_u32.to_le_bytes(), &9999_u32.to_le_bytes()), "vocabulary.gguf", "9999 tokens");
-    refused_model(&vec![b'x'; 4096], "text.gguf", "GGUF");
-    refused(&["--model", "/nowhere/model.gguf"], "/nowhere/model.gguf");
-    refused(&["--model", env!("CARGO_MANIFEST_DIR")], "model '");
+    rejected_model(&patched(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0bloom"), "bloom.gguf", "'bloom'");
+    rejected_model(&patched(&259_u32.to_le_bytes(), &9999_u32.to_le_bytes()), "vocabulary.gguf", "9999 tokens");
+    rejected_model(&vec![b'x'; 4096], "text.gguf", "GGUF");
+    rejected(&["--model", "/nowhere/model.gguf"], "/nowhere/model.gguf");
+    rejected(&["--model", env!("CARGO_MANIFEST_DIR")], "model '");
 }
 
 #[test]
-fn texts_that_do_not_do_are_refused() {
+fn texts_that_do_not_do_are_rejected() {
     let empty = scratch("empty.txt");
     fs::write(&empty, "").unwrap();
-    refused(&["--text", empty.to_str().unwrap()], "is empty");
-    refused(&["--text", "/nowhere/text.txt"], "/nowhere/text.txt");
-    refused(&["--text", env!("CARGO_MANIFEST_DIR")], "text '");
-    refused(&["--tokens", "700000"], "has only 599984");
-    refused(&["--tokens", "500"], "scoring starts at token 512");
+    rejected(&["--text", empty.to_str().unwrap()], "is empty");
+    rejected(&["--text", "/nowhere/text.txt"], "/nowhere/text.txt");
+    rejected(&["--text", env!("CARGO_MANIFEST_DIR")], "text '");
+    rejected(&["--tokens", "700000"], "has only 599984");
+    rejected(&["--tokens", "500"], "scoring starts at token 512");
 }
 
 #[test]
-fn flags_that_do_not_do_are_refused() {
-    refused(&["--frobnicate"], "--frobnicate");
-    refused(&["--mode", "magic"], "recompute");
-    refused(&["--tokens", "0"], "--tokens");
-    refused(&["--chunk", "many"], "--chunk");
-    refused(&["--kv-dtype", "f8"], "--kv-dtype");
-    refused(&["--threads", "0"], "--threads");
-    refused(&["--sink", "-1"], "-1");
-    refused(&["--window", "0"], "SKC_STATUS_INVALID_CONFIG");
-    refused(&["--window", "4294967295"], "error: ");
-    refused(&["--sink", "0", "--window", "1", "--tokens", "600"], "2 tokens or more");
-    refused(&["--plot", "/nowhere/plot.svg"], "/nowhere/plot.svg");
+fn flags_that_do_not_do_are_rejected() {
+    rejected(&["--frobnicate"], "--frobnicate");
+    rejected(&["--mode", "magic"], "recompute");
+    rejected(&["--tokens", "0"], "--tokens");
+    rejected(&["--chunk", "many"], "--chunk");
+    rejected(&["--kv-dtype", "f8"], "--kv-dtype");
+    rejected(&["--threads", "0"], "--threads");
+    rejected(&["--sink", "-1"], "-1");
+    rejected(&["--window", "0"], "SKC_STATUS_INVALID_CONFIG");
+    rejected(&["--window", "4294967295"], "error: ");
+    rejected(&["--sink", "0", "--window", "1", "--tokens", "600"], "2 tokens or more");
+    rejected(&["--plot", "/nowhere/plot.svg"], "/nowhere/plot.svg");
+    rejected(&["--data", "/nowhere/data.json"], "/nowhere/data.json");
+    rejected(&["--draw", "/nowhere/data.json"], "/nowhere/data.json");
+    rejected(&["--draw", data("stream.txt").to_str().unwrap()], "stream.txt");
+    rejected(&["--draw", "data.json", "--tokens", "900"], "--tokens");
 }
 
 #[test]
@@ -90,22 +96,29 @@ fn help_is_no_error() {
 }
 
 #[test]
-fn json_has_a_line_per_mode() {
+fn json_has_a_line_per_mode_and_data_give_the_same_plot() {
     let plot = scratch("plot.svg");
-    let (code, out, err) = program(&["--tokens", "900", "--json", "--plot", plot.to_str().unwrap()]);
+    let (plot, data) = (plot.to_str().unwrap(), scratch("data.json"));
+    let data = data.to_str().unwrap();
+    let (code, out, err) = program(&["--tokens", "900", "--json", "--plot", plot, "--data", data]);
     assert_eq!((code, err.as_str()), (EXIT_OK, ""));
     let lines: Vec<serde_json::Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let modes: Vec<_> = lines.iter().map(|line| line["mode"].as_str().unwrap()).collect();
     assert_eq!(modes, ["sink", "window", "dense", "recompute"]);
     for line in &lines {
         assert_eq!((line["tokens"].as_u64(), line["scored"].as_u64()), (Some(900), Some(10)), "{line}");
-        for key in ["ppl", "ppl_last_tenth", "tokens_per_s", "cache_bytes"] {
+        for key in ["ppl", "ppl_last_tenth", "ppl_beginning_trained", "tokens_per_s", "cache_bytes"] {
             assert!(line[key].as_f64().unwrap() > 0.0, "{key}: {line}");
         }
     }
     assert!(lines[3]["sink_minus_recompute_nats"].is_f64());
     let svg = fs::read_to_string(plot).unwrap();
     assert!(svg.starts_with("<svg") && svg.contains("recompute"));
+
+    let again = scratch("again.svg");
+    let (code, out, err) = program(&["--draw", data, "--plot", again.to_str().unwrap()]);
+    assert_eq!((code, out, err.as_str()), (EXIT_OK, format!("plot: {}\n", again.display()), ""));
+    assert!(fs::read_to_string(again).unwrap() == svg, "a data file gives another plot than its run");
 }
 
 fn llama() -> Llama {
@@ -116,8 +129,10 @@ fn stream(tokens: usize) -> Stream {
     Stream::open(&data("stream.txt"), Some(tokens as u64), 0).unwrap()
 }
 
-fn setting(chunk: u32, scored: Scored) -> Setting {
-    Setting { sink: 4, window: 252, chunk, kv_dtype: KvDtype::F16, threads: 2, scored }
+/// Scores nothing at the beginning.
+fn setting(chunk: u32, scored: ScoredPositions) -> Setting {
+    let beginning = ScoredPositions { start: 0, stride: 1, end: 0 };
+    Setting { sink: 4, window: 252, chunk, kv_dtype: KvDtype::F16, threads: 2, scored, beginning }
 }
 
 /// 4.00476 is what plain attention in NumPy gives, with the weights as they were before they became a GGUF.
@@ -137,12 +152,12 @@ fn the_first_256_tokens_have_their_perplexity() {
 #[test]
 fn chunks_do_not_change_the_scores() {
     let (llama, stream) = (llama(), stream(700));
-    let scored = Scored { start: 0, stride: 7, end: 700 };
-    let whole = modes::run(Mode::Sink, &setting(256, scored), &llama, &stream).unwrap();
-    assert_eq!(whole.nlls.len(), 100);
+    let scored = ScoredPositions { start: 0, stride: 7, end: 700 };
+    let whole = run_mode(Mode::Sink, &setting(256, scored), &llama, &stream).unwrap();
+    assert_eq!(whole.scores.nlls.len(), 100);
     for chunk in [1, 100, 601] {
-        let cut = modes::run(Mode::Sink, &setting(chunk, scored), &llama, &stream).unwrap();
-        let error = whole.nlls.iter().zip(&cut.nlls).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let cut = run_mode(Mode::Sink, &setting(chunk, scored), &llama, &stream).unwrap();
+        let error = whole.scores.nlls.iter().zip(&cut.scores.nlls).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(error < 5e-3, "chunks of {chunk}: {error}");
     }
 }
@@ -150,11 +165,11 @@ fn chunks_do_not_change_the_scores() {
 #[test]
 fn below_the_window_all_modes_agree() {
     let (llama, stream) = (llama(), stream(255));
-    let setting = setting(64, Scored { start: 3, stride: 9, end: 255 });
-    let runs = Mode::ALL.map(|mode| modes::run(mode, &setting, &llama, &stream).unwrap());
+    let setting = setting(64, ScoredPositions { start: 3, stride: 9, end: 255 });
+    let runs = Mode::ALL.map(|mode| run_mode(mode, &setting, &llama, &stream).unwrap());
     for run in &runs {
-        assert_eq!(run.nlls.len(), 28);
-        let error = runs[0].nlls.iter().zip(&run.nlls).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert_eq!(run.scores.nlls.len(), 28);
+        let error = runs[0].scores.nlls.iter().zip(&run.scores.nlls).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(error < 5e-3, "{}: {error}", run.mode.name());
     }
 }
@@ -162,9 +177,9 @@ fn below_the_window_all_modes_agree() {
 #[test]
 fn far_past_the_window_sink_stays_near_recompute_and_the_others_do_not() {
     let (llama, stream) = (llama(), stream(1200));
-    let setting = setting(128, Scored { start: 800, stride: 20, end: 1200 });
+    let setting = setting(128, ScoredPositions { start: 800, stride: 20, end: 1200 });
     let [sink, window, dense, recompute] =
-        Mode::ALL.map(|mode| perplexity(&modes::run(mode, &setting, &llama, &stream).unwrap().nlls).unwrap());
+        Mode::ALL.map(|mode| perplexity(&run_mode(mode, &setting, &llama, &stream).unwrap().scores.nlls).unwrap());
     assert!((sink / recompute - 1.0).abs() < 0.05, "{sink} {recompute}");
     assert!(window > 1.3 * sink && dense > 2.0 * sink, "{sink} {window} {dense}");
 }
