@@ -4,15 +4,15 @@
 
 use std::process::ExitCode;
 
-/// How many threads candle thinks it has. Unless this is set it reads /proc/cpuinfo at every matrix product, which
-/// takes as long as all else when tokens come one by one. The pool it runs on has `--threads`, whatever this says.
+/// The number of threads that candle assumes. If it is not set, candle reads /proc/cpuinfo at every matrix product, which
+/// doubles the time per token when tokens come one by one. The pool that candle runs on has `--threads` in any case.
 const CANDLE_THREADS: &str = "RAYON_NUM_THREADS";
 
 fn main() -> ExitCode {
     if std::env::var_os(CANDLE_THREADS).is_none()
         && let Ok(n) = std::thread::available_parallelism()
     {
-        // SAFETY: no other thread has been started yet.
+        // SAFETY: no other thread runs yet, so none can read the environment meanwhile.
         unsafe { std::env::set_var(CANDLE_THREADS, n.to_string()) };
     }
     ExitCode::from(sinkcache_stream::run(std::env::args_os(), &mut std::io::stdout(), &mut std::io::stderr()))

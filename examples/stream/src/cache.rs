@@ -1,4 +1,4 @@
-//! The only module that calls sinkcache: through its C functions and C structs, as a program in C would.
+//! The only module that calls sinkcache. It uses the C functions and C structs, as a program in C would.
 
 use std::ffi::{CStr, c_void};
 use std::fmt;
@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 use sinkcache::ffi::{self, skc_cache, skc_cache_config, skc_layer_config, skc_reset_args, skc_status, skc_step_args};
 
-/// Type keys and values are stored in.
+/// Type in which keys and values are stored.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names of the types")]
 pub enum KvDtype {
@@ -29,7 +29,7 @@ impl KvDtype {
     }
 }
 
-/// A call that was refused.
+/// A call that failed.
 #[derive(Debug)]
 pub struct CacheError {
     call: &'static str,
@@ -39,7 +39,7 @@ pub struct CacheError {
 
 impl fmt::Display for CacheError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // SAFETY: never NULL and valid for ever.
+        // SAFETY: a status name is never NULL and is a constant of the library.
         let name = unsafe { CStr::from_ptr(ffi::skc_status_name(self.status)) };
         write!(f, "{}: {} ({})", self.call, self.text, name.to_string_lossy())
     }
@@ -47,36 +47,36 @@ impl fmt::Display for CacheError {
 
 impl std::error::Error for CacheError {}
 
-/// A status as a result; the text belongs to the latest failing call of this thread, so it is copied at once.
+/// A status as a result. The error text is copied because this thread's next failing call overwrites it.
 fn check(call: &'static str, status: skc_status) -> Result<(), CacheError> {
     if status == ffi::SKC_STATUS_OK {
         return Ok(());
     }
-    // SAFETY: never NULL, and valid until this thread's next failing call.
+    // SAFETY: the text is never NULL and stays valid until this thread's next failing call.
     let text = unsafe { CStr::from_ptr(ffi::skc_last_error()) }.to_string_lossy().into_owned();
     Err(CacheError { call, status, text })
 }
 
-/// A cache of one sequence, all its layers alike.
+/// The shape of a cache of one sequence whose layers have equal settings.
 #[derive(Debug, Clone, Copy)]
 pub struct CacheShape {
     /// Layers.
     pub n_layers: u32,
     /// Query heads.
     pub n_q_heads: u32,
-    /// Heads of keys and values.
+    /// KV heads.
     pub n_kv_heads: u32,
-    /// Dims of a head.
+    /// Dimensions of a head.
     pub head_dim: u32,
-    /// Rotated dims of a head.
+    /// Dimensions of a head that RoPE rotates.
     pub rope_dim: u32,
     /// RoPE base.
     pub rope_base: f64,
-    /// Pinned first tokens.
+    /// Sinks.
     pub n_sink: u32,
-    /// Most recent tokens a query sees.
+    /// Window.
     pub window: u32,
-    /// Most tokens of a step that is not split.
+    /// The most tokens that a step computes as one chunk.
     pub max_chunk: u32,
     /// Stored type.
     pub kv_dtype: KvDtype,
@@ -85,13 +85,13 @@ pub struct CacheShape {
 }
 
 impl CacheShape {
-    /// Calls `f` with the C configuration, whose pointer to the layers holds during the call only.
+    /// Calls `f` with the C configuration. Its pointer to the layer settings is valid during the call only.
     fn with_config<R>(&self, f: impl FnOnce(&skc_cache_config) -> R) -> R {
         let layer = skc_layer_config {
             n_sink: self.n_sink,
             window: self.window,
             position_mode: ffi::SKC_POSITION_ROPE,
-            // A GGUF of a Llama has the rows of Q and K permuted for pairs of neighbours.
+            // The conversion to GGUF permutes the rows of Q and K of a Llama for RoPE on neighbouring dimensions.
             rope_style: ffi::SKC_ROPE_INTERLEAVED,
             rope_dim: self.rope_dim,
             rope_base: self.rope_base,
@@ -117,25 +117,25 @@ impl CacheShape {
         })
     }
 
-    /// Bytes a cache of this shape takes for ever.
+    /// Bytes of memory of a cache of this shape. They do not change while it lives.
     ///
     /// # Errors
-    /// A shape sinkcache refuses.
+    /// A shape that sinkcache rejects.
     pub fn bytes(&self) -> Result<u64, CacheError> {
         let (mut host, mut device) = (0, 0);
-        // SAFETY: the configuration is filled, its layers outlive the call, the outputs are writable.
+        // SAFETY: with_config keeps the configuration and its layers alive during the call; the outputs are locals.
         let status = self.with_config(|config| unsafe { ffi::skc_cache_bytes(config, &raw mut host, &raw mut device) });
         check("skc_cache_bytes", status)?;
         Ok(host + device)
     }
 }
 
-/// A pointer that parallel tasks share.
+/// The data pointer of sinkcache's tasks.
 #[derive(Clone, Copy)]
 struct Shared(*mut c_void);
-// SAFETY: sinkcache hands it to the host for exactly this: its tasks may run on any threads.
+// SAFETY: this code only passes the pointer on, and sinkcache's tasks may run on any thread.
 unsafe impl Send for Shared {}
-// SAFETY: as above.
+// SAFETY: as for Send; tasks may also run at the same time.
 unsafe impl Sync for Shared {}
 
 impl Shared {
@@ -144,16 +144,16 @@ impl Shared {
     }
 }
 
-/// Attention's parallel loop on the threads that also multiply matrices, so that two pools do not fight for the cores.
+/// Runs sinkcache's tasks on the threads that also multiply matrices: two pools would compete for the cores.
 unsafe extern "C" fn parallel_for(_: *mut c_void, n: u32, task: ffi::skc_task_fn, data: *mut c_void) {
     let (Some(task), data) = (task, Shared(data)) else { return };
     (0..n).into_par_iter().with_max_len(1).for_each(|i| {
-        // SAFETY: task and data come from sinkcache and are passed through, before this loop returns.
+        // SAFETY: task and data come from one call of sinkcache, and the loop ends before that call does.
         unsafe { task(data.get(), i) };
     });
 }
 
-/// A live cache; dropping it destroys it.
+/// A cache. Dropping it destroys it.
 #[derive(Debug)]
 pub struct KvCache {
     handle: *mut skc_cache,
@@ -164,10 +164,10 @@ impl KvCache {
     /// Makes an empty cache.
     ///
     /// # Errors
-    /// A shape sinkcache refuses, or memory that cannot be had.
+    /// A shape that sinkcache rejects, or too little memory.
     pub fn new(shape: CacheShape) -> Result<Self, CacheError> {
         let mut handle = ptr::null_mut();
-        // SAFETY: the configuration is filled, its layers outlive the call, the output is writable.
+        // SAFETY: with_config keeps the configuration and its layers alive during the call; the output is a local.
         let status = shape.with_config(|config| unsafe { ffi::skc_create_cache(config, &raw mut handle) });
         check("skc_create_cache", status)?;
         Ok(Self { handle, shape })
@@ -179,21 +179,21 @@ impl KvCache {
         &self.shape
     }
 
-    /// Stores the next tokens of a layer and attends to them: rows of `qkv` are the heads of q, of k and of v side by
-    /// side, rows of `out` the heads of the result.
+    /// Appends new tokens to a layer and computes their attention. A row of `qkv` holds the heads of q, then those of
+    /// k, then those of v; a row of `out` holds the heads of the result.
     ///
     /// # Errors
-    /// What sinkcache refuses.
+    /// Whatever sinkcache reports.
     ///
     /// # Panics
-    /// If `qkv` and `out` are not of one number of rows.
+    /// If `qkv` and `out` differ in their number of rows.
     pub fn step(&mut self, layer: u32, qkv: &[f32], out: &mut [f32]) -> Result<(), CacheError> {
         let dim = self.shape.head_dim as usize;
         let (q_width, kv_width) = (self.shape.n_q_heads as usize * dim, self.shape.n_kv_heads as usize * dim);
         let row = q_width + 2 * kv_width;
         let rows = qkv.len() / row;
         assert!(qkv.len() == rows * row && out.len() == rows * q_width, "rows of qkv and out differ");
-        let n_tokens = i32::try_from(rows).expect("a chunk is short");
+        let n_tokens = i32::try_from(rows).expect("a chunk has at most 8192 rows");
         let args = skc_step_args {
             struct_size: size_of::<skc_step_args>() as u32,
             flags: 0,
@@ -221,14 +221,14 @@ impl KvCache {
             max_tokens: 0,
             reserved: 0,
         };
-        // SAFETY: the pointers hold `rows` rows at the strides given, by the assertion, and live during the call.
+        // SAFETY: by the assertion, q, k, v and out hold `rows` rows at their strides; all borrows outlive the call.
         check("skc_step", unsafe { ffi::skc_step(self.handle, &raw const args) })
     }
 
     /// Empties the cache.
     ///
     /// # Errors
-    /// What sinkcache refuses.
+    /// Whatever sinkcache reports.
     pub fn reset(&mut self) -> Result<(), CacheError> {
         let args = skc_reset_args {
             struct_size: size_of::<skc_reset_args>() as u32,
@@ -239,17 +239,17 @@ impl KvCache {
             start_positions: ptr::null(),
             stream: ptr::null_mut(),
         };
-        // SAFETY: the arrays have one entry.
+        // SAFETY: n_entries is 1, and seq_ids points to one id.
         check("skc_reset", unsafe { ffi::skc_reset(self.handle, &raw const args) })
     }
 }
 
 impl Drop for KvCache {
     fn drop(&mut self) {
-        // Nothing is left to be done about a failure.
+        // A failure cannot be reported from drop.
         let _ = ffi::skc_destroy_cache(self.handle);
     }
 }
 
-/// The one sequence of a cache.
+/// The id of the only sequence of a cache.
 static SEQUENCE: i32 = 0;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::modes::Mode;
-use crate::run::ModeRun;
+use crate::pass::ModeRun;
 use crate::scores::Scores;
 
 /// The scores of all modes that ran.

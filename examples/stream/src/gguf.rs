@@ -1,4 +1,4 @@
-//! Opening a GGUF file of a Llama: its metadata, and its tensors in f32.
+//! Reads a GGUF file of a Llama: its metadata, and its tensors in f32.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::{Device, Tensor};
 
-/// A GGUF file all of whose tensors lie inside it.
+/// An open GGUF file. All its tensors lie within the file.
 pub struct Gguf {
     content: Content,
     file: BufReader<File>,
@@ -18,7 +18,7 @@ impl Gguf {
     /// Reads the header.
     ///
     /// # Errors
-    /// A file that cannot be read, is no GGUF, is cut short, or holds another architecture.
+    /// A file that cannot be read, is not a GGUF, is truncated, or holds another architecture.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("cannot open model '{}'", path.display()))?;
         Self::read(file).with_context(|| format!("model '{}'", path.display()))
@@ -36,7 +36,7 @@ impl Gguf {
         Ok(gguf)
     }
 
-    /// Refuses tensors that reach beyond the end of the file, before anything is allocated for one.
+    /// Rejects tensors that reach beyond the end of the file, before memory is allocated for them.
     fn check_bounds(&self, file_bytes: u64) -> Result<()> {
         for (name, info) in &self.content.tensor_infos {
             let elements = info.shape.dims().iter().try_fold(1_u64, |n, &dim| n.checked_mul(dim as u64));
@@ -62,18 +62,18 @@ impl Gguf {
         }
     }
 
-    /// A count of the metadata, 1 to 2^20.
+    /// A count in the metadata, 1 to 2^20.
     ///
     /// # Errors
-    /// One that is absent or outside.
+    /// A count that is absent or out of range.
     pub fn count(&self, key: &str) -> Result<usize> {
         self.count_or(key, None)
     }
 
-    /// The same with what holds when the file is silent.
+    /// A count in the metadata, or `default` if it is absent.
     ///
     /// # Errors
-    /// One that is outside, or absent without a default.
+    /// A count that is out of range, or absent without a default.
     pub fn count_or(&self, key: &str, default: Option<usize>) -> Result<usize> {
         let n = match (self.value(key), default) {
             (Some(value), _) => value.to_u64().ok().and_then(|n| usize::try_from(n).ok()),
@@ -86,10 +86,10 @@ impl Gguf {
         }
     }
 
-    /// A finite number above 0 of the metadata.
+    /// A finite number above 0 in the metadata, or `default` if it is absent.
     ///
     /// # Errors
-    /// One that is absent without a default, or not such a number.
+    /// A number that is out of range, or absent without a default.
     pub fn number(&self, key: &str, default: Option<f32>) -> Result<f32> {
         let x = match (self.value(key), default) {
             (Some(value), _) => value.to_f32().ok(),
@@ -102,13 +102,13 @@ impl Gguf {
         }
     }
 
-    /// Whether the metadata says anything about `key` but "none".
+    /// Whether the metadata has a value other than "none" for `key`.
     #[must_use]
     pub fn sets(&self, key: &str) -> bool {
         self.value(key).is_some_and(|value| !matches!(value, Value::String(text) if text == "none"))
     }
 
-    /// Elements of an array of the metadata.
+    /// The number of elements of an array in the metadata.
     #[must_use]
     pub fn array_len(&self, key: &str) -> Option<usize> {
         match self.value(key) {
@@ -126,7 +126,7 @@ impl Gguf {
     /// A tensor in f32.
     ///
     /// # Errors
-    /// One that is absent or of another shape.
+    /// A tensor that is absent or has another shape.
     pub fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let Some(info) = self.content.tensor_infos.get(name) else { bail!("has no tensor '{name}'") };
         let dims = info.shape.dims();

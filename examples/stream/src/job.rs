@@ -11,9 +11,9 @@ use crate::cli::{Args, DEFAULT_TOKENS, ModeChoice};
 use crate::data::RunData;
 use crate::model::Llama;
 use crate::modes::{Mode, Setting, dense_reach};
+use crate::pass::run_mode;
 use crate::plot;
 use crate::report::Report;
-use crate::run::run_mode;
 use crate::scores::ScoredPositions;
 use crate::text::Stream;
 
@@ -24,10 +24,10 @@ const MAX_SCORED: u64 = 5000;
 /// The number of scored tokens at the beginning of the stream, up to where dense stops. More would make recompute slow.
 const BEGINNING_SCORED: u64 = 1024;
 
-/// Carries out a command line.
+/// Executes a command line.
 ///
 /// # Errors
-/// Invalid arguments, most of them found before the first token runs, and what fails on the way.
+/// Invalid arguments, found before the first token runs, and failures during the runs.
 pub fn run(args: &Args, stdout: &mut dyn Write) -> Result<()> {
     if let Some(data) = &args.draw {
         let data = RunData::open(data)?;
@@ -67,7 +67,7 @@ pub fn run(args: &Args, stdout: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-/// The modes chosen, each once, in the order in which they run.
+/// The chosen modes without duplicates, in the order in which they run.
 fn modes_of(choices: &[ModeChoice]) -> Vec<Mode> {
     let chosen = |mode: &Mode| {
         choices.iter().any(|choice| match choice {
@@ -84,7 +84,7 @@ fn modes_of(choices: &[ModeChoice]) -> Vec<Mode> {
 fn setting(args: &Args, tokens: u64, trained_length: usize) -> Setting {
     let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get() as u32));
     let scored = ScoredPositions {
-        // From here on, in every mode, all tokens of the window have been computed with a full window.
+        // Here the cache has been full for as many tokens as it holds, in every mode.
         start: 2 * (u64::from(args.sink) + u64::from(args.window)),
         stride: args.stride.unwrap_or_else(|| MIN_STRIDE.max(tokens.div_ceil(MAX_SCORED))),
         end: tokens,
@@ -109,7 +109,7 @@ fn check(setting: &Setting, modes: &[Mode], llama: &Llama, stream: &Stream) -> R
     Ok(())
 }
 
-/// The file of the plot. It is opened before the runs: a typing error must not cost the results of hours.
+/// The file of the plot. It is opened before the runs, because a wrong path must not cost the results of hours.
 fn plot_path(asked: Option<&Path>) -> Result<PathBuf> {
     let folder = Path::new("target");
     let path = match asked {

@@ -1,8 +1,8 @@
 //! The parts of the `stream` example: a host that runs a Llama with its keys and values in a sinkcache.
 //!
 //! [`gguf`] opens a model file, [`model`] multiplies its matrices with candle, [`cache`] calls the C ABI for attention,
-//! [`run`] streams a [`text`] through the cache of one of four [`modes`] and collects [`scores`]. [`report`] compares the
-//! modes, [`table`] and [`record`] print the comparison, [`plot`] draws the [`data`].
+//! [`pass`] streams a [`text`] through the cache of one of four [`modes`] and collects [`scores`]. [`report`] compares
+//! the modes, [`table`] and [`record`] print the comparison, [`plot`] draws the [`data`].
 
 pub mod cache;
 pub mod cli;
@@ -14,11 +14,11 @@ pub mod modes;
 pub mod ops;
 pub mod pace;
 pub mod panel;
+pub mod pass;
 pub mod plot;
 pub mod record;
 pub mod report;
 pub mod rss;
-pub mod run;
 pub mod scores;
 pub mod stats;
 pub mod style;

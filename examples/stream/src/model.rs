@@ -1,4 +1,4 @@
-//! A Llama whose attention and keys and values live in a cache of sinkcache.
+//! A Llama. sinkcache stores its keys and values and computes its attention, candle does the rest.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ pub const VOCABULARY: usize = BYTE_OFFSET as usize + 256;
 
 /// The shape of a Llama.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(missing_docs, reason = "the field's own words")]
+#[expect(missing_docs, reason = "the usual names")]
 pub struct LlamaConfig {
     pub n_layers: usize,
     pub n_q_heads: usize,
@@ -26,7 +26,7 @@ pub struct LlamaConfig {
     pub embedding: usize,
     pub feed_forward: usize,
     pub rms_eps: f32,
-    /// Tokens of the sequences the model was trained on.
+    /// Length of the sequences that the model was trained on.
     pub trained_length: usize,
 }
 
@@ -48,7 +48,7 @@ impl LlamaConfig {
             trained_length: gguf.count("llama.context_length")?,
         };
         let scaled = gguf.sets("llama.rope.scaling.type") || gguf.has_tensor("rope_freqs.weight");
-        ensure!(!scaled, "it scales RoPE: this example runs plain RoPE only");
+        ensure!(!scaled, "it scales RoPE: this example supports unscaled RoPE only");
         let words = gguf.array_len("tokenizer.ggml.tokens");
         let words = gguf.count_or("llama.vocab_size", words.or(Some(VOCABULARY)))?.max(words.unwrap_or(0));
         ensure!(
@@ -61,16 +61,16 @@ impl LlamaConfig {
 
 struct Layer {
     attention_norm: Vec<f32>,
-    /// Of q, k and v side by side.
+    /// The projections to q, k and v in one matrix.
     qkv: Tensor,
     attention_out: Tensor,
     feed_forward_norm: Vec<f32>,
-    /// Of gate and up side by side.
+    /// The projections to gate and up in one matrix.
     gate_up: Tensor,
     down: Tensor,
 }
 
-/// The weights in f32.
+/// A model with its weights in f32.
 pub struct Llama {
     config: LlamaConfig,
     embeddings: Vec<f32>,
@@ -83,7 +83,7 @@ impl Llama {
     /// Loads a GGUF file.
     ///
     /// # Errors
-    /// One that cannot be read, or holds anything but a Llama with a byte vocabulary and plain RoPE.
+    /// A file that cannot be read, or does not hold a Llama with a byte vocabulary and unscaled RoPE.
     pub fn open(path: &Path) -> Result<Self> {
         let mut gguf = Gguf::open(path)?;
         Self::read(&mut gguf).with_context(|| format!("model '{}'", path.display()))
@@ -122,7 +122,7 @@ impl Llama {
         kv_dtype: KvDtype,
         n_threads: u32,
     ) -> CacheShape {
-        // Counts were checked to be small when the file was read.
+        // No cast truncates: Gguf::count limits all counts to 2^20.
         CacheShape {
             n_layers: self.config.n_layers as u32,
             n_q_heads: self.config.n_q_heads as u32,
@@ -138,17 +138,17 @@ impl Llama {
         }
     }
 
-    /// Feeds the next tokens of the cache's sequence. Returns the logits `[kept, VOCABULARY]` behind the tokens whose
-    /// indices are in `keep`, ascending; the others' are not worked out.
+    /// Appends `tokens` to the cache's sequence. Returns the logits `[keep.len(), VOCABULARY]` of the tokens whose
+    /// indices are in `keep`, ascending; the logits of other tokens are not computed.
     ///
     /// # Errors
-    /// What candle or sinkcache refuses.
+    /// Whatever candle or sinkcache reports.
     pub fn forward(&self, tokens: &[u32], keep: &[u32], cache: &mut KvCache) -> Result<Vec<f32>> {
         let width = self.config.embedding;
         let mut x: Vec<f32> = tokens.iter().flat_map(|&t| row(&self.embeddings, t, width)).copied().collect();
         for (i, layer) in self.layers.iter().enumerate() {
             let mut attended = self.attend(i as u32, layer, &x, cache)?;
-            // Keys and values of the last layer are in the cache: the other rows have served.
+            // In the last layer, rows that are not kept were needed for their keys and values only.
             if i + 1 == self.layers.len() {
                 x = keep.iter().flat_map(|&i| row(&x, i, width)).copied().collect();
                 let width = self.config.n_q_heads * self.config.head_dim;
@@ -164,7 +164,7 @@ impl Llama {
         with_values(&logits, |logits| Ok(logits.to_vec()))
     }
 
-    /// What the heads of a layer make of `x`, side by side.
+    /// The results of a layer's attention heads, before the output projection.
     fn attend(&self, i: u32, layer: &Layer, x: &[f32], cache: &mut KvCache) -> Result<Vec<f32>> {
         let config = &self.config;
         let qkv = multiply(rms_norm(x, &layer.attention_norm, config.rms_eps), &layer.qkv)?;

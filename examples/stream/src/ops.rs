@@ -1,45 +1,45 @@
-//! What happens between matrix products: norm, SwiGLU, log-probability.
+//! Operations between matrix products: RMS norm, SwiGLU, negative log-likelihood.
 
 use anyhow::{Result, bail};
 use candle_core::{CpuStorage, Device, Storage, Tensor};
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
-/// Fewer rows than this are not worth waking a thread for.
+/// With fewer rows, waking a thread costs more than it saves.
 const MIN_ROWS: usize = 16;
 
-/// Calls `f` with the values of a packed f32 tensor on the CPU.
+/// Calls `f` with the values of a contiguous f32 tensor on the CPU.
 ///
 /// # Errors
-/// Those of `f`, and any other tensor.
+/// Those of `f`, and a tensor of another kind.
 pub fn with_values<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
     let (storage, layout) = tensor.storage_and_layout();
     match (&*storage, layout.contiguous_offsets()) {
         (Storage::Cpu(CpuStorage::F32(values)), Some((from, to))) => f(&values[from..to]),
-        _ => bail!("a tensor is not packed f32 on the CPU"),
+        _ => bail!("a tensor is not contiguous f32 on the CPU"),
     }
 }
 
-/// Row `i` of rows of `width` values.
+/// Row `i` of a matrix with rows of `width` values.
 #[must_use]
 pub fn row(values: &[f32], i: u32, width: usize) -> &[f32] {
     &values[i as usize * width..][..width]
 }
 
-/// Rows of values times a matrix.
+/// The product of `values`, a matrix in row-major order, and `matrix`.
 ///
 /// # Errors
-/// Values that are not rows of the matrix's height.
+/// Values that do not fill rows as long as `matrix` is high.
 pub fn multiply(values: Vec<f32>, matrix: &Tensor) -> Result<Tensor> {
     let width = matrix.dim(0)?;
     let n = values.len() / width;
     Ok(Tensor::from_vec(values, (n, width), &Device::Cpu)?.matmul(matrix)?)
 }
 
-/// Adds a tensor of as many values.
+/// Adds a tensor with as many values to `x`.
 ///
 /// # Errors
-/// A tensor that is not packed f32 on the CPU.
+/// A tensor that is not contiguous f32 on the CPU.
 pub fn add(x: &mut [f32], summand: &Tensor) -> Result<()> {
     with_values(summand, |summand| {
         x.iter_mut().zip(summand).for_each(|(x, summand)| *x += summand);
@@ -47,7 +47,7 @@ pub fn add(x: &mut [f32], summand: &Tensor) -> Result<()> {
     })
 }
 
-/// Each row divided by its root mean square, times `weight`.
+/// RMS norm: each row divided by its root mean square, times `weight`.
 #[must_use]
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     let width = weight.len();
@@ -63,7 +63,7 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     normed
 }
 
-/// silu(gate) x up, the rows of gate and up side by side and `width` wide each.
+/// SwiGLU: silu(gate) * up. A row of `gate_up` holds `width` values of gate, then as many of up.
 #[must_use]
 pub fn swiglu(gate_up: &[f32], width: usize) -> Vec<f32> {
     let mut product = vec![0.0; gate_up.len() / 2];
@@ -77,12 +77,12 @@ pub fn swiglu(gate_up: &[f32], width: usize) -> Vec<f32> {
     product
 }
 
-/// -log p(`token`) under the softmax of `logits`, in nats.
+/// The negative log-likelihood of `token` under the softmax of `logits`, in nats.
 #[must_use]
 pub fn nll(logits: &[f32], token: u32) -> f32 {
-    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - top).exp()).sum();
-    (sum.ln() - f64::from(logits[token as usize] - top)) as f32
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
+    (sum.ln() - f64::from(logits[token as usize] - max)) as f32
 }
 
 #[cfg(test)]
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nll_is_that_of_the_softmax() {
+    fn nll_matches_the_softmax() {
         assert!((nll(&[0.0, 3_f32.ln()], 0) - 4_f32.ln()).abs() < 1e-6);
         assert!((nll(&[1000.0, 1000.0], 1) - 2_f32.ln()).abs() < 1e-6);
         assert!(nll(&[f32::NAN, 0.0], 1).is_nan());

@@ -1,5 +1,6 @@
 //! One chart of the plot: axes, grid, and for each mode a curve in a band of its standard error.
 
+use plotters::coord::types::RangedCoordf64;
 use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
@@ -14,6 +15,8 @@ use crate::ticks::{self, grouped};
 /// More bins show more of the text's changes, more scores in a bin make the band narrower.
 const MAX_BINS: usize = 40;
 const MIN_SCORES: usize = 64;
+
+type Chart<'a> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<RangedCoordf64, LogCoord<f64>>>;
 
 /// The rectangle of a chart, in pixels. Titles and labels are around it.
 #[derive(Debug, Clone, Copy)]
@@ -94,60 +97,69 @@ impl Panel {
     ///
     /// # Errors
     /// Those of plotters.
-    pub fn draw(&self, root: &Root<'_>, frame: Frame, (low, high): (f64, f64)) -> Drawn {
-        let Frame { left, right, top, bottom, has_y_labels } = frame;
-        let size = (px(right - left), px(bottom - top));
-        let area = root.clone().shrink((px(left), px(top)), size);
+    pub fn draw(&self, root: &Root<'_>, frame: Frame, y_range: (f64, f64)) -> Drawn {
+        let Frame { left, right, top, bottom, .. } = frame;
+        let area = root.clone().shrink((px(left), px(top)), (px(right - left), px(bottom - top)));
+        let (low, high) = y_range;
         let mut chart = ChartBuilder::on(&area).build_cartesian_2d(0.0..self.x_end, (low..high).log_scale())?;
-        let pixels = |x: f64, y: f64| {
-            let (x, y) = chart.backend_coord(&(x, y));
-            (x / UNITS as i32, y / UNITS as i32)
-        };
+        self.draw_axes(&mut chart, y_range)?;
+        self.draw_labels(root, &chart, frame, y_range)?;
+        self.draw_curves(&mut chart)
+    }
 
+    fn draw_axes(&self, chart: &mut Chart<'_>, (low, high): (f64, f64)) -> Drawn {
+        let y_ticks = ticks::logarithmic(low, high).into_iter();
+        let grid = GRID.stroke_width(UNITS);
+        chart.draw_series(y_ticks.map(|y| PathElement::new([(0.0, y), (self.x_end, y)], grid)))?;
+        let faint = FAINT.stroke_width(UNITS);
+        chart.draw_series([PathElement::new([(0.0, high), (0.0, low), (self.x_end, low)], faint)])?;
+        if let Some((x, _)) = self.mark {
+            chart.draw_series([DashedPathElement::new([(x, low), (x, high)], px(4), px(4), faint)])?;
+        }
+        Ok(())
+    }
+
+    /// The labels and tick marks, which are outside of the chart's coordinates.
+    fn draw_labels(&self, root: &Root<'_>, chart: &Chart<'_>, frame: Frame, (low, high): (f64, f64)) -> Drawn {
+        let Frame { left, right, top, bottom, has_y_labels } = frame;
+        let x_pixel = |x: f64| chart.backend_coord(&(x, low)).0 / UNITS as i32;
+        let y_pixel = |y: f64| chart.backend_coord(&(0.0, y)).1 / UNITS as i32;
         draw_text(root, self.title.clone(), (left, top - 16), Anchor::Left, (15, TEXT))?;
         for tick in &self.x_ticks {
-            let (x, _) = pixels(*tick, low);
+            let x = x_pixel(*tick);
             root.draw(&PathElement::new([(px(x), px(bottom)), (px(x), px(bottom + 5))], FAINT.stroke_width(UNITS)))?;
             draw_text(root, ticks::count(*tick), (x, bottom + 18), Anchor::Center, (14, TEXT))?;
         }
         draw_text(root, "position, tokens", ((left + right) / 2, bottom + 44), Anchor::Center, (14, TEXT))?;
-        let y_ticks = ticks::logarithmic(low, high);
-        for tick in y_ticks.iter().filter(|_| has_y_labels) {
-            draw_text(root, ticks::decimals(*tick), (left - 9, pixels(0.0, *tick).1), Anchor::Right, (14, TEXT))?;
+        let y_ticks = if has_y_labels { ticks::logarithmic(low, high) } else { Vec::new() };
+        for tick in y_ticks {
+            draw_text(root, ticks::decimals(tick), (left - 9, y_pixel(tick)), Anchor::Right, (14, TEXT))?;
         }
         if let Some((x, label)) = &self.mark {
-            let (x, _) = pixels(*x, low);
-            draw_text(root, label.clone(), (x + 7, top + 12), Anchor::Left, (12, FAINT))?;
+            draw_text(root, label.clone(), (x_pixel(*x) + 7, top + 10), Anchor::Left, (12, FAINT))?;
         }
+        Ok(())
+    }
 
-        let grid = GRID.stroke_width(UNITS);
-        chart.draw_series(y_ticks.iter().map(|y| PathElement::new([(0.0, *y), (self.x_end, *y)], grid)))?;
-        let (dash, gap) = (px(4), px(4));
-        chart.draw_series(
-            self.mark
-                .iter()
-                .map(|(x, _)| DashedPathElement::new([(*x, low), (*x, high)], dash, gap, FAINT.stroke_width(UNITS))),
-        )?;
-        let axes = FAINT.stroke_width(UNITS);
-        chart.draw_series([PathElement::new([(0.0, high), (0.0, low), (self.x_end, low)], axes)])?;
+    /// The bands, and the curves over all of them.
+    fn draw_curves(&self, chart: &mut Chart<'_>) -> Drawn {
         for (mode, bins) in &self.curves {
-            if let [bin] = bins[..] {
-                // A single bin has no width: a point with an error bar.
-                let bar = PathElement::new([(bin.position, bin.low()), (bin.position, bin.high())], line(*mode));
-                chart.draw_series([bar])?;
-                let dot = Circle::new((bin.position, bin.perplexity()), px(4), line(*mode).filled());
-                chart.draw_series([dot])?;
-            }
             chart.draw_series([Polygon::new(outline(bins), band(*mode))])?;
         }
         for (mode, bins) in &self.curves {
             chart.draw_series(LineSeries::new(bins.iter().map(|bin| (bin.position, bin.perplexity())), line(*mode)))?;
+            if let [bin] = bins[..] {
+                // A band and a curve of one bin have no width: it gets a point with an error bar.
+                let bar = [(bin.position, bin.low()), (bin.position, bin.high())];
+                chart.draw_series([PathElement::new(bar, line(*mode))])?;
+                chart.draw_series([Circle::new((bin.position, bin.perplexity()), px(4), line(*mode).filled())])?;
+            }
         }
         Ok(())
     }
 }
 
-/// A curve for each mode that went on to `end`: one that stopped before has its curve in the chart of the beginning.
+/// A curve for each mode that reached `end`. Dense stops earlier, and has a curve in the chart of the beginning only.
 fn curves(data: &RunData, scores: fn(&ModeData) -> &Scores, end: u64) -> Vec<(Mode, Vec<Bin>)> {
     let complete = data.modes.iter().filter(|mode| scores(mode).positions.end >= end);
     complete.map(|mode| (mode.mode, bins(scores(mode), MAX_BINS, MIN_SCORES))).collect()

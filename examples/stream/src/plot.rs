@@ -115,7 +115,7 @@ mod tests {
         // Half of the scores are higher and half are lower, so that there is a band.
         Scores {
             positions,
-            nlls: positions.iter().map(|p| nll + if p / stride % 2 == 0 { 0.5 } else { -0.5 }).collect(),
+            nlls: positions.iter().map(|p| nll + if (p / stride).is_multiple_of(2) { 0.5 } else { -0.5 }).collect(),
         }
     }
 

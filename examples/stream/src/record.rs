@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use crate::modes::Mode;
+use crate::pass::ModeRun;
 use crate::report::{Comparison, Report};
-use crate::run::ModeRun;
 
 /// A line of JSON. Keys that do not apply to a mode are null.
 #[derive(Serialize, Debug)]

@@ -1,7 +1,7 @@
 //! The results of all modes, and how sink compares with recompute.
 
 use crate::modes::{Mode, Setting};
-use crate::run::ModeRun;
+use crate::pass::ModeRun;
 use crate::stats::{Paired, paired};
 
 /// Everything that a table or a line of JSON is made from.

@@ -66,8 +66,8 @@ impl Scores {
         self.nlls.get(from..to).unwrap_or_default()
     }
 
-    /// The same scores with at most four decimals, which makes files small. The rounding by up to 0.00005 nats is far below
-    /// the standard error of any mean.
+    /// The same scores with at most four decimals, which makes files small. The rounding by up to 0.00005 nats is far
+    /// below the standard error of any mean.
     #[must_use]
     pub fn rounded(&self) -> Self {
         let round = |nll: &f32| ((f64::from(*nll) * 1e4).round() / 1e4) as f32;

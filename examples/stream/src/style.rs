@@ -68,7 +68,7 @@ pub fn draw_text(
     Ok(())
 }
 
-/// The line of a mode. The colours can be told apart by the colour-blind. Recompute is drawn last and thin, because the
+/// The line of a mode. The colours differ for the colour-blind, too. Recompute is drawn last and thin, because the
 /// curve of sink should lie below it.
 #[must_use]
 pub fn line(mode: Mode) -> ShapeStyle {

@@ -3,8 +3,8 @@
 use std::fmt::{self, Display, Formatter};
 
 use crate::modes::{DENSE_REACH, Mode, Setting};
+use crate::pass::ModeRun;
 use crate::report::{Comparison, Report};
-use crate::run::ModeRun;
 use crate::stats::Paired;
 
 impl Display for Report<'_> {
@@ -58,7 +58,7 @@ impl Report<'_> {
             let last = self.setting.context() - 1;
             writeln!(
                 f,
-                "recompute: runs <s> and the last {last} tokens again for each scored token; its times are per scored token"
+                "recompute: runs <s> and the last {last} tokens again for each scored token; times are per scored token"
             )?;
         }
         if let Some(run) = self.run(Mode::Sink) {
@@ -76,7 +76,8 @@ impl Report<'_> {
             let ratio = last / second;
             writeln!(
                 f,
-                "sink: {last:.4} ms/token (median chunk) in the last tenth, {second:.4} in the second tenth: x {ratio:.3}"
+                "sink: {last:.4} ms/token (median chunk) in the last tenth, {second:.4} in the second tenth: \
+                 x {ratio:.3}"
             )?;
         }
         if let Some(ms) = run.ms_one_by_one {

@@ -1,4 +1,4 @@
-//! The stream: a text as tokens, and which of them are scored.
+//! The stream: a text as tokens.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// The token that starts every sequence, `<s>`.
 pub const START: u32 = 1;
-/// Tokens before those of bytes: byte b is token b + 3.
+/// The token of byte 0. Byte b is token b + 3.
 pub const BYTE_OFFSET: u32 = 3;
 
 /// `<s>` and the bytes of a text. The token at position p predicts byte p.
@@ -25,11 +25,11 @@ impl Stream {
         Self { bytes }
     }
 
-    /// The first `tokens` bytes of a file, or without a number the first `default`, fewer if it has fewer. Reads no more
-    /// than that.
+    /// The first `tokens` bytes of a file. Without `tokens`: the first `default` bytes, or all if there are fewer. The
+    /// rest of the file is not read.
     ///
     /// # Errors
-    /// A file that cannot be read, is empty, or has fewer bytes than asked for.
+    /// A file that cannot be read, is empty, or has fewer than `tokens` bytes.
     pub fn open(path: &Path, tokens: Option<u64>, default: u64) -> Result<Self> {
         let shown = path.display();
         let file = File::open(path).with_context(|| format!("cannot open text '{shown}'"))?;
@@ -45,19 +45,19 @@ impl Stream {
         Ok(Self::new(bytes))
     }
 
-    /// Tokens, each of which predicts a byte.
+    /// The number of tokens. Each predicts a byte.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.bytes.len() as u64
     }
 
-    /// Whether there is no token.
+    /// Whether the text is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// The token at a position; position [`Self::len`] is what the last token predicts.
+    /// The token at a position. The one at [`Self::len`] is what the last token predicts.
     #[must_use]
     pub fn token(&self, position: u64) -> u32 {
         match position.checked_sub(1) {
@@ -66,7 +66,7 @@ impl Stream {
         }
     }
 
-    /// Puts the tokens at `positions` into `tokens`.
+    /// Replaces `tokens` by the tokens at `positions`.
     pub fn fill(&self, positions: Range<u64>, tokens: &mut Vec<u32>) {
         tokens.clear();
         tokens.extend(positions.map(|p| self.token(p)));

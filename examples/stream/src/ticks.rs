@@ -74,7 +74,7 @@ pub fn round_down(x: f64) -> f64 {
 #[must_use]
 pub fn grouped(n: impl Into<u64>) -> String {
     let digits = n.into().to_string();
-    let comma = |i: usize| if i > 0 && (digits.len() - i) % 3 == 0 { "," } else { "" };
+    let comma = |i: usize| if i > 0 && (digits.len() - i).is_multiple_of(3) { "," } else { "" };
     digits.char_indices().map(|(i, digit)| format!("{}{digit}", comma(i))).collect()
 }
 

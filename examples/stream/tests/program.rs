@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use sinkcache_stream::model::{Llama, VOCABULARY};
 use sinkcache_stream::modes::{Mode, Setting};
 use sinkcache_stream::ops::nll;
-use sinkcache_stream::run::run_mode;
+use sinkcache_stream::pass::run_mode;
 use sinkcache_stream::scores::ScoredPositions;
 use sinkcache_stream::stats::perplexity;
 use sinkcache_stream::text::Stream;
@@ -42,7 +42,7 @@ fn rejected_model(bytes: &[u8], name: &str, part: &str) {
 }
 
 #[test]
-fn models_that_are_none_are_rejected() {
+fn unusable_models_are_rejected() {
     let gguf = fs::read(data("tiny-llama-bytes.gguf")).unwrap();
     for n in [0, 3, 4, 20, 100, 1000, 5000, 9000, 12_000, 100_000, 5_000_000, gguf.len() - 1] {
         rejected_model(&gguf[..n], &format!("cut{n}.gguf"), "model '");
@@ -59,7 +59,7 @@ fn models_that_are_none_are_rejected() {
 }
 
 #[test]
-fn texts_that_do_not_do_are_rejected() {
+fn unusable_texts_are_rejected() {
     let empty = scratch("empty.txt");
     fs::write(&empty, "").unwrap();
     rejected(&["--text", empty.to_str().unwrap()], "is empty");
@@ -70,7 +70,7 @@ fn texts_that_do_not_do_are_rejected() {
 }
 
 #[test]
-fn flags_that_do_not_do_are_rejected() {
+fn invalid_arguments_are_rejected() {
     rejected(&["--frobnicate"], "--frobnicate");
     rejected(&["--mode", "magic"], "recompute");
     rejected(&["--tokens", "0"], "--tokens");
@@ -135,7 +135,7 @@ fn setting(chunk: u32, scored: ScoredPositions) -> Setting {
     Setting { sink: 4, window: 252, chunk, kv_dtype: KvDtype::F16, threads: 2, scored, beginning }
 }
 
-/// 4.00476 is what plain attention in NumPy gives, with the weights as they were before they became a GGUF.
+/// 4.00476 is the result of plain attention in NumPy, with the weights from before their conversion to GGUF.
 #[test]
 fn the_first_256_tokens_have_their_perplexity() {
     let (llama, stream) = (llama(), stream(256));

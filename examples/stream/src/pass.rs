@@ -46,7 +46,7 @@ pub struct ModeRun {
 /// Runs one mode through `stream`.
 ///
 /// # Errors
-/// What candle or sinkcache rejects, and a model that predicts NaN.
+/// Whatever candle or sinkcache reports, and a model that predicts NaN.
 pub fn run_mode(mode: Mode, setting: &Setting, llama: &Llama, stream: &Stream) -> Result<ModeRun> {
     let shape = setting.cache_shape(mode, llama);
     let reach = setting.reach(mode, llama).min(stream.len());
@@ -91,7 +91,7 @@ pub fn run_mode(mode: Mode, setting: &Setting, llama: &Llama, stream: &Stream) -
     })
 }
 
-/// One mode on its way through the stream. Only `nlls` and `pace` grow with the stream.
+/// One mode's pass through the stream. Of its memory only `nlls` and `pace` grow with the stream.
 struct Pass<'a> {
     mode: Mode,
     chunk: u32,
@@ -109,7 +109,7 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Scores all positions. Returns how often the model ran: the stream's tokens, or for recompute the scored ones.
+    /// Scores all positions. Returns the number of tokens of the stream, or for recompute of scored tokens.
     fn run(&mut self) -> Result<u64> {
         match self.mode {
             Mode::Recompute => self.recompute(),
