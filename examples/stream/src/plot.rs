@@ -95,14 +95,14 @@ fn description(mode: &ModeData, data: &RunData) -> String {
         Mode::Sink => format!("first {} + last {} tokens", grouped(*sink), grouped(*window)),
         Mode::Window => format!("last {} tokens", grouped(*window)),
         Mode::Dense => format!("all tokens, stops at {}", grouped(data.trained_length * u64::from(DENSE_REACH))),
-        Mode::Recompute => format!("last {} tokens, for each anew", grouped(sink + window)),
+        Mode::Recompute => format!("last {} tokens, rerun for each", grouped(sink + window)),
     }
 }
 
 fn footnote(panels: &[Panel]) -> String {
     let counts: Vec<_> = panels.iter().filter_map(Panel::scores_per_point).map(|n| n.to_string()).collect();
     let counts = counts.join(" (left) and ") + if counts.len() > 1 { " (right)" } else { "" };
-    format!("Points are means of {counts} scored tokens. Bands are one standard error wide to each side.")
+    format!("Points are means over {counts} scored tokens, bands are \u{b1} 1 standard error.")
 }
 
 #[cfg(test)]

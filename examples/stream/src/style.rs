@@ -84,5 +84,6 @@ pub fn line(mode: Mode) -> ShapeStyle {
 /// The band of a mode's standard error.
 #[must_use]
 pub fn band(mode: Mode) -> ShapeStyle {
-    line(mode).color.mix(0.18).filled()
+    let opacity = if mode == Mode::Recompute { 0.1 } else { 0.2 };
+    line(mode).color.mix(opacity).filled()
 }
