@@ -1,7 +1,7 @@
 //! The command line.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
 use clap::error::ErrorKind;
@@ -13,11 +13,15 @@ use crate::cache::KvDtype;
 pub const DEFAULT_TOKENS: u64 = 40_000;
 
 /// Arguments that mean nothing to `--draw`.
-const RUN_ARGUMENTS: [&str; 12] =
-    ["model", "text", "tokens", "sink", "window", "chunk", "mode", "stride", "threads", "kv_dtype", "data", "json"];
+const RUN_ARGUMENTS: [&str; 13] = [
+    "model", "text", "skip", "tokens", "sink", "window", "chunk", "mode", "stride", "threads", "kv_dtype", "data",
+    "json",
+];
 
 const BUNDLED_MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/tiny-llama-bytes.gguf");
 const BUNDLED_TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/stream.txt");
+/// Bytes before the first chapter of the bundled text. They are far easier to predict than prose.
+const BUNDLED_CONTENTS: u64 = 5472;
 
 /// Stream a text through a Llama far past its trained length, and compare four KV caches on the same scored tokens.
 ///
@@ -35,9 +39,12 @@ pub struct Args {
     /// GGUF file of a Llama with a byte vocabulary
     #[arg(long, value_name = "FILE", default_value = BUNDLED_MODEL, hide_default_value = true)]
     pub model: PathBuf,
-    /// Text to stream, a token per byte
-    #[arg(long, value_name = "FILE", default_value = BUNDLED_TEXT, hide_default_value = true)]
-    pub text: PathBuf,
+    /// Text to stream, a token per byte [default: the bundled text]
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Bytes to skip at the start of the text [default: 0; 5472, its table of contents, for the bundled text]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(0..=1 << 40))]
+    skip: Option<u64>,
     /// Tokens to stream [default: 40000, or the whole text if it is shorter]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     pub tokens: Option<u64>,
@@ -74,6 +81,20 @@ pub struct Args {
     /// Print one JSON object per mode and line instead of the table
     #[arg(long)]
     pub json: bool,
+}
+
+impl Args {
+    /// The text to stream.
+    #[must_use]
+    pub fn text(&self) -> &Path {
+        self.text.as_deref().unwrap_or(Path::new(BUNDLED_TEXT))
+    }
+
+    /// Bytes to skip at its start.
+    #[must_use]
+    pub fn skip(&self) -> u64 {
+        self.skip.unwrap_or(if self.text.is_none() { BUNDLED_CONTENTS } else { 0 })
+    }
 }
 
 /// A cache to run, or all four.

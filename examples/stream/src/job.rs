@@ -36,7 +36,7 @@ pub fn run(args: &Args, stdout: &mut dyn Write) -> Result<()> {
         return Ok(writeln!(stdout, "plot: {}", plot.display())?);
     }
     let llama = Llama::open(&args.model)?;
-    let stream = Stream::open(&args.text, args.tokens, DEFAULT_TOKENS)?;
+    let stream = Stream::open(args.text(), args.skip(), args.tokens, DEFAULT_TOKENS)?;
     let trained_length = llama.config().trained_length;
     let setting = setting(args, stream.len(), trained_length);
     let modes = modes_of(&args.mode);
@@ -47,12 +47,12 @@ pub fn run(args: &Args, stdout: &mut dyn Write) -> Result<()> {
     }
     let pool = pool(setting.threads)?;
 
+    let report = Report { setting: &setting, tokens: stream.len(), skipped: args.skip(), trained_length, runs: &[] };
     let mut runs = Vec::new();
     for mode in modes {
         runs.push(pool.install(|| run_mode(mode, &setting, &llama, &stream))?);
         if args.json {
-            let report = Report { setting: &setting, tokens: stream.len(), trained_length, runs: &runs };
-            writeln!(stdout, "{}", report.json(&runs[runs.len() - 1])?)?;
+            writeln!(stdout, "{}", Report { runs: &runs, ..report }.json(&runs[runs.len() - 1])?)?;
         }
     }
     let data = RunData::new(stream.len(), trained_length, &runs);
@@ -61,8 +61,7 @@ pub fn run(args: &Args, stdout: &mut dyn Write) -> Result<()> {
         data.write(path)?;
     }
     if !args.json {
-        let report = Report { setting: &setting, tokens: stream.len(), trained_length, runs: &runs };
-        writeln!(stdout, "{report}\nplot: {}", plot.display())?;
+        writeln!(stdout, "{}\nplot: {}", Report { runs: &runs, ..report }, plot.display())?;
     }
     Ok(())
 }

@@ -11,6 +11,8 @@ use crate::report::{Comparison, Report};
 struct Record {
     mode: Mode,
     tokens: u64,
+    /// Bytes of the text before the first token.
+    skipped: u64,
     scored: u64,
     ppl: Option<f64>,
     ppl_last_tenth: Option<f64>,
@@ -69,6 +71,7 @@ impl Report<'_> {
         serde_json::to_string(&Record {
             mode: run.mode,
             tokens: run.tokens,
+            skipped: self.skipped,
             scored: run.scores.positions.count(),
             ppl: run.scores.perplexity(0..run.tokens),
             ppl_last_tenth: self.ppl_last_tenth(run),

@@ -11,6 +11,8 @@ pub struct Report<'a> {
     pub setting: &'a Setting,
     /// Length of the stream.
     pub tokens: u64,
+    /// Bytes of the text before the stream.
+    pub skipped: u64,
     /// Trained length of the model.
     pub trained_length: usize,
     /// The modes that have run.

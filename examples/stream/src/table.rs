@@ -49,6 +49,9 @@ impl Report<'_> {
             "scored: every {} tokens from {} on; {threads} {thread}; K and V in {kv_dtype}",
             scored.stride, scored.start
         )?;
+        if self.skipped > 0 {
+            writeln!(f, "text: without its first {} bytes", self.skipped)?;
+        }
         if let Some(run) = self.run(Mode::Dense).filter(|run| run.tokens < self.tokens) {
             let (n, all) = (run.scores.positions.count(), scored.count());
             let reach = format!("{DENSE_REACH} x the trained length of {}", self.trained_length);

@@ -25,22 +25,25 @@ impl Stream {
         Self { bytes }
     }
 
-    /// The first `tokens` bytes of a file. Without `tokens`: the first `default` bytes, or all if there are fewer. The
-    /// rest of the file is not read.
+    /// `tokens` bytes of a file, after the first `skip`. Without `tokens`: `default` bytes, or all if there are fewer.
+    /// The rest of the file is not read.
     ///
     /// # Errors
-    /// A file that cannot be read, is empty, or has fewer than `tokens` bytes.
-    pub fn open(path: &Path, tokens: Option<u64>, default: u64) -> Result<Self> {
+    /// A file that cannot be read, or has no bytes or fewer than `tokens` after the skipped ones.
+    pub fn open(path: &Path, skip: u64, tokens: Option<u64>, default: u64) -> Result<Self> {
         let shown = path.display();
-        let file = File::open(path).with_context(|| format!("cannot open text '{shown}'"))?;
+        let mut file = File::open(path).with_context(|| format!("cannot open text '{shown}'"))?;
         let mut bytes = Vec::new();
-        let n = file.take(tokens.unwrap_or(default)).read_to_end(&mut bytes);
+        // Skipped bytes are read: the file may be a pipe.
+        let skipped = std::io::copy(&mut file.by_ref().take(skip), &mut std::io::sink());
+        let n = skipped.and_then(|_| file.take(tokens.unwrap_or(default)).read_to_end(&mut bytes));
         let n = n.with_context(|| format!("cannot read text '{shown}'"))?;
-        ensure!(n > 0, "text '{shown}' is empty");
+        let after = if skip > 0 { format!(" after its first {skip} bytes") } else { String::new() };
+        ensure!(n > 0, "text '{shown}' is empty{after}");
         if let Some(tokens) = tokens
             && (n as u64) < tokens
         {
-            bail!("--tokens {tokens}: text '{shown}' has only {n}");
+            bail!("--tokens {tokens}: text '{shown}' has only {n}{after}");
         }
         Ok(Self::new(bytes))
     }

@@ -9,7 +9,7 @@ use sinkcache_stream::ops::nll;
 use sinkcache_stream::pass::run_mode;
 use sinkcache_stream::scores::ScoredPositions;
 use sinkcache_stream::stats::perplexity;
-use sinkcache_stream::text::Stream;
+use sinkcache_stream::text::{BYTE_OFFSET, Stream};
 use sinkcache_stream::{EXIT_ERROR, EXIT_OK, cache::KvCache, cache::KvDtype, run};
 
 fn data(name: &str) -> PathBuf {
@@ -65,7 +65,10 @@ fn unusable_texts_are_rejected() {
     rejected(&["--text", empty.to_str().unwrap()], "is empty");
     rejected(&["--text", "/nowhere/text.txt"], "/nowhere/text.txt");
     rejected(&["--text", env!("CARGO_MANIFEST_DIR")], "text '");
-    rejected(&["--tokens", "700000"], "has only 599984");
+    rejected(&["--tokens", "700000", "--skip", "0"], "has only 599984");
+    rejected(&["--tokens", "700000"], "has only 594512 after its first 5472 bytes");
+    rejected(&["--skip", "599984"], "is empty after its first 599984 bytes");
+    rejected(&["--skip", "1000000"], "is empty");
     rejected(&["--tokens", "500"], "scoring starts at token 512");
 }
 
@@ -107,6 +110,7 @@ fn json_has_a_line_per_mode_and_data_give_the_same_plot() {
     assert_eq!(modes, ["sink", "window", "dense", "recompute"]);
     for line in &lines {
         assert_eq!((line["tokens"].as_u64(), line["scored"].as_u64()), (Some(900), Some(10)), "{line}");
+        assert_eq!(line["skipped"].as_u64(), Some(5472), "{line}");
         for key in ["ppl", "ppl_last_tenth", "ppl_beginning_trained", "tokens_per_s", "cache_bytes"] {
             assert!(line[key].as_f64().unwrap() > 0.0, "{key}: {line}");
         }
@@ -121,12 +125,19 @@ fn json_has_a_line_per_mode_and_data_give_the_same_plot() {
     assert!(fs::read_to_string(again).unwrap() == svg, "a data file gives another plot than its run");
 }
 
+#[test]
+fn the_bundled_text_starts_with_its_first_chapter() {
+    let stream = Stream::open(&data("stream.txt"), 5472, None, 14).unwrap();
+    let bytes = (1..=stream.len()).map(|p| (stream.token(p) - BYTE_OFFSET) as u8);
+    assert_eq!(String::from_utf8(bytes.collect()).unwrap(), "\"Well, Prince,");
+}
+
 fn llama() -> Llama {
     Llama::open(&data("tiny-llama-bytes.gguf")).unwrap()
 }
 
 fn stream(tokens: usize) -> Stream {
-    Stream::open(&data("stream.txt"), Some(tokens as u64), 0).unwrap()
+    Stream::open(&data("stream.txt"), 0, Some(tokens as u64), 0).unwrap()
 }
 
 /// Scores nothing at the beginning.
