@@ -1,7 +1,7 @@
-"""The tokens of a case, and what attention over them must give, in float64.
+"""The tokens of a case, and the reference of attention over them, in float64.
 
-Every sequence's stream is: a block of random tokens over and over until the ring has wrapped, then the tokens that are
-measured, over and over. So what a cache holds after any number of steps can be written down without following them.
+Every sequence's stream is a block of random tokens, repeated until the ring has wrapped, then the tokens of the
+measured steps, repeated. So the contents of a cache after any number of steps are known without simulating them.
 """
 
 import torch
@@ -20,7 +20,7 @@ def angles(positions, dim):
 
 
 def rotate(x, positions):
-    """Halves of x [..., n, dim] turned to positions [n], in float64."""
+    """NeoX-style RoPE of x [..., n, dim] at positions [n], in float64."""
     half = x.shape[-1] // 2
     cos, sin = angles(positions, x.shape[-1])
     low, high = x.double()[..., :half], x.double()[..., half:]
@@ -38,10 +38,10 @@ def attention(q, k, v, visible=None):
 
 
 class Data:
-    """Random tokens of a case on a place; `layers` steps with rows of their own."""
+    """Random tokens of a case on a platform; each of `layers` layers has rows of its own."""
 
-    def __init__(self, case, place, layers, seed=1):
-        self.case, self.layers, device = case, layers, place.tensors
+    def __init__(self, case, platform, layers, seed=1):
+        self.case, self.layers, device = case, layers, platform.torch_device
         self.period = 256 if case.cached >= 256 else 16
         dtype, generator = DTYPES[case.dtype], torch.Generator(device).manual_seed(seed)
 
@@ -53,12 +53,12 @@ class Data:
         self.q = draw(layers, case.n_seqs, case.chunk, case.q_heads, case.dim).unbind()
         self.new = [draw(layers, case.n_seqs, case.chunk, case.kv_heads, case.dim) for _ in range(2)]
         self.k, self.v = (x.unbind() for x in self.new)
-        # Whole blocks, more than any ring of the case has slots.
+        # Whole blocks of more tokens than the ring has slots.
         self.blocks = -(-(case.cached + max(case.chunk, self.period)) // self.period) + 1
         self.filled = self.blocks * self.period
 
     def refresh(self):
-        """Other measured tokens in the same places. Without it a long run would fill caches with copies of one row."""
+        """Overwrites the tokens of the measured steps: a long run would otherwise fill caches with one row."""
         for x in self.new:
             x.normal_()
 
@@ -67,44 +67,44 @@ class Data:
         indices, found = torch.as_tensor(indices, device=self.block_k.device), []
         for block, new in ((self.block_k, self.k[layer]), (self.block_v, self.v[layer])):
             old = block[seqs][:, indices % self.period]
-            fresh = new[seqs][:, (indices - self.filled).clamp(min=0) % self.case.chunk]
-            found.append(torch.where((indices < self.filled)[None, :, None, None], old, fresh).transpose(1, 2))
+            measured = new[seqs][:, (indices - self.filled).clamp(min=0) % self.case.chunk]
+            found.append(torch.where((indices < self.filled)[None, :, None, None], old, measured).transpose(1, 2))
         return found
 
-    def held(self, layer, passes=1, row=-1, seqs=slice(None)):
-        """k, v of what query `row` of the `passes`-th step sees, sinks first: [seqs, kv_heads, cached, dim]."""
+    def visible_kv(self, layer, passes=1, row=-1, seqs=slice(None)):
+        """k, v visible to query `row` of step number `passes`, sinks first: [seqs, kv_heads, cached, dim]."""
         last = self.filled + (passes - 1) * self.case.chunk + row % self.case.chunk
         return self.tokens(layer, [*range(N_SINK), *range(last + 1 - self.case.window, last + 1)], seqs)
 
-    def some_seqs(self):
+    def checked_seqs(self):
         n = self.case.n_seqs
         return sorted({0, n // 2, n - 1})
 
-    def some_rows(self):
+    def checked_rows(self):
         n = self.case.chunk
         return sorted({0, n // 2, n - 1})
 
     def sink_reference(self, layer, passes=1):
-        """What the definition gives for some sequences and rows: [seqs, q_heads, rows, dim] in float64."""
-        seqs, rows = self.some_seqs(), []
-        at = torch.arange(self.case.cached, device=self.block_k.device)
-        for row in self.some_rows():
-            k, v = self.held(layer, passes, row, seqs)
+        """The definition's result for the checked sequences and rows: [seqs, q_heads, rows, dim] in float64."""
+        seqs, rows = self.checked_seqs(), []
+        positions = torch.arange(self.case.cached, device=self.block_k.device)
+        for row in self.checked_rows():
+            k, v = self.visible_kv(layer, passes, row, seqs)
             q = self.q[layer][seqs][:, row][:, :, None]
-            rows.append(attention(rotate(q, at[-1:]), rotate(k, at), v))
+            rows.append(attention(rotate(q, positions[-1:]), rotate(k, positions), v))
         return torch.cat(rows, 2)
 
-    def pick(self, out):
-        """The same rows of an output [n_seqs, chunk, q_heads, dim]."""
-        return out[self.some_seqs()][:, self.some_rows()].transpose(1, 2)
+    def select_checked(self, out):
+        """The checked sequences and rows of an output [n_seqs, chunk, q_heads, dim]."""
+        return out[self.checked_seqs()][:, self.checked_rows()].transpose(1, 2)
 
 
-# Largest ||out - want|| / ||want|| that rounding explains: operands, and weights, in that type.
+# Largest ||out - want|| / ||want|| that rounding explains, with operands and probabilities in that type.
 TOLERANCE = {"bf16": 2e-2, "f16": 3e-3, "f32": 1e-4}
 
 
 def error_of(out, want):
-    """||out - want|| / ||want||; NaN where anything is not finite."""
+    """||out - want|| / ||want||; NaN if any output is not finite."""
     out = out.double()
     if not bool(torch.isfinite(out).all()):
         return float("nan")

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Occupancy, floors and predictions of the CUDA kernels, from RESOURCES.md and published limits. Writes PREDICTIONS.md.
+"""Writes PREDICTIONS.md: occupancy, floors and predicted times of the CUDA kernels.
 
-    floors.py                       fail where PREDICTIONS.md is stale
-    floors.py --write               write it: after a change of RESOURCES.md
-    floors.py --write --measured FOLDER    with what a run has found there (results.json, llama.json)
+floors.py                              fail if PREDICTIONS.md is not current
+floors.py --write                      write it, after a change of RESOURCES.md
+floors.py --write --measured FOLDER    with the results of a run (results.json, llama.json)
 """
+
 import argparse
 import json
 import pathlib
@@ -15,7 +16,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 from cases import Case
-from devices import ARCHS, DEVICES, blocks_at_once
+from gpu_specs import ARCHS, DEVICES
 import model
 import report
 
@@ -26,8 +27,7 @@ NOT_MEASURED = "not measured on a GPU"
 
 
 def resources():
-    """Rows of the tensor-core kernels: {(kernel, arch, dim): (most registers, most shared memory)} over the variants
-    compiled."""
+    """{(kernel, arch, dim): (most registers, most shared memory)} of the tensor-core kernels, over their variants."""
     found = {}
     for line in RESOURCES.read_text().splitlines():
         cells = [c.strip() for c in line.strip("|").split("|")]
@@ -41,8 +41,7 @@ def resources():
 
 def occupancy(table):
     lines = [
-        "| kernel | head_dim | arch | registers | shared | stages | blocks at once | limited by | warps | KiB in "
-        "flight |",
+        "| kernel | head_dim | arch | registers | shared | stages | resident blocks | limited by | warps | KiB in flight |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     order = list(ARCHS)
@@ -51,9 +50,8 @@ def occupancy(table):
     ):
         k = model.kernel(kernel, dim, registers, shared, ARCHS[arch])
         lines.append(
-            f"| {kernel} | {dim} | {arch} | {registers} | {shared} | {k.stages} | {k.at_once} | {k.why} | "
-            f"{k.at_once * k.threads // 32} "
-            f"| {k.in_flight * k.at_once / 1024:.0f} |"
+            f"| {kernel} | {dim} | {arch} | {registers} | {shared} | {k.stages} | {k.resident} | {k.limited_by} "
+            f"| {k.resident * k.threads // 32} | {k.in_flight * k.resident / 1024:.0f} |"
         )
     return lines
 
@@ -74,16 +72,13 @@ def floors():
 
 
 def predictions(table, measured):
-    """Every aim with what the model gives on an H100 and on an H200, and what was measured."""
-    found = {aim: value for aim, value, _ in measured}
+    """Every aim with its predictions for an H100 and an H200, and the measured value."""
+    found = {verdict.aim: verdict.value for verdict in measured}
     lines = ["| aim | H100 SXM, predicted | H200 SXM, predicted | measured |", "|---|---|---|---|"]
     columns = [model.aims(table, DEVICES[name]) for name in ("H100 SXM", "H200 SXM")]
-    for (aim, one, reached_one), (_, two, reached_two) in zip(*columns):
-        said = [
-            f"{value}: **{'reached' if reached else 'missed'}**"
-            for value, reached in ((one, reached_one), (two, reached_two))
-        ]
-        lines.append(f"| {aim} | {said[0]} | {said[1]} | {found.get(aim, NOT_MEASURED)} |")
+    for row in zip(*columns):
+        cells = [f"{x.value}: **{'reached' if x.reached else 'missed'}**" for x in row]
+        lines.append(f"| {row[0].aim} | {cells[0]} | {cells[1]} | {found.get(row[0].aim, NOT_MEASURED)} |")
     return lines
 
 
@@ -94,28 +89,27 @@ def text(measured, title):
             [
                 "# Occupancy, floors and predictions",
                 "",
-                "Written by `benches/gpu/floors.py --write` from `src/backend/cuda/kernels/RESOURCES.md`, published "
-                "limits (`devices.py`) and the",
-                f"model of `model.py`. Nothing in the columns of predictions was measured. Measured: {title}.",
+                "Written by `benches/gpu/floors.py --write` from `src/backend/cuda/kernels/RESOURCES.md`, published limits",
+                "(`gpu_specs.py`) and the model of `model.py`. The columns of predictions are not measurements.",
+                f"Measured: {title}.",
                 "",
                 "## Predictions",
                 "",
                 *predictions(table, measured),
                 "",
-                "Why, and what each number rests on: README.md.",
+                "README.md explains them.",
                 "",
                 "## Floors",
                 "",
-                "The larger of bytes (K, V, rows in and out, each moved once) over the datasheet's bandwidth and "
-                "flops over its dense f16 rate.",
+                "The larger of two times: bytes (K, V, rows in and out, each moved once) over the datasheet's bandwidth,",
+                "and flops over its dense f16 rate.",
                 "",
                 *floors(),
                 "",
                 "## Occupancy",
                 "",
-                "Most registers and shared memory of the variants compiled for an architecture; bytes in flight: "
-                "copies that a multiprocessor has",
-                "under way while its warps compute.",
+                "Registers and shared memory: the most of all variants compiled for an architecture. Bytes in flight:",
+                "copies that a multiprocessor has issued while its warps compute.",
                 "",
                 *occupancy(table),
             ]
@@ -132,8 +126,8 @@ def main():
     measured, title = [], NOT_MEASURED
     if o.measured:
         results = json.loads((o.measured / "results.json").read_text())
-        if results["place"] != "cuda":
-            sys.exit(f"{o.measured} is not of a GPU")
+        if results["platform"] != "cuda":
+            sys.exit(f"{o.measured} holds no results of a GPU")
         llama = o.measured / "llama.json"
         measured = report.aims(results, json.loads(llama.read_text()) if llama.exists() else None)
         title = f"{results['device']['name']}, commit {results['commit'][:12]}, {results['date']}"
@@ -141,17 +135,17 @@ def main():
     if o.write:
         PREDICTIONS.write_text(new)
         return 0
-    # A column that was measured stays: everything else must be what the sources give.
+    # The measured column is not compared.
     old = PREDICTIONS.read_text() if PREDICTIONS.exists() else ""
     if strip(old) != strip(new):
-        print("benches/gpu/PREDICTIONS.md is stale: benches/gpu/floors.py --write")
+        print("benches/gpu/PREDICTIONS.md is not current: run benches/gpu/floors.py --write")
         return 1
     print("benches/gpu/PREDICTIONS.md is current")
     return 0
 
 
 def strip(text):
-    """Without what was measured."""
+    """The lines without measured values."""
     lines = [re.sub(r"Measured: .*", "", line) for line in text.splitlines()]
     begin = lines.index("## Predictions") if "## Predictions" in lines else 0
     end = lines.index("## Floors") if "## Floors" in lines else 0

@@ -1,7 +1,7 @@
-"""What has been measured, on disk as soon as it is known; and a run that goes on where it was cut off.
+"""Results on disk as soon as they are known, and a run that can be resumed.
 
-A kernel that faults takes the process's context with it, and one that hangs takes the process: so a run writes down
-what it is about to do, and starts itself anew where that fails. What was under way then becomes a row with an error.
+A kernel that faults destroys the process's CUDA context, and one that hangs blocks the process. Therefore a run records
+what it is about to do, and restarts its process if that fails. What was running becomes a row with an error.
 """
 
 import contextlib
@@ -23,18 +23,18 @@ class Journal:
             for file in (self.rows_file, self.now_file, self.began_file):
                 file.unlink(missing_ok=True)
         self.rows = [json.loads(line) for line in self._complete_lines()]
-        # Wall time: it must go on over a restart.
+        # Wall time, which continues over a restart.
         if not self.began_file.exists():
             self.began_file.write_text(repr(time.time()))
         self.until = float(self.began_file.read_text()) + budget
         if self.now_file.exists():
-            under_way = json.loads(self.now_file.read_text())
+            last = json.loads(self.now_file.read_text())
             self.now_file.unlink()
-            if not self.has(under_way["key"], under_way["contender"]):
-                self.add({**under_way, "status": "error", "note": "the process ended or was ended while this ran"})
+            if not self.has(last["key"], last["contender"]):
+                self.add({**last, "status": "error", "note": "the process ended while this ran"})
 
     def _complete_lines(self):
-        """Lines but for a last one that was cut off in the middle, which is removed."""
+        """The lines of the file. An incomplete last line is removed from it."""
         if not self.rows_file.exists():
             return []
         text = self.rows_file.read_text()
@@ -57,8 +57,8 @@ class Journal:
             os.fsync(file.fileno())
 
     @contextlib.contextmanager
-    def under_way(self, fields, limit):
-        """Notes what runs now. After `limit` seconds the process starts itself anew without it."""
+    def running(self, fields, limit):
+        """Records what is running. After `limit` seconds the process restarts and continues with the next."""
         self.now_file.write_text(json.dumps(fields))
         timer = threading.Timer(limit, self._too_long, (fields, limit)) if limit else None
         if timer:
@@ -77,7 +77,7 @@ class Journal:
 
 
 def restart():
-    """This process anew, going on where it was."""
+    """Restarts this process, which resumes the run."""
     sys.stdout.flush()
     arguments = [a for a in sys.argv if a != "--resume"]
     os.execv(sys.executable, [sys.executable, *arguments, "--resume"])

@@ -1,4 +1,5 @@
-"""A model of Llama-2's shape with random weights, and the caches that its attention may have."""
+"""A model of Llama-2's shape with random weights, and decoders with different caches for its attention."""
+
 import dataclasses
 
 import torch
@@ -33,21 +34,29 @@ LLAMA_2_7B = Shape()
 TINY = Shape(layers=3, width=64, heads=4, kv_heads=2, inner=96, vocabulary=97)
 
 
+@dataclasses.dataclass(frozen=True)
+class LayerWeights:
+    qkv: torch.Tensor
+    out: torch.Tensor
+    gate_up: torch.Tensor
+    down: torch.Tensor
+
+
 class Model:
-    """Projections are joined (q, k, v; gate, up), as engines do it: every contender gets the same."""
+    """Projections are fused (q, k, v; gate, up) as in inference engines, for all contenders."""
 
     def __init__(self, shape, device, dtype, seed=0):
         generator = torch.Generator(device).manual_seed(seed)
         self.shape, self.device, self.dtype = shape, device, dtype
 
         def draw(rows, columns):
-            # Outputs of the size of inputs, so that 32 layers neither vanish nor overflow.
+            # Scaled so that outputs are as large as inputs, and 32 layers neither vanish nor overflow.
             return torch.empty(rows, columns, device=device, dtype=dtype).normal_(0, columns**-0.5, generator=generator)
 
         s = shape
         self.table = torch.empty(s.vocabulary, s.width, device=device, dtype=dtype).normal_(generator=generator)
         self.layers = [
-            (
+            LayerWeights(
                 draw((s.heads + 2 * s.kv_heads) * s.dim, s.width),
                 draw(s.width, s.width),
                 draw(2 * s.inner, s.width),
@@ -64,12 +73,12 @@ class Model:
     def forward(self, tokens, attention):
         """Logits [vocabulary] after tokens [n]; attention(layer, q [n, heads, dim], k, v) -> [n, heads x dim]."""
         s, x = self.shape, F.embedding(tokens, self.table)
-        for layer, (qkv, out, up, down) in enumerate(self.layers):
-            rows = F.linear(self.norm(x), qkv).view(len(tokens), s.heads + 2 * s.kv_heads, s.dim)
+        for layer, w in enumerate(self.layers):
+            rows = F.linear(self.norm(x), w.qkv).view(len(tokens), s.heads + 2 * s.kv_heads, s.dim)
             q, k, v = rows.split((s.heads, s.kv_heads, s.kv_heads), 1)
-            x = x + F.linear(attention(layer, q, k, v), out)
-            gate, value = F.linear(self.norm(x), up).chunk(2, -1)
-            x = x + F.linear(F.silu(gate) * value, down)
+            x = x + F.linear(attention(layer, q, k, v), w.out)
+            gate, up = F.linear(self.norm(x), w.gate_up).chunk(2, -1)
+            x = x + F.linear(F.silu(gate) * up, w.down)
         return F.linear(self.norm(x[-1:]), self.head)[0].float()
 
 
@@ -82,12 +91,12 @@ def sdpa(q, k, v, causal=False):
 
 
 class Decoder:
-    """One sequence of a model with some cache of `cached` tokens, `n_sink` of them sinks."""
+    """One sequence of a model, with a cache of `cached` tokens, `n_sink` of them sinks."""
 
     name, starts_full = None, False
 
-    def __init__(self, model, place, n_sink, cached):
-        self.model, self.place, self.n_sink, self.cached = model, place, n_sink, cached
+    def __init__(self, model, platform, n_sink, cached):
+        self.model, self.platform, self.n_sink, self.cached = model, platform, n_sink, cached
         self.cos, self.sin = tables(cached, model.shape.dim, model.dtype, model.device)
         self.prepare()
 
@@ -102,7 +111,7 @@ class Decoder:
         raise NotImplementedError
 
     def fill(self):
-        """Brings the cache to what it holds in the middle of a long stream, with any contents."""
+        """Fills the cache as in the middle of a long stream, with random contents."""
 
     def check(self):
         pass
@@ -112,7 +121,7 @@ class Decoder:
 
 
 class Recompute(Decoder):
-    """The whole window anew for every token: no cache."""
+    """Without a cache: computes the whole window for every token."""
 
     name = "recompute"
 
@@ -136,14 +145,19 @@ class Recompute(Decoder):
 
 
 class Streaming(Decoder):
-    """StreamingLLM as its authors wrote it: un-rotated keys, concatenated, all rotated, cut."""
+    """StreamingLLM as its authors wrote it: concatenates un-rotated keys, rotates all, evicts by concatenating."""
 
     name = "StreamingLLM in PyTorch"
 
     def prepare(self):
         s = self.model.shape
-        self.k, self.v = ([torch.zeros(s.kv_heads, 0, s.dim, device=self.model.device, dtype=self.model.dtype)
-                           for _ in range(s.layers)] for _ in range(2))
+        self.k, self.v = (
+            [
+                torch.zeros(s.kv_heads, 0, s.dim, device=self.model.device, dtype=self.model.dtype)
+                for _ in range(s.layers)
+            ]
+            for _ in range(2)
+        )
 
     def attention(self, layer, q, k, v):
         k, v = (torch.cat((old[layer], new.transpose(0, 1)), 1) for old, new in ((self.k, k), (self.v, v)))
@@ -157,29 +171,34 @@ class Streaming(Decoder):
 
     def fill(self):
         s = self.model.shape
-        for held in (self.k, self.v):
-            held[:] = [
+        for tensors in (self.k, self.v):
+            tensors[:] = [
                 torch.randn(s.kv_heads, self.cached - 1, s.dim, device=self.model.device, dtype=self.model.dtype)
-                for _ in held
+                for _ in tensors
             ]
 
 
 class StreamingFixed(Decoder):
-    """The same on buffers of fixed size, with all indices on the device: what a graph can capture. It begins full."""
+    """The same on buffers of fixed size with indices on the device, so that a graph can capture it. It starts full."""
 
     name, starts_full = "StreamingLLM in PyTorch, fixed buffers", True
 
     def prepare(self):
         s, device = self.model.shape, self.model.device
         self.window = self.cached - self.n_sink
-        self.k, self.v = ([torch.zeros(s.kv_heads, self.cached, s.dim, device=device, dtype=self.model.dtype)
-                           for _ in range(s.layers)] for _ in range(2))
-        # The slot of the ring that the next token takes.
+        self.k, self.v = (
+            [
+                torch.zeros(s.kv_heads, self.cached, s.dim, device=device, dtype=self.model.dtype)
+                for _ in range(s.layers)
+            ]
+            for _ in range(2)
+        )
+        # The ring's slot of the next token.
         self.head = torch.zeros(1, dtype=torch.long, device=device)
         self.sinks, self.ring = torch.arange(self.n_sink, device=device), torch.arange(self.window, device=device)
 
     def adopt(self, other):
-        """The state of a `Streaming` that has just become full, and has made room for one token."""
+        """Copies the state of a `Streaming` that has just become full and has evicted one token."""
         for mine, theirs in ((self.k, other.k), (self.v, other.v)):
             for to, source in zip(mine, theirs):
                 to[:, : self.cached - 1] = source
@@ -188,8 +207,8 @@ class StreamingFixed(Decoder):
     def feed(self, token):
         self.slot = self.head + self.n_sink
         self.head.add_(1).remainder_(self.window)
-        at = torch.cat((self.sinks, self.n_sink + (self.ring - self.head).remainder(self.window)))
-        self.turn = self.cos[at], self.sin[at]
+        positions = torch.cat((self.sinks, self.n_sink + (self.ring - self.head).remainder(self.window)))
+        self.rotation = self.cos[positions], self.sin[positions]
         return super().feed(token)
 
     def attention(self, layer, q, k, v):
@@ -197,7 +216,7 @@ class StreamingFixed(Decoder):
         keys.index_copy_(1, self.slot, k.transpose(0, 1))
         values.index_copy_(1, self.slot, v.transpose(0, 1))
         query = rotate(q.transpose(0, 1), self.cos[-1:], self.sin[-1:]).transpose(0, 1)
-        return sdpa(query, rotate(keys, *self.turn), values)
+        return sdpa(query, rotate(keys, *self.rotation), values)
 
     def fill(self):
         for x in (*self.k, *self.v):
@@ -205,16 +224,20 @@ class StreamingFixed(Decoder):
 
 
 class Ordinary(Decoder):
-    """A cache of fixed size that knows no end: keys are rotated when they come. It is full at the step that is
-    timed."""
+    """An ordinary KV cache of fixed size without eviction; keys are rotated on append. It is timed when full."""
 
     name = "ordinary cache"
 
     def prepare(self):
         s = self.model.shape
         self.n = 0
-        self.k, self.v = ([torch.zeros(s.kv_heads, self.cached, s.dim, device=self.model.device, dtype=self.model.dtype)
-                           for _ in range(s.layers)] for _ in range(2))
+        self.k, self.v = (
+            [
+                torch.zeros(s.kv_heads, self.cached, s.dim, device=self.model.device, dtype=self.model.dtype)
+                for _ in range(s.layers)
+            ]
+            for _ in range(2)
+        )
 
     def feed(self, token):
         logits = super().feed(token)
@@ -235,14 +258,24 @@ class Ordinary(Decoder):
 
 
 class Sinkcache(Decoder):
-    """This library: one call a layer, on rows of the joined projection as they lie."""
+    """This library: one call for each layer."""
 
     name = "sinkcache"
 
     def prepare(self):
         s = self.model.shape
-        self.cache = skc.SinkCache(self.place, s.layers, 1, s.heads, s.kv_heads, s.dim, self.model.dtype, self.n_sink,
-                                   self.cached - self.n_sink, 256)
+        shape = skc.CacheShape(
+            n_layers=s.layers,
+            n_seqs=1,
+            q_heads=s.heads,
+            kv_heads=s.kv_heads,
+            dim=s.dim,
+            dtype=self.model.dtype,
+            n_sink=self.n_sink,
+            window=self.cached - self.n_sink,
+            max_chunk=256,
+        )
+        self.cache = skc.SinkCache(self.platform, shape)
         self.out = [
             torch.empty(1, s.heads, s.dim, device=self.model.device, dtype=self.model.dtype) for _ in range(s.layers)
         ]
@@ -250,11 +283,11 @@ class Sinkcache(Decoder):
 
     def attention(self, layer, q, k, v):
         q, k, v = (x.contiguous() for x in (q, k, v))
-        where = (q.data_ptr(), k.data_ptr(), v.data_ptr())
-        # The allocator gives the same places step after step: the arguments are made anew only where it does not.
-        if self.rows[layer] != where:
+        addresses = (q.data_ptr(), k.data_ptr(), v.data_ptr())
+        # PyTorch's allocator returns the same addresses at every step. Otherwise the call is prepared again.
+        if self.rows[layer] != addresses:
             self.cache.kept.clear()
-            self.rows[layer], self.calls[layer] = where, self.cache.step(layer, 1, q, k, v, self.out[layer])
+            self.rows[layer], self.calls[layer] = addresses, self.cache.step(layer, 1, q, k, v, self.out[layer])
         self.calls[layer]()
         return self.out[layer].view(1, -1)
 
@@ -265,10 +298,10 @@ class Sinkcache(Decoder):
             append = self.cache.append(layer, 256, k, v)
             for _ in range(self.cached // 256 + 3):
                 append()
-        self.place.synchronize()
+        self.platform.synchronize()
 
     def check(self):
-        self.place.synchronize()
+        self.platform.synchronize()
         self.cache.check_device()
 
     def close(self):

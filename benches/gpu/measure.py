@@ -1,4 +1,5 @@
-"""One contender on one case: built, checked, timed."""
+"""A contender on a case: prepared, checked, timed."""
+
 import gc
 import math
 
@@ -6,73 +7,72 @@ import torch
 
 from data import TOLERANCE, error_of
 
-# Steps of a graph: the launch of the graph itself is then shared by as many.
+# Steps of a graph at least, so that the cost of its launch is small for each.
 NODES = 32
 
 
-def layers_of(case, place, few=False):
-    """Layers, each with a cache of its own: so many that all together exceed the device's cache three times; 0: not
-    even one fits."""
+def layers_for(case, platform, few=False):
+    """Number of layers, each with its own cache, that together exceed three times the L2 cache; 0 if none fits."""
     if few:
         return 2
     row = case.n_seqs * case.chunk * (2 * case.q_heads + 2 * case.kv_heads) * case.dim * 2
     ring = case.layer_bytes * (1 + max(case.chunk, 256) / case.cached) + row
-    # Beside the layers: blocks of tokens, and what preparing a layer takes for a while.
-    room = 0.85 * place.free_bytes() - 4 * case.layer_bytes - 16 * row
-    fit = int(room / ring)
+    # Leaves memory for blocks of tokens, and for temporaries while a layer is prepared.
+    available = 0.85 * platform.free_bytes() - 4 * case.layer_bytes - 16 * row
+    fit = int(available / ring)
     least = NODES if case.decode else 4
-    return max(0, min(fit, max(least, 3 * place.cache_bytes() // case.layer_bytes + 1)))
+    return max(0, min(fit, max(least, 3 * platform.cache_bytes() // case.layer_bytes + 1)))
 
 
-def loops_of(case, layers):
-    """How often a graph goes over all layers."""
+def loops_for(case, layers):
+    """How often a graph repeats all layers."""
     return max(1, math.ceil((NODES if case.decode else 4) / layers))
 
 
-class Wrong(Exception):
-    """A result that is not what the case asks for."""
+class WrongResult(Exception):
+    """A result that differs from the reference."""
 
 
 def verify(contender, passes):
-    """-> the largest error of the first and the last layer; raises Wrong beyond what rounding explains."""
-    contender.place.synchronize()
+    """-> the largest error of the first and the last layer; raises WrongResult if it is more than rounding explains."""
+    contender.platform.synchronize()
     contender.verify()
     worst = 0.0
     for layer in sorted({0, contender.data.layers - 1}):
-        error = error_of(contender.picked(layer), contender.reference(layer, passes))
-        # A NaN is never small.
+        error = error_of(contender.checked_output(layer), contender.reference(layer, passes))
+        # Written so that NaN fails.
         if not error <= TOLERANCE[contender.case.dtype]:
-            raise Wrong(
-                f"wrong: max error {error:.2e} in layer {layer} after {passes} steps, allowed "
-                f"{TOLERANCE[contender.case.dtype]:.0e}"
+            raise WrongResult(
+                f"wrong: max error {error:.2e} in layer {layer} after {passes} steps, "
+                f"allowed {TOLERANCE[contender.case.dtype]:.0e}"
             )
         worst = max(worst, error)
     return worst
 
 
-def measure(kind, case, place, data, seconds):
-    """Rows of a contender's modes, as dictionaries with "mode", "status" and what was found. All modes are checked
-    before the first one is timed: timing changes what the caches hold."""
+def measure(kind, case, platform, data, seconds):
+    """A row for each of a contender's modes: a dictionary with "mode", "status" and results. All modes are checked
+    before the first one is timed, because timing changes the contents of the caches."""
     contender, rows, calls, passes = None, [], {}, 0
-    loops = loops_of(case, data.layers)
+    loops = loops_for(case, data.layers)
     try:
         try:
-            contender = kind(case, place, data)
-            contender.all_layers()
+            contender = kind(case, platform, data)
+            contender.step_all_layers()
             passes, error = 1, verify(contender, 1)
             launches = count_launches(contender) if contender.family == "sinkcache" else None
-            # Counting on the stand-in is doing.
-            passes += launches is not None and place.name == "shim"
+            # The stand-in counts launches by executing the step.
+            passes += launches is not None and platform.name == "shim"
         except Exception as e:
             return [{"mode": mode, **failure(e)} for mode in kind.modes]
 
         def work():
             for _ in range(loops):
-                contender.all_layers()
+                contender.step_all_layers()
 
         for mode in kind.modes:
             try:
-                call = place.capture(work) if mode == "graph" else work
+                call = platform.capture(work) if mode == "graph" else work
                 call()
                 passes += loops
                 calls[mode] = call, max(error, verify(contender, passes))
@@ -81,7 +81,7 @@ def measure(kind, case, place, data, seconds):
                 break
         for mode, (call, error) in calls.items():
             try:
-                taken = place.time(call, seconds, data.refresh)
+                taken = platform.time(call, seconds, data.refresh)
                 contender.verify()
                 rows.append(
                     {"mode": mode, **numbers(case, taken, loops, data.layers), "error": error, "launches": launches}
@@ -92,11 +92,11 @@ def measure(kind, case, place, data, seconds):
         return rows
     finally:
         close(contender)
-        # Graphs and the contender hold memory that the next one needs.
+        # Frees the memory of graphs and contender, which the next one needs.
         contender = call = calls = work = None
         gc.collect()
         try:
-            place.release()
+            platform.release()
         except Exception as e:
             print(f"after {kind.name}: {first_line(e)}", flush=True)
 
@@ -112,8 +112,8 @@ def close(contender):
 def count_launches(contender):
     """Launches of the first layer's step; None where they cannot be counted."""
     try:
-        found = contender.place.count_launches(lambda: contender.step(0))
-        if contender.place.name == "shim":
+        found = contender.platform.count_launches(lambda: contender.step(0))
+        if contender.platform.name == "shim":
             for layer in range(1, contender.data.layers):
                 contender.step(layer)
         return found
@@ -123,9 +123,9 @@ def count_launches(contender):
 
 
 def numbers(case, taken, loops, layers):
-    """What a timing says of one step."""
+    """The fields of a row for the times of one step."""
     nodes = loops * layers
-    us, low, high = (x / nodes * 1e6 for x in (taken.median, taken.quartile(0.25), taken.quartile(0.75)))
+    us, low, high = (x / nodes * 1e6 for x in (taken.median, taken.quantile(0.25), taken.quantile(0.75)))
     return {
         "status": "ok",
         "us": us,
@@ -142,9 +142,9 @@ def numbers(case, taken, loops, layers):
 
 
 def failure(e):
-    if isinstance(e, Wrong):
+    if isinstance(e, WrongResult):
         return {"status": "wrong", "note": str(e)}
-    # What PyTorch says where the backend that was asked for cannot do a shape.
+    # PyTorch raises "No available kernel" if a backend does not support a shape.
     if isinstance(e, (ImportError, NotImplementedError)) or "No available kernel" in str(e):
         return {"status": "unavailable", "note": first_line(e)}
     return {"status": "error", "note": f"{type(e).__name__}: {first_line(e)}"}
@@ -155,14 +155,14 @@ def first_line(e):
     return text.split("\n")[0][:300]
 
 
-def ceiling(place, few=False):
+def ceiling(platform, few=False):
     """Bytes per second of a plain copy, read and written bytes both counted: the largest of a few sizes."""
     found = {}
-    for mebi in ((8,) if few else (64, 512, 2048)):
+    for mebi in (8,) if few else (64, 512, 2048):
         try:
-            source = torch.randint(0, 255, (mebi << 20,), dtype=torch.uint8, device=place.tensors)
+            source = torch.randint(0, 255, (mebi << 20,), dtype=torch.uint8, device=platform.torch_device)
             target = torch.empty_like(source)
-            found[mebi] = 2 * source.numel() / place.time(lambda: target.copy_(source), 0.1).median
+            found[mebi] = 2 * source.numel() / platform.time(lambda: target.copy_(source), 0.1).median
             del source, target
         except Exception as e:
             print(f"copy of {mebi} MiB: {first_line(e)}", flush=True)

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Times a step of attention: this library, StreamingLLM in PyTorch, attention on a ready window, a copy. See README.md.
+"""Times a step of attention: this library, StreamingLLM in PyTorch, attention over a pre-rotated window, a copy. See
+README.md.
 
     SINKCACHE_LIBRARY=.../libsinkcache.so benches/gpu/run.py --out FOLDER [--budget SECONDS]
     ... --device cpu --smoke        tiny shapes on this CPU: does everything run, and is it right?
     ... --device shim --smoke       the library's CUDA backend on the stand-in of tools/cuda_shim
 
-FOLDER gets rows.jsonl (a line as soon as it is known), results.json and table.txt. The exit code is 0 when the run has
-come to its end, whatever it found; with --strict 1 if a row is wrong or an error, or nothing was measured.
+Writes to FOLDER: rows.jsonl (a line as soon as it is known), results.json and table.txt. The exit code is 0 when the
+run has finished, whatever the results; with --strict it is 1 if a row is wrong or an error, or nothing was measured.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from journal import Journal, restart
 
 
 def commit():
-    """Of the checkout, or what was written down where the library was packed."""
+    """The commit of the checkout, or the one recorded when the library was packed."""
     done = subprocess.run(
         ["git", "-C", str(HERE), "rev-parse", "HEAD"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -42,25 +43,22 @@ def options():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--device", choices=("cuda", "cpu", "shim"), default="cuda")
     p.add_argument("--out", type=pathlib.Path, required=True)
-    p.add_argument("--budget", type=float, default=300, help="seconds after which no case is begun")
+    p.add_argument("--budget", type=float, default=300, help="seconds after which no case is started")
     p.add_argument("--seconds", type=float, default=0.15, help="spent on timing a contender")
-    p.add_argument("--limit", type=float, default=60, help="seconds after which a contender is given up; 0: never")
-    p.add_argument("--cases", default="", help="only cases whose key holds one of these words, separated by semicolons")
-    p.add_argument("--contenders", default="", help="only contenders whose name holds one of these words, likewise")
+    p.add_argument("--limit", type=float, default=60, help="seconds after which a contender is aborted; 0: never")
+    p.add_argument(
+        "--cases", default="", help="only cases whose key contains one of these words, separated by semicolons"
+    )
+    p.add_argument("--contenders", default="", help="only contenders whose name contains one of these words")
     p.add_argument("--smoke", action="store_true", help="tiny cases")
-    p.add_argument("--strict", action="store_true", help="exit code 1 if anything is wrong or an error")
-    p.add_argument("--resume", action="store_true", help="go on where a run was cut off")
-    p.add_argument("--list", action="store_true", help="print the cases in their order and end")
+    p.add_argument("--strict", action="store_true", help="exit code 1 if any row is wrong or an error")
+    p.add_argument("--resume", action="store_true", help="continue a run that was interrupted")
+    p.add_argument("--list", action="store_true", help="print the cases in their order and exit")
     return p.parse_args()
 
 
-def wanted(name, text):
-    words = [w.strip() for w in text.split(";") if w.strip()]
-    return not words or any(w in name for w in words)
-
-
 def write(o, journal, header, left_out):
-    """results.json and table.txt, replaced in one step."""
+    """Replaces results.json and table.txt atomically."""
     results = {**header, "left_out": left_out, "rows": journal.rows}
     text = "\n".join(report.line(r, header["copy_bytes_per_s"]) for r in journal.rows) + "\n"
     for name, content in (("results.json", json.dumps(results, indent=1) + "\n"), ("table.txt", text)):
@@ -79,18 +77,20 @@ def main():
         return 0
     journal = Journal(o.out, o.resume, o.budget)
     import torch
+
     torch.set_grad_enabled(False)
     from contenders import contenders_for
     from data import Data
-    from measure import ceiling, failure, layers_of, measure
-    from places import place_of
+    from measure import ceiling, failure, layers_for, measure
+    from platforms import open_platform
     import skc
-    place = place_of(o.device)
-    copies = ceiling(place, o.smoke)
+
+    platform = open_platform(o.device)
+    copies = ceiling(platform, o.smoke)
     decode_key = next((c.key for c in cases if c.decode), None)
     header = {
-        "place": place.name,
-        "device": place.describe(),
+        "platform": platform.name,
+        "device": platform.describe(),
         "library": skc.version(),
         "commit": commit(),
         "launch_case": decode_key,
@@ -99,15 +99,16 @@ def main():
         "copies_by_mebibytes": copies,
     }
     print(
-        f"{header['device']['name']}, sinkcache {header['library']}, commit {header['commit'][:12]}, "
-        f"{header['date']}, copy "
-        f"{header['copy_bytes_per_s'] / 1e9:.1f} GB/s",
+        f"{header['device']['name']}, sinkcache {header['library']}, commit {header['commit'][:12]}, {header['date']}, "
+        f"copy {header['copy_bytes_per_s'] / 1e9:.1f} GB/s",
         flush=True,
     )
     left_out = []
     for case in cases:
         kinds = [
-            k for k in contenders_for(case, place) if wanted(k.name, o.contenders) and not journal.has(case.key, k.name)
+            k
+            for k in contenders_for(case, platform)
+            if case_list.matches(k.name, o.contenders) and not journal.has(case.key, k.name)
         ]
         if not kinds:
             continue
@@ -117,11 +118,11 @@ def main():
         fields = {"key": case.key, **{k: v for k, v in vars(case).items() if k != "core"}}
         data = None
         try:
-            layers = layers_of(case, place, o.smoke)
+            layers = layers_for(case, platform, o.smoke)
             if layers:
-                data = Data(case, place, layers)
+                data = Data(case, platform, layers)
         except Exception as e:
-            print(f"{case.key}: its tokens: {failure(e)['note']}", flush=True)
+            print(f"{case.key}: creating its tokens failed: {failure(e)['note']}", flush=True)
         for kind in kinds:
             about = {**fields, "contender": kind.name, "family": kind.family}
             if data is None:
@@ -129,14 +130,14 @@ def main():
                     {**about, "mode": "", "status": "unavailable", "note": "does not fit into the device's memory"}
                 )
                 continue
-            with journal.under_way({**about, "mode": ""}, o.limit * kind.patience):
-                found = measure(kind, case, place, data, o.seconds)
-            clocks = place.clocks()
+            with journal.running({**about, "mode": ""}, o.limit * kind.limit_factor):
+                found = measure(kind, case, platform, data, o.seconds)
+            clocks = platform.clocks()
             for row in found:
                 journal.add({**about, **row, "clocks": clocks})
                 print(report.line(journal.rows[-1], header["copy_bytes_per_s"]), flush=True)
-            if any(r["status"] == "error" for r in found) and not alive(place):
-                print("the device has failed: starting anew", flush=True)
+            if any(r["status"] == "error" for r in found) and not alive(platform):
+                print("the device has failed: restarting", flush=True)
                 restart()
         del data
         write(o, journal, header, left_out)
@@ -147,12 +148,13 @@ def main():
     return 1 if o.strict and (bad or not timed) else 0
 
 
-def alive(place):
-    """Whether the device still takes work: after a fault no call succeeds in this process."""
+def alive(platform):
+    """Whether the device still accepts work: after a fault every call of this process fails."""
     try:
         import torch
-        torch.zeros(1, device=place.tensors).add_(1)
-        place.synchronize()
+
+        torch.zeros(1, device=platform.torch_device).add_(1)
+        platform.synchronize()
         return True
     except Exception:
         return False

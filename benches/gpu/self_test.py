@@ -1,5 +1,4 @@
-"""What the benchmark promises: wrong results get no time, failures become rows, a cut-off run goes on. `python
-self_test.py`
+"""Tests of the benchmark: wrong results get no time, failures become rows, runs can be resumed. `python self_test.py`
 
 Needs PyTorch and SINKCACHE_LIBRARY, no GPU.
 """
@@ -21,10 +20,10 @@ from contenders import copy, streaming_llm, window
 from contenders.base import Contender
 from contenders.sinkcache import Step, TwoCalls
 from data import Data, TOLERANCE, error_of, rotate
-from devices import ARCHS, blocks_at_once
+from gpu_specs import ARCHS, DEVICES, occupancy
 from journal import Journal
-from measure import layers_of, measure
-from places import Cpu
+from measure import layers_for, measure
+from platforms import Cpu
 import model
 import report
 
@@ -33,12 +32,12 @@ CHUNK = Case(2, 48, 4, 2, 64, "f32", chunk=20, core=True)
 
 
 def rows_of(kind, case=CASE):
-    place = Cpu()
-    return measure(kind, case, place, Data(case, place, 2), 0.005)
+    platform = Cpu()
+    return measure(kind, case, platform, Data(case, platform, 2), 0.005)
 
 
 class Measure(unittest.TestCase):
-    def test_everybody_is_right_in_f32_and_gets_a_time(self):
+    def test_all_contenders_are_correct_in_f32_and_are_timed(self):
         both = Step, TwoCalls, window.CONTENDERS[0], window.Flex
         for case, kinds in ((CASE, (*both, *streaming_llm.CONTENDERS, window.Rows, *copy.CONTENDERS)), (CHUNK, both)):
             for kind in kinds:
@@ -57,13 +56,13 @@ class Measure(unittest.TestCase):
             self.assertEqual(row["status"], "wrong", row)
             self.assertNotIn("us", row)
 
-    def test_a_step_that_is_right_once_only_is_wrong(self):
+    def test_a_step_that_is_correct_only_once_is_wrong(self):
         class Stale(Step):
             def step(self, layer):
                 if self.out[layer].isnan().any():
                     super().step(layer)
 
-        # The second step sees one token twice: another result.
+        # At the second step a token occurs twice: the correct result differs from the first.
         self.assertEqual([r["status"] for r in rows_of(Stale)], ["wrong"])
 
     def test_rows_that_are_not_written_are_wrong(self):
@@ -84,26 +83,28 @@ class Measure(unittest.TestCase):
             def prepare(self):
                 import a_module_that_is_not_there  # noqa: F401
 
-        self.assertEqual([(r["mode"], r["status"], r["note"]) for r in rows_of(Broken)],
-                         [(m, "error", "RuntimeError: no such kernel") for m in ("graph", "eager")])
+        self.assertEqual(
+            [(r["mode"], r["status"], r["note"]) for r in rows_of(Broken)],
+            [(m, "error", "RuntimeError: no such kernel") for m in ("graph", "eager")],
+        )
         self.assertEqual({r["status"] for r in rows_of(Missing)}, {"unavailable"})
 
-    def test_refusals_of_the_library_are_rows(self):
-        class Refused(Step):
+    def test_errors_of_the_library_are_rows(self):
+        class Rejected(Step):
             def prepare(self):
                 self.case = Case(2, 4, 4, 2, 64, "f32")
                 super().prepare()
 
-        row = rows_of(Refused)[0]
+        row = rows_of(Rejected)[0]
         self.assertEqual(row["status"], "error")
         self.assertIn("window", row["note"])
 
 
 class Tokens(unittest.TestCase):
-    def test_held_is_sinks_and_the_last_tokens(self):
+    def test_visible_kv_is_sinks_and_the_last_tokens(self):
         data = Data(CASE, Cpu(), 1)
         stream_k = torch.cat([data.block_k] * data.blocks + [data.k[0]] * 3, 1).transpose(1, 2)
-        k, _ = data.held(0, passes=3)
+        k, _ = data.visible_kv(0, passes=3)
         self.assertTrue(torch.equal(k, torch.cat([stream_k[:, :, :4], stream_k[:, :, -44:]], 2)))
 
     def test_rotation_depends_on_distance_alone(self):
@@ -112,14 +113,14 @@ class Tokens(unittest.TestCase):
         near, far = (float(at(q, p + 7) @ at(k, p).T) for p in (0, 1000))
         self.assertAlmostEqual(near, far, places=9)
 
-    def test_nan_is_an_error_that_no_bound_holds(self):
+    def test_nan_exceeds_every_tolerance(self):
         x = torch.ones(4)
         x[1] = float("nan")
         self.assertFalse(error_of(x, torch.ones(4).double()) <= 1e9)
 
 
 class Cases(unittest.TestCase):
-    def test_all_that_was_asked_for_is_there_the_aims_first(self):
+    def test_all_shapes_are_there_those_of_aims_first(self):
         cases = all_cases()
         decode = {
             (c.n_seqs, c.cached, c.q_heads, c.kv_heads, c.dim, c.dtype) for c in cases if c.decode and not c.start
@@ -139,9 +140,9 @@ class Cases(unittest.TestCase):
                 return 70 << 30
 
         for case in all_cases():
-            n = layers_of(case, Place())
+            n = layers_for(case, Place())
             if n and case.decode:
-                # All of them, or so few because one alone exceeds what fits.
+                # Enough layers, or fewer if a single one takes gigabytes.
                 self.assertTrue(
                     n >= 32 and n * case.layer_bytes > 3 * (50 << 20) or case.layer_bytes >= 1 << 30, case.key
                 )
@@ -151,16 +152,16 @@ class Bytes(unittest.TestCase):
     def test_floors_by_hand(self):
         c = Case(1, 2048, 32, 8, 128, "bf16")
         self.assertEqual(c.layer_bytes, 2048 * 8 * 128 * 2 * 2)
-        # One token less is read from memory, the new one is read and stored; queries and results.
+        # One token less is read from the cache; the new one is read and stored; queries and results.
         self.assertEqual(c.step_bytes, 2047 * 4096 + 2 * 4096 + 2 * 32 * 256)
         self.assertEqual(c.step_flops, 4 * 2048 * 32 * 128)
 
-    def test_blocks_at_once(self):
-        # 133 registers take 136 of a thread: 65536 / 4 schedulers hold 3 warps each, so 12 warps are 3 blocks of 4.
-        self.assertEqual(blocks_at_once(ARCHS["sm_90a"], 128, 133, 1024), (3, "registers"))
-        self.assertEqual(blocks_at_once(ARCHS["sm_90a"], 128, 64, 87104), (2, "shared memory"))
-        self.assertEqual(blocks_at_once(ARCHS["sm_86"], 128, 32, 512)[0], 12)
-        self.assertEqual(blocks_at_once(ARCHS["sm_86"], 128, 32, 100 << 10)[0], 0)
+    def test_occupancy(self):
+        # 133 registers are allocated as 136: each of 4 schedulers holds 3 warps in a quarter of 65536: 12 warps, 3 blocks.
+        self.assertEqual(occupancy(ARCHS["sm_90a"], 128, 133, 1024), (3, "registers"))
+        self.assertEqual(occupancy(ARCHS["sm_90a"], 128, 64, 87104), (2, "shared memory"))
+        self.assertEqual(occupancy(ARCHS["sm_86"], 128, 32, 512)[0], 12)
+        self.assertEqual(occupancy(ARCHS["sm_86"], 128, 32, 100 << 10)[0], 0)
 
 
 class Splits(unittest.TestCase):
@@ -168,11 +169,11 @@ class Splits(unittest.TestCase):
         # The list of `splits_that_predictions_rest_on` in src/backend/cuda/heuristics.rs.
         k = model.Kernel(128, 2, 3, "shared memory", 0)
         for heads, rounds, want in ((8, 32, 16), (64, 32, 4), (512, 32, 1), (8, 256, 32), (8, 4, 4)):
-            self.assertEqual(model.splits_of(heads, 64 * rounds, k, 132), want, (heads, rounds))
+            self.assertEqual(model.n_splits(heads, 64 * rounds, k, 132), want, (heads, rounds))
 
 
 class Runs(unittest.TestCase):
-    def test_a_line_cut_in_the_middle_is_dropped_and_what_was_under_way_is_an_error(self):
+    def test_an_incomplete_line_is_dropped_and_what_was_running_is_an_error(self):
         with tempfile.TemporaryDirectory() as folder:
             journal = Journal(folder, False, 10)
             journal.add({"key": "a", "contender": "x", "status": "ok"})
@@ -186,11 +187,13 @@ class Runs(unittest.TestCase):
             self.assertEqual(third.until, journal.until)
 
     def run_with(self, change, *options):
-        """run.py in a process of its own with something changed. -> (exit code, results)"""
+        """Runs run.py in a process of its own, after executing `change`. -> (exit code, results)"""
         with tempfile.TemporaryDirectory() as folder:
             program = pathlib.Path(folder) / "program.py"
-            program.write_text(f"import sys\nsys.path.insert(0, {str(HERE)!r})\nimport os, time, run, contenders\n"
-                               f"from contenders.sinkcache import Step, TwoCalls\n{change}\nsys.exit(run.main())\n")
+            program.write_text(
+                f"import sys\nsys.path.insert(0, {str(HERE)!r})\nimport os, time, run, contenders\n"
+                f"from contenders.sinkcache import Step, TwoCalls\n{change}\nsys.exit(run.main())\n"
+            )
             command = [
                 sys.executable,
                 str(program),
@@ -208,24 +211,26 @@ class Runs(unittest.TestCase):
             self.assertTrue(results.exists(), done.stdout)
             return done.returncode, json.loads(results.read_text())
 
-    def test_a_hang_becomes_a_row_and_the_run_goes_on(self):
+    def test_a_hang_becomes_a_row_and_the_run_continues(self):
         change = (
-            "class Hang(Step):\n    name, patience = 'hang', 0.05\n    def step(self, layer):\n        "
-            "time.sleep(600)\n"
-            "contenders.contenders_for = lambda case, place: [Hang, TwoCalls]"
+            "class Hang(Step):\n    name, limit_factor = 'hang', 0.05\n"
+            "    def step(self, layer):\n        time.sleep(600)\n"
+            "contenders.contenders_for = lambda case, platform: [Hang, TwoCalls]"
         )
         code, results = self.run_with(change, "--cases", "2 x 1 over 48", "--limit", "60", "--strict")
-        self.assertEqual([(r["contender"], r["status"]) for r in results["rows"]],
-                         [("hang", "error"), ("sinkcache append, attend", "ok"), ("sinkcache append, attend", "ok")])
+        self.assertEqual(
+            [(r["contender"], r["status"]) for r in results["rows"]],
+            [("hang", "error"), ("sinkcache append, attend", "ok"), ("sinkcache append, attend", "ok")],
+        )
         self.assertIn("longer than 3 s", results["rows"][0]["note"])
         self.assertEqual(code, 1)
 
-    def test_a_device_that_has_failed_starts_the_run_anew(self):
+    def test_a_device_failure_restarts_the_run(self):
         change = (
-            "class Fault(Step):\n    name = 'fault'\n    def step(self, layer):\n        raise RuntimeError('illegal "
-            "address')\n"
-            "first = '--resume' not in sys.argv\nrun.alive = lambda place: not first\n"
-            "contenders.contenders_for = lambda case, place: [Fault, TwoCalls]"
+            "class Fault(Step):\n    name = 'fault'\n"
+            "    def step(self, layer):\n        raise RuntimeError('illegal address')\n"
+            "first = '--resume' not in sys.argv\nrun.alive = lambda platform: not first\n"
+            "contenders.contenders_for = lambda case, platform: [Fault, TwoCalls]"
         )
         code, results = self.run_with(change, "--cases", "2 x 1 over 48")
         self.assertEqual(
@@ -239,7 +244,7 @@ class Runs(unittest.TestCase):
         )
         self.assertEqual(code, 0)
 
-    def test_without_time_cases_are_left_out_and_said_so(self):
+    def test_without_time_cases_are_listed_as_left_out(self):
         code, results = self.run_with("", "--budget", "0")
         self.assertEqual(len(results["left_out"]), len(smoke_cases()))
         self.assertEqual((code, results["rows"]), (0, []))
@@ -261,29 +266,24 @@ class Report(unittest.TestCase):
         ]
         return {"rows": rows, "copy_bytes_per_s": 3e12}
 
-    def test_aims_are_judged_by_rows_and_nothing_is_said_where_there_are_none(self):
+    def test_aims_are_evaluated_on_rows_and_undecided_without_them(self):
         for ours, flash, step, ratio in ((7.5, 10.0, True, True), (9.0, 10.0, False, False)):
-            found = {aim: holds for aim, _, holds in report.aims(self.results(ours, flash), None)}
+            found = {v.aim: v.holds for v in report.aims(self.results(ours, flash), None)}
             self.assertEqual(found["step of 1 sequence, 2048 cached, <= 8 us"], step)
-            self.assertEqual(found["1 sequences: over the best attention on a ready window, >= 1.2 x"], ratio)
+            self.assertEqual(found["1 sequences: over the best attention on a pre-rotated window, >= 1.2 x"], ratio)
             self.assertIsNone(found["64 sequences: over StreamingLLM eager, >= 20 x"])
-        # A wrong row never counts.
+        # A wrong row does not count.
         results = self.results(7.5, 10.0)
         results["rows"][0]["status"] = "wrong"
-        self.assertFalse(any(holds for _, _, holds in report.aims(results, None)))
+        self.assertFalse(any(v.holds for v in report.aims(results, None)))
         report.table(report.aims(results, None))
 
-    def test_models_of_report_and_prediction_speak_of_the_same_aims(self):
+    def test_every_predicted_aim_is_evaluated_by_the_report(self):
         import floors
-        import model
-        predicted = {aim for aim, _, _ in model.aims(floors.resources(), model_device())}
-        judged = {aim for aim, _, _ in report.aims(self.results(1, 1), None)}
-        self.assertEqual(predicted - judged, set())
 
-
-def model_device():
-    from devices import DEVICES
-    return DEVICES["H100 SXM"]
+        predicted = {a.aim for a in model.aims(floors.resources(), DEVICES["H100 SXM"])}
+        evaluated = {v.aim for v in report.aims(self.results(1, 1), None)}
+        self.assertEqual(predicted - evaluated, set())
 
 
 if __name__ == "__main__":

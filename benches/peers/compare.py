@@ -4,10 +4,10 @@
     benches/peers/compare.py BEFORE AFTER [--limit 0.03] [--json FILE]
 
 BEFORE and AFTER are paths of libsinkcache.so. Needs NumPy. For each case both builds get a cache of the same contents,
-and are timed in alternated bursts. A time is the lower quartile of a burst's calls: other processes disturb it little. A
-pair is a burst of each build, in random order; a round is a few pairs. Addresses of code and data alone can change a time
-by 20 %. Therefore every round loads its own copies of both libraries, and allocates both caches anew. Rounds alternate
-which build comes first.
+and are timed in alternated bursts. A time is the lower quartile of a burst's calls: other processes disturb it little.
+A pair is a burst of each build, in random order; a round is a few pairs. Addresses of code and data alone can change a
+time by 20 %. Therefore every round loads its own copies of both libraries, and allocates both caches anew. Rounds
+alternate which build comes first.
 
 Printed per case: the median of the pairs' ratios after / before, and a 95 % bootstrap interval of it, which resamples
 rounds and then their pairs. The last line names the case whose interval has the highest lower end. With `--limit 0.03`

@@ -6,10 +6,10 @@
 Needs NumPy and, for its rows, torch; builds the library and, with scripts/llama_cpp, ggml. Every contender of a case is
 timed in bursts that alternate. A time is the median call of all bursts; a ratio is the median over the rounds of the
 ratio of the bursts' medians. sinkcache does more than the others: `step` also rotates and appends the new tokens, its
-window has wrapped, and queries and results are f32. `roofline` is the smallest possible time over the measured time. For
-one query the smallest time is that of reading K and V once, at the bandwidth measured here. For a chunk it is
-that of QK^T and PV at the peak measured here of the unit that computes them: AMX in bf16 for bf16 (FMA in fp16 where
-AVX-512 is forced and has it), a third of it for sinkcache's f16 (three products), FMA in f32 for the rest.
+window has wrapped, and queries and results are f32. `roofline` is the smallest possible time over the measured time.
+For one query the smallest time is that of reading K and V once, at the bandwidth measured here. For a chunk it is that
+of QK^T and PV at the peak measured here of the unit that computes them: AMX in bf16 for bf16 (FMA in fp16 where AVX-512
+is forced and has it), a third of it for sinkcache's f16 (three products), FMA in f32 for the rest.
 """
 
 import argparse

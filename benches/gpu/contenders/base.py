@@ -1,54 +1,59 @@
 """What contenders have in common."""
+
 import torch
 
 from data import DTYPES
 
 
 class Contender:
-    """Override `prepare` and `step`; set `out[layer]` to [n_seqs, chunk, q_heads, dim]."""
+    """Subclasses override `prepare` and `step`, and set `out[layer]` to [n_seqs, chunk, q_heads, dim]."""
 
-    # Shown in tables; family is "sinkcache", "streaming" (the same function), "window" (attention alone) or "copy".
+    # The name is shown in tables. Families: "sinkcache", "streaming" (the same function), "window" (attention alone),
+    # "copy".
     name = family = None
-    # Eager calls, calls replayed from a graph, or both.
+    # Eager calls, graph launches, or both.
     modes = ("graph",)
-    # Times the limit after which a contender is given up.
-    patience = 1
+    # Multiplies the time limit of a contender.
+    limit_factor = 1
 
     @classmethod
-    def does(cls, case, place):
+    def supports(cls, case, platform):
         return True
 
-    def __init__(self, case, place, data):
-        self.case, self.place, self.data = case, place, data
+    def __init__(self, case, platform, data):
+        self.case, self.platform, self.data = case, platform, data
         self.out = [None] * data.layers
         self.prepare()
 
     def prepare(self):
-        """Brings every layer to the state before the measured step."""
+        """Puts every layer into the state before the first step."""
 
     def step(self, layer):
         raise NotImplementedError
 
     def reference(self, layer, passes):
-        """What `picked` must give after so many steps of the layer."""
+        """What `checked_output` must return after this many steps of the layer."""
         return self.data.sink_reference(layer, passes)
 
-    def picked(self, layer):
-        return self.data.pick(self.out[layer])
+    def checked_output(self, layer):
+        return self.data.select_checked(self.out[layer])
 
-    def all_layers(self):
+    def step_all_layers(self):
         for layer in range(self.data.layers):
             self.step(layer)
 
     def verify(self):
-        """Raises if something went wrong on the device."""
+        """Raises if the device has reported an error."""
 
     def close(self):
         pass
 
     def empty_out(self):
-        """Poisoned, so that a row that is not written shows."""
+        """Filled with NaN, so that a row that is not written is detected."""
         c = self.case
         return torch.full(
-            (c.n_seqs, c.chunk, c.q_heads, c.dim), float("nan"), dtype=DTYPES[c.dtype], device=self.place.tensors
+            (c.n_seqs, c.chunk, c.q_heads, c.dim),
+            float("nan"),
+            dtype=DTYPES[c.dtype],
+            device=self.platform.torch_device,
         )

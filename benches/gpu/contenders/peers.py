@@ -1,15 +1,14 @@
-"""Kernels of others, where they can be imported: FlashAttention-3 and -2, FlashInfer.
+"""Kernels of other libraries, if they can be imported: FlashAttention-3 and -2, FlashInfer.
 
-None of them keeps sinks and a window of its own: they get a contiguous rotated window, as `window.py`; FlashInfer also
-its streaming form, pages of one token, keys rotated in the kernel. Nothing here has run on a GPU yet: a call that an
-installed version does not take becomes a row with its error.
+None of them manages sinks and a window: they get a contiguous, pre-rotated window as in `window.py`. FlashInfer also
+runs a streaming form with pages of one token and keys rotated in the kernel. Nothing here has run on a GPU yet: a call
+that the installed version rejects becomes a row with its error.
 """
 
 import importlib.util
 
 import torch
 
-from cases import N_SINK
 from contenders.base import Contender
 from contenders.window import Window
 from data import DTYPES
@@ -23,14 +22,13 @@ def _importable(name):
 
 
 class FlashAttention(Window):
-    """Rows of tokens, heads inside: [n_seqs, tokens, heads, dim]. A chunk sees the last `cached` keys of its own
-    row."""
+    """Layout [n_seqs, tokens, heads, dim]. Each query of a chunk sees the `cached` keys up to its own token."""
 
     module = None
 
     @classmethod
-    def does(cls, case, place):
-        return place.name == "cuda" and case.start == 0 and _importable(cls.module)
+    def supports(cls, case, platform):
+        return platform.name == "cuda" and case.start == 0 and _importable(cls.module)
 
     def n_keys(self):
         return self.case.cached + self.case.chunk - 1
@@ -38,11 +36,9 @@ class FlashAttention(Window):
     def keys(self, layer):
         d = self.data
         last = d.filled + self.case.chunk
-        return (
-            d.tokens(layer, list(range(last - self.n_keys(), last)), slice(None))
-            if self.case.chunk > 1
-            else d.held(layer)
-        )
+        if self.case.decode:
+            return d.visible_kv(layer)
+        return d.tokens(layer, list(range(last - self.n_keys(), last)), slice(None))
 
     def prepare(self):
         super().prepare()
@@ -59,8 +55,8 @@ class FlashAttention(Window):
         self.out[layer] = out[0] if isinstance(out, tuple) else out
 
     def visible(self):
-        device, c = self.place.tensors, self.case
-        last = torch.tensor(self.data.some_rows(), device=device)[:, None] + c.cached - 1
+        device, c = self.platform.torch_device, self.case
+        last = torch.tensor(self.data.checked_rows(), device=device)[:, None] + c.cached - 1
         key = torch.arange(self.n_keys(), device=device)[None]
         return (key <= last) & (key > last - c.cached)
 
@@ -74,20 +70,21 @@ class FlashAttention2(FlashAttention):
 
 
 class FlashInfer(Contender):
-    """Decode over pages of 16 tokens of keys that are rotated already."""
+    """Decode over pages of 16 tokens, with keys that are already rotated."""
 
     name, family = "FlashInfer, rotated window", "window"
     page, rotation = 16, "NONE"
-    # Its kernels are compiled at first use.
-    patience = 4
+    # It compiles its kernels at first use.
+    limit_factor = 4
 
     @classmethod
-    def does(cls, case, place):
-        return place.name == "cuda" and case.core and case.decode and _importable("flashinfer")
+    def supports(cls, case, platform):
+        return platform.name == "cuda" and case.core and case.decode and _importable("flashinfer")
 
     def prepare(self):
         import flashinfer
-        c, d, device = self.case, self.data, self.place.tensors
+
+        c, d, device = self.case, self.data, self.platform.torch_device
         pages = -(-c.cached // self.page)
         indptr = torch.arange(c.n_seqs + 1, dtype=torch.int32, device=device) * pages
         indices = torch.arange(c.n_seqs * pages, dtype=torch.int32, device=device)
@@ -109,10 +106,10 @@ class FlashInfer(Contender):
             q_data_type=dtype,
             kv_data_type=dtype,
         )
-        source = Window(c, self.place, d) if self.rotation == "NONE" else None
+        source = Window(c, self.platform, d) if self.rotation == "NONE" else None
         self.pages, self.q = [], []
         for layer in range(d.layers):
-            k, v = (source.k[layer], source.v[layer]) if source else d.held(layer)
+            k, v = (source.k[layer], source.v[layer]) if source else d.visible_kv(layer)
             self.q.append((source.q[layer].transpose(1, 2) if source else d.q[layer])[:, 0].contiguous())
             self.pages.append(tuple(self.paged(x, pages) for x in (k, v)))
 
@@ -131,8 +128,7 @@ class FlashInfer(Contender):
 
 
 class FlashInferStreaming(FlashInfer):
-    """What it takes to stream with it: a token to a page, so that one may be replaced; un-rotated keys, rotated in the
-    kernel."""
+    """Streaming with FlashInfer: pages of one token, so that one can be replaced; keys are rotated in the kernel."""
 
     name, family = "FlashInfer, streaming form", "streaming"
     page, rotation = 1, "ROPE_LLAMA"

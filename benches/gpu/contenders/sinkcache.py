@@ -1,5 +1,4 @@
-"""This library: one call a layer, two calls a layer, and one call with programmatic launches where the library has
-them."""
+"""This library: one call for a layer, two calls, and one call with programmatic dependent launch."""
 
 from cases import N_SINK
 from contenders.base import Contender
@@ -13,27 +12,26 @@ class Step(Contender):
 
     def prepare(self):
         c, d = self.case, self.data
-        self.cache = skc.SinkCache(
-            self.place,
-            d.layers,
-            c.n_seqs,
-            c.q_heads,
-            c.kv_heads,
-            c.dim,
-            DTYPES[c.dtype],
-            N_SINK,
-            c.window,
-            max(c.chunk, d.period),
-            self.flags,
+        shape = skc.CacheShape(
+            n_layers=d.layers,
+            n_seqs=c.n_seqs,
+            q_heads=c.q_heads,
+            kv_heads=c.kv_heads,
+            dim=c.dim,
+            dtype=DTYPES[c.dtype],
+            n_sink=N_SINK,
+            window=c.window,
+            max_chunk=max(c.chunk, d.period),
         )
+        self.cache = skc.SinkCache(self.platform, shape, self.flags)
         self.cache.start_at(c.start)
         k, v = (x.flatten(0, 1) for x in (d.block_k, d.block_v))
         for layer in range(d.layers):
             fill = self.cache.append(layer, d.period, k, v)
             for _ in range(d.blocks):
                 fill()
-        # Arrays on the device are read when the work is done.
-        self.place.synchronize()
+        # Arrays in device memory must stay until the work has finished.
+        self.platform.synchronize()
         self.cache.kept.clear()
         self.out = [self.empty_out() for _ in range(d.layers)]
         self.calls = [self.call(layer) for layer in range(d.layers)]
@@ -69,14 +67,14 @@ class TwoCalls(Step):
 
 
 class Programmatic(Step):
-    """Kernels that take their places while the one before them still runs."""
+    """Programmatic dependent launch: a kernel's blocks are scheduled while the preceding kernel drains."""
 
     name, modes = "sinkcache skc_step, programmatic", ("graph",)
 
     @classmethod
-    def does(cls, case, place):
+    def supports(cls, case, platform):
         cls.flags = skc.flag("SKC_PROGRAMMATIC_LAUNCH")
-        return cls.flags is not None and place.backend == "SKC_BACKEND_CUDA"
+        return cls.flags is not None and platform.backend == "SKC_BACKEND_CUDA"
 
 
 CONTENDERS = (Step, TwoCalls, Programmatic)

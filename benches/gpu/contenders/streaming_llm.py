@@ -1,9 +1,9 @@
-"""StreamingLLM's attention in PyTorch (Xiao et al., arXiv 2309.17453): un-rotated keys are kept, and all of them are
-rotated to their places in the cache at every step.
+"""StreamingLLM's attention in PyTorch (Xiao et al., arXiv 2309.17453): keeps un-rotated keys, and rotates all of them
+to their cache positions at every step.
 
-Twice: with growing tensors, as the authors' code does it (concatenate, rotate, attend, cut by concatenating), and on
-buffers of fixed size with all indices on the device, which a graph can capture. One token a step: a chunk's queries
-each have a window of their own, which keys rotated once per step cannot serve.
+Two versions: with growing tensors as in the authors' code (concatenate, rotate, attend, evict by concatenating), and on
+buffers of fixed size with indices on the device, which a graph can capture. One token per step only: each query of a
+chunk has a window of its own, for which keys would have to be rotated anew.
 """
 
 import torch
@@ -15,13 +15,13 @@ from data import DTYPES, angles
 
 
 def rotate(x, cos, sin):
-    """Halves, in x's own type, as PyTorch models do it: cos, sin [n, dim]."""
+    """NeoX-style RoPE in x's own type, as PyTorch models apply it: cos, sin [n, dim]."""
     low, high = x.chunk(2, -1)
     return x * cos + torch.cat((-high, low), -1) * sin
 
 
 def tables(n, dim, dtype, device):
-    """Cosines and sines [n, dim] of positions below n, each half twice."""
+    """Cosines and sines [n, dim] of positions below n, with the dim / 2 values repeated."""
     return [torch.cat((x, x), -1).to(dtype) for x in angles(torch.arange(n, device=device), dim)]
 
 
@@ -29,14 +29,14 @@ class Growing(Contender):
     name, family, modes = "StreamingLLM in PyTorch", "streaming", ("eager",)
 
     @classmethod
-    def does(cls, case, place):
+    def supports(cls, case, platform):
         return case.decode and not case.start
 
     def prepare(self):
         c, d = self.case, self.data
-        self.cos, self.sin = tables(c.cached, c.dim, DTYPES[c.dtype], self.place.tensors)
-        # All but the oldest of the window's tokens: the step brings one.
-        k, v = (torch.cat((x[:, :, :N_SINK], x[:, :, N_SINK + 1 :]), 2) for x in d.held(0, 0))
+        self.cos, self.sin = tables(c.cached, c.dim, DTYPES[c.dtype], self.platform.torch_device)
+        # Without the oldest of the window's tokens: the step appends one.
+        k, v = (torch.cat((x[:, :, :N_SINK], x[:, :, N_SINK + 1 :]), 2) for x in d.visible_kv(0, 0))
         self.k, self.v = ([x.clone() for _ in range(d.layers)] for x in (k, v))
 
     def step(self, layer):
@@ -57,15 +57,15 @@ class Fixed(Contender):
     name, family, modes = "StreamingLLM in PyTorch, fixed buffers", "streaming", ("graph", "eager")
 
     @classmethod
-    def does(cls, case, place):
+    def supports(cls, case, platform):
         return case.decode and not case.start
 
     def prepare(self):
         c, d = self.case, self.data
-        device = self.place.tensors
+        device = self.platform.torch_device
         self.cos, self.sin = tables(c.cached, c.dim, DTYPES[c.dtype], device)
-        # The ring's oldest token comes first, and is the first to be overwritten.
-        self.k, self.v = ([x.clone() for _ in range(d.layers)] for x in d.held(0, 0))
+        # The ring starts with its oldest token, the first to be overwritten.
+        self.k, self.v = ([x.clone() for _ in range(d.layers)] for x in d.visible_kv(0, 0))
         self.head = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(d.layers)]
         self.sinks = torch.arange(N_SINK, device=device)
         self.ring = torch.arange(c.window, device=device)
@@ -78,8 +78,8 @@ class Fixed(Contender):
         k.index_copy_(2, slot, d.k[layer].transpose(1, 2))
         v.index_copy_(2, slot, d.v[layer].transpose(1, 2))
         head.add_(1).remainder_(c.window)
-        at = torch.cat((self.sinks, N_SINK + (self.ring - head).remainder(c.window)))
-        keys = rotate(k, self.cos[at], self.sin[at])
+        positions = torch.cat((self.sinks, N_SINK + (self.ring - head).remainder(c.window)))
+        keys = rotate(k, self.cos[positions], self.sin[positions])
         q = rotate(d.q[layer].transpose(1, 2), self.cos[-1:], self.sin[-1:])
         out = F.scaled_dot_product_attention(q, keys, v, enable_gqa=q.shape[1] != k.shape[1])
         self.out[layer].copy_(out.transpose(1, 2))

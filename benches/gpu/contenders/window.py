@@ -1,8 +1,8 @@
-"""PyTorch's attention over a window that is contiguous and rotated already: nothing is stored, rotated or dropped.
+"""PyTorch's attention over a contiguous window that is already rotated: nothing is stored, rotated or evicted.
 
-A lower bound that no streaming system reaches. A decode step gives the definition's result. Of a chunk only the number
-of keys is the same: a mask of sinks and window over keys rotated once is not what the definition computes, since a
-sink's distance depends on the query.
+A lower bound that no streaming system reaches. A decode step gives the definition's result. For a chunk only the number
+of keys is the same: a mask of sinks and window over keys rotated once differs from the definition, in which a sink's
+distance depends on the query.
 """
 
 import torch
@@ -15,11 +15,11 @@ from data import attention, rotate
 
 
 def rotated(x, positions):
-    """Contiguous x [n_seqs, heads, n, dim] turned to positions: a few sequences at a time, since float64 takes room."""
+    """Contiguous RoPE of x [n_seqs, heads, n, dim] at positions; a few sequences at a time to save memory."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     few = max(1, (1 << 26) // x[0].numel())
-    for at in range(0, len(x), few):
-        out[at : at + few] = rotate(x[at : at + few], positions)
+    for begin in range(0, len(x), few):
+        out[begin : begin + few] = rotate(x[begin : begin + few], positions)
     return out
 
 
@@ -31,7 +31,7 @@ class Window(Contender):
 
     def prepare(self):
         c, d = self.case, self.data
-        n, device = self.n_keys(), self.place.tensors
+        n, device = self.n_keys(), self.platform.torch_device
         self.k, self.v, self.q = [], [], []
         for layer in range(d.layers):
             k, v = self.keys(layer)
@@ -43,7 +43,7 @@ class Window(Contender):
         return self.case.cached
 
     def keys(self, layer):
-        return self.data.held(layer)
+        return self.data.visible_kv(layer)
 
     def attend(self, layer):
         """-> [n_seqs, q_heads, chunk, dim]"""
@@ -64,7 +64,7 @@ class Window(Contender):
     def reference(self, layer, passes):
         if self.case.decode:
             return self.data.sink_reference(layer)
-        seqs, rows = self.data.some_seqs(), self.data.some_rows()
+        seqs, rows = self.data.checked_seqs(), self.data.checked_rows()
         return attention(self.q[layer][seqs][:, :, rows], self.k[layer][seqs], self.v[layer][seqs], self.visible())
 
 
@@ -73,21 +73,21 @@ def _backend(backend, label, gpu_only=True):
         name = f"torch SDPA, {label}"
 
         @classmethod
-        def does(cls, case, place):
-            # One of PyTorch's choices everywhere; the others where they decide something, to leave time for more cases.
-            return case.start == 0 and (not gpu_only or place.name == "cuda" and (case.core or not case.decode))
+        def supports(cls, case, platform):
+            # PyTorch's own choice for all cases; the others for some, to leave time for more cases.
+            return case.start == 0 and (not gpu_only or platform.name == "cuda" and (case.core or not case.decode))
 
     Sdpa.backend = backend
     return Sdpa
 
 
 class Rows(Window):
-    """The heads of a group as queries of their KV head: K and V are read once for all of them."""
+    """The query heads of a group as rows of their KV head, so that K and V are read once for all of them."""
 
     name = "torch SDPA, heads as queries"
 
     @classmethod
-    def does(cls, case, place):
+    def supports(cls, case, platform):
         return case.start == 0 and case.decode and case.q_heads > case.kv_heads
 
     def attend(self, layer):
@@ -97,13 +97,13 @@ class Rows(Window):
 
 
 class Flex(Window):
-    """FlexAttention; of a chunk with the block mask of sinks and window, over keys that are each rotated once."""
+    """FlexAttention. For a chunk: with a block mask of sinks and window, over keys that are rotated once."""
 
     name = "torch FlexAttention"
     compiled = None
 
     @classmethod
-    def does(cls, case, place):
+    def supports(cls, case, platform):
         return case.core
 
     def n_keys(self):
@@ -116,32 +116,39 @@ class Flex(Window):
 
     def prepare(self):
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
         if Flex.compiled is None:
-            Flex.compiled = staticmethod(
-                torch.compile(flex_attention, dynamic=False) if self.place.name == "cuda" else flex_attention
-            )
+            on_gpu = self.platform.name == "cuda"
+            Flex.compiled = staticmethod(torch.compile(flex_attention, dynamic=False) if on_gpu else flex_attention)
         super().prepare()
         c = self.case
         before = c.cached - 1
 
-        def sees(b, h, row, key):
+        def is_visible(b, h, row, key):
             return (key <= row + before) & ((key < N_SINK) | (key > row + before - c.window))
 
-        self.sees = sees
+        self.is_visible = is_visible
         self.mask = None
         if not c.decode:
-            self.mask = create_block_mask(sees, None, None, c.chunk, self.n_keys(), device=self.place.tensors)
+            self.mask = create_block_mask(
+                is_visible, None, None, c.chunk, self.n_keys(), device=self.platform.torch_device
+            )
 
     def attend(self, layer):
         q, k = self.q[layer], self.k[layer]
         return self.compiled(q, k, self.v[layer], block_mask=self.mask, enable_gqa=q.shape[1] != k.shape[1])
 
     def visible(self):
-        device = self.place.tensors
-        rows = torch.tensor(self.data.some_rows(), device=device)[:, None]
-        return self.sees(0, 0, rows, torch.arange(self.n_keys(), device=device)[None])
+        device = self.platform.torch_device
+        rows = torch.tensor(self.data.checked_rows(), device=device)[:, None]
+        return self.is_visible(0, 0, rows, torch.arange(self.n_keys(), device=device)[None])
 
 
 CONTENDERS = (
-    _backend(None, "as PyTorch chooses", gpu_only=False), _backend(SDPBackend.FLASH_ATTENTION, "flash"), Rows,
-    _backend(SDPBackend.CUDNN_ATTENTION, "cuDNN"), _backend(SDPBackend.EFFICIENT_ATTENTION, "memory-efficient"), Flex)
+    _backend(None, "as PyTorch chooses", gpu_only=False),
+    _backend(SDPBackend.FLASH_ATTENTION, "flash"),
+    Rows,
+    _backend(SDPBackend.CUDNN_ATTENTION, "cuDNN"),
+    _backend(SDPBackend.EFFICIENT_ATTENTION, "memory-efficient"),
+    Flex,
+)

@@ -1,8 +1,7 @@
-"""Published limits of the architectures and of one device of each, and how many blocks of a kernel a multiprocessor
-holds.
+"""Published limits of the architectures and rates of some devices; how many blocks of a kernel a multiprocessor holds.
 
-Limits: CUDA C++ Programming Guide 13.0, appendix "Compute Capabilities", tables of technical specifications; registers
-are given out to warps in units of 256 (CUDA Occupancy Calculator). Rates: the vendors' datasheets (dense f16 with f32
+Limits: CUDA C++ Programming Guide 13.0, appendix "Compute Capabilities", tables of technical specifications. Registers
+are allocated to warps in units of 256 (CUDA Occupancy Calculator). Rates: the vendors' datasheets (dense f16 with f32
 sums, without sparsity).
 """
 
@@ -11,10 +10,12 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Arch:
+    """Limits of a multiprocessor, and of shared memory per block."""
+
     threads: int
     blocks: int
-    shared: int  # bytes of a multiprocessor
-    shared_block: int  # the most of a block
+    shared: int  # bytes
+    shared_block: int
     registers: int = 65536
 
 
@@ -26,7 +27,7 @@ ARCHS = {
     "sm_100": Arch(2048, 32, 228 << 10, 227 << 10),
     "sm_120": Arch(1536, 24, 100 << 10, 99 << 10),
 }
-# Shared memory that the system keeps of every block.
+# Shared memory of every block that the system reserves.
 RESERVED = 1024
 
 
@@ -49,18 +50,18 @@ DEVICES = {
 }
 
 
-def blocks_at_once(arch, threads, registers, shared):
-    """-> (blocks that a multiprocessor holds at once, what limits them)"""
+def occupancy(arch, threads, registers, shared):
+    """-> (blocks that are resident on a multiprocessor, what limits them)"""
     limits = {
         "threads": arch.threads // threads,
         "blocks": arch.blocks,
         "shared memory": arch.shared // (shared + RESERVED),
     }
     warps = -(-threads // 32)
-    of_warp = -(-registers * 32 // 256) * 256
+    registers_of_warp = -(-registers * 32 // 256) * 256
     # Each of the four schedulers has a quarter of the registers for its warps.
-    limits["registers"] = arch.registers // 4 // of_warp * 4 // warps
+    limits["registers"] = arch.registers // 4 // registers_of_warp * 4 // warps
     if shared > arch.shared_block:
         limits["shared memory"] = 0
-    why = min(limits, key=limits.get)
-    return limits[why], why
+    limit = min(limits, key=limits.get)
+    return limits[limit], limit
