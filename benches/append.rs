@@ -1,5 +1,5 @@
-//! Append of one token, over window and stream position, beside what it cannot cost less than: the rotation, and a
-//! memcpy of the same bytes into the same ring.
+//! Append of one token, by window and stream position, and its lower bound: RoPE, and a memcpy of the same bytes into
+//! the same ring.
 
 mod common;
 
@@ -15,8 +15,8 @@ use sinkcache::{Cache, DType};
 const WINDOWS: [u32; 3] = [256, 4_096, 65_536];
 const POSITIONS: [(&str, u64); 2] = [("1e3", 1_000), ("2^40", 1 << 40)];
 
-/// Rotation and memcpy into a ring laid out as the cache's, f32.
-struct Floor {
+/// The lower bound: RoPE and memcpy into a ring of the cache's layout, f32.
+struct LowerBound {
     ring: Ring,
     frequencies: Frequencies,
     k: Vec<f32>,
@@ -25,13 +25,13 @@ struct Floor {
     start: u64,
 }
 
-impl Floor {
+impl LowerBound {
     fn new(window: u32, start: u64) -> Self {
         let ring = Ring::new(N_SINK, window, 512, 16);
         let n = ring.slots() as usize * N_KV_HEADS * HEAD_DIM;
         let half = HEAD_DIM / 2;
         let frequencies = Frequencies::from_radians((0..half).map(|i| 10_000_f64.powf(-(i as f64) / half as f64)));
-        // Written, so that no page is first touched while timed.
+        // Filled with ones and not zeros: every page is touched before the timing starts.
         Self { ring, frequencies, k: vec![1.0; n], v: vec![1.0; n], t: 0, start }
     }
 
@@ -45,9 +45,9 @@ impl Floor {
                 rotated[i] = x[i] * cos[i] - x[i + HALF] * sin[i];
                 rotated[i + HALF] = x[i + HALF] * cos[i] + x[i] * sin[i];
             }
-            let at = (head * self.ring.slots() as usize + slot) * HEAD_DIM;
-            self.k[at..at + HEAD_DIM].copy_from_slice(&rotated);
-            self.v[at..at + HEAD_DIM].copy_from_slice(x);
+            let begin = (head * self.ring.slots() as usize + slot) * HEAD_DIM;
+            self.k[begin..begin + HEAD_DIM].copy_from_slice(&rotated);
+            self.v[begin..begin + HEAD_DIM].copy_from_slice(x);
         }
         self.t += 1;
     }
@@ -70,9 +70,9 @@ fn main() {
                 let id = BenchmarkId::new(format!("{dtype:?}"), format!("window {window} position {name}"));
                 group.bench_function(id, |b| b.iter(|| append(&mut cache, 1, black_box(&x))));
             }
-            let mut floor = Floor::new(window, position);
+            let mut bound = LowerBound::new(window, position);
             let id = BenchmarkId::new("rotation and memcpy", format!("window {window} position {name}"));
-            group.bench_function(id, |b| b.iter(|| floor.append(black_box(&x))));
+            group.bench_function(id, |b| b.iter(|| bound.append(black_box(&x))));
         }
     }
     group.finish();
@@ -82,13 +82,13 @@ fn main() {
     c.final_summary();
 }
 
-/// The two in alternation, since the machine's speed drifts: median of the pairs' ratios.
+/// Prints the median ratio of alternated pairs: a drift of the machine's speed affects both of a pair.
 fn ratios(x: &[f32]) {
     println!("append of one token / rotation and memcpy as f32, median of 201 alternated pairs of 2,000 tokens");
     let cases = WINDOWS.iter().flat_map(|&w| POSITIONS.map(|p| (w, p)));
     for dtype in [DType::F32, DType::F16, DType::Bf16] {
         for (window, (name, position)) in cases.clone() {
-            let (mut cache, mut floor) = (filled(window, position, dtype), Floor::new(window, position));
+            let (mut cache, mut bound) = (filled(window, position, dtype), LowerBound::new(window, position));
             let timed = |append: &mut dyn FnMut()| {
                 let start = Instant::now();
                 (0..2_000).for_each(|_| append());
@@ -97,7 +97,7 @@ fn ratios(x: &[f32]) {
             let mut ratios: Vec<_> = (0..201)
                 .map(|_| {
                     let a = timed(&mut || append(&mut cache, 1, black_box(x)));
-                    a / timed(&mut || floor.append(black_box(x)))
+                    a / timed(&mut || bound.append(black_box(x)))
                 })
                 .collect();
             ratios.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! Attention of one query (decode) and of a chunk, over window, stream position and storage type.
+//! Attention of one query (decode) and of a chunk, by window, stream position and storage type.
 
 mod common;
 
@@ -15,7 +15,7 @@ fn main() {
         for (name, position) in [("1e3", 1_000_u64), ("2^40", 1 << 40)] {
             for dtype in [DType::F32, DType::F16, DType::Bf16] {
                 for n in [1, 128] {
-                    // One storage type tells how chunks scale; decode is what differs between them.
+                    // Chunks are measured with one storage type: they depend on it less than decode does.
                     if n > 1 && dtype != DType::F16 {
                         continue;
                     }

@@ -1,4 +1,4 @@
-//! Evict and rewind, over window and stream position: a few counters, whatever the window holds.
+//! Evict and rewind, by window and stream position. Both only change counters, so that their time depends on neither.
 
 mod common;
 
@@ -16,7 +16,7 @@ fn main() {
             let cell = std::cell::RefCell::new(cache(window, DType::F16, 1));
             fill(&mut cell.borrow_mut(), window, position);
             group.bench_function(id("evict of one token"), |b| {
-                // The token appended untimed fills the place of the one evicted.
+                // Before each evict a token is appended, untimed.
                 let refill = || append(&mut cell.borrow_mut(), 1, &x);
                 b.iter_batched(refill, |()| cell.borrow_mut().evict(&[0], &[1]).unwrap(), BatchSize::PerIteration);
             });

@@ -1,5 +1,5 @@
-//! What the benches share: one layer of a Llama-3-8B-like shape.
-#![allow(dead_code, reason = "each bench uses its part")]
+//! Shared by the benches: one layer of a Llama-3-8B-like shape.
+#![allow(dead_code, reason = "no bench uses all of it")]
 
 use sinkcache::{AttendTensors, Batch, Cache, CacheConfig, DType, LayerConfig, RowsIn, RowsOut};
 
@@ -27,7 +27,7 @@ pub fn rows(n: usize, heads: usize) -> Vec<f32> {
     (0..n * heads * HEAD_DIM).map(|i| ((i * 37) % 64) as f32 / 32.0 - 1.0).collect()
 }
 
-/// Fills the ring to beyond its first wrap, starting so that the next token is about at `position`.
+/// Fills the ring until it has wrapped. The stream position of the next token is about `position`.
 pub fn fill(cache: &mut Cache, window: u32, position: u64) {
     let total = u64::from(window) * 2 + 600;
     cache.reset(&[0], Some(&[position.saturating_sub(total)])).unwrap();
