@@ -17,8 +17,8 @@ ALL = all-llama all-inflight all-sanitize-cpp all-sanitize-rust all-mutants all-
 NIGHTLY = nightly-histories nightly-soak nightly-sanitize-rust nightly-aarch64 nightly-third-party nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
-.PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in emulator asan-short asan-long \
-	header bench gpu-pack clean clean-cache
+.PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in emulator \
+	asan-short asan-long header bench gpu-pack clean clean-cache
 .DEFAULT_GOAL := help
 
 help:

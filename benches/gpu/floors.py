@@ -41,7 +41,8 @@ def resources():
 
 def occupancy(table):
     lines = [
-        "| kernel | head_dim | arch | registers | shared | stages | resident blocks | limited by | warps | KiB in flight |",
+        "| kernel | head_dim | arch | registers | shared | stages | resident blocks | limited by | warps "
+        "| KiB in flight |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     order = list(ARCHS)
@@ -89,7 +90,8 @@ def text(measured, title):
             [
                 "# Occupancy, floors and predictions",
                 "",
-                "Written by `benches/gpu/floors.py --write` from `src/backend/cuda/kernels/RESOURCES.md`, published limits",
+                "Written by `benches/gpu/floors.py --write` from `src/backend/cuda/kernels/RESOURCES.md`, "
+                "published limits",
                 "(`gpu_specs.py`) and the model of `model.py`. The columns of predictions are not measurements.",
                 f"Measured: {title}.",
                 "",
@@ -101,7 +103,8 @@ def text(measured, title):
                 "",
                 "## Floors",
                 "",
-                "The larger of two times: bytes (K, V, rows in and out, each moved once) over the datasheet's bandwidth,",
+                "The larger of two times: bytes (K, V, rows in and out, each moved once) over the datasheet's "
+                "bandwidth,",
                 "and flops over its dense f16 rate.",
                 "",
                 *floors(),

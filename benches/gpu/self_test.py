@@ -157,7 +157,8 @@ class Bytes(unittest.TestCase):
         self.assertEqual(c.step_flops, 4 * 2048 * 32 * 128)
 
     def test_occupancy(self):
-        # 133 registers are allocated as 136: each of 4 schedulers holds 3 warps in a quarter of 65536: 12 warps, 3 blocks.
+        # 133 registers are allocated as 136: each of 4 schedulers holds 3 warps in a quarter of 65536: 12 warps,
+        # 3 blocks.
         self.assertEqual(occupancy(ARCHS["sm_90a"], 128, 133, 1024), (3, "registers"))
         self.assertEqual(occupancy(ARCHS["sm_90a"], 128, 64, 87104), (2, "shared memory"))
         self.assertEqual(occupancy(ARCHS["sm_86"], 128, 32, 512)[0], 12)

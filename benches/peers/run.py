@@ -98,7 +98,8 @@ class Benchmark:
 
     def attention(self):
         print(
-            f"\n{'queries':>7} {'cached':>6} {'heads':>6} {'thr':>3}  {'contender':28} {'us':>10}  {'x of sinkcache':>14}"
+            f"\n{'queries':>7} {'cached':>6} {'heads':>6} {'thr':>3}  {'contender':28} {'us':>10}"
+            f"  {'x of sinkcache':>14}"
             "  roofline"
         )
         for n_threads in self.threads:

@@ -65,7 +65,8 @@ impl Cache {
         if !self.counters.known_in_all_layers(seq) {
             bail!(
                 LengthUnknown,
-                "sequence {seq}: graph replays or counts in device memory have changed it: the host does not know its length"
+                "sequence {seq}: graph replays or counts in device memory have changed it: the host does not know \
+                 its length"
             );
         }
         let (state, ring) = (self.counters.seq(layer, seq), &self.layers[layer].ring);

@@ -23,12 +23,14 @@ sources="$here/decode.cpp $here/patch.cpp $here/preload.cpp"
 # shellcheck disable=SC2086
 {
     $CXX $flags $avx512 -c "$here/execute.cpp" -o "$out/execute.o"
-    $CXX $flags -shared -Wl,-soname,libisa_emulator.so -Wl,-z,defs $sources "$here/entry.S" "$out/execute.o" -o "$out/libisa_emulator.so.$$"
+    $CXX $flags -shared -Wl,-soname,libisa_emulator.so -Wl,-z,defs \
+        $sources "$here/entry.S" "$out/execute.o" -o "$out/libisa_emulator.so.$$"
     mv -f "$out/libisa_emulator.so.$$" "$out/libisa_emulator.so"
 }
 if echo '#include <gtest/gtest.h>' | $CXX -E -x c++ - >/dev/null 2>&1; then
     # shellcheck disable=SC2086
-    $CXX $flags $avx512 "$here/self_test.cpp" "$here/self_test_system.cpp" -o "$out/self_test.$$" -L"$out" -lisa_emulator -Wl,-rpath,"$out" -lgtest -lgtest_main -pthread
+    $CXX $flags $avx512 "$here/self_test.cpp" "$here/self_test_system.cpp" -o "$out/self_test.$$" \
+        -L"$out" -lisa_emulator -Wl,-rpath,"$out" -lgtest -lgtest_main -pthread
     mv -f "$out/self_test.$$" "$out/self_test"
 else
     echo "build.sh: no GoogleTest, so no self_test"

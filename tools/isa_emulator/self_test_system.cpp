@@ -22,8 +22,8 @@ struct Registers {
     uint64_t red_zone[16];
     uint32_t mxcsr;
 };
-static_assert(offsetof(Registers, general) == 2112 && offsetof(Registers, flags) == 2232 && offsetof(Registers, red_zone) == 2240 &&
-              offsetof(Registers, mxcsr) == 2368);
+static_assert(offsetof(Registers, general) == 2112 && offsetof(Registers, flags) == 2232 &&
+              offsetof(Registers, red_zone) == 2240 && offsetof(Registers, mxcsr) == 2368);
 
 extern "C" {
 __attribute__((visibility("hidden"))) Registers self_test_before, self_test_after;
@@ -43,7 +43,7 @@ self_test_release:
     pushq %r14
     pushq %r15
     stmxcsr usual_mxcsr(%rip)
-.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+.irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
     vmovdqu64 self_test_before + 64 * \n(%rip), %zmm\n
 .endr
 .irp n, 0, 1, 2, 3, 4, 5, 6, 7
@@ -93,7 +93,7 @@ self_test_release:
 .irp n, 0, 1, 2, 3, 4, 5, 6, 7
     kmovq %k\n, self_test_after + 2048 + 8 * \n(%rip)
 .endr
-.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+.irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
     vmovdqu64 %zmm\n, self_test_after + 64 * \n(%rip)
 .endr
     popq %r15

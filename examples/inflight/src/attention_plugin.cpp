@@ -52,7 +52,8 @@ void AttentionPlugin::enqueue_decode(const EnqueueArgs &args, const std::int32_t
                                      std::uint32_t n_entries) {
     const Packed p = packed(args.qkv, args.out);
     cache_.stream(args.stream);
-    cache_.step(args.layer, sinkcache::DeviceBatch{seq_ids, n_tokens, n_entries, n_entries, 1}, {p.k, p.v}, {p.q, p.out});
+    const sinkcache::DeviceBatch batch{seq_ids, n_tokens, n_entries, n_entries, 1};
+    cache_.step(args.layer, batch, {p.k, p.v}, {p.q, p.out});
 }
 
 void AttentionPlugin::check_device() {

@@ -103,7 +103,8 @@ not json
 {"id":"warm","prompt":"abc","temperature":"hot"}
 {"id":"end","prompt":"abc","continue":"a","end":1}
 {"id":"late","prompt":"abc","arrival":-1}
-{"id":"all","prompt":"abc","max_tokens":7,"temperature":0.5,"seed":18446744073709551615,"fork":"x","conversation":"y","arrival":3,"cancel_after":4}
+{"id":"all","prompt":"abc","max_tokens":7,"temperature":0.5,"seed":18446744073709551615,"fork":"x")"
+                          R"(,"conversation":"y","arrival":3,"cancel_after":4}
 )");
     std::map<std::string, Line> lines;
     for (const Line &line : read_requests(in, config)) {
