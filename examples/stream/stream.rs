@@ -5,7 +5,8 @@
 use std::process::ExitCode;
 
 /// The number of threads that candle assumes. If it is not set, candle reads /proc/cpuinfo at every matrix product,
-/// which doubles the time per token when tokens come one by one. The pool that candle runs on has `--threads` in any case.
+/// which doubles the time per token when tokens come one by one. The pool that candle runs on has `--threads` in any
+/// case.
 const CANDLE_THREADS: &str = "RAYON_NUM_THREADS";
 
 fn main() -> ExitCode {
