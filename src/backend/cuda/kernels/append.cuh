@@ -93,7 +93,7 @@ SKC_DEVICE Plain plain_of(const SkcLayer& l, const SkcRows& rows, u8* store, u32
 }
 
 SKC_KERNEL(128, skc_append, SkcAppend) {
-    begin_kernel();
+    begin_kernel(); // mutant: launch_before_the_last_ended
     const SkcLayer& l = p.layer;
     u32 index = block_x();
     u32 angles = (8 * l.half + 15) / 16 * 16;

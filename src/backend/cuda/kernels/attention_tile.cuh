@@ -82,7 +82,7 @@ SKC_DEVICE void copy_tile(const SkcLayer& l, const Span& s, u32 first, u8* k_til
         if (KEYS * PIECES % THREADS != 0 && i >= KEYS * PIECES) break;
         u32 row = i / PIECES, piece = i % PIECES;
         u32 key = first + row;
-        bool valid = key < s.n;
+        bool valid = key < s.n; // mutant: last_key_left_out
         u32 slot = s.first_slot + key;
         if (slot >= s.wrap) slot -= s.wrap - s.origin;
         u64 from = s.base + (valid ? (u64)slot * (2 * DIM) + 16 * piece : 0);

@@ -157,6 +157,7 @@ SKC_DEVICE void add_tile(Chunk<MATRICES>& c, u8* queries, const u8* k, const u8*
             }
         }
     }
+    // mutant: hidden_infinity
     if (edge && tile_overflows(v, KEYS)) {
         add_values_one_by_one<MATRICES, KEYS>(c, s, v);
         return;
@@ -171,6 +172,7 @@ SKC_DEVICE void add_tile(Chunk<MATRICES>& c, u8* queries, const u8* k, const u8*
         for (u32 m = 0; m < MATRICES; ++m) {
             const float(&x)[4] = s[m][2 * step];
             const float(&y)[4] = s[m][2 * step + 1];
+            // mutant: chunk_wrong_fragment
             u32 a[4] = {pack(x[0], x[1]), pack(x[2], x[3]), pack(y[0], y[1]), pack(y[2], y[3])};
 #pragma unroll
             for (u32 i = 0; i < 4; ++i) weights[m][i] = a[i];
@@ -235,7 +237,7 @@ SKC_DEVICE void add_span(Chunk<MATRICES>& c, const SkcAttend& p, const Ring& rin
     u32 stage = 0;
     for (u32 first = 0; first < span.n; first += KEYS) {
         copy_async_wait<STAGES - 2>();
-        block_sync();
+        block_sync(); // mutant: chunk_missing_barrier
         // Into the stage that was read in the round before.
         copy(first + (STAGES - 1) * KEYS, (stage + STAGES - 1) % STAGES);
         const u8* k = tiles + stage * 2 * TILE;

@@ -35,7 +35,7 @@ SKC_DEVICE void report_advance(const SkcLayer& l, const SkcBatch& b, u32 index, 
 // The last of the entry's blocks to arrive makes its tokens count. One thread of each block calls it, after all threads of
 // its block have read the counters.
 SKC_DEVICE void arrive(const SkcLayer& l, const SkcBatch& b, u32 seq_id, const Advance& a, u32 blocks) {
-    if (atomic_inc(&l.arrivals[seq_id], blocks - 1) != blocks - 1) return;
+    if (atomic_inc(&l.arrivals[seq_id], blocks - 1) != blocks - 1) return; // mutant: lengths_before_all_blocks_read
     SkcSeq seq = l.seqs[seq_id];
     if (a.status == 0) {
         seq_append(seq, a.m);

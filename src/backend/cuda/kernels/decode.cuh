@@ -65,7 +65,7 @@ SKC_DEVICE void decode(const SkcAttend& p, const SkcStep* step) {
         fresh.in_sinks = (u32)min_u64(saturating_sub(ring.n_sink, q.first), q.m);
         fresh.in_window = (u32)q.m - fresh.in_sinks;
         sinks.n -= fresh.in_sinks;
-        window.n -= fresh.in_window;
+        window.n -= fresh.in_window; // mutant: step_reads_old_slots
     }
 
     auto copy = [&](u32 tile, u32 stage) {
@@ -94,7 +94,7 @@ SKC_DEVICE void decode(const SkcAttend& p, const SkcStep* step) {
         load_query_pair<GROUP>(p, q, token, kv_head, 0, GROUP, pair, for_sinks, query_evicted(ring, q, token), to);
     }
     if (STEP) load_fresh<DECODE_THREADS>(fresh, *step, q, oldest, kv_head);
-    block_sync();
+    block_sync(); // mutant: decode_missing_barrier
     if (STEP) {
         store_fresh<DECODE_THREADS>(fresh, l, ring, q, oldest, window.base);
         // All threads have read the counters. Here the atomic waits for memory together with the first tiles.
@@ -115,7 +115,7 @@ SKC_DEVICE void decode(const SkcAttend& p, const SkcStep* step) {
     aim(d, p, ring, q, kv_head, in_sinks, oldest);
     u32 stage = 0;
     for (u32 tile = mine; tile < end; tile += WARPS) {
-        copy_async_wait<STAGES - 2>();
+        copy_async_wait<STAGES - 2>(); // mutant: copies_not_waited_for
         warp_sync();
         // Into the stage that was read in the round before.
         copy(tile + (STAGES - 1) * WARPS, (stage + STAGES - 1) % STAGES);
@@ -128,6 +128,7 @@ SKC_DEVICE void decode(const SkcAttend& p, const SkcStep* step) {
         u32 first = (in_sinks ? tile : tile - sink_tiles) * DECODE_KEYS;
         if (STEP) {
             u32 stored = in_sinks ? sinks.n : window.n, n = in_sinks ? fresh.in_sinks : fresh.in_window;
+            // mutant: step_without_its_own_key
             if (n != 0 && first + DECODE_KEYS > stored) patch_tile(fresh, k, k + TILE, first, stored, in_sinks ? 0 : fresh.in_sinks, n);
         }
         add_tile(d, k, k + TILE, first);
@@ -173,7 +174,7 @@ SKC_DEVICE void decode(const SkcAttend& p, const SkcStep* step) {
     u32* arrived = (u32*)scratch;
     if (thread() == 0) *arrived = atomic_inc(&p.counters[place], p.n_splits - 1);
     block_sync();
-    if (*arrived != p.n_splits - 1) return;
+    if (*arrived != p.n_splits - 1) return; // mutant: merge_before_all_arrived
     store_columns(p, q, kv_head, all, p.n_splits, merged);
 }
 

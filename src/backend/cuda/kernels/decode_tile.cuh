@@ -119,7 +119,7 @@ SKC_DEVICE void add_tile(Decode& d, const u8* k, const u8* v, u32 first) {
     // Weights as the right-hand fragment: keys along k, which takes a transposition of each half.
     u32 b[2] = {transpose_matrix(pack(s[0], s[1])), transpose_matrix(pack(s[2], s[3]))};
     // Dims are rows now: values transposed on the way, matrices in the order dims 0-7, 8-15 of keys 0-7, then of keys 8-15.
-    const u8* v_row = v + (line + matrix / 2 * 8) * ROW + matrix % 2 * 16;
+    const u8* v_row = v + (line + matrix / 2 * 8) * ROW + matrix % 2 * 16; // mutant: decode_wrong_fragment
 #pragma unroll
     for (u32 step = 0; step < STEPS; ++step) {
         u32 a[4];

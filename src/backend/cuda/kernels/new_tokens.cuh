@@ -57,7 +57,7 @@ SKC_DEVICE void store_fresh(const Fresh& f, const SkcLayer& l, const Ring& ring,
     for (u32 i = thread(); i < (u32)q.m * 2 * PIECES; i += THREADS) {
         u32 index = i / (2 * PIECES), at = 16 * (i % PIECES);
         if (!fresh_is_own(f, q, oldest, index)) continue;
-        bool key = i / PIECES % 2 == 0;
+        bool key = i / PIECES % 2 == 0; // mutant: fresh_token_not_stored
         u8* slot = (key ? l.k : l.v) + base + ring_slot(ring, q.first + index) * (2 * DIM);
         *(Quad*)(slot + at) = *(const Quad*)((key ? fresh_key(f, index) : fresh_value(f, index)) + at);
     }
@@ -67,7 +67,7 @@ SKC_DEVICE void store_fresh(const Fresh& f, const SkcLayer& l, const Ring& ring,
 // 16 of a span those from `stored` on, the launch's token `index` and the `n - 1` after it.
 SKC_DEVICE void patch_tile(const Fresh& f, u8* k_tile, u8* v_tile, u32 first, u32 stored, u32 index, u32 n) {
     // In the tile before or after, the others.
-    u32 skipped = first > stored ? first - stored : 0;
+    u32 skipped = first > stored ? first - stored : 0; // mutant: fresh_token_in_another_tile
     for (u32 i = lane() + skipped * 2 * PIECES; i < n * 2 * PIECES; i += 32) {
         u32 at = i / (2 * PIECES), row = stored + at - first, piece = 16 * (i % PIECES);
         if (row >= DECODE_KEYS) break;
