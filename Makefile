@@ -9,8 +9,8 @@ PYTHON ?= python3
 CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sinkcache
 export MAKE
 
-CHECK = check-format check-text check-links check-cycles check-parameters check-commits check-scripts check-lint \
-	check-docs check-rust
+CHECK = check-format check-text check-links check-cycles check-parameters check-commits check-scripts check-mutants \
+	check-lint check-docs check-rust
 TEST = test-setup test-rust test-stream test-cpp test-python test-cuda
 ALL = all-llama all-inflight all-sanitize-cpp all-sanitize-rust all-mutants all-aarch64 all-emulated-isa \
 	all-cuda-sanitize all-cuda-cubins all-cuda-variants all-cuda-nvcc all-gpu-bench
@@ -76,6 +76,10 @@ check-commits:
 
 check-scripts:
 	@$(call python,-m unittest discover -s scripts/check)
+
+# Builds nothing: marks in the sources and the table of mutants belong together. all-mutants runs them.
+check-mutants:
+	@$(call python,scripts/mutants.py --check)
 
 check-lint:
 	$(CARGO) clippy --workspace --all-targets -- -D warnings

@@ -1,142 +1,101 @@
 #!/usr/bin/env python3
-"""Does the test suite catch mistakes? Each named mutant is one wrong line in a copy of the sources; the tests must fail.
+"""Do the tests catch mistakes? Each named mutant is one wrong line in a copy of the sources, and the tests must fail.
 
     python3 scripts/mutants.py            all mutants
     python3 scripts/mutants.py NAME ...   some of them
+    python3 scripts/mutants.py --check    builds nothing: marks in the sources and table belong together
 
-Exit status 1 when a mutant survives, does not compile, or no longer finds its line. Those of the CUDA kernels need the host
-shim in build/shim (`tools/cuda_shim/build.sh build/shim`).
+A comment `// mutant: NAME` marks the line in src/; `scripts/mutants_table.py` says what becomes of it.
+
+Exit status 1 when a mutant survives or does not compile, or when marks and table do not fit. Mutants of the CUDA
+kernels need the stand-in: `tools/cuda_shim/build.sh build/shim`. Where the processor does not have AMX or AVX-512 FP16,
+their mutants run in an emulator: `tools/isa_emulator/build.sh build/isa_emulator`.
 """
 import collections
 import concurrent.futures
+import dataclasses
 import json
 import os
 import pathlib
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
 
+import mutants_table
+from mutants_table import Delete, Line, Replace
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PLACES = ROOT / "target" / "mutants"
 CRATE_TYPES = 'crate-type = ["cdylib", "staticlib", "rlib"]'
 # Programs of the tests, by the names of their files.
 OURS = [f"{path.stem if path.is_file() else path.name}-*" for path in (ROOT / "tests").iterdir()]
-
-# name: (file, right line, wrong line)
-MUTANTS = {
-    "evicted_off_by_one": ("src/ring.rs", "len.saturating_sub(self.n_sink + self.window))", "len.saturating_sub(self.n_sink + self.window + 1))"),
-    "ring_without_chunk_room": ("src/ring.rs", "let ring_slots = window + max_rewind.max(u64::from(max_chunk));",
-                                "let ring_slots = window + max_rewind.max(u64::from(max_chunk) - 1);"),
-    "evict_counts_from_zero": ("src/ring.rs", "self.floor = ring.evicted(self.len, self.floor) + n;", "self.floor += n;"),
-    "rewind_keeps_what_was_pushed_out": ("src/cache/edit.rs", "        self.apply(|_, state, len| state.cut(len));\n        Ok(())\n    }\n\n    /// Empties",
-                                         "        self.apply(|layer, state, len| {\n            state.floor = layer.ring.evicted(state.len, state.floor);\n            state.cut(len);\n        });\n        Ok(())\n    }\n\n    /// Empties"),
-    "rewind_forgets_the_highest": ("src/ring.rs", "            self.len = len;\n", "            self.len = len;\n            self.highest = len;\n"),
-    "reset_keeps_floor": ("src/cache/edit.rs", "|_, state, _| *state = Seq::default()", "|_, state, _| *state = Seq { floor: state.floor, ..Seq::default() }"),
-    "fork_copies_too_little": ("src/cache/edit.rs", "state.highest.min(layer.ring.slots())", "state.len.saturating_sub(1).min(layer.ring.slots())"),
-    "stale_slot_visible": ("src/backend/cpu/query_tile.rs", "ring.n_sink + self.evicted..end", "ring.n_sink + self.evicted.saturating_sub(1)..end"),
-    "future_token_visible": ("src/backend/cpu/query_tile.rs", "let end = self.index + 1;", "let end = self.index + 2;"),
-    "sink_turn_dropped": ("src/backend/cpu/query_tile.rs", "let turned = position.wrapping_sub(evicted);", "let turned = position;"),
-    "sink_turned_the_other_way": ("src/backend/cpu/query_tile.rs", "0_u64.wrapping_sub(evicted)", "evicted"),
-    "mscale_twice": ("src/backend/cpu/query_tile.rs", "0_u64.wrapping_sub(evicted), 1.0", "0_u64.wrapping_sub(evicted), layer.mscale"),
-    "sink_distance_in_the_stream": ("src/backend/cpu/query_tile.rs", "self.index - self.evicted - key", "self.index - key"),
-    "learned_sink_scaled": ("src/backend/cpu/query_tile.rs", "Some(&logit) => (logit, 1.0),", "Some(&logit) => (logit * layer.scale, 1.0),"),
-    "bias_before_softcap": ("src/backend/cpu/simd/softmax.rs", "if a.softcap > 0.0 {", "if a.softcap > 0.0 && seen.slope == 0.0 {"),
-    "key_angle_of_the_first_row": ("src/backend/cpu/query_tile.rs", "entry.start.wrapping_add(index), layer.mscale, cos, sin", "entry.start.wrapping_add(entry.first), layer.mscale, cos, sin"),
-    "angles_of_another_slab": ("src/backend/cpu/query_tile.rs", "        (token - start) as usize\n", "        (token - tokens.start) as usize % half.max(1)\n"),
-    "part_of_another_tile": ("src/backend/cpu/query_tile.rs", "let first_row = self.first_row + first as u64;", "let first_row = self.first_row;"),
-    "block_begins_late": ("src/backend/cpu/query_tile.rs", "let lo = offset % PAD;", "let lo = offset % PAD + u64::from(offset % PAD == 7);"),
-    "span_merged_without_keep": ("src/backend/cpu/decode.rs", "*a = *a * keep + p * take", "*a = *a + p * take"),
-    "key_in_another_lane": ("src/backend/cpu/kv_store.rs", "group.add(d * GROUP + lane).write(x)", "group.add(d * GROUP + (lane ^ 1)).write(x)"),
-    "part_of_a_group_written_whole": ("src/backend/cpu/append.rs", "filter(|_| n == GROUP as u64)", "filter(|_| n >= GROUP as u64 - 1)"),
-    "values_of_another_half": ("src/backend/cpu/kv_store.rs", "values.add(2 * pair_at(row, in_tile, 0))", "values.add(2 * pair_at(row, 0, 0))"),
-    "masked_score_counts": ("src/backend/cpu/simd/softmax.rs", "            edge::<V>(row, &seen, end - 1, lowest);", "            edge::<V>(row, &seen, first, lowest);"),
-    "float_positions": ("src/rope.rs", "sin_cos(position.wrapping_mul(f))", "sin_cos((position as f32 as u64).wrapping_mul(f))"),
-    "no_weight_is_nan": ("src/backend/cpu/simd/softmax.rs", "if new == f32::NEG_INFINITY && (seen", "if new == f32::INFINITY && (seen"),
-    "masked_by_weight_zero": ("src/backend/cpu/decode.rs", "if seen.iter().all(|s| (s.from, s.to) == (from, to)) {", "if !seen.is_empty() {"),
-    "columns_counted_from_the_block": ("src/backend/cpu/chunk/f32.rs", "(s.from - from, s.to - from)", "(s.from, s.to)"),
-    "last_keys_counted_twice": ("src/backend/cpu/decode.rs", "                from: last,\n", "                from,\n"),
-    "infinity_by_the_tile": ("src/backend/cpu/chunk/f32.rs", "let apart = !all_seen &&", "let apart = false && !all_seen &&"),
-}
-# Where the processor has AMX.
-AMX_MUTANTS = {
-    "tile_of_the_wrong_rows": ("src/backend/cpu/simd/amx/gemm.rs", "products!(a, 2 * dim, a.add(16 * dim),", "products!(a, 2 * dim, a.add(8 * dim),"),
-    "lower_half_left_out": ("src/backend/cpu/simd/amx/gemm.rs", "if a.low.is_null() { 1 } else { 3 }", "if a.low.is_null() { 1 } else { 2 }"),
-    "stale_infinity_by_amx": ("src/backend/cpu/chunk/amx.rs", "|| amx_pack::all_finite(v, n * dim_v) {", "|| true {"),
-    "only_nan_is_no_weight": ("src/backend/cpu/simd/amx/softmax.rs", ".all(|c| *row.add(c) == f32::NEG_INFINITY)", ".all(|c| *row.add(c) < f32::INFINITY || (*row.add(c)).is_nan())"),
-    "rough_power": ("src/backend/cpu/simd/x86_64/avx512.rs", "0.695_116_76, 1.0]", "0.695_116_76, 0.999_5]"),
-    "infinity_by_amx": ("src/backend/cpu/chunk/amx.rs", "let apart = !all_seen && !finite;", "let apart = false && !all_seen && !finite;"),
-    "tile_weights_of_what_is_not_seen": ("src/backend/cpu/simd/amx/softmax.rs", "                if !WHOLE {", "                if !WHOLE && a.n == 0 {"),
-    "tile_sums_without_keep": ("src/backend/cpu/simd/amx/softmax.rs", "_mm512_fmadd_ps(sum, keep, total)", "_mm512_add_ps(sum, total)"),
-    "at_once_however_large": ("src/backend/cpu/simd/amx/fused_softmax.rs", "> HEADROOM {", "> 1e30 * HEADROOM {"),
-    "at_once_of_what_is_not_seen": ("src/backend/cpu/simd/amx/fused_softmax.rs", "pair.only(one, two);", "let _ = (one, two);"),
-    "stale_values_in_tiles": ("src/backend/cpu/chunk/amx.rs", "} else if all_seen && (", "} else if !all_seen || ("),
-}
-# Where it has AVX-512 FP16.
-FP16_MUTANTS = {
-    "halves_overflow": ("src/backend/cpu/simd/fp16/pack.rs", "const TOP: i32 = 9;", "const TOP: i32 = 14;"),
-    "light_weights_lost": ("src/backend/cpu/simd/fp16/softmax.rs", "let (top, scaled) = if top == f32::NEG_INFINITY { (max, max) } else { (top, top * scale) };", "let (top, scaled) = (max / scale, max);"),
-    "halves_of_large_scores": ("src/backend/cpu/simd/fp16/softmax.rs", "_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row.add(i * GROUP)), top), factor)", "_mm512_fmsub_ps(_mm512_loadu_ps(row.add(i * GROUP)), factor, _mm512_mul_ps(top, factor))"),
-    "halves_of_a_lesser_block": ("src/backend/cpu/simd/fp16/softmax.rs", "*sum = *sum * *keep + worth * ", "*sum = *sum * *keep + "),
-    "small_queries_lost": ("src/backend/cpu/simd/fp16/pack.rs", "*scale = if top >= f32::MIN_POSITIVE && top.is_finite() { top } else { 1.0 };", "*scale = if top >= 1.0 && top.is_finite() { top } else { 1.0 };"),
-    "queries_of_halves_unscaled": ("src/backend/cpu/simd/fp16/gemm.rs", "_mm512_fmadd_ps(high, scale, next)", "_mm512_add_ps(high, next)"),
-}
-PROCESSOR = pathlib.Path("/proc/cpuinfo").read_text()
-for flag, mutants in (("amx_bf16", AMX_MUTANTS), ("avx512_fp16", FP16_MUTANTS)):
-    if f" {flag}" in PROCESSOR:
-        MUTANTS |= mutants
-# Of the NEON rung, which the library's own tests must catch on AArch64, elsewhere under QEMU (`scripts/neon_test`).
+MARK = re.compile(r"// mutant: (.*)$")
 NEON = "aarch64-unknown-linux-gnu"
-NEON_MUTANTS = {
-    "neon_maximum_hides_nan": ("src/backend/cpu/simd/aarch64/neon.rs", "vbslq_f32(vcgtq_f32(self.0, other.0), self.0, other.0)", "vmaxnmq_f32(self.0, other.0)"),
-    "neon_lane_beyond_the_range": ("src/backend/cpu/simd/aarch64/neon.rs", "vcltq_s32(lane, limit(to))", "vcleq_s32(lane, limit(to))"),
-    "neon_upper_halves": ("src/backend/cpu/simd/aarch64/neon.rs", "fcvtl {x:v}.4s, {h:v}.4h", "fcvtl2 {x:v}.4s, {h:v}.8h"),
-}
-# Wrong lines of the CUDA kernels, which the device tests must catch on the host shim.
-KERNELS = "src/backend/cuda/kernels/"
-KERNEL_MUTANTS = {
-    "decode_wrong_fragment": (KERNELS + "decode_tile.cuh", "const u8* v_row = v + (line + matrix / 2 * 8) * ROW + matrix % 2 * 16;", "const u8* v_row = v + (line + matrix % 2 * 8) * ROW + matrix / 2 * 16;"),
-    "chunk_wrong_fragment": (KERNELS + "chunk.cuh", "u32 a[4] = {pack(x[0], x[1]), pack(x[2], x[3]), pack(y[0], y[1]), pack(y[2], y[3])};", "u32 a[4] = {pack(x[0], x[1]), pack(y[0], y[1]), pack(x[2], x[3]), pack(y[2], y[3])};"),
-    "decode_missing_barrier": (KERNELS + "decode.cuh", "oldest, kv_head);\n    block_sync();\n", "oldest, kv_head);\n"),
-    "chunk_missing_barrier": (KERNELS + "chunk.cuh", "        copy_async_wait<STAGES - 2>();\n        block_sync();", "        copy_async_wait<STAGES - 2>();"),
-    "copies_not_waited_for": (KERNELS + "decode.cuh", "copy_async_wait<STAGES - 2>();", "copy_async_wait<STAGES - 1>();"),
-    "merge_before_all_arrived": (KERNELS + "decode.cuh", "if (*arrived != p.n_splits - 1) return;", "if (*arrived != p.n_splits / 2) return;"),
-    "last_key_left_out": (KERNELS + "attention_tile.cuh", "bool valid = key < s.n;", "bool valid = key + 1 < s.n;"),
-    "lengths_before_all_blocks_read": (KERNELS + "commit.cuh", "if (atomic_inc(&l.arrivals[seq_id], blocks - 1) != blocks - 1) return;", "if (atomic_inc(&l.arrivals[seq_id], blocks - 1) != 0) return;"),
-    "step_reads_old_slots": (KERNELS + "decode.cuh", "        window.n -= fresh.in_window;\n", ""),
-    "step_without_its_own_key": (KERNELS + "decode.cuh", "n != 0 && first + DECODE_KEYS > stored", "n != 0 && first + DECODE_KEYS > stored + n"),
-    "fresh_token_in_another_tile": (KERNELS + "new_tokens.cuh", "    u32 skipped = first > stored ? first - stored : 0;", "    u32 skipped = 0;"),
-    "fresh_token_not_stored": (KERNELS + "new_tokens.cuh", "bool key = i / PIECES % 2 == 0;\n        u8* slot", "bool key = true;\n        u8* slot"),
-    "launch_before_the_last_one_ended": (KERNELS + "append.cuh", "    begin_kernel();\n", ""),
-    "hidden_infinity": (KERNELS + "chunk.cuh", "if (edge && tile_overflows(v, KEYS)) {", "if (false && tile_overflows(v, KEYS)) {"),
-}
+EMULATED = "x86_64-unknown-linux-gnu"
 
-ALL = {**MUTANTS, **NEON_MUTANTS, **KERNEL_MUTANTS}
-# The test that is run first, where the usual order comes to it late: it only saves time, the others follow where it passes.
-FIRST = {
-    "ring_without_chunk_room": ("edges", "an_aborted_step_can_be_done_again"),
-    "fork_copies_too_little": ("histories", "random_histories_match_the_definition"),
-    "angles_of_another_slab": ("instruction_sets", "long_windows"),
-    "masked_by_weight_zero": ("instruction_sets", "edges_keep_infinities_out"),
-    "infinity_by_the_tile": ("edges", "poison_reaches_only_those_who_see_it"),
-    "stale_infinity_by_amx": ("instruction_sets", "edges_keep_infinities_out"),
-    "stale_values_in_tiles": ("instruction_sets", "edges_keep_infinities_out"),
-    "infinity_by_amx": ("instruction_sets", "edges_keep_infinities_out"),
-    "only_nan_is_no_weight": ("lib", "backend::cpu::simd::weigh::tests::weights_are_those_of_the_plain_way"),
-    "halves_of_large_scores": ("lib", "backend::cpu::simd::weigh_halves::tests::the_largest_weight_is_one"),
-    "small_queries_lost": ("lib", "backend::cpu::simd::fp16_pack::tests::rows_are_scaled_by_their_largest"),
-    "light_weights_lost": ("lib", "backend::cpu::simd::weigh::tests::weights_are_those_of_the_plain_way"),
-    "halves_of_a_lesser_block": ("lib", "backend::cpu::simd::weigh::tests::weights_are_those_of_the_plain_way"),
-    "rough_power": ("lib", "backend::cpu::simd::avx512::tests::powers_are_as_near_as_stated"),
-    "launch_before_the_last_one_ended": ("cuda", "steps::programmatic_launches_change_no_bit"),
-    "fresh_token_in_another_tile": ("cuda", "steps::a_step_stores_what_an_append_stores"),
-    "step_without_its_own_key": ("cuda", "steps::a_step_stores_what_an_append_stores"),
-    "hidden_infinity": ("cuda", "differential::what_a_query_must_not_see_cannot_reach_it"),
-    "merge_before_all_arrived": ("cuda", "differential::streams_agree_with_the_cpu"),
-    "decode_wrong_fragment": ("cuda", "differential::streams_agree_with_the_cpu"),
-}
+
+@dataclasses.dataclass(frozen=True)
+class Marked:
+    """A marked line of code, without the mark."""
+    file: str
+    number: int
+    code: str
+
+
+def marked_lines(file, text):
+    """Name and line of every mutant that the text marks. A mark that stands alone means the next line of code."""
+    pending = []
+    for number, line in enumerate(text.splitlines(), 1):
+        mark = MARK.search(line)
+        code = line[:mark.start()].rstrip() if mark else line
+        names = [name.strip() for name in mark[1].split(",")] if mark else []
+        if not code.strip() or code.lstrip().startswith("//"):
+            pending += names
+            continue
+        for name in pending + names:
+            yield name, Marked(file, number, code)
+        pending = []
+    for name in pending:
+        yield name, Marked(file, number, "")
+
+
+def changed(code, mutant):
+    """The wrong line. None where the text to be replaced does not stand exactly once in the right one."""
+    indent = code[:len(code) - len(code.lstrip())]
+    match mutant:
+        case Replace(old, new):
+            return code.replace(old, new) if code.count(old) == 1 else None
+        case Line(new):
+            return indent + new
+        case Delete():
+            return ""
+
+
+def find(root, table):
+    """-> the line of each mutant, and what is wrong with marks and table."""
+    found, problems = collections.defaultdict(list), []
+    for path in sorted(p for p in (root / "src").rglob("*") if p.suffix in (".rs", ".cu", ".cuh")):
+        for name, line in marked_lines(str(path.relative_to(root)), path.read_text()):
+            found[name].append(line)
+    for name, lines in found.items():
+        at = ", ".join(f"{line.file}:{line.number}" for line in lines)
+        if name not in table:
+            problems.append(f"{at}: the mutant {name!r} is not in the table")
+        elif len(lines) > 1:
+            problems.append(f"{at}: {name} is marked {len(lines)} times")
+        elif not lines[0].code:
+            problems.append(f"{at}: no line of code follows the mark of {name}")
+        elif changed(lines[0].code, table[name]) is None:
+            count = lines[0].code.count(table[name].old)
+            problems.append(f"{at}: {name} replaces {table[name].old!r}, which stands {count} times in the line")
+        elif changed(lines[0].code, table[name]) == lines[0].code:
+            problems.append(f"{at}: {name} changes nothing")
+    problems += [f"{name} is in the table, but no line in src/ is marked" for name in table if name not in found]
+    return {name: lines[0] for name, lines in found.items()}, problems
 
 
 class Failure(Exception):
@@ -146,29 +105,44 @@ class Failure(Exception):
 class Suite:
     """Tests that must catch some mutants: programs of cargo's, built and run in this order."""
 
-    def __init__(self, mutants, programs, environment, own_target=True, target=None, runner=()):
-        self.mutants, self.programs, self.environment, self.own_target = mutants, programs, environment, own_target
-        self.target, self.runner = target, list(runner)
+    def __init__(self, mutants, programs, environment, target=None, runner=(), folder="target", shared=False):
+        """`folder` is cargo's, whose dependencies are copied for each place, or with `shared` used by all of them."""
+        self.mutants, self.programs, self.environment = mutants, programs, environment
+        self.target, self.runner, self.folder, self.shared = target, list(runner), folder, shared
         self.lock, self.passes = threading.Lock(), None
+
+    def cargo_folder(self, place):
+        return (ROOT if self.shared else place) / self.folder
+
+    def copy_dependencies(self, place):
+        """What cargo has built beside the library itself, so that it is not built once more for every place."""
+        if self.shared:
+            return
+        for profile in ["debug"] + [f"{self.target}/debug"] * bool(self.target):
+            for folder in ("build", "deps", ".fingerprint"):
+                built, copy = ROOT / self.folder / profile / folder, self.cargo_folder(place) / profile / folder
+                if built.is_dir() and not copy.exists():
+                    shutil.copytree(built, copy, ignore=shutil.ignore_patterns("*sinkcache*", *OURS))
 
     def build(self, place, program):
         """-> the path of the built program; Failure with what the compiler said."""
         command = ["cargo", "test", "-q", "-p", "sinkcache", "--no-run", "--message-format=json-render-diagnostics"]
         command += ["--lib"] if program == "lib" else ["--test", program]
         command += ["--target", self.target] if self.target else []
-        target = place / "target" if self.own_target else ROOT / "target"
-        done = subprocess.run(command, cwd=place / "source", capture_output=True, text=True,
-                              env={**os.environ, **self.environment, "CARGO_TARGET_DIR": str(target)})
+        environment = {**os.environ, **self.environment, "CARGO_TARGET_DIR": str(self.cargo_folder(place))}
+        done = subprocess.run(command, cwd=place / "source", capture_output=True, text=True, env=environment)
         if done.returncode:
             raise Failure("does not compile:\n" + done.stderr)
-        built = [m["executable"] for m in map(json.loads, done.stdout.splitlines()) if m.get("executable") and m["profile"]["test"]]
+        messages = map(json.loads, done.stdout.splitlines())
+        built = [m["executable"] for m in messages if m.get("executable") and m["profile"]["test"]]
         assert len(built) == 1, built
         return built[0]
 
     def failed(self, place, program, path, *arguments):
         """The first test that fails, or None. What is left of the program is then not waited for."""
-        run = subprocess.Popen([*self.runner, path, *arguments], cwd=place / "source", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                               errors="replace", env={**os.environ, "RUST_BACKTRACE": "0", **self.environment})
+        run = subprocess.Popen([*self.runner, path, *arguments], cwd=place / "source", stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL, text=True, errors="replace",
+                               env={**os.environ, "RUST_BACKTRACE": "0", **self.environment})
         with run:
             for line in run.stdout:
                 if line.startswith("test ") and line.endswith(" FAILED\n"):
@@ -198,33 +172,70 @@ class Suite:
             raise Failure("the tests fail without any mutant")
 
 
-def suites():
-    neon_environment, runner = {}, []
-    if platform.machine() != "aarch64":
-        neon_environment = {"CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER": "aarch64-linux-gnu-gcc",
-                            "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER": "qemu-aarch64 -L /usr/aarch64-linux-gnu"}
-        runner = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"]
-    # One shape and few replays. Fresh kernels each time.
-    shim = {"SKC_TEST_BACKEND": "cuda", "SINKCACHE_CUDA_CACHE_DIR": "", "SKC_SHAPE": "7", "SKC_STREAMS": "8", "SKC_REPLAYS": "12", "SKC_SOAK": "100",
-            "LD_LIBRARY_PATH": f"{ROOT / 'build' / 'shim'}:{os.environ.get('LD_LIBRARY_PATH', '')}", "SKC_SHIM_MULTIPROCESSORS": "8"}
+def cpu_suites():
+    """The suites of the CPU backend, and why mutants of some instruction sets cannot run here."""
+    flags = re.search(r"^flags\s*:(.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    flags = set(flags[1].split()) if flags else set()
+    native, emulated, skipped = dict(mutants_table.COMMON), {}, {}
+    for what, mutants, own, for_emulator in (
+            ("AMX", mutants_table.AMX, {"amx_bf16"}, {"avx512bw", "avx512vl", "avx512_bf16"}),
+            ("AVX-512 FP16", mutants_table.FP16, {"avx512_fp16"}, {"avx512bw", "avx512vl"})):
+        if own <= flags:
+            native |= mutants
+        elif platform.system() == "Linux" and for_emulator <= flags:
+            emulated |= mutants
+        else:
+            why = f"the processor has no {what}, and the emulator needs {' and '.join(sorted(for_emulator))}"
+            skipped |= dict.fromkeys(mutants, why)
     # The vectors catch most: the others are built and run for what they let through.
-    return (Suite(MUTANTS, ("vectors", "edges", "instruction_sets", "histories", "lib"), {"SKC_HISTORIES": "300", "SKC_SHRINK": "0"}),
-            # In the target folder of `scripts/neon_test`, which builds the same dependencies.
-            Suite(NEON_MUTANTS, ("lib",), neon_environment, False, NEON, runner),
-            Suite(KERNEL_MUTANTS, ("cuda",), shim))
+    programs = ("vectors", "edges", "instruction_sets", "histories", "lib")
+    few = {"SKC_HISTORIES": "300", "SKC_SHRINK": "0"}
+    suites = [Suite(native, programs, few)]
+    if emulated:
+        library = ROOT / "build" / "isa_emulator" / "libisa_emulator.so"
+        if not library.exists():
+            sys.exit("build/isa_emulator is missing: tools/isa_emulator/build.sh build/isa_emulator")
+        # As scripts/emulated_isa, which builds the same dependencies: shorter windows, the library preloaded in tests
+        # only.
+        environment = {**few, "RUSTFLAGS": "--cfg sinkcache_emulated_isa", "SKC_WINDOW": "1030", "SKC_STARTS": "1"}
+        runner = ["env", f"LD_PRELOAD={library}"]
+        suites.append(Suite(emulated, programs, environment, EMULATED, runner, "target/emulated"))
+    return suites, skipped
+
+
+def neon_suite():
+    """With cargo's folder of `scripts/neon_test`, which builds the same dependencies."""
+    environment, runner = {}, []
+    if platform.machine() != "aarch64":
+        environment = {"CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER": "aarch64-linux-gnu-gcc",
+                       "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER": "qemu-aarch64 -L /usr/aarch64-linux-gnu"}
+        runner = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"]
+    return Suite(mutants_table.NEON, ("lib",), environment, NEON, runner, shared=True)
+
+
+def cuda_suite():
+    """On the stand-in: one shape and few replays. Fresh kernels each time."""
+    libraries = f"{ROOT / 'build' / 'shim'}:{os.environ.get('LD_LIBRARY_PATH', '')}"
+    environment = {"SKC_TEST_BACKEND": "cuda", "SINKCACHE_CUDA_CACHE_DIR": "", "SKC_SHAPE": "7", "SKC_STREAMS": "8",
+                   "SKC_REPLAYS": "12", "SKC_SOAK": "100", "SKC_SHIM_MULTIPROCESSORS": "8",
+                   "LD_LIBRARY_PATH": libraries}
+    return Suite(mutants_table.CUDA, ("cuda",), environment)
 
 
 def can_neon():
     """Whether Rust can build for AArch64 and this machine, or QEMU, can run it."""
-    libs = subprocess.run(["rustc", "--print", "target-libdir", "--target", NEON], capture_output=True, text=True, check=True).stdout.strip()
-    runs = platform.machine() == "aarch64" or (shutil.which("qemu-aarch64") and shutil.which("aarch64-linux-gnu-gcc"))
-    return bool(runs) and any(pathlib.Path(libs).glob("libcore-*.rlib"))
+    command = ["rustc", "--print", "target-libdir", "--target", NEON]
+    libs = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    qemu = shutil.which("qemu-aarch64") and shutil.which("aarch64-linux-gnu-gcc")
+    return bool(platform.machine() == "aarch64" or qemu) and any(pathlib.Path(libs).glob("libcore-*.rlib"))
 
 
 def copy_sources(place):
     shutil.rmtree(place / "source", ignore_errors=True)
-    names = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True)
-    keep = ("src/", "tests/", "benches/", "Cargo.toml", "Cargo.lock", "build.rs", "cbindgen.toml", "include/", "examples/stream")
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    keep = ("src/", "tests/", "benches/", "Cargo.toml", "Cargo.lock", "build.rs", "cbindgen.toml", "include/",
+            "examples/stream")
     for name in names.stdout.splitlines():
         if name.startswith(keep) and (ROOT / name).is_file():
             (place / "source" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -236,41 +247,33 @@ def copy_sources(place):
     manifest.write_text(text.replace(CRATE_TYPES, 'crate-type = ["rlib"]'))
 
 
-def copy_dependencies(place):
-    """What `cargo test` has built beside the library itself, so that it is not built once more for every place."""
-    built = ROOT / "target" / "debug"
-    for folder in ("build", "deps", ".fingerprint"):
-        if (built / folder).is_dir() and not (place / "target" / "debug" / folder).exists():
-            shutil.copytree(built / folder, place / "target" / "debug" / folder, ignore=shutil.ignore_patterns("*sinkcache*", *OURS))
-
-
-def mutate(place, suite, name):
-    """-> what catches the mutant, or None; Failure where it is none."""
-    file, right, wrong = suite.mutants[name]
-    path = place / "source" / file
+def mutate(place, suite, name, line):
+    """-> what catches the mutant, or None; Failure where it does not compile."""
+    mutant = suite.mutants[name]
+    path = place / "source" / line.file
     before = path.read_text()
-    if before.count(right) != 1:
-        raise Failure(f"its line stands {before.count(right)} times in {file}")
-    path.write_text(before.replace(right, wrong))
+    lines = before.splitlines(keepends=True)
+    lines[line.number - 1] = changed(line.code, mutant) + "\n"
+    path.write_text("".join(lines))
     try:
-        return suite.catches(place, FIRST.get(name))
+        return suite.catches(place, mutant.first)
     finally:
         path.write_text(before)
 
 
-def work(place, take, wrong):
+def work(place, take, lines, wrong):
     """Takes mutants until none is left, or the tests are found to fail by themselves."""
     copy_sources(place)
-    copy_dependencies(place)
     while True:
         try:
             suite, name = take()
         except IndexError:
             return
+        suite.copy_dependencies(place)
         suite.check(place)
         began = time.monotonic()
         try:
-            caught = mutate(place, suite, name)
+            caught = mutate(place, suite, name, lines[name])
             outcome = f"caught by {caught}" if caught else "survived"
         except Failure as failure:
             caught, outcome = None, str(failure)
@@ -280,16 +283,30 @@ def work(place, take, wrong):
 
 
 def main():
-    names = sys.argv[1:] or list(ALL)
-    if unknown := [n for n in names if n not in ALL]:
-        sys.exit(f"no such mutant here: {' '.join(unknown)}")
-    if not sys.argv[1:] and not can_neon():
-        names = [n for n in names if n not in NEON_MUTANTS]
-        print(f"SKIPPED, since nothing here builds or runs AArch64: {' '.join(NEON_MUTANTS)}")
-    todo, wrong = collections.deque((suite, name) for suite in suites() for name in suite.mutants if name in names), []
-    # Cargo and the tests keep one core busy most of the time: two places, from both ends, so that each builds few programs.
+    table = mutants_table.ALL
+    lines, problems = find(ROOT, table)
+    if problems:
+        sys.exit("\n".join(problems))
+    names = sys.argv[1:] or list(table)
+    if names == ["--check"]:
+        print(f"mutants: {len(table)}, each with its line")
+        return
+    if unknown := [name for name in names if name not in table]:
+        sys.exit(f"no such mutant: {' '.join(unknown)}")
+    suites, skipped = cpu_suites()
+    suites += [neon_suite(), cuda_suite()]
+    if not can_neon():
+        skipped |= dict.fromkeys(mutants_table.NEON, "nothing here builds or runs AArch64")
+    for name in names:
+        if name in skipped:
+            print(f"skipped: mutant {name}: {skipped[name]}")
+    names = [name for name in names if name not in skipped]
+    todo, wrong = collections.deque((suite, name) for suite in suites for name in suite.mutants if name in names), []
+    # Cargo and the tests keep one core busy most of the time: two places, from both ends, so that each builds few
+    # programs.
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        ends = [pool.submit(work, PLACES / "front", todo.popleft, wrong), pool.submit(work, PLACES / "back", todo.pop, wrong)]
+        ends = [pool.submit(work, PLACES / "front", todo.popleft, lines, wrong),
+                pool.submit(work, PLACES / "back", todo.pop, lines, wrong)]
         for end in concurrent.futures.as_completed(ends):
             if end.exception():
                 todo.clear()

@@ -63,7 +63,7 @@ impl Ring {
     #[must_use]
     pub fn new(n_sink: u32, window: u32, max_chunk: u32, max_rewind: u32) -> Self {
         let (window, max_rewind) = (u64::from(window), u64::from(max_rewind));
-        let ring_slots = window + max_rewind.max(u64::from(max_chunk));
+        let ring_slots = window + max_rewind.max(u64::from(max_chunk)); // mutant: ring_without_chunk_room
         Self { n_sink: n_sink.into(), window, ring_slots, max_rewind }
     }
 
@@ -82,7 +82,7 @@ impl Ring {
     /// E(len): tokens dropped between sinks and window when the sequence holds `len` tokens.
     #[must_use]
     pub fn evicted(&self, len: u64, floor: u64) -> u64 {
-        floor.max(len.saturating_sub(self.n_sink + self.window))
+        floor.max(len.saturating_sub(self.n_sink + self.window)) // mutant: evicted_one_too_few
     }
 
     /// Index of the oldest window token at length `len`.
@@ -190,14 +190,14 @@ impl Seq {
     /// Drops the `n > 0` oldest window tokens, as checked before. Keys of the latest append's queries may be among
     /// them.
     pub fn evict(&mut self, ring: &Ring, n: u64) {
-        self.floor = ring.evicted(self.len, self.floor) + n;
+        self.floor = ring.evicted(self.len, self.floor) + n; // mutant: evict_counts_from_zero
         self.attendable = 0;
     }
 
     /// Sets the length to `len`, as checked before. At an unchanged length the queries stay valid.
     pub fn cut(&mut self, len: u64) {
         if len != self.len {
-            self.len = len;
+            self.len = len; // mutant: rewind_forgets_highest
             self.attendable = 0;
         }
     }

@@ -41,7 +41,7 @@ impl Frequencies {
     #[inline(always)]
     pub fn fill(&self, position: u64, mscale: f32, cos: &mut [f32], sin: &mut [f32]) {
         for ((&f, c), s) in self.0.iter().zip(cos).zip(sin) {
-            let (sv, cv) = sin_cos(position.wrapping_mul(f));
+            let (sv, cv) = sin_cos(position.wrapping_mul(f)); // mutant: float_positions
             *c = cv * mscale;
             *s = sv * mscale;
         }

@@ -51,7 +51,7 @@ impl Cache {
             Ok(cache.counters.seq(0, seq).len.saturating_sub(n))
         })?;
         self.enqueue_edit(EditCall::Rewind, EditEntries::Host { ids: seq_ids, tokens: n_tokens, positions: &[] })?;
-        self.apply(|_, state, len| state.cut(len));
+        self.apply(|_, state, len| state.cut(len)); // mutant: rewind_keeps_evicted
         Ok(())
     }
 
@@ -68,7 +68,7 @@ impl Cache {
         self.collect_edits(seq_ids, |_, index, _| Ok(Some(start_positions.map_or(0, |s| s[index]))))?;
         let positions = start_positions.unwrap_or(&[]);
         self.enqueue_edit(EditCall::Reset, EditEntries::Host { ids: seq_ids, tokens: &[], positions })?;
-        self.apply(|_, state, _| *state = Seq::default());
+        self.apply(|_, state, _| *state = Seq::default()); // mutant: reset_keeps_floor
         if !self.capturing {
             for &(seq, start) in &self.edits {
                 self.counters.starts[seq] = start;
@@ -115,6 +115,7 @@ impl Cache {
             for (index, layer) in self.layers.iter().enumerate() {
                 let state = *self.counters.seq(index, src);
                 if let Place::Host { backend, .. } = &self.place {
+                    // mutant: fork_copies_too_little
                     backend.copy_sequence(index, layer, src, dst, state.highest.min(layer.ring.slots()));
                 }
                 *self.counters.seq_mut(index, dst) = state;

@@ -78,6 +78,7 @@ impl AppendTarget<'_> {
         let (shape, kernels) = (self.call.shape, self.kernels);
         let Run { tokens, slot, head, .. } = run;
         // Only a group whose 16 tokens are all new may be written as a whole: other slots keep their tokens.
+        // mutant: part_of_group_written_whole
         let whole = kernels.transpose_keys.filter(|_| tokens.end - tokens.start == KEY_GROUP as u64);
         let (mut k, mut v): (GroupRows, GroupRows) = ([std::ptr::null(); KEY_GROUP], [std::ptr::null(); KEY_GROUP]);
         // Free while tokens are appended: attention packs each block anew.

@@ -137,7 +137,7 @@ impl KvSplit<'_> {
             prefetch_offset: 0,
         };
         let visible = &scratch.visible[..rows];
-        let same = visible.iter().all(|v| (v.from, v.to) == (from, to));
+        let same = visible.iter().all(|v| (v.from, v.to) == (from, to)); // mutant: masked_by_zero_probability
         // SAFETY: the kernels' instruction set is available; `from..to` lies within the slots that `Slots::read` has
         // checked, and rows and dims within scratch.
         unsafe {
@@ -167,7 +167,7 @@ impl KvSplit<'_> {
             let next = self.next.map(|next| self.slots.read(self.tile.head, next.slot, KEY_GROUP as u64).0);
             let tail = stored.v.add(last * slot_bytes);
             (self.kernels.pv)(&PvArgs {
-                from: last,
+                from: last, // mutant: last_keys_counted_twice
                 alpha: scratch.alpha.as_ptr(),
                 prefetch_offset: next.map_or(0, |next| byte_distance(tail, next)),
                 ..*all

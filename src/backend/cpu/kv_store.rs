@@ -178,6 +178,7 @@ impl Slots<'_> {
             let values = self.v.add((at - in_tile) * self.v_slot).cast::<T>();
             match T::DTYPE {
                 DType::F32 => std::ptr::copy_nonoverlapping(k.as_ptr(), group.add(lane * k.len()), k.len()),
+                // mutant: key_in_another_lane
                 DType::F16 => k.iter().enumerate().for_each(|(d, &x)| group.add(d * KEY_GROUP + lane).write(x)),
                 DType::Bf16 => {
                     let pairs = k.as_chunks::<2>().0.iter().enumerate();
@@ -214,6 +215,7 @@ impl Slots<'_> {
             if T::DTYPE == DType::Bf16 {
                 let in_tile = at % SLOT_ALIGN as usize;
                 let values = self.v.add((at - in_tile) * self.v_slot).cast::<u16>();
+                // mutant: values_of_another_half
                 (tokens.interleave_values)(tokens.v, dim_v, values.add(2 * bf16_pair_index(row, in_tile, 0)));
             } else {
                 let values = self.v.add(at * self.v_slot).cast::<u16>();

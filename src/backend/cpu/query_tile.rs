@@ -48,7 +48,7 @@ impl QueryTile<'_> {
 
     /// At most `rows` rows of the tile, from `first` on.
     pub fn part(&self, first: usize, rows: usize) -> Self {
-        let first_row = self.first_row + first as u64;
+        let first_row = self.first_row + first as u64; // mutant: part_of_another_tile
         Self { first_row, rows: (self.rows - first).min(rows), tokens: self.tokens.clone(), ..*self }
     }
 
@@ -117,7 +117,7 @@ impl QueryTile<'_> {
             scratch.ranges[r] = self.visible_range(r);
             // A learned sink logit acts as a key with this score and a value of zero.
             (scratch.max[r], scratch.sum[r]) = match layer.sink_logits.get(head) {
-                Some(&logit) => (logit, 1.0),
+                Some(&logit) => (logit, 1.0), // mutant: learned_sink_scaled
                 None => (f32::NEG_INFINITY, 0.0),
             };
         }

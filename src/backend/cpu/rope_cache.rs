@@ -43,10 +43,11 @@ impl RopeCache {
             unsafe {
                 if layer.position_mode == PositionMode::Rope {
                     (kernels.angles)(&layer.frequencies, position, layer.mscale, cos, sin);
-                    let rotated = position.wrapping_sub(evicted);
+                    let rotated = position.wrapping_sub(evicted); // mutant: sink_rotation_dropped
                     (kernels.angles)(&layer.frequencies, rotated, layer.mscale, cos_sink, sin_sink);
                 } else {
                     // The host has applied RoPE and mscale: rotate by -E, without mscale.
+                    // mutant: sink_rotated_other_way, mscale_twice
                     (kernels.angles)(&layer.frequencies, 0_u64.wrapping_sub(evicted), 1.0, cos_sink, sin_sink);
                 }
             }
@@ -60,6 +61,7 @@ impl RopeCache {
             let (cos, sin) = (&mut scratch.cos[at.clone()], &mut scratch.sin[at]);
             // SAFETY: the kernels' instruction set is available.
             unsafe {
+                // mutant: key_angle_of_first_token
                 (kernels.angles)(&layer.frequencies, entry.start.wrapping_add(index), layer.mscale, cos, sin);
             }
         })
@@ -91,6 +93,6 @@ impl RopeCache {
             fill(entry.first + t, i * half..(i + 1) * half);
         }
         self.held = Some((entry.seq, held, queries));
-        (token - start) as usize
+        (token - start) as usize // mutant: angles_of_another_slab
     }
 }

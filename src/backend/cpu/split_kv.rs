@@ -148,6 +148,7 @@ pub(super) fn merge(rows: usize, dim: usize, total: &mut Partial<'_>, partial: &
         total.max[r] = new;
         total.sum[r] = total.sum[r] * alpha + partial.sum[r] * beta;
         let acc = &mut total.acc[r * dim..(r + 1) * dim];
+        // mutant: split_merged_without_rescale
         acc.iter_mut().zip(&partial.acc[r * dim..]).for_each(|(a, p)| *a = *a * alpha + p * beta);
     }
 }

@@ -17,14 +17,14 @@ pub(super) struct VisibleRange {
 impl VisibleRange {
     /// The visible sinks, or the visible window tokens, by index.
     pub fn keys(self, ring: &Ring, sinks: bool) -> Range<u64> {
-        let end = self.index + 1;
-        if sinks { 0..end.min(ring.n_sink) } else { ring.n_sink + self.evicted..end }
+        let end = self.index + 1; // mutant: future_token_visible
+        if sinks { 0..end.min(ring.n_sink) } else { ring.n_sink + self.evicted..end } // mutant: evicted_token_visible
     }
 
     /// Distance in cache positions to a visible key.
     pub fn distance(self, sinks: bool, key: u64) -> u64 {
         // Cache positions: p - E for the row and for window keys, p for sinks.
-        if sinks { self.index - self.evicted - key } else { self.index - key }
+        if sinks { self.index - self.evicted - key } else { self.index - key } // mutant: sink_distance_in_stream
     }
 }
 
@@ -67,7 +67,7 @@ pub(super) fn blocks(ring: &Ring, keys: Range<u64>, size: u64) -> impl Iterator<
             let offset = begin - region + at;
             let n = (run.n - at).min(size - offset % size);
             let block = (n > 0).then(|| {
-                let lo = offset % SLOT_ALIGN;
+                let lo = offset % SLOT_ALIGN; // mutant: block_begins_late
                 Block {
                     sinks,
                     first: run.first + at,

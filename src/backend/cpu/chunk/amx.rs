@@ -116,9 +116,10 @@ impl ChunkKernel for Amx {
         let whole = SplitMatrix { high: k, low: std::ptr::null() };
         // Where every key of whole tiles is visible to every row, or all values are finite and probabilities of 0 mask
         // the rest, values are multiplied where they lie.
+        // mutant: amx_stale_values
         let in_place = block.all_visible && (keys.from, keys.to) == (0, keys.n)
             // SAFETY: as above.
-            || unsafe { pack::all_finite(v, keys.n * dim_v) };
+            || unsafe { pack::all_finite(v, keys.n * dim_v) }; // mutant: amx_stale_infinity
         if in_place {
             let v = SplitMatrix { high: v, low: std::ptr::null() };
             return Some(Packed { k: whole, v, stored_v: block.v, separate: false });
@@ -126,7 +127,7 @@ impl ChunkKernel for Amx {
         let copy = split(scratch.v, keys.n * dim_v, false);
         // SAFETY: as above.
         let finite = unsafe { pack::copy_values(v, dim_v, keys, copy.high) };
-        let separate = !block.all_visible && !finite;
+        let separate = !block.all_visible && !finite; // mutant: amx_infinity_reaches_masked_rows
         Some(Packed { k: whole, v: copy.as_matrix(), stored_v: block.v, separate })
     }
 

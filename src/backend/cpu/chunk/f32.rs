@@ -33,6 +33,7 @@ impl ChunkKernel for F32 {
             (chunk.kernels.pack_keys)(block.k, shape.head_dim, block.keys.n / KEY_GROUP, scratch.k.as_mut_ptr());
             (chunk.kernels.pack_values)(block.v, dim_v, block.keys, scratch.v.as_mut_ptr())
         };
+        // mutant: infinity_reaches_masked_rows
         Some(Packed { stored_v: block.v, separate: !block.all_visible && !finite })
     }
 

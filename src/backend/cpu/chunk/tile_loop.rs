@@ -131,6 +131,7 @@ fn narrow_columns(visible: &mut [ColumnRange], end: usize) -> Option<(usize, usi
     let (from, to) = visible_union(visible)?;
     let (from, to) = (from - from % SLOT_ALIGN as usize, to.next_multiple_of(end));
     for v in visible.iter_mut() {
+        // mutant: columns_counted_from_block
         (v.from, v.to) = if v.from < v.to { (v.from - from, v.to - from) } else { (0, 0) };
     }
     Some((from, to))

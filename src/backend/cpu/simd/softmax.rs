@@ -82,7 +82,7 @@ pub(super) unsafe fn update_row_max<V: SimdF32>(a: &SoftmaxArgs, r: usize) -> f3
         // The first and the last vector may hold masked columns.
         if first < end {
             mask_vector::<V>(row, &visible, first, lowest);
-            mask_vector::<V>(row, &visible, end - 1, lowest);
+            mask_vector::<V>(row, &visible, end - 1, lowest); // mutant: masked_score_counts
         }
         let mut row_maxima = [lowest; 4];
         unrolled_by_4!(i in first, end, v, row_maxima[v] = V::load(at(i)).max(row_maxima[v]));
@@ -93,6 +93,7 @@ pub(super) unsafe fn update_row_max<V: SimdF32>(a: &SoftmaxArgs, r: usize) -> f3
         if *max == new {
             *alpha = 1.0;
             // All scores so far are minus infinity: there is no maximum to subtract. A NaN must propagate.
+            // mutant: masked_row_is_nan
             if new == f32::NEG_INFINITY && (visible.from..visible.to).all(|c| *row.add(c) == f32::NEG_INFINITY) {
                 *alpha = -1.0;
             }
@@ -160,6 +161,7 @@ unsafe fn transformed<V: SimdF32>(a: &SoftmaxArgs, visible: &ColumnRange, key: u
     // SAFETY: the instruction set is available, and all addresses are rows and columns of the arguments, by the caller.
     unsafe {
         let mut s = s.mul(V::splat(a.scale));
+        // mutant: bias_before_softcap
         if a.softcap > 0.0 {
             s = tanh(s.div(V::splat(a.softcap))).mul(V::splat(a.softcap));
         }

@@ -40,7 +40,7 @@ impl SimdF32 for Neon {
         // The conversion needs no feature beyond NEON; its intrinsic is not yet stable.
         unsafe {
             let halves = vld1_u16(p);
-            asm!("fcvtl {x:v}.4s, {h:v}.4h", x = lateout(vreg) x, h = in(vreg) halves,
+            asm!("fcvtl {x:v}.4s, {h:v}.4h", x = lateout(vreg) x, h = in(vreg) halves, // mutant: neon_upper_halves
                 options(pure, nomem, nostack, preserves_flags));
         }
         Self(x)
@@ -83,7 +83,7 @@ impl SimdF32 for Neon {
     #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {
         // Neither of the instruction set's maxima: one is NaN where either is, the other a number where one is.
-        Self(unsafe { vbslq_f32(vcgtq_f32(self.0, other.0), self.0, other.0) })
+        Self(unsafe { vbslq_f32(vcgtq_f32(self.0, other.0), self.0, other.0) }) // mutant: neon_maximum_hides_nan
     }
 
     #[inline(always)]
@@ -102,6 +102,7 @@ impl SimdF32 for Neon {
         unsafe {
             let lane = vld1q_s32([0, 1, 2, 3].as_ptr());
             let limit = |n: isize| vdupq_n_s32(n.clamp(0, 4) as i32);
+            // mutant: neon_lane_beyond_range
             let inside = vandq_u32(vcgeq_s32(lane, limit(from)), vcltq_s32(lane, limit(to)));
             Self(vbslq_f32(inside, self.0, other.0))
         }

@@ -97,6 +97,7 @@ unsafe fn fused<const WHOLE: bool, const TWO: bool>(
             store_acc!(strip(key), strip(key).add(16 * STRIP), 4 * STRIP);
         }
         softmax.add_rows::<WHOLE, TWO>(strip(a.n - STRIP), 0..a.rows, a.n - STRIP, probs);
+        // mutant: fused_softmax_without_limit
         if _mm512_reduce_max_ps(_mm512_max_ps(softmax.row_maxima[0], softmax.row_maxima[1])) > HEADROOM {
             return false;
         }
@@ -151,7 +152,7 @@ impl Softmax<'_> {
                         _mm512_mask_max_ps(row_maxima[0], one, x, row_maxima[0]),
                         _mm512_mask_max_ps(row_maxima[1], two, next, row_maxima[1]),
                     ];
-                    p.mask(one, two);
+                    p.mask(one, two); // mutant: fused_softmax_unmasked
                 }
                 self.totals[r] = p.add_to(self.totals[r]);
                 p.store(probs.offset(r * self.stride + key));

@@ -148,7 +148,7 @@ impl SplitMut {
 /// The products of bf16 that make up one of two split matrices: hi*hi, and hi*lo and lo*hi. The dropped lo*lo is below
 /// f32 rounding.
 pub(crate) fn split_products(a: SplitMatrix, b: SplitMatrix) -> impl Iterator<Item = (*const u16, *const u16)> {
-    let n = if a.low.is_null() { 1 } else { 3 };
+    let n = if a.low.is_null() { 1 } else { 3 }; // mutant: amx_low_half_left_out
     [(a.high, b.high), (a.high, b.low), (a.low, b.high)].into_iter().take(n)
 }
 
@@ -166,6 +166,7 @@ pub(crate) unsafe fn qk(q: SplitMatrix, k: SplitMatrix, dim: usize, keys: usize,
                 let k = k.add(key * dim);
                 for d in (0..dim).step_by(DEPTH) {
                     let (a, b) = (q.add(d), k.add(d * KEY_GROUP));
+                    // mutant: amx_tile_of_wrong_rows
                     accumulate!(a, 2 * dim, a.add(16 * dim), b, b.add(KEY_GROUP * dim), 64_usize);
                 }
             }

@@ -80,6 +80,7 @@ unsafe fn row_maxima<const WHOLE: bool>(a: &SoftmaxArgs, rows: &mut Rows) -> boo
                 none &= none - 1;
                 // All scores so far are minus infinity: there is no maximum to subtract. A NaN must propagate.
                 let row = a.scores.add(r * a.stride);
+                // mutant: amx_nan_row_is_masked
                 if r < a.rows && (rows.ranges[r].0..rows.ranges[r].1).all(|c| *row.add(c) == f32::NEG_INFINITY) {
                     rows.ranges[r] = (0, 0);
                     any = true;
@@ -106,6 +107,7 @@ unsafe fn row_probs<const WHOLE: bool, const TWO: bool>(a: &SoftmaxArgs, rows: &
             for c in (0..a.n).step_by(32) {
                 let exponent = |at: usize| _mm512_fmadd_ps(_mm512_loadu_ps(row.add(at)), factor, offset);
                 let mut p = Probs32::<TWO>::exp2(exponent(c), exponent(c + 16));
+                // mutant: amx_masked_columns_count
                 if !WHOLE {
                     p.mask(visible(rows.ranges[r], c), visible(rows.ranges[r], c + 16));
                 }
@@ -132,7 +134,7 @@ pub(crate) unsafe fn add_to_sums(a: &SoftmaxArgs, lanes: &[__m512; ROWS]) {
         // caller.
         unsafe {
             let (sum, alpha) = (_mm512_loadu_ps(a.sum.add(first)), _mm512_loadu_ps(a.alpha.add(first)));
-            _mm512_storeu_ps(a.sum.add(first), _mm512_fmadd_ps(sum, alpha, total));
+            _mm512_storeu_ps(a.sum.add(first), _mm512_fmadd_ps(sum, alpha, total)); // mutant: amx_sums_without_rescale
         }
     }
 }

@@ -140,7 +140,7 @@ unsafe fn tile<const R: usize, const NV: usize>(args: &GemmArgs, row: usize, vec
                         (_mm512_mul_ps(beta, _mm512_loadu_ps(c)), _mm512_mul_ps(beta, _mm512_loadu_ps(c.add(16))))
                     };
                     _mm512_storeu_ps(c, _mm512_fmadd_ps(low, alpha, c0));
-                    _mm512_storeu_ps(c.add(16), _mm512_fmadd_ps(high, alpha, c1));
+                    _mm512_storeu_ps(c.add(16), _mm512_fmadd_ps(high, alpha, c1)); // mutant: fp16_queries_unscaled
                 });
             });
         }

@@ -8,7 +8,7 @@ use crate::backend::cpu::simd::x86_64::avx512::{Avx512, visible};
 
 /// A block is scaled by a power of two so that its largest number lies between 2^9 and 2^10. A sum of 32 of them, times
 /// at most 1, is then below the largest fp16, and a number 2^-23 of the largest is not yet subnormal.
-const TARGET_EXPONENT: i32 = 9;
+const TARGET_EXPONENT: i32 = 9; // mutant: fp16_overflow
 
 /// The scale of a block and its inverse, given its largest magnitude as the bits of a bf16. `None` where that is 2^13
 /// or more, or not finite.
@@ -79,6 +79,7 @@ pub(crate) unsafe fn pack_rows(x: *const f32, (rows, dim): (usize, usize), scale
             }
             let largest_bits = _mm512_reduce_max_ps(largest_bits);
             // Infinities and NaNs stay; a row of subnormals becomes 0.
+            // mutant: fp16_small_queries_lost
             *scale = if largest_bits >= f32::MIN_POSITIVE && largest_bits.is_finite() { largest_bits } else { 1.0 };
             pairs(x, dim, scale.recip(), y);
         }

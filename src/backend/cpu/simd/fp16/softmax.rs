@@ -50,6 +50,7 @@ unsafe fn row_probs(a: &SoftmaxArgs, r: usize, row_max: f32, pairs: *mut u32) ->
         let plain = a.softcap == 0.0 && visible.slope == 0.0;
         let scale = if plain { a.scale } else { 1.0 };
         // A row of nothing but minus infinity: -inf - -inf would be NaN.
+        // mutant: fp16_small_probabilities_lost
         let (row_max, scaled) = if row_max == f32::NEG_INFINITY { (max, max) } else { (row_max, row_max * scale) };
         let block_scale =
             if scaled == max { 1.0 } else { Avx512::splat((scaled - max) * LOG2_E).exp2::<true>().first() };
@@ -58,6 +59,7 @@ unsafe fn row_probs(a: &SoftmaxArgs, r: usize, row_max: f32, pairs: *mut u32) ->
         let (factor, row_max) = (_mm512_set1_ps(scale * LOG2_E), _mm512_set1_ps(row_max));
         let mut totals = [_mm512_setzero_ps(); 4];
         unrolled_by_4!(i in first, end, v, {
+            // mutant: fp16_maximum_subtracted_late
             let p = rough_exp2(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row.add(i * KEY_GROUP)), row_max), factor));
             totals[v] = _mm512_add_ps(totals[v], p);
             _mm512_storeu_si512(pairs.add(i * KEY_GROUP).cast(), fp16_pairs(p));
@@ -68,7 +70,7 @@ unsafe fn row_probs(a: &SoftmaxArgs, r: usize, row_max: f32, pairs: *mut u32) ->
         }
         let total = _mm512_add_ps(_mm512_add_ps(totals[0], totals[1]), _mm512_add_ps(totals[2], totals[3]));
         let sum = a.sum.add(r);
-        *sum = *sum * *alpha + block_scale * _mm512_reduce_add_ps(total);
+        *sum = *sum * *alpha + block_scale * _mm512_reduce_add_ps(total); // mutant: fp16_sum_without_block_scale
         block_scale
     }
 }

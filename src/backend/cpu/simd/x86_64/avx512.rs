@@ -165,7 +165,7 @@ pub(crate) fn power(x: __m512, polynomial: &[f32]) -> __m512 {
 #[target_feature(enable = "avx512f,avx512dq")]
 pub(crate) fn rough_exp2(x: __m512) -> __m512 {
     // Least relative error on [0, 1) of its degree, among those that are 1 at 0.
-    const THREE: [f32; 4] = [7.706_705e-2, 0.227_645, 0.695_116_76, 1.0];
+    const THREE: [f32; 4] = [7.706_705e-2, 0.227_645, 0.695_116_76, 1.0]; // mutant: rough_exp2_of_zero
     power(x, &THREE)
 }
 

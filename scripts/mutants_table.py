@@ -1,0 +1,148 @@
+"""The mutants of `scripts/mutants.py`: what each of them changes in its line, which a comment in src/ marks.
+
+    line of code;  // mutant: NAME             the mark stands behind the line ...
+    // mutant: NAME, OTHER                     ... or alone in the line above; it may name several mutants
+
+A name here is the name in the mark. It says what is wrong in the mutant.
+"""
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Replace:
+    """`old`, which stands exactly once in the line, becomes `new`.
+
+    `first`: a program and its test that are run before all others, to save time where the usual order comes late to the
+    test that fails. Where it passes, all others follow.
+    """
+    old: str
+    new: str
+    first: tuple = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """The whole line becomes `new`."""
+    new: str
+    first: tuple = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Delete:
+    """The line is removed."""
+    first: tuple = None
+
+
+# Tests that several mutants name.
+INFINITIES = ("instruction_sets", "edges_keep_infinities_out")
+SOFTMAX = ("lib", "backend::cpu::simd::softmax::tests::weights_are_those_of_the_plain_way")
+STEPS = ("cuda", "steps::a_step_stores_what_an_append_stores")
+STREAMS = ("cuda", "differential::streams_agree_with_the_cpu")
+
+# Semantics, and what all instruction sets share.
+COMMON = {
+    # Which tokens a ring holds.
+    "evicted_one_too_few": Replace("self.n_sink + self.window", "self.n_sink + self.window + 1"),
+    "ring_without_chunk_room": Replace("u64::from(max_chunk)", "u64::from(max_chunk) - 1",
+                                       ("edges", "an_aborted_step_can_be_done_again")),
+    "evict_counts_from_zero": Replace("= ring.evicted(self.len, self.floor) + n", "+= n"),
+    "rewind_keeps_evicted": Line("self.apply(|layer, state, len| { state.floor = layer.ring.evicted(state.len, "
+                                 "state.floor); state.cut(len) });"),
+    "rewind_forgets_highest": Line("self.len = len; self.highest = len;"),
+    "reset_keeps_floor": Replace("Seq::default()", "Seq { floor: state.floor, ..Seq::default() }"),
+    "fork_copies_too_little": Replace("state.highest.min", "state.len.saturating_sub(1).min",
+                                      ("histories", "random_histories_match_the_definition")),
+    # Which keys a query sees, and at which distance.
+    "evicted_token_visible": Replace("self.evicted..end", "self.evicted.saturating_sub(1)..end"),
+    "future_token_visible": Replace("self.index + 1", "self.index + 2"),
+    "sink_distance_in_stream": Replace("self.index - self.evicted - key", "self.index - key"),
+    "block_begins_late": Replace("offset % SLOT_ALIGN", "offset % SLOT_ALIGN + u64::from(offset % SLOT_ALIGN == 7)"),
+    "part_of_another_tile": Replace("self.first_row + first as u64", "self.first_row"),
+    "columns_counted_from_block": Replace("(v.from - from, v.to - from)", "(v.from, v.to)"),
+    # RoPE.
+    "float_positions": Replace("position.wrapping_mul(f)", "(position as f32 as u64).wrapping_mul(f)"),
+    "sink_rotation_dropped": Replace("position.wrapping_sub(evicted)", "position"),
+    "sink_rotated_other_way": Replace("0_u64.wrapping_sub(evicted)", "evicted"),
+    "mscale_twice": Replace("1.0", "layer.mscale"),
+    "key_angle_of_first_token": Replace("wrapping_add(index)", "wrapping_add(entry.first)"),
+    "angles_of_another_slab": Replace("(token - start) as usize", "(token - tokens.start) as usize % half.max(1)",
+                                      ("instruction_sets", "long_windows")),
+    # Storage.
+    "key_in_another_lane": Replace("KEY_GROUP + lane", "KEY_GROUP + (lane ^ 1)"),
+    "values_of_another_half": Replace("(row, in_tile, 0)", "(row, 0, 0)"),
+    "part_of_group_written_whole": Replace("== KEY_GROUP as u64", ">= KEY_GROUP as u64 - 1"),
+    # Softmax and products.
+    "learned_sink_scaled": Replace("(logit, 1.0)", "(logit * layer.scale, 1.0)"),
+    "bias_before_softcap": Replace("a.softcap > 0.0", "a.softcap > 0.0 && visible.slope == 0.0"),
+    "masked_score_counts": Replace("end - 1", "first"),
+    "masked_row_is_nan": Replace("new == f32::NEG_INFINITY", "new == f32::INFINITY"),
+    "masked_by_zero_probability": Replace("visible.iter().all(|v| (v.from, v.to) == (from, to))", "!visible.is_empty()",
+                                          INFINITIES),
+    "infinity_reaches_masked_rows": Replace("separate: ", "separate: false && ",
+                                            ("edges", "poison_reaches_only_those_who_see_it")),
+    "split_merged_without_rescale": Replace("*a * alpha", "*a"),
+    "last_keys_counted_twice": Replace("last", "all.from"),
+}
+
+# Of AMX: run where the processor has it, or the emulator of instruction sets.
+AMX = {
+    "amx_tile_of_wrong_rows": Replace("a.add(16 * dim)", "a.add(8 * dim)"),
+    "amx_low_half_left_out": Replace("{ 3 }", "{ 2 }"),
+    "amx_stale_infinity": Replace("unsafe { pack::all_finite(v, keys.n * dim_v) }", "true", INFINITIES),
+    "amx_stale_values": Replace("block.all_visible && (", "!block.all_visible || (", INFINITIES),
+    "amx_infinity_reaches_masked_rows": Replace("separate = ", "separate = false && ", INFINITIES),
+    "amx_nan_row_is_masked": Replace("*row.add(c) == f32::NEG_INFINITY",
+                                     "*row.add(c) < f32::INFINITY || (*row.add(c)).is_nan()", SOFTMAX),
+    "amx_masked_columns_count": Replace("!WHOLE", "!WHOLE && a.n == 0"),
+    "amx_sums_without_rescale": Replace("_mm512_fmadd_ps(sum, alpha, total)", "_mm512_add_ps(sum, total)"),
+    "fused_softmax_without_limit": Replace("> HEADROOM", "> 1e30 * HEADROOM"),
+    "fused_softmax_unmasked": Line("let _ = (one, two);"),
+    "rough_exp2_of_zero": Replace("1.0]", "0.999_5]",
+                                  ("lib", "backend::cpu::simd::x86_64::avx512::tests::powers_are_as_near_as_stated")),
+}
+
+# Of AVX-512 FP16: run where the processor has it, or the emulator.
+FP16 = {
+    "fp16_overflow": Replace("= 9", "= 14"),
+    "fp16_small_probabilities_lost": Line("let (row_max, scaled) = (max / scale, max);", SOFTMAX),
+    "fp16_maximum_subtracted_late": Line(
+        "let p = rough_exp2(_mm512_fmsub_ps(_mm512_loadu_ps(row.add(i * KEY_GROUP)), "
+        "factor, _mm512_mul_ps(row_max, factor)));",
+        ("lib", "backend::cpu::simd::fp16::softmax::tests::the_largest_weight_is_one")),
+    "fp16_sum_without_block_scale": Replace("block_scale * ", "", SOFTMAX),
+    "fp16_small_queries_lost": Replace(
+        "largest_bits >= f32::MIN_POSITIVE", "largest_bits >= 1.0",
+        ("lib", "backend::cpu::simd::fp16::pack::tests::rows_are_scaled_by_their_largest")),
+    "fp16_queries_unscaled": Replace("_mm512_fmadd_ps(high, alpha, c1)", "_mm512_add_ps(high, c1)"),
+}
+
+# Of NEON: the library's own tests must catch them on AArch64, elsewhere under QEMU.
+NEON = {
+    "neon_maximum_hides_nan": Replace("vbslq_f32(vcgtq_f32(self.0, other.0), self.0, other.0)",
+                                      "vmaxnmq_f32(self.0, other.0)"),
+    "neon_lane_beyond_range": Replace("vcltq_s32(lane, limit(to))", "vcleq_s32(lane, limit(to))"),
+    "neon_upper_halves": Replace("fcvtl {x:v}.4s, {h:v}.4h", "fcvtl2 {x:v}.4s, {h:v}.8h"),
+}
+
+# Of the CUDA kernels: the device tests must catch them on the stand-in.
+CUDA = {
+    "decode_wrong_fragment": Replace("(line + matrix / 2 * 8) * ROW + matrix % 2 * 16",
+                                     "(line + matrix % 2 * 8) * ROW + matrix / 2 * 16", STREAMS),
+    "chunk_wrong_fragment": Replace("pack(x[2], x[3]), pack(y[0], y[1])", "pack(y[0], y[1]), pack(x[2], x[3])"),
+    "decode_missing_barrier": Delete(),
+    "chunk_missing_barrier": Delete(),
+    "copies_not_waited_for": Replace("STAGES - 2", "STAGES - 1"),
+    "merge_before_all_arrived": Replace("p.n_splits - 1", "p.n_splits / 2", STREAMS),
+    "last_key_left_out": Replace("key < s.n", "key + 1 < s.n"),
+    "lengths_before_all_blocks_read": Replace("!= blocks - 1", "!= 0"),
+    "step_reads_old_slots": Delete(),
+    "step_without_its_own_key": Replace("> stored)", "> stored + n)", STEPS),
+    "fresh_token_in_another_tile": Replace("first > stored ? first - stored : 0", "0", STEPS),
+    "fresh_token_not_stored": Replace("i / PIECES % 2 == 0", "true"),
+    "launch_before_the_last_ended": Delete(("cuda", "steps::programmatic_launches_change_no_bit")),
+    "hidden_infinity": Replace("edge && ", "false && ",
+                               ("cuda", "differential::what_a_query_must_not_see_cannot_reach_it")),
+}
+
+ALL = {**COMMON, **AMX, **FP16, **NEON, **CUDA}
+assert len(ALL) == sum(map(len, (COMMON, AMX, FP16, NEON, CUDA))), "a name stands twice"
