@@ -36,6 +36,8 @@ OURS = [f"{path.stem if path.is_file() else path.name}-*" for path in (ROOT / "t
 MARK = re.compile(r"// mutant: (.*)$")
 NEON = "aarch64-unknown-linux-gnu"
 EMULATED = "x86_64-unknown-linux-gnu"
+EMULATOR = ROOT / "build" / "isa_emulator" / "libisa_emulator.so"
+STAND_IN = ROOT / "build" / "shim" / "libcuda.so.1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Suite:
     """Tests that must catch some mutants: programs of cargo's, built and run in this order."""
 
     def __init__(self, mutants, programs, environment, target=None, runner=(), folder="target", shared=False):
-        """`folder` is cargo's, whose dependencies are copied for each place, or with `shared` used by all of them."""
+        """`folder` is cargo's. Every place has one of its own, or with `shared` all places use the same."""
         self.mutants, self.programs, self.environment = mutants, programs, environment
         self.target, self.runner, self.folder, self.shared = target, list(runner), folder, shared
         self.lock, self.passes = threading.Lock(), None
@@ -192,13 +194,10 @@ def cpu_suites():
     few = {"SKC_HISTORIES": "300", "SKC_SHRINK": "0"}
     suites = [Suite(native, programs, few)]
     if emulated:
-        library = ROOT / "build" / "isa_emulator" / "libisa_emulator.so"
-        if not library.exists():
-            sys.exit("build/isa_emulator is missing: tools/isa_emulator/build.sh build/isa_emulator")
         # As scripts/emulated_isa, which builds the same dependencies: shorter windows, the library preloaded in tests
         # only.
         environment = {**few, "RUSTFLAGS": "--cfg sinkcache_emulated_isa", "SKC_WINDOW": "1030", "SKC_STARTS": "1"}
-        runner = ["env", f"LD_PRELOAD={library}"]
+        runner = ["env", f"LD_PRELOAD={EMULATOR}"]
         suites.append(Suite(emulated, programs, environment, EMULATED, runner, "target/emulated"))
     return suites, skipped
 
@@ -215,7 +214,7 @@ def neon_suite():
 
 def cuda_suite():
     """On the stand-in: one shape and few replays. Fresh kernels each time."""
-    libraries = f"{ROOT / 'build' / 'shim'}:{os.environ.get('LD_LIBRARY_PATH', '')}"
+    libraries = f"{STAND_IN.parent}:{os.environ.get('LD_LIBRARY_PATH', '')}"
     environment = {"SKC_TEST_BACKEND": "cuda", "SINKCACHE_CUDA_CACHE_DIR": "", "SKC_SHAPE": "7", "SKC_STREAMS": "8",
                    "SKC_REPLAYS": "12", "SKC_SOAK": "100", "SKC_SHIM_MULTIPROCESSORS": "8",
                    "LD_LIBRARY_PATH": libraries}
@@ -297,11 +296,16 @@ def main():
     suites += [neon_suite(), cuda_suite()]
     if not can_neon():
         skipped |= dict.fromkeys(mutants_table.NEON, "nothing here builds or runs AArch64")
-    for name in names:
-        if name in skipped:
-            print(f"skipped: mutant {name}: {skipped[name]}")
+    for why in dict.fromkeys(skipped.values()):
+        if left_out := [name for name in names if skipped.get(name) == why]:
+            print(f"skipped: {len(left_out)} mutants, since {why}: {', '.join(left_out)}")
     names = [name for name in names if name not in skipped]
     todo, wrong = collections.deque((suite, name) for suite in suites for name in suite.mutants if name in names), []
+    for suite in {suite for suite, _ in todo}:
+        if suite.folder == "target/emulated" and not EMULATOR.exists():
+            sys.exit(f"{EMULATOR} is missing: tools/isa_emulator/build.sh build/isa_emulator")
+        if suite.mutants is mutants_table.CUDA and not STAND_IN.exists():
+            sys.exit(f"{STAND_IN} is missing: tools/cuda_shim/build.sh build/shim")
     # Cargo and the tests keep one core busy most of the time: two places, from both ends, so that each builds few
     # programs.
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
