@@ -36,15 +36,18 @@ help:
 	@echo "  make gpu-pack   build/gpu_check: all that a machine with a GPU needs to check and measure the CUDA backend"
 	@echo "  make clean      remove what was built here; make clean-cache: what is kept in $(CACHE)"
 
+# RECORD=yes writes the tier's list into docs/testing.md.
+RECORD_LIST = $(if $(RECORD),--record docs/testing.md)
+
 check:
-	@scripts/tier --keep-going check $(CHECK)
+	@scripts/tier --keep-going $(RECORD_LIST) check $(CHECK)
 
 test:
-	@scripts/tier test $(TEST)
+	@scripts/tier $(RECORD_LIST) test $(TEST)
 
 # Expects that `make test` has passed: what it has tested is not tested again.
 test-all:
-	@scripts/tier --keep-going test-all $(ALL)
+	@scripts/tier --keep-going $(RECORD_LIST) test-all $(ALL)
 
 nightly:
 	@scripts/tier --keep-going --record docs/testing.md nightly $(NIGHTLY)
