@@ -24,6 +24,7 @@ import os
 import pathlib
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +32,7 @@ import time
 import numpy as np
 
 from machine import processor
-from sinkcache_layer import BINDINGS, Case, Rows, SinkcacheLayer, load_bindings
+from sinkcache_layer import BINDINGS, Case, Rows, Settings, SinkcacheLayer, load_bindings
 from timing import burst
 
 HEADS = ((32, 8), (32, 32))
@@ -46,14 +47,14 @@ APPENDS = 64
 class Measurement:
     what: str  # decode, chunk or append
     case: Case
-    kv_dtype: str
-    n_threads: int
+    settings: Settings
 
     def __str__(self):
         c = self.case
         name = f"chunk of {c.queries}" if self.what == "chunk" else self.what
-        threads = "1 thread" if self.n_threads == 1 else f"{self.n_threads} threads"
-        return f"{name} over {c.cached}, {c.q_heads}/{c.kv_heads} heads, {self.kv_dtype}, {threads}"
+        s = self.settings
+        threads = "1 thread" if s.n_threads == 1 else f"{s.n_threads} threads"
+        return f"{name} over {c.cached}, {c.q_heads}/{c.kv_heads} heads, {s.kv_dtype}, {threads}"
 
     def call_of(self, layer):
         """-> (what is timed, calls of the library in it)"""
@@ -75,7 +76,7 @@ def measurements(o):
         "append": [Case(q, kv, 2048) for q, kv in HEADS],
     }
     return [
-        Measurement(what, case, kv_dtype, n_threads)
+        Measurement(what, case, Settings(kv_dtype, n_threads))
         for n_threads in map(int, o.threads.split(","))
         for kv_dtype in o.kv.split(",")
         for what in o.cases.split(",")
@@ -116,9 +117,7 @@ class Comparison:
             # Written, so that the caches' pages move too.
             spacers.append(mmap.mmap(-1, int(self.rng.integers(1, 1024)) * mmap.PAGESIZE))
             spacers[-1].write(bytes(len(spacers[-1])))
-            layers[name] = SinkcacheLayer(
-                self.builds[number][name], self.m.case, self.m.kv_dtype, self.m.n_threads, rows=rows
-            )
+            layers[name] = SinkcacheLayer(self.builds[number][name], self.m.case, self.m.settings, rows=rows)
         try:
             calls = {name: self.m.call_of(layer) for name, layer in layers.items()}
             for name in order:
@@ -168,9 +167,16 @@ def load_all(o):
     return builds
 
 
+def commit_of(path):
+    """Of the checkout that the library was built in; None if it is in none."""
+    command = ["git", "-C", str(path.resolve().parent), "rev-parse", "HEAD"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
 def about(path, sc):
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return {"library": str(path), "sha256": sha256, "version": sc.lib.skc_version().decode()}
+    return {"commit": commit_of(path), "version": sc.lib.skc_version().decode(), "sha256": sha256}
 
 
 def options():

@@ -23,7 +23,7 @@ import time
 
 from contenders import Ggml, torch_calls
 from machine import bandwidth, peak_of, peaks, processor
-from sinkcache_layer import HEAD_DIM, ROOT, Case, SinkcacheLayer, load_bindings
+from sinkcache_layer import HEAD_DIM, ROOT, Case, Settings, SinkcacheLayer, load_bindings
 from timing import contest, median_of_burst
 
 HEADS = ((32, 8), (32, 32))
@@ -99,8 +99,7 @@ class Benchmark:
     def attention(self):
         print(
             f"\n{'queries':>7} {'cached':>6} {'heads':>6} {'thr':>3}  {'contender':28} {'us':>10}"
-            f"  {'x of sinkcache':>14}"
-            "  roofline"
+            f"  {'x of sinkcache':>14}  roofline"
         )
         for n_threads in self.threads:
             found = peaks(self.ggml, n_threads) if "chunk" in self.chosen else {}
@@ -152,7 +151,7 @@ class Benchmark:
         for kv_dtype in self.o.kv.split(","):
             # A cache each: a step moves the ring on.
             for name in ("step", "attend"):
-                layer = SinkcacheLayer(self.sc, case, kv_dtype, n_threads)
+                layer = SinkcacheLayer(self.sc, case, Settings(kv_dtype, n_threads))
                 opened.append(layer)
                 calls[f"sinkcache {kv_dtype} {name}"] = getattr(layer, name)()
         ggml = Ggml(self.ggml, case, n_threads)
@@ -169,7 +168,7 @@ class Benchmark:
         )
         size = 8 * 2 * 16384 * 32 * HEAD_DIM * 2
         for n_threads in self.threads:
-            layers = SinkcacheLayer(self.sc, Case(32, 32, 16384), "f16", n_threads, n_layers=8)
+            layers = SinkcacheLayer(self.sc, Case(32, 32, 16384), Settings("f16", n_threads, n_layers=8))
             step, taken, speeds = layers.step(), [], []
             for _ in range(5):
                 taken.append(median_of_burst(step, 0.1))
@@ -186,7 +185,8 @@ class Benchmark:
         print("\nOne step at stream position 10,000,000 against 10,000 (2048 cached, 32/8, f16)")
         for n_threads in self.threads:
             near, far = (
-                SinkcacheLayer(self.sc, Case(32, 8, 2048), "f16", n_threads, position=p) for p in (10_000, 10_000_000)
+                SinkcacheLayer(self.sc, Case(32, 8, 2048), Settings("f16", n_threads), position=p)
+                for p in (10_000, 10_000_000)
             )
             times, ratios = contest({"1e4": near.step(), "1e7": far.step()}, self.rounds, self.seconds)
             near.close()

@@ -23,6 +23,15 @@ class Case:
     queries: int = 1
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Of a cache."""
+
+    kv_dtype: str  # f16, bf16 or f32
+    n_threads: int
+    n_layers: int = 1
+
+
 def load_bindings(library, bindings=BINDINGS):
     """A new instance of the Python bindings for the library at this path: several builds can be loaded together."""
     before = os.environ.get("SINKCACHE_LIBRARY")
@@ -55,21 +64,21 @@ class Rows:
 class SinkcacheLayer:
     """A cache of one sequence whose ring has wrapped, and the calls to be timed: `step()`, `attend()` and `append()`.
 
-    `sc` is an instance of the bindings. With `n_layers` a call does all layers, one after the other.
+    `sc` is an instance of the bindings. A call runs all layers, one after the other.
     """
 
-    def __init__(self, sc, case, kv_dtype, n_threads, *, rows=None, position=0, n_layers=1):
-        self.sc, self.case, self.n_layers = sc, case, n_layers
+    def __init__(self, sc, case, settings, *, rows=None, position=0):
+        self.sc, self.case, self.n_layers = sc, case, settings.n_layers
         self.rows = rows or Rows(case)
         self.cache = sc.Cache(
             case.q_heads,
             case.kv_heads,
             HEAD_DIM,
             {"n_sink": N_SINK, "window": case.cached - N_SINK},
-            n_threads=n_threads,
-            kv_dtype=sc.constant(f"SKC_DTYPE_{kv_dtype.upper()}"),
+            n_threads=settings.n_threads,
+            kv_dtype=sc.constant(f"SKC_DTYPE_{settings.kv_dtype.upper()}"),
             max_chunk=MAX_CHUNK,
-            n_layers=n_layers,
+            n_layers=settings.n_layers,
         )
         total = case.cached + 2 * MAX_CHUNK
         self.cache.reset(start_position=max(position - total, 0))
