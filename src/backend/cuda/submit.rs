@@ -1,10 +1,11 @@
 //! Calls as launches. Nothing here waits, allocates or reads device memory, so that all of it can be captured.
 
+use super::device_layout;
 use super::driver::{Current, Size};
 use super::heuristics::{Choice, grid};
 use super::launch_config::EDIT_SHARED;
 use super::params::{INLINE, SkcAppend, SkcAttend, SkcBatch, SkcEdit, SkcFork, SkcRows, SkcStage, SkcStep};
-use super::{Cuda, device_layout};
+use super::state::Cuda;
 use crate::backend::{AttendRows, DeviceJob, Edit, EditCall, EditEntries, JobBatch, Stream};
 use crate::error::{Result, bail};
 
