@@ -1,5 +1,5 @@
-//! Gives the shared library a SONAME: cargo sets none, and C users link against the ABI number. With the feature `cubins`,
-//! compiles CUDA kernels that become part of the library.
+//! Gives the shared library a SONAME: cargo sets none, and C users link against the ABI number. With the feature
+//! `cubins`, compiles CUDA kernels that become part of the library.
 
 #[cfg(feature = "cubins")]
 #[path = "src/backend/cuda/jit/build_script.rs"]

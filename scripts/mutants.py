@@ -94,23 +94,23 @@ NEON_MUTANTS = {
     "neon_lane_beyond_the_range": ("src/backend/cpu/simd/aarch64/neon.rs", "vcltq_s32(lane, limit(to))", "vcleq_s32(lane, limit(to))"),
     "neon_upper_halves": ("src/backend/cpu/simd/aarch64/neon.rs", "fcvtl {x:v}.4s, {h:v}.4h", "fcvtl2 {x:v}.4s, {h:v}.8h"),
 }
-# Wrong lines of the CUDA kernels, which the device tests must catch on the host shim.
+# Mistakes in the CUDA kernels, which the device tests must catch on the CUDA stand-in.
 KERNELS = "src/backend/cuda/kernels/"
 KERNEL_MUTANTS = {
-    "decode_wrong_fragment": (KERNELS + "decode_tile.cuh", "const u8* v_row = v + (line + matrix / 2 * 8) * ROW + matrix % 2 * 16;", "const u8* v_row = v + (line + matrix % 2 * 8) * ROW + matrix / 2 * 16;"),
-    "chunk_wrong_fragment": (KERNELS + "chunk.cuh", "u32 a[4] = {pack(x[0], x[1]), pack(x[2], x[3]), pack(y[0], y[1]), pack(y[2], y[3])};", "u32 a[4] = {pack(x[0], x[1]), pack(y[0], y[1]), pack(x[2], x[3]), pack(y[2], y[3])};"),
-    "decode_missing_barrier": (KERNELS + "decode.cuh", "oldest, kv_head);\n    block_sync();\n", "oldest, kv_head);\n"),
+    "decode_wrong_fragment": (KERNELS + "decode_tile.cuh", "const u8* v_row = tile.v + (line + matrix / 2 * 8) * ROW_BYTES + matrix % 2 * 16;", "const u8* v_row = tile.v + (line + matrix % 2 * 8) * ROW_BYTES + matrix / 2 * 16;"),
+    "chunk_wrong_fragment": (KERNELS + "chunk.cuh", "            a[m][1] = pack(hi[0], hi[1]);\n            a[m][2] = pack(lo[2], lo[3]);\n", "            a[m][1] = pack(lo[2], lo[3]);\n            a[m][2] = pack(hi[0], hi[1]);\n"),
+    "decode_missing_barrier": (KERNELS + "decode.cuh", "*step, q, kv_head);\n    block_sync();\n", "*step, q, kv_head);\n"),
     "chunk_missing_barrier": (KERNELS + "chunk.cuh", "        copy_async_wait<STAGES - 2>();\n        block_sync();", "        copy_async_wait<STAGES - 2>();"),
     "copies_not_waited_for": (KERNELS + "decode.cuh", "copy_async_wait<STAGES - 2>();", "copy_async_wait<STAGES - 1>();"),
     "merge_before_all_arrived": (KERNELS + "decode.cuh", "if (*arrived != p.n_splits - 1) return;", "if (*arrived != p.n_splits / 2) return;"),
-    "last_key_left_out": (KERNELS + "attention_tile.cuh", "bool valid = key < s.n;", "bool valid = key + 1 < s.n;"),
-    "lengths_before_all_blocks_read": (KERNELS + "commit.cuh", "if (atomic_inc(&l.arrivals[seq_id], blocks - 1) != blocks - 1) return;", "if (atomic_inc(&l.arrivals[seq_id], blocks - 1) != 0) return;"),
-    "step_reads_old_slots": (KERNELS + "decode.cuh", "        window.n -= fresh.in_window;\n", ""),
-    "step_without_its_own_key": (KERNELS + "decode.cuh", "n != 0 && first + DECODE_KEYS > stored", "n != 0 && first + DECODE_KEYS > stored + n"),
-    "fresh_token_in_another_tile": (KERNELS + "new_tokens.cuh", "    u32 skipped = first > stored ? first - stored : 0;", "    u32 skipped = 0;"),
-    "fresh_token_not_stored": (KERNELS + "new_tokens.cuh", "bool key = i / PIECES % 2 == 0;\n        u8* slot", "bool key = true;\n        u8* slot"),
+    "last_key_left_out": (KERNELS + "attention_tile.cuh", "bool valid = key < keys.n;", "bool valid = key + 1 < keys.n;"),
+    "lengths_before_all_blocks_read": (KERNELS + "commit.cuh", "if (atomic_inc(&l.append_arrivals[seq_id], blocks - 1) != blocks - 1) return;", "if (atomic_inc(&l.append_arrivals[seq_id], blocks - 1) != 0) return;"),
+    "step_reads_old_slots": (KERNELS + "decode.cuh", "        b.window.n -= new_tokens.n - new_tokens.n_sinks;\n", ""),
+    "step_without_its_own_key": (KERNELS + "decode.cuh", "keys.n != 0 && first + DECODE_KEYS > keys.stored", "keys.n != 0 && first + DECODE_KEYS > keys.stored + keys.n"),
+    "new_token_in_another_tile": (KERNELS + "new_tokens.cuh", "    u32 skipped = first > keys.stored ? first - keys.stored : 0;", "    u32 skipped = 0;"),
+    "new_token_not_stored": (KERNELS + "new_tokens.cuh", "bool is_key = i / ROW_VECTORS % 2 == 0;\n        u8* slot", "bool is_key = true;\n        u8* slot"),
     "launch_before_the_last_one_ended": (KERNELS + "append.cuh", "    begin_kernel();\n", ""),
-    "hidden_infinity": (KERNELS + "chunk.cuh", "if (edge && tile_overflows(v, KEYS)) {", "if (false && tile_overflows(v, KEYS)) {"),
+    "hidden_infinity": (KERNELS + "chunk.cuh", "if (masked && has_non_finite(tile.v, KEYS)) {", "if (false && has_non_finite(tile.v, KEYS)) {"),
 }
 
 ALL = {**MUTANTS, **NEON_MUTANTS, **KERNEL_MUTANTS}
@@ -131,7 +131,7 @@ FIRST = {
     "halves_of_a_lesser_block": ("lib", "backend::cpu::simd::weigh::tests::weights_are_those_of_the_plain_way"),
     "rough_power": ("lib", "backend::cpu::simd::avx512::tests::powers_are_as_near_as_stated"),
     "launch_before_the_last_one_ended": ("cuda", "steps::programmatic_launches_change_no_bit"),
-    "fresh_token_in_another_tile": ("cuda", "steps::a_step_stores_what_an_append_stores"),
+    "new_token_in_another_tile": ("cuda", "steps::a_step_stores_what_an_append_stores"),
     "step_without_its_own_key": ("cuda", "steps::a_step_stores_what_an_append_stores"),
     "hidden_infinity": ("cuda", "differential::what_a_query_must_not_see_cannot_reach_it"),
     "merge_before_all_arrived": ("cuda", "differential::streams_agree_with_the_cpu"),

@@ -40,7 +40,7 @@ class Kernel:
 
 
 def kernel(name, dim, registers, shared, arch):
-    """Geometry as kernels/geometry.cuh has it."""
+    """Geometry as kernels/launch_config.cuh has it."""
     row = 2 * dim
     if name == "skc_attend_chunk":
         # Tiles of K and of V: of many rows, three stages of 32 keys.

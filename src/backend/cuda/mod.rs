@@ -1,4 +1,4 @@
-//! K, V and counters in an NVIDIA GPU's memory, and kernels in the host's stream.
+//! The CUDA backend: K, V and counters in an NVIDIA GPU's memory, and kernels in the host's stream.
 
 mod create;
 mod device_layout;
@@ -16,15 +16,18 @@ use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 pub(crate) use self::state::Cuda;
 
-use self::driver::Relaxed;
+use self::driver::RelaxedCapture;
+use self::heuristics::CallSize;
 use super::{Device, DeviceError, DeviceJob, Edit, KernelChoice, Stream, TokenCall};
 use crate::error::{Result, bail};
 use crate::ring::Seq;
 
-/// Whether a CUDA cache can be made now: a driver, a device, and a compiler or kernels that are built in for it.
+/// Whether a CUDA cache can be created now: there is a driver, a device, and a compiler or kernels built in for the
+/// device.
 pub(crate) fn available() -> bool {
     let devices = driver::device_count();
-    devices > 0 && (jit::nvrtc::nvrtc().is_ok() || (0..devices).filter_map(driver::arch_of).any(jit::embedded::serves))
+    let built_in = || (0..devices).filter_map(driver::arch_of).any(jit::embedded::has_common_kernels);
+    devices > 0 && (jit::nvrtc::nvrtc().is_ok() || built_in())
 }
 
 impl Device for Cuda {
@@ -37,21 +40,24 @@ impl Device for Cuda {
     }
 
     fn choice(&self, layer: usize, call: TokenCall, n_entries: u32, n_tokens: u32) -> Result<KernelChoice> {
-        let chooser = self.chooser(layer);
-        // A call of many chunks is as many times the launches of one, and those of the rest.
-        let chunk = self.shape.max_chunk as u32;
-        let (first, rest) = (n_tokens.min(chunk), n_tokens % chunk);
-        let of = |n: u32| chooser.launches(call, n_entries, n, true);
-        let launches =
-            u64::from(n_tokens / chunk) * of(first).len() as u64 + if rest > 0 { of(rest).len() as u64 } else { 0 };
-        let Some(&choice) = of(first).last() else { bail!(Internal, "a call without launches") };
-        let kernel = self.kernel(layer, choice.which)?;
+        let heuristics = self.heuristics(layer);
+        let launches_of = |n_tokens: u32| heuristics.launches(call, CallSize { n_entries, n_tokens, aligned: true });
+        // A call of several chunks launches for each of them. All but the last are full.
+        let max_chunk = self.shape.max_chunk as u32;
+        let rest = n_tokens % max_chunk;
+        let first = launches_of(n_tokens.min(max_chunk));
+        let mut launches = u64::from(n_tokens / max_chunk) * first.len() as u64;
+        if rest > 0 {
+            launches += launches_of(rest).len() as u64;
+        }
+        let Some(&choice) = first.last() else { bail!(Internal, "a call without launches") };
+        let kernel = self.kernel(layer, choice.kernel)?;
         Ok(KernelChoice {
             kernel: kernel.name.to_owned(),
             launches,
             grid: choice.size.grid,
             threads: kernel.threads,
-            shared_bytes: choice.size.shared,
+            shared_bytes: choice.size.shared_bytes,
             n_splits: choice.n_splits,
         })
     }
@@ -70,19 +76,21 @@ impl Device for Cuda {
             current.read(stream, at, std::slice::from_mut(state))?;
         }
         let mut start = [0_u64];
-        current.read(stream, self.base()? + self.rest.starts + 8 * seq as u64, &mut start)?;
+        current.read(stream, self.aux_base()? + self.aux.starts + 8 * seq as u64, &mut start)?;
         Ok(start[0])
     }
 
     fn take_error(&self) -> Option<DeviceError> {
-        let at = self.parts.error.as_ref()?.host();
-        // SAFETY: mapped memory, alive as long as `self`; the device writes these two words atomically.
+        let at = self.resources.error.as_ref()?.host();
+        // SAFETY: the memory is mapped as long as `self` lives, and the device writes these two words with atomic
+        // instructions of system scope.
         let (status, count) =
             unsafe { (AtomicI32::from_ptr(&raw mut (*at).status), AtomicU32::from_ptr(&raw mut (*at).count)) };
         if status.load(Ordering::Acquire) == 0 {
             return None;
         }
-        // SAFETY: complete, since the status is written last; nobody writes it again before `count` is 0.
+        // SAFETY: the device writes the status last, with release, so that the record is complete; it writes no other
+        // before the host has set `count` to 0.
         let record = unsafe { at.read_volatile() };
         status.store(0, Ordering::Relaxed);
         Some(DeviceError {
@@ -98,7 +106,7 @@ impl Device for Cuda {
 
     fn finish(&self) -> Result<()> {
         let current = self.context.enter()?;
-        let _relaxed = Relaxed::new()?;
+        let _relaxed = RelaxedCapture::new()?;
         current.wait_all()
     }
 }
