@@ -171,13 +171,13 @@ def resources(log):
 
 
 def shared_bytes(kernel, macros):
-    """Dynamic shared memory as geometry.cuh has it."""
+    """Dynamic shared memory as launch_config.cuh has it."""
     settings = {k: int(v) for k, v in (m.split("=") for m in macros)}
     dim, group = settings["SKC_DIM"], settings["SKC_GROUP"]
     row = 2 * dim + 16
     if kernel in ("skc_attend_decode", "skc_step_decode"):
-        fresh = 2 * (8 // group if group > 1 else 4) if kernel == "skc_step_decode" else 0
-        return 2 * 8 * row + (2 if dim > 80 else 3) * (2 if dim > 128 else 4) * 2 * 16 * row + 64 + fresh * row
+        new_rows = 2 * (8 // group if group > 1 else 4) if kernel == "skc_step_decode" else 0
+        return 2 * 8 * row + (2 if dim > 80 else 3) * (2 if dim > 128 else 4) * 2 * 16 * row + 64 + new_rows * row
     return (64 + 4 * (16 if dim > 128 else 64)) * row + 64
 
 

@@ -128,21 +128,21 @@ NEON = {
 
 # Of the CUDA kernels: the device tests must catch them on the stand-in.
 CUDA = {
-    "decode_wrong_fragment": Replace("(line + matrix / 2 * 8) * ROW + matrix % 2 * 16",
-                                     "(line + matrix % 2 * 8) * ROW + matrix / 2 * 16", STREAMS),
-    "chunk_wrong_fragment": Replace("pack(x[2], x[3]), pack(y[0], y[1])", "pack(y[0], y[1]), pack(x[2], x[3])"),
+    "decode_wrong_fragment": Replace("(line + matrix / 2 * 8) * ROW_BYTES + matrix % 2 * 16",
+                                     "(line + matrix % 2 * 8) * ROW_BYTES + matrix / 2 * 16", STREAMS),
+    "chunk_wrong_fragment": Replace("pack(hi[0], hi[1])", "pack(lo[2], lo[3])"),
     "decode_missing_barrier": Delete(),
     "chunk_missing_barrier": Delete(),
     "copies_not_waited_for": Replace("STAGES - 2", "STAGES - 1"),
     "merge_before_all_arrived": Replace("p.n_splits - 1", "p.n_splits / 2", STREAMS),
-    "last_key_left_out": Replace("key < s.n", "key + 1 < s.n"),
+    "last_key_left_out": Replace("key < keys.n", "key + 1 < keys.n"),
     "lengths_before_all_blocks_read": Replace("!= blocks - 1", "!= 0"),
     "step_reads_old_slots": Delete(),
-    "step_without_its_own_key": Replace("> stored)", "> stored + n)", STEPS),
-    "fresh_token_in_another_tile": Replace("first > stored ? first - stored : 0", "0", STEPS),
-    "fresh_token_not_stored": Replace("i / PIECES % 2 == 0", "true"),
+    "step_without_its_own_key": Replace("> keys.stored", "> keys.stored + keys.n", STEPS),
+    "new_token_in_another_tile": Replace("first > keys.stored ? first - keys.stored : 0", "0", STEPS),
+    "new_token_not_stored": Replace("i / ROW_VECTORS % 2 == 0", "true"),
     "launch_before_the_last_ended": Delete(("cuda", "steps::programmatic_launches_change_no_bit")),
-    "hidden_infinity": Replace("edge && ", "false && ",
+    "hidden_infinity": Replace("masked && ", "false && ",
                                ("cuda", "differential::what_a_query_must_not_see_cannot_reach_it")),
 }
 

@@ -59,7 +59,7 @@ class Aim(NamedTuple):
 
 
 def kernel(name, dim, registers, shared, arch):
-    """Launch configuration as in kernels/geometry.cuh."""
+    """Launch configuration as in kernels/launch_config.cuh."""
     row = 2 * dim
     if name == "skc_attend_chunk":
         # Tiles of K and of V; for large tiles, three stages of 32 keys.

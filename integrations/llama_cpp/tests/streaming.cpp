@@ -20,9 +20,9 @@ double perplexity(const Rows &rows, const Tokens &tokens) {
     return perplexity.value().value();
 }
 
-// The weights are f16: llama.cpp rounds activations to f16 before it multiplies, so that a difference of 1e-6 can flip a
-// rounding and become 1e-3 or more, as the processor's kernels have it. How much that is here: the difference of stock
-// llama.cpp from itself when the same tokens come in other pieces.
+// The weights are f16: llama.cpp rounds activations to f16 before it multiplies, so that a difference of 1e-6 can flip
+// a rounding and become 1e-3 or more, as the processor's kernels have it. How much that is here: the difference of
+// stock llama.cpp from itself when the same tokens come in other pieces.
 double rounding_of_stock(llama_model *model, const Tokens &tokens) {
     const Rows whole = run(stock(model, 256).get(), tokens, 256);
     double largest = 0;

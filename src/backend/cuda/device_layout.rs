@@ -1,118 +1,139 @@
-//! What lies where in a cache's device memory. Two blocks: K and V, and everything else.
+//! The layout of a cache's device memory. It has two buffers: K and V, and everything else.
 
 use super::device_memory::ALIGN;
+use super::launch_config::DECODE_COLUMNS;
 use super::params::SkcStore;
 use crate::config::{Layer, Shape};
 use crate::error::{Error, Result, Status};
 use crate::ring::Seq;
 
-/// Query columns of a split decode times the floats of one: accumulators, maximum, sum.
+/// Floats of a partial result: for each query column the accumulator, the maximum and the sum.
 fn partial_floats(shape: &Shape) -> u64 {
-    u64::from(super::launch_config::COLUMNS) * (shape.head_dim_v as u64 + 2)
+    u64::from(DECODE_COLUMNS) * (shape.head_dim_v as u64 + 2)
 }
 
-/// Byte offsets in the block of K and V: of K and of V of each layer, and its length.
-pub fn kv<'a>(shape: &Shape, layers: impl Iterator<Item = &'a Layer>, n_seqs: u32) -> Result<(Vec<[u64; 2]>, u64)> {
-    let mut at = 0_u64;
-    let mut offsets = Vec::new();
-    for layer in layers {
-        let slots = u128::from(layer.ring.slots()) * u128::from(n_seqs) * shape.n_kv_heads as u128;
-        let mut pair = [0; 2];
-        for (offset, dim) in pair.iter_mut().zip([shape.head_dim, shape.head_dim_v]) {
-            *offset = at;
-            // At most 2^34 slots x 2^24 sequences x 2^16 heads x 2^11 bytes: within 128 bits.
-            let bytes = slots * (dim * shape.kv_dtype.size()) as u128;
-            at = u64::try_from(bytes)
-                .ok()
-                .and_then(|b| at.checked_add(b)?.checked_next_multiple_of(ALIGN as u64))
-                .filter(|&end| i64::try_from(end).is_ok())
-                .ok_or_else(|| {
-                    Error::new(Status::OutOfMemory, "K and V of this configuration exceed the address space")
-                })?;
+/// The buffer of K and V.
+#[derive(Debug)]
+pub struct KvLayout {
+    /// Byte offsets of K and of V, for each layer.
+    pub offsets: Vec<[u64; 2]>,
+    pub bytes: u64,
+}
+
+impl KvLayout {
+    pub fn new<'a>(shape: &Shape, layers: impl Iterator<Item = &'a Layer>, n_seqs: u32) -> Result<Self> {
+        let mut at = 0_u64;
+        let mut offsets = Vec::new();
+        for layer in layers {
+            let slots = u128::from(layer.ring.slots()) * u128::from(n_seqs) * shape.n_kv_heads as u128;
+            let mut pair = [0; 2];
+            for (offset, dim) in pair.iter_mut().zip([shape.head_dim, shape.head_dim_v]) {
+                *offset = at;
+                // At most 2^34 slots x 2^24 sequences x 2^16 heads x 2^11 bytes: within 128 bits.
+                let bytes = slots * (dim * shape.kv_dtype.size()) as u128;
+                at = u64::try_from(bytes)
+                    .ok()
+                    .and_then(|b| at.checked_add(b)?.checked_next_multiple_of(ALIGN as u64))
+                    .filter(|&end| i64::try_from(end).is_ok())
+                    .ok_or_else(|| {
+                        Error::new(Status::OutOfMemory, "K and V of this configuration exceed the address space")
+                    })?;
+            }
+            if offsets.try_reserve(1).is_err() {
+                return Err(Error::new(Status::OutOfMemory, "layer offsets could not be allocated"));
+            }
+            offsets.push(pair);
         }
-        if offsets.try_reserve(1).is_err() {
-            return Err(Error::new(Status::OutOfMemory, "layer offsets could not be allocated"));
-        }
-        offsets.push(pair);
+        Ok(Self { offsets, bytes: at })
     }
-    Ok((offsets, at))
 }
 
-/// Byte offsets in the block of everything else.
+/// Byte offsets of one layer's tables.
+#[derive(Clone, Copy, Debug)]
+pub struct TableOffsets {
+    /// u64.
+    pub frequencies: u64,
+    /// f32.
+    pub alibi_slopes: u64,
+    /// f32.
+    pub sink_logits: u64,
+}
+
+/// Byte offsets in the buffer of everything but K and V.
 #[derive(Clone, Debug, Default)]
-pub struct Rest {
-    /// `[n_layers][n_seqs]` counters. All that must be zero comes first.
+pub struct AuxLayout {
+    /// `[n_layers][n_seqs]` counters.
     pub seqs: u64,
     /// `[n_seqs]` u64.
     pub starts: u64,
     /// `[n_seqs]` u32.
-    pub arrivals: u64,
-    /// u32 per (entry, KV head) of a split decode.
-    pub counters: u64,
+    pub append_arrivals: u64,
+    /// u32 per (entry, KV head) of a KV split.
+    pub split_arrivals: u64,
     /// `[n_layers][4]` u64.
     pub rings: u64,
     /// `[n_layers]` `SkcStore`.
     pub stores: u64,
-    /// Arrays of a host batch too long for a launch: ids, tokens (i32), positions (u64).
+    /// Arrays of a host batch that is too long for kernel parameters: ids and tokens (i32), positions (u64).
     pub stage_ids: u64,
     pub stage_tokens: u64,
     pub stage_positions: u64,
-    /// Per layer: frequencies (u64), slopes and logits (f32).
-    pub tables: Vec<[u64; 3]>,
+    /// For each layer.
+    pub tables: Vec<TableOffsets>,
+    /// Partial results of a KV split.
     pub partials: u64,
     pub bytes: u64,
 }
 
-/// Entries of a host batch: a few of padding beside every sequence.
+/// The most entries of a host batch: every sequence, and as many of padding.
 pub fn max_entries(n_seqs: u32) -> u32 {
     n_seqs.saturating_mul(2).max(1024)
 }
 
-/// Most (entry, KV head, split) triples of a split decode.
+/// The most partial results of a launch: (entry, KV head, split) triples.
 pub fn max_partials(multiprocessors: u32) -> u64 {
     4 * u64::from(multiprocessors.max(1))
 }
 
-impl Rest {
-    /// For a device of `multiprocessors`; an estimate of them does for a footprint.
+impl AuxLayout {
+    /// For a device with so many multiprocessors.
     pub fn new<'a>(
         shape: &Shape,
         layers: impl ExactSizeIterator<Item = &'a Layer>,
         n_seqs: u32,
         multiprocessors: u32,
     ) -> Self {
-        // At most 2^16 layers x 2^24 sequences x 32 bytes and 2^16 layers x 2^17 numbers: far from overflow.
+        // At most 2^16 layers x 2^24 sequences x 32 bytes, and 2^16 layers x 2^17 numbers: no overflow.
         let mut at = 0;
         let mut take = |n: u64, size: usize| {
             let offset = at;
             at = (at + n * size as u64).next_multiple_of(ALIGN as u64);
             offset
         };
-        let (n_layers, n_seqs_64, staged) = (layers.len() as u64, u64::from(n_seqs), max_entries(n_seqs).into());
-        let seqs = take(n_layers * n_seqs_64, size_of::<Seq>());
-        let starts = take(n_seqs_64, 8);
-        let arrivals = take(n_seqs_64, 4);
-        let counters = take(max_partials(multiprocessors), 4);
+        let n_layers = layers.len() as u64;
+        let staged = max_entries(n_seqs).into();
+        let seqs = take(n_layers * u64::from(n_seqs), size_of::<Seq>());
+        let starts = take(n_seqs.into(), 8);
+        let append_arrivals = take(n_seqs.into(), 4);
+        let split_arrivals = take(max_partials(multiprocessors), 4);
         let rings = take(n_layers * 4, 8);
         let stores = take(n_layers, size_of::<SkcStore>());
         let stage_ids = take(staged, 4);
         let stage_tokens = take(staged, 4);
         let stage_positions = take(staged, 8);
         let tables = layers
-            .map(|layer| {
-                [
-                    take(layer.frequencies.len() as u64, 8),
-                    take(layer.alibi_slopes.len() as u64, 4),
-                    take(layer.sink_logits.len() as u64, 4),
-                ]
+            .map(|layer| TableOffsets {
+                frequencies: take(layer.frequencies.len() as u64, 8),
+                alibi_slopes: take(layer.alibi_slopes.len() as u64, 4),
+                sink_logits: take(layer.sink_logits.len() as u64, 4),
             })
             .collect();
         let partials = take(max_partials(multiprocessors) * partial_floats(shape), 4);
         Self {
             seqs,
             starts,
-            arrivals,
-            counters,
+            append_arrivals,
+            split_arrivals,
             rings,
             stores,
             stage_ids,

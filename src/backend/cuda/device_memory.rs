@@ -1,20 +1,20 @@
-//! Device memory, had at create and given back at destroy.
+//! Device memory, allocated at creation and freed at destruction.
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
 
 use cudarc::driver::sys;
 
-use super::driver::{Current, check};
+use super::driver::{CurrentContext, check};
 use crate::error::{Result, bail};
 use crate::memory::Memory;
 
-/// Alignment of every device buffer: what `cuMemAlloc` gives.
+/// Alignment of every device buffer: what `cuMemAlloc` guarantees.
 pub const ALIGN: usize = 256;
 
 /// A block of device memory.
 ///
-/// It has no `Drop`: freeing needs the context current, which the owner sees to.
+/// It has no `Drop`: freeing needs the current context, which only the owner can give.
 #[derive(Debug)]
 pub struct DeviceBuffer {
     address: u64,
@@ -23,8 +23,8 @@ pub struct DeviceBuffer {
 }
 
 impl DeviceBuffer {
-    /// `bytes` bytes holding whatever was there, from the caller's callbacks or `cuMemAlloc`.
-    pub fn new(_: &Current<'_>, memory: Memory, bytes: u64, what: &str) -> Result<Self> {
+    /// `bytes` uninitialised bytes, from the host's callbacks or `cuMemAlloc`. `what` is for messages.
+    pub fn new(_: &CurrentContext<'_>, memory: Memory, bytes: u64, what: &str) -> Result<Self> {
         let Ok(bytes) = usize::try_from(bytes.max(1)) else {
             bail!(OutOfMemory, "{bytes} bytes for {what} exceed the address space");
         };
@@ -35,102 +35,107 @@ impl DeviceBuffer {
                 bail!(OutOfMemory, "{bytes} bytes of device memory for {what}: device_alloc returned NULL");
             }
             if !address.is_multiple_of(ALIGN as u64) {
-                buffer.give_back();
+                buffer.release();
                 bail!(InvalidArgument, "device_alloc returned {address:#x} for {what}, not aligned to {ALIGN}");
             }
             return Ok(buffer);
         }
         let mut address = 0;
-        // SAFETY: a context is current.
+        // SAFETY: a context is current, and the output is writable.
         let code = unsafe { sys::cuMemAlloc_v2(&raw mut address, bytes) };
         check(code, &format!("{bytes} bytes of device memory for {what}"))?;
         Ok(Self { address, bytes, memory })
     }
 
-    /// Its first byte.
+    /// The address of its first byte.
     pub fn address(&self) -> u64 {
         self.address
     }
 
     /// Sets all of it to zero.
-    pub fn zero(&self, setup: &Setup<'_>) -> Result<()> {
-        // SAFETY: the block is ours and that long.
+    pub fn zero(&self, setup: &SetupStream<'_>) -> Result<()> {
+        // SAFETY: the buffer has `bytes` bytes, and nothing else uses it before the cache is created.
         check(unsafe { sys::cuMemsetD8Async(self.address, 0, self.bytes, setup.stream) }, "cuMemsetD8Async")
     }
 
     /// Writes `values` from byte `at` on.
-    pub fn write<T: Copy>(&self, setup: &Setup<'_>, at: usize, values: &[T]) -> Result<()> {
+    pub fn write<T: Copy>(&self, setup: &SetupStream<'_>, at: usize, values: &[T]) -> Result<()> {
         let bytes = size_of_val(values);
         assert!(at.checked_add(bytes).is_some_and(|end| end <= self.bytes), "write of {bytes} bytes at {at}");
         if bytes == 0 {
             return Ok(());
         }
         let (to, from) = (self.address + at as u64, values.as_ptr().cast());
-        // SAFETY: in range by the check; pageable memory has been read when the call returns.
+        // SAFETY: in range by the assertion. `values` is pageable memory, which the driver has read when the call
+        // returns.
         check(unsafe { sys::cuMemcpyHtoDAsync_v2(to, from, bytes, setup.stream) }, "cuMemcpyHtoDAsync")
     }
 
-    /// Gives it back; its context must be current and the device done with it.
-    pub fn free(self, _: &Current<'_>) {
-        self.give_back();
+    /// Frees it. Its context must be current, and the device must have finished with it.
+    pub fn free(self, _: &CurrentContext<'_>) {
+        self.release();
     }
 
-    fn give_back(&self) {
+    fn release(&self) {
         if !self.memory.call_free(self.address as *mut c_void, self.bytes) {
-            // SAFETY: allocated by `new`. A context that is gone has freed it.
+            // SAFETY: `new` allocated it with cuMemAlloc, and `free` consumes the buffer, so that it is freed once. A
+            // destroyed context has freed it already: an error code then, which changes nothing.
             let _ = unsafe { sys::cuMemFree_v2(self.address) };
         }
     }
 }
 
-/// A stream to fill new memory in: not the legacy one, which a stream that is being captured may depend on.
+/// A stream of our own in which new memory is initialised. The legacy default stream would synchronise with the host's
+/// blocking streams, one of which may be being captured.
 #[derive(Debug)]
-pub struct Setup<'a> {
+pub struct SetupStream<'a> {
     stream: sys::CUstream,
-    _current: &'a Current<'a>,
+    _current: &'a CurrentContext<'a>,
 }
 
-impl<'a> Setup<'a> {
-    /// Of the current context.
-    pub fn new(current: &'a Current<'a>) -> Result<Self> {
+impl<'a> SetupStream<'a> {
+    /// A stream of the current context.
+    pub fn new(current: &'a CurrentContext<'a>) -> Result<Self> {
         let mut stream = std::ptr::null_mut();
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-        // SAFETY: a context is current, the output writable.
+        // SAFETY: a context is current, and the output is writable.
         check(unsafe { sys::cuStreamCreate(&raw mut stream, flags) }, "cuStreamCreate")?;
         Ok(Self { stream, _current: current })
     }
 
-    /// Waits until all is filled.
+    /// Waits for everything that was written.
     pub fn finish(self) -> Result<()> {
-        // SAFETY: our own stream.
-        check(unsafe { sys::cuStreamSynchronize(self.stream) }, "filling new device memory")
+        // SAFETY: `new` created the stream, and only drop destroys it.
+        check(unsafe { sys::cuStreamSynchronize(self.stream) }, "initialising device memory")
     }
 }
 
-impl Drop for Setup<'_> {
+impl Drop for SetupStream<'_> {
     fn drop(&mut self) {
-        // SAFETY: our own stream; work still in it is finished first.
+        // SAFETY: `new` created the stream; the driver finishes the work that is still in it before it frees it.
         let _ = unsafe { sys::cuStreamDestroy_v2(self.stream) };
     }
 }
 
-/// Host memory that the device can write: how it speaks to the host without being waited for.
+/// Host memory that is mapped into the device's address space: the device writes it, and the host reads it without
+/// waiting.
 #[derive(Debug)]
-pub struct Mapped<T> {
+pub struct MappedHost<T> {
     host: NonNull<T>,
     device: u64,
 }
 
-// SAFETY: an address of memory that is read and written by volatile accesses.
-unsafe impl<T: Send> Send for Mapped<T> {}
-// SAFETY: as above.
-unsafe impl<T: Send> Sync for Mapped<T> {}
+// SAFETY: pinned memory is not bound to a thread.
+unsafe impl<T: Send> Send for MappedHost<T> {}
+// SAFETY: a shared reference gives addresses only; who reads through them does so atomically or volatilely.
+unsafe impl<T: Send> Sync for MappedHost<T> {}
 
-impl<T: Copy + Default> Mapped<T> {
-    /// One `T` of its default value.
-    pub fn new(_: &Current<'_>) -> Result<Self> {
+impl<T: Copy + Default> MappedHost<T> {
+    /// One `T` with its default value.
+    pub fn new(_: &CurrentContext<'_>) -> Result<Self> {
         let (mut host, mut device) = (std::ptr::null_mut(), 0);
-        // SAFETY: outputs are writable; a context is current.
+        // SAFETY: a context is current, and outputs are writable. The block has the size of a `T` and is page-aligned,
+        // so that a `T` may be written to it; on failure it is freed once.
         unsafe {
             check(sys::cuMemHostAlloc(&raw mut host, size_of::<T>(), sys::CU_MEMHOSTALLOC_DEVICEMAP), "mapped memory")?;
             let Some(place) = NonNull::new(host.cast::<T>()) else {
@@ -150,14 +155,14 @@ impl<T: Copy + Default> Mapped<T> {
         self.device
     }
 
-    /// Its place on the host; the device may be writing.
+    /// Its address on the host. The device may be writing there.
     pub fn host(&self) -> *mut T {
         self.host.as_ptr()
     }
 
-    /// Gives it back; its context must be current and the device done with it.
-    pub fn free(self, _: &Current<'_>) {
-        // SAFETY: allocated by `new`.
+    /// Frees it. Its context must be current, and the device must have finished with it.
+    pub fn free(self, _: &CurrentContext<'_>) {
+        // SAFETY: `new` allocated it with cuMemHostAlloc, and `self` is consumed, so that it is freed once.
         let _ = unsafe { sys::cuMemFreeHost(self.host.as_ptr().cast()) };
     }
 }

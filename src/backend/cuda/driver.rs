@@ -1,5 +1,5 @@
-//! The CUDA driver as a guest uses it: presence asked before anything else, the host's current context left as it was
-//! found, no call that waits but at create and destroy.
+//! The CUDA driver, used as a library should in a host's process: nothing else is called before the driver is known to
+//! be present, the host's current context is restored, and no call waits but at creation, destruction and read-back.
 
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::OnceLock;
@@ -9,7 +9,11 @@ use cudarc::driver::sys;
 use crate::backend::Stream;
 use crate::error::{Error, Result, Status, bail};
 
-/// Turns a driver's answer into a status. An error of the device itself stays: every later call would fail too.
+/// Shared memory, in bytes, that a kernel may use without an opt-in.
+pub const DEFAULT_SHARED_LIMIT: u32 = 48 * 1024;
+
+/// Turns a result code of the driver into a status. `DeviceLost` stands for errors after which every later call fails
+/// too.
 pub fn check(code: sys::CUresult, what: &str) -> Result<()> {
     use sys::CUresult as E;
     let status = match code {
@@ -36,53 +40,53 @@ pub fn check(code: sys::CUresult, what: &str) -> Result<()> {
 /// The driver's name of an error.
 fn name(code: sys::CUresult) -> String {
     let mut text: *const c_char = std::ptr::null();
-    // SAFETY: the driver is present, or there would be no code; it writes a static string or NULL.
+    // SAFETY: `code` comes from the driver, so it is loaded; the output is writable, and gets a static string or NULL.
     let known = unsafe { sys::cuGetErrorName(code, &raw mut text) } == sys::CUresult::CUDA_SUCCESS && !text.is_null();
     if known {
-        // SAFETY: a static string of the driver.
+        // SAFETY: not NULL, so a NUL-terminated string that the driver keeps until the process ends.
         unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
     } else {
         format!("CUDA error {}", code as u32)
     }
 }
 
-/// The driver, started; or why there is none. Asked once: a driver does not appear later.
+/// Loads and initialises the driver, or says why it cannot. The first attempt decides: its error is kept.
 pub fn start() -> Result<()> {
     static STARTED: OnceLock<Result<()>> = OnceLock::new();
     STARTED
         .get_or_init(|| {
-            // SAFETY: loads and unloads a library by name.
+            // SAFETY: opens libcuda by name; NVIDIA's initialisers may run at any time, on any thread.
             if !unsafe { sys::is_culib_present() } {
                 bail!(BackendUnavailable, "no CUDA: the driver library libcuda.so.1 was not found");
             }
-            // SAFETY: no preconditions.
+            // SAFETY: the library is present, so the call resolves; cuInit has no other precondition.
             check(unsafe { sys::cuInit(0) }, "CUDA driver: cuInit")
                 .map_err(|e| Error::new(Status::BackendUnavailable, e.message().to_owned()))
         })
         .clone()
 }
 
-/// Devices the driver has; 0 without one.
+/// The number of devices; 0 without a driver.
 pub fn device_count() -> u32 {
     let mut n = 0;
-    // SAFETY: the driver has started.
+    // SAFETY: `||` calls it only after `start` has succeeded; the output is writable.
     if start().is_err() || unsafe { sys::cuDeviceGetCount(&raw mut n) } != sys::CUresult::CUDA_SUCCESS {
         return 0;
     }
     u32::try_from(n).unwrap_or(0)
 }
 
-/// Compute capability times ten of a device, asked without a context.
+/// Compute capability times ten of a device. Needs no context, but an initialised driver.
 pub fn arch_of(ordinal: u32) -> Option<u32> {
     let mut device = 0;
-    // SAFETY: the output is writable; the driver refuses an ordinal that is none.
+    // SAFETY: the output is writable; an ordinal out of range is an error code.
     let code = unsafe { sys::cuDeviceGet(&raw mut device, i32::try_from(ordinal).ok()?) };
     (code == sys::CUresult::CUDA_SUCCESS).then(|| arch(device).ok())?
 }
 
 fn attribute(device: sys::CUdevice, attribute: sys::CUdevice_attribute) -> Result<u32> {
     let mut value = 0;
-    // SAFETY: the output is writable.
+    // SAFETY: the output is writable; a device that does not exist is an error code.
     check(unsafe { sys::cuDeviceGetAttribute(&raw mut value, attribute, device) }, "device attribute")?;
     Ok(u32::try_from(value).unwrap_or(0))
 }
@@ -93,30 +97,30 @@ fn arch(device: sys::CUdevice) -> Result<u32> {
     Ok(major * 10 + attribute(device, A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?)
 }
 
-/// A context to work in: a device's primary one, kept alive, or the host's own.
+/// The context that a cache works in: a device's primary one, retained, or the host's own.
 #[derive(Debug)]
 pub struct Context {
     handle: sys::CUcontext,
     device: sys::CUdevice,
-    /// Given back on drop; a host's own context is not ours to end.
+    /// A primary context, which is released on drop. A host's own context is left to the host.
     retained: bool,
 }
 
-// SAFETY: the driver's handles may be used from any thread.
+// SAFETY: a context handle is not bound to a thread: any thread may push it.
 unsafe impl Send for Context {}
-// SAFETY: as above.
+// SAFETY: the driver serialises calls on one context itself.
 unsafe impl Sync for Context {}
 
 impl Context {
-    /// The host's context, or with none given the primary context of a device.
+    /// The host's context; where it is NULL, the primary context of device `ordinal`.
     pub fn new(ordinal: u32, host: *mut c_void) -> Result<Self> {
         start()?;
         if !host.is_null() {
             let mut device = 0;
             let handle = host.cast();
-            // SAFETY: the host promises a live context; the driver refuses what is none.
+            // SAFETY: `CudaConfig::context` is a live context by its documentation.
             check(unsafe { sys::cuCtxPushCurrent_v2(handle) }, "cuda_context")?;
-            // SAFETY: a context is current.
+            // SAFETY: the context was pushed above; the output is writable.
             let outcome = check(unsafe { sys::cuCtxGetDevice(&raw mut device) }, "device of cuda_context");
             pop();
             outcome?;
@@ -130,7 +134,7 @@ impl Context {
             }
         }
         let (mut device, mut handle) = (0, std::ptr::null_mut());
-        // SAFETY: outputs are writable; the ordinal is in range.
+        // SAFETY: the driver is initialised, outputs are writable, and the ordinal was checked above.
         unsafe {
             check(sys::cuDeviceGet(&raw mut device, ordinal as i32), "cuDeviceGet")?;
             check(sys::cuDevicePrimaryCtxRetain(&raw mut handle, device), "primary context")?;
@@ -138,11 +142,11 @@ impl Context {
         Ok(Self { handle, device, retained: true })
     }
 
-    /// Makes it current until the guard is dropped.
-    pub fn enter(&self) -> Result<Current<'_>> {
-        // SAFETY: the context lives: retained, or the host's promise.
+    /// Makes it current on this thread until the guard is dropped.
+    pub fn enter(&self) -> Result<CurrentContext<'_>> {
+        // SAFETY: the handle is live: retained by `new`, or the host's, which must outlive the cache.
         check(unsafe { sys::cuCtxPushCurrent_v2(self.handle) }, "context")?;
-        Ok(Current { context: self })
+        Ok(CurrentContext { context: self })
     }
 
     /// Compute capability times ten, such as 90.
@@ -150,12 +154,12 @@ impl Context {
         arch(self.device)
     }
 
-    /// Multiprocessors.
+    /// The device's multiprocessors.
     pub fn multiprocessors(&self) -> Result<u32> {
         attribute(self.device, sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
     }
 
-    /// Shared memory a block may have.
+    /// The most shared memory that a block may use, in bytes.
     pub fn shared_limit(&self) -> Result<u32> {
         attribute(self.device, sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
     }
@@ -164,32 +168,34 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         if self.retained {
-            // SAFETY: retained once in `new`. A driver that is shutting down refuses, which is fine.
+            // SAFETY: releases what `new` retained, once. At process exit the driver may already be shut down: an error
+            // code then, which changes nothing.
             let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
         }
     }
 }
 
+/// Pops the context that this thread pushed last.
 fn pop() {
     let mut was = std::ptr::null_mut();
-    // SAFETY: pops what was pushed.
+    // SAFETY: callers have pushed a context on this thread, and the output is writable.
     let _ = unsafe { sys::cuCtxPopCurrent_v2(&raw mut was) };
 }
 
-/// A context made current; on drop the host's is current again.
+/// Proof that a context is current on this thread. Drop restores the context that was current before.
 #[derive(Debug)]
-pub struct Current<'a> {
+pub struct CurrentContext<'a> {
     context: &'a Context,
 }
 
-impl Drop for Current<'_> {
+impl Drop for CurrentContext<'_> {
     fn drop(&mut self) {
         pop();
     }
 }
 
-impl Current<'_> {
-    /// The context itself.
+impl CurrentContext<'_> {
+    /// The context.
     pub fn context(&self) -> &Context {
         self.context
     }
@@ -198,7 +204,7 @@ impl Current<'_> {
     pub fn capturing(&self, stream: Stream) -> Result<bool> {
         use sys::CUstreamCaptureStatus as S;
         let mut status = S::CU_STREAM_CAPTURE_STATUS_NONE;
-        // SAFETY: the output is writable; the host promises a live stream of this context.
+        // SAFETY: the output is writable; the host's stream is live and of this context (the contract of `set_stream`).
         check(unsafe { sys::cuStreamIsCapturing(raw(stream), &raw mut status) }, "stream")?;
         match status {
             S::CU_STREAM_CAPTURE_STATUS_NONE => Ok(false),
@@ -209,26 +215,27 @@ impl Current<'_> {
 
     /// Waits for all work of a stream.
     pub fn wait(&self, stream: Stream) -> Result<()> {
-        // SAFETY: as above.
+        // SAFETY: the host's stream is live and of this context (the contract of `set_stream`).
         check(unsafe { sys::cuStreamSynchronize(raw(stream)) }, "stream")
     }
 
     /// Waits for all work of the context.
     pub fn wait_all(&self) -> Result<()> {
-        // SAFETY: a context is current.
+        // SAFETY: a context is current, since `self` exists.
         check(unsafe { sys::cuCtxSynchronize() }, "context")
     }
 
-    /// Copies device memory to the host, after the work that `stream` holds, and waits.
+    /// Copies device memory to the host after the work that is in the stream, and waits for the copy.
     pub fn read<T: Copy>(&self, stream: Stream, from: u64, to: &mut [T]) -> Result<()> {
-        // SAFETY: the caller reads what it allocated; `to` is writable for its length and takes any bytes.
+        // SAFETY: `to` is writable for its length, and is read only after the copy has been waited for. Callers pass
+        // `T`s that are plain numbers and addresses within the cache's own allocations.
         let code = unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from, size_of_val(to), raw(stream)) };
         check(code, "cuMemcpyDtoHAsync")?;
         self.wait(stream)
     }
 
     /// Puts a kernel into a stream. `params` is copied before this returns.
-    pub fn launch<P>(&self, kernel: &Kernel, size: Size, to: To, params: &P) -> Result<()> {
+    pub fn launch<P>(&self, kernel: &Kernel, size: LaunchSize, target: LaunchTarget, params: &P) -> Result<()> {
         let mut args = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
         let [x, y, z] = size.grid;
         let mut attribute = sys::CUlaunchAttribute {
@@ -243,19 +250,22 @@ impl Current<'_> {
             blockDimX: kernel.threads,
             blockDimY: 1,
             blockDimZ: 1,
-            sharedMemBytes: size.shared,
-            hStream: raw(to.stream),
+            sharedMemBytes: size.shared_bytes,
+            hStream: raw(target.stream),
             attrs: &raw mut attribute,
-            numAttrs: u32::from(to.programmatic),
+            numAttrs: u32::from(target.programmatic),
         };
-        // SAFETY: the kernel takes one `P` by value, which the caller vouches for by its choice of kernel; drivers from
-        // before this call existed have no programmatic launches, and get the older call.
+        let threads = kernel.threads;
+        let none = std::ptr::null_mut();
+        // SAFETY: `args` points to one `P`, and callers choose the kernel whose parameter is a `P`; the function is
+        // loaded, and the stream live. cuLaunchKernelEx is missing in drivers older than programmatic launches, which
+        // cannot be switched on there.
         let code = unsafe {
-            if to.programmatic {
-                sys::cuLaunchKernelEx(&raw const config, kernel.function, args.as_mut_ptr(), std::ptr::null_mut())
+            if target.programmatic {
+                sys::cuLaunchKernelEx(&raw const config, kernel.function, args.as_mut_ptr(), none)
             } else {
-                let (threads, shared, stream) = (kernel.threads, size.shared, raw(to.stream));
-                let none = std::ptr::null_mut();
+                let shared = size.shared_bytes;
+                let stream = raw(target.stream);
                 sys::cuLaunchKernel(kernel.function, x, y, z, threads, 1, 1, shared, stream, args.as_mut_ptr(), none)
             }
         };
@@ -263,18 +273,19 @@ impl Current<'_> {
     }
 }
 
-/// Blocks of a launch, and the bytes of shared memory of each.
+/// Blocks of a launch, and the shared memory of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size {
+pub struct LaunchSize {
     pub grid: [u32; 3],
-    pub shared: u32,
+    pub shared_bytes: u32,
 }
 
-/// Where launches go. `programmatic`: their blocks may take their places while the kernel before them still runs; every
-/// kernel begins by waiting for it.
+/// Where launches go.
 #[derive(Clone, Copy, Debug)]
-pub struct To {
+pub struct LaunchTarget {
     pub stream: Stream,
+    /// Programmatic dependent launches: blocks may be scheduled while the preceding kernel still runs, for which every
+    /// kernel begins by waiting.
     pub programmatic: bool,
 }
 
@@ -282,77 +293,80 @@ fn raw(stream: Stream) -> sys::CUstream {
     std::ptr::with_exposed_provenance_mut(stream.0)
 }
 
-/// Lets the calling thread allocate and wait although another thread's stream may be captured in global mode: what is
-/// done at create touches no captured stream.
+/// Switches the calling thread's capture mode to relaxed. A stream that another thread captures in global mode would
+/// otherwise make allocations and waits fail. Creation and destruction touch no captured stream.
 #[derive(Debug)]
-pub struct Relaxed {
+pub struct RelaxedCapture {
     before: sys::CUstreamCaptureMode,
 }
 
-impl Relaxed {
-    /// Until dropped.
+impl RelaxedCapture {
+    /// Until the guard is dropped.
     pub fn new() -> Result<Self> {
         let mut before = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
-        // SAFETY: exchanges this thread's mode with `before`.
+        // SAFETY: the driver is initialised, and `before` is readable and writable.
         check(unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut before) }, "capture mode")?;
         Ok(Self { before })
     }
 }
 
-impl Drop for Relaxed {
+impl Drop for RelaxedCapture {
     fn drop(&mut self) {
-        // SAFETY: as above.
+        // SAFETY: the driver is initialised, and `before` is readable and writable.
         let _ = unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut self.before) };
     }
 }
 
-/// Loaded device code.
+/// Device code, loaded into a context.
 #[derive(Debug)]
 pub struct Module(sys::CUmodule);
 
-// SAFETY: the driver's handles may be used from any thread.
+// SAFETY: a module handle is not bound to a thread.
 unsafe impl Send for Module {}
-// SAFETY: as above.
+// SAFETY: a shared reference only looks kernels up, which the driver serialises.
 unsafe impl Sync for Module {}
 
 impl Module {
     /// Loads a cubin into the current context.
-    pub fn load(_: &Current<'_>, cubin: &[u8]) -> Result<Self> {
+    pub fn load(_: &CurrentContext<'_>, cubin: &[u8]) -> Result<Self> {
         let mut module = std::ptr::null_mut();
-        // SAFETY: the driver checks the image's header; images come from NVRTC, at some time, or from the checked disk cache.
+        // SAFETY: a context is current. The image is a whole ELF file, as the driver requires of a pointer without
+        // length: it comes from NVRTC, from the library itself, or from the disk cache, which checks length and
+        // checksum.
         check(unsafe { sys::cuModuleLoadData(&raw mut module, cubin.as_ptr().cast()) }, "loading a kernel module")?;
         Ok(Self(module))
     }
 
-    /// One of its kernels, run by blocks of `threads` with up to `shared` bytes of shared memory.
-    pub fn kernel(&self, name: &'static CStr, threads: u32, shared: u32) -> Result<Kernel> {
+    /// One of its kernels, for blocks of `threads` threads with up to `shared_bytes` of dynamic shared memory.
+    pub fn kernel(&self, name: &'static CStr, threads: u32, shared_bytes: u32) -> Result<Kernel> {
         let mut function = std::ptr::null_mut();
-        // SAFETY: the module is loaded, the name a C string.
+        // SAFETY: the module is loaded (`unload` takes it by value), the name a C string, the output writable.
         check(unsafe { sys::cuModuleGetFunction(&raw mut function, self.0, name.as_ptr()) }, "kernel")?;
-        // Above 48 KiB only for those who ask.
-        if shared > 48 * 1024 {
+        // More than 48 KiB need an opt-in.
+        if shared_bytes > DEFAULT_SHARED_LIMIT {
             let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function is live.
-            check(unsafe { sys::cuFuncSetAttribute(function, which, shared as i32) }, "shared memory")?;
+            // SAFETY: the function is of a loaded module.
+            check(unsafe { sys::cuFuncSetAttribute(function, which, shared_bytes as i32) }, "shared memory")?;
         }
         Ok(Kernel { function, threads, name: name.to_str().unwrap_or("kernel") })
     }
 
-    /// How many blocks of a kernel a multiprocessor holds at once.
-    pub fn blocks_at_once(&self, kernel: &Kernel, shared: u32) -> Result<u32> {
+    /// The occupancy of a kernel: blocks that are resident on a multiprocessor together.
+    pub fn blocks_per_multiprocessor(&self, kernel: &Kernel, shared_bytes: u32) -> Result<u32> {
         let mut blocks = 0;
-        // SAFETY: the output is writable, the function live.
+        let threads = kernel.threads as i32;
+        let shared = shared_bytes as usize;
+        // SAFETY: the output is writable, and the function is of this loaded module.
         let code = unsafe {
-            let (function, threads) = (kernel.function, kernel.threads as i32);
-            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&raw mut blocks, function, threads, shared as usize)
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&raw mut blocks, kernel.function, threads, shared)
         };
         check(code, kernel.name)?;
         Ok(u32::try_from(blocks).unwrap_or(0))
     }
 
-    /// Frees it; its context must be current and its kernels idle.
-    pub fn unload(self, _: &Current<'_>) {
-        // SAFETY: loaded once, unloaded once.
+    /// Frees it. Its context must be current and its kernels idle.
+    pub fn unload(self, _: &CurrentContext<'_>) {
+        // SAFETY: `self` is consumed, so it is unloaded once; kernels of it are not launched any more.
         let _ = unsafe { sys::cuModuleUnload(self.0) };
     }
 }
@@ -365,7 +379,7 @@ pub struct Kernel {
     pub name: &'static str,
 }
 
-// SAFETY: the driver's handles may be used from any thread.
+// SAFETY: a function handle is not bound to a thread.
 unsafe impl Send for Kernel {}
-// SAFETY: as above.
+// SAFETY: a shared reference only launches, which the driver serialises.
 unsafe impl Sync for Kernel {}

@@ -1,165 +1,198 @@
-//! Which kernel runs for which call and shape, and how many blocks of it: the one place that knows.
+//! Which kernel runs for which call and shape, and how many blocks of it. No other file decides either.
 
 use super::device_layout::max_partials;
-use super::driver::Size;
+use super::driver::LaunchSize;
 use super::launch_config::{
-    CHUNK_MANY_ROWS, CHUNK_ROWS, COLUMNS, KEYS, append_shared, chunk_shared, decode_shared, generic_shared,
-    step_shared, step_tokens,
+    CHUNK_LARGE_ROWS, CHUNK_SMALL_ROWS, DECODE_COLUMNS, DECODE_KEYS, append_shared, chunk_shared, decode_shared,
+    generic_shared, step_shared, step_tokens,
 };
-use super::modules::{Fast, MOST, Split};
+use super::modules::{MAX_GRID_YZ, SplitKernel, VariantKernels};
 use crate::backend::TokenCall;
 use crate::config::{Layer, Shape};
 
 /// A kernel of a call on tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Which {
+pub enum TokenKernel {
     /// Rotate and store, any shape.
     Append,
     /// Attention of any shape.
     Generic,
-    /// Few queries: the keys are split among blocks.
+    /// Attention of few queries, with a KV split.
     Decode,
-    /// The same, and their tokens stored, in one launch.
+    /// The same, and their tokens are appended in the same launch.
     Step,
-    /// Many queries: tiles of rows.
+    /// Attention of many queries, in tiles of rows.
     Chunk,
 }
 
 /// A launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Choice {
-    pub which: Which,
-    pub size: Size,
-    /// Blocks that share the keys of a KV head; 1 but for few queries.
+pub struct LaunchChoice {
+    pub kernel: TokenKernel,
+    pub size: LaunchSize,
+    /// Blocks that share the keys of a KV head; 1 without a KV split.
     pub n_splits: u32,
-    /// A chunk's tiles are the smaller ones, whatever the rows.
+    /// A chunk uses the smaller query tiles, whatever its rows.
     pub small_tiles: bool,
 }
 
-/// What is known before a call.
+/// Up to how many tokens of how many sequences a call works on, and whether its rows begin at multiples of 16 bytes,
+/// which the specialised kernels need.
 #[derive(Clone, Copy, Debug)]
-pub struct Chooser<'a> {
+pub struct CallSize {
+    pub n_entries: u32,
+    /// At most a chunk.
+    pub n_tokens: u32,
+    pub aligned: bool,
+}
+
+/// Chooses launches from what is known before a call. Nothing here depends on the sequences' lengths, so that a
+/// captured launch stays right.
+#[derive(Clone, Copy, Debug)]
+pub struct Heuristics<'a> {
     pub shape: &'a Shape,
     pub layer: &'a Layer,
-    pub fast: Option<&'a Fast>,
+    /// `None` where the layer has the kernels for every shape only.
+    pub specialised: Option<&'a VariantKernels>,
     pub multiprocessors: u32,
 }
 
-impl Chooser<'_> {
-    /// Append and attention of up to `n_tokens` new tokens of each of `n_entries` sequences in one launch, if that can be.
-    /// `aligned`: rows of q, k, v and out at multiples of 16 bytes.
-    pub fn step(&self, n_entries: u32, n_tokens: u32, aligned: bool) -> Option<Choice> {
-        let fast = self.fast.filter(|_| aligned)?;
-        let variant = fast.variant;
-        if n_tokens > step_tokens(variant.group) {
+impl Heuristics<'_> {
+    /// Append and attention in one launch; `None` where that takes two.
+    pub fn step(&self, call: CallSize) -> Option<LaunchChoice> {
+        let kernels = self.specialised.filter(|_| call.aligned)?;
+        let variant = kernels.variant;
+        if call.n_tokens > step_tokens(variant.group) {
             return None;
         }
-        let shared = step_shared(variant.dim, variant.group);
-        Some(self.split(Which::Step, fast.step, shared, n_entries, n_tokens))
+        let shared_bytes = step_shared(variant.dim, variant.group);
+        Some(self.split(TokenKernel::Step, kernels.step, shared_bytes, call))
     }
 
-    /// Attention. `aligned`: rows of q and out at multiples of 16 bytes.
-    pub fn attend(&self, n_entries: u32, n_tokens: u32, aligned: bool) -> Choice {
+    /// Attention.
+    pub fn attend(&self, call: CallSize) -> LaunchChoice {
         let heads = self.shape.n_kv_heads as u64;
-        let Some(fast) = self.fast.filter(|_| aligned) else {
-            let grid = grid(n_entries, u64::from(n_tokens).min(1024), self.shape.n_q_heads as u64);
-            let size = Size { grid, shared: generic_shared(self.shape) };
-            return Choice { which: Which::Generic, size, n_splits: 1, small_tiles: false };
+        let Some(kernels) = self.specialised.filter(|_| call.aligned) else {
+            let grid = grid(call.n_entries, u64::from(call.n_tokens).min(1024), self.shape.n_q_heads as u64);
+            let size = LaunchSize { grid, shared_bytes: generic_shared(self.shape) };
+            return LaunchChoice { kernel: TokenKernel::Generic, size, n_splits: 1, small_tiles: false };
         };
-        let variant = fast.variant;
-        let rows = u64::from(n_tokens) * u64::from(variant.group);
-        if rows <= u64::from(COLUMNS) {
-            let shared = decode_shared(variant.dim);
-            return self.split(Which::Decode, fast.decode, shared, n_entries, n_tokens);
+        let variant = kernels.variant;
+        let rows = u64::from(call.n_tokens) * u64::from(variant.group);
+        if rows <= u64::from(DECODE_COLUMNS) {
+            return self.split(TokenKernel::Decode, kernels.decode, decode_shared(variant.dim), call);
         }
-        // Larger tiles read K and V half as often, but not for the price of idle multiprocessors.
-        let large = rows.div_ceil(CHUNK_MANY_ROWS.into());
-        let busy = u64::from(n_entries) * heads * large >= u64::from(self.multiprocessors);
-        let small_tiles = variant.dim > 128 || !busy;
-        let tiles = if small_tiles { rows.div_ceil(CHUNK_ROWS.into()) } else { large };
-        let size = Size { grid: grid(n_entries, heads, tiles), shared: chunk_shared(variant.dim) };
-        Choice { which: Which::Chunk, size, n_splits: 1, small_tiles }
+        // Larger tiles read K and V half as often. They are not worth idle multiprocessors.
+        let large_tiles = rows.div_ceil(CHUNK_LARGE_ROWS.into());
+        let fills_device = u64::from(call.n_entries) * heads * large_tiles >= u64::from(self.multiprocessors);
+        let small_tiles = variant.dim > 128 || !fills_device;
+        let tiles = if small_tiles { rows.div_ceil(CHUNK_SMALL_ROWS.into()) } else { large_tiles };
+        let size = LaunchSize { grid: grid(call.n_entries, heads, tiles), shared_bytes: chunk_shared(variant.dim) };
+        LaunchChoice { kernel: TokenKernel::Chunk, size, n_splits: 1, small_tiles }
     }
 
-    /// Append: each block does every head of its tokens, so that angles are computed once.
-    pub fn append(&self, n_entries: u32, n_tokens: u32) -> Choice {
-        let size = Size { grid: grid(n_entries, u64::from(n_tokens).min(256), 1), shared: append_shared(self.layer) };
-        Choice { which: Which::Append, size, n_splits: 1, small_tiles: false }
+    /// Append. Each block stores every head of its tokens, so that their angles are computed once.
+    pub fn append(&self, call: CallSize) -> LaunchChoice {
+        let grid = grid(call.n_entries, u64::from(call.n_tokens).min(256), 1);
+        let size = LaunchSize { grid, shared_bytes: append_shared(self.layer) };
+        LaunchChoice { kernel: TokenKernel::Append, size, n_splits: 1, small_tiles: false }
     }
 
-    /// All launches of a call on up to `n_tokens` tokens, no more than a chunk, of each of `n_entries` sequences. `aligned`: all
-    /// rows at multiples of 16 bytes.
-    pub fn launches(&self, call: TokenCall, n_entries: u32, n_tokens: u32, aligned: bool) -> Vec<Choice> {
-        let append = || self.append(n_entries, n_tokens);
-        let attend = || self.attend(n_entries, n_tokens, aligned);
+    /// All launches of a call, in order.
+    pub fn launches(&self, call: TokenCall, size: CallSize) -> Vec<LaunchChoice> {
         match call {
-            TokenCall::Append => vec![append()],
-            TokenCall::Attend => vec![attend()],
-            TokenCall::Step => match self.step(n_entries, n_tokens, aligned) {
+            TokenCall::Append => vec![self.append(size)],
+            TokenCall::Attend => vec![self.attend(size)],
+            TokenCall::Step => match self.step(size) {
                 Some(step) => vec![step],
-                None => vec![append(), attend()],
+                None => vec![self.append(size), self.attend(size)],
             },
         }
     }
 
-    fn split(&self, which: Which, kernel: Split, shared: u32, n_entries: u32, n_tokens: u32) -> Choice {
+    fn split(&self, kernel: TokenKernel, loaded: SplitKernel, shared_bytes: u32, call: CallSize) -> LaunchChoice {
         let heads = self.shape.n_kv_heads as u64;
         let ring = &self.layer.ring;
         // The first token's window, and the tokens after it.
-        let keys = ring.window + u64::from(n_tokens.saturating_sub(1));
-        let tiles = ring.n_sink.div_ceil(KEYS.into()) + keys.div_ceil(KEYS.into());
-        let rounds = tiles.div_ceil(u64::from(kernel.kernel.threads / 32)).max(1);
-        let blocks = (u64::from(n_entries) * heads).max(1);
-        let most = rounds.min(MOST).min(max_partials(self.multiprocessors) / blocks).max(1);
-        let n_splits = n_splits(blocks, rounds, most, self.multiprocessors.into(), kernel.at_once.into()) as u32;
-        let size = Size { grid: grid(n_entries, heads, n_splits.into()), shared };
-        Choice { which, size, n_splits, small_tiles: false }
+        let keys = ring.window + u64::from(call.n_tokens.saturating_sub(1));
+        let tiles = ring.n_sink.div_ceil(DECODE_KEYS.into()) + keys.div_ceil(DECODE_KEYS.into());
+        let warps = u64::from(loaded.kernel.threads / 32);
+        let work =
+            SplitWork { heads: (u64::from(call.n_entries) * heads).max(1), rounds: tiles.div_ceil(warps).max(1) };
+        let max_splits = work.rounds.min(MAX_GRID_YZ).min(max_partials(self.multiprocessors) / work.heads).max(1);
+        let device = Residency {
+            multiprocessors: self.multiprocessors.into(),
+            blocks_per_multiprocessor: loaded.blocks_per_multiprocessor.into(),
+        };
+        let n_splits = n_splits(work, max_splits, device) as u32;
+        let size = LaunchSize { grid: grid(call.n_entries, heads, n_splits.into()), shared_bytes };
+        LaunchChoice { kernel, size, n_splits, small_tiles: false }
     }
 }
 
-/// Blocks of a launch: entries in x, up to `y` and `z` in the others, whose kernels loop where that is not enough.
+/// Blocks of a launch: entries in x, up to `y` and `z` in the others. Kernels loop where the grid's limits are lower.
 pub fn grid(n_entries: u32, y: u64, z: u64) -> [u32; 3] {
-    [n_entries, y.clamp(1, MOST) as u32, z.clamp(1, MOST) as u32]
+    [n_entries, y.clamp(1, MAX_GRID_YZ) as u32, z.clamp(1, MAX_GRID_YZ) as u32]
 }
 
-// Times in halves of a round. A round is a tile for each warp of a block: 35 KiB of K and V with heads of 128, about what a
-// multiprocessor's share of an H100's bandwidth brings in a microsecond, and about the latency of its memory.
+/// What a decode has to do: KV heads of all entries, and rounds of each, without a KV split. A round is a tile for each
+/// warp of a block: 35 KiB of K and V with heads of 128. That takes about a microsecond at a multiprocessor's share of
+/// an H100's bandwidth, which is also about the latency of its memory.
+#[derive(Clone, Copy, Debug)]
+struct SplitWork {
+    heads: u64,
+    rounds: u64,
+}
 
-/// A round of a block that has its multiprocessor to itself: its own copies alone do not keep the memory busy.
-const ALONE: u64 = 3;
-/// A round of each of several blocks on a multiprocessor, which wait for each other's.
-const SHARED: u64 = 2;
-/// What a block does beside its rounds: counters, queries and the first tiles' way before them, merging its warps after them.
-const FIXED: u64 = 4;
-/// Merging splits, and how many of them cost a half more: eight loads are on their way at once.
-const MERGE: u64 = 2;
-const MERGED_AT_ONCE: u64 = 8;
+/// Blocks that a device can run at the same time.
+#[derive(Clone, Copy, Debug)]
+struct Residency {
+    multiprocessors: u64,
+    blocks_per_multiprocessor: u64,
+}
 
-/// Into how many blocks the keys of each of `blocks` KV heads are split: as takes the least time by the model above, which
-/// has not been measured on a GPU.
-fn n_splits(blocks: u64, rounds: u64, most: u64, multiprocessors: u64, at_once: u64) -> u64 {
-    let (multiprocessors, at_once) = (multiprocessors.max(1), at_once.max(1));
-    let places = multiprocessors * at_once;
-    let wave = |deep: u64, each: u64| match deep {
+// Times of the model, in units of half a round.
+
+/// A round of a block that is alone on its multiprocessor: its own copies do not saturate the memory.
+const ROUND_ALONE: u64 = 3;
+/// A round of one of several blocks on a multiprocessor, which compete for bandwidth.
+const ROUND_SHARED: u64 = 2;
+/// What a block does beside its rounds: it reads counters, loads queries, waits for the first tiles, and merges its
+/// warps.
+const BLOCK_FIXED: u64 = 4;
+/// Merging splits. So many of them cost a half more: their loads' latencies overlap.
+const MERGE_FIXED: u64 = 2;
+const MERGE_UNROLL: u64 = 8;
+
+/// Into how many blocks the keys of each KV head are split: the number that takes the least time by the model above,
+/// which has not been measured on a GPU.
+fn n_splits(work: SplitWork, max_splits: u64, device: Residency) -> u64 {
+    let multiprocessors = device.multiprocessors.max(1);
+    let per_multiprocessor = device.blocks_per_multiprocessor.max(1);
+    let resident = multiprocessors * per_multiprocessor;
+    // A wave of blocks with `rounds` rounds each, `deep` of them on a multiprocessor.
+    let wave = |deep: u64, rounds: u64| match deep {
         0 => 0,
-        1 => ALONE * each + FIXED,
-        _ => SHARED * deep * each + FIXED,
+        1 => ROUND_ALONE * rounds + BLOCK_FIXED,
+        _ => ROUND_SHARED * deep * rounds + BLOCK_FIXED,
     };
-    let time = |splits: u64, each: u64| {
-        let (full, left) = (blocks * splits / places, blocks * splits % places);
-        let merge = if splits > 1 { MERGE + splits / MERGED_AT_ONCE } else { 0 };
-        full * wave(at_once, each) + wave(left.div_ceil(multiprocessors), each) + merge
+    let time = |splits: u64, rounds: u64| {
+        let blocks = work.heads * splits;
+        let (full_waves, left) = (blocks / resident, blocks % resident);
+        let merge = if splits > 1 { MERGE_FIXED + splits / MERGE_UNROLL } else { 0 };
+        full_waves * wave(per_multiprocessor, rounds) + wave(left.div_ceil(multiprocessors), rounds) + merge
     };
-    let mut each = rounds.max(1);
-    let mut best = (time(1, each), 1);
-    // The least number of splits for every number of rounds that a split can have: none is empty, and there are few.
-    while each > 1 {
-        let splits = rounds.div_ceil(each - 1);
-        if splits > most {
+    let mut rounds = work.rounds.max(1);
+    let mut best = (time(1, rounds), 1);
+    // For each number of rounds that a split can have, the fewest splits that give it. None of those is empty, and
+    // there are few such numbers.
+    while rounds > 1 {
+        let splits = work.rounds.div_ceil(rounds - 1);
+        if splits > max_splits {
             break;
         }
-        each = rounds.div_ceil(splits);
-        best = best.min((time(splits, each), splits));
+        rounds = work.rounds.div_ceil(splits);
+        best = best.min((time(splits, rounds), splits));
     }
     best.1
 }
@@ -168,40 +201,50 @@ fn n_splits(blocks: u64, rounds: u64, most: u64, multiprocessors: u64, at_once: 
 mod tests {
     use super::*;
 
-    /// One sequence of 8 KV heads over 4 + 2,048 keys on 132 multiprocessors: every one has work, and no split is empty.
+    /// On `multiprocessors` with three resident blocks each.
+    fn splits(heads: u64, rounds: u64, max_splits: u64, multiprocessors: u64) -> u64 {
+        let device = Residency { multiprocessors, blocks_per_multiprocessor: 3 };
+        n_splits(SplitWork { heads, rounds }, max_splits, device)
+    }
+
+    /// One sequence of 8 KV heads over 4 + 2,048 keys on 132 multiprocessors: every one has work, and no split is
+    /// empty.
     #[test]
     fn few_heads_fill_the_device() {
-        let splits = n_splits(8, 33, 33, 132, 3);
+        let splits = splits(8, 33, 33, 132);
         assert!(8 * splits >= 132, "{splits} splits");
         assert!((splits - 1) * 33_u64.div_ceil(splits) < 33, "{splits} splits of 33 rounds leave an empty one");
     }
 
-    /// As many heads as fill the device many times over are not split: partial results would be read again for nothing.
+    /// Heads that fill the device many times over are not split: partial results would be written and read for nothing.
     #[test]
-    fn many_heads_are_left_whole() {
-        assert_eq!(n_splits(2048, 33, 1, 132, 3), 1);
-        assert_eq!(n_splits(132 * 3 * 8, 33, 8, 132, 3), 1);
+    fn many_heads_are_not_split() {
+        assert_eq!(splits(2048, 33, 1, 132), 1);
+        assert_eq!(splits(132 * 3 * 8, 33, 8, 132), 1);
     }
 
-    /// A last wave of few blocks is what splitting is for.
+    /// A last wave of few blocks is shortened by splitting.
     #[test]
     fn a_short_last_wave_is_split() {
-        let places = 132 * 3;
-        assert!(n_splits(places + 1, 1025, 4, 132, 3) > 1);
+        let resident = 132 * 3;
+        assert!(splits(resident + 1, 1025, 4, 132) > 1);
     }
 
     /// benches/gpu/model.py predicts with the same numbers (`self_test.py` has the same list).
     #[test]
     fn splits_that_predictions_rest_on() {
-        for (blocks, rounds, want) in [(8, 32, 16), (64, 32, 4), (512, 32, 1), (8, 256, 32), (8, 4, 4)] {
-            let most = rounds.min(max_partials(132) / blocks).max(1);
-            assert_eq!(n_splits(blocks, rounds, most, 132, 3), want, "{blocks} blocks of {rounds} rounds");
+        for [heads, rounds, want] in [[8, 32, 16], [64, 32, 4], [512, 32, 1], [8, 256, 32], [8, 4, 4]] {
+            let max_splits = rounds.min(max_partials(132) / heads).max(1);
+            assert_eq!(splits(heads, rounds, max_splits, 132), want, "{heads} heads of {rounds} rounds");
         }
     }
 
     #[test]
     fn degenerate_counts() {
-        assert_eq!(n_splits(1, 1, 1, 0, 0), 1);
-        assert_eq!(n_splits(1, 1, 65_535, 1, 1), 1);
+        let none = Residency { multiprocessors: 0, blocks_per_multiprocessor: 0 };
+        let one = Residency { multiprocessors: 1, blocks_per_multiprocessor: 1 };
+        let work = SplitWork { heads: 1, rounds: 1 };
+        assert_eq!(n_splits(work, 1, none), 1);
+        assert_eq!(n_splits(work, 65_535, one), 1);
     }
 }

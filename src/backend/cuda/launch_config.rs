@@ -1,71 +1,76 @@
-//! Threads and shared memory of kernels, in bytes: the mirror of `kernels/geometry.cuh`.
+//! Threads and shared memory of the kernels, in bytes: the numbers of `kernels/launch_config.cuh`.
 
 use crate::config::{Layer, Shape};
 
-/// Threads of every kernel's blocks but those of a decode with heads of 256.
+/// Threads of a block, but for a decode with heads of 256 (see [`decode_warps`]).
 pub const THREADS: u32 = 128;
-/// Query columns of a decode: tokens x group.
-pub const COLUMNS: u32 = 8;
+/// The most query columns of a decode: tokens x query heads per KV head.
+pub const DECODE_COLUMNS: u32 = 8;
 /// Keys of a decode's tile.
-pub const KEYS: u32 = 16;
-/// Rows of a chunk's tile where few are to be done, and with heads of 256, whose sums fill the registers.
-pub const CHUNK_ROWS: u32 = 64;
-/// Rows of a chunk's tile otherwise.
-pub const CHUNK_MANY_ROWS: u32 = 128;
-/// Scratch of block-wide sums.
+pub const DECODE_KEYS: u32 = 16;
+/// Rows of a chunk's query tile where few rows are computed, and with heads of 256, whose accumulators fill the
+/// registers.
+pub const CHUNK_SMALL_ROWS: u32 = 64;
+/// Rows of a chunk's query tile otherwise.
+pub const CHUNK_LARGE_ROWS: u32 = 128;
+/// Scratch for block-wide sums.
 const SCRATCH: u32 = 64;
 /// Shared memory of edits and forks.
 pub const EDIT_SHARED: u32 = SCRATCH;
 
-/// Shared memory of an append: cosines and sines of one token.
+/// Shared memory of an append: cosines and sines of one token, scratch.
 pub fn append_shared(layer: &Layer) -> u32 {
     (8 * layer.frequencies.len() as u32).next_multiple_of(16) + SCRATCH
 }
 
-/// Shared memory of the attention of any shape: two queries, the weights of a block of keys.
+/// Shared memory of the attention of any shape: two queries, the probabilities of a block of keys, scratch.
 pub fn generic_shared(shape: &Shape) -> u32 {
     8 * shape.head_dim as u32 + 4 * THREADS + SCRATCH
 }
 
-/// Bytes of a row of a tile.
-const fn tile_row(dim: u32) -> u32 {
+/// Bytes of a row of a tile, with its padding.
+const fn tile_row_bytes(dim: u32) -> u32 {
     2 * dim + 16
 }
 
-/// Warps of a decode's block, each with tiles of its own.
+/// Warps of a decode's block. Each has tiles of its own.
 pub const fn decode_warps(dim: u32) -> u32 {
     if dim > 128 { 2 } else { 4 }
 }
 
-/// Shared memory of a decode: queries for window and sinks, stages of keys and values for every warp.
+/// Shared memory of a decode: queries rotated for window and sink keys, stages of keys and values for every warp,
+/// scratch.
 pub const fn decode_shared(dim: u32) -> u32 {
     let stages = if dim > 80 { 2 } else { 3 };
-    2 * COLUMNS * tile_row(dim) + stages * decode_warps(dim) * 2 * KEYS * tile_row(dim) + SCRATCH
+    2 * DECODE_COLUMNS * tile_row_bytes(dim)
+        + stages * decode_warps(dim) * 2 * DECODE_KEYS * tile_row_bytes(dim)
+        + SCRATCH
 }
 
-/// Tokens that a step in one launch may bring.
+/// The most new tokens of a step in one launch.
 pub const fn step_tokens(group: u32) -> u32 {
-    if group > 1 { COLUMNS / group } else { 4 }
+    if group > 1 { DECODE_COLUMNS / group } else { 4 }
 }
 
-/// Shared memory of a step in one launch: a decode's, K and V of the new tokens.
+/// Shared memory of a step in one launch: a decode's, and K and V of the new tokens.
 pub const fn step_shared(dim: u32, group: u32) -> u32 {
-    decode_shared(dim) + 2 * step_tokens(group) * tile_row(dim)
+    decode_shared(dim) + 2 * step_tokens(group) * tile_row_bytes(dim)
 }
 
-/// Shared memory of a chunk: 64 queries, two stages of keys and values.
+/// Shared memory of a chunk: 64 query rows, two stages of keys and values, scratch. The layout for 128 rows needs as
+/// much.
 pub const fn chunk_shared(dim: u32) -> u32 {
     let keys = if dim > 128 { 16 } else { 64 };
-    (CHUNK_ROWS + 4 * keys) * tile_row(dim) + SCRATCH
+    (CHUNK_SMALL_ROWS + 4 * keys) * tile_row_bytes(dim) + SCRATCH
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The script that writes the table of resources computes them too, and kernels are launched with them.
+    /// `scripts/cuda_variants.py`, which writes the table, has the same formulas.
     #[test]
-    fn shared_memory_is_that_of_the_table() {
+    fn shared_memory_agrees_with_the_table_of_resources() {
         let table = include_str!("kernels/RESOURCES.md");
         let mut rows = 0;
         for line in table.lines().filter(|l| l.starts_with("| fast.cu |")) {

@@ -2,42 +2,28 @@
 
 use std::ffi::CStr;
 
-use super::driver::{Current, Kernel, Module};
-use super::jit::load;
-use super::jit::program::{COMMON, DIMS, FAST, FAST_ARCH, MOST_GROUP, Variant};
+use super::driver::{CurrentContext, DEFAULT_SHARED_LIMIT, Kernel, Module};
+use super::jit::program::{COMMON, DIMS, FAST, FAST_ARCH, MAX_GROUP, Variant};
+use super::jit::{Compilation, load};
 use super::launch_config::{THREADS, chunk_shared, decode_shared, decode_warps, step_shared};
 use crate::config::{DType, Layer, Shape};
 use crate::error::Result;
 
-/// Largest y and z of a grid.
-pub const MOST: u64 = 65_535;
+/// The largest y and z of a grid.
+pub const MAX_GRID_YZ: u64 = 65_535;
 
-/// The kernels that run for every configuration.
+/// A loaded program and its kernels.
 #[derive(Debug)]
-pub struct Common {
+pub struct Loaded<K> {
     module: Module,
-    pub append: Kernel,
-    pub attend: Kernel,
-    pub edit: Kernel,
-    pub fork: Kernel,
-    pub stage: Kernel,
+    pub kernels: K,
 }
 
-impl Common {
-    pub fn load(current: &Current<'_>, arch: u32, disk: bool) -> Result<Self> {
-        let module = load(current, COMMON, arch, &[], disk)?;
-        let kernel = |name: &'static CStr| module.kernel(name, THREADS, 48 * 1024);
-        let kernels = (|| {
-            Ok((
-                kernel(c"skc_append")?,
-                kernel(c"skc_attend_generic")?,
-                kernel(c"skc_edit")?,
-                kernel(c"skc_fork_copy")?,
-                kernel(c"skc_stage")?,
-            ))
-        })();
-        match kernels {
-            Ok((append, attend, edit, fork, stage)) => Ok(Self { module, append, attend, edit, fork, stage }),
+impl<K> Loaded<K> {
+    /// `find` gets the kernels out of the module, which is unloaded where that fails.
+    fn new(current: &CurrentContext<'_>, module: Module, find: impl FnOnce(&Module) -> Result<K>) -> Result<Self> {
+        match find(&module) {
+            Ok(kernels) => Ok(Self { module, kernels }),
             Err(error) => {
                 module.unload(current);
                 Err(error)
@@ -45,24 +31,51 @@ impl Common {
         }
     }
 
-    pub fn unload(self, current: &Current<'_>) {
+    /// Its context must be current and its kernels idle.
+    pub fn unload(self, current: &CurrentContext<'_>) {
         self.module.unload(current);
     }
 }
 
-/// The variant of the fast kernels that a layer takes; `None` where only the kernels for every shape will do.
-pub fn variant_of(shape: &Shape, layer: &Layer, arch: u32, shared: u32) -> Option<Variant> {
+/// The kernels that run for every configuration.
+#[derive(Debug)]
+pub struct CommonKernels {
+    pub append: Kernel,
+    pub attend: Kernel,
+    pub edit: Kernel,
+    pub fork: Kernel,
+    pub stage: Kernel,
+}
+
+/// Loads the kernels that run for every configuration. `disk_cache`: whether compiled kernels are kept on disk.
+pub fn load_common(current: &CurrentContext<'_>, arch: u32, disk_cache: bool) -> Result<Loaded<CommonKernels>> {
+    let module = load(current, &Compilation { source: COMMON, arch, macros: &[] }, disk_cache)?;
+    Loaded::new(current, module, |module| {
+        let kernel = |name: &'static CStr| module.kernel(name, THREADS, DEFAULT_SHARED_LIMIT);
+        Ok(CommonKernels {
+            append: kernel(c"skc_append")?,
+            attend: kernel(c"skc_attend_generic")?,
+            edit: kernel(c"skc_edit")?,
+            fork: kernel(c"skc_fork_copy")?,
+            stage: kernel(c"skc_stage")?,
+        })
+    })
+}
+
+/// The variant of the specialised kernels that fits a layer; `None` where only the kernels for every shape do.
+/// `shared_limit`: bytes of shared memory that a block may use.
+pub fn variant_of(shape: &Shape, layer: &Layer, arch: u32, shared_limit: u32) -> Option<Variant> {
     let (dim, group) = (shape.head_dim as u32, shape.group as u32);
     let fits = shape.head_dim == shape.head_dim_v
         && DIMS.contains(&dim)
-        && group <= MOST_GROUP
+        && group <= MAX_GROUP
         && shape.kv_dtype != DType::F32
         && shape.in_dtype == shape.kv_dtype
-        && shape.n_kv_heads as u64 <= MOST
-        // Slots are counted in 32 bits there.
+        && shape.n_kv_heads as u64 <= MAX_GRID_YZ
+        // These kernels compute slots in 32 bits.
         && layer.ring.slots() < 1 << 31
         && arch >= FAST_ARCH
-        && step_shared(dim, group).max(chunk_shared(dim)) <= shared;
+        && step_shared(dim, group).max(chunk_shared(dim)) <= shared_limit;
     fits.then(|| Variant {
         dim,
         group,
@@ -71,48 +84,42 @@ pub fn variant_of(shape: &Shape, layer: &Layer, arch: u32, shared: u32) -> Optio
     })
 }
 
-/// A kernel and how many of its blocks a multiprocessor holds at once.
+/// A kernel that splits keys among blocks, and its occupancy.
 #[derive(Clone, Copy, Debug)]
-pub struct Split {
+pub struct SplitKernel {
     pub kernel: Kernel,
-    pub at_once: u32,
+    pub blocks_per_multiprocessor: u32,
 }
 
 /// The kernels of one variant.
 #[derive(Debug)]
-pub struct Fast {
+pub struct VariantKernels {
     pub variant: Variant,
-    module: Module,
-    pub decode: Split,
-    pub step: Split,
+    pub decode: SplitKernel,
+    pub step: SplitKernel,
     pub chunk: Kernel,
 }
 
-impl Fast {
-    pub fn load(current: &Current<'_>, arch: u32, variant: Variant, disk: bool) -> Result<Self> {
-        let module = load(current, FAST, arch, &variant.macros(), disk)?;
-        let dim = variant.dim;
-        let split = |name: &'static CStr, shared: u32| {
-            let kernel = module.kernel(name, 32 * decode_warps(dim), shared)?;
-            Ok(Split { kernel, at_once: module.blocks_at_once(&kernel, shared)?.max(1) })
+/// Loads the kernels of a variant.
+pub fn load_variant(
+    current: &CurrentContext<'_>,
+    arch: u32,
+    variant: Variant,
+    disk_cache: bool,
+) -> Result<Loaded<VariantKernels>> {
+    let module = load(current, &Compilation { source: FAST, arch, macros: &variant.macros() }, disk_cache)?;
+    let dim = variant.dim;
+    Loaded::new(current, module, |module| {
+        let split = |name: &'static CStr, shared_bytes: u32| {
+            let kernel = module.kernel(name, 32 * decode_warps(dim), shared_bytes)?;
+            let blocks_per_multiprocessor = module.blocks_per_multiprocessor(&kernel, shared_bytes)?.max(1);
+            Ok(SplitKernel { kernel, blocks_per_multiprocessor })
         };
-        let kernels = (|| {
-            Ok((
-                split(c"skc_attend_decode", decode_shared(dim))?,
-                split(c"skc_step_decode", step_shared(dim, variant.group))?,
-                module.kernel(c"skc_attend_chunk", THREADS, chunk_shared(dim))?,
-            ))
-        })();
-        match kernels {
-            Ok((decode, step, chunk)) => Ok(Self { variant, module, decode, step, chunk }),
-            Err(error) => {
-                module.unload(current);
-                Err(error)
-            }
-        }
-    }
-
-    pub fn unload(self, current: &Current<'_>) {
-        self.module.unload(current);
-    }
+        Ok(VariantKernels {
+            variant,
+            decode: split(c"skc_attend_decode", decode_shared(dim))?,
+            step: split(c"skc_step_decode", step_shared(dim, variant.group))?,
+            chunk: module.kernel(c"skc_attend_chunk", THREADS, chunk_shared(dim))?,
+        })
+    })
 }

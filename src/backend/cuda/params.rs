@@ -1,11 +1,11 @@
-//! What the host hands to kernels, by value: the mirror of `kernels/params.cuh`, where the fields are explained.
+//! Kernel parameters, passed by value: the structs of `kernels/params.cuh`, where the fields are explained.
 
 use crate::config::{Layer, Shape};
 use crate::ring::Seq;
 use crate::tensor::Strided;
 
-/// Entries of a batch that travel inside the launch.
-pub const INLINE: usize = 64;
+/// Entries of a batch that fit into the kernel parameters.
+pub const INLINE_ENTRIES: usize = 64;
 
 /// A device address.
 pub type Address = u64;
@@ -19,25 +19,25 @@ pub struct SkcBatch {
     pub n_entries: u32,
     pub n_seqs: u32,
     pub max_tokens: u32,
-    pub at: u32,
-    pub step: u32,
+    pub chunk_begin: u32,
+    pub chunk_len: u32,
     pub all: u32,
-    pub inline_ids: [i32; INLINE],
-    pub inline_tokens: [i32; INLINE],
+    pub inline_ids: [i32; INLINE_ENTRIES],
+    pub inline_tokens: [i32; INLINE_ENTRIES],
 }
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SkcRows {
     pub ptr: Address,
-    pub token: i64,
-    pub head: i64,
+    pub token_stride: i64,
+    pub head_stride: i64,
 }
 
 impl From<Strided> for SkcRows {
     fn from(s: Strided) -> Self {
-        let (ptr, token, head) = s.raw();
-        Self { ptr: ptr as Address, token: token as i64, head: head as i64 }
+        let (ptr, token_stride, head_stride) = s.raw();
+        Self { ptr: ptr as Address, token_stride: token_stride as i64, head_stride: head_stride as i64 }
     }
 }
 
@@ -49,10 +49,10 @@ pub struct SkcLayer {
     pub seqs: Address,
     pub starts: Address,
     pub frequencies: Address,
-    pub alibi: Address,
+    pub alibi_slopes: Address,
     pub sink_logits: Address,
     pub error: Address,
-    pub arrivals: Address,
+    pub append_arrivals: Address,
     pub n_sink: u64,
     pub window: u64,
     pub ring_slots: u64,
@@ -68,7 +68,7 @@ pub struct SkcLayer {
     pub out_dtype: u32,
     pub position_mode: u32,
     pub rope_style: u32,
-    pub half: u32,
+    pub rope_pairs: u32,
     pub mscale: f32,
     pub scale: f32,
     pub softcap: f32,
@@ -84,7 +84,7 @@ impl SkcLayer {
             window: ring.window,
             ring_slots: ring.ring_slots,
             max_rewind: ring.max_rewind,
-            // All bounded by the limits of `config`.
+            // The limits of `config` keep all of these below 2^32.
             layer: index as u32,
             max_chunk: shape.max_chunk as u32,
             n_kv_heads: shape.n_kv_heads as u32,
@@ -96,7 +96,7 @@ impl SkcLayer {
             out_dtype: shape.out_dtype as u32,
             position_mode: layer.position_mode as u32,
             rope_style: layer.rope_style as u32,
-            half: layer.frequencies.len() as u32,
+            rope_pairs: layer.frequencies.len() as u32,
             mscale: layer.mscale,
             scale: layer.scale,
             softcap: layer.softcap,
@@ -123,7 +123,7 @@ pub struct SkcAttend {
     pub out: SkcRows,
     pub lse: SkcRows,
     pub partials: Address,
-    pub counters: Address,
+    pub split_arrivals: Address,
     pub n_splits: u32,
     pub small_tiles: u32,
 }
@@ -147,7 +147,7 @@ pub struct SkcEdit {
     pub n_layers: u32,
     pub call: u32,
     pub batch: SkcBatch,
-    pub inline_positions: [u64; INLINE],
+    pub inline_positions: [u64; INLINE_ENTRIES],
 }
 
 #[repr(C)]
@@ -177,12 +177,12 @@ pub struct SkcStage {
     pub positions: Address,
     pub first: u32,
     pub n: u32,
-    pub ids: [i32; INLINE],
-    pub tokens: [i32; INLINE],
-    pub values: [u64; INLINE],
+    pub ids: [i32; INLINE_ENTRIES],
+    pub tokens: [i32; INLINE_ENTRIES],
+    pub values: [u64; INLINE_ENTRIES],
 }
 
-/// The error record, in host memory that the device writes.
+/// The record of invalid entries, in host memory that the device writes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SkcError {

@@ -1,128 +1,93 @@
 //! Calls as launches. Nothing here waits, allocates or reads device memory, so that all of it can be captured.
 
-use super::driver::{Current, Size};
-use super::heuristics::{Choice, grid};
+use super::device_layout;
+use super::driver::{CurrentContext, LaunchSize};
+use super::heuristics::{CallSize, LaunchChoice, grid};
 use super::launch_config::EDIT_SHARED;
-use super::params::{INLINE, SkcAppend, SkcAttend, SkcBatch, SkcEdit, SkcFork, SkcRows, SkcStage, SkcStep};
-use super::{Cuda, device_layout};
+use super::params::{INLINE_ENTRIES, SkcAppend, SkcAttend, SkcBatch, SkcEdit, SkcFork, SkcRows, SkcStage, SkcStep};
+use super::state::Cuda;
 use crate::backend::{AttendRows, DeviceCall, Edit, EditCall, EditEntries, Stream};
 use crate::batch::BatchArrays;
 use crate::error::{Result, bail};
 
-/// A call's arrays as kernels get them, and the largest count among them.
-struct Given {
+/// A call's arrays as kernels get them: in their parameters, or as addresses of device memory.
+struct KernelBatch {
     batch: SkcBatch,
     positions: u64,
-    inline_positions: [u64; INLINE],
+    inline_positions: [u64; INLINE_ENTRIES],
 }
 
-/// Append and attend, each chunk's one after the other.
-pub fn run(cuda: &Cuda, current: &Current<'_>, job: &DeviceCall<'_>) -> Result<()> {
+/// A call's arrays in host memory. An array is empty where the call has none.
+#[derive(Clone, Copy)]
+struct HostArrays<'a> {
+    ids: &'a [i32],
+    tokens: &'a [i32],
+    positions: &'a [u64],
+    n_rows: u64,
+}
+
+/// Where one call's launches go.
+struct Submission<'a> {
+    cuda: &'a Cuda,
+    current: &'a CurrentContext<'a>,
+    stream: Stream,
+}
+
+/// Append and attend, for one chunk after the other.
+pub fn run(cuda: &Cuda, current: &CurrentContext<'_>, job: &DeviceCall<'_>) -> Result<()> {
+    let submission = Submission { cuda, current, stream: job.stream };
     let max_chunk = cuda.shape.max_chunk as u32;
-    let (mut given, max_tokens) = match job.batch {
+    let mut batch = match job.batch {
         BatchArrays::Host(b) => {
-            let most = b.entries().map(|e| e.n).max().unwrap_or(0) as u32;
-            (stage(cuda, current, job.stream, b.seq_ids, b.n_tokens, &[], b.rows())?, most)
+            let max_tokens = b.entries().map(|e| e.n).max().unwrap_or(0) as u32;
+            let arrays = HostArrays { ids: b.seq_ids, tokens: b.n_tokens, positions: &[], n_rows: b.rows() };
+            SkcBatch { max_tokens, ..submission.stage(arrays)?.batch }
         }
-        BatchArrays::Device(b) => {
-            let batch = blank(cuda, b.n_entries, b.n_rows);
-            (
-                Given {
-                    batch: SkcBatch { seq_ids: b.seq_ids, n_tokens: b.n_tokens, ..batch },
-                    positions: 0,
-                    inline_positions: [0; INLINE],
-                },
-                b.max_tokens,
-            )
-        }
+        BatchArrays::Device(b) => SkcBatch {
+            seq_ids: b.seq_ids,
+            n_tokens: b.n_tokens,
+            max_tokens: b.max_tokens,
+            ..empty_batch(cuda, b.n_entries, b.n_rows)
+        },
     };
-    given.batch.max_tokens = max_tokens;
-    given.batch.step = max_chunk;
-    if given.batch.n_entries == 0 || max_tokens == 0 {
+    batch.chunk_len = max_chunk;
+    if batch.n_entries == 0 || batch.max_tokens == 0 {
         return Ok(());
     }
-    let chooser = cuda.chooser(job.layer);
-    let n = given.batch.n_entries;
-    for at in (0..max_tokens).step_by(max_chunk as usize) {
-        given.batch.at = at;
-        let most = (max_tokens - at).min(max_chunk);
-        let batch = given.batch;
-        if let (Some(append), Some(attend)) = (&job.append, &job.attend) {
-            let rows = [append.k.into(), append.v.into(), attend.q.into(), attend.out.into()];
-            if let Some(choice) = chooser.step(n, most, aligned(&rows)) {
-                let params = SkcStep { attend: attention(cuda, job, attend, batch, choice)?, k: rows[0], v: rows[1] };
-                launch(cuda, current, job, choice, &params)?;
-                continue;
-            }
-        }
-        if let Some(rows) = &job.append {
-            let params = SkcAppend { layer: cuda.settings[job.layer], batch, k: rows.k.into(), v: rows.v.into() };
-            launch(cuda, current, job, chooser.append(n, most), &params)?;
-        }
-        if let Some(rows) = &job.attend {
-            let choice = chooser.attend(n, most, aligned(&[rows.q.into(), rows.out.into()]));
-            launch(cuda, current, job, choice, &attention(cuda, job, rows, batch, choice)?)?;
-        }
+    for chunk_begin in (0..batch.max_tokens).step_by(max_chunk as usize) {
+        batch.chunk_begin = chunk_begin;
+        submission.chunk(job, batch)?;
     }
     Ok(())
 }
 
-/// Whether all rows begin at multiples of 16 bytes.
-fn aligned(rows: &[SkcRows]) -> bool {
-    rows.iter().all(|r| (r.ptr | r.token as u64 | r.head as u64).is_multiple_of(16))
-}
-
-/// Launches what has been chosen; `params` must be those of its kernel.
-fn launch<P>(cuda: &Cuda, current: &Current<'_>, job: &DeviceCall<'_>, choice: Choice, params: &P) -> Result<()> {
-    let kernel = cuda.kernel(job.layer, choice.which)?;
-    current.launch(&kernel, choice.size, cuda.to(job.stream), params)
-}
-
-fn attention(
-    cuda: &Cuda,
-    job: &DeviceCall<'_>,
-    rows: &AttendRows,
-    batch: SkcBatch,
-    choice: Choice,
-) -> Result<SkcAttend> {
-    let base = cuda.base()?;
-    Ok(SkcAttend {
-        layer: cuda.settings[job.layer],
-        batch,
-        q: rows.q.into(),
-        out: rows.out.into(),
-        lse: rows.lse.map_or_else(SkcRows::default, SkcRows::from),
-        partials: base + cuda.rest.partials,
-        counters: base + cuda.rest.counters,
-        n_splits: choice.n_splits,
-        small_tiles: choice.small_tiles.into(),
-    })
-}
-
-/// An edit of sequences, all layers at once.
-pub fn edit(cuda: &Cuda, current: &Current<'_>, edit: &Edit<'_>) -> Result<()> {
+/// An edit of sequences, in all layers.
+pub fn edit(cuda: &Cuda, current: &CurrentContext<'_>, edit: &Edit<'_>) -> Result<()> {
+    let submission = Submission { cuda, current, stream: edit.stream };
     let given = match edit.entries {
-        EditEntries::Host { ids, tokens, positions } => stage(cuda, current, edit.stream, ids, tokens, positions, 0)?,
+        EditEntries::Host { ids, tokens, positions } => {
+            submission.stage(HostArrays { ids, tokens, positions, n_rows: 0 })?
+        }
         EditEntries::Device(e) => {
-            let batch = SkcBatch { seq_ids: e.seq_ids, n_tokens: e.n_tokens, ..blank(cuda, e.n_entries, 0) };
-            Given { batch, positions: e.positions, inline_positions: [0; INLINE] }
+            let batch = SkcBatch { seq_ids: e.seq_ids, n_tokens: e.n_tokens, ..empty_batch(cuda, e.n_entries, 0) };
+            KernelBatch { batch, positions: e.positions, inline_positions: [0; INLINE_ENTRIES] }
         }
         EditEntries::All => {
-            let batch = SkcBatch { all: 1, ..blank(cuda, cuda.n_seqs, 0) };
-            Given { batch, positions: 0, inline_positions: [0; INLINE] }
+            let batch = SkcBatch { all: 1, ..empty_batch(cuda, cuda.n_seqs, 0) };
+            KernelBatch { batch, positions: 0, inline_positions: [0; INLINE_ENTRIES] }
         }
     };
     let n = given.batch.n_entries;
     if n == 0 {
         return Ok(());
     }
-    let base = cuda.base()?;
+    let base = cuda.aux_base()?;
     let common = cuda.common()?;
     let n_layers = cuda.settings.len() as u32;
     let params = SkcEdit {
-        seqs: base + cuda.rest.seqs,
-        starts: base + cuda.rest.starts,
-        rings: base + cuda.rest.rings,
+        seqs: base + cuda.aux.seqs,
+        starts: base + cuda.aux.starts,
+        rings: base + cuda.aux.rings,
         error: cuda.settings[0].error,
         positions: given.positions,
         n_layers,
@@ -130,18 +95,126 @@ pub fn edit(cuda: &Cuda, current: &Current<'_>, edit: &Edit<'_>) -> Result<()> {
         batch: given.batch,
         inline_positions: given.inline_positions,
     };
+    let target = cuda.launch_target(edit.stream);
     if edit.call == EditCall::Fork {
-        let stores = base + cuda.rest.stores;
+        let stores = base + cuda.aux.stores;
         let fork = SkcFork { edit: params, stores, n_kv_heads: cuda.shape.n_kv_heads as u32, reserved: 0 };
-        let size = Size { grid: grid(n, n_layers.into(), 32), shared: EDIT_SHARED };
-        current.launch(&common.fork, size, cuda.to(edit.stream), &fork)?;
+        let size = LaunchSize { grid: grid(n, n_layers.into(), 32), shared_bytes: EDIT_SHARED };
+        current.launch(&common.fork, size, target, &fork)?;
     }
-    let size = Size { grid: [n, 1, 1], shared: EDIT_SHARED };
-    current.launch(&common.edit, size, cuda.to(edit.stream), &params)
+    let size = LaunchSize { grid: [n, 1, 1], shared_bytes: EDIT_SHARED };
+    current.launch(&common.edit, size, target, &params)
+}
+
+impl Submission<'_> {
+    /// The launches of one chunk.
+    fn chunk(&self, job: &DeviceCall<'_>, batch: SkcBatch) -> Result<()> {
+        let heuristics = self.cuda.heuristics(job.layer);
+        let n_tokens = (batch.max_tokens - batch.chunk_begin).min(batch.chunk_len);
+        let size = |rows: &[SkcRows]| CallSize { n_entries: batch.n_entries, n_tokens, aligned: aligned(rows) };
+        if let (Some(append), Some(attend)) = (&job.append, &job.attend) {
+            let (k, v) = (append.k.into(), append.v.into());
+            if let Some(choice) = heuristics.step(size(&[k, v, attend.q.into(), attend.out.into()])) {
+                let params = SkcStep { attend: self.attend_params(job, attend, batch, choice)?, k, v };
+                return self.launch(job, choice, &params);
+            }
+        }
+        if let Some(rows) = &job.append {
+            let params = SkcAppend { layer: self.cuda.settings[job.layer], batch, k: rows.k.into(), v: rows.v.into() };
+            self.launch(job, heuristics.append(size(&[params.k, params.v])), &params)?;
+        }
+        if let Some(rows) = &job.attend {
+            let choice = heuristics.attend(size(&[rows.q.into(), rows.out.into()]));
+            self.launch(job, choice, &self.attend_params(job, rows, batch, choice)?)?;
+        }
+        Ok(())
+    }
+
+    /// Launches what has been chosen. `params` are those of its kernel.
+    fn launch<P>(&self, job: &DeviceCall<'_>, choice: LaunchChoice, params: &P) -> Result<()> {
+        let kernel = self.cuda.kernel(job.layer, choice.kernel)?;
+        self.current.launch(&kernel, choice.size, self.cuda.launch_target(self.stream), params)
+    }
+
+    fn attend_params(
+        &self,
+        job: &DeviceCall<'_>,
+        rows: &AttendRows,
+        batch: SkcBatch,
+        choice: LaunchChoice,
+    ) -> Result<SkcAttend> {
+        let base = self.cuda.aux_base()?;
+        Ok(SkcAttend {
+            layer: self.cuda.settings[job.layer],
+            batch,
+            q: rows.q.into(),
+            out: rows.out.into(),
+            lse: rows.lse.map_or_else(SkcRows::default, SkcRows::from),
+            partials: base + self.cuda.aux.partials,
+            split_arrivals: base + self.cuda.aux.split_arrivals,
+            n_splits: choice.n_splits,
+            small_tiles: choice.small_tiles.into(),
+        })
+    }
+
+    /// Host arrays as kernels get them: in their parameters, or, where they are too long, written to device memory by
+    /// launches of their own. A copy would not do: a graph reads the host's arrays again at every replay.
+    fn stage(&self, arrays: HostArrays<'_>) -> Result<KernelBatch> {
+        let cuda = self.cuda;
+        let n = arrays.ids.len();
+        let max_entries = device_layout::max_entries(cuda.n_seqs);
+        let Some(n_entries) = u32::try_from(n).ok().filter(|&n| n <= max_entries) else {
+            let n_seqs = cuda.n_seqs;
+            bail!(OutOfRange, "n_entries is {n}: at most {max_entries} for a CUDA cache of {n_seqs} sequences");
+        };
+        let batch = empty_batch(cuda, n_entries, arrays.n_rows);
+        let mut staged = KernelBatch { batch, positions: 0, inline_positions: [0; INLINE_ENTRIES] };
+        if n <= INLINE_ENTRIES {
+            fill(&mut staged.batch.inline_ids, arrays.ids);
+            fill(&mut staged.batch.inline_tokens, arrays.tokens);
+            fill(&mut staged.inline_positions, arrays.positions);
+            return Ok(staged);
+        }
+        let base = cuda.aux_base()?;
+        let or_null = |empty: bool, offset: u64| if empty { 0 } else { base + offset };
+        staged.batch.seq_ids = base + cuda.aux.stage_ids;
+        staged.batch.n_tokens = or_null(arrays.tokens.is_empty(), cuda.aux.stage_tokens);
+        staged.positions = or_null(arrays.positions.is_empty(), cuda.aux.stage_positions);
+        for first in (0..n).step_by(INLINE_ENTRIES) {
+            let part = first..n.min(first + INLINE_ENTRIES);
+            let mut params = SkcStage {
+                seq_ids: staged.batch.seq_ids,
+                n_tokens: staged.batch.n_tokens,
+                positions: staged.positions,
+                first: first as u32,
+                n: part.len() as u32,
+                ids: [0; INLINE_ENTRIES],
+                tokens: [0; INLINE_ENTRIES],
+                values: [0; INLINE_ENTRIES],
+            };
+            fill(&mut params.ids, &arrays.ids[part.clone()]);
+            // Empty where the call has none.
+            fill(&mut params.tokens, arrays.tokens.get(part.clone()).unwrap_or_default());
+            fill(&mut params.values, arrays.positions.get(part).unwrap_or_default());
+            let size = LaunchSize { grid: [1, 1, 1], shared_bytes: 0 };
+            self.current.launch(&cuda.common()?.stage, size, cuda.launch_target(self.stream), &params)?;
+        }
+        Ok(staged)
+    }
+}
+
+/// Copies `from` to the front of `to`, which is at least as long.
+fn fill<T: Copy>(to: &mut [T], from: &[T]) {
+    to[..from.len()].copy_from_slice(from);
+}
+
+/// Whether all rows begin at multiples of 16 bytes.
+fn aligned(rows: &[SkcRows]) -> bool {
+    rows.iter().all(|r| (r.ptr | r.token_stride as u64 | r.head_stride as u64).is_multiple_of(16))
 }
 
 /// A batch of `n` entries without arrays.
-fn blank(cuda: &Cuda, n: u32, n_rows: u64) -> SkcBatch {
+fn empty_batch(cuda: &Cuda, n: u32, n_rows: u64) -> SkcBatch {
     SkcBatch {
         seq_ids: 0,
         n_tokens: 0,
@@ -149,63 +222,10 @@ fn blank(cuda: &Cuda, n: u32, n_rows: u64) -> SkcBatch {
         n_entries: n,
         n_seqs: cuda.n_seqs,
         max_tokens: i32::MAX as u32,
-        at: 0,
-        step: 0,
+        chunk_begin: 0,
+        chunk_len: 0,
         all: 0,
-        inline_ids: [0; INLINE],
-        inline_tokens: [0; INLINE],
+        inline_ids: [0; INLINE_ENTRIES],
+        inline_tokens: [0; INLINE_ENTRIES],
     }
-}
-
-/// Host arrays as kernels get them: inside the launch, or by launches of their own that write them to device memory. A
-/// copy would make a captured graph read the host's arrays again at every replay.
-fn stage(
-    cuda: &Cuda,
-    current: &Current<'_>,
-    stream: Stream,
-    ids: &[i32],
-    tokens: &[i32],
-    positions: &[u64],
-    n_rows: u64,
-) -> Result<Given> {
-    let most = device_layout::max_entries(cuda.n_seqs);
-    let Some(n) = u32::try_from(ids.len()).ok().filter(|&n| n <= most) else {
-        bail!(OutOfRange, "n_entries is {}: at most {most} for a CUDA cache of {} sequences", ids.len(), cuda.n_seqs);
-    };
-    let mut given = Given { batch: blank(cuda, n, n_rows), positions: 0, inline_positions: [0; INLINE] };
-    if ids.len() <= INLINE {
-        given.batch.inline_ids[..ids.len()].copy_from_slice(ids);
-        given.batch.inline_tokens[..tokens.len()].copy_from_slice(tokens);
-        given.inline_positions[..positions.len()].copy_from_slice(positions);
-        return Ok(given);
-    }
-    let base = cuda.base()?;
-    let address = |empty: bool, offset: u64| if empty { 0 } else { base + offset };
-    given.batch.seq_ids = base + cuda.rest.stage_ids;
-    given.batch.n_tokens = address(tokens.is_empty(), cuda.rest.stage_tokens);
-    given.positions = address(positions.is_empty(), cuda.rest.stage_positions);
-    for (part, ids) in ids.chunks(INLINE).enumerate() {
-        let first = part * INLINE;
-        let mut params = SkcStage {
-            seq_ids: given.batch.seq_ids,
-            n_tokens: given.batch.n_tokens,
-            positions: given.positions,
-            first: first as u32,
-            n: ids.len() as u32,
-            ids: [0; INLINE],
-            tokens: [0; INLINE],
-            values: [0; INLINE],
-        };
-        params.ids[..ids.len()].copy_from_slice(ids);
-        let part_of = |from: usize| from..from + ids.len();
-        if !tokens.is_empty() {
-            params.tokens[..ids.len()].copy_from_slice(&tokens[part_of(first)]);
-        }
-        if !positions.is_empty() {
-            params.values[..ids.len()].copy_from_slice(&positions[part_of(first)]);
-        }
-        let size = Size { grid: [1, 1, 1], shared: 0 };
-        current.launch(&cuda.common()?.stage, size, cuda.to(stream), &params)?;
-    }
-    Ok(given)
 }

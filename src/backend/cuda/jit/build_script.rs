@@ -1,5 +1,5 @@
-//! The build script's half of the feature `cubins`: compiles what the library will carry, and writes the table of it. Not
-//! part of the library.
+//! The build script's part of the feature `cubins`: compiles the kernels that are built into the library and writes
+//! their table. Not part of the library.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -13,32 +13,32 @@ use super::variant_list::{ARCHS_VARIABLE, archs, shapes};
 /// Alignment of a cubin within the library: that of its code.
 const ALIGN: usize = 128;
 
-/// One cubin.
-struct Job {
+/// One cubin to compile.
+struct Compilation {
     source: Source,
     arch: u32,
     options: Vec<String>,
 }
 
-/// Compiles for all architectures, and writes `cubins.rs` for `embedded.rs`.
+/// Compiles for all architectures, and writes `cubins.rs`, which `embedded.rs` includes.
 pub fn build() -> Result<(), String> {
-    // A changed kernel is a changed build script, since that includes them: cargo runs it again without being told.
+    // The build script includes the kernels' texts: where one changes, cargo builds and runs the script again.
     for name in [ARCHS_VARIABLE, SHAPES_VARIABLE, VARIABLE].into_iter().chain(TOOLKITS).chain(PYTHONS) {
         println!("cargo:rerun-if-env-changed={name}");
     }
     let (archs, shapes) = (archs(&variable(ARCHS_VARIABLE)?)?, shapes(&variable(SHAPES_VARIABLE)?)?);
     let compiler = nvrtc().map_err(|e| e.to_string())?;
-    let can = compiler.archs().map_err(|e| e.to_string())?;
-    if let Some(arch) = archs.iter().find(|arch| !can.contains(arch)) {
+    let supported = compiler.archs().map_err(|e| e.to_string())?;
+    if let Some(arch) = archs.iter().find(|arch| !supported.contains(arch)) {
         let (major, minor) = compiler.version();
-        return Err(format!("{ARCHS_VARIABLE} has {arch}: NVRTC {major}.{minor} compiles for {can:?}"));
+        return Err(format!("{ARCHS_VARIABLE} has {arch}: NVRTC {major}.{minor} compiles for {supported:?}"));
     }
     let mut jobs = Vec::new();
     for arch in archs {
-        jobs.push(Job { source: COMMON, arch, options: options(arch, &[]) });
-        // Older devices have the kernels for every shape only.
+        jobs.push(Compilation { source: COMMON, arch, options: options(arch, &[]) });
+        // Older devices run the kernels for every shape only.
         for shape in shapes.iter().filter(|_| arch >= FAST_ARCH) {
-            jobs.push(Job { source: FAST, arch, options: options(arch, &shape.macros()) });
+            jobs.push(Compilation { source: FAST, arch, options: options(arch, &shape.macros()) });
         }
     }
     let out = std::env::var("OUT_DIR").map_err(|e| format!("OUT_DIR: {e}"))?;
@@ -52,8 +52,8 @@ fn variable(name: &str) -> Result<String, String> {
     }
 }
 
-/// On as many threads as cargo grants.
-fn compile(compiler: &Nvrtc, jobs: &[Job]) -> Result<Vec<Vec<u8>>, String> {
+/// Compiles on as many threads as cargo grants.
+fn compile(compiler: &Nvrtc, jobs: &[Compilation]) -> Result<Vec<Vec<u8>>, String> {
     let threads = variable("NUM_JOBS")?.parse().unwrap_or(1_usize).clamp(1, jobs.len());
     let (next, cubins) = (AtomicUsize::new(0), Mutex::new(vec![Vec::new(); jobs.len()]));
     let work = || {
@@ -63,7 +63,7 @@ fn compile(compiler: &Nvrtc, jobs: &[Job]) -> Result<Vec<Vec<u8>>, String> {
             match compiler.compile(job.source, &job.options) {
                 Ok(cubin) => cubins.lock().map_err(|e| e.to_string())?[i] = cubin,
                 Err(error) => {
-                    // The build has failed: nobody need begin another.
+                    // The build has failed: the other threads stop.
                     next.store(jobs.len(), Ordering::Relaxed);
                     return Err(format!("{}: {error}", recipe(job.source, &job.options)));
                 }
@@ -77,8 +77,8 @@ fn compile(compiler: &Nvrtc, jobs: &[Job]) -> Result<Vec<Vec<u8>>, String> {
     cubins.into_inner().map_err(|e| e.to_string())
 }
 
-/// A file for each cubin, so that what is built in can be looked at, and the table that includes them.
-fn write(jobs: &[Job], cubins: &[Vec<u8>], out: &Path) -> std::io::Result<()> {
+/// Writes a file for each cubin, which tools can inspect, and the table that includes them.
+fn write(jobs: &[Compilation], cubins: &[Vec<u8>], out: &Path) -> std::io::Result<()> {
     for old in std::fs::read_dir(out)?.flatten().map(|e| e.path()) {
         if old.extension().is_some_and(|e| e == "cubin") {
             std::fs::remove_file(old)?;

@@ -1,7 +1,7 @@
-//! Compiled kernels on disk, so that the second program start costs no compilation.
+//! Compiled kernels on disk, so that only the first process compiles them.
 //!
-//! The directory holds loadable code: it must belong to the user and be closed to everybody else, or it is not used.
-//! An entry says what it was made from and carries checksums; one that does not fit is a miss, never an error.
+//! The directory holds code that will be executed: it is used only if it belongs to the user and nobody else can access
+//! it. An entry says what it was made from and carries checksums. One that does not match is a miss, never an error.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,8 +15,8 @@ const MAGIC: &str = "sinkcache cubin 1";
 
 /// What a cubin was made from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
-    /// Options, architecture and compiler, one line.
+pub struct CubinKey {
+    /// Program, options, architecture and compiler, in one line.
     pub recipe: String,
     /// Hash of the program and its headers.
     pub source: u128,
@@ -24,10 +24,10 @@ pub struct Key {
 
 /// A directory of cubins.
 #[derive(Clone, Debug)]
-pub struct Disk(PathBuf);
+pub struct DiskCache(PathBuf);
 
-impl Disk {
-    /// The user's directory, made if need be; `None` where there is none, or it is not the user's alone.
+impl DiskCache {
+    /// The user's directory, created if it is missing. `None` where there is no place for it, or others can access it.
     pub fn open() -> Option<Self> {
         let dir = match std::env::var_os(VARIABLE) {
             Some(dir) if dir.is_empty() => return None,
@@ -41,16 +41,16 @@ impl Disk {
     }
 
     fn at(dir: PathBuf) -> Option<Self> {
-        make(&dir).ok()?;
-        private(&dir).then_some(Self(dir))
+        create_dir(&dir).ok()?;
+        is_private(&dir).then_some(Self(dir))
     }
 
-    fn path(&self, key: &Key) -> PathBuf {
+    fn path(&self, key: &CubinKey) -> PathBuf {
         self.0.join(format!("{:032x}.cubin", hash(key)))
     }
 
-    /// The entry of a key, if there is a whole one.
-    pub fn read(&self, key: &Key) -> Option<Vec<u8>> {
+    /// The entry of a key, if there is one and it is intact.
+    pub fn read(&self, key: &CubinKey) -> Option<Vec<u8>> {
         let bytes = std::fs::read(self.path(key)).ok()?;
         let mut rest = bytes.as_slice();
         let mut line = || {
@@ -60,40 +60,40 @@ impl Disk {
             std::str::from_utf8(line).ok()
         };
         let (magic, recipe, sums) = (line()?, line()?, line()?);
-        let whole = magic == MAGIC && recipe == key.recipe && sums == checksums(key, rest);
-        whole.then(|| rest.to_vec())
+        let intact = magic == MAGIC && recipe == key.recipe && sums == checksums(key, rest);
+        intact.then(|| rest.to_vec())
     }
 
-    /// Keeps a cubin. Failing to is no error: it will be compiled again.
-    pub fn write(&self, key: &Key, cubin: &[u8]) {
+    /// Stores a cubin. A failure is not reported: the cubin will be compiled again.
+    pub fn write(&self, key: &CubinKey, cubin: &[u8]) {
         let _ = self.try_write(key, cubin);
     }
 
-    fn try_write(&self, key: &Key, cubin: &[u8]) -> std::io::Result<()> {
+    fn try_write(&self, key: &CubinKey, cubin: &[u8]) -> std::io::Result<()> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        // Written aside and renamed: another process sees all of it or nothing.
+        // Written under another name and renamed: other processes see the whole entry or none.
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let aside = self.0.join(format!("{}-{n}.tmp", std::process::id()));
+        let temporary = self.0.join(format!("{}-{n}.tmp", std::process::id()));
         let outcome = (|| {
-            let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(&aside)?;
+            let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(&temporary)?;
             file.write_all(format!("{MAGIC}\n{}\n{}\n", key.recipe, checksums(key, cubin)).as_bytes())?;
             file.write_all(cubin)?;
             file.sync_all()?;
-            std::fs::rename(&aside, self.path(key))
+            std::fs::rename(&temporary, self.path(key))
         })();
         if outcome.is_err() {
-            let _ = std::fs::remove_file(&aside);
+            let _ = std::fs::remove_file(&temporary);
         }
         outcome
     }
 }
 
-fn checksums(key: &Key, cubin: &[u8]) -> String {
+fn checksums(key: &CubinKey, cubin: &[u8]) -> String {
     format!("{:032x} {} {:032x}", key.source, cubin.len(), hash(&cubin))
 }
 
 #[cfg(unix)]
-fn make(dir: &Path) -> std::io::Result<()> {
+fn create_dir(dir: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     if let Some(parent) = dir.parent() {
         std::fs::create_dir_all(parent)?;
@@ -105,21 +105,21 @@ fn make(dir: &Path) -> std::io::Result<()> {
 }
 
 #[cfg(not(unix))]
-fn make(dir: &Path) -> std::io::Result<()> {
+fn create_dir(dir: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(dir)
 }
 
-/// A directory, not a link to one, that nobody but this user can change.
+/// Whether it is a directory (not a link to one) that only this user can access.
 #[cfg(unix)]
-fn private(dir: &Path) -> bool {
+fn is_private(dir: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
-    // SAFETY: no preconditions.
+    // SAFETY: geteuid has no preconditions and cannot fail.
     let user = unsafe { libc::geteuid() };
     std::fs::symlink_metadata(dir).is_ok_and(|m| m.is_dir() && m.uid() == user && m.mode() & 0o077 == 0)
 }
 
 #[cfg(not(unix))]
-fn private(dir: &Path) -> bool {
+fn is_private(dir: &Path) -> bool {
     dir.is_dir()
 }
 
@@ -128,8 +128,8 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
-    fn key(recipe: &str) -> Key {
-        Key { recipe: recipe.to_owned(), source: hash(&"text") }
+    fn key(recipe: &str) -> CubinKey {
+        CubinKey { recipe: recipe.to_owned(), source: hash(&"text") }
     }
 
     fn directory(name: &str) -> PathBuf {
@@ -141,19 +141,19 @@ mod tests {
     #[test]
     fn what_is_written_is_read_and_nothing_else() {
         let dir = directory("round-trip");
-        let disk = Disk::at(dir.clone()).unwrap();
+        let disk = DiskCache::at(dir.clone()).unwrap();
         assert_eq!(disk.read(&key("a")), None);
         disk.write(&key("a"), b"code");
         assert_eq!(disk.read(&key("a")).as_deref(), Some(b"code".as_slice()));
         assert_eq!(disk.read(&key("b")), None);
-        assert_eq!(disk.read(&Key { source: 7, ..key("a") }), None);
+        assert_eq!(disk.read(&CubinKey { source: 7, ..key("a") }), None);
         std::fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
     fn a_damaged_entry_is_a_miss() {
         let dir = directory("damage");
-        let disk = Disk::at(dir.clone()).unwrap();
+        let disk = DiskCache::at(dir.clone()).unwrap();
         disk.write(&key("a"), b"a cubin of some length");
         let path = disk.path(&key("a"));
         let good = std::fs::read(&path).unwrap();
@@ -173,9 +173,9 @@ mod tests {
         let dir = directory("open");
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o770)).unwrap();
-        assert!(Disk::at(dir.clone()).is_none());
+        assert!(DiskCache::at(dir.clone()).is_none());
         std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700)).unwrap();
-        assert!(Disk::at(dir.clone()).is_some());
+        assert!(DiskCache::at(dir.clone()).is_some());
         std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! Kernels that were compiled when the library was (feature `cubins`): they need no compiler at run time.
+//! Kernels that were compiled when the library was built (feature `cubins`). They need no compiler at run time.
 
 use super::nvrtc::Source;
 use super::program::{COMMON, arch_name, options, recipe, text_hash};
@@ -8,14 +8,14 @@ use super::program::{COMMON, arch_name, options, recipe, text_hash};
 struct Cubin<'a> {
     /// Compute capability times ten.
     arch: u32,
-    /// As [`recipe`] has it.
+    /// The result of [`recipe`].
     recipe: &'a str,
-    /// Hash of the program's texts.
+    /// The result of [`text_hash`].
     source: u128,
     code: &'a [u8],
 }
 
-// Written by the build script: `TABLE`, and the cubins.
+// The build script writes the cubins and `TABLE`.
 #[cfg(feature = "cubins")]
 include!(concat!(env!("OUT_DIR"), "/cubins.rs"));
 #[cfg(not(feature = "cubins"))]
@@ -26,20 +26,20 @@ pub fn exact(source: Source, arch: u32, macros: &[(&str, u32)]) -> Option<&'stat
     find(TABLE, source, arch, macros)
 }
 
-/// The cubin of a program for the nearest other architecture whose code runs on this one.
+/// The cubin of a program for another architecture whose code runs on this one; of several, the nearest.
 pub fn compatible(source: Source, arch: u32, macros: &[(&str, u32)]) -> Option<&'static [u8]> {
-    near(TABLE, arch).into_iter().find_map(|built| find(TABLE, source, built, macros))
+    compatible_archs(TABLE, arch).into_iter().find_map(|built| find(TABLE, source, built, macros))
 }
 
-/// Whether a cache on a device of this architecture can do without a compiler.
-pub fn serves(arch: u32) -> bool {
+/// Whether a cache on a device of this architecture needs no compiler: the kernels for every shape are built in.
+pub fn has_common_kernels(arch: u32) -> bool {
     exact(COMMON, arch, &[]).or_else(|| compatible(COMMON, arch, &[])).is_some()
 }
 
-/// For a message: which architectures a program is built in for, with these macros. Empty where for none.
-pub fn what_there_is(source: Source, macros: &[(&str, u32)]) -> String {
-    let made = |c: &&Cubin<'_>| c.recipe == recipe(source, &options(c.arch, macros));
-    let archs: Vec<_> = TABLE.iter().filter(made).map(|c| arch_name(c.arch)).collect();
+/// For a message: the architectures that a program is built in for, with these macros. Empty if there are none.
+pub fn archs_text(source: Source, macros: &[(&str, u32)]) -> String {
+    let matches = |c: &&Cubin<'_>| c.recipe == recipe(source, &options(c.arch, macros));
+    let archs: Vec<_> = TABLE.iter().filter(matches).map(|c| arch_name(c.arch)).collect();
     if archs.is_empty() {
         return String::new();
     }
@@ -54,20 +54,20 @@ fn find<'a>(table: &[Cubin<'a>], source: Source, arch: u32, macros: &[(&str, u32
     table.iter().find(|c| c.arch == arch && c.recipe == recipe && c.source == text).map(|c| c.code)
 }
 
-/// Architectures of a table whose code runs on a device of another, nearest first.
-fn near(table: &[Cubin<'_>], device: u32) -> Vec<u32> {
-    let mut archs: Vec<_> = table.iter().map(|c| c.arch).filter(|&built| runs(built, device)).collect();
+/// Architectures of a table, but for the device's own, whose code runs on the device; nearest first.
+fn compatible_archs(table: &[Cubin<'_>], device: u32) -> Vec<u32> {
+    let mut archs: Vec<_> = table.iter().map(|c| c.arch).filter(|&built| runs_on(built, device)).collect();
     archs.sort_unstable_by(|a, b| b.cmp(a));
     archs.dedup();
     archs
 }
 
-/// Whether code for one architecture runs on another: the same major version, and no lower minor one (CUDA Programming
-/// Guide, "Binary Compatibility"). Code for 9.0 is for 9.0 alone here; Jetsons and their kin (8.7, 10.1) run nothing but
-/// their own.
-fn runs(built: u32, device: u32) -> bool {
-    const ALONE: [u32; 3] = [87, 90, 101];
-    built / 10 == device / 10 && built < device && !ALONE.contains(&built) && !ALONE.contains(&device)
+/// Whether code for one architecture runs on a later one: the major versions are the same (CUDA Programming Guide,
+/// "Binary Compatibility"). Exceptions: our code for 9.0 is for sm_90a, which runs on 9.0 only; Jetsons and similar
+/// devices (8.7, 10.1) neither run other code nor share theirs.
+fn runs_on(built: u32, device: u32) -> bool {
+    const ISOLATED: [u32; 3] = [87, 90, 101];
+    built / 10 == device / 10 && built < device && !ISOLATED.contains(&built) && !ISOLATED.contains(&device)
 }
 
 #[cfg(test)]
@@ -75,20 +75,28 @@ mod tests {
     use super::*;
     use crate::backend::cuda::jit::program::FAST;
 
-    /// Recipes and codes of a table of one program; each cubin's code is its architecture.
-    fn made(archs: &[u32]) -> Vec<(u32, String, [u8; 1])> {
-        archs.iter().map(|&arch| (arch, recipe(FAST, &options(arch, &[("SKC_DIM", 64)])), [arch as u8])).collect()
+    /// What the cubins of a table borrow.
+    struct Owned {
+        arch: u32,
+        recipe: String,
+        code: [u8; 1],
     }
 
-    fn table(made: &[(u32, String, [u8; 1])]) -> Vec<Cubin<'_>> {
+    /// One program for several architectures. Each cubin's code is its architecture.
+    fn owned(archs: &[u32]) -> Vec<Owned> {
+        let recipe = |arch| recipe(FAST, &options(arch, &[("SKC_DIM", 64)]));
+        archs.iter().map(|&arch| Owned { arch, recipe: recipe(arch), code: [arch as u8] }).collect()
+    }
+
+    fn table(owned: &[Owned]) -> Vec<Cubin<'_>> {
         let source = text_hash(FAST);
-        made.iter().map(|(arch, recipe, code)| Cubin { arch: *arch, recipe, source, code }).collect()
+        owned.iter().map(|o| Cubin { arch: o.arch, recipe: &o.recipe, source, code: &o.code }).collect()
     }
 
     #[test]
     fn a_cubin_is_found_by_all_it_was_made_from() {
-        let made = made(&[80, 90]);
-        let mut table = table(&made);
+        let owned = owned(&[80, 90]);
+        let mut table = table(&owned);
         let dim = |dim| [("SKC_DIM", dim)];
         assert_eq!(find(&table, FAST, 80, &dim(64)), Some([80].as_slice()));
         assert_eq!(find(&table, FAST, 90, &dim(64)), Some([90].as_slice()));
@@ -101,9 +109,9 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_that_runs() {
-        let made = made(&[80, 86, 90, 100, 120]);
-        let table = table(&made);
+    fn compatible_architectures_are_listed_nearest_first() {
+        let owned = owned(&[80, 86, 90, 100, 120]);
+        let table = table(&owned);
         for (device, want) in [
             (80, &[][..]),
             (86, &[80]),
@@ -118,7 +126,7 @@ mod tests {
             (75, &[]),
             (70, &[]),
         ] {
-            assert_eq!(near(&table, device), want, "{device}");
+            assert_eq!(compatible_archs(&table, device), want, "{device}");
         }
     }
 
@@ -129,14 +137,14 @@ mod tests {
         assert_eq!(archs.is_empty(), !cfg!(feature = "cubins"));
         for arch in archs {
             let code = exact(COMMON, arch, &[]).unwrap();
-            assert!(serves(arch) && code.starts_with(b"\x7fELF"), "{arch}");
-            assert!(what_there_is(COMMON, &[]).contains(&arch_name(arch)));
+            assert!(has_common_kernels(arch) && code.starts_with(b"\x7fELF"), "{arch}");
+            assert!(archs_text(COMMON, &[]).contains(&arch_name(arch)));
         }
         for cubin in TABLE {
             assert_eq!(cubin.source, text_hash(if cubin.recipe.starts_with("fast.cu") { FAST } else { COMMON }));
             assert_eq!(cubin.code.as_ptr().addr() % 128, 0, "{}", cubin.recipe);
         }
-        assert!(!serves(70));
-        assert_eq!(what_there_is(FAST, &[]), "");
+        assert!(!has_common_kernels(70));
+        assert_eq!(archs_text(FAST, &[]), "");
     }
 }

@@ -1,4 +1,4 @@
-//! NVRTC, the compiler that comes as a library: found at run time, by absolute path where need be.
+//! NVRTC, NVIDIA's run-time compiler: a library that is searched for and opened at run time.
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::path::{Path, PathBuf};
@@ -10,22 +10,22 @@ use crate::error::{Error, Result, Status, bail};
 
 type Program = *mut std::ffi::c_void;
 
-/// Library names, newest first. The sonames of CUDA 12 and 11.2 and later do not change within a major version.
+/// Library names, newest first. From CUDA 11.2 on, sonames do not change within a major version.
 const NAMES: [&str; 4] = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so"];
-/// Names a directory that holds libnvrtc, asked before all others.
+/// Names a directory that holds libnvrtc. It is searched before all others.
 pub const VARIABLE: &str = "SINKCACHE_NVRTC_DIR";
-/// Homes of a CUDA toolkit.
+/// Name the directory of a CUDA toolkit.
 pub const TOOLKITS: [&str; 2] = ["CUDA_HOME", "CUDA_PATH"];
-/// Python environments.
+/// Name a Python environment.
 pub const PYTHONS: [&str; 2] = ["VIRTUAL_ENV", "CONDA_PREFIX"];
 
 /// `NVRTC_ERROR_INVALID_OPTION`: among others an architecture newer than the library.
 const INVALID_OPTION: c_int = 5;
 
-/// The library's functions that are needed here.
+/// The library's functions that are used here.
 #[derive(Debug)]
 pub struct Nvrtc {
-    // Stays loaded: function pointers below point into it.
+    // Keeps the library loaded: the function pointers below point into it.
     _library: Library,
     _builtins: Option<Library>,
     version: (i32, i32),
@@ -48,7 +48,7 @@ pub struct Nvrtc {
     error: unsafe extern "C" fn(c_int) -> *const c_char,
 }
 
-/// The compiler, or why there is none.
+/// The compiler, or why there is none. The first search decides: its error is kept.
 pub fn nvrtc() -> Result<&'static Nvrtc> {
     static NVRTC: OnceLock<Result<Nvrtc>> = OnceLock::new();
     NVRTC.get_or_init(find).as_ref().map_err(Clone::clone)
@@ -71,7 +71,7 @@ fn find() -> Result<Nvrtc> {
     );
 }
 
-/// Where to look, in order; `None` is the loader's own path.
+/// Where to search, in order. `None` is the loader's own path.
 fn directories() -> Vec<Option<PathBuf>> {
     let mut dirs = Vec::new();
     dirs.extend(std::env::var_os(VARIABLE).map(|d| Some(PathBuf::from(d))));
@@ -80,7 +80,7 @@ fn directories() -> Vec<Option<PathBuf>> {
         dirs.extend(["lib64", "lib", "targets/x86_64-linux/lib"].map(|sub| Some(Path::new(&home).join(sub))));
     }
     dirs.push(Some(PathBuf::from("/usr/local/cuda/lib64")));
-    // NVIDIA's Python wheels, in the environment that is active, if one is.
+    // NVIDIA's Python wheels in the active environment.
     for prefix in PYTHONS.iter().filter_map(std::env::var_os) {
         let lib = Path::new(&prefix).join("lib");
         let versions = std::fs::read_dir(&lib).into_iter().flatten().flatten();
@@ -96,12 +96,12 @@ fn is_python(name: &std::ffi::OsStr) -> bool {
     name.to_string_lossy().starts_with("python3")
 }
 
-/// Opens one candidate; `None` where it is not there.
+/// Opens one candidate; `None` if there is none.
 fn open(dir: Option<&Path>, name: &str) -> Option<Result<Nvrtc>> {
     let path = dir.map_or_else(|| PathBuf::from(name), |d| d.join(name));
-    // NVRTC opens its builtins by name alone: where it lies outside the loader's path they must be there before it.
+    // NVRTC opens its builtins by name only. Outside the loader's path they must be loaded before it.
     let builtins = dir.and_then(load_builtins);
-    // SAFETY: NVRTC's initialisers do nothing but set up the library.
+    // SAFETY: NVRTC's initialisers set up the library itself, on any thread.
     let library = unsafe { Library::new(&path) }.ok()?;
     Some(Nvrtc::new(library, builtins))
 }
@@ -112,7 +112,7 @@ fn load_builtins(dir: &Path) -> Option<Library> {
         .flatten()
         .map(|e| e.path())
         .find(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("libnvrtc-builtins.so")))?;
-    // SAFETY: a library without initialisers of note.
+    // SAFETY: the library holds data for NVRTC, and its initialisers have no preconditions.
     unsafe { Library::new(file) }.ok()
 }
 
@@ -128,7 +128,8 @@ impl Nvrtc {
     fn new(library: Library, builtins: Option<Library>) -> Result<Self> {
         macro_rules! symbol {
             ($name:literal) => {
-                // SAFETY: the types are those of nvrtc.h.
+                // SAFETY: the field that the symbol is stored in has the type that nvrtc.h declares. `_library` keeps
+                // it loaded.
                 match unsafe { library.get($name) } {
                     Ok(symbol) => *symbol,
                     Err(e) => bail!(BackendUnavailable, "no CUDA compiler: libnvrtc lacks a function: {e}"),
@@ -137,7 +138,7 @@ impl Nvrtc {
         }
         let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int = symbol!(b"nvrtcVersion\0");
         let (mut major, mut minor) = (0, 0);
-        // SAFETY: outputs are writable.
+        // SAFETY: both outputs are writable.
         unsafe { version(&raw mut major, &raw mut minor) };
         Ok(Self {
             version: (major, minor),
@@ -161,13 +162,13 @@ impl Nvrtc {
         self.version
     }
 
-    /// Architectures (compute capability times ten) that it compiles for.
+    /// The architectures (compute capability times ten) that it compiles for.
     pub fn archs(&self) -> Result<Vec<u32>> {
         let mut n = 0;
         // SAFETY: the output is writable.
         self.check(unsafe { (self.n_archs)(&raw mut n) }, "NVRTC")?;
         let mut archs = vec![0; usize::try_from(n).unwrap_or(0)];
-        // SAFETY: as many as it said.
+        // SAFETY: the array has as many elements as `n_archs` said.
         self.check(unsafe { (self.archs)(archs.as_mut_ptr()) }, "NVRTC")?;
         Ok(archs.into_iter().filter_map(|arch| u32::try_from(arch).ok()).collect())
     }
@@ -176,7 +177,7 @@ impl Nvrtc {
         if code == 0 {
             return Ok(());
         }
-        // SAFETY: a static string for every code.
+        // SAFETY: NVRTC returns a static string for every code, unknown ones included.
         let text = unsafe { CStr::from_ptr((self.error)(code)) }.to_string_lossy();
         bail!(Internal, "{what}: {text}");
     }
@@ -194,7 +195,8 @@ impl Nvrtc {
         let texts: Vec<_> = headers.iter().map(|h| h.1.as_ptr()).collect();
         let options: Vec<_> = options.iter().map(|o| o.as_ptr()).collect();
         let mut program = Guard { nvrtc: self, program: std::ptr::null_mut() };
-        // SAFETY: C strings and arrays of the lengths given, alive during the calls.
+        // SAFETY: all pointers are to NUL-terminated strings, or arrays of them with the lengths given, that outlive
+        // the calls; `program` is writable, and is used only after the check of its creation.
         let code = unsafe {
             let n = headers.len() as c_int;
             let out = &raw mut program.program;
@@ -215,30 +217,31 @@ impl Nvrtc {
             self.check(code, &format!("NVRTC {}.{}, {}: {log}", self.version.0, self.version.1, source.name))?;
         }
         let mut size = 0;
-        // SAFETY: the output is writable.
+        // SAFETY: the program has been compiled, and the output is writable.
         self.check(unsafe { (self.cubin_size)(program.program, &raw mut size) }, "NVRTC")?;
         if size == 0 {
             bail!(Internal, "NVRTC gave an empty cubin for {}", source.name);
         }
         let mut cubin = vec![0_u8; size];
-        // SAFETY: as long as it asked for.
+        // SAFETY: the buffer has the size that NVRTC gave.
         self.check(unsafe { (self.cubin)(program.program, cubin.as_mut_ptr().cast()) }, "NVRTC")?;
         Ok(cubin)
     }
 
     fn program_log(&self, program: Program) -> String {
         let mut size = 0;
-        // SAFETY: the output is writable.
+        // SAFETY: the program exists, and the output is writable.
         if unsafe { (self.log_size)(program, &raw mut size) } != 0 || size == 0 {
             return "no log".to_owned();
         }
         let mut log = vec![0_u8; size];
-        // SAFETY: as long as it asked for.
+        // SAFETY: the buffer has the size that NVRTC gave.
         let _ = unsafe { (self.log)(program, log.as_mut_ptr().cast()) };
         String::from_utf8_lossy(&log).trim_end_matches('\0').to_owned()
     }
 }
 
+/// Destroys the program on drop.
 struct Guard<'a> {
     nvrtc: &'a Nvrtc,
     program: Program,
@@ -247,7 +250,7 @@ struct Guard<'a> {
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
         if !self.program.is_null() {
-            // SAFETY: created once, destroyed once.
+            // SAFETY: not NULL, so it was created; only this drop destroys it.
             let _ = unsafe { (self.nvrtc.destroy)(&raw mut self.program) };
         }
     }

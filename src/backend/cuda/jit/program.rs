@@ -1,5 +1,5 @@
-//! What NVRTC is given: the programs, what they are specialised for, options. Shared with the build script, which compiles
-//! some of it ahead of time (feature `cubins`): nothing of this may be said twice.
+//! What NVRTC compiles: the programs, their variants, and the compiler's options. The build script includes this file
+//! too: with the feature `cubins` it compiles the same ahead of time.
 
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -10,7 +10,7 @@ macro_rules! files {
     ($($name:literal),* $(,)?) => { &[$(($name, include_str!(concat!("../kernels/", $name)))),*] };
 }
 
-/// Every file a program may include.
+/// Every file that a program may include.
 const HEADERS: &[(&str, &str)] = files![
     "append.cuh",
     "attend.cuh",
@@ -23,18 +23,20 @@ const HEADERS: &[(&str, &str)] = files![
     "dtype.cuh",
     "edit.cuh",
     "fork.cuh",
-    "geometry.cuh",
+    "launch_config.cuh",
     "new_tokens.cuh",
     "params.cuh",
-    "phase.cuh",
     "ptx.cuh",
     "query.cuh",
     "ring.cuh",
+    "rope.cuh",
+    "softmax.cuh",
     "split_merge.cuh",
     "stage_batch.cuh",
+    "types.cuh",
 ];
 
-/// What runs for every configuration: append, attention of any shape, edits.
+/// The kernels that run for every configuration: append, attention of any shape, edits.
 pub const COMMON: Source = Source { name: "common.cu", text: include_str!("../kernels/common.cu"), headers: HEADERS };
 /// Attention specialised for one shape.
 pub const FAST: Source = Source { name: "fast.cu", text: include_str!("../kernels/fast.cu"), headers: HEADERS };
@@ -42,21 +44,22 @@ pub const FAST: Source = Source { name: "fast.cu", text: include_str!("../kernel
 /// Head dims that [`FAST`] has kernels for.
 pub const DIMS: [u32; 5] = [64, 80, 96, 128, 256];
 /// The most query heads per KV head that it has kernels for.
-pub const MOST_GROUP: u32 = 8;
-/// The first architecture with its instructions: cp.async, ldmatrix and mma.m16n8k16 of both half types.
+pub const MAX_GROUP: u32 = 8;
+/// The first architecture with the instructions that it uses: cp.async, ldmatrix, and mma.m16n8k16 of both 16-bit
+/// types.
 pub const FAST_ARCH: u32 = 80;
-/// Half types by name and number.
+/// Its 16-bit types by name and number.
 pub const TYPES: [(&str, u32); 2] = [("f16", 2), ("bf16", 3)];
-/// Transforms of scores by name and bit.
+/// Its transforms of scores by name and bit.
 pub const TRANSFORMS: [(&str, u32); 2] = [("softcap", 1), ("alibi", 2)];
 
-/// Names, when the library is built, the variants that are built in.
+/// Lists the variants that are built in, when the library is built.
 pub const SHAPES_VARIABLE: &str = "SINKCACHE_CUBIN_SHAPES";
 
-/// What [`FAST`] is compiled for. As text it is what [`SHAPES_VARIABLE`] takes, such as `128x4:bf16+softcap`.
+/// What [`FAST`] is compiled for. Its text is what [`SHAPES_VARIABLE`] takes, such as `128x4:bf16+softcap`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Variant {
-    /// One of [`DIMS`], of K and V.
+    /// Dims of K and V: one of [`DIMS`].
     pub dim: u32,
     /// Query heads per KV head.
     pub group: u32,
@@ -67,7 +70,7 @@ pub struct Variant {
 }
 
 impl Variant {
-    /// The macros that `fast.cu` asks for.
+    /// The macros of `fast.cu`.
     pub fn macros(&self) -> [(&'static str, u32); 4] {
         [("SKC_DIM", self.dim), ("SKC_GROUP", self.group), ("SKC_TYPE", self.dtype), ("SKC_TRANSFORM", self.transform)]
     }
@@ -81,21 +84,21 @@ impl fmt::Display for Variant {
     }
 }
 
-/// An architecture (compute capability times ten) as the compiler calls it. Code for 9.0 may use what only that
-/// architecture has.
+/// The compiler's name of an architecture (compute capability times ten). For 9.0 it is sm_90a, whose code may use
+/// instructions that no other architecture has.
 pub fn arch_name(arch: u32) -> String {
     let suffix = if arch == 90 { "a" } else { "" };
     format!("sm_{arch}{suffix}")
 }
 
-/// Options of a compilation.
+/// Options of the compiler.
 pub fn options(arch: u32, macros: &[(&str, u32)]) -> Vec<String> {
     let mut options = vec![format!("--gpu-architecture={}", arch_name(arch)), "-std=c++17".to_owned()];
     options.extend(macros.iter().map(|(name, value)| format!("-D{name}={value}")));
     options
 }
 
-/// Program and options in one line: what a cubin was made from, but for the texts and the compiler.
+/// Program and options in one line. With the texts and the compiler's version, all that a cubin depends on.
 pub fn recipe(source: Source, options: &[String]) -> String {
     format!("{} {}", source.name, options.join(" "))
 }
@@ -121,7 +124,7 @@ mod tests {
     use super::*;
     use crate::config::DType;
 
-    /// A header that is left out here would be missing in every program that includes it.
+    /// A header that is not listed could not be included by a program.
     #[test]
     fn every_header_is_listed() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/backend/cuda/kernels");

@@ -1,16 +1,17 @@
-//! What is compiled ahead of time: `SINKCACHE_CUBIN_ARCHS` and `SINKCACHE_CUBIN_SHAPES`, read by the build script.
+//! Which variants are compiled ahead of time: `SINKCACHE_CUBIN_ARCHS` and `SINKCACHE_CUBIN_SHAPES`, read by the build
+//! script.
 
-use super::program::{DIMS, MOST_GROUP, SHAPES_VARIABLE, TRANSFORMS, TYPES, Variant};
+use super::program::{DIMS, MAX_GROUP, SHAPES_VARIABLE, TRANSFORMS, TYPES, Variant};
 
-/// Names the architectures: compute capabilities times ten.
+/// Lists architectures: compute capabilities times ten.
 pub const ARCHS_VARIABLE: &str = "SINKCACHE_CUBIN_ARCHS";
 
 /// A100; RTX 30; RTX 40 and L4; H100; B200; RTX 50.
 pub const DEFAULT_ARCHS: &str = "80,86,89,90,100,120";
-/// Head dim x query heads per KV head, in both half types: 64x4 Llama 3.2 1B; 64x8 gpt-oss, TinyLlama; 96x1 Phi-3 mini;
-/// 128x1 Llama 2 7B and 13B; 128x2 Qwen 3 0.6B and 1.7B, Gemma 3 27B; 128x3 Llama 3.2 3B, Phi-4 mini; 128x4 Llama 3 8B,
-/// Mistral 7B, Mixtral, Qwen 3 8B, Phi-4; 128x5 Qwen 2.5 and 3 14B; 128x7 Qwen 2.5 7B; 128x8 Llama 3 70B, Qwen 2.5 72B,
-/// Qwen 3 32B; 256x2 Gemma 3 4B and 12B. Tensor parallelism by KV heads leaves both numbers as they are.
+/// Head dim x query heads per KV head, in both 16-bit types: 64x4 Llama 3.2 1B; 64x8 gpt-oss, TinyLlama; 96x1 Phi-3
+/// mini; 128x1 Llama 2 7B and 13B; 128x2 Qwen 3 0.6B and 1.7B, Gemma 3 27B; 128x3 Llama 3.2 3B, Phi-4 mini; 128x4 Llama
+/// 3 8B, Mistral 7B, Mixtral, Qwen 3 8B, Phi-4; 128x5 Qwen 2.5 and 3 14B; 128x7 Qwen 2.5 7B; 128x8 Llama 3 70B, Qwen
+/// 2.5 72B, Qwen 3 32B; 256x2 Gemma 3 4B and 12B. Tensor parallelism by KV heads leaves both numbers as they are.
 pub const DEFAULT_SHAPES: &str = "64x4,64x8,96x1,128x1,128x2,128x3,128x4,128x5,128x7,128x8,256x2";
 
 /// Architectures of a list; empty = the default.
@@ -20,7 +21,8 @@ pub fn archs(list: &str) -> Result<Vec<u32>, String> {
         let digits = item.bytes().all(|b| b.is_ascii_digit()) && matches!(item.len(), 2 | 3);
         let Some(arch) = item.parse().ok().filter(|_| digits) else {
             return Err(format!(
-                "{ARCHS_VARIABLE} has {item:?}: compute capabilities times ten are allowed, between commas, such as {DEFAULT_ARCHS}"
+                "{ARCHS_VARIABLE} has {item:?}: compute capabilities times ten are allowed, between commas, such \
+                 as {DEFAULT_ARCHS}"
             ));
         };
         add(&mut archs, arch);
@@ -28,7 +30,7 @@ pub fn archs(list: &str) -> Result<Vec<u32>, String> {
     Ok(archs)
 }
 
-/// Shapes of a list; empty = the default. A shape without a type stands for both half types.
+/// Shapes of a list; empty = the default. A shape without a type stands for both 16-bit types.
 pub fn shapes(list: &str) -> Result<Vec<Variant>, String> {
     let mut shapes = Vec::new();
     for item in items(list, DEFAULT_SHAPES) {
@@ -50,9 +52,9 @@ fn shape(item: &str) -> Result<Vec<Variant>, String> {
     let Some(dim) = number(dim).filter(|dim| DIMS.contains(dim)) else {
         return Err(format!("the head dim is {dim:?}: {DIMS:?} are allowed; others have no fast kernels"));
     };
-    let Some(group) = number(group).filter(|group| (1..=MOST_GROUP).contains(group)) else {
+    let Some(group) = number(group).filter(|group| (1..=MAX_GROUP).contains(group)) else {
         return Err(format!(
-            "the query heads per KV head are {group:?}: 1 to {MOST_GROUP} are allowed; others have no fast kernels"
+            "the query heads per KV head are {group:?}: 1 to {MAX_GROUP} are allowed; others have no fast kernels"
         ));
     };
     let types = match dtype {
@@ -77,7 +79,7 @@ fn items<'a>(list: &'a str, default: &'a str) -> impl Iterator<Item = &'a str> {
     list.split(',').map(str::trim)
 }
 
-/// A list that names something twice asks for it once.
+/// Adds an item unless the list has it already.
 fn add<T: PartialEq>(to: &mut Vec<T>, item: T) {
     if !to.contains(&item) {
         to.push(item);
@@ -102,11 +104,11 @@ mod tests {
         assert_eq!(shapes("64x2+alibi").unwrap()[1], Variant { dim: 64, group: 2, dtype: 3, transform: 2 });
     }
 
-    /// What a message tells the user to add is what the variable takes.
+    /// A message that names a variant names it as the variable takes it.
     #[test]
     fn every_variant_is_read_as_it_is_written() {
         for dim in DIMS {
-            for group in 1..=MOST_GROUP {
+            for group in 1..=MAX_GROUP {
                 for (_, dtype) in TYPES {
                     for transform in 0..4 {
                         let variant = Variant { dim, group, dtype, transform };

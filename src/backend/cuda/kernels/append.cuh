@@ -1,145 +1,165 @@
-// skc_append: rotates each key once, at its stream position, and stores K and V in their slots; the last block of an entry
-// makes its tokens count.
+// skc_append: rotates each key once, at its stream position, and stores K and V in their slots. The last block of an
+// entry to finish commits the counters.
 //
-// Grid: entries, blocks over tokens (which loop). 128 threads. Shared: cosines and sines of one token, 8 x half bytes
-// rounded up to 16, then 64 bytes.
+// Grid: entries, blocks over tokens (loop). 128 threads. Shared: cosines and sines of one token, 8 x rope_pairs bytes
+// rounded up to 16, then 64 bytes of scratch.
 #pragma once
 
 #include "commit.cuh"
 #include "dtype.cuh"
-#include "phase.cuh"
+#include "rope.cuh"
 
-// What a thread moves at once: its loads wait for memory together.
-constexpr u32 BATCH = 4;
+// Items that a thread loads before it stores the first: their latencies overlap.
+constexpr u32 APPEND_UNROLL = 4;
 
-// Rotated pairs of all heads of a token.
-struct Pairs {
-    float x[BATCH][2];
+// A token that an append stores.
+struct AppendedToken {
+    u64 row;       // in the caller's tensors
+    u64 position;  // in the stream
+    u64 slot;
+    u32 seq;
+};
 
-    SKC_DEVICE static u32 count(const SkcLayer& l) { return l.n_kv_heads * l.half; }
-    SKC_DEVICE void load(const SkcAppend& p, u64 row, u32 first) {
+// One slot of K or of V in every head of a sequence.
+struct HeadSlots {
+    u8* first;   // head 0's
+    u64 stride;  // bytes from one head's to the next's
+};
+
+SKC_DEVICE HeadSlots slots_of(const SkcLayer& l, u8* store, u32 dim, const AppendedToken& t) {
+    u64 slot_bytes = (u64)dim * element_size(l.kv_dtype);
+    u64 slots = ring_total_slots(ring_of(l));
+    return {store + ((u64)t.seq * l.n_kv_heads * slots + t.slot) * slot_bytes, slots * slot_bytes};
+}
+
+// Pairs of a token's keys that are rotated, numbered over all heads: a thread has every 128th.
+struct KeyPairs {
+    Pair x[APPEND_UNROLL];
+
+    SKC_DEVICE static u32 count(const SkcLayer& l) { return l.n_kv_heads * l.rope_pairs; }
+
+    SKC_DEVICE void load(const SkcAppend& p, u64 row, u32 begin) {
         const SkcLayer& l = p.layer;
 #pragma unroll
-        for (u32 j = 0; j < BATCH; ++j) {
-            u32 i = first + 128 * j;
+        for (u32 j = 0; j < APPEND_UNROLL; ++j) {
+            u32 i = begin + 128 * j;
             if (i >= count(l)) break;
-            const u8* from = row_at(p.k, row, i / l.half);
-            x[j][0] = load_element(from, l.in_dtype, pair_first(l.rope_style, i % l.half));
-            x[j][1] = load_element(from, l.in_dtype, pair_second(l.rope_style, l.half, i % l.half));
+            const u8* from = row_at(p.k, row, i / l.rope_pairs);
+            PairRotation dims = unrotated_pair(l, i % l.rope_pairs);
+            x[j].first = load_element(from, l.in_dtype, dims.first);
+            x[j].second = load_element(from, l.in_dtype, dims.second);
         }
     }
-    // `to`: the token's slot of head 0; `stride`: bytes from one head to the next.
-    SKC_DEVICE void store(const SkcLayer& l, u8* to, u64 stride, const float* cos, const float* sin, u32 first) const {
+
+    SKC_DEVICE void store(const SkcLayer& l, const HeadSlots& to, const SinCos* angles, u32 begin) const {
 #pragma unroll
-        for (u32 j = 0; j < BATCH; ++j) {
-            u32 i = first + 128 * j;
+        for (u32 j = 0; j < APPEND_UNROLL; ++j) {
+            u32 i = begin + 128 * j;
             if (i >= count(l)) break;
-            u32 pair = i % l.half;
-            u8* key = to + i / l.half * stride;
-            Turned t = turned(x[j][0], x[j][1], cos[pair], sin[pair]);
-            store_element(key, l.kv_dtype, pair_first(l.rope_style, pair), t.first);
-            store_element(key, l.kv_dtype, pair_second(l.rope_style, l.half, pair), t.second);
+            u8* key = to.first + i / l.rope_pairs * to.stride;
+            u32 pair = i % l.rope_pairs;
+            PairRotation dims = unrotated_pair(l, pair);
+            Pair y = rotate(x[j], angles[pair]);
+            store_element(key, l.kv_dtype, dims.first, y.first);
+            store_element(key, l.kv_dtype, dims.second, y.second);
         }
     }
 };
 
-// Dims of all heads of a token that are stored as they come, but for their type: bit for bit where that is the same, and 16
-// bytes at a time where rows allow it.
-struct Plain {
-    SkcRows rows;
-    u8* to;      // the token's slot of head 0
-    u64 stride;  // bytes from one head to the next
-    u32 first;   // dim
-    u32 n;       // dims
-    bool wide;
-
-    SKC_DEVICE void move(const SkcLayer& l, u64 row) const {
-        u32 size = element_size(l.kv_dtype);
-        if (wide) {
-            u32 pieces = n * size / 16, count = l.n_kv_heads * pieces;
-            for (u32 at = thread(); at < count; at += BATCH * 128) {
-                Quad x[BATCH];
-#pragma unroll
-                for (u32 j = 0; j < BATCH; ++j) {
-                    u32 i = at + j * 128;
-                    if (i < count) x[j] = *(const Quad*)(row_at(rows, row, i / pieces) + first * size + 16 * (i % pieces));
-                }
-#pragma unroll
-                for (u32 j = 0; j < BATCH; ++j) {
-                    u32 i = at + j * 128;
-                    if (i < count) *(Quad*)(to + i / pieces * stride + first * size + 16 * (i % pieces)) = x[j];
-                }
-            }
-            return;
-        }
-        for (u32 i = thread(); i < l.n_kv_heads * n; i += 128) {
-            const u8* from = row_at(rows, row, i / n);
-            u8* slot = to + i / n * stride;
-            u32 dim = first + i % n;
-            if (l.in_dtype == l.kv_dtype) {
-                copy_element(slot, from, l.kv_dtype, dim);
-            } else {
-                store_element(slot, l.kv_dtype, dim, load_element(from, l.in_dtype, dim));
-            }
-        }
-    }
+// Dims begin .. begin + n of all heads of a row, which are stored without rotation.
+struct CopiedDims {
+    u32 begin;
+    u32 n;
 };
 
-// Dims first .. dim of K or V in slot `slot` of the entry's sequence.
-SKC_DEVICE Plain plain_of(const SkcLayer& l, const SkcRows& rows, u8* store, u32 seq, u64 slots, u64 slot, u32 first, u32 dim) {
-    u64 bytes = (u64)dim * element_size(l.kv_dtype);
-    bool wide = l.in_dtype == l.kv_dtype && ((u64)rows.ptr | (u64)rows.token | (u64)rows.head | first * element_size(l.kv_dtype)) % 16 == 0;
-    return {rows, store + ((u64)seq * l.n_kv_heads * slots + slot) * bytes, slots * bytes, first, dim - first, wide};
+// Copies 16 bytes at a time; rows and dims are aligned to that, and the types are the same.
+SKC_DEVICE void copy_dims_aligned(const SkcLayer& l, const HeadSlots& to, const SkcRows& rows, u64 row,
+                                  CopiedDims dims) {
+    u32 offset = dims.begin * element_size(l.kv_dtype);
+    u32 vectors = dims.n * element_size(l.kv_dtype) / 16;
+    u32 count = l.n_kv_heads * vectors;
+    for (u32 begin = thread(); begin < count; begin += APPEND_UNROLL * 128) {
+        U32x4 x[APPEND_UNROLL];
+#pragma unroll
+        for (u32 j = 0; j < APPEND_UNROLL; ++j) {
+            u32 i = begin + j * 128;
+            if (i < count) x[j] = *(const U32x4*)(row_at(rows, row, i / vectors) + offset + 16 * (i % vectors));
+        }
+#pragma unroll
+        for (u32 j = 0; j < APPEND_UNROLL; ++j) {
+            u32 i = begin + j * 128;
+            if (i < count) *(U32x4*)(to.first + i / vectors * to.stride + offset + 16 * (i % vectors)) = x[j];
+        }
+    }
+}
+
+// Stores dims of a row: bit for bit where the caller's type is the stored one.
+SKC_DEVICE void store_dims(const SkcLayer& l, const HeadSlots& to, const SkcRows& rows, u64 row, CopiedDims dims) {
+    bool same_type = l.in_dtype == l.kv_dtype;
+    u64 strides = (u64)rows.token_stride | (u64)rows.head_stride;
+    u64 addresses = (u64)rows.ptr | strides | dims.begin * element_size(l.kv_dtype);
+    if (same_type && addresses % 16 == 0) {
+        copy_dims_aligned(l, to, rows, row, dims);
+        return;
+    }
+    for (u32 i = thread(); i < l.n_kv_heads * dims.n; i += 128) {
+        const u8* from = row_at(rows, row, i / dims.n);
+        u8* slot = to.first + i / dims.n * to.stride;
+        u32 dim = dims.begin + i % dims.n;
+        if (same_type) {
+            copy_element(slot, from, l.kv_dtype, dim);
+        } else {
+            store_element(slot, l.kv_dtype, dim, load_element(from, l.in_dtype, dim));
+        }
+    }
+}
+
+// Stores K and V of one token in all heads. `angles`: shared memory for l.rope_pairs of them. The whole block must call
+// it.
+SKC_DEVICE void store_token(const SkcAppend& p, const AppendedToken& t, SinCos* angles) {
+    const SkcLayer& l = p.layer;
+    HeadSlots keys = slots_of(l, l.k, l.head_dim, t);
+    u32 rotated_dims = 0;
+    if (rotates_keys(l)) {
+        rotated_dims = 2 * l.rope_pairs;
+        KeyPairs pairs;
+        // The first loads' latency overlaps with the computation of the angles.
+        pairs.load(p, t.row, thread());
+        block_sync();
+        for (u32 i = thread(); i < l.rope_pairs; i += 128) angles[i] = rotation_at(l, t.position, i);
+        block_sync();
+        pairs.store(l, keys, angles, thread());
+        for (u32 i = thread() + APPEND_UNROLL * 128; i < KeyPairs::count(l); i += APPEND_UNROLL * 128) {
+            pairs.load(p, t.row, i);
+            pairs.store(l, keys, angles, i);
+        }
+    }
+    if (rotated_dims < l.head_dim) store_dims(l, keys, p.k, t.row, {rotated_dims, l.head_dim - rotated_dims});
+    store_dims(l, slots_of(l, l.v, l.head_dim_v, t), p.v, t.row, {0, l.head_dim_v});
 }
 
 SKC_KERNEL(128, skc_append, SkcAppend) {
     begin_kernel(); // mutant: launch_before_the_last_ended
     const SkcLayer& l = p.layer;
-    u32 index = block_x();
-    u32 angles = (8 * l.half + 15) / 16 * 16;
-    float* cos = (float*)shared_memory();
-    float* sin = cos + l.half;
-    u64* scratch = (u64*)(shared_memory() + angles);
-    Entry e = find_entry(p.batch, index, scratch, 4);
-    Ring ring = ring_of(l);
-    // Read by every block before any commits: the last to arrive does.
+    const SkcBatch& b = p.batch;
+    SinCos* angles = (SinCos*)shared_memory();
+    u64* scratch = (u64*)(shared_memory() + (8 * l.rope_pairs + 15) / 16 * 16);
+    Entry e = find_entry(b, block_x(), scratch, 4);
+    // Every block reads the counters before it arrives; only the last to arrive changes them.
     SkcSeq seq = l.seqs[e.seq];
     u64 start = l.starts[e.seq];
-    Advance a = advance_of(l, p.batch, ring, e, seq, start);
+    AppendPlan a = plan_append(l, b, e, seq, start);
     if (a.skip) return;
-    if (a.status != 0) {
-        if (block_y() == 0 && thread() == 0) report_advance(l, p.batch, index, e, a);
-    } else {
-        bool rotates = l.position_mode == SKC_ROPE && l.half > 0;
-        u64 slots = ring_total_slots(ring);
-        u32 turned = rotates ? 2 * l.half : 0;
+    if (a.status == 0) {
         for (u64 t = block_y(); t < a.m; t += grid_y()) {
-            u64 token = seq.len + t, slot = ring_slot(ring, token), row = e.row + p.batch.at + t;
-            Plain keys = plain_of(l, p.k, l.k, e.seq, slots, slot, turned, l.head_dim);
-            Plain values = plain_of(l, p.v, l.v, e.seq, slots, slot, 0, l.head_dim_v);
-            if (rotates) {
-                Pairs pairs;
-                // On their way while angles are computed.
-                pairs.load(p, row, thread());
-                block_sync();
-                for (u32 i = thread(); i < l.half; i += 128) {
-                    Angle turn = angle_of((start + token) * l.frequencies[i]);
-                    cos[i] = turn.cos * l.mscale;
-                    sin[i] = turn.sin * l.mscale;
-                }
-                block_sync();
-                pairs.store(l, keys.to, keys.stride, cos, sin, thread());
-                for (u32 i = thread() + BATCH * 128; i < Pairs::count(l); i += BATCH * 128) {
-                    pairs.load(p, row, i);
-                    pairs.store(l, keys.to, keys.stride, cos, sin, i);
-                }
-            }
-            if (turned < l.head_dim) keys.move(l, row);
-            values.move(l, row);
+            u64 token = seq.len + t;
+            store_token(p, {e.row + b.chunk_begin + t, start + token, ring_slot(ring_of(l), token), e.seq}, angles);
         }
+    } else if (block_y() == 0 && thread() == 0) {
+        report_append(l, b, e, a);
     }
-    // An id that is none, or another entry's, has no counters of its own to change.
-    if (!e.own) return;
+    // An entry with an invalid id, or with the id of an earlier entry, has no counters to change.
+    if (!e.owns_seq) return;
     block_sync();
-    if (thread() == 0) arrive(l, p.batch, e.seq, a, grid_y());
+    if (thread() == 0) arrive(l, b, e.seq, a, grid_y());
 }

@@ -1,40 +1,74 @@
-// skc_attend_generic: attention of any shape and type, all in f32. One block per query token and query head.
+// skc_attend_generic: attention of any shape and type, in f32. One block computes one query head of one token.
 //
 // Grid: entries, tokens (loop), query heads (loop). 128 threads. Shared: GENERIC_SHARED(head_dim) bytes.
 #pragma once
 
 #include "dtype.cuh"
-#include "geometry.cuh"
-#include "phase.cuh"
+#include "launch_config.cuh"
 #include "query.cuh"
+#include "rope.cuh"
+#include "softmax.cuh"
 
-// The query as window keys and as sinks see it, into shared memory.
-SKC_DEVICE void load_query(const SkcAttend& p, const Queries& q, u64 token, u64 evicted, const u8* from, float* window, float* sink) {
-    const SkcLayer& l = p.layer;
-    for (u32 i = 2 * l.half + thread(); i < l.head_dim; i += 128) window[i] = sink[i] = load_element(from, l.in_dtype, i);
-    for (u32 i = thread(); i < l.half; i += 128) {
-        u32 a = pair_first(l.rope_style, i), b = pair_second(l.rope_style, l.half, i);
-        float x0 = load_element(from, l.in_dtype, a), x1 = load_element(from, l.in_dtype, b);
-        u64 f = l.frequencies[i];
-        bool rotates = l.position_mode == SKC_ROPE;
-        // The host has rotated and scaled: turn back by E, purely.
-        u64 position = rotates ? q.start + token - evicted : 0ull - evicted;
-        float scale = rotates ? l.mscale : 1.0f;
-        Angle s = angle_of(position * f);
-        sink[a] = (x0 * s.cos - x1 * s.sin) * scale;
-        sink[b] = (x1 * s.cos + x0 * s.sin) * scale;
-        if (rotates) {
-            Angle w = angle_of((q.start + token) * f);
-            window[a] = (x0 * w.cos - x1 * w.sin) * scale;
-            window[b] = (x1 * w.cos + x0 * w.sin) * scale;
-        } else {
-            window[a] = x0;
-            window[b] = x1;
-        }
+// The block's shared memory.
+struct GenericShared {
+    float* window_query;  // [head_dim] rotated for window keys
+    float* sink_query;    // [head_dim] rotated for sink keys
+    float* probs;         // [128] scores of a block of keys, then probabilities
+    float* scratch;       // for block-wide sums
+};
+
+// A query's visible keys in order: sinks, then the window from its oldest token on.
+struct VisibleKeys {
+    u64 token;       // the query's
+    u64 evicted;     // E(token + 1)
+    u64 oldest;      // the oldest window token
+    u64 n_sinks;     // visible sinks
+    u64 n_keys;      // sinks and window
+    u64 n_sink;      // slots of sinks
+    u64 ring_slots;
+    u64 ring_begin;  // the oldest window token's place in the ring
+};
+
+SKC_DEVICE VisibleKeys visible_keys(const Ring& ring, const Queries& q, u64 token) {
+    u64 evicted = query_evicted(ring, q, token);
+    u64 oldest = ring.n_sink + evicted;
+    u64 n_sinks = min_u64(ring.n_sink, token + 1);
+    u64 n_keys = n_sinks + saturating_sub(token + 1, oldest);
+    return {token, evicted, oldest, n_sinks, n_keys, ring.n_sink, ring.ring_slots, evicted % ring.ring_slots};
+}
+
+// Slot of the i-th visible key.
+SKC_DEVICE u64 key_slot(const VisibleKeys& keys, u64 i) {
+    if (i < keys.n_sinks) return i;
+    // A window is not longer than the ring: it wraps once at most.
+    u64 at = keys.ring_begin + (i - keys.n_sinks);
+    return keys.n_sink + (at >= keys.ring_slots ? at - keys.ring_slots : at);
+}
+
+// Distance of the i-th visible key to the query, in cache positions.
+SKC_DEVICE u64 key_distance(const VisibleKeys& keys, u64 i) {
+    if (i < keys.n_sinks) return keys.token - keys.evicted - i;
+    return keys.token - (keys.oldest + (i - keys.n_sinks));
+}
+
+// Writes a query to shared memory twice, rotated for window keys and for sink keys.
+SKC_DEVICE void load_query(const SkcLayer& l, const u8* from, u64 position, u64 evicted, const GenericShared& shared) {
+    for (u32 pair = thread(); pair < l.head_dim / 2; pair += 128) {
+        PairRotation window = query_rotation(l, position, evicted, false, pair);
+        PairRotation sinks = query_rotation(l, position, evicted, true, pair);
+        u32 first = window.first;
+        u32 second = window.second;
+        Pair x = {load_element(from, l.in_dtype, first), load_element(from, l.in_dtype, second)};
+        Pair w = window.rotated ? rotate(x, window.angle) : x;
+        Pair s = sinks.rotated ? rotate(x, sinks.angle) : x;
+        shared.window_query[first] = w.first;
+        shared.window_query[second] = w.second;
+        shared.sink_query[first] = s.first;
+        shared.sink_query[second] = s.second;
     }
 }
 
-// Largest of the block's numbers, NaN left out. `scratch`: a float per warp.
+// Maximum over the block, NaN ignored, for every thread. `scratch`: a float for each warp.
 SKC_DEVICE float block_max(float x, float* scratch) {
     for (u32 mask = 16; mask > 0; mask /= 2) x = max_f(x, shuffle_xor(x, mask));
     if (lane() == 0) scratch[warp()] = x;
@@ -44,6 +78,7 @@ SKC_DEVICE float block_max(float x, float* scratch) {
     return x;
 }
 
+// Sum over the block, for every thread. `scratch`: a float for each warp.
 SKC_DEVICE float block_total(float x, float* scratch) {
     for (u32 mask = 16; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
     if (lane() == 0) scratch[warp()] = x;
@@ -53,9 +88,10 @@ SKC_DEVICE float block_total(float x, float* scratch) {
     return x;
 }
 
-// Product of query and key, in all of the eight lanes that share it: neighbours read neighbouring pieces of the key.
+// Product of a query and a key, for all of the eight lanes that share it: neighbouring lanes read neighbouring dims.
+// Where `valid` is false nothing is read.
 SKC_DEVICE float dot(const float* q, const u8* k, u32 dtype, u32 dim, bool valid) {
-    // Four sums: shorter chains, smaller rounding. Dims are multiples of 8.
+    // Four sums: shorter dependency chains and smaller rounding errors. Head dims are multiples of 8.
     float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     if (valid) {
 #pragma unroll 4
@@ -70,101 +106,98 @@ SKC_DEVICE float dot(const float* q, const u8* k, u32 dtype, u32 dim, bool valid
     return total;
 }
 
-// Slots of a query's keys, in order: sinks, then the window from its oldest token on.
-struct Walk {
-    u64 n_sinks;
-    u64 n_sink;
-    u64 ring_slots;
-    u64 offset;  // of the oldest window token in the ring
-};
+// Scales, caps and biases a product of query and key.
+SKC_DEVICE float score_of(const SkcLayer& l, u32 head, float product, u64 distance) {
+    float score = product * l.scale;
+    if (l.softcap > 0.0f) score = l.softcap * tanh_f(score / l.softcap);
+    if (l.alibi_slopes) score -= l.alibi_slopes[head] * (float)distance;
+    return score;
+}
 
-SKC_DEVICE u64 walk_slot(const Walk& w, u64 i) {
-    if (i < w.n_sinks) return i;
-    // The window is no longer than the ring: one wrap at most.
-    u64 at = w.offset + (i - w.n_sinks);
-    return w.n_sink + (at >= w.ring_slots ? at - w.ring_slots : at);
+// Attention of query head `head` of one token, which is row `row` of the caller's tensors. The whole block must call
+// it.
+SKC_DEVICE void attend_query(const SkcAttend& p, const VisibleKeys& keys, u64 head_slots, u64 row, u32 head,
+                             const GenericShared& shared) {
+    const SkcLayer& l = p.layer;
+    const float none = minus_infinity();
+    u32 size = element_size(l.kv_dtype);
+    // PV: a thread has four dims of V, so that `key_shares` groups of threads have all dims: they divide the keys among
+    // them.
+    u32 dim_groups = l.head_dim_v / 4;
+    u32 key_shares = 128 / dim_groups;
+    u32 dim = thread() % dim_groups * 4;
+    u32 key_share = thread() / dim_groups;
+    float* probs = shared.probs;
+    auto state = SoftmaxState<4, BaseE>::empty();
+    for (u64 block = 0; block < keys.n_keys; block += 128) {
+        u32 n = (u32)min_u64(128, keys.n_keys - block);
+        // QK^T: eight lanes to a key, so that a warp's four keys are in range or not together.
+        for (u32 j = thread() / 8; j / 4 * 4 < n; j += 16) {
+            u64 i = block + j;
+            bool valid = j < n;
+            const float* query = i < keys.n_sinks ? shared.sink_query : shared.window_query;
+            const u8* k = l.k + (head_slots + (valid ? key_slot(keys, i) : 0)) * l.head_dim * size;
+            float product = dot(query, k, l.kv_dtype, l.head_dim, valid);
+            float score = score_of(l, head, product, key_distance(keys, i));
+            if (lane() % 8 == 0 && valid) probs[j] = score;
+        }
+        block_sync();
+        float score = thread() < n ? probs[thread()] : none;
+        float new_max = block_max(max_f(state.stats.max, score), shared.scratch);
+        // Every score so far is minus infinity (a NaN would have to show): nothing to add, and V must not be multiplied
+        // by zero, since it may be infinite.
+        if (new_max == none && block_total(score != none ? 1.0f : 0.0f, shared.scratch) == 0.0f) continue;
+        float alpha = state.stats.raise(new_max);
+        float prob = thread() < n ? state.stats.probability(score) : 0.0f;
+        probs[thread()] = prob;
+        // Each block of keys is summed by itself, so that rounding errors grow with the number of blocks, not of keys.
+        state.stats.add(alpha, block_total(prob, shared.scratch));
+        if (key_share < key_shares) {
+            float block_acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll 4
+            for (u32 j = key_share; j < n; j += key_shares) {
+                float x[4];
+                load_four(x, l.v + (head_slots + key_slot(keys, block + j)) * l.head_dim_v * size, l.kv_dtype, dim);
+                for (u32 d = 0; d < 4; ++d) block_acc[d] += probs[j] * x[d];
+            }
+            for (u32 d = 0; d < 4; ++d) state.acc[d] = state.acc[d] * alpha + block_acc[d];
+        }
+        block_sync();
+    }
+    float factor = state.stats.finish(l, head);
+    u8* out = row_at(p.out, row, head);
+    // The groups' accumulators are added through shared memory, one of the four dims of a thread after the other.
+    for (u32 d = 0; d < 4; ++d) {
+        probs[thread()] = state.acc[d];
+        block_sync();
+        if (key_share == 0) {
+            float x = 0.0f;
+            for (u32 i = 0; i < key_shares; ++i) x += probs[i * dim_groups + thread()];
+            store_element(out, l.out_dtype, dim + d, x * factor);
+        }
+        block_sync();
+    }
+    if (thread() == 0 && p.lse.ptr) *(float*)row_at(p.lse, row, head) = state.stats.lse();
 }
 
 SKC_KERNEL(128, skc_attend_generic, SkcAttend) {
     begin_kernel();
     const SkcLayer& l = p.layer;
-    float* window = (float*)shared_memory();
-    float* sink = window + l.head_dim;
-    float* weights = sink + l.head_dim;
-    float* scratch = weights + 128;
+    float* floats = (float*)shared_memory();
+    GenericShared shared = {floats, floats + l.head_dim, floats + 2 * l.head_dim, floats + 2 * l.head_dim + 128};
+    Queries q = find_queries(p, (u64*)shared.scratch, 4);
+    if (!q.active) return;
     Ring ring = ring_of(l);
-    Queries q = find_queries(p, ring, (u64*)scratch, 4);
-    if (!q.live) return;
-    u64 slots = ring_total_slots(ring);
-    u32 size = element_size(l.kv_dtype);
-    u32 n_q_heads = l.n_kv_heads * l.group;
-    const float none = minus_infinity();
-    // Four dims of V to a thread, which makes `shares` sets of threads for all of them: each takes its share of the keys.
-    u32 fours = l.head_dim_v / 4, shares = 128 / fours;
-    u32 dim = thread() % fours * 4, share = thread() / fours;
     for (u64 t = block_y(); t < q.m; t += grid_y()) {
         u64 token = q.first + t;
-        u64 evicted = query_evicted(ring, q, token);
-        u64 n_sinks = min_u64(ring.n_sink, token + 1);
-        u64 oldest = ring.n_sink + evicted;
-        Walk walk = {n_sinks, ring.n_sink, ring.ring_slots, evicted % ring.ring_slots};
-        u64 n_keys = n_sinks + saturating_sub(token + 1, oldest);
-        for (u32 head = block_z(); head < n_q_heads; head += grid_z()) {
-            load_query(p, q, token, evicted, row_at(p.q, q.row + t, head), window, sink);
+        u64 row = q.row + t;
+        VisibleKeys keys = visible_keys(ring, q, token);
+        for (u32 head = block_z(); head < l.n_kv_heads * l.group; head += grid_z()) {
+            load_query(l, row_at(p.q, row, head), q.start + token, keys.evicted, shared);
             block_sync();
-            u64 base = ((u64)q.seq * l.n_kv_heads + head / l.group) * slots;
-            float max = l.sink_logits ? l.sink_logits[head] : none;
-            float sum = l.sink_logits ? 1.0f : 0.0f;
-            float acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-            for (u64 block = 0; block < n_keys; block += 128) {
-                u32 n = (u32)min_u64(128, n_keys - block);
-                for (u32 j = thread() / 8; j / 4 * 4 < n; j += 16) {
-                    u64 i = block + j;
-                    bool in_sinks = i < n_sinks, valid = j < n;
-                    u64 key = in_sinks ? i : oldest + (i - n_sinks);
-                    const u8* k = l.k + (base + (valid ? walk_slot(walk, i) : 0)) * l.head_dim * size;
-                    float score = dot(in_sinks ? sink : window, k, l.kv_dtype, l.head_dim, valid) * l.scale;
-                    if (l.softcap > 0.0f) score = l.softcap * tanh_f(score / l.softcap);
-                    if (l.alibi) score -= l.alibi[head] * (float)(in_sinks ? token - evicted - key : token - key);
-                    if (lane() % 8 == 0 && valid) weights[j] = score;
-                }
-                block_sync();
-                float score = thread() < n ? weights[thread()] : none;
-                float highest = block_max(max_f(max, score), scratch);
-                // Nothing but weights of zero so far, and no maximum to subtract. A NaN among them must show.
-                if (highest == none && block_total(score != none ? 1.0f : 0.0f, scratch) == 0.0f) continue;
-                float weight = thread() < n ? exp_f(score - highest) : 0.0f;
-                weights[thread()] = weight;
-                // A block is summed by itself: rounding then grows with the number of blocks, not of keys.
-                float total = block_total(weight, scratch);
-                float keep = exp_f(max - highest);
-                sum = sum * keep + total;
-                max = highest;
-                if (share < shares) {
-                    float part[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll 4
-                    for (u32 j = share; j < n; j += shares) {
-                        float x[4];
-                        load_four(x, l.v + (base + walk_slot(walk, block + j)) * l.head_dim_v * size, l.kv_dtype, dim);
-                        for (u32 d = 0; d < 4; ++d) part[d] += weights[j] * x[d];
-                    }
-                    for (u32 d = 0; d < 4; ++d) acc[d] = acc[d] * keep + part[d];
-                }
-                block_sync();
-            }
-            u8* out = row_at(p.out, q.row + t, head);
-            // One of a thread's four dims at a time: there is room for so many.
-            for (u32 d = 0; d < 4; ++d) {
-                weights[thread()] = acc[d];
-                block_sync();
-                if (share == 0) {
-                    float x = 0.0f;
-                    for (u32 i = 0; i < shares; ++i) x += weights[i * fours + thread()];
-                    store_element(out, l.out_dtype, dim + d, x / sum);
-                }
-                block_sync();
-            }
-            if (thread() == 0 && p.lse.ptr) *(float*)row_at(p.lse, q.row + t, head) = max + log_f(sum);
+            // Slots before this KV head's.
+            u64 head_slots = ((u64)q.seq * l.n_kv_heads + head / l.group) * ring_total_slots(ring);
+            attend_query(p, keys, head_slots, row, head, shared);
         }
     }
 }

@@ -1,6 +1,7 @@
-// skc_attend_decode and skc_step_decode: few queries, many keys; the second stores the queries' own tokens as well, so that a
-// decode step is one launch. Keys are split among the blocks of z and in each among its warps, which stream tiles of their
-// own; the last block of an entry's head to finish merges all splits in order.
+// skc_attend_decode and skc_step_decode: few queries, many keys. The second also appends the queries' own tokens, so
+// that a decode step is one launch. The keys of a KV head are split among the blocks of z (KV split), a block's tiles
+// among its warps, each of which has a pipeline of its own. The last block of a KV head to finish merges all splits in
+// order.
 //
 // Grid: entries, KV heads, splits. 32 x DECODE_WARPS threads. Shared: DECODE_SHARED bytes, of a step STEP_SHARED.
 #pragma once
@@ -8,29 +9,139 @@
 #include "new_tokens.cuh"
 #include "split_merge.cuh"
 
-// Finds and checks entry block_x() of a step, as an append does; its queries then are those of the new tokens. What is
-// refused is reported and counted here. The whole block must call it.
-SKC_DEVICE Queries find_step(const SkcStep& p, const Ring& ring, u64* scratch) {
+// Finds and checks entry block_x() of a step as an append does; its queries are those of the new tokens. Of an invalid
+// entry this reports and counts the arrivals. The whole block must call it.
+SKC_DEVICE Queries find_step(const SkcStep& p, u64* scratch) {
     const SkcLayer& l = p.attend.layer;
     const SkcBatch& b = p.attend.batch;
     i32 id = batch_id(b, block_x());
-    u32 place = id >= 0 && (u32)id < b.n_seqs ? (u32)id : 0;
-    // On their way while the rows of entries before it are counted.
-    SkcSeq seq = l.seqs[place];
-    u64 start = l.starts[place];
+    u32 seq_id = is_seq(id, b.n_seqs) ? (u32)id : 0;
+    // These loads' latency overlaps with the sum over the entries before it.
+    SkcSeq seq = l.seqs[seq_id];
+    u64 start = l.starts[seq_id];
     Entry e = find_entry(b, block_x(), scratch, WARPS);
-    Advance a = advance_of(l, b, ring, e, seq, start);
-    Queries q = {e.row + b.at, seq.len, a.m, start, seq.floor, e.seq, !a.skip && a.status == 0};
-    if (q.live || a.skip) return q;
+    AppendPlan a = plan_append(l, b, e, seq, start);
+    Queries q = {e.row + b.chunk_begin, seq.len, a.m, start, seq.floor, e.seq, !a.skip && a.status == 0};
+    if (q.active || a.skip) return q;
     if (thread() == 0 && block_y() == 0 && block_z() == 0) {
-        // Skipped twice, as in the two calls that this one stands for; the first tells what it was.
-        for (u32 call = 0; call < 2; ++call) report_advance(l, b, block_x(), e, a);
+        // The two calls that a step stands for would have skipped it twice; the first one's report is kept.
+        for (u32 call = 0; call < 2; ++call) report_append(l, b, e, a);
     }
-    // An id that is none, or another entry's, has no counters of its own to change.
-    if (!e.own) return q;
+    // An entry with an invalid id, or with the id of an earlier entry, has no counters to change.
+    if (!e.owns_seq) return q;
     block_sync();
     if (thread() == 0) arrive(l, b, e.seq, a, grid_y() * grid_z());
     return q;
+}
+
+// What a block works on.
+struct DecodeBlock {
+    DecodeQueries d;
+    KeyRange sinks;
+    KeyRange window;
+    TileShare share;
+    u8* queries;  // shared memory: the columns' queries rotated for window keys, then for sink keys
+    u8* stages;   // shared memory: the warps' tiles
+};
+
+// The range that tile `tile` belongs to: field by field, so that it stays in registers.
+SKC_DEVICE KeyRange range_of_tile(const DecodeBlock& b, u32 tile) {
+    bool sinks = tile < b.share.sink_tiles;
+    KeyRange r;
+    r.base = b.window.base;
+    r.first_slot = sinks ? b.sinks.first_slot : b.window.first_slot;
+    r.end_slot = sinks ? b.sinks.end_slot : b.window.end_slot;
+    r.wrap_slot = sinks ? b.sinks.wrap_slot : b.window.wrap_slot;
+    r.n = sinks ? b.sinks.n : b.window.n;
+    r.sinks = sinks;
+    return r;
+}
+
+// The first key of a tile in its range.
+SKC_DEVICE u32 first_key(const DecodeBlock& b, u32 tile) {
+    return (tile < b.share.sink_tiles ? tile : tile - b.share.sink_tiles) * DECODE_KEYS;
+}
+
+// The calling warp's tile in a stage.
+SKC_DEVICE KvTile warp_tile(const DecodeBlock& b, u32 stage) {
+    constexpr u32 TILE_BYTES = DECODE_KEYS * ROW_BYTES;
+    u8* k = b.stages + warp() * 2 * TILE_BYTES + stage * DECODE_STAGE_BYTES(SKC_DIM);
+    return {k, k + TILE_BYTES};
+}
+
+// Starts copying a tile into a stage, and commits the copies as a group. Beyond the block's share the group is empty.
+SKC_DEVICE void start_tile(const SkcLayer& l, const DecodeBlock& b, u32 tile, u32 stage) {
+    if (tile < b.share.end) {
+        copy_tile<DECODE_KEYS, 32>(l, range_of_tile(b, tile), first_key(b, tile), warp_tile(b, stage), lane());
+    }
+    copy_async_commit();
+}
+
+// Loads the block's queries into shared memory. Columns beyond the last are zeros.
+SKC_DEVICE void load_queries(const SkcAttend& p, const DecodeBlock& b) {
+    const Queries& q = b.d.q;
+    u8* for_window = b.queries;
+    u8* for_sinks = b.queries + DECODE_COLUMNS * ROW_BYTES;
+    u32 columns = (u32)q.m * GROUP;
+    for (u32 i = columns * ROW_BYTES / 16 + thread(); i < DECODE_COLUMNS * ROW_BYTES / 16; i += DECODE_THREADS) {
+        ((U32x4*)for_window)[i] = {0, 0, 0, 0};
+        ((U32x4*)for_sinks)[i] = {0, 0, 0, 0};
+    }
+    // Items: pairs, for window and sinks, of each token.
+    for (u32 i = thread(); i < (u32)q.m * 2 * (DIM / 2); i += DECODE_THREADS) {
+        u32 pair = i % (DIM / 2);
+        u32 index = i / (DIM / 2) / 2;
+        bool sinks = i / (DIM / 2) % 2 != 0;
+        u8* to = (sinks ? for_sinks : for_window) + index * GROUP * ROW_BYTES;
+        load_query_pair<GROUP>(p, q, {q.first + index, b.d.kv_head * GROUP, GROUP, sinks, to}, pair);
+    }
+}
+
+// The block's share of the tiles of its KV head.
+SKC_DEVICE TileShare tile_share(u32 n_sinks, u32 n_window, u32 n_splits) {
+    u32 sink_tiles = (n_sinks + DECODE_KEYS - 1) / DECODE_KEYS;
+    u32 tiles = sink_tiles + (n_window + DECODE_KEYS - 1) / DECODE_KEYS;
+    u32 share = (tiles + n_splits - 1) / n_splits;
+    u32 begin = block_z() * share;
+    return {sink_tiles, begin, (u32)min_u64((u64)begin + share, tiles)};
+}
+
+// The columns of the calling warp, after all of its tiles. Copies of the first STAGES - 1 of them have been started.
+// `new_tokens`: new tokens, used by a step only.
+template <bool STEP>
+SKC_DEVICE DecodeColumns run_tiles(const SkcAttend& p, const DecodeBlock& b, const NewTokens& new_tokens) {
+    constexpr u32 STAGES = DECODE_STAGES(SKC_DIM);
+    const SkcLayer& l = p.layer;
+    u32 tile = b.share.begin + warp();
+    bool sinks = tile < b.share.sink_tiles;
+    DecodeColumns c;
+#pragma unroll
+    for (u32 r = 0; r < 2; ++r) c.rows[r] = SoftmaxState<2 * DIM_STEPS>::empty();
+    c.scorer = scorer_of(l);
+    load_columns(c, b.queries + (sinks ? DECODE_COLUMNS : 0) * ROW_BYTES);
+    set_key_range(c, l, b.d, sinks);
+    u32 stage = 0;
+    for (; tile < b.share.end; tile += WARPS) {
+        copy_async_wait<STAGES - 2>(); // mutant: copies_not_waited_for
+        warp_sync();
+        // Into the stage that was read in the round before.
+        start_tile(l, b, tile + (STAGES - 1) * WARPS, (stage + STAGES - 1) % STAGES);
+        if (sinks && tile >= b.share.sink_tiles) {
+            sinks = false;
+            load_columns(c, b.queries);
+            set_key_range(c, l, b.d, false);
+        }
+        KvTile kv = warp_tile(b, stage);
+        u32 first = first_key(b, tile);
+        if (STEP) {
+            NewKeys keys = new_keys(new_tokens, range_of_tile(b, tile));
+            // mutant: step_without_its_own_key
+            if (keys.n != 0 && first + DECODE_KEYS > keys.stored) patch_tile(new_tokens, keys, kv, first);
+        }
+        add_tile(c, kv, first);
+        stage = (stage + 1) % STAGES;
+    }
+    return c;
 }
 
 // `step` is used by a step only.
@@ -38,144 +149,59 @@ template <bool STEP>
 SKC_DEVICE void decode(const SkcAttend& p, const SkcStep* step) {
     begin_kernel();
     constexpr u32 STAGES = DECODE_STAGES(SKC_DIM);
-    constexpr u32 TILE = DECODE_KEYS * ROW;
     const SkcLayer& l = p.layer;
-    // For the window, then for the sinks.
-    u8* queries = shared_memory();
-    u8* stages = shared_memory() + 2 * DECODE_COLUMNS * ROW;
-    u8* scratch = stages + STAGES * DECODE_STAGE(SKC_DIM);
-    Ring ring = ring_of(l);
-    Queries q = STEP ? find_step(*step, ring, (u64*)scratch) : find_queries(p, ring, (u64*)scratch, WARPS);
-    if (!q.live) return;
+    DecodeBlock b;
+    b.queries = shared_memory();
+    b.stages = shared_memory() + 2 * DECODE_COLUMNS * ROW_BYTES;
+    u8* scratch = b.stages + STAGES * DECODE_STAGE_BYTES(SKC_DIM);
+    Queries q = STEP ? find_step(*step, (u64*)scratch) : find_queries(p, (u64*)scratch, WARPS);
+    if (!q.active) return;
     u32 kv_head = block_y();
-    u64 last = q.first + q.m - 1;
-    u64 oldest = ring.n_sink + query_evicted(ring, q, q.first);
-    Span window = span_of(l, ring, q.seq, kv_head, false, oldest, last);
-    Span sinks = span_of(l, ring, q.seq, kv_head, true, oldest, last);
-    // Tiles of the sinks come first; the block's share of all.
-    u32 sink_tiles = (sinks.n + 15) / 16;
-    u32 tiles = sink_tiles + (window.n + 15) / 16;
-    u32 share = (tiles + p.n_splits - 1) / p.n_splits;
-    u32 begin = block_z() * share, end = (u32)min_u64((u64)begin + share, tiles);
-    u32 mine = begin + warp();
-    u8* own = stages + warp() * 2 * TILE;
-    Fresh fresh = {shared_memory() + DECODE_SHARED(SKC_DIM), 0, 0, sink_tiles, begin, end};
+    WindowTokens tokens = {ring_of(l).n_sink + query_evicted(ring_of(l), q, q.first), q.first + q.m - 1};
+    b.d = {q, kv_head, tokens.oldest};
+    b.sinks = key_range(l, q.seq, kv_head, true, tokens);
+    b.window = key_range(l, q.seq, kv_head, false, tokens);
+    b.share = tile_share(b.sinks.n, b.window.n, p.n_splits);
+    NewTokens new_tokens = {shared_memory() + DECODE_SHARED(SKC_DIM), q.first, tokens.oldest, (u32)q.m, 0, b.share};
     if (STEP) {
-        // The new tokens are not in memory yet, and copies must not wait for them.
-        fresh.in_sinks = (u32)min_u64(saturating_sub(ring.n_sink, q.first), q.m);
-        fresh.in_window = (u32)q.m - fresh.in_sinks;
-        sinks.n -= fresh.in_sinks;
-        window.n -= fresh.in_window; // mutant: step_reads_old_slots
+        // The new tokens are not in memory yet: no copy may read their slots.
+        new_tokens.n_sinks = (u32)min_u64(saturating_sub(ring_of(l).n_sink, q.first), q.m);
+        b.sinks.n -= new_tokens.n_sinks;
+        b.window.n -= new_tokens.n - new_tokens.n_sinks; // mutant: step_reads_old_slots
     }
-
-    auto copy = [&](u32 tile, u32 stage) {
-        if (tile < end) {
-            u8* k = own + stage * DECODE_STAGE(SKC_DIM);
-            bool in_sinks = tile < sink_tiles;
-            u32 first = (in_sinks ? tile : tile - sink_tiles) * DECODE_KEYS;
-            Span span = {window.base, in_sinks ? sinks.first_slot : window.first_slot, in_sinks ? sinks.wrap : window.wrap,
-                         in_sinks ? sinks.origin : window.origin, in_sinks ? sinks.n : window.n, in_sinks};
-            copy_tile<DECODE_KEYS, 32>(l, span, first, k, k + TILE, lane());
-        }
-        copy_async_commit();
-    };
-    // Keys are on their way while queries are turned.
-    for (u32 i = 0; i + 1 < STAGES; ++i) copy(mine + i * WARPS, i);
-    // Columns beyond the last are zeros, and see nothing.
-    u32 columns = (u32)q.m * GROUP;
-    for (u32 i = columns * ROW / 16 + thread(); i < DECODE_COLUMNS * ROW / 16; i += DECODE_THREADS) {
-        ((Quad*)queries)[i] = ((Quad*)(queries + DECODE_COLUMNS * ROW))[i] = {0, 0, 0, 0};
-    }
-    for (u32 i = thread(); i < 2 * (u32)q.m * (DIM / 2); i += DECODE_THREADS) {
-        u32 pair = i % (DIM / 2), index = i / (DIM / 2) / 2;
-        bool for_sinks = i / (DIM / 2) % 2 != 0;
-        u64 token = q.first + index;
-        u8* to = queries + (for_sinks ? DECODE_COLUMNS : 0) * ROW + index * GROUP * ROW;
-        load_query_pair<GROUP>(p, q, token, kv_head, 0, GROUP, pair, for_sinks, query_evicted(ring, q, token), to);
-    }
-    if (STEP) load_fresh<DECODE_THREADS>(fresh, *step, q, oldest, kv_head);
+    // The first keys are copied while queries are loaded and rotated.
+    for (u32 i = 0; i + 1 < STAGES; ++i) start_tile(l, b, b.share.begin + warp() + i * WARPS, i);
+    load_queries(p, b);
+    if (STEP) load_new_tokens<DECODE_THREADS>(new_tokens, *step, q, kv_head);
     block_sync(); // mutant: decode_missing_barrier
     if (STEP) {
-        store_fresh<DECODE_THREADS>(fresh, l, ring, q, oldest, window.base);
-        // All threads have read the counters. Here the atomic waits for memory together with the first tiles.
+        store_new_tokens<DECODE_THREADS>(new_tokens, l, b.window.base);
+        // All threads have read the counters. The atomic's latency overlaps with the first tiles'.
         if (thread() == 0) arrive(l, p.batch, q.seq, {q.m, 0, false}, grid_y() * grid_z());
     }
-
-    Decode d;
-#pragma unroll
-    for (u32 s = 0; s < STEPS; ++s) {
-#pragma unroll
-        for (u32 i = 0; i < 4; ++i) d.acc[s][i] = 0.0f;
-    }
-#pragma unroll
-    for (u32 i = 0; i < 2; ++i) d.column[i] = {minus_infinity(), 0.0f};
-    d.scorer = scorer_of(l);
-    bool in_sinks = mine < sink_tiles;
-    load_columns(d, queries + (in_sinks ? DECODE_COLUMNS : 0) * ROW);
-    aim(d, p, ring, q, kv_head, in_sinks, oldest);
-    u32 stage = 0;
-    for (u32 tile = mine; tile < end; tile += WARPS) {
-        copy_async_wait<STAGES - 2>(); // mutant: copies_not_waited_for
-        warp_sync();
-        // Into the stage that was read in the round before.
-        copy(tile + (STAGES - 1) * WARPS, (stage + STAGES - 1) % STAGES);
-        if (in_sinks && tile >= sink_tiles) {
-            in_sinks = false;
-            load_columns(d, queries);
-            aim(d, p, ring, q, kv_head, false, oldest);
-        }
-        u8* k = own + stage * DECODE_STAGE(SKC_DIM);
-        u32 first = (in_sinks ? tile : tile - sink_tiles) * DECODE_KEYS;
-        if (STEP) {
-            u32 stored = in_sinks ? sinks.n : window.n, n = in_sinks ? fresh.in_sinks : fresh.in_window;
-            // mutant: step_without_its_own_key
-            if (n != 0 && first + DECODE_KEYS > stored) patch_tile(fresh, k, k + TILE, first, stored, in_sinks ? 0 : fresh.in_sinks, n);
-        }
-        add_tile(d, k, k + TILE, first);
-        stage = (stage + 1) % STAGES;
-    }
+    DecodeColumns c = run_tiles<STEP>(p, b, new_tokens);
     copy_async_wait<0>();
     block_sync();
-
-    // Warps meet in shared memory, where the stages were.
-    WarpParts parts = {(float*)stages};
-#pragma unroll
-    for (u32 i = 0; i < 2; ++i) {
-        Column c = d.column[i];
-        for (u32 mask = 4; mask < 32; mask *= 2) c.sum += shuffle_xor(c.sum, mask);
-        u32 column = 2 * (lane() % 4) + i;
-        float* sums = parts.sums(warp(), column);
-#pragma unroll
-        for (u32 s = 0; s < STEPS; ++s) {
-            sums[16 * s + lane() / 4] = d.acc[s][i];
-            sums[16 * s + lane() / 4 + 8] = d.acc[s][2 + i];
-        }
-        if (lane() < 4) *parts.column(warp(), column) = c;
-    }
+    // The warps' partial results are merged in shared memory, where the stages were.
+    WarpPartials warps = {(float*)b.stages, WARPS};
+    DecodeStats* merged = (DecodeStats*)warps.end();
+    store_warp_partial(warps, c);
     block_sync();
-    Column* merged = (Column*)(parts.at + WARPS * WarpParts::SIZE);
     if (p.n_splits == 1) {
-        store_columns(p, q, kv_head, parts, WARPS, merged);
+        store_rows(p, b.d, warps, merged);
         return;
     }
-    u64 place = (u64)block_x() * l.n_kv_heads + kv_head;
-    SplitParts all = {p.partials + place * p.n_splits * SplitParts::SIZE};
-    merge_columns(parts, WARPS, columns, merged);
-    for (u32 i = thread(); i < columns * (DIM / 4); i += DECODE_THREADS) {
-        u32 column = i / (DIM / 4), dim = i % (DIM / 4) * 4;
-        float x[4];
-        merge_dims(parts, WARPS, column, dim, merged[column].max, x);
-        *(Four*)(all.sums(block_z(), column) + dim) = {x[0], x[1], x[2], x[3]};
-    }
-    if (thread() < columns) *all.column(block_z(), thread()) = merged[thread()];
-    // The barrier puts the block's writes before thread 0's release, and its acquire before their reads: nobody else needs
-    // a fence, which would wait for all of the block's traffic.
+    u64 head = (u64)block_x() * l.n_kv_heads + kv_head;
+    SplitPartials splits = {p.partials + head * p.n_splits * SplitPartials::SIZE, p.n_splits};
+    store_split_partial(splits, warps, (u32)q.m * GROUP, merged);
+    // The barrier orders the block's writes before thread 0's release, and thread 0's acquire before the block's reads.
+    // So no other thread needs a fence, which would wait for all of the block's memory traffic.
     block_sync();
     u32* arrived = (u32*)scratch;
-    if (thread() == 0) *arrived = atomic_inc(&p.counters[place], p.n_splits - 1);
+    if (thread() == 0) *arrived = atomic_inc(&p.split_arrivals[head], p.n_splits - 1);
     block_sync();
     if (*arrived != p.n_splits - 1) return; // mutant: merge_before_all_arrived
-    store_columns(p, q, kv_head, all, p.n_splits, merged);
+    store_rows(p, b.d, splits, merged);
 }
 
 SKC_KERNEL(DECODE_THREADS, skc_attend_decode, SkcAttend) { decode<false>(p, nullptr); }

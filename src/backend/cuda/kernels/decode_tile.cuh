@@ -1,129 +1,127 @@
-// Few queries against tiles of keys: the tokens and heads of a group are the eight columns of one product, keys its rows, so
-// that K and V are read once for all of them. What a warp does with a tile.
+// Decode: few queries against a tile of 16 keys, by one warp. Tokens times heads of a group are the (up to) eight
+// columns of a matrix product, keys are its rows, so that K and V are read once for all of them.
 //
-// Fragments are those of mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"): with g = lane / 4 and t = lane % 4 a
-// lane holds of the products rows g and g + 8 of columns 2t and 2t + 1.
+// Fragments are those of mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"): with g = lane / 4 and t = lane %
+// 4, a lane has rows g and g + 8 of columns 2t and 2t + 1 of a product.
 #pragma once
 
 #include "attention_tile.cuh"
 
 constexpr u32 WARPS = DECODE_WARPS(SKC_DIM);
 constexpr u32 DECODE_THREADS = 32 * WARPS;
-constexpr u32 STEPS = DIM / 16;
+constexpr u32 DIM_STEPS = DIM / 16;
 
-// A column's softmax so far: the maximum in base 2, the weight of a lane's own keys.
-struct alignas(8) Column {
-    float max;
-    float sum;
+// A row of the softmax (a query column here) is shared by the eight lanes with the same t. Of QK^T a lane has keys g
+// and g + 8, of PV dims g and g + 8 of every 16.
+struct DecodeLayout {
+    static constexpr u32 LANES = 8;
+    static constexpr u32 LOW = 4;
+    static constexpr u32 HIGH = 32;
+    SKC_DEVICE static u32 own() { return lane() / 4; }
+    SKC_DEVICE static u32 lane_of(u32 i) { return 4 * i + lane() % 4; }
+    SKC_DEVICE static u32 key(u32 slot, u32 i) { return 8 * slot + i; }
+    SKC_DEVICE static u32 dim(u32 i) { return 8 * i + lane() / 4; }
 };
 
-struct Decode {
-    float acc[STEPS][4];  // dims g, g + 8 of each 16, columns 2t, 2t + 1
-    Column column[2];
-    Visible visible[2];
-    Visible all;  // keys that every token sees
-    Bias bias[2];
+// A lane's two query columns.
+struct DecodeColumns {
+    SoftmaxState<2 * DIM_STEPS> rows[2];
+    VisibleRange visible[2];
+    VisibleRange visible_to_all;  // keys that every query sees
+    AlibiBias bias[2];
     Scorer scorer;
-    u32 q[STEPS][2];
+    u32 q[DIM_STEPS][2];  // the queries as right-hand fragments
 };
 
-// Queries as the right-hand fragments: column g, dims 2t, 2t + 1 and 8 further on.
-SKC_DEVICE void load_columns(Decode& d, const u8* queries) {
-    const u8* at = queries + lane() / 4 * ROW + lane() % 4 * 4;
+// The query column of a lane's row r.
+SKC_DEVICE u32 column_of(u32 r) { return 2 * (lane() % 4) + r; }
+
+// Loads the queries' fragments: column g, dims 2t and 2t + 1, and those 8 further on.
+SKC_DEVICE void load_columns(DecodeColumns& c, const u8* queries) {
+    const u8* at = queries + lane() / 4 * ROW_BYTES + lane() % 4 * 4;
 #pragma unroll
-    for (u32 s = 0; s < STEPS; ++s) {
-        d.q[s][0] = *(const u32*)(at + 32 * s);
-        d.q[s][1] = *(const u32*)(at + 32 * s + 16);
+    for (u32 s = 0; s < DIM_STEPS; ++s) {
+        c.q[s][0] = *(const u32*)(at + 32 * s);
+        c.q[s][1] = *(const u32*)(at + 32 * s + 16);
     }
 }
 
-// What the lane's two columns see of a span, and how they score it.
-SKC_DEVICE void aim(Decode& d, const SkcAttend& p, const Ring& ring, const Queries& q, u32 kv_head, bool sinks, u64 oldest) {
+// The queries of a block, their KV head and the token of the window range's key 0.
+struct DecodeQueries {
+    Queries q;
+    u32 kv_head;
+    u64 oldest;
+};
+
+// Sets masks and biases for the keys of the sinks or of the window. Columns without a query see nothing.
+SKC_DEVICE void set_key_range(DecodeColumns& c, const SkcLayer& l, const DecodeQueries& d, bool sinks) {
+    Ring ring = ring_of(l);
+    const Queries& q = d.q;
 #pragma unroll
-    for (u32 i = 0; i < 2; ++i) {
-        u32 c = 2 * (lane() % 4) + i;
-        u32 index = c / GROUP;
-        d.visible[i] = {0, 0};
-        d.bias[i] = {0.0f, 0};
+    for (u32 r = 0; r < 2; ++r) {
+        u32 index = column_of(r) / GROUP;
+        c.visible[r] = {0, 0};
+        c.bias[r] = {0.0f, 0};
         if (index >= q.m) continue;
         u64 token = q.first + index;
         u64 evicted = query_evicted(ring, q, token);
-        d.visible[i] = visible_of(ring, q, token, sinks, oldest);
-        d.bias[i] = bias_of(p.layer, kv_head * GROUP + c % GROUP, (u32)(sinks ? token - evicted : token - oldest));
+        u32 head = d.kv_head * GROUP + column_of(r) % GROUP;
+        c.visible[r] = visible_range(ring, q, token, sinks, d.oldest);
+        c.bias[r] = alibi_bias(l, head, (u32)(sinks ? token - evicted : token - d.oldest));
     }
-    d.all = {visible_of(ring, q, q.first + q.m - 1, sinks, oldest).from, visible_of(ring, q, q.first, sinks, oldest).to};
+    u32 begin = visible_range(ring, q, q.first + q.m - 1, sinks, d.oldest).begin;
+    u32 end = visible_range(ring, q, q.first, sinks, d.oldest).end;
+    c.visible_to_all = {begin, end};
 }
 
-// Adds a tile of 16 keys, of which the first is key `first` of its span.
-SKC_DEVICE void add_tile(Decode& d, const u8* k, const u8* v, u32 first) {
-    u32 g = lane() / 4;
-    u32 matrix = lane() / 8, line = lane() % 8;
-    float s[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    // Keys are rows: matrices in the order keys 0-7, 8-15 of dims 0-7, then of dims 8-15.
-    const u8* k_row = k + (line + matrix % 2 * 8) * ROW + matrix / 2 * 16;
+// product += A B, where a lane's elements are c[0][2 * i], c[0][2 * i + 1] of its first column and the same of its
+// second.
+template <u32 N>
+SKC_DEVICE void mma_columns(float (&c0)[N], float (&c1)[N], u32 i, const u32 (&a)[4], const u32 (&b)[2]) {
+    float c[4] = {c0[2 * i], c1[2 * i], c0[2 * i + 1], c1[2 * i + 1]};
+    mma(c, a, b);
+    c0[2 * i] = c[0];
+    c1[2 * i] = c[1];
+    c0[2 * i + 1] = c[2];
+    c1[2 * i + 1] = c[3];
+}
+
+// Adds a tile whose first key is key `first` of its range. The whole warp must call it.
+SKC_DEVICE void add_tile(DecodeColumns& c, const KvTile& tile, u32 first) {
+    u32 matrix = lane() / 8;
+    u32 line = lane() % 8;
+    float s[2][2] = {{0.0f, 0.0f}, {0.0f, 0.0f}};
+    // QK^T. Keys are rows: ldmatrix loads, in this order, keys 0-7 and 8-15 of dims 0-7, then of dims 8-15.
+    const u8* k_row = tile.k + (line + matrix % 2 * 8) * ROW_BYTES + matrix / 2 * 16;
 #pragma unroll
-    for (u32 step = 0; step < STEPS; ++step) {
+    for (u32 step = 0; step < DIM_STEPS; ++step) {
         u32 a[4];
         load_matrix_x4(a, k_row + 32 * step);
-        mma(s, a, d.q[step]);
+        mma_columns(s[0], s[1], 0, a, c.q[step]);
     }
-    bool edge = first < d.all.from || first + DECODE_KEYS > d.all.to;
-    float keep[2];
+    bool masked = first < c.visible_to_all.begin || first + DECODE_KEYS > c.visible_to_all.end;
+    float alpha[2];
 #pragma unroll
-    for (u32 i = 0; i < 2; ++i) {
-        Column& c = d.column[i];
-#pragma unroll
-        for (u32 half = 0; half < 2; ++half) {
-            u32 key = first + g + 8 * half;
-            float& x = s[2 * half + i];
-            x = score_of(d.scorer, d.bias[i], x, key);
-            // One comparison for both bounds.
-            if (edge && key - d.visible[i].from >= d.visible[i].to - d.visible[i].from) x = minus_infinity();
-        }
-        float highest = max_f(max_f(c.max, s[i]), s[2 + i]);
-        for (u32 mask = 4; mask < 32; mask *= 2) highest = max_f(highest, shuffle_xor(highest, mask));
-        float base = base_of(highest);
-        keep[i] = exp2_fast(c.max - base);
-        s[i] = exp2_fast(s[i] - base);
-        s[2 + i] = exp2_fast(s[2 + i] - base);
-        c.sum = c.sum * keep[i] + (s[i] + s[2 + i]);
-        c.max = highest;
+    for (u32 r = 0; r < 2; ++r) {
+        score_row<DecodeLayout>(s[r], c.scorer, c.bias[r], first);
+        if (masked) mask_row<DecodeLayout>(s[r], c.visible[r], first);
+        alpha[r] = c.rows[r].stats.add_scores(s[r], DecodeLayout::LOW, DecodeLayout::HIGH);
     }
 #pragma unroll
-    for (u32 step = 0; step < STEPS; ++step) {
-#pragma unroll
-        for (u32 i = 0; i < 4; ++i) d.acc[step][i] *= keep[i % 2];
-    }
-    // A key that some column must not see may hold anything, and zero times infinity is NaN.
-    if (edge && tile_overflows(v, DECODE_KEYS)) {
-        for (u32 key = 0; key < DECODE_KEYS; ++key) {
-            u32 from = key % 8 * 4 + lane() % 4;
-            float w0 = shuffle(key < 8 ? s[0] : s[2], from);
-            float w1 = shuffle(key < 8 ? s[1] : s[3], from);
-            const u16* row = (const u16*)(v + key * ROW) + g;
-#pragma unroll
-            for (u32 step = 0; step < STEPS; ++step) {
-                float x0 = widen(row[16 * step]), x1 = widen(row[16 * step + 8]);
-                if (w0 != 0.0f) {
-                    d.acc[step][0] += w0 * x0;
-                    d.acc[step][2] += w0 * x1;
-                }
-                if (w1 != 0.0f) {
-                    d.acc[step][1] += w1 * x0;
-                    d.acc[step][3] += w1 * x1;
-                }
-            }
-        }
+    for (u32 r = 0; r < 2; ++r) c.rows[r].rescale(alpha[r]);
+    if (masked && has_non_finite(tile.v, DECODE_KEYS)) {
+        add_values_one_by_one<DecodeLayout>(c.rows, s, tile.v);
         return;
     }
-    // Weights as the right-hand fragment: keys along k, which takes a transposition of each half.
-    u32 b[2] = {transpose_matrix(pack(s[0], s[1])), transpose_matrix(pack(s[2], s[3]))};
-    // Dims are rows now: values transposed on the way, matrices in the order dims 0-7, 8-15 of keys 0-7, then of keys 8-15.
-    const u8* v_row = v + (line + matrix / 2 * 8) * ROW + matrix % 2 * 16; // mutant: decode_wrong_fragment
+    // PV. The probabilities become the right-hand fragment, with keys along k: movmatrix transposes each half of them.
+    u32 b[2] = {transpose_matrix(pack(s[0][0], s[1][0])), transpose_matrix(pack(s[0][1], s[1][1]))};
+    // Dims are rows now. ldmatrix transposes values as it loads, in this order, dims 0-7 and 8-15 of keys 0-7, then of
+    // keys 8-15.
+    const u8* v_row = tile.v + (line + matrix / 2 * 8) * ROW_BYTES + matrix % 2 * 16; // mutant: decode_wrong_fragment
 #pragma unroll
-    for (u32 step = 0; step < STEPS; ++step) {
+    for (u32 step = 0; step < DIM_STEPS; ++step) {
         u32 a[4];
         load_matrix_x4_trans(a, v_row + 32 * step);
-        mma(d.acc[step], a, b);
+        mma_columns(c.rows[0].acc, c.rows[1].acc, step, a, b);
     }
 }

@@ -1,15 +1,10 @@
-// What the host hands to kernels, by value. Mirrored in params.rs; sizes are checked on both sides.
+// Kernel parameters, passed by value. params.rs has the same structs for the host; both files assert the sizes.
 //
-// Lengths, ring heads and positions are not here: they live in device memory (SkcSeq), so that a captured launch stays
-// right for ever.
+// Lengths, ring offsets and positions are not among them: they live in device memory (SkcSeq), so that a captured
+// launch stays correct however often it is replayed.
 #pragma once
 
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef int i32;
-typedef unsigned int u32;
-typedef long long i64;
-typedef unsigned long long u64;
+#include "types.cuh"
 
 // Numbers of the C ABI.
 enum { SKC_F32 = 1, SKC_F16 = 2, SKC_BF16 = 3 };
@@ -23,51 +18,60 @@ enum {
     SKC_STATUS_TOKENS_GONE = -12,
 };
 
-// Entries of a batch that travel inside the launch.
-#define SKC_INLINE 64
+// Entries of a batch that fit into the kernel parameters.
+#define SKC_INLINE_ENTRIES 64
 
 // Counters of one sequence in one layer: `ring::Seq`.
 struct SkcSeq {
     u64 len;         // tokens appended and not rewound
     u64 highest;     // highest len since the last reset
-    u64 floor;       // lower bound on the dropped tokens
-    u64 attendable;  // tokens of the latest append whose queries may still be asked for
+    u64 floor;       // lower bound on the evicted tokens
+    u64 attendable;  // tokens of the latest append whose queries may still be attended
 };
 
-// First entry that was skipped, and how many were. In host memory that the device can write; the host reads and clears it.
+enum SkcCall {
+    SKC_CALL_APPEND = 1,
+    SKC_CALL_ATTEND = 2,
+    SKC_CALL_EVICT = 3,
+    SKC_CALL_REWIND = 4,
+    SKC_CALL_RESET = 5,
+    SKC_CALL_FORK = 6,
+    SKC_CALL_ABORT = 7,
+};
+
+// The first invalid entry that was skipped, and how many were. In host memory that the device writes; the host reads
+// and clears it.
 struct SkcError {
-    u32 count;   // skipped entries, incremented before anything else
-    i32 status;  // of the first one, as the host would have got it; written last, 0 = not complete yet
+    u32 count;   // skipped entries; incremented before the other fields are written
+    i32 status;  // of the first one, as the host would have reported it; written last, 0 = not complete yet
     u32 layer;   // layer, or 2^32 - 1 for edits
     u32 entry;   // index in its batch
     i32 seq;     // sequence id as given
     u32 call;    // SkcCall
-    u64 value;   // the count that was refused
+    u64 value;   // the invalid count
 };
-enum SkcCall { SKC_CALL_APPEND = 1, SKC_CALL_ATTEND = 2, SKC_CALL_EVICT = 3, SKC_CALL_REWIND = 4, SKC_CALL_RESET = 5,
-               SKC_CALL_FORK = 6, SKC_CALL_ABORT = 7 };
 
 // A ragged batch. Rows of the caller's tensors are packed in the order of entries, as many for each as it has tokens,
 // padding entries (id -1 or count 0) included.
 struct SkcBatch {
     const i32* seq_ids;   // device arrays of n_entries; NULL = inline_ids, inline_tokens
     const i32* n_tokens;  // as seq_ids
-    u64 n_rows;           // rows the caller's tensors have: an entry that reaches beyond is refused
+    u64 n_rows;           // rows of the caller's tensors: an entry that reaches beyond is invalid
     u32 n_entries;
     u32 n_seqs;           // valid ids are 0 .. n_seqs - 1, and -1
-    u32 max_tokens;       // counts above are refused
-    u32 at;               // tokens at .. at + step of each entry are worked on: a call of many chunks is many launches
-    u32 step;
+    u32 max_tokens;       // larger counts are invalid
+    u32 chunk_begin;      // this launch works on tokens chunk_begin .. chunk_begin + chunk_len of each entry: a call of
+    u32 chunk_len;        // many chunks is many launches
     u32 all;              // 1: entry i is sequence i, and there are no arrays (abort of all sequences)
-    i32 inline_ids[SKC_INLINE];
-    i32 inline_tokens[SKC_INLINE];
+    i32 inline_ids[SKC_INLINE_ENTRIES];
+    i32 inline_tokens[SKC_INLINE_ENTRIES];
 };
 
 // Rows in device memory; strides in bytes.
 struct SkcRows {
     u8* ptr;
-    i64 token;
-    i64 head;
+    i64 token_stride;
+    i64 head_stride;
 };
 
 // One layer of a cache.
@@ -76,11 +80,11 @@ struct SkcLayer {
     u8* v;  // [n_seqs][n_kv_heads][slots][head_dim_v] of kv_dtype
     SkcSeq* seqs;             // [n_seqs]
     const u64* starts;        // [n_seqs] stream position of token 0
-    const u64* frequencies;   // [half] turns per token, 64-bit fixed point
-    const float* alibi;       // [n_q_heads], or NULL
+    const u64* frequencies;   // [rope_pairs] turns per token, 64-bit fixed point
+    const float* alibi_slopes; // [n_q_heads], or NULL
     const float* sink_logits; // [n_q_heads], or NULL
     SkcError* error;
-    u32* arrivals;            // [n_seqs], 0 between launches: which block of an entry's append is the last
+    u32* append_arrivals;     // [n_seqs] blocks of an entry's append that have arrived; 0 between launches
     u64 n_sink;
     u64 window;
     u64 ring_slots;
@@ -96,7 +100,7 @@ struct SkcLayer {
     u32 out_dtype;
     u32 position_mode;
     u32 rope_style;
-    u32 half;        // rotated pairs, 0 = nothing is rotated
+    u32 rope_pairs;  // rotated pairs of dims; 0 = nothing is rotated
     float mscale;
     float scale;
     float softcap;   // 0 = none
@@ -111,17 +115,17 @@ struct SkcAppend {
     SkcRows v;  // [rows, n_kv_heads, head_dim_v] of in_dtype
 };
 
-// skc_attend_*: queries of the last tokens.
+// skc_attend_*: attention of the latest tokens' queries.
 struct SkcAttend {
     SkcLayer layer;
     SkcBatch batch;
     SkcRows q;        // [rows, n_q_heads, head_dim] of in_dtype
     SkcRows out;      // [rows, n_q_heads, head_dim_v] of out_dtype
     SkcRows lse;      // f32 [rows, n_q_heads], ptr NULL = not wanted
-    float* partials;  // [entries][n_kv_heads][n_splits][8][head_dim_v + 2] of a split decode
-    u32* counters;    // [entries][n_kv_heads], 0 between launches
+    float* partials;      // partial results of a KV split: [entries][n_kv_heads][n_splits][8][head_dim_v + 2]
+    u32* split_arrivals;  // [entries][n_kv_heads] splits that have arrived; 0 between launches
     u32 n_splits;
-    u32 small_tiles;  // chunk: 1 = tiles of 64 rows for every entry, where those of 128 would leave multiprocessors idle
+    u32 small_tiles;      // chunk: 1 = query tiles of 64 rows, where tiles of 128 would leave multiprocessors idle
 };
 
 // skc_step_decode: an append and the attention of its tokens in one launch.
@@ -131,7 +135,7 @@ struct SkcStep {
     SkcRows v;
 };
 
-// An edit of sequences, all layers at once.
+// An edit of sequences, in all layers.
 struct SkcEdit {
     SkcSeq* seqs;             // [n_layers][n_seqs]
     u64* starts;              // [n_seqs]
@@ -141,7 +145,7 @@ struct SkcEdit {
     u32 n_layers;
     u32 call;                 // SkcCall
     SkcBatch batch;           // fork: seq_ids are destinations, n_tokens are sources
-    u64 inline_positions[SKC_INLINE];
+    u64 inline_positions[SKC_INLINE_ENTRIES];
 };
 
 // K and V of one layer, for fork.
@@ -161,20 +165,20 @@ struct SkcFork {
     u32 reserved;
 };
 
-// Writes a part of a host batch too long to travel inside one launch.
+// Writes a part of a host batch that is too long for the parameters of one launch.
 struct SkcStage {
     i32* seq_ids;      // destination arrays in device memory, each may be NULL
     i32* n_tokens;
     u64* positions;
     u32 first;         // index of the first entry of this part
-    u32 n;             // entries of this part, at most SKC_INLINE
-    i32 ids[SKC_INLINE];
-    i32 tokens[SKC_INLINE];
-    u64 values[SKC_INLINE];
+    u32 n;             // entries of this part, at most SKC_INLINE_ENTRIES
+    i32 ids[SKC_INLINE_ENTRIES];
+    i32 tokens[SKC_INLINE_ENTRIES];
+    u64 values[SKC_INLINE_ENTRIES];
 };
 
-static_assert(sizeof(SkcSeq) == 32 && sizeof(SkcError) == 32, "mirrored in params.rs");
-static_assert(sizeof(SkcBatch) == 560 && sizeof(SkcRows) == 24 && sizeof(SkcLayer) == 168, "mirrored in params.rs");
-static_assert(sizeof(SkcAppend) == 776 && sizeof(SkcAttend) == 824 && sizeof(SkcStep) == 872, "mirrored in params.rs");
-static_assert(sizeof(SkcEdit) == 1120 && sizeof(SkcStore) == 40 && sizeof(SkcFork) == 1136, "mirrored in params.rs");
-static_assert(sizeof(SkcStage) == 1056, "mirrored in params.rs");
+static_assert(sizeof(SkcSeq) == 32 && sizeof(SkcError) == 32, "as in params.rs");
+static_assert(sizeof(SkcBatch) == 560 && sizeof(SkcRows) == 24 && sizeof(SkcLayer) == 168, "as in params.rs");
+static_assert(sizeof(SkcAppend) == 776 && sizeof(SkcAttend) == 824 && sizeof(SkcStep) == 872, "as in params.rs");
+static_assert(sizeof(SkcEdit) == 1120 && sizeof(SkcStore) == 40 && sizeof(SkcFork) == 1136, "as in params.rs");
+static_assert(sizeof(SkcStage) == 1056, "as in params.rs");

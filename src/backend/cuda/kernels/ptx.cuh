@@ -1,23 +1,18 @@
-// The only file with machine instructions: what device code needs beyond the language, for NVRTC without any header. On a
-// host, where the kernels are run for testing, the same names come from ptx_host.hpp.
+// The only file with machine instructions: what device code needs beyond the language, for NVRTC without any header. On
+// the CUDA stand-in, which runs the kernels on the CPU for tests, arch_host.hpp defines the same names.
 #pragma once
 
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef int i32;
-typedef unsigned int u32;
-typedef long long i64;
-typedef unsigned long long u64;
+#include "types.cuh"
 
 #ifdef SKC_HOST_SHIM
-#include "ptx_host.hpp"
+#include "arch_host.hpp"
 SKC_DEVICE float minus_infinity() { return -__builtin_inff(); }
 SKC_DEVICE float max_f(float x, float y) { return __builtin_fmaxf(x, y); }
 SKC_DEVICE float fma_f(float x, float y, float z) { return __builtin_fmaf(x, y, z); }
 #else
 
 #define SKC_DEVICE __device__ __forceinline__
-// One block per multiprocessor is enough for ptxas: without the number it saves registers by spilling.
+// The 1 asks ptxas for one block per multiprocessor only. Without it ptxas may spill registers to fit more blocks.
 #define SKC_KERNEL(threads, name, Params) \
     extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Params p)
 
@@ -27,7 +22,6 @@ SKC_DEVICE u32 warp() { return threadIdx.x / 32; }
 SKC_DEVICE u32 block_x() { return blockIdx.x; }
 SKC_DEVICE u32 block_y() { return blockIdx.y; }
 SKC_DEVICE u32 block_z() { return blockIdx.z; }
-SKC_DEVICE u32 grid_x() { return gridDim.x; }
 SKC_DEVICE u32 grid_y() { return gridDim.y; }
 SKC_DEVICE u32 grid_z() { return gridDim.z; }
 
@@ -48,9 +42,9 @@ SKC_DEVICE T shuffle(T x, u32 src_lane) {
 }
 SKC_DEVICE bool warp_any(bool x) { return __any_sync(~0u, x) != 0; }
 
-// The first thing in every kernel: where the launch is programmatic, the kernel before it may still run. From here on its
-// writes are seen, and the next kernel's blocks may take their places. One launch deep: what lets the next one in has itself
-// been waited for.
+// The first statement of every kernel. In a programmatic launch the preceding kernel may still be running: this waits
+// until its writes are visible and then lets the next kernel's blocks be scheduled. The order matters: since every
+// kernel waits before it triggers, at most two kernels of a cache overlap.
 SKC_DEVICE void begin_kernel() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -58,10 +52,11 @@ SKC_DEVICE void begin_kernel() {
 #endif
 }
 
-// ---- Asynchronous copies of 16 bytes; zeros, and no read, where not valid.
+// ---- Asynchronous copies of 16 bytes. Where `valid` is false nothing is read and zeros are written.
 
 SKC_DEVICE void copy_async16(void* shared, const void* global, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(valid ? 16 : 0)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+                 "l"(global), "r"(valid ? 16 : 0)
                  : "memory");
 }
 SKC_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -70,7 +65,7 @@ SKC_DEVICE void copy_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-// ---- Matrices: fragments as in the PTX ISA, "Matrix Fragments for mma.m16n8k16", ldmatrix and movmatrix.
+// ---- Matrices. Fragments are those of the PTX ISA, "Matrix Fragments for mma.m16n8k16", ldmatrix and movmatrix.
 
 SKC_DEVICE void load_matrix_x4(u32 (&r)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -84,30 +79,20 @@ SKC_DEVICE void load_matrix_x4_trans(u32 (&r)[4], const void* row) {
                  : "r"(shared_address(row))
                  : "memory");
 }
-SKC_DEVICE void load_matrix_x2(u32 (&r)[2], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
-SKC_DEVICE void load_matrix_x2_trans(u32 (&r)[2], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
 SKC_DEVICE u32 transpose_matrix(u32 x) {
     u32 y;
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
     return y;
 }
 SKC_DEVICE void mma_16816_f16(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 SKC_DEVICE void mma_16816_bf16(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
@@ -141,7 +126,7 @@ SKC_DEVICE u32 pack_bf16(float lo, float hi) {
     return x;
 }
 SKC_DEVICE float minus_infinity() { return __uint_as_float(0xff800000u); }
-// NaN left out.
+// The larger number; of a NaN and a number, the number.
 SKC_DEVICE float max_f(float x, float y) { return fmaxf(x, y); }
 // x * y + z, rounded once.
 SKC_DEVICE float fma_f(float x, float y, float z) { return __fmaf_rn(x, y, z); }
@@ -156,7 +141,7 @@ SKC_DEVICE float tanh_f(float x) { return tanhf(x); }
 
 // ---- Between blocks, and with the host
 
-// Old value; wraps to 0 after `last`.
+// Returns the old value. Adds one; what was at least `last` becomes 0.
 SKC_DEVICE u32 atomic_inc(u32* p, u32 last) {
     u32 old;
     asm volatile("atom.acq_rel.gpu.inc.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(last) : "memory");
@@ -170,10 +155,19 @@ SKC_DEVICE u32 atomic_add_system(u32* p, u32 x) {
 SKC_DEVICE void store_release_system(i32* p, i32 x) {
     asm volatile("st.release.sys.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
 }
-SKC_DEVICE void fence() { __threadfence(); }
 
 #endif
 
-struct alignas(16) Quad {
+// Vectors that are loaded and stored by one instruction.
+struct alignas(16) U32x4 {
     u32 x, y, z, w;
+};
+struct alignas(8) U32x2 {
+    u32 x, y;
+};
+struct alignas(16) F32x4 {
+    float x, y, z, w;
+};
+struct alignas(8) F32x2 {
+    float x, y;
 };

@@ -1,8 +1,9 @@
-// Slot arithmetic: the same as src/ring.rs, function by function. One test drives both from the same random histories.
+// Slot arithmetic: src/ring.rs function by function. tests/ring_on_device.rs drives both with the same random
+// histories.
 #pragma once
 
-#include "ptx.cuh"
 #include "params.cuh"
+#include "ptx.cuh"
 
 struct Ring {
     u64 n_sink;
@@ -11,8 +12,8 @@ struct Ring {
     u64 max_rewind;
 };
 
-// Why an edit cannot be done.
-enum Refusal { REFUSAL_NONE = 0, REFUSAL_TOO_MANY = 1, REFUSAL_OVERWRITTEN = 2, REFUSAL_EVICTED = 3 };
+// Why an edit is invalid.
+enum EditRejection { REJECTION_NONE = 0, REJECTION_TOO_MANY = 1, REJECTION_OVERWRITTEN = 2, REJECTION_EVICTED = 3 };
 
 SKC_DEVICE u64 saturating_sub(u64 a, u64 b) { return a > b ? a - b : 0; }
 SKC_DEVICE u64 max_u64(u64 a, u64 b) { return a > b ? a : b; }
@@ -24,7 +25,7 @@ SKC_DEVICE u64 ring_slot(const Ring& r, u64 t) {
     return t < r.n_sink ? t : r.n_sink + (t - r.n_sink) % r.ring_slots;
 }
 
-// E(len): tokens dropped between sinks and window when the sequence holds `len` tokens.
+// E(len): tokens evicted between sinks and window at length `len`.
 SKC_DEVICE u64 ring_evicted(const Ring& r, u64 len, u64 floor) {
     return max_u64(floor, saturating_sub(len, r.n_sink + r.window));
 }
@@ -35,7 +36,7 @@ SKC_DEVICE u64 ring_window_len(const Ring& r, u64 len, u64 floor) {
     return saturating_sub(len, ring_window_start(r, len, floor));
 }
 
-// Oldest ring token that no token below `highest` can have overwritten.
+// The oldest window token whose slot no token below `highest` can have overwritten.
 SKC_DEVICE u64 ring_intact_from(const Ring& r, u64 highest) {
     return max_u64(r.n_sink, saturating_sub(highest, r.ring_slots));
 }
@@ -44,17 +45,17 @@ SKC_DEVICE bool ring_intact(const Ring& r, u64 len, const SkcSeq& seq) {
     return ring_window_start(r, len, seq.floor) >= ring_intact_from(r, seq.highest);
 }
 
-SKC_DEVICE Refusal ring_check_evict(const Ring& r, const SkcSeq& seq, u64 n) {
-    return n > ring_window_len(r, seq.len, seq.floor) ? REFUSAL_TOO_MANY : REFUSAL_NONE;
+SKC_DEVICE EditRejection ring_check_evict(const Ring& r, const SkcSeq& seq, u64 n) {
+    return n > ring_window_len(r, seq.len, seq.floor) ? REJECTION_TOO_MANY : REJECTION_NONE;
 }
 
-SKC_DEVICE Refusal ring_check_rewind(const Ring& r, const SkcSeq& seq, u64 n) {
-    if (n > seq.len) return REFUSAL_TOO_MANY;
-    if (n == 0) return REFUSAL_NONE;
+SKC_DEVICE EditRejection ring_check_rewind(const Ring& r, const SkcSeq& seq, u64 n) {
+    if (n > seq.len) return REJECTION_TOO_MANY;
+    if (n == 0) return REJECTION_NONE;
     u64 left = seq.len - n;
-    if (seq.floor > 0 && left < r.n_sink + seq.floor) return REFUSAL_EVICTED;
-    if (ring_window_start(r, left, seq.floor) < saturating_sub(seq.highest, r.window + r.max_rewind)) return REFUSAL_OVERWRITTEN;
-    return REFUSAL_NONE;
+    if (seq.floor > 0 && left < r.n_sink + seq.floor) return REJECTION_EVICTED;
+    u64 intact_from = saturating_sub(seq.highest, r.window + r.max_rewind);
+    return ring_window_start(r, left, seq.floor) < intact_from ? REJECTION_OVERWRITTEN : REJECTION_NONE;
 }
 
 SKC_DEVICE void seq_append(SkcSeq& seq, u64 n) {

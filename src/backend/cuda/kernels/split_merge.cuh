@@ -1,93 +1,103 @@
-// Partial results of few queries, of the warps of a block or of the splits of a head, and how they become rows.
+// Partial results of a decode, of the warps of a block or of the splits of a KV head: how they are merged, always in
+// the same order, and how rows of the result are written.
 #pragma once
 
 #include "decode_tile.cuh"
 
-// Partial results of the warps of a block, or of the splits of a head: for each the sums of eight columns, STRIDE floats
-// from one to the next, then their maxima and weights.
+using DecodeStats = RowStats<Base2>;
+
+// n partial results. Each has the accumulators of eight query columns, STRIDE floats apart, and then their maxima and
+// sums.
 template <u32 STRIDE>
-struct Parts {
+struct Partials {
     float* at;
+    u32 n;
 
     static constexpr u32 SIZE = DECODE_COLUMNS * (STRIDE + 2);
-    SKC_DEVICE float* sums(u32 part, u32 column) const { return at + (u64)part * SIZE + column * STRIDE; }
-    SKC_DEVICE Column* column(u32 part, u32 column) const {
-        return (Column*)(at + (u64)part * SIZE + DECODE_COLUMNS * STRIDE) + column;
+    SKC_DEVICE float* acc(u32 partial, u32 column) const { return at + (u64)partial * SIZE + column * STRIDE; }
+    SKC_DEVICE DecodeStats* stats(u32 partial, u32 column) const {
+        return (DecodeStats*)(at + (u64)partial * SIZE + DECODE_COLUMNS * STRIDE) + column;
     }
+    // Behind the last one.
+    SKC_DEVICE float* end() const { return at + (u64)n * SIZE; }
 };
-// In shared memory four floats more, so that what the lanes of a warp write lies in different banks.
-using WarpParts = Parts<DIM + 4>;
-using SplitParts = Parts<DIM>;
-static_assert(4 * (WARPS * WarpParts::SIZE + 2 * DECODE_COLUMNS) <= DECODE_STAGES(SKC_DIM) * DECODE_STAGE(SKC_DIM), "parts lie where stages were");
+// In shared memory. Four floats of padding put what the lanes of a warp write into different banks.
+using WarpPartials = Partials<DIM + 4>;
+// In device memory.
+using SplitPartials = Partials<DIM>;
+static_assert(4 * (WARPS * WarpPartials::SIZE + 2 * DECODE_COLUMNS) <=
+                  DECODE_STAGES(SKC_DIM) * DECODE_STAGE_BYTES(SKC_DIM),
+              "the warps' partial results fit where the stages were");
 
-// Maximum and weight of a column over `n` parts, in all lanes of the warp that asks: a lane to a part.
-template <u32 STRIDE>
-SKC_DEVICE Column merge_column(const Parts<STRIDE>& parts, u32 n, u32 column) {
-    Column c = {minus_infinity(), 0.0f};
-    for (u32 i = lane(); i < n; i += 32) {
-        Column part = *parts.column(i, column);
-        float max = max_f(c.max, part.max);
-        float base = base_of(max);
-        c = {max, c.sum * exp2_fast(c.max - base) + part.sum * exp2_fast(part.max - base)};
+// Writes the partial result of the calling warp. The sums of its lanes have not been added up yet.
+SKC_DEVICE void store_warp_partial(const WarpPartials& partials, const DecodeColumns& c) {
+#pragma unroll
+    for (u32 r = 0; r < 2; ++r) {
+        DecodeStats stats = c.rows[r].stats;
+        stats.sum_lanes(DecodeLayout::LOW, DecodeLayout::HIGH);
+        float* acc = partials.acc(warp(), column_of(r));
+#pragma unroll
+        for (u32 i = 0; i < 2 * DIM_STEPS; ++i) acc[DecodeLayout::dim(i)] = c.rows[r].acc[i];
+        if (lane() < 4) *partials.stats(warp(), column_of(r)) = stats;
     }
-    float max = c.max;
-    for (u32 mask = 16; mask > 0; mask /= 2) max = max_f(max, shuffle_xor(max, mask));
-    c.sum *= exp2_fast(c.max - base_of(max));
-    for (u32 mask = 16; mask > 0; mask /= 2) c.sum += shuffle_xor(c.sum, mask);
-    return {max, c.sum};
 }
 
-// Maxima and weights of all columns into `merged`; the whole block must call it.
+// Merges maxima and sums of all columns into `merged`. A lane takes every 32nd partial result of a column. The whole
+// block must call it.
 template <u32 STRIDE>
-SKC_DEVICE void merge_columns(const Parts<STRIDE>& parts, u32 n, u32 columns, Column* merged) {
+SKC_DEVICE void merge_stats(const Partials<STRIDE>& partials, u32 columns, DecodeStats* merged) {
     for (u32 column = warp(); column < columns; column += WARPS) {
-        Column c = merge_column(parts, n, column);
-        if (lane() == 0) merged[column] = c;
+        DecodeStats stats = DecodeStats::empty();
+        for (u32 i = lane(); i < partials.n; i += 32) stats.merge(*partials.stats(i, column));
+        stats.merge_warp();
+        if (lane() == 0) merged[column] = stats;
     }
     block_sync();
 }
 
-// Sums of four dims of a column over `n` parts, relative to a maximum.
+// The merged state of four dims of a column whose maxima and sums are merged already.
 template <u32 STRIDE>
-SKC_DEVICE void merge_dims(const Parts<STRIDE>& parts, u32 n, u32 column, u32 dim, float max, float (&x)[4]) {
-    float base = base_of(max);
-    x[0] = x[1] = x[2] = x[3] = 0.0f;
-    // Parts of other blocks are far away: eight loads wait together.
+SKC_DEVICE SoftmaxState<4> merge_dims(const Partials<STRIDE>& partials, u32 column, u32 dim,
+                                      const DecodeStats& merged) {
+    SoftmaxState<4> state = SoftmaxState<4>::empty();
+    state.stats = merged;
+    // Other blocks' results come from device memory: unrolled, so that eight loads' latencies overlap.
 #pragma unroll 8
-    for (u32 i = 0; i < n; ++i) {
-        Four part = *(const Four*)(parts.sums(i, column) + dim);
-        float keep = exp2_fast(parts.column(i, column)->max - base);
-        x[0] += part.x * keep;
-        x[1] += part.y * keep;
-        x[2] += part.z * keep;
-        x[3] += part.w * keep;
+    for (u32 i = 0; i < partials.n; ++i) {
+        F32x4 x = *(const F32x4*)(partials.acc(i, column) + dim);
+        state.add_partial({x.x, x.y, x.z, x.w}, partials.stats(i, column)->max);
     }
+    return state;
 }
 
-// Merges the parts of all columns and writes rows and lse; the whole block must call it.
-template <u32 STRIDE>
-SKC_DEVICE void store_columns(const SkcAttend& p, const Queries& q, u32 kv_head, const Parts<STRIDE>& parts, u32 n, Column* merged) {
-    const SkcLayer& l = p.layer;
-    u32 columns = (u32)q.m * GROUP;
-    merge_columns(parts, n, columns, merged);
+// Merges the warps' partial results into that of this block's split. The whole block must call it.
+SKC_DEVICE void store_split_partial(const SplitPartials& splits, const WarpPartials& warps, u32 columns,
+                                    DecodeStats* merged) {
+    merge_stats(warps, columns, merged);
     for (u32 i = thread(); i < columns * (DIM / 4); i += DECODE_THREADS) {
-        u32 column = i / (DIM / 4), dim = i % (DIM / 4) * 4;
-        u32 head = kv_head * GROUP + column % GROUP;
-        u64 row = q.row + column / GROUP;
-        Column c = merged[column];
-        float x[4];
-        merge_dims(parts, n, column, dim, c.max, x);
-        float scale = 1.0f;
-        if (l.sink_logits) {
-            // A key with this score and a value of zero.
-            float logit = l.sink_logits[head] * SKC_LOG2E;
-            float max = max_f(c.max, logit);
-            scale = exp2_fast(base_of(c.max) - max);
-            c = {max, c.sum * scale + exp2_fast(logit - max)};
-        }
-        scale /= c.sum;
-        for (u32 j = 0; j < 4; ++j) x[j] *= scale;
-        store_four(row_at(p.out, row, head), l.out_dtype, dim, x);
-        if (dim == 0 && p.lse.ptr) *(float*)row_at(p.lse, row, head) = c.max * SKC_LN2 + log_f(c.sum);
+        u32 column = i / (DIM / 4);
+        u32 dim = i % (DIM / 4) * 4;
+        SoftmaxState<4> state = merge_dims(warps, column, dim, merged[column]);
+        *(F32x4*)(splits.acc(block_z(), column) + dim) = {state.acc[0], state.acc[1], state.acc[2], state.acc[3]};
+    }
+    if (thread() < columns) *splits.stats(block_z(), thread()) = merged[thread()];
+}
+
+// Merges the partial results of all columns and writes rows and lse. The whole block must call it.
+template <u32 STRIDE>
+SKC_DEVICE void store_rows(const SkcAttend& p, const DecodeQueries& d, const Partials<STRIDE>& partials,
+                           DecodeStats* merged) {
+    const SkcLayer& l = p.layer;
+    u32 columns = (u32)d.q.m * GROUP;
+    merge_stats(partials, columns, merged);
+    for (u32 i = thread(); i < columns * (DIM / 4); i += DECODE_THREADS) {
+        u32 column = i / (DIM / 4);
+        u32 dim = i % (DIM / 4) * 4;
+        u32 head = d.kv_head * GROUP + column % GROUP;
+        u64 row = d.q.row + column / GROUP;
+        SoftmaxState<4> state = merge_dims(partials, column, dim, merged[column]);
+        state.normalise(l, head);
+        store_four(row_at(p.out, row, head), l.out_dtype, dim, state.acc);
+        if (dim == 0 && p.lse.ptr) *(float*)row_at(p.lse, row, head) = state.stats.lse();
     }
 }

@@ -1,10 +1,10 @@
-// skc_stage: writes a part of a host batch too long to travel inside one launch.
+// skc_stage: writes a part of a host batch that is too long for the parameters of one launch to device memory.
 //
 // Grid: 1. 128 threads.
 #pragma once
 
-#include "ptx.cuh"
 #include "params.cuh"
+#include "ptx.cuh"
 
 SKC_KERNEL(128, skc_stage, SkcStage) {
     begin_kernel();

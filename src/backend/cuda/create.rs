@@ -1,0 +1,187 @@
+//! What a cache allocates and loads when it is created.
+
+use std::sync::Arc;
+
+use super::device_layout::{AuxLayout, KvLayout};
+use super::device_memory::{DeviceBuffer, MappedHost, SetupStream};
+use super::driver::CurrentContext;
+use super::jit::program::{SHAPES_VARIABLE, Variant, arch_name};
+use super::modules::{CommonKernels, Loaded, VariantKernels, load_common, load_variant, variant_of};
+use super::params::{SkcError, SkcLayer, SkcStore};
+use crate::config::{CudaConfig, Layer, Shape};
+use crate::error::{Error, Result, Status, bail};
+use crate::ring::Seq;
+
+/// What a cache is created from.
+#[derive(Clone, Copy, Debug)]
+pub struct Blueprint<'a> {
+    pub shape: &'a Shape,
+    pub layers: &'a [Arc<Layer>],
+    pub n_seqs: u32,
+    pub config: &'a CudaConfig,
+}
+
+impl<'a> Blueprint<'a> {
+    fn layers(&self) -> impl ExactSizeIterator<Item = &'a Layer> + use<'a> {
+        self.layers.iter().map(Arc::as_ref)
+    }
+
+    pub fn kv_layout(&self) -> Result<KvLayout> {
+        KvLayout::new(self.shape, self.layers(), self.n_seqs)
+    }
+
+    pub fn aux_layout(&self, multiprocessors: u32) -> AuxLayout {
+        AuxLayout::new(self.shape, self.layers(), self.n_seqs, multiprocessors)
+    }
+}
+
+/// What a cache owns on the device. Freeing it needs the current context, so that it is not done by drop; fields are
+/// `None` before they are created and after they are freed.
+#[derive(Debug, Default)]
+pub struct Resources {
+    pub kv: Option<DeviceBuffer>,
+    pub aux: Option<DeviceBuffer>,
+    pub error: Option<MappedHost<SkcError>>,
+    pub common: Option<Loaded<CommonKernels>>,
+    pub variants: Vec<Loaded<VariantKernels>>,
+}
+
+impl Resources {
+    pub fn free(&mut self, current: &CurrentContext<'_>) {
+        self.variants.drain(..).for_each(|v| v.unload(current));
+        self.common.take().into_iter().for_each(|c| c.unload(current));
+        self.error.take().into_iter().for_each(|e| e.free(current));
+        [self.kv.take(), self.aux.take()].into_iter().flatten().for_each(|b| b.free(current));
+    }
+}
+
+/// What [`build`] makes beside the resources.
+#[derive(Debug)]
+pub struct Built {
+    /// Settings and addresses of each layer, as kernels get them.
+    pub settings: Vec<SkcLayer>,
+    /// Index in [`Resources::variants`] of each layer's variant, if it has one.
+    pub variant_of_layer: Vec<Option<usize>>,
+    pub aux: AuxLayout,
+    pub multiprocessors: u32,
+    /// What the host should know: lines of text.
+    pub warnings: Vec<String>,
+}
+
+/// Allocates and initialises a cache's memory and loads its kernels. What was created before an error is left in
+/// `resources` for the caller to free.
+pub fn build(current: &CurrentContext<'_>, blueprint: Blueprint<'_>, resources: &mut Resources) -> Result<Built> {
+    let context = current.context();
+    let arch = context.arch()?;
+    if blueprint.config.programmatic && arch < 90 {
+        let (major, minor) = (arch / 10, arch % 10);
+        bail!(InvalidConfig, "programmatic launches need compute capability 9.0: the device has {major}.{minor}");
+    }
+    let multiprocessors = context.multiprocessors()?;
+    let aux = blueprint.aux_layout(multiprocessors);
+    // Memory first: a cache too large for the device is rejected before anything is compiled.
+    let settings = allocate(current, blueprint, &aux, resources)?;
+    let mut warnings = Vec::new();
+    let variant_of_layer = load_kernels(current, blueprint, resources, &mut warnings)?;
+    Ok(Built { settings, variant_of_layer, aux, multiprocessors, warnings })
+}
+
+/// Allocates all memory, initialises it, and waits until that is done.
+fn allocate(
+    current: &CurrentContext<'_>,
+    blueprint: Blueprint<'_>,
+    layout: &AuxLayout,
+    resources: &mut Resources,
+) -> Result<Vec<SkcLayer>> {
+    let Blueprint { shape, n_seqs, config, .. } = blueprint;
+    let kv = blueprint.kv_layout()?;
+    let kv_base = resources.kv.insert(DeviceBuffer::new(current, config.memory, kv.bytes, "K and V")?).address();
+    let aux = resources.aux.insert(DeviceBuffer::new(current, config.memory, layout.bytes, "counters and scratch")?);
+    let error = resources.error.insert(MappedHost::new(current)?).address();
+    let base = aux.address();
+
+    let mut settings = Vec::with_capacity(blueprint.layers.len());
+    let setup = SetupStream::new(current)?;
+    aux.zero(&setup)?;
+    for (i, layer) in blueprint.layers().enumerate() {
+        let tables = layout.tables[i];
+        aux.write(&setup, tables.frequencies as usize, layer.frequencies.fixed())?;
+        aux.write(&setup, tables.alibi_slopes as usize, &layer.alibi_slopes)?;
+        aux.write(&setup, tables.sink_logits as usize, &layer.sink_logits)?;
+        let ring = &layer.ring;
+        let numbers = [ring.n_sink, ring.window, ring.ring_slots, ring.max_rewind];
+        aux.write(&setup, layout.rings as usize + i * size_of_val(&numbers), &numbers)?;
+        let [k, v] = kv.offsets[i].map(|offset| kv_base + offset);
+        let size = shape.kv_dtype.size();
+        let (k_slot, v_slot) = ((shape.head_dim * size) as u64, (shape.head_dim_v * size) as u64);
+        let store = SkcStore { k, v, k_slot, v_slot, slots: ring.slots() };
+        aux.write(&setup, layout.stores as usize + i * size_of::<SkcStore>(), &[store])?;
+        let or_null = |empty: bool, offset: u64| if empty { 0 } else { base + offset };
+        settings.push(SkcLayer {
+            k,
+            v,
+            seqs: base + layout.seqs + (i * n_seqs as usize * size_of::<Seq>()) as u64,
+            starts: base + layout.starts,
+            frequencies: base + tables.frequencies,
+            alibi_slopes: or_null(layer.alibi_slopes.is_empty(), tables.alibi_slopes),
+            sink_logits: or_null(layer.sink_logits.is_empty(), tables.sink_logits),
+            error,
+            append_arrivals: base + layout.append_arrivals,
+            ..SkcLayer::new(i, layer, shape)
+        });
+    }
+    setup.finish()?;
+    Ok(settings)
+}
+
+/// Loads the common kernels and each layer's variant, once for all layers that share it. Returns the index of each
+/// layer's variant. A variant that is neither built in nor can be compiled leaves its layers on the common kernels,
+/// with a warning.
+fn load_kernels(
+    current: &CurrentContext<'_>,
+    blueprint: Blueprint<'_>,
+    resources: &mut Resources,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Option<usize>>> {
+    let context = current.context();
+    let arch = context.arch()?;
+    let shared_limit = context.shared_limit()?;
+    let disk_cache = blueprint.config.disk_cache;
+    resources.common = Some(load_common(current, arch, disk_cache)?);
+    let mut variant_of_layer = Vec::with_capacity(blueprint.layers.len());
+    let mut missing = Vec::new();
+    for layer in blueprint.layers() {
+        let variant = variant_of(blueprint.shape, layer, arch, shared_limit).filter(|v| !missing.contains(v));
+        let Some(variant) = variant else {
+            variant_of_layer.push(None);
+            continue;
+        };
+        let mut index = resources.variants.iter().position(|v| v.kernels.variant == variant);
+        if index.is_none() {
+            match load_variant(current, arch, variant, disk_cache) {
+                Ok(loaded) => {
+                    index = Some(resources.variants.len());
+                    resources.variants.push(loaded);
+                }
+                Err(error) if error.status() == Status::BackendUnavailable => {
+                    warnings.push(slow_kernel_warning(variant, arch, &error));
+                    missing.push(variant);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        variant_of_layer.push(index);
+    }
+    Ok(variant_of_layer)
+}
+
+/// For a host whose layers run on the kernel for every shape although there is a faster one.
+fn slow_kernel_warning(variant: Variant, arch: u32, why: &Error) -> String {
+    let arch = arch_name(arch);
+    format!(
+        "attention of {variant} (head dim x query heads per KV head : type) runs on the kernel for every shape, which is \
+         much \
+         slower than its own: that is not built in for {arch}, and cannot be compiled. Build with {variant} in \
+         {SHAPES_VARIABLE}, or let libnvrtc be found. {why}"
+    )
+}
