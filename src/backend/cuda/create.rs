@@ -179,9 +179,8 @@ fn load_kernels(
 fn slow_kernel_warning(variant: Variant, arch: u32, why: &Error) -> String {
     let arch = arch_name(arch);
     format!(
-        "attention of {variant} (head dim x query heads per KV head : type) runs on the kernel for every shape, which is \
-         much \
-         slower than its own: that is not built in for {arch}, and cannot be compiled. Build with {variant} in \
+        "attention of {variant} (head dim x query heads per KV head : type) runs on the kernel for every shape, which \
+         is much slower than its own: that is not built in for {arch}, and cannot be compiled. Build with {variant} in \
          {SHAPES_VARIABLE}, or let libnvrtc be found. {why}"
     )
 }
