@@ -143,7 +143,7 @@ CUDA = {
     "new_token_not_stored": Replace("i / ROW_VECTORS % 2 == 0", "true"),
     "launch_before_the_last_ended": Delete(("cuda", "steps::programmatic_launches_change_no_bit")),
     "hidden_infinity": Replace("masked && ", "false && ",
-                               ("cuda", "differential::what_a_query_must_not_see_cannot_reach_it")),
+                               ("cuda", "differential::masked_infinities_do_not_reach_a_query")),
 }
 
 ALL = {**COMMON, **AMX, **FP16, **NEON, **CUDA}

@@ -249,34 +249,73 @@ fn device_step<T: Element>(cache: &mut Cache, batch: Batch<'_>, rows: [&[f32]; 3
     out.copy_from_slice(&o.read());
 }
 
-/// A token of NaN and infinity does not change earlier queries of the same call: masked values are not multiplied by
-/// zero.
+/// The same in two calls.
+fn device_append_and_attend<T: Element>(
+    cache: &mut Cache,
+    batch: Batch<'_>,
+    rows: [&[f32]; 3],
+    out: &mut [f32],
+    to: fn(f32) -> T,
+) {
+    let [q, k, v] = rows.map(|x| Buf::new(&x.iter().map(|&x| to(x)).collect::<Vec<T>>()));
+    let mut o = Buf::new(out);
+    cache.append(0, batch, k.rows(), v.rows()).unwrap();
+    let tensors = AttendTensors { q: q.rows(), out: o.rows_out(), lse: None };
+    cache.attend(0, batch, tensors).unwrap();
+    out.copy_from_slice(&o.read());
+}
+
+/// `n` tokens of a sequence of `SHAPES[shape]`, in one call or in two, and the kernel that attends with their queries.
+struct MaskedCase {
+    shape: usize,
+    n: usize,
+    call: TokenCall,
+    kernel: &'static str,
+}
+
+/// A last token of infinities, which earlier queries of the same call do not see: masked is not multiplied by zero.
 #[test]
-fn what_a_query_must_not_see_cannot_reach_it() {
+fn masked_infinities_do_not_reach_a_query() {
     let Some(_turn) = cuda() else { return };
-    // Few queries and many: the decode and the chunk kernel.
-    for n in [2_usize, 40] {
-        let mut config = draw_config(&mut Random(77), SHAPES[7]);
+    let case = |shape, n, call, kernel| MaskedCase { shape, n, call, kernel };
+    let (step, attend) = (TokenCall::Step, TokenCall::Attend);
+    for MaskedCase { shape, n, call, kernel } in [
+        case(7, 2, step, "skc_attend_chunk"),
+        case(7, 40, step, "skc_attend_chunk"),
+        case(8, 2, step, "skc_step_decode"),
+        case(8, 4, step, "skc_step_decode"),
+        case(2, 2, step, "skc_step_decode"),
+        case(2, 4, step, "skc_step_decode"),
+        case(8, 2, attend, "skc_attend_decode"),
+        case(2, 3, attend, "skc_attend_decode"),
+        case(2, 4, attend, "skc_attend_decode"),
+        case(10, 2, attend, "skc_attend_generic"),
+    ] {
+        let mut config = draw_config(&mut Random(77), SHAPES[shape]);
         config.layers[0] = LayerConfig { n_sink: 4, window: 50, ..LayerConfig::default() };
         let (wq, wk) = ((config.n_q_heads * config.head_dim) as usize, (config.n_kv_heads * config.head_dim) as usize);
         let mut caches = [new_cache(&config), new_cache(&config)];
+        let choice = caches[0].kernel_choice(0, call, 1, n as u32).unwrap();
+        assert_eq!(choice.kernel, kernel, "shape {shape}, {n} tokens");
+        let run = if call == TokenCall::Step { device_step } else { device_append_and_attend };
         let mut random = Random(5);
         let rows = [random.rows(20 * wq), random.rows(20 * wk), random.rows(20 * wk)];
         let [q, k, v] = [random.rows(n * wq), random.rows(n * wk), random.rows(n * wk)];
         let (mut bad_k, mut bad_v) = (k.clone(), v.clone());
         bad_k[(n - 1) * wk..].fill(f32::NAN);
         bad_v[(n - 1) * wk..].fill(f32::INFINITY);
-        let outs = [[&q, &k, &v], [&q, &bad_k, &bad_v]].map(|rows| rows.map(|x| x.as_slice()));
+        let calls = [[&q, &k, &v], [&q, &bad_k, &bad_v]].map(|rows| rows.map(|x| x.as_slice()));
         let mut results = vec![];
-        for (cache, call) in caches.iter_mut().zip(outs) {
+        for (cache, rows_of_call) in caches.iter_mut().zip(calls) {
             let mut out = vec![f32::NAN; 20 * wq];
             device_step(cache, Batch::new(&[0], &[20]), [&rows[0], &rows[1], &rows[2]], &mut out, bf16::from_f32);
             let mut out = vec![f32::NAN; n * wq];
-            device_step(cache, Batch::new(&[0], &[n as i32]), call, &mut out, bf16::from_f32);
+            run(cache, Batch::new(&[0], &[n as i32]), rows_of_call, &mut out, bf16::from_f32);
             results.push(out);
         }
         // All but the last query's rows: the same, but for the order of sums.
         crate::support::close(&results[1][..(n - 1) * wq], &results[0][..(n - 1) * wq]);
-        assert!(results[1][(n - 1) * wq..].iter().any(|x| !x.is_finite()), "and the last one's shows");
+        let last = &results[1][(n - 1) * wq..];
+        assert!(last.iter().any(|x| !x.is_finite()), "the last query sees them: shape {shape}, {n} tokens");
     }
 }

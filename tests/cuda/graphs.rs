@@ -1,10 +1,10 @@
 //! Captured calls: replayed any number of times they do the same as eager calls.
 
-use sinkcache::{Batch, Cache, CacheConfig, DeviceBatch, Status};
+use sinkcache::{AttendTensors, Batch, Cache, CacheConfig, DeviceBatch, Status};
 
 use crate::common::device::{Buf, with_host};
 use crate::common::new_cache;
-use crate::support::{Graph, Q, Random, Tensors, config, cuda};
+use crate::support::{Graph, Q, Random, Tensors, config, cuda, to_bf16};
 
 /// Replays of one graph: enough to wrap the ring many times.
 fn replays() -> usize {
@@ -105,7 +105,20 @@ fn a_graph_serves_a_changing_batch() {
     });
 }
 
-/// Invalid entries of a batch in device memory are skipped and reported; the other entries are executed.
+/// A batch of three entries in device memory, one of which is invalid.
+struct InvalidBatch {
+    ids: [i32; 3],
+    counts: [i32; 3],
+    /// What is reported of the invalid entry.
+    status: Status,
+    entry: u32,
+}
+
+const fn invalid(ids: [i32; 3], counts: [i32; 3], status: Status, entry: u32) -> InvalidBatch {
+    InvalidBatch { ids, counts, status, entry }
+}
+
+/// Invalid entries of a device array are skipped and reported, and the others are appended.
 #[test]
 fn invalid_entries_are_skipped_and_reported() {
     let Some(_turn) = cuda() else { return };
@@ -113,39 +126,81 @@ fn invalid_entries_are_skipped_and_reported() {
     let rows = 8;
     let t = Tensors::new(rows);
     let mut random = Random(3);
-    // More than max_tokens; an id that does not exist; a duplicate; more rows than there are; a negative count.
-    let cases: [([i32; 3], [i32; 3], i32, u32); 5] = [
-        ([0, 1, 2], [1, 6, 1], Status::ChunkTooLong as i32, 1),
-        ([0, 7, 2], [1, 1, 1], Status::OutOfRange as i32, 1),
-        ([0, 2, 0], [1, 1, 1], Status::InvalidArgument as i32, 2),
-        ([0, 1, 2], [3, 3, 3], Status::OutOfRange as i32, 2),
-        ([0, 1, 2], [1, -4, 1], Status::InvalidArgument as i32, 1),
+    // More than max_tokens; an invalid id; a duplicate; more rows than there are; a negative count.
+    let cases = [
+        invalid([0, 1, 2], [1, 6, 1], Status::ChunkTooLong, 1),
+        invalid([0, 7, 2], [1, 1, 1], Status::OutOfRange, 1),
+        invalid([0, 2, 0], [1, 1, 1], Status::InvalidArgument, 2),
+        invalid([0, 1, 2], [3, 3, 3], Status::OutOfRange, 2),
+        invalid([0, 1, 2], [1, -4, 1], Status::InvalidArgument, 1),
     ];
     with_host(|host| {
-        for (ids, counts, status, entry) in cases {
+        for InvalidBatch { ids, counts, status, entry } in cases {
             let (i, n) = (Buf::new(&ids), Buf::new(&counts));
             let (seq_ids, n_tokens) = (i.address, n.address);
             let batch = DeviceBatch { seq_ids, n_tokens, n_entries: 3, max_tokens: 5, n_rows: rows as u64 };
             t.draw(&mut random, rows);
             let before: Vec<_> = (0..3).map(|s| length(&mut cache, s)).collect();
-            // SAFETY: both arrays are in device memory and outlive the work.
+            // SAFETY: arrays in device memory that live until `host.wait()` has returned.
             cache.append(0, unsafe { Batch::on_device(batch) }, t.k.rows(), t.v.rows()).unwrap();
             host.wait();
             let error = cache.take_error().unwrap().expect("an invalid entry");
-            assert_eq!((error.status, error.entry, error.call), (status, entry, 1), "{ids:?} {counts:?}");
-            assert_eq!(error.seq_id, ids[entry as usize]);
+            assert_eq!((error.status, error.call), (status as i32, 1), "{ids:?} {counts:?}");
+            assert_eq!((error.entry, error.seq_id), (entry, ids[entry as usize]), "{ids:?} {counts:?}");
             assert_eq!(cache.take_error().unwrap(), None);
             for seq in 0..3 {
                 let wanted = |&(e, &id): &(usize, &i32)| id == seq && e as u32 != entry;
                 let n = ids.iter().enumerate().find(wanted).map_or(0, |(e, _)| counts[e]);
-                // After a negative count the rows of the following entries are undefined.
-                let defined = status != Status::InvalidArgument as i32 || counts.iter().all(|&n| n >= 0);
+                // Behind a negative count it is not defined where the next rows lie.
+                let defined = status != Status::InvalidArgument || counts.iter().all(|&n| n >= 0);
                 if defined {
                     assert_eq!(length(&mut cache, seq), before[seq as usize] + n as u64, "{ids:?} {counts:?} {seq}");
                 }
             }
         }
     });
+}
+
+/// The same of attends, in every attention kernel.
+#[test]
+fn invalid_attends_are_skipped_and_reported() {
+    let Some(_turn) = cuda() else { return };
+    // More than were appended; an invalid id; a duplicate; more than max_tokens; a negative count.
+    let cases = [
+        invalid([0, 1, 2], [1, 3, 1], Status::OutOfRange, 1),
+        invalid([0, 9, 2], [1, 1, 1], Status::OutOfRange, 1),
+        invalid([0, 1, 0], [1, 1, 1], Status::InvalidArgument, 2),
+        invalid([0, 1, 2], [1, 6, 1], Status::ChunkTooLong, 1),
+        invalid([0, 1, 2], [1, -1, 1], Status::InvalidArgument, 1),
+    ];
+    // Up to three tokens of two heads are a decode, five are a chunk; heads of 40 have neither.
+    for (head_dim, max_tokens) in [(64, 3), (64, 5), (40, 3)] {
+        let config = CacheConfig { head_dim, ..config(1, 3, 1, 10) };
+        let mut cache = new_cache(&config);
+        let mut random = Random(3);
+        let rows = 8;
+        let (wq, wk) = ((config.n_q_heads * head_dim) as usize, (config.n_kv_heads * head_dim) as usize);
+        let mut draw = |width: usize| Buf::new(&to_bf16(&random.rows(rows * width)));
+        let (q, k, v) = (draw(wq), draw(wk), draw(wk));
+        cache.append(0, Batch::new(&[0, 1, 2], &[2, 2, 2]), k.rows(), v.rows()).unwrap();
+        with_host(|host| {
+            for InvalidBatch { ids, counts, status, entry } in &cases {
+                let (i, n) = (Buf::new(ids), Buf::new(counts));
+                let (seq_ids, n_tokens) = (i.address, n.address);
+                let batch = DeviceBatch { seq_ids, n_tokens, n_entries: 3, max_tokens, n_rows: rows as u64 };
+                let mut out = Buf::new(&vec![f32::NAN; rows * wq]);
+                // SAFETY: arrays in device memory that live until `host.wait()` has returned.
+                let tensors = AttendTensors { q: q.rows(), out: out.rows_out(), lse: None };
+                cache.attend(0, unsafe { Batch::on_device(batch) }, tensors).unwrap();
+                host.wait();
+                let error = cache.take_error().unwrap().expect("an invalid entry");
+                assert_eq!((error.status, error.call), (*status as i32, 2), "{ids:?} {counts:?}");
+                assert_eq!((error.entry, error.seq_id), (*entry, ids[*entry as usize]), "{ids:?} {counts:?}");
+                assert_eq!(cache.take_error().unwrap(), None);
+                assert!(out.read()[..wq].iter().all(|x| x.is_finite()), "the first entry is attended");
+            }
+        });
+    }
 }
 
 fn length(cache: &mut Cache, seq: i32) -> u64 {
