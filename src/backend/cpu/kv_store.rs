@@ -187,9 +187,17 @@ impl Slots<'_> {
             }
             match T::DTYPE {
                 DType::Bf16 => {
+                    // Words of two tokens' values, of which one half changes: unlike single halves, they are written by vectors.
+                    let shift = in_tile % 2 * 16;
+                    let other = !(0xFFFF_u32 << shift);
                     for (i, dims) in v.chunks(KEY_GROUP).enumerate() {
-                        let to = values.add(2 * bf16_pair_index(row, in_tile, i * KEY_GROUP) + in_tile % 2);
-                        dims.iter().enumerate().for_each(|(d, &x)| to.add(2 * d).write(x));
+                        let to = values.cast::<u32>().add(bf16_pair_index(row, in_tile, i * KEY_GROUP));
+                        let dims = std::slice::from_raw_parts(dims.as_ptr().cast::<u16>(), dims.len());
+                        match <&[u16; KEY_GROUP]>::try_from(dims) {
+                            // A constant length is unrolled.
+                            Ok(dims) => set_halves(to, dims, shift, other),
+                            Err(_) => set_halves(to, dims, shift, other),
+                        }
                     }
                 }
                 _ => std::ptr::copy_nonoverlapping(v.as_ptr(), values.add(in_tile * row), v.len()),
@@ -224,6 +232,18 @@ impl Slots<'_> {
                 }
             }
         }
+    }
+}
+
+/// `to[i] = to[i] & other | dims[i] << shift`.
+///
+/// # Safety
+/// `to` is readable and writable for as many words as there are dims.
+#[inline(always)]
+unsafe fn set_halves(to: *mut u32, dims: &[u16], shift: usize, other: u32) {
+    for (i, &x) in dims.iter().enumerate() {
+        // SAFETY: the caller's words are as many as the dims.
+        unsafe { to.add(i).write(to.add(i).read() & other | u32::from(x) << shift) };
     }
 }
 
