@@ -38,7 +38,7 @@ struct Run {
     /// Slot of the first.
     slot: u64,
     head: usize,
-    /// Whether the next head's rows follow.
+    /// Whether the next head of the same tokens is stored next, so that its rows are worth prefetching.
     has_next_head: bool,
 }
 
@@ -82,7 +82,7 @@ impl AppendTarget<'_> {
         // mutant: part_of_group_written_whole
         let whole = kernels.transpose_keys.filter(|_| tokens.end - tokens.start == KEY_GROUP as u64);
         let (mut k, mut v): (GroupRows, GroupRows) = ([std::ptr::null(); KEY_GROUP], [std::ptr::null(); KEY_GROUP]);
-        // Free while tokens are appended: attention packs each block anew.
+        // Attention packs blocks into these fields, and needs none of it between calls.
         let (rows_k, rows_v) = (take(&mut scratch.k), take(&mut scratch.v));
         let rows = rows_k.chunks_mut(shape.head_dim).zip(rows_v.chunks_mut(shape.head_dim_v));
         for ((i, token), (to_k, to_v)) in tokens.clone().enumerate().zip(rows) {

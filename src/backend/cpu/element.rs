@@ -9,7 +9,8 @@ use crate::tensor::Element;
 
 /// A type K and V are stored in.
 pub(super) trait Stored: Element {
-    /// Rounded f32 values: themselves, or in `buf`, which must have room for as many elements.
+    /// `src` rounded to `Self`: f32 borrows `src`, the others are written to `buf`, which must have room for as many
+    /// elements.
     fn converted<'a>(src: &'a [f32], buf: &'a mut [f32], kernels: &Kernels) -> &'a [Self];
 }
 
@@ -70,7 +71,7 @@ pub(super) unsafe fn as_f32(dtype: DType, src: *const u8, n: usize, buf: &mut [f
     buf
 }
 
-/// Writes f32 values times `scale` as `dtype`, rounded to nearest even. The values become what is written, or nearly.
+/// Writes f32 values times `scale` as `dtype`, rounded to nearest even. `src` is scaled in place.
 ///
 /// # Safety
 /// `dst` must be writable for `src.len()` elements and aligned to them; the kernels' instruction set must be available.

@@ -23,7 +23,7 @@ pub(super) fn physical_slots(ring: &Ring) -> u64 {
     ring_begin(ring) + ring.ring_slots.next_multiple_of(SLOT_ALIGN)
 }
 
-/// The physical slot of a slot, and where its region (sinks or ring) begins.
+/// The padded slot in memory of a slot of the ring's numbering, and where its region (sinks or ring) begins.
 pub(super) fn physical(ring: &Ring, slot: u64) -> (u64, u64) {
     if slot < ring.n_sink { (slot, 0) } else { (ring_begin(ring) + slot - ring.n_sink, ring_begin(ring)) }
 }

@@ -187,7 +187,8 @@ impl Slots<'_> {
             }
             match T::DTYPE {
                 DType::Bf16 => {
-                    // Words of two tokens' values, of which one half changes: unlike single halves, they are written by vectors.
+                    // Two tokens share each word, the even one its low half (little-endian). Read-modify-write of words
+                    // is vectorised; stores of 16 bits are not.
                     let shift = in_tile % 2 * 16;
                     let other = !(0xFFFF_u32 << shift);
                     for (i, dims) in v.chunks(KEY_GROUP).enumerate() {

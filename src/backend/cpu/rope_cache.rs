@@ -25,7 +25,7 @@ pub(super) struct RopeCache {
 }
 
 impl RopeCache {
-    /// Index in scratch of the angles for a token's queries; computes those of its slab where they are not there.
+    /// Index in scratch of the angles for a token's queries; on a miss, computes the angles of its slab.
     pub fn of_query(
         &mut self,
         at: &EntryTokens<'_>,

@@ -100,7 +100,7 @@ pub(super) fn share(
     let mut before = 0_u128;
     entries.iter().filter_map(move |e| {
         let n = u128::from(e.n);
-        // A head belongs to the part in which its first pair lies.
+        // A head goes to the part that holds its first (token, head) pair.
         let first_at = |at: u128| at.saturating_sub(before).div_ceil(n).min(heads) as usize;
         let range = first_at(from)..first_at(to);
         before += n * heads;

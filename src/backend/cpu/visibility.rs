@@ -23,7 +23,7 @@ impl VisibleRange {
 
     /// Distance in cache positions to a visible key.
     pub fn distance(self, sinks: bool, key: u64) -> u64 {
-        // Cache positions: p - E for the row and for window keys, p for sinks.
+        // Cache positions: index - E for the row and for window keys, the index for sinks.
         if sinks { self.index - self.evicted - key } else { self.index - key } // mutant: sink_distance_in_stream
     }
 }

@@ -30,7 +30,7 @@ fn split(field: &mut [f32], n: usize, two: bool) -> SplitMut {
     SplitMut { high, low: if two { high.wrapping_add(n) } else { std::ptr::null_mut() } }
 }
 
-/// Products by AMX, with the thread's tiles configured while it lives.
+/// The chunk kernel by AMX, with the thread's tiles configured while it lives.
 #[derive(Debug)]
 pub(super) struct Amx {
     /// Rows of packed queries: the tile's, padded to whole AMX tiles.

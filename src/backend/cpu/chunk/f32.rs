@@ -5,7 +5,7 @@ use crate::backend::cpu::kv_layout::{KEY_GROUP, padded_dim};
 use crate::backend::cpu::scratch::{SCORE_STRIDE, SUBTILE_ROWS, Scratch};
 use crate::backend::cpu::simd::gemm::QkArgs;
 
-/// Products in f32.
+/// The chunk kernel in f32.
 #[derive(Debug)]
 pub(super) struct F32;
 

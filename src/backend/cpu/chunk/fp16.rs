@@ -20,7 +20,7 @@ pub(super) fn fits(shape: &Shape) -> bool {
     shape.kv_dtype == DType::Bf16 && shape.head_dim.is_multiple_of(DEPTH) && shape.head_dim_v.is_multiple_of(DEPTH)
 }
 
-/// Products by AVX-512 FP16.
+/// The chunk kernel by AVX-512 FP16.
 #[derive(Debug)]
 pub(super) struct Fp16;
 

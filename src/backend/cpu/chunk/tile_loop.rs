@@ -41,7 +41,7 @@ pub(super) struct Subtile<'a> {
     pub sinks: bool,
 }
 
-/// The products of one element type.
+/// QK^T, softmax and PV of a chunk in one arithmetic: f32, bf16 tiles or fp16.
 pub(super) trait ChunkKernel {
     /// Rows of a subtile.
     const ROWS: usize;
@@ -125,11 +125,11 @@ fn add_block<K: ChunkKernel>(kernel: &K, chunk: &ChunkTile<'_>, block: &Block, s
     true
 }
 
-/// The columns that any row sees, from a multiple of [`SLOT_ALIGN`] to one of `end`. Each row's range counts from the
-/// first of them afterwards.
-fn narrow_columns(visible: &mut [ColumnRange], end: usize) -> Option<(usize, usize)> {
+/// The union of the rows' visible columns, widened to a multiple of [`SLOT_ALIGN`] at its start and of `align` at its
+/// end. Each row's range becomes relative to its start.
+fn narrow_columns(visible: &mut [ColumnRange], align: usize) -> Option<(usize, usize)> {
     let (from, to) = visible_union(visible)?;
-    let (from, to) = (from - from % SLOT_ALIGN as usize, to.next_multiple_of(end));
+    let (from, to) = (from - from % SLOT_ALIGN as usize, to.next_multiple_of(align));
     for v in visible.iter_mut() {
         // mutant: columns_counted_from_block
         (v.from, v.to) = if v.from < v.to { (v.from - from, v.to - from) } else { (0, 0) };

@@ -21,7 +21,8 @@ pub(crate) trait Keys {
 pub(crate) trait Values {
     /// Whether decodes prefetch values of this type.
     const PREFETCHED: bool;
-    /// Bytes from one dim to the next, and addresses that two consecutive keys lie at.
+    /// Bytes from one dim to the next, and how many addresses two consecutive keys have: one where they are
+    /// interleaved.
     const WIDTH: usize;
     const PLACES: usize = 2;
 

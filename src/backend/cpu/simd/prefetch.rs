@@ -1,6 +1,6 @@
 //! Hints that memory will be read or written soon.
 
-/// Asks for `n` bytes from `p` on, to read them or, if `WRITE`, to write them; a hint, whatever the address.
+/// Prefetches `n` bytes from `p` on, to read or, if `WRITE`, to write them. A hint, whatever the address.
 #[inline(always)]
 pub(crate) fn prefetch<const WRITE: bool>(p: *const u8, n: usize) {
     #[cfg(target_arch = "x86_64")]
@@ -14,8 +14,8 @@ pub(crate) fn prefetch<const WRITE: bool>(p: *const u8, n: usize) {
     let _ = (p, n);
 }
 
-/// Asks for the line at `p` in the second-level cache: what is read once at the speed of memory needs more requests
-/// under way than loads make, and must not push out what is at hand. A hint, whatever the address.
+/// Prefetches the line at `p` into L2. A streaming read needs more outstanding requests than demand loads issue, and
+/// should not evict L1. A hint, whatever the address.
 #[inline(always)]
 pub(crate) fn prefetch_l2(p: *const u8) {
     #[cfg(target_arch = "x86_64")]

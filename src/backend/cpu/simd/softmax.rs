@@ -61,9 +61,9 @@ pub(crate) unsafe fn softmax<V: SimdF32, const PRECISE: bool>(a: &SoftmaxArgs) {
     }
 }
 
-/// Transforms and masks a row; updates its running maximum and computes its rescale factor. A row that has seen nothing
-/// but scores of minus infinity gets the factor -1. Returns the block's own maximum, not yet scaled where there was
-/// neither softcap nor bias.
+/// Transforms and masks a row; updates its running maximum and computes its rescale factor, which is -1 for a row that
+/// has seen only minus infinity so far. Returns the maximum of the block, of unscaled QK^T where there is neither
+/// softcap nor bias.
 #[inline(always)]
 pub(super) unsafe fn update_row_max<V: SimdF32>(a: &SoftmaxArgs, r: usize) -> f32 {
     // SAFETY: the instruction set is available, and all addresses are rows and columns of the arguments, by the caller.

@@ -28,7 +28,7 @@ pub(crate) trait SimdF32: Copy {
     unsafe fn fma(self, b: Self, c: Self) -> Self;
     /// The larger; `other` where `self` is NaN.
     unsafe fn max(self, other: Self) -> Self;
-    /// The number whose sign is positive, exponent the lowest eight bits, and mantissa 0; the ninth bit must be 0.
+    /// 2^(e - 127), where e is the lowest eight bits of each lane; the ninth bit must be 0.
     unsafe fn low_bits_to_exponent(self) -> Self;
     /// `self` where `a < b`, else `other`.
     unsafe fn where_less(self, a: Self, b: Self, other: Self) -> Self;

@@ -7,7 +7,7 @@ use crate::backend::cpu::simd::kv_load::{Keys, StoredBf16, Values};
 use crate::backend::cpu::simd::x86_64::avx512::{Avx512, visible};
 
 /// A block is scaled by a power of two so that its largest number lies between 2^9 and 2^10. A sum of 32 of them, times
-/// at most 1, is then below the largest fp16, and a number 2^-23 of the largest is not yet subnormal.
+/// at most 1, is then below the largest fp16, and numbers down to 2^-23 of the largest stay normal.
 const TARGET_EXPONENT: i32 = 9; // mutant: fp16_overflow
 
 /// The scale of a block and its inverse, given its largest magnitude as the bits of a bf16. `None` where that is 2^13
