@@ -6,9 +6,9 @@
  *   after SKC_STATUS_INTERNAL and SKC_STATUS_DEVICE_LOST the cache can only be destroyed. "Throws" below names the
  *   statuses that depend on the call. Every call of a Cache may also throw SKC_STATUS_INVALID_HANDLE (a moved-from,
  *   closed or released Cache), SKC_STATUS_BUSY, SKC_STATUS_INTERNAL and, on CUDA, SKC_STATUS_DEVICE_LOST.
- * - A Cache takes one call at a time. A second one, from another thread or from inside parallel_for, throws SKC_STATUS_BUSY;
- *   only step_part() may be called by several threads together. Different caches are independent: their calls may run
- *   in different threads. The other classes hold plain data, without synchronisation.
+ * - A Cache takes one call at a time. A second one, from another thread or from inside parallel_for, throws
+ *   SKC_STATUS_BUSY; only step_part() may be called by several threads together. Different caches are independent:
+ *   their calls may run in different threads. The other classes hold plain data, without synchronisation.
  * - Spans and pointers are not owned. On the CPU, and for arrays in host memory, they are read or written during the
  *   call only. On CUDA, tensors and device arrays must live until the stream has executed the work of the call.
  */
