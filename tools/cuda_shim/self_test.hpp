@@ -82,17 +82,22 @@ struct Compilation {
     std::string cubin;
 };
 
+inline std::string kernel_source(const std::string& name) {
+    std::ifstream file(std::string(SKC_SHIM_KERNELS) + "/" + name);
+    std::string text(std::istreambuf_iterator<char>(file), {});
+    EXPECT_FALSE(text.empty()) << SKC_SHIM_KERNELS << "/" << name;
+    return text;
+}
+
 inline Compilation compile(const std::string& source,
                            std::vector<const char*> options = {"--gpu-architecture=sm_90a"}) {
     Compilation result;
     void* program = nullptr;
-    const char* name = "ptx.cuh";
-    std::ifstream file(std::string(SKC_SHIM_KERNELS) + "/" + name);
-    std::string ptx(std::istreambuf_iterator<char>(file), {});
-    EXPECT_FALSE(ptx.empty()) << SKC_SHIM_KERNELS;
-    const char* header = ptx.c_str();
-    std::string text = "#include \"" + std::string(name) + "\"\n" + source;
-    EXPECT_EQ(nvrtcCreateProgram(&program, text.c_str(), "test.cu", 1, &header, &name), 0);
+    std::string text = "#include \"ptx.cuh\"\n" + source;
+    std::string ptx = kernel_source("ptx.cuh"), types = kernel_source("types.cuh");
+    const char* headers[] = {ptx.c_str(), types.c_str()};
+    const char* names[] = {"ptx.cuh", "types.cuh"};
+    EXPECT_EQ(nvrtcCreateProgram(&program, text.c_str(), "test.cu", 2, headers, names), 0);
     result.code = nvrtcCompileProgram(program, static_cast<int>(options.size()), options.data());
     size_t size = 0;
     EXPECT_EQ(nvrtcGetProgramLogSize(program, &size), 0);

@@ -1,11 +1,11 @@
 // The only file with machine instructions: what device code needs beyond the language, for NVRTC without any header. On
-// the CUDA stand-in, which runs the kernels on the CPU for tests, arch_host.hpp defines the same names.
+// the CUDA stand-in, which runs the kernels on the CPU for tests, ptx_host.hpp defines the same names.
 #pragma once
 
 #include "types.cuh"
 
 #ifdef SKC_HOST_SHIM
-#include "arch_host.hpp"
+#include "ptx_host.hpp"
 SKC_DEVICE float minus_infinity() { return -__builtin_inff(); }
 SKC_DEVICE float max_f(float x, float y) { return __builtin_fmaxf(x, y); }
 SKC_DEVICE float fma_f(float x, float y, float z) { return __builtin_fmaf(x, y, z); }
