@@ -74,7 +74,6 @@ pub(super) fn append<T: Stored>(
 }
 
 impl AppendTarget<'_> {
-    #[inline(always)]
     fn store_run<T: Stored>(&self, run: &Run, angles: &mut RopeCache, scratch: &mut Scratch<'_>) {
         let (shape, kernels) = (self.call.shape, self.kernels);
         let Run { tokens, slot, head, .. } = run;
@@ -110,7 +109,6 @@ impl AppendTarget<'_> {
 
     /// Prefetches the rows that are stored a few tokens after `token`: of this head, or of the next. Rows of one head
     /// lie far apart, beyond the hardware's prefetchers.
-    #[inline(always)]
     fn prefetch_after(&self, run: &Run, token: u64) {
         let ahead = token + PREFETCH_TOKENS;
         let n = run.tokens.end - run.tokens.start;
@@ -127,7 +125,6 @@ impl AppendTarget<'_> {
     }
 
     /// Where the angles of a token begin in scratch, if keys are rotated.
-    #[inline(always)]
     fn angle_offset(&self, token: u64, angles: &mut RopeCache, scratch: &mut Scratch<'_>) -> Option<usize> {
         let layer = self.call.layer;
         let tokens = EntryTokens { call: self.call, entry: self.entry, tokens: self.tokens };
@@ -139,7 +136,6 @@ impl AppendTarget<'_> {
     ///
     /// # Safety
     /// The caller's rows must be resolved for this batch and these dims.
-    #[inline(always)]
     unsafe fn stored_row<'a, T: Stored>(
         &self,
         token: u64,
@@ -179,7 +175,6 @@ struct Buffers<'a> {
 ///
 /// # Safety
 /// `src` must be readable for `n` elements of `dtype` while the result lives, and aligned to them.
-#[inline(always)]
 unsafe fn stored<'a, T: Stored>(
     dtype: DType,
     src: *const u8,

@@ -54,8 +54,11 @@ pub(super) struct Packed {
 }
 
 impl Amx {
-    /// Converts the tile's queries and configures the tiles. The instruction set must be available.
-    pub fn new(tile: &QueryTile<'_>, scratch: &mut Scratch<'_>) -> Self {
+    /// Converts the tile's queries and configures the tiles.
+    ///
+    /// # Safety
+    /// AMX must be available: the methods rely on it.
+    pub unsafe fn new(tile: &QueryTile<'_>, scratch: &mut Scratch<'_>) -> Self {
         let (shape, layer) = (tile.call.shape, tile.call.layer);
         let (two, q_rows) = (shape.kv_dtype == DType::F16, tile.rows.next_multiple_of(gemm::ROWS));
         let n = tile.rows * shape.head_dim;
@@ -139,8 +142,8 @@ impl ChunkKernel for Amx {
     }
 
     fn softmax(&self, chunk: &ChunkTile<'_>, packed: &Packed, sub: &Subtile<'_>, scratch: &mut Scratch<'_>) {
-        let args = sub.softmax_args(scratch);
         let probs = self.probs(scratch);
+        let args = sub.softmax_args(scratch);
         // SAFETY: the instruction set is available; scratch holds 32 rows of scores and probabilities.
         unsafe {
             if self.plain_scores && !packed.separate {
@@ -159,8 +162,8 @@ impl ChunkKernel for Amx {
     fn qk_softmax(&self, chunk: &ChunkTile<'_>, packed: &Packed, sub: &Subtile<'_>, scratch: &mut Scratch<'_>) {
         if self.plain_scores && !packed.separate {
             let (q, k) = self.operands(packed, sub, scratch);
-            let args = sub.softmax_args(scratch);
             let probs = self.probs(scratch);
+            let args = sub.softmax_args(scratch);
             // SAFETY: as in `qk` and `softmax`.
             if unsafe { qk_softmax(q, k, sub.rows.call.shape.head_dim, &args, probs) } {
                 return;

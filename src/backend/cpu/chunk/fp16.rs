@@ -36,8 +36,11 @@ pub(super) struct Packed {
 
 impl Fp16 {
     /// Packs the tile's queries. The scales of their rows go to scratch's `partial_max` and `partial_sum`, which only
-    /// decodes use. AVX-512 and AVX-512 FP16 must be available.
-    pub fn new(tile: &QueryTile<'_>, scratch: &mut Scratch<'_>) -> Self {
+    /// decodes use.
+    ///
+    /// # Safety
+    /// AVX-512 and AVX-512 FP16 must be available: the methods rely on them.
+    pub unsafe fn new(tile: &QueryTile<'_>, scratch: &mut Scratch<'_>) -> Self {
         let (rows, dim) = (tile.rows, tile.call.shape.head_dim);
         assert!(scratch.q_packed.len() >= rows * dim && scratch.q.len() >= rows * dim);
         // SAFETY: the instruction set is available, by the caller; the assertion has checked scratch.

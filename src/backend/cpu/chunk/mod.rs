@@ -23,10 +23,14 @@ pub(super) fn attend(isa: Isa, chunk: &ChunkTile<'_>, scratch: &mut Scratch<'_>)
     #[cfg(target_arch = "x86_64")]
     match isa {
         Isa::Amx if amx::fits(chunk.tile.call.shape) => {
-            return attend_tile(&amx::Amx::new(chunk.tile, scratch), &f32::F32, chunk, scratch);
+            // SAFETY: a cache's instruction set is one that is available.
+            let kernel = unsafe { amx::Amx::new(chunk.tile, scratch) };
+            return attend_tile(&kernel, &f32::F32, chunk, scratch);
         }
         Isa::Avx512 if fp16::fits(chunk.tile.call.shape) && fp16_available() => {
-            return attend_tile(&fp16::Fp16::new(chunk.tile, scratch), &f32::F32, chunk, scratch);
+            // SAFETY: AVX-512 is the cache's instruction set, and FP16 was just found.
+            let kernel = unsafe { fp16::Fp16::new(chunk.tile, scratch) };
+            return attend_tile(&kernel, &f32::F32, chunk, scratch);
         }
         _ => {}
     }

@@ -57,9 +57,9 @@ fn to_fp16(x: __m512) -> __m256i {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(crate) fn fp16_pairs(x: __m512) -> __m512i {
-    let unrolled: [u16; 32] = std::array::from_fn(|i| i as u16 / 2);
+    let twice_each: [u16; 32] = std::array::from_fn(|i| i as u16 / 2);
     // SAFETY: an array of that size.
-    let unrolled = unsafe { _mm512_loadu_si512(unrolled.as_ptr().cast()) };
+    let unrolled = unsafe { _mm512_loadu_si512(twice_each.as_ptr().cast()) };
     _mm512_permutexvar_epi16(unrolled, _mm512_castsi256_si512(to_fp16(x)))
 }
 
