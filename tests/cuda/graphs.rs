@@ -189,9 +189,8 @@ fn invalid_attends_are_skipped_and_reported() {
                 let (seq_ids, n_tokens) = (i.address, n.address);
                 let batch = DeviceBatch { seq_ids, n_tokens, n_entries: 3, max_tokens, n_rows: rows as u64 };
                 let mut out = Buf::new(&vec![f32::NAN; rows * wq]);
-                // SAFETY: arrays in device memory that live until `host.wait()` has returned.
                 let tensors = AttendTensors { q: q.rows(), out: out.rows_out(), lse: None };
-                // SAFETY: the arrays live until the end of the test, after the work.
+                // SAFETY: arrays in device memory that live until `host.wait()` has returned.
                 cache.attend(0, unsafe { Batch::on_device(batch) }, tensors).unwrap();
                 host.wait();
                 let error = cache.take_error().unwrap().expect("an invalid entry");

@@ -59,8 +59,8 @@ fn to_fp16(x: __m512) -> __m256i {
 pub(crate) fn fp16_pairs(x: __m512) -> __m512i {
     let twice_each: [u16; 32] = std::array::from_fn(|i| i as u16 / 2);
     // SAFETY: an array of that size.
-    let unrolled = unsafe { _mm512_loadu_si512(twice_each.as_ptr().cast()) };
-    _mm512_permutexvar_epi16(unrolled, _mm512_castsi256_si512(to_fp16(x)))
+    let twice_each = unsafe { _mm512_loadu_si512(twice_each.as_ptr().cast()) };
+    _mm512_permutexvar_epi16(twice_each, _mm512_castsi256_si512(to_fp16(x)))
 }
 
 /// Rows of f32 as pairs of equal fp16, divided by the largest magnitude of each row, which goes to `scales`.
