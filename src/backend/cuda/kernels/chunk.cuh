@@ -4,8 +4,8 @@
 //
 // Grid: entries, KV heads, tiles of 64 or 128 rows (loop). 128 threads. Shared: CHUNK_SHARED bytes.
 //
-// Fragments are those of mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"): with g = lane / 4 and t = lane %
-// 4, a lane has rows g and g + 8 of columns 2t and 2t + 1 of a product.
+// Fragments are those of mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"): a lane with g = lane / 4 and
+// t = lane % 4 has rows g and g + 8 of columns 2t and 2t + 1 of a product.
 #pragma once
 
 #include "attention_tile.cuh"
@@ -24,8 +24,8 @@ struct ChunkLayout {
     SKC_DEVICE static u32 dim(u32 i) { return i / 2 * 8 + 2 * (lane() % 4) + i % 2; }
 };
 
-// Mask and bias of a row for one range of keys. It lies in the padding behind the row's query in shared memory:
-// registers are short, and only tiles at an edge need the mask.
+// Mask and bias of a row for one range of keys. Stored in the padding behind the row's query in shared memory, since
+// registers are scarce and only tiles at an edge need the mask.
 struct alignas(16) RowMask {
     VisibleRange visible;
     AlibiBias bias;
@@ -63,8 +63,8 @@ struct ChunkBlock {
     u8* stages;   // shared memory: tiles of keys
 };
 
-// product += A B for 8 columns: a lane's elements are lo[2 * i], lo[2 * i + 1] of its row g and the same of its row g +
-// 8.
+// product += A B for 8 columns: a lane's elements are lo[2 * i], lo[2 * i + 1] of its row g, and hi[2 * i],
+// hi[2 * i + 1] of its row g + 8.
 template <u32 N>
 SKC_DEVICE void mma_rows(float (&lo)[N], float (&hi)[N], u32 i, const u32 (&a)[4], const u32 (&b)[2]) {
     float c[4] = {lo[2 * i], lo[2 * i + 1], hi[2 * i], hi[2 * i + 1]};

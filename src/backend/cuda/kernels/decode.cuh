@@ -24,7 +24,7 @@ SKC_DEVICE Queries find_step(const SkcStep& p, u64* scratch) {
     Queries q = {e.row + b.chunk_begin, seq.len, a.m, start, seq.floor, e.seq, !a.skip && a.status == 0};
     if (q.active || a.skip) return q;
     if (thread() == 0 && block_y() == 0 && block_z() == 0) {
-        // The two calls that a step stands for would have skipped it twice; the first one's report is kept.
+        // A step stands for an append and an attend, each of which would have counted the entry.
         for (u32 call = 0; call < 2; ++call) report_append(l, b, e, a);
     }
     // An entry with an invalid id, or with the id of an earlier entry, has no counters to change.

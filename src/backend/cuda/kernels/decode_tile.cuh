@@ -1,8 +1,8 @@
 // Decode: few queries against a tile of 16 keys, by one warp. Tokens times heads of a group are the (up to) eight
 // columns of a matrix product, keys are its rows, so that K and V are read once for all of them.
 //
-// Fragments are those of mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"): with g = lane / 4 and t = lane %
-// 4, a lane has rows g and g + 8 of columns 2t and 2t + 1 of a product.
+// Fragments are those of mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"): a lane with g = lane / 4 and
+// t = lane % 4 has rows g and g + 8 of columns 2t and 2t + 1 of a product.
 #pragma once
 
 #include "attention_tile.cuh"
@@ -74,8 +74,8 @@ SKC_DEVICE void set_key_range(DecodeColumns& c, const SkcLayer& l, const DecodeQ
     c.visible_to_all = {begin, end};
 }
 
-// product += A B, where a lane's elements are c[0][2 * i], c[0][2 * i + 1] of its first column and the same of its
-// second.
+// product += A B for 16 rows: a lane's elements are c0[2 * i], c0[2 * i + 1] of its first column, and c1[2 * i],
+// c1[2 * i + 1] of its second.
 template <u32 N>
 SKC_DEVICE void mma_columns(float (&c0)[N], float (&c1)[N], u32 i, const u32 (&a)[4], const u32 (&b)[2]) {
     float c[4] = {c0[2 * i], c1[2 * i], c0[2 * i + 1], c1[2 * i + 1]};
