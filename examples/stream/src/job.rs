@@ -120,9 +120,15 @@ fn plot_path(asked: Option<&Path>) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Fails if a file cannot be written, and leaves none behind that was not there: the run may still be rejected.
 fn check_writable(path: &Path, name: &str) -> Result<()> {
+    let is_new = !path.exists();
     let file = OpenOptions::new().create(true).append(true).open(path);
     file.with_context(|| format!("cannot write {name} '{}'", path.display()))?;
+    if is_new {
+        // Whoever writes the file creates it again.
+        let _ = std::fs::remove_file(path);
+    }
     Ok(())
 }
 

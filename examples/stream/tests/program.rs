@@ -89,6 +89,8 @@ fn invalid_arguments_are_rejected() {
     rejected(&["--draw", "/nowhere/data.json"], "/nowhere/data.json");
     rejected(&["--draw", data("stream.txt").to_str().unwrap()], "stream.txt");
     rejected(&["--draw", "data.json", "--tokens", "900"], "--tokens");
+    // The tests run in the package's folder, which has no target: a rejected run must not leave an empty plot there.
+    assert!(!Path::new("stream.svg").exists());
 }
 
 #[test]
