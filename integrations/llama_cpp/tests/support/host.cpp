@@ -2,11 +2,13 @@
 
 #include "../../program/llama_log.hpp"
 
+#include <ggml-cpp.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <random>
 
@@ -28,6 +30,49 @@ void decode(llama_context *ctx, OwnBatch &batch) {
     }
 }
 
+struct TemporaryGguf {
+    explicit TemporaryGguf(const std::string &name)
+        : path(testing::TempDir() + "skc_" + std::to_string(std::random_device()()) + "_" + name + ".gguf") {}
+    TemporaryGguf(const TemporaryGguf &) = delete;
+    TemporaryGguf &operator=(const TemporaryGguf &) = delete;
+    ~TemporaryGguf() { std::remove(path.c_str()); }
+
+    const std::string path;
+};
+
+/** Copies a GGUF with all its tensors converted to f32. */
+void write_as_f32(const std::string &from, const std::string &to) {
+    ggml_context *data = nullptr;
+    const gguf_context_ptr source(gguf_init_from_file(from.c_str(), {false, &data}));
+    const ggml_context_ptr tensors(data);
+    if (!source) {
+        throw std::runtime_error("cannot read " + from);
+    }
+    // Not all tensors of the context: gguf puts its data into one of its own.
+    std::vector<const ggml_tensor *> all;
+    std::size_t bytes = 0;
+    for (std::int64_t i = 0; i < gguf_get_n_tensors(source.get()); ++i) {
+        const ggml_tensor *t = all.emplace_back(ggml_get_tensor(data, gguf_get_tensor_name(source.get(), i)));
+        bytes += static_cast<std::size_t>(ggml_nelements(t)) * sizeof(float) + ggml_tensor_overhead() + 64;
+    }
+    const ggml_context_ptr converted(ggml_init({bytes, nullptr, false}));
+    const gguf_context_ptr gguf(gguf_init_empty());
+    gguf_set_kv(gguf.get(), source.get());
+    for (const ggml_tensor *t : all) {
+        ggml_tensor *f32 = ggml_new_tensor(converted.get(), GGML_TYPE_F32, ggml_n_dims(t), t->ne);
+        ggml_set_name(f32, t->name);
+        if (t->type == GGML_TYPE_F32) {
+            std::memcpy(f32->data, t->data, ggml_nbytes(t));
+        } else {
+            ggml_get_type_traits(t->type)->to_float(t->data, static_cast<float *>(f32->data), ggml_nelements(t));
+        }
+        gguf_add_tensor(gguf.get(), f32);
+    }
+    if (!gguf_write_to_file(gguf.get(), to.c_str(), false)) {
+        throw std::runtime_error("cannot write " + to);
+    }
+}
+
 }  // namespace
 
 llama_model_ptr load(const std::string &path) {
@@ -42,18 +87,16 @@ llama_model_ptr load(const std::string &path) {
 }
 
 llama_model_ptr load(const RandomModel &model, const std::string &name) {
-    init_llama();
-    const std::string path =
-        testing::TempDir() + "skc_" + std::to_string(std::random_device()()) + "_" + name + ".gguf";
-    model.write(path);
-    struct Remove {
-        std::string path;
-        ~Remove() { std::remove(path.c_str()); }
-    } remove{path};
-    return load(path);
+    const TemporaryGguf file(name);
+    model.write(file.path);
+    return load(file.path);
 }
 
-llama_model_ptr load_bundled() { return load(DATA "/tiny-llama-bytes.gguf"); }
+llama_model_ptr load_bundled() {
+    const TemporaryGguf file("bundled");
+    write_as_f32(DATA "/tiny-llama-bytes.gguf", file.path);
+    return load(file.path);
+}
 
 Tokens bundled_text(const llama_model *model, std::size_t n) {
     std::ifstream file(DATA "/stream.txt", std::ios::binary);

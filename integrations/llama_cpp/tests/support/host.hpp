@@ -21,7 +21,10 @@ using Rows = std::vector<Row>;
 llama_model_ptr load(const std::string &path);
 /** Writes a random model and loads it. */
 llama_model_ptr load(const RandomModel &model, const std::string &name);
-/** The bundled model. */
+/**
+ * The bundled model, its f16 weights converted to f32. With f16 weights llama.cpp rounds activations to f16 before it
+ * multiplies: a difference of 1e-6 then flips some roundings, and what these become depends on the processor's kernels.
+ */
 llama_model_ptr load_bundled();
 /** The first `n` tokens of the bundled text. */
 Tokens bundled_text(const llama_model *model, std::size_t n);
