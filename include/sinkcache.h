@@ -408,9 +408,8 @@ typedef struct skc_cache_config {
     /** How far below its highest length skc_rewind may cut a sequence, 0 to 2^30. Default 16. */
     uint32_t max_rewind;
     /**
-     * CPU: threads of the cache's pool; with parallel_for the tasks of one loop; with skc_step_part the largest team.
-     * 1 to
-     * 1024. Default 1.
+     * CPU: the most threads of a call: those of the cache's pool, the tasks of one parallel_for, or the largest team
+     * of skc_step_part. 1 to 1024. Default 1.
      */
     uint32_t n_threads;
     /** Number of elements of layers: 1, which then holds for all layers, or n_layers. */
@@ -864,8 +863,8 @@ typedef struct skc_device_error {
     /** Sequence id of the entry, as the caller gave it. */
     int32_t seq_id;
     /**
-     * Token count of the entry as the caller gave it (in a fork: its source), sign-extended to 64 bits; 0 for reset
-     * and abort.
+     * Token count of the entry as the caller gave it (for a fork, the source sequence id), sign-extended to 64 bits; 0
+     * for reset and abort.
      */
     uint64_t value;
 } skc_device_error;
@@ -918,7 +917,7 @@ SKC_API skc_status skc_layer_config_init(struct skc_layer_config *config, uint32
  * - SKC_STATUS_INVALID_ARGUMENT: also for cuda_context that is not a live context, and for an allocation callback that
  *   returned misaligned memory.
  * - SKC_STATUS_OUT_OF_MEMORY: an allocation failed, or threads could not be started.
- * - SKC_STATUS_BACKEND_UNAVAILABLE: CUDA without a driver, a device, or both a compiler (NVRTC) and built-in kernels.
+ * - SKC_STATUS_BACKEND_UNAVAILABLE: CUDA with no driver, no device, or neither NVRTC nor built-in kernels.
  * - SKC_STATUS_DEVICE_LOST: the CUDA device failed.
  *
  * Lifetime: config and all arrays it points to until the call returns. Callbacks, their user pointers and cuda_context
@@ -929,8 +928,8 @@ SKC_API skc_status skc_layer_config_init(struct skc_layer_config *config, uint32
 SKC_API skc_status skc_create_cache(const struct skc_cache_config *config, struct skc_cache **cache);
 
 /**
- * Destroys a cache and frees its memory. For CUDA it waits for all work of the cache's context first. A step of
- * skc_step_part some of whose members never came is ended.
+ * Destroys a cache and frees its memory. For CUDA it waits for all work of the cache's context first. An
+ * unfinished step of skc_step_part is abandoned.
  *
  * Returns: SKC_STATUS_OK, or
  * - SKC_STATUS_INVALID_HANDLE: the cache is NULL, was destroyed, or was never created.
@@ -1096,7 +1095,7 @@ SKC_API skc_status skc_fork(struct skc_cache *cache, const struct skc_fork_args 
 
 /**
  * Aborts a step that failed between layers: cuts every layer of the sequences to the length of the shortest, so that
- * the step can be repeated. It also ends a step of skc_step_part some of whose members never came.
+ * the step can be repeated. It also ends an unfinished step of skc_step_part.
  *
  * Returns: SKC_STATUS_OK, the common statuses, and
  * - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist; too many entries.

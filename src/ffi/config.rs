@@ -132,9 +132,8 @@ pub struct skc_cache_config {
     pub max_chunk: u32,
     /// How far below its highest length skc_rewind may cut a sequence, 0 to 2^30. Default 16.
     pub max_rewind: u32,
-    /// CPU: threads of the cache's pool; with parallel_for the tasks of one loop; with skc_step_part the largest team.
-    /// 1 to
-    /// 1024. Default 1.
+    /// CPU: the most threads of a call: those of the cache's pool, the tasks of one parallel_for, or the largest team
+    /// of skc_step_part. 1 to 1024. Default 1.
     pub n_threads: u32,
     /// Number of elements of layers: 1, which then holds for all layers, or n_layers.
     pub n_layer_configs: u32,

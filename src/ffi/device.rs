@@ -46,8 +46,8 @@ pub struct skc_device_error {
     pub entry: u32,
     /// Sequence id of the entry, as the caller gave it.
     pub seq_id: i32,
-    /// Token count of the entry as the caller gave it (in a fork: its source), sign-extended to 64 bits; 0 for reset
-    /// and abort.
+    /// Token count of the entry as the caller gave it (for a fork, the source sequence id), sign-extended to 64 bits; 0
+    /// for reset and abort.
     pub value: u64,
 }
 c_struct!(skc_device_error);

@@ -296,7 +296,7 @@ pub unsafe extern "C" fn skc_fork(cache: *mut skc_cache, args: *const skc_fork_a
 }
 
 /// Aborts a step that failed between layers: cuts every layer of the sequences to the length of the shortest, so that
-/// the step can be repeated. It also ends a step of skc_step_part some of whose members never came.
+/// the step can be repeated. It also ends an unfinished step of skc_step_part.
 ///
 /// Returns: SKC_STATUS_OK, the common statuses, and
 /// - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist; too many entries.

@@ -108,7 +108,7 @@ fn destroyed() -> Error {
     Error::new(Status::InvalidHandle, "the cache was destroyed")
 }
 
-/// Ends a team's step some of whose members never came; `Busy` while a member is inside.
+/// Abandons a team's unfinished step; `Busy` while a member is inside.
 pub fn abort_team_step(handle: &Handle) -> Result<()> {
     let mut team = handle.team.lock();
     let Some(step) = &team.step else {

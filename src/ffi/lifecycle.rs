@@ -16,7 +16,7 @@ use crate::cache::Cache;
 /// - SKC_STATUS_INVALID_ARGUMENT: also for cuda_context that is not a live context, and for an allocation callback that
 ///   returned misaligned memory.
 /// - SKC_STATUS_OUT_OF_MEMORY: an allocation failed, or threads could not be started.
-/// - SKC_STATUS_BACKEND_UNAVAILABLE: CUDA without a driver, a device, or both a compiler (NVRTC) and built-in kernels.
+/// - SKC_STATUS_BACKEND_UNAVAILABLE: CUDA with no driver, no device, or neither NVRTC nor built-in kernels.
 /// - SKC_STATUS_DEVICE_LOST: the CUDA device failed.
 ///
 /// Lifetime: config and all arrays it points to until the call returns. Callbacks, their user pointers and cuda_context
@@ -38,8 +38,8 @@ pub unsafe extern "C" fn skc_create_cache(config: *const skc_cache_config, cache
     })
 }
 
-/// Destroys a cache and frees its memory. For CUDA it waits for all work of the cache's context first. A step of
-/// skc_step_part some of whose members never came is ended.
+/// Destroys a cache and frees its memory. For CUDA it waits for all work of the cache's context first. An
+/// unfinished step of skc_step_part is abandoned.
 ///
 /// Returns: SKC_STATUS_OK, or
 /// - SKC_STATUS_INVALID_HANDLE: the cache is NULL, was destroyed, or was never created.

@@ -147,7 +147,7 @@ fn log_failure<T>(handle: &Handle, body: impl FnOnce() -> Result<T>) -> Result<T
 /// Destroys a cache. It is dropped outside all locks, because freeing its memory may call the host.
 pub fn destroy(handle: *const skc_cache) -> Result<()> {
     let found = lookup(handle)?;
-    // A team's step whose members never came does not keep the cache busy.
+    // A team's unfinished step does not keep the cache busy.
     abort_team_step(&found)?;
     // Outside the registry's lock: waiting for the device may take long.
     Exclusive::enter(&found)?.cache().as_ref().map_or(Ok(()), Cache::finish)?;

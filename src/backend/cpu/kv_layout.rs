@@ -34,8 +34,8 @@ pub(super) fn max_splits(ring: &Ring, size: u64) -> u64 {
     ring_begin(ring).div_ceil(size) + ring.ring_slots.div_ceil(size) + 1
 }
 
-/// Index of dim `d` of the pair of tokens that `key` belongs to, in the interleaved layout of bf16 values: in pairs,
-/// from the address of a token whose slot is a multiple of 32.
+/// Offset of dim `d` of `key`'s pair of tokens in the interleaved layout of bf16 values, in 32-bit pairs. Keys count
+/// from a slot that is a multiple of 32.
 #[inline(always)]
 pub(super) fn bf16_pair_index(dim: usize, key: usize, d: usize) -> usize {
     key / 32 * (16 * dim) + d / 16 * 256 + key % 32 / 2 * 16 + d % 16

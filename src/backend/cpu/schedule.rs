@@ -60,8 +60,8 @@ pub(super) fn split_count(call: &LayerCall<'_>, entry: &Entry, tokens: &Range<u6
     all_rows(call, entry, tokens, 0).map_or(0, |tile| tile.blocks(SPLIT_KEYS as u64).count() as u64)
 }
 
-/// A range of tokens of each entry: in a step, at most `max_chunk` tokens are appended and attended before the next
-/// tokens may overwrite what they see.
+/// One pass over all entries. A step makes several passes of at most `max_chunk` tokens: the next pass overwrites slots
+/// that the queries of this one read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ChunkRange {
     at: u64,
