@@ -144,6 +144,10 @@ CUDA = {
     "launch_before_the_last_ended": Delete(("cuda", "steps::programmatic_launches_change_no_bit")),
     "hidden_infinity": Replace("masked && ", "false && ",
                                ("cuda", "differential::masked_infinities_do_not_reach_a_query")),
+    "decode_hidden_infinity": Replace("masked && ", "false && ",
+                                      ("cuda", "differential::masked_infinities_do_not_reach_a_query")),
+    "attend_reported_as_append": Replace("SKC_CALL_ATTEND", "SKC_CALL_APPEND",
+                                         ("cuda", "graphs::invalid_attends_are_skipped_and_reported")),
 }
 
 ALL = {**COMMON, **AMX, **FP16, **NEON, **CUDA}

@@ -69,7 +69,7 @@ unsafe fn qk_all<V: SimdF32, K: Keys, const NV: usize, const PREFETCH: bool>(a: 
 unsafe fn qk_rows<V: SimdF32, K: Keys, const NV: usize, const PREFETCH: bool>(a: &QkArgs, at: usize) {
     let mut r = 0;
     while r < a.rows {
-        // SAFETY: the caller's contract.
+        // SAFETY: as the caller's; each register tile has as many rows as are left.
         r += unsafe {
             match a.rows - r {
                 1 => qk_tile::<V, K, 1, NV, PREFETCH>(a, r, at),
@@ -192,7 +192,7 @@ unsafe fn pv_all<V: SimdF32, E: Values, const NV: usize, const PREFETCH: bool>(a
 unsafe fn pv_rows<V: SimdF32, E: Values, const NV: usize, const PREFETCH: bool>(a: &PvArgs, d: usize) {
     let mut r = 0;
     while r < a.rows {
-        // SAFETY: the caller's contract.
+        // SAFETY: as the caller's; each register tile has as many rows as are left.
         r += unsafe {
             match a.rows - r {
                 1 => pv_tile::<V, E, 1, NV, PREFETCH>(a, r, d),

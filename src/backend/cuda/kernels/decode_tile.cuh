@@ -109,7 +109,7 @@ SKC_DEVICE void add_tile(DecodeColumns& c, const KvTile& tile, u32 first) {
     }
 #pragma unroll
     for (u32 r = 0; r < 2; ++r) c.rows[r].rescale(alpha[r]);
-    if (masked && has_non_finite(tile.v, DECODE_KEYS)) {
+    if (masked && has_non_finite(tile.v, DECODE_KEYS)) { // mutant: decode_hidden_infinity
         add_values_one_by_one<DecodeLayout>(c.rows, s, tile.v);
         return;
     }

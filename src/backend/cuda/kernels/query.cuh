@@ -43,7 +43,7 @@ SKC_DEVICE Queries find_queries(const SkcAttend& p, u64* scratch, u32 warps) {
         }
     }
     if (thread() == 0 && block_y() == 0 && block_z() == 0 && b.chunk_begin == 0) {
-        report_entry(l, b, e, status, SKC_CALL_ATTEND);
+        report_entry(l, b, e, status, SKC_CALL_ATTEND); // mutant: attend_reported_as_append
     }
     return q;
 }
