@@ -181,4 +181,34 @@ TEST_F(Edits, SeqInfoFollowsEveryToken) {
     }
 }
 
+// An entry with id SKC_PADDING or with count 0 is padding: nothing of it is checked, in any call.
+TEST_F(Edits, NothingOfAPaddingEntryIsChecked) {
+    const Rows rows = host::rows(12, 1);
+    const Ints ids{0, 0, 99, -5, SKC_PADDING}, counts{8, 0, 0, 0, 4};
+    Results got = Results::of(12, -7.0f);
+    auto step = host::step_args(0, ids, counts, rows, got);
+    auto append = host::append_args(1, ids, counts, rows);
+    auto attend = host::attend_args(1, ids, counts, rows, got);
+    EXPECT_OK(skc_append_kv(cache, &append));
+    EXPECT_OK(skc_attend(cache, &attend));
+    EXPECT_OK(skc_step(cache, &step));
+    step.layer = 2;
+    EXPECT_OK(skc_step(cache, &step));
+    const Ints few{2, 0, 0, 0, 4};
+    const auto rewind = host::edit_args<skc_rewind_args>(ids, few);
+    EXPECT_OK(skc_rewind(cache, &rewind));
+    const auto evict = host::edit_args<skc_evict_args>(ids, few);
+    EXPECT_OK(skc_evict(cache, &evict));
+    EXPECT_EQ(host::info(cache).length_max, 6u);
+    EXPECT_EQ(host::info(cache).evicted_tokens, 2u);
+    const Ints from{0, SKC_PADDING, 99}, to{1, 99, SKC_PADDING};
+    const auto fork = host::fork_args(from, to);
+    EXPECT_OK(skc_fork(cache, &fork));
+    EXPECT_EQ(host::info(cache, 0, 1).length_max, 6u);
+    // What is no padding is checked.
+    const Ints twice{0, 0}, once{1, 1};
+    const auto duplicate = host::edit_args<skc_evict_args>(twice, once);
+    EXPECT_REJECTED(skc_evict(cache, &duplicate), SKC_STATUS_INVALID_ARGUMENT, "once");
+}
+
 }  // namespace

@@ -35,17 +35,23 @@ impl Cache {
         self.plan_cut(seq_ids, n_tokens, |cache, index, seq, n| {
             for (layer, state) in cache.known_layers(seq) {
                 let ring = &cache.layers[layer].ring;
-                let what = match ring.check_rewind(state, n) {
-                    Ok(()) => continue,
+                match ring.check_rewind(state, n) {
+                    Ok(()) => {}
                     Err(EditRejection::TooMany(held)) => {
                         bail!(OutOfRange, "n_tokens[{index}] is {n}: sequence {seq} holds {held}")
                     }
-                    Err(EditRejection::Overwritten(most)) => {
-                        format!("at most {most} can be removed with max_rewind {}", ring.max_rewind)
-                    }
-                    Err(EditRejection::Evicted(most)) => format!("at most {most} can be removed after the last evict"),
-                };
-                bail!(TokensGone, "n_tokens[{index}] is {n}: tokens of layer {layer} are gone, {what}");
+                    Err(EditRejection::Overwritten(most)) => bail!(
+                        TokensGone,
+                        "n_tokens[{index}] is {n}: tokens of layer {layer} are gone, at most {most} can be removed \
+                         with max_rewind {}",
+                        ring.max_rewind
+                    ),
+                    Err(EditRejection::Evicted(most)) => bail!(
+                        TokensGone,
+                        "n_tokens[{index}] is {n}: tokens of layer {layer} are gone, at most {most} can be removed \
+                         after the last evict"
+                    ),
+                }
             }
             // The host's length of a stale sequence may be below the real one, and below n.
             Ok(cache.counters.seq(0, seq).len.saturating_sub(n))
@@ -65,7 +71,7 @@ impl Cache {
         {
             bail!(InvalidArgument, "{} sequence ids but {} start positions", seq_ids.len(), starts.len());
         }
-        self.collect_edits(seq_ids, |_, index, _| Ok(Some(start_positions.map_or(0, |s| s[index]))))?;
+        self.collect_edits(seq_ids, |_| true, |_, index, _| Ok(start_positions.map_or(0, |s| s[index])))?;
         let positions = start_positions.unwrap_or(&[]);
         self.enqueue_edit(EditCall::Reset, EditEntries::Host { ids: seq_ids, tokens: &[], positions })?;
         self.apply(|_, state, _| *state = Seq::default()); // mutant: reset_keeps_floor
@@ -78,7 +84,8 @@ impl Cache {
         Ok(())
     }
 
-    /// Makes each destination sequence an independent copy of its source. An entry with -1 on either side is padding.
+    /// Makes each destination sequence an independent copy of its source. An entry with -1 on either side is padding:
+    /// nothing of it is checked.
     ///
     /// # Errors
     /// `InvalidArgument` for a destination that is also a source or appears twice; `LayersOutOfStep` of a source.
@@ -90,13 +97,10 @@ impl Cache {
         self.edits.clear();
         self.seq_ids.clear();
         for (index, (&src, &dst)) in src_seq_ids.iter().zip(dst_seq_ids).enumerate() {
-            // The other id of a padding entry must be valid all the same.
-            let n_seqs = self.counters.starts.len();
-            let src = (src != -1).then(|| check_seq("src_seq_ids", index, src, n_seqs)).transpose()?;
-            if dst != -1 {
-                check_seq("dst_seq_ids", index, dst, n_seqs)?;
+            if src == -1 || dst == -1 {
+                continue;
             }
-            let Some(src) = src.filter(|_| dst != -1) else { continue };
+            let src = check_seq("src_seq_ids", index, src, self.counters.starts.len())?;
             let dst = self.seq_ids.insert("dst_seq_ids", index, dst)?;
             self.check_equal_lengths(src)?;
             self.edits.push((dst, src as u64));
@@ -150,7 +154,7 @@ impl Cache {
             Ok(len)
         };
         if let Some(ids) = seq_ids {
-            self.collect_edits(ids, |cache, _, seq| shortest(cache, seq).map(Some))?;
+            self.collect_edits(ids, |_| true, |cache, _, seq| shortest(cache, seq))?;
         } else {
             self.edits.clear();
             for seq in 0..self.counters.starts.len() {
@@ -168,6 +172,12 @@ impl Cache {
             _ => state.cut(len),
         });
         Ok(())
+    }
+
+    /// Checks the sequence ids of [`Self::abort_step`].
+    pub(crate) fn check_abort(&mut self, seq_ids: Option<&[i32]>) -> Result<()> {
+        self.check_usable()?;
+        seq_ids.map_or(Ok(()), |ids| self.collect_edits(ids, |_| true, |_, _, _| Ok(0)))
     }
 
     /// A sequence's counters in every layer, or nothing if they are stale: then the device checks the edit.
@@ -198,30 +208,31 @@ impl Cache {
         amount: impl Fn(&Self, usize, usize, u64) -> Result<u64>,
     ) -> Result<()> {
         HostBatch { seq_ids, n_tokens }.check()?;
-        self.collect_edits(seq_ids, |cache, index, seq| {
-            let n = u64::from(n_tokens[index].unsigned_abs());
-            if n == 0 {
-                return Ok(None);
-            }
-            cache.check_equal_lengths(seq)?;
-            amount(cache, index, seq, n).map(Some)
-        })
+        self.collect_edits(
+            seq_ids,
+            |index| n_tokens[index] != 0,
+            |cache, index, seq| {
+                cache.check_equal_lengths(seq)?;
+                amount(cache, index, seq, u64::from(n_tokens[index].unsigned_abs()))
+            },
+        )
     }
 
-    /// Fills `edits`. `amount` checks one sequence and returns the amount to apply, or `None` to skip it.
+    /// Fills `edits`. Entries that are not `wanted`, and those with id -1, are padding: nothing of them is checked.
+    /// `amount` checks one sequence and returns the amount to apply.
     fn collect_edits(
         &mut self,
         seq_ids: &[i32],
-        amount: impl Fn(&Self, usize, usize) -> Result<Option<u64>>,
+        wanted: impl Fn(usize) -> bool,
+        amount: impl Fn(&Self, usize, usize) -> Result<u64>,
     ) -> Result<()> {
         self.check_usable()?;
         self.edits.clear();
         self.seq_ids.clear();
-        for (index, &id) in seq_ids.iter().enumerate().filter(|&(_, &id)| id != -1) {
+        for (index, &id) in seq_ids.iter().enumerate().filter(|&(index, &id)| id != -1 && wanted(index)) {
             let seq = self.seq_ids.insert("seq_ids", index, id)?;
-            if let Some(amount) = amount(self, index, seq)? {
-                self.edits.push((seq, amount));
-            }
+            let amount = amount(self, index, seq)?;
+            self.edits.push((seq, amount));
         }
         Ok(())
     }
