@@ -16,6 +16,9 @@ mod nvrtc;
 #[path = "src/backend/cuda/jit/program.rs"]
 mod program;
 #[cfg(feature = "cubins")]
+#[path = "src/text.rs"]
+mod text;
+#[cfg(feature = "cubins")]
 #[path = "src/backend/cuda/jit/variant_list.rs"]
 mod variant_list;
 

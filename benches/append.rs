@@ -30,7 +30,8 @@ impl LowerBound {
         let ring = Ring::new(N_SINK, window, 512, 16);
         let n = ring.slots() as usize * N_KV_HEADS * HEAD_DIM;
         let half = HEAD_DIM / 2;
-        let frequencies = Frequencies::from_radians((0..half).map(|i| 10_000_f64.powf(-(i as f64) / half as f64)));
+        let frequencies =
+            Frequencies::from_radians((0..half).map(|i| 10_000_f64.powf(-(i as f64) / half as f64))).unwrap();
         // Filled with ones and not zeros: every page is touched before the timing starts.
         Self { ring, frequencies, k: vec![1.0; n], v: vec![1.0; n], t: 0, start }
     }

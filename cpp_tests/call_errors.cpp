@@ -237,4 +237,23 @@ TEST(EndOfPositions, IsReachedAndNotPassed) {
     EXPECT_REJECTED(skc_step(cache.handle(), &a), SKC_STATUS_OUT_OF_RANGE, "18446744073709551615");
 }
 
+// A wrong number of entries does not say how long the arrays are: it is rejected before they are read.
+TEST_F(RejectedCalls, TooManyEntries) {
+    for (const std::uint32_t n : {(1u << 24) + 1, UINT32_MAX}) {
+        const auto many = [n](auto &a) { a.n_entries = n; };
+        REJECTED_BY_ALL(many, SKC_STATUS_OUT_OF_RANGE, "n_entries is");
+        auto evict = host::edit_args<skc_evict_args>(ids, counts);
+        auto rewind = host::edit_args<skc_rewind_args>(ids, counts);
+        auto reset = host::sequence_args<skc_reset_args>(ids);
+        auto fork = host::fork_args(ids, counts);
+        auto abort = host::sequence_args<skc_abort_step_args>(ids);
+        evict.n_entries = rewind.n_entries = reset.n_entries = fork.n_entries = abort.n_entries = n;
+        EXPECT_REJECTED(skc_evict(cache(), &evict), SKC_STATUS_OUT_OF_RANGE, "n_entries is");
+        EXPECT_REJECTED(skc_rewind(cache(), &rewind), SKC_STATUS_OUT_OF_RANGE, "n_entries is");
+        EXPECT_REJECTED(skc_reset(cache(), &reset), SKC_STATUS_OUT_OF_RANGE, "n_entries is");
+        EXPECT_REJECTED(skc_fork(cache(), &fork), SKC_STATUS_OUT_OF_RANGE, "n_entries is");
+        EXPECT_REJECTED(skc_abort_step(cache(), &abort), SKC_STATUS_OUT_OF_RANGE, "n_entries is");
+    }
+}
+
 }  // namespace

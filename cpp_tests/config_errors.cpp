@@ -1,6 +1,9 @@
 // Invalid configurations: skc_create_cache and skc_cache_bytes reject them with a text that names the value.
 #include "support/host.hpp"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <functional>
 
 namespace {
@@ -77,7 +80,7 @@ const std::vector<Case> CASES = {
     {"scale is -2", [](Cache &, Layer &l) { l.scale = -2; }},
     {"scale is NaN", [](Cache &, Layer &l) { l.scale = NAN; }},
     {"softcap is -1", [](Cache &, Layer &l) { l.softcap = -1; }},
-    {"inv_freq has 7", [](Cache &, Layer &l) { set_inv_freq(l, 7); }},
+    {"n_inv_freq is 7", [](Cache &, Layer &l) { set_inv_freq(l, 7); }},
     {"inv_freq[0] is NaN", [](Cache &, Layer &l) { set_inv_freq(l, 8); }},
     {"n_inv_freq is 4294967295", [](Cache &, Layer &l) { set_inv_freq(l, UINT32_MAX); }},
     {"alibi_slopes has 4", [](Cache &, Layer &l) { set_alibi_slopes(l, 4); }},
@@ -87,7 +90,7 @@ const std::vector<Case> CASES = {
          l.position_mode = SKC_POSITION_ALIBI;
          set_alibi_slopes(l, 4);
      }},
-    {"sink_logits has 3", [](Cache &, Layer &l) { set_sink_logits(l, 3); }},
+    {"n_sink_logits is 3", [](Cache &, Layer &l) { set_sink_logits(l, 3); }},
     {"sink_logits[0] is NaN", [](Cache &, Layer &l) { set_sink_logits(l, 4); }},
 };
 
@@ -164,6 +167,73 @@ TEST(ConfigErrors, ExtremesThatAreAllowed) {
     c.heads(1, 1, 8, 512).max_chunk(1).max_rewind(0).layers(1, layer);
     sinkcache::Cache cache(c);
     EXPECT_EQ(host::info(cache.handle()).room, 1u);
+}
+
+/** `n` floats that end where no memory is mapped. */
+class AtTheEndOfMemory {
+public:
+    explicit AtTheEndOfMemory(std::size_t n) : n_(n) {
+        const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+        bytes_ = 2 * page;
+        memory_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (memory_ == MAP_FAILED || mprotect(static_cast<char *>(memory_) + page, page, PROT_NONE) != 0) {
+            std::abort();
+        }
+        end_ = static_cast<char *>(memory_) + page;
+    }
+    AtTheEndOfMemory(const AtTheEndOfMemory &) = delete;
+    AtTheEndOfMemory &operator=(const AtTheEndOfMemory &) = delete;
+    ~AtTheEndOfMemory() { munmap(memory_, bytes_); }
+    const float *floats() const { return reinterpret_cast<const float *>(end_) - n_; }
+
+private:
+    std::size_t n_, bytes_;
+    void *memory_;
+    char *end_;
+};
+
+// A wrong count does not say how long the array is: it is rejected before an element is read.
+TEST(ConfigErrors, CountsAreCheckedBeforeArraysAreRead) {
+    const AtTheEndOfMemory heads(host::Q_HEADS), pairs(host::DIM / 2);
+    const auto expect_rejected = [](const char *text, const Layer &layer) {
+        const auto owner = host::config();
+        auto config = owner.get();
+        config.layers = &layer;
+        skc_cache *cache = nullptr;
+        std::uint64_t host_bytes, device_bytes;
+        EXPECT_REJECTED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_CONFIG, text);
+        EXPECT_REJECTED(skc_cache_bytes(&config, &host_bytes, &device_bytes), SKC_STATUS_INVALID_CONFIG, text);
+    };
+    for (const std::uint32_t n : {9u, 4096u, 65536u, UINT32_MAX}) {
+        sinkcache::Layer sinks, alibi, frequencies;
+        sinks.sink_logits = heads.floats();
+        sinks.n_sink_logits = n;
+        expect_rejected("n_sink_logits is", sinks);
+        alibi.position_mode = SKC_POSITION_ALIBI;
+        alibi.alibi_slopes = heads.floats();
+        alibi.n_alibi_slopes = n;
+        expect_rejected("n_alibi_slopes is", alibi);
+        frequencies.inv_freq = pairs.floats();
+        frequencies.n_inv_freq = n;
+        expect_rejected("n_inv_freq is", frequencies);
+        frequencies.rope_dim = 2 * n;
+        expect_rejected("n_inv_freq is", frequencies);
+    }
+}
+
+// The numbers that say how long the arrays of a layer are come first.
+TEST(ConfigErrors, WrongHeadCountsAreFoundBeforeArraysAreRead) {
+    const AtTheEndOfMemory four(host::Q_HEADS);
+    sinkcache::Layer layer;
+    layer.sink_logits = four.floats();
+    const auto owner = host::config();
+    for (const std::uint32_t n : {65537u, UINT32_MAX}) {
+        auto config = owner.get();
+        config.layers = &layer;
+        config.n_q_heads = layer.n_sink_logits = n;
+        skc_cache *cache = nullptr;
+        EXPECT_REJECTED(skc_create_cache(&config, &cache), SKC_STATUS_INVALID_CONFIG, "n_q_heads is");
+    }
 }
 
 }  // namespace

@@ -1,9 +1,14 @@
 // fork(2): a child has none of its parent's threads. A cache that uses the library's threads works in both processes.
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <sinkcache.hpp>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <csignal>
+#include <functional>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -64,6 +69,123 @@ TEST(Fork, CachesWorkInParentAndChild) {
     EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
     cache.close();
     alone.close();
+}
+
+/** Ends the process with a status of its own if it hangs: the first process of a namespace would ignore SIGALRM. */
+void limit_time() {
+    std::signal(SIGALRM, [](int) { _exit(99); });
+    alarm(60);
+}
+
+/** Runs `work` until it is destroyed. */
+class Loop {
+public:
+    explicit Loop(std::function<void()> work) : thread_([this, work = std::move(work)] {
+        while (!stop_) {
+            work();
+        }
+    }) {}
+    ~Loop() {
+        stop_ = true;
+        thread_.join();
+    }
+
+private:
+    std::atomic<bool> stop_{false};
+    std::thread thread_;
+};
+
+/** One member's part of a team's step, if the team is ready for it. */
+void step_part(skc_cache *cache, std::uint32_t ith, const std::vector<float> &x, std::vector<float> &out) {
+    static const std::int32_t seq = 0, n = 1;
+    skc_step_args a{};
+    a.struct_size = sizeof a;
+    a.n_entries = 1;
+    a.seq_ids = &seq;
+    a.n_tokens = &n;
+    a.q = a.k = a.v = x.data();
+    a.out = out.data();
+    skc_step_part(cache, &a, ith, 2);
+}
+
+// Other threads are anywhere inside the library when the process forks. The child can make, use and destroy caches;
+// those that another thread was using stay busy.
+TEST(Fork, NoChildHangsWhateverOtherThreadsDo) {
+    sinkcache::Cache mine(config(2)), stepped(config(2)), appended(config(1)), team(config(2));
+    const auto x = rows(1);
+    std::vector<float> out(x.size());
+    const auto append = [&] { appended.append_kv(0, {{0}, {TOKENS}}, {{x.data()}, {x.data()}}); };
+    Loop step_loop([&] { step(stepped, 1); }), append_loop(append);
+    Loop create_loop([] { sinkcache::Cache temporary(config(2)); });
+    Loop refused_loop([] { skc_destroy_cache(nullptr); });
+    Loop first([&] { step_part(team.handle(), 0, x, out); }), second([&] { step_part(team.handle(), 1, x, out); });
+    for (int i = 0; i < 1000; i++) {
+        const pid_t child = fork();
+        ASSERT_GE(child, 0);
+        if (child == 0) {
+            limit_time();
+            sinkcache::Cache fresh(config(2));
+            const bool same = step(fresh, i) == step(mine, i);
+            fresh.close();
+            mine.close();
+            // Each may have been in use.
+            step_part(team.handle(), 0, x, out);
+            skc_destroy_cache(stepped.handle());
+            skc_destroy_cache(appended.handle());
+            skc_destroy_cache(team.handle());
+            _exit(same ? 0 : 1);
+        }
+        int status = -1;
+        ASSERT_EQ(waitpid(child, &status, 0), child);
+        ASSERT_TRUE(WIFEXITED(status)) << "child " << i << " was killed";
+        ASSERT_NE(WEXITSTATUS(status), 99) << "child " << i << " hangs";
+        ASSERT_EQ(WEXITSTATUS(status), 0) << "child " << i;
+    }
+}
+
+/** In the first process of a pid namespace: makes a cache with threads, and uses it in a child that is the first of
+ *  another namespace, and so has the same process id. */
+int use_in_namesake() {
+    sinkcache::Cache cache(config(3)), alone(config(1));
+    for (int seed = 0; seed < 4; seed++) {
+        step(cache, seed);
+        step(alone, seed);
+    }
+    const pid_t parent = getpid();
+    if (unshare(CLONE_NEWPID) != 0) {
+        return 77;
+    }
+    const pid_t child = fork();
+    if (child == 0) {
+        limit_time();
+        _exit(getpid() == parent ? run_child(cache, alone) : 3);
+    }
+    int status = -1;
+    return waitpid(child, &status, 0) == child && WIFEXITED(status) ? WEXITSTATUS(status) : 4;
+}
+
+TEST(Fork, AChildMayHaveItsParentsProcessId) {
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+        if (unshare(CLONE_NEWPID) != 0 && unshare(CLONE_NEWUSER | CLONE_NEWPID) != 0) {
+            _exit(77);
+        }
+        const pid_t first = fork();
+        if (first == 0) {
+            limit_time();
+            _exit(use_in_namesake());
+        }
+        int status = -1;
+        _exit(waitpid(first, &status, 0) == first && WIFEXITED(status) ? WEXITSTATUS(status) : 5);
+    }
+    int status = -1;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFEXITED(status)) << status;
+    if (WEXITSTATUS(status) == 77) {
+        GTEST_SKIP() << "skipped: this process may not make a pid namespace";
+    }
+    EXPECT_EQ(WEXITSTATUS(status), 0);
 }
 
 }  // namespace

@@ -2,7 +2,9 @@
 #include "support/host.hpp"
 
 #include <cstdlib>
+#include <fstream>
 #include <map>
+#include <memory>
 
 namespace {
 
@@ -172,6 +174,34 @@ TEST(Memory, ImpossibleSizes) {
     const auto config = c.get();
     skc_cache *cache = nullptr;
     EXPECT_EQ(skc_create_cache(&config, &cache), SKC_STATUS_OUT_OF_MEMORY);
+}
+
+/** Pages of this process that are in memory. */
+long resident_pages() {
+    long all = 0, resident = 0;
+    std::ifstream("/proc/self/statm") >> all >> resident;
+    return resident;
+}
+
+// Memory that the process had used before is not written when a cache gets it, so it takes no more than new memory.
+TEST(Memory, CachesMadeAgainTakeNoMorePages) {
+    if (resident_pages() == 0) {
+        GTEST_SKIP() << "skipped: no /proc";
+    }
+    // Other blocks lie between those of the caches, so that malloc cannot give memory back to the system.
+    std::vector<std::unique_ptr<char[]>> others;
+    const auto made = [&others] {
+        const long before = resident_pages();
+        std::vector<sinkcache::Cache> caches;
+        for (int i = 0; i < 500; i++) {
+            caches.emplace_back(sinkcache::Config().heads(1, 1, 8).layers(1, sinkcache::Layer(0, 8)).max_chunk(1));
+            others.emplace_back(new char[32]);
+        }
+        return resident_pages() - before;
+    };
+    // A cache takes more than 30 pages and uses few of them before its first token.
+    EXPECT_LT(made(), 8 * 500);
+    EXPECT_LT(made(), 8 * 500);
 }
 
 }  // namespace

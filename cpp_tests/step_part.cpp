@@ -168,6 +168,61 @@ TEST_F(OpenStep, ALateMemberOpensANewStep) {
     EXPECT_EQ(host::info(cache).length_max, 20u);
 }
 
+TEST_F(OpenStep, ARefusedAbortLeavesTheStep) {
+    auto a = host::sized<skc_abort_step_args>();
+    const Ints stranger{99};
+    a.n_entries = 1;
+    a.seq_ids = stranger.data();
+    EXPECT_REJECTED(skc_abort_step(cache, &a), SKC_STATUS_OUT_OF_RANGE, "99");
+    a = host::sized<skc_abort_step_args>();
+    a.stream = &a;
+    EXPECT_REJECTED(skc_abort_step(cache, &a), SKC_STATUS_INVALID_ARGUMENT, "stream");
+    EXPECT_OK(skc_step_part(cache, &args, 1, 3));
+    EXPECT_OK(skc_step_part(cache, &args, 2, 3));
+    EXPECT_EQ(results, expected());
+    EXPECT_EQ(host::info(cache).length_max, 24u);
+}
+
+/** A log callback that tries to destroy its cache. */
+struct Destroyer {
+    skc_cache *cache = nullptr;
+    int refused = 0;
+
+    static void log(void *user, std::uint32_t level, const char *) {
+        auto &d = *static_cast<Destroyer *>(user);
+        if (level == SKC_LOG_WARN) {
+            EXPECT_EQ(skc_destroy_cache(d.cache), SKC_STATUS_BUSY);
+            d.refused++;
+        }
+    }
+};
+
+TEST(StepPart, ARefusedDestroyLeavesTheStep) {
+    Destroyer destroyer;
+    auto with_log = config(2);
+    with_log.raw().log = Destroyer::log;
+    with_log.raw().log_user = &destroyer;
+    sinkcache::Cache owner(with_log);
+    skc_cache *cache = destroyer.cache = owner.handle();
+    const Rows rows = host::rows(1, 2);
+    const Ints seq{0}, one{1};
+    Results results = Results::of(1);
+    const auto a = host::step_args(0, seq, one, rows, results);
+    ASSERT_OK(skc_step_part(cache, &a, 0, 2));
+    auto other = a;
+    other.layer = 1;
+    EXPECT_REJECTED(skc_step_part(cache, &other, 0, 2), SKC_STATUS_BUSY, "other arguments");
+    EXPECT_EQ(destroyer.refused, 1);
+    EXPECT_OK(skc_step_part(cache, &a, 1, 2));
+    EXPECT_EQ(host::info(cache).length_max, 1u);
+    EXPECT_TRUE(results.finite());
+}
+
+TEST_F(OpenStep, DestroyAbandonsIt) {
+    owner.close();
+    EXPECT_REJECTED(skc_step_part(cache, &args, 1, 3), SKC_STATUS_INVALID_HANDLE, "destroyed");
+}
+
 // A step longer than the ring's spare slots has overwritten tokens that would be visible again after an abort.
 TEST(StepPart, AfterAnAbandonedLongStepOnlyResetHelps) {
     sinkcache::Cache owner(host::config().threads(2));

@@ -929,7 +929,7 @@ SKC_API skc_status skc_create_cache(const struct skc_cache_config *config, struc
 
 /**
  * Destroys a cache and frees its memory. For CUDA it waits for all work of the cache's context first. An
- * unfinished step of skc_step_part is abandoned.
+ * unfinished step of skc_step_part is abandoned, unless the call returns an error.
  *
  * Returns: SKC_STATUS_OK, or
  * - SKC_STATUS_INVALID_HANDLE: the cache is NULL, was destroyed, or was never created.
@@ -1095,7 +1095,8 @@ SKC_API skc_status skc_fork(struct skc_cache *cache, const struct skc_fork_args 
 
 /**
  * Aborts a step that failed between layers: cuts every layer of the sequences to the length of the shortest, so that
- * the step can be repeated. It also ends an unfinished step of skc_step_part.
+ * the step can be repeated. It also ends an unfinished step of skc_step_part, even if it then returns
+ * SKC_STATUS_TOKENS_GONE; after other errors that step goes on.
  *
  * Returns: SKC_STATUS_OK, the common statuses, and
  * - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist; too many entries.

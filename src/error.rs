@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::text::Text;
+
 /// The table of statuses: text, variant of [`Status`], number, name in the C ABI. The enum, the constants of the C ABI,
 /// the header and the lookups by name and number are made from it. Numbers are negative and never reused.
 macro_rules! for_each_status {
@@ -68,7 +70,7 @@ for_each_status!(define_status);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     status: Status,
-    message: String,
+    text: Text,
 }
 
 /// Result of everything that can fail.
@@ -76,8 +78,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     /// An error of the given status.
-    pub fn new(status: Status, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+    pub fn new(status: Status, message: impl fmt::Display) -> Self {
+        Self { status, text: Text::new(format_args!("{message}")) }
     }
 
     /// The status.
@@ -89,22 +91,28 @@ impl Error {
     /// The text.
     #[must_use]
     pub fn message(&self) -> &str {
-        &self.message
+        self.text.as_str()
+    }
+
+    /// The text with a NUL behind it.
+    #[allow(dead_code, reason = "the build script includes this file and has no use for it")]
+    pub(crate) fn text(&self) -> &Text {
+        &self.text
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        f.write_str(self.message())
     }
 }
 
 impl std::error::Error for Error {}
 
-/// `return Err(Error::new(Status::$status, format!(...)))`.
+/// `return Err(Error::new(Status::$status, format_args!(...)))`.
 macro_rules! bail {
     ($status:ident, $($text:tt)*) => {
-        return Err($crate::error::Error::new($crate::error::Status::$status, format!($($text)*)))
+        return Err($crate::error::Error::new($crate::error::Status::$status, format_args!($($text)*)))
     };
 }
 pub(crate) use bail;

@@ -20,9 +20,11 @@ mod error;
 mod exec;
 pub mod ffi;
 mod memory;
+mod process;
 pub mod ring;
 pub mod rope;
 mod tensor;
+mod text;
 
 pub use backend::{DeviceError, KernelChoice, TokenCall};
 pub use batch::{Batch, DeviceBatch, DeviceEdit};

@@ -33,6 +33,9 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
+    /// The process's allocator.
+    pub(crate) const PROCESS: Self = Self(None);
+
     /// Memory from a pair of callbacks, which are called with `user`.
     ///
     /// # Safety
@@ -70,12 +73,12 @@ unsafe impl Send for Buffer {}
 unsafe impl Sync for Buffer {}
 
 impl Buffer {
-    /// `bytes` bytes aligned to [`ALIGN`]. Memory of the process's allocator is zero, that of a callback is as the
-    /// callback left it. Pages of large blocks are not touched before they are used.
-    pub fn zeroed(memory: Memory, bytes: usize, what: &str) -> Result<Self> {
+    /// `bytes` bytes aligned to [`ALIGN`], with any contents. Pages of large blocks are not touched before they are
+    /// used. They are not set to zero: memory that the process had used before would then be written, and taken from
+    /// the system, although a short stream may never come to it.
+    pub fn new(memory: Memory, bytes: usize, what: &str) -> Result<Self> {
         let bytes = bytes.max(1);
-        // Room to align by hand: for more than the natural alignment the allocator would not use calloc, but write the
-        // zeros itself and so touch every page.
+        // Room to align by hand: a larger alignment than malloc's may cost a page and more for each block.
         let taken = match memory.0 {
             None => bytes.checked_add(ALIGN),
             Some(_) => Some(bytes),
@@ -85,7 +88,7 @@ impl Buffer {
         };
         let ptr = match memory.0 {
             // SAFETY: the layout has at least one byte.
-            None => unsafe { std::alloc::alloc_zeroed(layout) },
+            None => unsafe { with_any_contents(layout) },
             // SAFETY: `Memory::new` demands that it may be called, from any thread.
             Some(c) => unsafe { (c.alloc)(c.user, bytes, ALIGN).cast() },
         };
@@ -112,6 +115,28 @@ impl Buffer {
     }
 }
 
+/// Allocates memory whose contents are unknown, but not undefined: kernels read blocks of slots of which some were
+/// never written, and do not use what they read there.
+///
+/// # Safety
+/// The layout must not be empty.
+unsafe fn with_any_contents(layout: Layout) -> *mut u8 {
+    // Miri does not know assembly.
+    if cfg!(miri) {
+        // SAFETY: the layout is not empty.
+        return unsafe { std::alloc::alloc_zeroed(layout) };
+    }
+    // SAFETY: the layout is not empty.
+    let ptr = unsafe { std::alloc::alloc(layout) };
+    // Assembly that may, for all the compiler knows, have written the memory.
+    #[cfg(not(miri))]
+    // SAFETY: it has no instructions.
+    unsafe {
+        std::arch::asm!("/* {0} */", in(reg) ptr, options(nostack, preserves_flags));
+    }
+    ptr
+}
+
 /// Requests huge pages for large blocks: one pass over a long window touches more 4 KiB pages than the TLB holds.
 #[cfg(target_os = "linux")]
 fn advise_huge_pages(ptr: *mut u8, bytes: usize) {
@@ -130,7 +155,7 @@ fn advise_huge_pages(_: *mut u8, _: usize) {}
 impl Drop for Buffer {
     fn drop(&mut self) {
         match self.memory.0 {
-            // SAFETY: `zeroed` allocated it with this layout.
+            // SAFETY: `new` allocated it with this layout.
             None => unsafe {
                 std::alloc::dealloc(self.ptr.as_ptr(), Layout::from_size_align_unchecked(self.bytes, MALLOC_ALIGN));
             },
@@ -138,6 +163,22 @@ impl Drop for Buffer {
             // callback.
             Some(c) => unsafe { (c.free)(c.user, self.ptr.as_ptr().cast(), self.bytes) },
         }
+    }
+}
+
+/// A value in a box, or `OutOfMemory`.
+pub fn boxed<T>(value: T, what: &str) -> Result<Box<T>> {
+    const { assert!(size_of::<T>() > 0) };
+    let layout = Layout::new::<T>();
+    // SAFETY: the layout has at least one byte.
+    let ptr = unsafe { std::alloc::alloc(layout) }.cast::<T>();
+    if ptr.is_null() {
+        bail!(OutOfMemory, "{} bytes for {what} could not be allocated", layout.size());
+    }
+    // SAFETY: allocated just now by the allocator of boxes, with the layout of `T`; initialised before it is a box.
+    unsafe {
+        ptr.write(value);
+        Ok(Box::from_raw(ptr))
     }
 }
 
@@ -158,7 +199,7 @@ pub fn with_room<T>(n: usize, what: &str) -> Result<Vec<T>> {
 }
 
 /// A copy of `values`, or `OutOfMemory`.
-pub fn copied(values: &[f32], what: &str) -> Result<Vec<f32>> {
+pub fn copied<T: Copy>(values: &[T], what: &str) -> Result<Vec<T>> {
     let mut v = with_room(values.len(), what)?;
     v.extend_from_slice(values);
     Ok(v)

@@ -7,14 +7,30 @@
 
 use std::f64::consts::TAU;
 
+use crate::error::Result;
+use crate::memory::{copied, with_room};
+
 /// Rotary frequencies of one layer, one per rotated pair of dims.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Frequencies(Vec<u64>);
 
 impl Frequencies {
     /// From angular frequencies in radians per token.
-    pub fn from_radians(radians: impl IntoIterator<Item = f64>) -> Self {
-        Self(radians.into_iter().map(|w| fixed_turns(w / TAU)).collect())
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn from_radians(radians: impl ExactSizeIterator<Item = f64>) -> Result<Self> {
+        let mut turns = with_room(radians.len(), "RoPE frequencies")?;
+        turns.extend(radians.map(|w| fixed_turns(w / TAU)));
+        Ok(Self(turns))
+    }
+
+    /// A copy.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn copied(&self) -> Result<Self> {
+        Ok(Self(copied(&self.0, "RoPE frequencies")?))
     }
 
     /// Number of rotated pairs: half the rotary dims.

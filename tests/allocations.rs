@@ -1,4 +1,5 @@
-//! All memory is allocated when a cache is created: steps and edits allocate nothing.
+//! All memory is allocated when a cache is created: steps, edits and rejected calls allocate nothing. A failed
+//! allocation is an error, and leaks nothing.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -6,7 +7,9 @@ use std::ffi::c_void;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sinkcache::ffi;
-use sinkcache::{AttendTensors, Batch, Cache, CacheConfig, LayerConfig, Memory, RowsIn, RowsOut, StepTensors};
+use sinkcache::{
+    AttendTensors, Batch, Cache, CacheConfig, DType, Isa, LayerConfig, Memory, RowsIn, RowsOut, StepTensors,
+};
 
 struct Counting;
 
@@ -14,12 +17,18 @@ thread_local! {
     /// Counted per thread: threads of the test harness allocate, too.
     static CALLS: Cell<usize> = const { Cell::new(0) };
     static LIVE: Cell<usize> = const { Cell::new(0) };
+    /// Allocations that succeed before all others fail.
+    static LEFT: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
 // SAFETY: every call is passed on to the system's allocator, unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         CALLS.set(CALLS.get() + 1);
+        if LEFT.get() == 0 {
+            return std::ptr::null_mut();
+        }
+        LEFT.set(LEFT.get().saturating_sub(usize::from(LEFT.get() != usize::MAX)));
         LIVE.set(LIVE.get().wrapping_add(layout.size()));
         // SAFETY: the caller's layout and pointer, unchanged.
         unsafe { System.alloc(layout) }
@@ -86,15 +95,17 @@ fn nothing_is_allocated_after_create() {
     assert_eq!(LIVE.get(), before);
 
     failing_allocations();
-    uninitialised_memory_is_never_read();
+    failing_allocations_of_the_process();
+    contents_of_new_memory_change_no_bit();
     the_c_abi_allocates_nothing();
 }
 
-/// Callbacks that count bytes, fill new memory with 0xFF (NaN in every type), and fail from the n-th call on.
+/// Callbacks that count bytes, fill new memory with one byte, and fail from the n-th call on.
 #[derive(Default)]
 struct Callbacks {
     left: AtomicUsize,
     live: AtomicUsize,
+    fill: u8,
 }
 
 unsafe extern "C" fn alloc(user: *mut c_void, bytes: usize, align: usize) -> *mut c_void {
@@ -108,7 +119,7 @@ unsafe extern "C" fn alloc(user: *mut c_void, bytes: usize, align: usize) -> *mu
     // SAFETY: the layout is not empty; the block has that many bytes.
     unsafe {
         let ptr = System.alloc(layout);
-        ptr.write_bytes(0xFF, bytes);
+        ptr.write_bytes(c.fill, bytes);
         ptr.cast()
     }
 }
@@ -121,17 +132,17 @@ unsafe extern "C" fn free(user: *mut c_void, ptr: *mut c_void, bytes: usize) {
     }
 }
 
-fn with_callbacks(c: &Callbacks) -> CacheConfig {
+fn with_callbacks(c: &Callbacks, config: CacheConfig) -> CacheConfig {
     // SAFETY: the callbacks outlive every cache made here.
     let memory = unsafe { Memory::new(alloc, free, std::ptr::from_ref(c).cast_mut().cast()) };
-    CacheConfig { memory, ..config() }
+    CacheConfig { memory, ..config }
 }
 
 fn failing_allocations() {
     let mut failures = 0;
     for n in 0.. {
         let c = Callbacks { left: n.into(), ..Callbacks::default() };
-        match Cache::new(&with_callbacks(&c)) {
+        match Cache::new(&with_callbacks(&c, config())) {
             Ok(cache) => {
                 drop(cache);
                 assert_eq!(c.live.load(Ordering::Relaxed), 0);
@@ -147,27 +158,77 @@ fn failing_allocations() {
     assert!(failures >= 2);
 }
 
-fn uninitialised_memory_is_never_read() {
-    let c = Callbacks { left: usize::MAX.into(), ..Callbacks::default() };
+/// Every allocation of a cache's creation fails in turn, and all that follow it.
+fn failing_allocations_of_the_process() {
+    let per_layer = || LayerConfig { sink_logits: vec![0.5; 4], inv_freq: vec![0.25; 8], ..config().layers[0].clone() };
+    for n_threads in [1, 3] {
+        for layers in [config().layers, vec![per_layer(), per_layer()]] {
+            let config = CacheConfig { n_threads, layers, ..config() };
+            let mut failures = 0;
+            for n in 0.. {
+                let live = LIVE.get();
+                LEFT.set(n);
+                let outcome = Cache::new(&config);
+                let footprint = Cache::footprint(&config);
+                LEFT.set(usize::MAX);
+                match outcome {
+                    Ok(cache) => {
+                        drop((cache, footprint));
+                        break;
+                    }
+                    Err(e) => assert_eq!(e.status(), sinkcache::Status::OutOfMemory, "allocation {n}: {e}"),
+                }
+                drop(footprint);
+                assert_eq!(LIVE.get(), live, "a creation that failed at allocation {n} leaks");
+                failures += 1;
+            }
+            assert!(failures >= 8, "{failures} places");
+        }
+    }
+}
+
+/// Slots that were never written are read with their block, and hidden: whatever they hold, no bit of a result changes.
+fn contents_of_new_memory_change_no_bit() {
+    // NaN, large and small numbers, minus zero and denormals, in every storage type.
+    const FILLS: [u8; 6] = [0xFF, 0x7F, 0x7B, 0x3C, 0x80, 0x00];
+    let rows: Vec<f32> = (0..300 * 4 * 64).map(|i| (i * 7 % 113) as f32 / 64.0 - 0.9).collect();
     let run = |config: &CacheConfig| {
         let mut cache = Cache::new(config).unwrap();
-        let rows: Vec<f32> = (0..24 * 64).map(|i| (i % 13) as f32 / 8.0 - 0.7).collect();
-        let mut all = Vec::new();
-        for n in [1, 3, 8, 20, 2, 8] {
-            let mut out = vec![0.0_f32; n * 64];
-            let (k, q) = (RowsIn::packed(&rows[..n * 32]), RowsIn::packed(&rows[..n * 64]));
-            for layer in 0..2 {
-                let tensors = StepTensors { k, v: k, q, out: RowsOut::packed(&mut out), lse: None };
-                cache.step(layer, Batch::new(&[1], &[n as i32]), tensors).unwrap();
-            }
+        let mut all: Vec<u32> = Vec::new();
+        for n in [1, 3, 8, 70, 20, 2, 40, 300, 1] {
+            let mut out = vec![0.0_f32; n * 4 * config.head_dim as usize];
+            let (k, q) = (RowsIn::packed(&rows[..out.len() / 2]), RowsIn::packed(&rows[..out.len()]));
+            let tensors = StepTensors { k, v: k, q, out: RowsOut::packed(&mut out), lse: None };
+            cache.step(0, Batch::new(&[1], &[n as i32]), tensors).unwrap();
             cache.fork(&[1], &[2]).unwrap();
-            all.extend(out);
+            all.extend(out.iter().map(|x| x.to_bits()));
         }
         all
     };
-    let got = run(&with_callbacks(&c));
-    assert!(got.iter().all(|x| x.is_finite()));
-    assert_eq!(got, run(&config()));
+    for (isa, head_dim) in Isa::all().into_iter().flat_map(|isa| [16, 32, 64].map(|dim| (isa, dim))) {
+        for kv_dtype in [DType::F32, DType::F16, DType::Bf16] {
+            let layers = vec![LayerConfig { n_sink: 2, window: 150, ..LayerConfig::default() }];
+            let config = || CacheConfig {
+                n_layers: 1,
+                max_chunk: 96,
+                head_dim,
+                kv_dtype,
+                isa: Some(isa),
+                layers: layers.clone(),
+                ..config()
+            };
+            let expected = run(&config());
+            assert!(expected.iter().all(|&bits| f32::from_bits(bits).is_finite()));
+            for fill in FILLS {
+                let c = Callbacks { left: usize::MAX.into(), fill, ..Callbacks::default() };
+                let got = run(&with_callbacks(&c, config()));
+                assert!(
+                    got == expected,
+                    "{isa:?}, {head_dim} dims, {kv_dtype:?}: memory of {fill:#x} changes a result"
+                );
+            }
+        }
+    }
 }
 
 /// The same through handles, argument structs and the registry.
@@ -202,5 +263,42 @@ fn the_c_abi_allocates_nothing() {
         }
     }
     assert_eq!(CALLS.get(), calls);
+    rejected_calls_allocate_nothing(cache, &args);
     assert_eq!(ffi::skc_destroy_cache(cache), 0);
+    assert_eq!(ffi::skc_destroy_cache(cache), ffi::SKC_STATUS_INVALID_HANDLE);
+    assert_eq!(CALLS.get(), calls);
+}
+
+fn rejected_calls_allocate_nothing(cache: *mut ffi::skc_cache, good: &ffi::skc_step_args) {
+    let calls = CALLS.get();
+    let step = |change: &dyn Fn(&mut ffi::skc_step_args)| {
+        let mut args = *good;
+        change(&mut args);
+        // SAFETY: what the header demands, but for what the call rejects before it is used.
+        unsafe { [ffi::skc_step(cache, &raw const args), ffi::skc_step_part(cache, &raw const args, 0, 1)] }
+    };
+    let other = [7];
+    // SAFETY: as above.
+    unsafe {
+        assert_eq!(step(&|a| a.layer = 9), [ffi::SKC_STATUS_OUT_OF_RANGE; 2]);
+        assert_eq!(step(&|a| a.struct_size = 1), [ffi::SKC_STATUS_VERSION_MISMATCH; 2]);
+        assert_eq!(step(&|a| a.flags = 1 << 20), [ffi::SKC_STATUS_VERSION_MISMATCH; 2]);
+        assert_eq!(step(&|a| a.k = std::ptr::null()), [ffi::SKC_STATUS_NULL_POINTER; 2]);
+        assert_eq!(step(&|a| a.seq_ids = other.as_ptr()), [ffi::SKC_STATUS_OUT_OF_RANGE; 2]);
+        assert_eq!(step(&|a| a.n_entries = u32::MAX), [ffi::SKC_STATUS_OUT_OF_RANGE; 2]);
+        assert_eq!(step(&|a| a.q_head_stride = i64::MAX), [ffi::SKC_STATUS_INVALID_ARGUMENT; 2]);
+        assert_eq!(ffi::skc_step(std::ptr::null_mut(), good), ffi::SKC_STATUS_INVALID_HANDLE);
+        let mut kernel: ffi::skc_kernel_info = std::mem::zeroed();
+        kernel.struct_size = size_of::<ffi::skc_kernel_info>() as u32;
+        assert_eq!(ffi::skc_kernel_choice(cache, 0, 2, 1, 1, &raw mut kernel), 0);
+        assert_eq!(ffi::skc_kernel_choice(cache, 3, 2, 1, 1, &raw mut kernel), ffi::SKC_STATUS_OUT_OF_RANGE);
+        let mut info: ffi::skc_sequence_info = std::mem::zeroed();
+        info.struct_size = size_of::<ffi::skc_sequence_info>() as u32;
+        assert_eq!(ffi::skc_seq_info(cache, 0, 0, &raw mut info), 0);
+        assert_eq!(ffi::skc_seq_info(cache, 0, 44, &raw mut info), ffi::SKC_STATUS_OUT_OF_RANGE);
+        let mut value = 0;
+        assert_eq!(ffi::skc_constant(c"SKC_NOTHING".as_ptr(), &raw mut value), ffi::SKC_STATUS_INVALID_ARGUMENT);
+        assert!(!std::ffi::CStr::from_ptr(ffi::skc_last_error()).is_empty());
+    }
+    assert_eq!(CALLS.get(), calls);
 }

@@ -48,7 +48,7 @@ pub enum TokenCall {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelChoice {
     /// The kernel's name. If a step runs an append kernel and an attention kernel, that of the latter.
-    pub kernel: String,
+    pub kernel: &'static str,
     /// Kernel launches of the whole call; 0 on the CPU. Launches that copy a batch of more than 64 entries to device
     /// memory are not counted.
     pub launches: u64,

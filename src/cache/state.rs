@@ -1,16 +1,14 @@
 //! What a cache consists of, and how it is made.
 
-use std::sync::Arc;
-
 use super::counters::HostCounters;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
 use crate::backend::{Backend, Device, Stream};
 use crate::batch::{Entry, SeqIdSet};
-use crate::config::{BackendKind, CacheConfig, Footprint, Layer, Shape};
+use crate::config::{BackendKind, CacheConfig, Footprint, Layers, Shape};
 use crate::error::{Result, Status, bail};
 use crate::exec::Executor;
-use crate::memory::{filled, with_room};
+use crate::memory::{boxed, filled, with_room};
 
 /// KV cache of all layers and sequences of one model on one device.
 ///
@@ -18,7 +16,7 @@ use crate::memory::{filled, with_room};
 #[derive(Debug)]
 pub struct Cache {
     pub(super) shape: Shape,
-    pub(super) layers: Vec<Arc<Layer>>,
+    pub(super) layers: Layers,
     pub(super) counters: HostCounters,
     pub(super) place: Place,
     /// The stream that a CUDA cache's calls put their work into.
@@ -57,14 +55,16 @@ impl Cache {
         let mut warnings = Vec::new();
         let place = match config.backend {
             BackendKind::Cpu => {
-                let layers = layers.iter().map(Arc::as_ref);
-                let cpu = Cpu::new(&shape, layers, config.n_seqs, config.n_threads, config.isa, config.memory)?;
-                Place::Host { backend: Box::new(cpu), exec: Executor::new(config.n_threads, config.parallel_for)? }
+                let cpu = Cpu::new(&shape, layers.iter(), config.n_seqs, config.n_threads, config.isa, config.memory)?;
+                Place::Host {
+                    backend: boxed(cpu, "the backend")?,
+                    exec: Executor::new(config.n_threads, config.parallel_for)?,
+                }
             }
             BackendKind::Cuda => {
                 let mut cuda = Cuda::new(&shape, &layers, config.n_seqs, &config.cuda)?;
                 warnings = cuda.take_warnings();
-                Place::Device(Box::new(cuda))
+                Place::Device(boxed(cuda, "the backend")?)
             }
         };
         Ok(Self {
@@ -93,7 +93,7 @@ impl Cache {
         let (kernels, device) = if cuda {
             (0, Cuda::bytes(&shape, &layers, config.n_seqs, &config.cuda)?)
         } else {
-            (Cpu::bytes(&shape, layers.iter().map(Arc::as_ref), config.n_seqs, config.n_threads)?, 0)
+            (Cpu::bytes(&shape, layers.iter(), config.n_seqs, config.n_threads)?, 0)
         };
         let per_seq = size_of::<Entry>() + size_of::<(usize, u64)>() + size_of::<u64>();
         let counters = HostCounters::bytes(layers.len() as u64, n_seqs, cuda);

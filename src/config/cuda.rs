@@ -27,12 +27,16 @@ unsafe impl Sync for CudaConfig {}
 
 impl Default for CudaConfig {
     fn default() -> Self {
-        Self {
-            device: 0,
-            context: std::ptr::null_mut(),
-            memory: Memory::default(),
-            disk_cache: true,
-            programmatic: false,
-        }
+        Self::DEFAULT
     }
+}
+
+impl CudaConfig {
+    pub(crate) const DEFAULT: Self = Self {
+        device: 0,
+        context: std::ptr::null_mut(),
+        memory: Memory::PROCESS,
+        disk_cache: true,
+        programmatic: false,
+    };
 }

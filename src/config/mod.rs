@@ -1,13 +1,13 @@
 //! What a user sets, and the one place where it is checked.
 
 mod cuda;
+mod layers;
 mod settings;
 mod types;
 mod validate;
 
 pub use self::cuda::CudaConfig;
+pub(crate) use self::layers::{Layer, Layers};
 pub use self::settings::{CacheConfig, Footprint, LayerConfig};
 pub use self::types::{BackendKind, DType, PositionMode, RopeStyle};
-pub(crate) use self::validate::{
-    HEAD_DIM_MULTIPLE, Layer, MAX_CHUNK, MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_SEQS, MAX_THREADS, Shape,
-};
+pub(crate) use self::validate::{HEAD_DIM_MULTIPLE, MAX_CHUNK, MAX_HEAD_DIM, MAX_LAYERS, MAX_SEQS, MAX_THREADS, Shape};

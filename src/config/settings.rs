@@ -102,27 +102,32 @@ pub struct CacheConfig {
 
 impl Default for CacheConfig {
     fn default() -> Self {
-        Self {
-            backend: BackendKind::Cpu,
-            n_layers: 1,
-            n_seqs: 1,
-            n_q_heads: 0,
-            n_kv_heads: 0,
-            head_dim: 0,
-            head_dim_v: 0,
-            in_dtype: DType::F32,
-            out_dtype: DType::F32,
-            kv_dtype: DType::F16,
-            max_chunk: 512,
-            max_rewind: 16,
-            n_threads: 1,
-            layers: vec![LayerConfig::default()],
-            memory: Memory::default(),
-            parallel_for: None,
-            isa: None,
-            cuda: CudaConfig::default(),
-        }
+        Self { layers: vec![LayerConfig::default()], ..Self::WITHOUT_LAYERS }
     }
+}
+
+impl CacheConfig {
+    /// The defaults, without a layer: a constant, for callers that must not allocate.
+    pub(crate) const WITHOUT_LAYERS: Self = Self {
+        backend: BackendKind::Cpu,
+        n_layers: 1,
+        n_seqs: 1,
+        n_q_heads: 0,
+        n_kv_heads: 0,
+        head_dim: 0,
+        head_dim_v: 0,
+        in_dtype: DType::F32,
+        out_dtype: DType::F32,
+        kv_dtype: DType::F16,
+        max_chunk: 512,
+        max_rewind: 16,
+        n_threads: 1,
+        layers: Vec::new(),
+        memory: Memory::PROCESS,
+        parallel_for: None,
+        isa: None,
+        cuda: CudaConfig::DEFAULT,
+    };
 }
 
 /// Bytes that a cache allocates, all of them when it is created.

@@ -1,11 +1,10 @@
 //! Checks of a configuration, all in this file, and the checked form that backends use.
 
-use std::sync::Arc;
-
+use super::layers::{Layer, Layers};
 use super::settings::{CacheConfig, LayerConfig};
-use super::types::{DType, PositionMode, RopeStyle};
+use super::types::{DType, PositionMode};
 use crate::error::{Error, Result, bail};
-use crate::memory::{copied, filled, with_room};
+use crate::memory::{copied, with_room};
 use crate::ring::Ring;
 use crate::rope::Frequencies;
 
@@ -22,22 +21,6 @@ pub struct Shape {
     pub out_dtype: DType,
     pub kv_dtype: DType,
     pub max_chunk: u64,
-}
-
-/// A valid layer, ready for a backend.
-#[derive(Clone, Debug)]
-pub struct Layer {
-    pub ring: Ring,
-    pub position_mode: PositionMode,
-    pub rope_style: RopeStyle,
-    /// Empty where `RoPE` is not used.
-    pub frequencies: Frequencies,
-    pub mscale: f32,
-    pub scale: f32,
-    /// 0 = no softcap.
-    pub softcap: f32,
-    pub alibi_slopes: Vec<f32>,
-    pub sink_logits: Vec<f32>,
 }
 
 pub const MAX_LAYERS: u32 = 65_536;
@@ -78,22 +61,31 @@ fn finite(name: &str, values: &[f32]) -> Result<()> {
 }
 
 impl CacheConfig {
-    /// Checks a whole configuration. Layers that share one element of `layers` share one [`Layer`].
-    pub(crate) fn validate(&self) -> Result<(Shape, Vec<Arc<Layer>>)> {
+    /// Checks a whole configuration.
+    pub(crate) fn validate(&self) -> Result<(Shape, Layers)> {
         let shape = self.shape()?;
-        let n = self.n_layers as usize;
+        if self.layers.len() != 1 && self.layers.len() != self.n_layers as usize {
+            bail!(
+                InvalidConfig,
+                "{} layer configurations: 1 for all or one for each of the {} layers is needed",
+                self.layers.len(),
+                self.n_layers
+            );
+        }
+        let mut layers = with_room(self.layers.len(), "layers")?;
         if let [one] = self.layers.as_slice() {
-            return Ok((shape, filled(n, Arc::new(self.layer(one)?), "layers")?));
+            layers.push(self.layer(one)?);
+            return Ok((shape, Layers::new(layers, self.n_layers as usize)));
         }
-        let mut layers = with_room(n, "layers")?;
         for (i, layer) in self.layers.iter().enumerate() {
-            let layer = self.layer(layer).map_err(|e| Error::new(e.status(), format!("layer {i}: {}", e.message())))?;
-            layers.push(Arc::new(layer));
+            let layer =
+                self.layer(layer).map_err(|e| Error::new(e.status(), format_args!("layer {i}: {}", e.message())))?;
+            layers.push(layer);
         }
-        Ok((shape, layers))
+        Ok((shape, Layers::new(layers, self.n_layers as usize)))
     }
 
-    /// Checks the settings that concern all layers.
+    /// Checks the settings that concern all layers, and none of `layers`.
     pub(crate) fn shape(&self) -> Result<Shape> {
         in_range("n_layers", self.n_layers, 1, MAX_LAYERS)?;
         in_range("n_seqs", self.n_seqs, 1, MAX_SEQS)?;
@@ -108,14 +100,6 @@ impl CacheConfig {
         in_range("max_chunk", self.max_chunk, 1, MAX_CHUNK)?;
         in_range("max_rewind", self.max_rewind, 0, MAX_CHUNK)?;
         in_range("n_threads", self.n_threads, 1, MAX_THREADS)?;
-        if self.layers.len() != 1 && self.layers.len() != self.n_layers as usize {
-            bail!(
-                InvalidConfig,
-                "{} layer configurations: 1 for all or one for each of the {} layers is needed",
-                self.layers.len(),
-                self.n_layers
-            );
-        }
         Ok(Shape {
             n_q_heads: self.n_q_heads as usize,
             n_kv_heads: self.n_kv_heads as usize,
@@ -192,13 +176,13 @@ impl CacheConfig {
         if c.inv_freq.is_empty() {
             let d = f64::from(rope_dim);
             let radians = (0..rope_dim / 2).map(|i| c.rope_base.powf(-f64::from(2 * i) / d) * c.rope_scale);
-            return Ok(Frequencies::from_radians(radians));
+            return Frequencies::from_radians(radians);
         }
         if c.inv_freq.len() != rope_dim as usize / 2 {
             bail!(InvalidConfig, "inv_freq has {} values: half of rope_dim {rope_dim} is needed", c.inv_freq.len());
         }
         finite("inv_freq", &c.inv_freq)?;
-        Ok(Frequencies::from_radians(c.inv_freq.iter().map(|&f| f64::from(f) * c.rope_scale)))
+        Frequencies::from_radians(c.inv_freq.iter().map(|&f| f64::from(f) * c.rope_scale))
     }
 }
 
@@ -215,7 +199,10 @@ mod tests {
     fn rejection(change: impl FnOnce(&mut CacheConfig, &mut LayerConfig)) -> String {
         let (mut config, mut layer) = (valid(), LayerConfig::default());
         change(&mut config, &mut layer);
-        let error = config.shape().and_then(|_| config.layer(&layer)).unwrap_err();
+        if config.layers.len() == 1 {
+            config.layers = vec![layer];
+        }
+        let error = config.validate().unwrap_err();
         assert_eq!(error.status(), Status::InvalidConfig);
         error.message().to_owned()
     }

@@ -1,5 +1,6 @@
 //! On which threads a call runs: the calling thread, the cache's thread pool, or the host's parallel loop.
 
+mod thread;
 mod thread_pool;
 
 use std::any::Any;
@@ -159,7 +160,7 @@ pub fn panic_error(panic: &(dyn Any + Send)) -> Error {
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message");
-    Error::new(Status::Internal, format!("a bug in sinkcache, please report it: {text}"))
+    Error::new(Status::Internal, format_args!("a bug in sinkcache, please report it: {text}"))
 }
 
 #[cfg(test)]

@@ -5,14 +5,17 @@
 //! fork(2), which inherits none of the threads, can tell and create new ones.
 
 use std::any::Any;
+use std::ffi::c_void;
+use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::error::{Result, bail};
-use crate::memory::with_room;
+use super::thread::Thread;
+use crate::error::Result;
+use crate::memory::{boxed, with_room};
+use crate::process::{generation, watch_forks};
 
 /// How long a worker spins for the next task, and the caller for the last worker's end, before it sleeps. Waking a
 /// thread takes tens of microseconds, on a virtual machine more than a hundred: a good part of a decode. Layers that
@@ -25,9 +28,10 @@ pub type Panic = Box<dyn Any + Send>;
 /// Worker threads; the caller of [`Pool::run`] is one thread more.
 #[derive(Debug)]
 pub struct Pool {
-    shared: Arc<Shared>,
-    workers: Vec<JoinHandle<()>>,
-    /// Id of the process that created the workers.
+    /// Freed by drop, after the workers have ended: they have pointers to it.
+    shared: ManuallyDrop<Box<Shared>>,
+    workers: Vec<Thread>,
+    /// The process that created the workers, see [`generation`].
     process: u32,
 }
 
@@ -127,29 +131,40 @@ impl Shared {
     }
 }
 
+/// What a worker thread runs; `shared` is a [`Shared`].
+extern "C" fn work(shared: *mut c_void) -> *mut c_void {
+    #[cfg(target_os = "linux")]
+    // SAFETY: names the calling thread; the name is a C string.
+    unsafe {
+        libc::prctl(libc::PR_SET_NAME, c"sinkcache".as_ptr());
+    }
+    // SAFETY: the pool keeps it until this thread has been joined.
+    unsafe { &*shared.cast::<Shared>() }.run_worker();
+    std::ptr::null_mut()
+}
+
 impl Pool {
     /// A pool of `n` threads, the caller included.
     ///
     /// # Errors
     /// `OutOfMemory` when they cannot be started.
     pub fn new(n: u32) -> Result<Self> {
-        let mut pool =
-            Self { shared: Arc::default(), workers: with_room(n as usize, "threads")?, process: std::process::id() };
-        for i in 1..n {
-            let shared = Arc::clone(&pool.shared);
-            let thread = std::thread::Builder::new().name(format!("sinkcache-{i}"));
-            match thread.spawn(move || shared.run_worker()) {
-                Ok(worker) => pool.workers.push(worker),
-                // Dropping the pool ends those that were started.
-                Err(e) => bail!(OutOfMemory, "{n} threads could not be started: {e}"),
-            }
+        watch_forks()?;
+        let workers = with_room(n as usize, "threads")?;
+        let shared = ManuallyDrop::new(boxed(Shared::default(), "a thread pool")?);
+        let mut pool = Self { shared, workers, process: generation() };
+        for _ in 1..n {
+            let data = std::ptr::from_ref::<Shared>(&pool.shared).cast_mut().cast();
+            // After an error, dropping the pool ends the workers that were started.
+            // SAFETY: `work` takes a `Shared`, which lives until drop has joined the workers.
+            pool.workers.push(unsafe { Thread::start(work, data) }?);
         }
         Ok(pool)
     }
 
     /// Whether the workers belong to another process, of which this one is a fork: then it has none.
     pub fn is_inherited(&self) -> bool {
-        self.process != std::process::id()
+        self.process != generation()
     }
 
     /// Calls `part(i)` once for every i below `n`, on any of the threads.
@@ -182,15 +197,17 @@ impl Drop for Pool {
         let workers = std::mem::take(&mut self.workers);
         if self.is_inherited() {
             // The threads exist in the parent only, and one of them may have held the lock at the fork: touch neither.
-            std::mem::forget((workers, Arc::clone(&self.shared)));
+            std::mem::forget(workers);
             return;
         }
         lock(&self.shared.state).quit = true;
         self.shared.wake.notify_all();
         for worker in workers {
             // A worker never panics: `run_parts` catches panics of its parts.
-            let _ = worker.join();
+            worker.join();
         }
+        // SAFETY: not used again; the workers, which had pointers to it, have ended.
+        unsafe { ManuallyDrop::drop(&mut self.shared) };
     }
 }
 

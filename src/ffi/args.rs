@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use super::c_struct::{c_struct, read_array};
+use super::c_struct::{c_struct, read_entries};
 use super::constants::SKC_ON_DEVICE;
 use crate::batch::{Batch, DeviceBatch};
 use crate::error::{Result, bail};
@@ -215,9 +215,8 @@ pub unsafe fn read_batch<'a>(a: &BatchArgs) -> Result<Batch<'a>> {
             a.max_tokens
         );
     }
-    let n = a.n as usize;
     // SAFETY: both arrays are NULL or have n elements during 'a, as this function demands.
-    unsafe { Ok(Batch::new(read_array("seq_ids", a.seq_ids, n)?, read_array("n_tokens", a.n_tokens, n)?)) }
+    unsafe { Ok(Batch::new(read_entries("seq_ids", a.seq_ids, a.n)?, read_entries("n_tokens", a.n_tokens, a.n)?)) }
 }
 
 /// The batch and the tensors of an attend.

@@ -1,15 +1,19 @@
 //! The boundary to C: panics become errors, errors become statuses and the text of the last error.
 
-use std::cell::RefCell;
-use std::ffi::{CString, c_char};
+use std::cell::Cell;
+use std::ffi::c_char;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::constants::{SKC_STATUS_OK, skc_status};
 use crate::error::{Error, Result, bail};
 use crate::exec::panic_error;
 
+/// Bytes kept of an error's text, with its NUL. Only texts that quote a path or a compiler may be longer.
+const LAST_ERROR_BYTES: usize = 2048;
+
 thread_local! {
-    static LAST_ERROR: RefCell<CString> = RefCell::new(CString::default());
+    /// A C string. Nothing is allocated for it, and nothing dropped when the thread ends.
+    static LAST_ERROR: Cell<[u8; LAST_ERROR_BYTES]> = const { Cell::new([0; LAST_ERROR_BYTES]) };
 }
 
 /// Text of the latest error of a call on this thread, in English: names the rejected value and what is allowed.
@@ -22,8 +26,7 @@ thread_local! {
 /// Threads: any thread; each has a text of its own.
 #[unsafe(no_mangle)]
 pub extern "C" fn skc_last_error() -> *const c_char {
-    // In a thread that is ending the text may have been dropped already.
-    LAST_ERROR.try_with(|text| text.try_borrow().map_or(c"".as_ptr(), |t| t.as_ptr())).unwrap_or(c"".as_ptr())
+    LAST_ERROR.try_with(|text| text.as_ptr().cast_const().cast()).unwrap_or(c"".as_ptr())
 }
 
 /// Runs the body of a call. An error becomes its status and the text of the last error, a panic becomes `INTERNAL`.
@@ -48,9 +51,22 @@ pub fn catch_panic<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 fn report(error: &Error) -> skc_status {
-    let text = CString::new(error.message().replace('\0', "\u{fffd}")).unwrap_or_default();
-    // In a thread that is ending the text is lost; the status is returned all the same.
-    let _ = LAST_ERROR.try_with(|last| last.try_borrow_mut().map(|mut last| *last = text));
+    let text = error.text().as_c_str().to_bytes();
+    // Cut between characters: a byte of the form 10xxxxxx continues one.
+    let mut end = text.len().min(LAST_ERROR_BYTES - 1);
+    while text.get(end).is_some_and(|byte| byte & 0xC0 == 0x80) {
+        end -= 1;
+    }
+    let bytes = text.get(..end).unwrap_or_default();
+    let _ = LAST_ERROR.try_with(|last| {
+        // SAFETY: the text of this thread, which nobody else accesses during this call; `bytes` and a NUL fit, as they
+        // are at most LAST_ERROR_BYTES - 1 bytes.
+        unsafe {
+            let to = last.as_ptr().cast::<u8>();
+            to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+            to.add(bytes.len()).write(0);
+        }
+    });
     error.status() as skc_status
 }
 

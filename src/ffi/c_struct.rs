@@ -3,6 +3,7 @@
 use std::mem::MaybeUninit;
 
 use super::boundary::check_pointer;
+use crate::config::MAX_SEQS;
 use crate::error::{Result, bail};
 
 /// Larger than any struct will ever be: a larger `struct_size` is a mistake, and that many bytes must not be read.
@@ -53,8 +54,7 @@ pub unsafe fn read_struct<T: CStruct>(ptr: *const T) -> Result<T> {
         bail!(VersionMismatch, "{}.struct_size is {size}: {} to {MAX_STRUCT_SIZE} is allowed", T::NAME, T::FIRST_SIZE);
     }
     if flags & !T::FLAGS != 0 {
-        let allowed = if T::FLAGS == 0 { "no flag is defined".to_owned() } else { format!("of bits {:#x}", T::FLAGS) };
-        bail!(VersionMismatch, "{}.flags is {flags:#x}: {allowed}", T::NAME);
+        bail!(VersionMismatch, "{}.flags is {flags:#x}: {:#x} are the flags that it may have", T::NAME, T::FLAGS);
     }
     let mut value = MaybeUninit::<T>::zeroed();
     // SAFETY: `ptr` is readable for `size` bytes, as this function demands; `value` has `known` bytes.
@@ -88,6 +88,21 @@ pub unsafe fn read_array<'a, T>(name: &str, ptr: *const T, n: usize) -> Result<&
     // SAFETY: not NULL, aligned and within the address space, by the checks; readable during 'a, as this function
     // demands.
     Ok(unsafe { std::slice::from_raw_parts(ptr, n) })
+}
+
+/// An array of a batch, with an element for each entry. NULL is allowed for `n` = 0.
+///
+/// # Errors
+/// `OutOfRange` for more entries than a batch can have: none is read then.
+///
+/// # Safety
+/// As for [`read_array`], if `n` is at most `MAX_SEQS`.
+pub unsafe fn read_entries<'a, T>(name: &str, ptr: *const T, n: u32) -> Result<&'a [T]> {
+    if n > MAX_SEQS {
+        bail!(OutOfRange, "n_entries is {n}: at most {MAX_SEQS} is allowed");
+    }
+    // SAFETY: as this function demands.
+    unsafe { read_array(name, ptr, n as usize) }
 }
 
 /// Fills a caller's output struct: `value` gets what the caller passed and returns what is written, of which an older

@@ -9,9 +9,7 @@ use super::constants::{
     SKC_POSITION_ALIBI, SKC_POSITION_NONE, SKC_POSITION_ROPE, SKC_POSITION_ROPE_APPLIED, SKC_PROGRAMMATIC_LAUNCH,
     SKC_ROPE_INTERLEAVED, SKC_ROPE_NEOX, skc_status,
 };
-use crate::config::{
-    BackendKind, CacheConfig, CudaConfig, DType, LayerConfig, MAX_HEADS, MAX_LAYERS, PositionMode, RopeStyle,
-};
+use crate::config::{BackendKind, CacheConfig, CudaConfig, DType, LayerConfig, MAX_LAYERS, PositionMode, RopeStyle};
 use crate::error::{Result, bail};
 use crate::exec::ParallelFor;
 use crate::memory::{Memory, copied, with_room};
@@ -201,7 +199,7 @@ impl Default for skc_layer_config {
 
 impl Default for skc_cache_config {
     fn default() -> Self {
-        let d = CacheConfig::default();
+        let d = CacheConfig::WITHOUT_LAYERS;
         Self {
             struct_size: size_of::<Self>() as u32,
             flags: 0,
@@ -351,7 +349,7 @@ pub unsafe fn read_config(config: *const skc_cache_config) -> Result<(CacheConfi
     };
     // SAFETY: the header demands of the callback what `ParallelFor::new` does.
     let parallel_for = c.parallel_for.map(|call| unsafe { ParallelFor::new(call, c.parallel_for_user) });
-    let config = CacheConfig {
+    let mut config = CacheConfig {
         isa: None,
         backend,
         n_layers: c.n_layers,
@@ -366,18 +364,21 @@ pub unsafe fn read_config(config: *const skc_cache_config) -> Result<(CacheConfi
         max_chunk: c.max_chunk,
         max_rewind: c.max_rewind,
         n_threads: c.n_threads,
-        // SAFETY: `layers` is as the header says.
-        layers: unsafe { read_layers(&c) }?,
+        layers: Vec::new(),
         memory,
         parallel_for,
         cuda,
     };
+    // First the numbers that say how long the layers' arrays are.
+    config.shape()?;
+    // SAFETY: `layers` is as the header says.
+    config.layers = unsafe { read_layers(&c, &config) }?;
     Ok((config, c))
 }
 
 /// # Safety
 /// `c.layers` must be NULL or have `n_layer_configs` elements, if that is 1 or `n_layers`.
-unsafe fn read_layers(c: &skc_cache_config) -> Result<Vec<LayerConfig>> {
+unsafe fn read_layers(c: &skc_cache_config, config: &CacheConfig) -> Result<Vec<LayerConfig>> {
     let n = c.n_layer_configs;
     // Checked before any element is read: a wrong count does not say how many elements there are.
     if n == 0 || n > MAX_LAYERS || (n != 1 && n != c.n_layers) {
@@ -399,17 +400,19 @@ unsafe fn read_layers(c: &skc_cache_config) -> Result<Vec<LayerConfig>> {
         // SAFETY: there are n elements, `stride` bytes apart.
         let layer = unsafe { read_struct(c.layers.byte_add(i * stride as usize)) }?;
         // SAFETY: the arrays of each element are as the header says.
-        layers.push(unsafe { read_layer(&layer) }?);
+        layers.push(unsafe { read_layer(&layer, config) }?);
     }
     Ok(layers)
 }
 
 /// # Safety
-/// Each array must be NULL or have as many elements as its count says.
-unsafe fn read_layer(c: &skc_layer_config) -> Result<LayerConfig> {
-    let floats = |name: &str, ptr: *const f32, n: u32| {
-        if n > MAX_HEADS {
-            bail!(InvalidConfig, "n_{name} is {n}: at most {MAX_HEADS} is allowed");
+/// Each array must be NULL or have as many elements as its count says, if that is one that `config` allows.
+unsafe fn read_layer(c: &skc_layer_config, config: &CacheConfig) -> Result<LayerConfig> {
+    let rope_dim = if c.rope_dim == 0 { config.head_dim } else { c.rope_dim.min(config.head_dim) };
+    // `allowed`, beside 0: a wrong count does not say how many elements there are, so none is read.
+    let floats = |name: &str, ptr: *const f32, n: u32, allowed: u32| {
+        if n != 0 && n != allowed {
+            bail!(InvalidConfig, "n_{name} is {n}: 0 or {allowed} is allowed");
         }
         // SAFETY: NULL or n elements, as this function demands.
         let values = unsafe { read_array(name, ptr, n as usize) }?;
@@ -434,10 +437,10 @@ unsafe fn read_layer(c: &skc_layer_config) -> Result<LayerConfig> {
         rope_base: c.rope_base,
         rope_scale: c.rope_scale,
         rope_mscale: c.rope_mscale,
-        inv_freq: floats("inv_freq", c.inv_freq, c.n_inv_freq)?,
-        alibi_slopes: floats("alibi_slopes", c.alibi_slopes, c.n_alibi_slopes)?,
+        inv_freq: floats("inv_freq", c.inv_freq, c.n_inv_freq, rope_dim / 2)?,
+        alibi_slopes: floats("alibi_slopes", c.alibi_slopes, c.n_alibi_slopes, config.n_q_heads)?,
         scale: c.scale,
         softcap: c.softcap,
-        sink_logits: floats("sink_logits", c.sink_logits, c.n_sink_logits)?,
+        sink_logits: floats("sink_logits", c.sink_logits, c.n_sink_logits, config.n_q_heads)?,
     })
 }

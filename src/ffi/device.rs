@@ -1,7 +1,7 @@
 //! Calls for CUDA caches only: reporting length changes that the host could not see, and the record of skipped entries.
 
 use super::boundary::boundary;
-use super::c_struct::{c_struct, fill, read_array, read_struct};
+use super::c_struct::{c_struct, fill, read_entries, read_struct};
 use super::constants::{SKC_ALL_LAYERS, skc_status};
 use super::registry::{skc_cache, with_cache};
 
@@ -73,9 +73,10 @@ pub unsafe extern "C" fn skc_note_replay(cache: *mut skc_cache, args: *const skc
     boundary(|| {
         // SAFETY: NULL or a struct of struct_size bytes.
         let a = unsafe { read_struct(args) }?;
-        let n = a.n_entries as usize;
+        let n = a.n_entries;
         // SAFETY: the header demands arrays of n_entries elements in host memory, during the call.
-        let (ids, counts) = unsafe { (read_array("seq_ids", a.seq_ids, n)?, read_array("n_tokens", a.n_tokens, n)?) };
+        let (ids, counts) =
+            unsafe { (read_entries("seq_ids", a.seq_ids, n)?, read_entries("n_tokens", a.n_tokens, n)?) };
         let layer = (a.layer != SKC_ALL_LAYERS).then_some(a.layer);
         with_cache(cache, |cache| cache.note_replay(layer, ids, counts))
     })

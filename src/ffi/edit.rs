@@ -3,12 +3,13 @@
 use std::ffi::c_void;
 
 use super::boundary::boundary;
-use super::c_struct::{CStruct, c_struct, read_array, read_struct};
+use super::c_struct::{CStruct, c_struct, read_entries, read_struct};
 use super::constants::{SKC_ON_DEVICE, skc_status};
-use super::gate::abort_team_step;
+use super::gate::Exclusive;
 use super::registry::{on_stream, skc_cache, with_handle};
 use crate::backend::EditCall;
 use crate::batch::DeviceEdit;
+use crate::cache::Cache;
 use crate::error::{Result, bail};
 
 /// Arguments of skc_evict.
@@ -186,15 +187,15 @@ unsafe fn edit<A: EditArgs>(cache: *mut skc_cache, args: *const A) -> skc_status
             // runs.
             return unsafe { on_stream(cache, a.stream, |cache| cache.edit_on_device(A::CALL, edit)) };
         }
-        let n = a.n_entries as usize;
+        let n = a.n_entries;
         let (ids_name, tokens_name) =
             if A::CALL == EditCall::Fork { ("dst_seq_ids", "src_seq_ids") } else { ("seq_ids", "n_tokens") };
         // SAFETY: the header demands arrays of n_entries elements, during the call.
         let (ids, tokens, starts) = unsafe {
-            let ids = read_array(ids_name, a.seq_ids, n)?;
-            let tokens = if A::CALL == EditCall::Reset { &[] } else { read_array(tokens_name, a.n_tokens, n)? };
+            let ids = read_entries(ids_name, a.seq_ids, n)?;
+            let tokens = if A::CALL == EditCall::Reset { &[] } else { read_entries(tokens_name, a.n_tokens, n)? };
             let starts = a.start_positions;
-            (ids, tokens, (!starts.is_null()).then(|| read_array("start_positions", starts, n)).transpose()?)
+            (ids, tokens, (!starts.is_null()).then(|| read_entries("start_positions", starts, n)).transpose()?)
         };
         // SAFETY: the header demands a live stream of the cache's context.
         unsafe {
@@ -296,7 +297,8 @@ pub unsafe extern "C" fn skc_fork(cache: *mut skc_cache, args: *const skc_fork_a
 }
 
 /// Aborts a step that failed between layers: cuts every layer of the sequences to the length of the shortest, so that
-/// the step can be repeated. It also ends an unfinished step of skc_step_part.
+/// the step can be repeated. It also ends an unfinished step of skc_step_part, even if it then returns
+/// SKC_STATUS_TOKENS_GONE; after other errors that step goes on.
 ///
 /// Returns: SKC_STATUS_OK, the common statuses, and
 /// - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist; too many entries.
@@ -317,9 +319,16 @@ pub unsafe extern "C" fn skc_abort_step(cache: *mut skc_cache, args: *const skc_
         check_reserved(a.reserved)?;
         let all = a.n_entries == 0 && a.seq_ids.is_null();
         // SAFETY: the header demands an array of n_entries elements, during the call.
-        let ids = (!all).then(|| unsafe { read_array("seq_ids", a.seq_ids, a.n_entries as usize) }).transpose()?;
-        with_handle(cache, abort_team_step)?;
-        // SAFETY: the header demands a live stream of the cache's context.
-        unsafe { on_stream(cache, a.stream, |cache| cache.abort_step(ids)) }
+        let ids = (!all).then(|| unsafe { read_entries("seq_ids", a.seq_ids, a.n_entries) }).transpose()?;
+        with_handle(cache, |handle| {
+            // SAFETY: the header demands a live stream of the cache's context.
+            let set_stream = |cache: &mut Cache| unsafe { cache.set_stream(a.stream) };
+            let mut exclusive = Exclusive::enter_and_end_step(handle, |cache| {
+                set_stream(cache)?;
+                cache.check_abort(ids)
+            })?;
+            set_stream(exclusive.cache())?;
+            exclusive.cache().abort_step(ids)
+        })
     })
 }

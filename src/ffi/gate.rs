@@ -2,13 +2,12 @@
 
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicU32, Ordering};
-
-use parking_lot::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::log::Log;
 use super::team::Team;
 use crate::cache::Cache;
-use crate::error::{Error, Result, Status, bail};
+use crate::error::{Result, bail};
 
 /// No call uses the cache.
 const IDLE: u32 = 0;
@@ -20,10 +19,10 @@ const TEAM: u32 = 2;
 /// What a handle refers to: a cache and its gate.
 pub struct Handle {
     gate: AtomicU32,
-    /// `None` once destroyed. Accessed only by those whom the gate has let in.
-    cache: UnsafeCell<Option<Cache>>,
-    /// The step of a thread team.
-    pub team: Mutex<Team>,
+    /// Accessed only by those whom the gate has let in.
+    cache: UnsafeCell<Cache>,
+    /// The step of a thread team. Members meet at this lock: that of std allocates nothing then.
+    team: Mutex<Team>,
     pub log: Log,
 }
 
@@ -47,7 +46,28 @@ impl<'a> Exclusive<'a> {
         }
     }
 
-    pub fn cache(&mut self) -> &mut Option<Cache> {
+    /// As [`Self::enter`], and abandons a team's unfinished step. `Busy` while a member is inside. If `check` does not
+    /// allow what the caller is going to do, the step goes on.
+    pub fn enter_and_end_step(handle: &'a Handle, check: impl FnOnce(&mut Cache) -> Result<()>) -> Result<Self> {
+        let mut team = handle.team();
+        let Some(step) = &team.step else {
+            return Self::enter(handle);
+        };
+        if step.n_finished < step.n_arrived {
+            bail!(Busy, "{} members are inside skc_step_part", step.n_arrived - step.n_finished);
+        }
+        // SAFETY: a step is open, so the gate is the team's; the lock is held, and all members that came have finished.
+        let cache = unsafe { handle.cache_exclusive() };
+        check(cache)?;
+        if step.failure.is_some() {
+            cache.poison();
+        }
+        team.step = None;
+        handle.gate.store(EXCLUSIVE, Ordering::Relaxed);
+        Ok(Self { handle, was_panicking: std::thread::panicking() })
+    }
+
+    pub fn cache(&mut self) -> &mut Cache {
         // SAFETY: the gate is in state EXCLUSIVE, entered by `self`: no other reference exists.
         unsafe { &mut *self.handle.cache.get() }
     }
@@ -55,11 +75,8 @@ impl<'a> Exclusive<'a> {
 
 impl Drop for Exclusive<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking()
-            && !self.was_panicking
-            && let Some(cache) = self.cache()
-        {
-            cache.poison();
+        if std::thread::panicking() && !self.was_panicking {
+            self.cache().poison();
         }
         self.handle.gate.store(IDLE, Ordering::Release);
     }
@@ -68,7 +85,17 @@ impl Drop for Exclusive<'_> {
 impl Handle {
     /// A cache that no call uses.
     pub fn new(cache: Cache, log: Log) -> Self {
-        Self { gate: AtomicU32::new(IDLE), cache: UnsafeCell::new(Some(cache)), team: Mutex::default(), log }
+        Self { gate: AtomicU32::new(IDLE), cache: UnsafeCell::new(cache), team: Mutex::default(), log }
+    }
+
+    /// The cache, for one who has the handle alone.
+    pub fn cache_mut(&mut self) -> &mut Cache {
+        self.cache.get_mut()
+    }
+
+    /// Locks the team's step. A panic of a member has been caught, and its step failed.
+    pub fn team(&self) -> MutexGuard<'_, Team> {
+        self.team.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens the gate for a thread team; the caller holds the lock of `team`.
@@ -88,9 +115,9 @@ impl Handle {
     ///
     /// # Safety
     /// The gate must be open for a team, and the caller one of its members that has joined and not left.
-    pub unsafe fn cache_shared(&self) -> Result<&Cache> {
+    pub unsafe fn cache_shared(&self) -> &Cache {
         // SAFETY: the gate is open for the team, and `cache_exclusive` is not called while a member computes.
-        unsafe { &*self.cache.get() }.as_ref().ok_or_else(destroyed)
+        unsafe { &*self.cache.get() }
     }
 
     /// The cache, to change it when a team's step begins or ends.
@@ -98,30 +125,8 @@ impl Handle {
     /// # Safety
     /// The gate must be open for a team, the caller must hold the lock of `team`, and no member may be computing.
     #[expect(clippy::mut_from_ref, reason = "the gate and the lock make it exclusive")]
-    pub unsafe fn cache_exclusive(&self) -> Result<&mut Cache> {
+    pub unsafe fn cache_exclusive(&self) -> &mut Cache {
         // SAFETY: no member computes, so none has a reference; the lock keeps others from joining.
-        unsafe { &mut *self.cache.get() }.as_mut().ok_or_else(destroyed)
+        unsafe { &mut *self.cache.get() }
     }
-}
-
-fn destroyed() -> Error {
-    Error::new(Status::InvalidHandle, "the cache was destroyed")
-}
-
-/// Abandons a team's unfinished step; `Busy` while a member is inside.
-pub fn abort_team_step(handle: &Handle) -> Result<()> {
-    let mut team = handle.team.lock();
-    let Some(step) = &team.step else {
-        return Ok(());
-    };
-    if step.n_finished < step.n_arrived {
-        bail!(Busy, "{} members are inside skc_step_part", step.n_arrived - step.n_finished);
-    }
-    if step.failure.is_some() {
-        // SAFETY: a step is open, so the gate is the team's; the lock is held, and all members that came have finished.
-        unsafe { handle.cache_exclusive() }?.poison();
-    }
-    team.step = None;
-    handle.end_team();
-    Ok(())
 }

@@ -39,7 +39,7 @@ pub unsafe extern "C" fn skc_create_cache(config: *const skc_cache_config, cache
 }
 
 /// Destroys a cache and frees its memory. For CUDA it waits for all work of the cache's context first. An
-/// unfinished step of skc_step_part is abandoned.
+/// unfinished step of skc_step_part is abandoned, unless the call returns an error.
 ///
 /// Returns: SKC_STATUS_OK, or
 /// - SKC_STATUS_INVALID_HANDLE: the cache is NULL, was destroyed, or was never created.

@@ -1,11 +1,12 @@
 //! The host's log callback.
 
 use std::cell::Cell;
-use std::ffi::{CString, c_void};
+use std::ffi::{CStr, c_void};
 
 use super::config::skc_log_fn;
 
 /// A log callback and its first argument.
+#[derive(Clone, Copy)]
 pub struct Log {
     pub call: skc_log_fn,
     pub user: *mut c_void,
@@ -24,9 +25,8 @@ thread_local! {
 impl Log {
     /// Calls the callback with a line of text. Does nothing inside a log callback: failures of calls that the callback
     /// itself makes are not logged, since that might recurse without end.
-    pub fn line(&self, level: u32, text: &str) {
+    pub fn line(&self, level: u32, text: &CStr) {
         if let Some(call) = self.call
-            && let Ok(text) = CString::new(text)
             && !LOGGING.try_with(|l| l.replace(true)).unwrap_or(true)
         {
             // SAFETY: the header demands that the callback may be called from any thread until the cache is destroyed;

@@ -19,6 +19,7 @@ mod info;
 mod lifecycle;
 mod log;
 mod registry;
+mod slots;
 mod step_part;
 mod team;
 

@@ -2,16 +2,16 @@
 //! garbage handle is detected without being dereferenced.
 
 use std::ffi::c_void;
-use std::sync::Arc;
-
-use parking_lot::RwLock;
 
 use super::boundary::catch_panic;
 use super::constants::{SKC_LOG_ERROR, SKC_LOG_INFO, SKC_LOG_WARN};
-use super::gate::{Exclusive, Handle, abort_team_step};
+use super::gate::{Exclusive, Handle};
 use super::log::Log;
+use super::slots::{InUse, MAX_SLOTS, Unusable, insert};
 use crate::cache::Cache;
-use crate::error::{Error, Result, Status, bail};
+use crate::error::{Result, Status, bail};
+use crate::memory::{boxed, with_room};
+use crate::text::Text;
 
 /// A cache. The pointer is a number, not an address: it must not be dereferenced or computed with.
 #[expect(missing_debug_implementations, reason = "opaque")]
@@ -19,97 +19,53 @@ pub struct skc_cache {
     _opaque: [u8; 0],
 }
 
-/// A place for a cache. It is reused with the next generation after the cache is destroyed.
-#[derive(Default)]
-struct Slot {
-    generation: u32,
-    handle: Option<Arc<Handle>>,
-}
-
-struct Registry {
-    slots: Vec<Slot>,
-    /// Indices of slots without a cache.
-    free: Vec<u32>,
-}
-
-static REGISTRY: RwLock<Registry> = RwLock::new(Registry { slots: Vec::new(), free: Vec::new() });
-
 /// Low bits of every handle: an odd number, so that no aligned address looks like a handle.
 const TAG: usize = 0xC5;
 const TAG_BITS: u32 = 8;
-const INDEX_BITS: u32 = if usize::BITS == 64 { 24 } else { 12 };
+const INDEX_BITS: u32 = MAX_SLOTS.ilog2() + 1;
 const GENERATION_SHIFT: u32 = TAG_BITS + INDEX_BITS;
-const MAX_GENERATION: u32 = (usize::MAX >> GENERATION_SHIFT) as u32;
 
 fn encode(index: u32, generation: u32) -> *mut skc_cache {
     std::ptr::without_provenance_mut((generation as usize) << GENERATION_SHIFT | (index as usize) << TAG_BITS | TAG)
 }
 
-fn decode(handle: *const skc_cache) -> Option<(usize, u32)> {
+/// Index and generation of a handle.
+fn decode(handle: *const skc_cache) -> Option<(u32, u32)> {
     let bits = handle.addr();
     let index = (bits >> TAG_BITS) & ((1 << INDEX_BITS) - 1);
-    (bits & ((1 << TAG_BITS) - 1) == TAG).then_some((index, (bits >> GENERATION_SHIFT) as u32))
+    (bits & ((1 << TAG_BITS) - 1) == TAG).then_some((index as u32, (bits >> GENERATION_SHIFT) as u32))
 }
 
 /// Puts a cache into the registry and returns its handle.
 pub fn register(cache: Cache, log: Log) -> Result<*mut skc_cache> {
-    let text = format!("cache created: {} layers, {} sequences", cache.n_layers(), cache.n_seqs());
-    let warnings = cache.warnings().to_vec();
-    let handle = Arc::new(Handle::new(cache, log));
-    let encoded = insert(Arc::clone(&handle))?;
-    handle.log.line(SKC_LOG_INFO, &text);
-    warnings.iter().for_each(|warning| handle.log.line(SKC_LOG_WARN, warning));
-    Ok(encoded)
+    let text = Text::new(format_args!("cache created: {} layers, {} sequences", cache.n_layers(), cache.n_seqs()));
+    let mut warnings = with_room(cache.warnings().len(), "warnings")?;
+    warnings.extend(cache.warnings().iter().map(|warning| Text::new(format_args!("{warning}"))));
+    let (index, generation) = insert(boxed(Handle::new(cache, log), "a handle")?)?;
+    log.line(SKC_LOG_INFO, text.as_c_str());
+    warnings.iter().for_each(|warning| log.line(SKC_LOG_WARN, warning.as_c_str()));
+    Ok(encode(index, generation))
 }
 
-fn insert(handle: Arc<Handle>) -> Result<*mut skc_cache> {
-    let mut registry = REGISTRY.write();
-    let index = match registry.free.pop() {
-        Some(index) => index,
-        None => {
-            let index = registry.slots.len() as u32;
-            if index >> INDEX_BITS != 0 {
-                bail!(OutOfMemory, "there are {index} caches: no more handles are possible");
-            }
-            // Reserve in both vectors, so that freeing the slot never allocates.
-            if registry.slots.try_reserve(1).is_err() || registry.free.try_reserve(index as usize + 1).is_err() {
-                bail!(OutOfMemory, "a handle could not be allocated");
-            }
-            registry.slots.push(Slot::default());
-            index
-        }
-    };
-    let Some(slot) = registry.slots.get_mut(index as usize) else {
-        bail!(Internal, "handle slot {index} is missing");
-    };
-    slot.generation += 1;
-    slot.handle = Some(handle);
-    Ok(encode(index, slot.generation))
-}
-
-fn lookup(handle: *const skc_cache) -> Result<Arc<Handle>> {
-    let found = decode(handle).and_then(|(index, generation)| {
-        let registry = REGISTRY.read();
-        registry.slots.get(index).filter(|slot| slot.generation == generation).and_then(|slot| slot.handle.clone())
-    });
+fn lookup(handle: *const skc_cache) -> Result<InUse> {
+    let found = decode(handle).ok_or(Unusable::Gone).and_then(|(index, generation)| InUse::enter(index, generation));
     match found {
-        Some(found) => Ok(found),
-        None if handle.is_null() => bail!(InvalidHandle, "cache is NULL"),
-        None => bail!(InvalidHandle, "cache {handle:p} is not a live cache: it was destroyed, or never created"),
+        Ok(found) => Ok(found),
+        Err(_) if handle.is_null() => bail!(InvalidHandle, "cache is NULL"),
+        Err(Unusable::Gone) => {
+            bail!(InvalidHandle, "cache {handle:p} is not a live cache: it was destroyed, or never created")
+        }
+        Err(Unusable::Closing) => bail!(Busy, "cache {handle:p} is being destroyed"),
+        Err(Unusable::Lost) => bail!(
+            Busy,
+            "cache {handle:p} was used by another thread when this process was forked: only the parent can use it"
+        ),
     }
-}
-
-fn destroyed(handle: *const skc_cache) -> Error {
-    Error::new(Status::InvalidHandle, format!("cache {handle:p} was destroyed"))
 }
 
 /// Runs a call that needs exclusive use of the cache.
 pub fn with_cache<T>(handle: *const skc_cache, body: impl FnOnce(&mut Cache) -> Result<T>) -> Result<T> {
-    let found = lookup(handle)?;
-    log_failure(&found, || {
-        let mut exclusive = Exclusive::enter(&found)?;
-        exclusive.cache().as_mut().map_or_else(|| Err(destroyed(handle)), body)
-    })
+    with_handle(handle, |handle| body(Exclusive::enter(handle)?.cache()))
 }
 
 /// Runs a call that needs exclusive use of the cache and puts its work into `stream`.
@@ -131,7 +87,10 @@ pub unsafe fn on_stream<T>(
 /// Runs a call of a member of a thread team. The members synchronise by the lock of [`Handle::team`].
 pub fn with_handle<T>(handle: *const skc_cache, body: impl FnOnce(&Handle) -> Result<T>) -> Result<T> {
     let found = lookup(handle)?;
-    log_failure(&found, || body(&found))
+    let Some(handle) = found.handle() else {
+        bail!(Internal, "cache {handle:p} has a handle without a cache");
+    };
+    log_failure(handle, || body(handle))
 }
 
 /// Logs a failure, after `body` has released the cache: the host's log callback may call it.
@@ -139,51 +98,39 @@ fn log_failure<T>(handle: &Handle, body: impl FnOnce() -> Result<T>) -> Result<T
     let outcome = catch_panic(body);
     if let Err(error) = &outcome {
         let level = if error.status() == Status::Internal { SKC_LOG_ERROR } else { SKC_LOG_WARN };
-        handle.log.line(level, error.message());
+        handle.log.line(level, error.text().as_c_str());
     }
     outcome
 }
 
-/// Destroys a cache. It is dropped outside all locks, because freeing its memory may call the host.
+/// Destroys a cache, also one whose team has not finished its step.
 pub fn destroy(handle: *const skc_cache) -> Result<()> {
-    let found = lookup(handle)?;
-    // A team's unfinished step does not keep the cache busy.
-    abort_team_step(&found)?;
-    // Outside the registry's lock: waiting for the device may take long.
-    Exclusive::enter(&found)?.cache().as_ref().map_or(Ok(()), Cache::finish)?;
-    let cache = {
-        let mut registry = REGISTRY.write();
-        // Every call in progress holds a reference, which it took under the read lock and keeps until its failure is
-        // logged. Two references are the registry's and this function's.
-        if Arc::strong_count(&found) > 2 {
-            bail!(Busy, "another call, or a callback of one, is using this cache");
-        }
-        let mut exclusive = Exclusive::enter(&found)?;
-        let cache = exclusive.cache().take().ok_or_else(|| destroyed(handle))?;
-        if let Some((index, _)) = decode(handle)
-            && let Some(slot) = registry.slots.get_mut(index)
-        {
-            slot.handle = None;
-            // A slot whose generations are used up is never reused: an old handle must not become valid again.
-            if slot.generation < MAX_GENERATION {
-                registry.free.push(index as u32);
-            }
-        }
-        cache
+    // Nothing changes before all checks have passed: a refused call leaves a team's step as it is.
+    let Some(mut closed) = lookup(handle)?.close() else {
+        bail!(Busy, "another call, or a callback of one, is using this cache");
     };
-    drop(cache);
-    found.log.line(SKC_LOG_INFO, "cache destroyed");
+    if let Some(handle) = closed.handle() {
+        handle.cache_mut().finish()?;
+    }
+    let Some(handle) = closed.remove() else {
+        bail!(Internal, "cache {handle:p} has a handle without a cache");
+    };
+    let log = handle.log;
+    // Frees memory by the host's callbacks, which may call the library.
+    drop(handle);
+    log.line(SKC_LOG_INFO, c"cache destroyed");
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::slots::MAX_GENERATION;
     use super::*;
 
     #[test]
     fn handles_round_trip_and_addresses_are_none() {
-        for (index, generation) in [(0, 1), (7, MAX_GENERATION), ((1 << INDEX_BITS) - 1, 3)] {
-            assert_eq!(decode(encode(index, generation)), Some((index as usize, generation)));
+        for (index, generation) in [(0, 1), (7, MAX_GENERATION), (MAX_SLOTS - 1, 3)] {
+            assert_eq!(decode(encode(index, generation)), Some((index, generation)));
         }
         let local = 0_u64;
         assert_eq!(decode(std::ptr::from_ref(&local).cast()), None);

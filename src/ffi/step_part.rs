@@ -52,7 +52,7 @@ pub unsafe extern "C" fn skc_step_part(
             // SAFETY: arrays and tensors are as the header demands.
             let call = unsafe { join(handle, args, ith, nth) }?;
             // SAFETY: this member has joined and not left.
-            let outcome = catch_panic(|| unsafe { handle.cache_shared() }?.run_part(call, ith, nth));
+            let outcome = catch_panic(|| unsafe { handle.cache_shared() }.run_part(call, ith, nth));
             leave(handle, outcome)
         })
     })
@@ -63,7 +63,7 @@ pub unsafe extern "C" fn skc_step_part(
 /// # Safety
 /// As for [`plan`].
 unsafe fn join(handle: &Handle, args: skc_step_args, ith: u32, nth: u32) -> Result<PlannedCall> {
-    let mut team = handle.team.lock();
+    let mut team = handle.team();
     if team.step.is_none() {
         handle.begin_team()?;
         // SAFETY: the gate was opened for the team just now, the lock is held, and no member has joined yet.
@@ -95,7 +95,7 @@ unsafe fn join(handle: &Handle, args: skc_step_args, ith: u32, nth: u32) -> Resu
 /// and tensors must be as the header demands.
 unsafe fn plan(handle: &Handle, args: skc_step_args, ith: u32, nth: u32) -> Result<TeamStep> {
     // SAFETY: gate, lock and members are as `cache_exclusive` demands.
-    let cache = unsafe { handle.cache_exclusive() }?;
+    let cache = unsafe { handle.cache_exclusive() };
     // SAFETY: the header demands a live stream of the cache's context.
     unsafe { cache.set_stream(args.stream) }?;
     if cache.is_on_device() {
@@ -118,7 +118,7 @@ unsafe fn plan(handle: &Handle, args: skc_step_args, ith: u32, nth: u32) -> Resu
 
 /// Notes that a member has finished. The last one commits the step.
 fn leave(handle: &Handle, outcome: Result<()>) -> Result<()> {
-    let mut team = handle.team.lock();
+    let mut team = handle.team();
     let Some(step) = &mut team.step else {
         bail!(Internal, "the team's step is missing before all members have left");
     };
@@ -131,7 +131,7 @@ fn leave(handle: &Handle, outcome: Result<()>) -> Result<()> {
     }
     // SAFETY: a step is open, so the gate is the team's; the lock is held, and all members have finished.
     let cache = unsafe { handle.cache_exclusive() };
-    if let (Some(step), Ok(cache)) = (team.step.take(), cache) {
+    if let Some(step) = team.step.take() {
         match step.failure {
             Some(error) => {
                 cache.poison();

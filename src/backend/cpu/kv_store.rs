@@ -81,7 +81,7 @@ impl KvStore {
         Ok(Self {
             // Kernels read whole groups and mask what is not visible: masked slots may be stale, but must be
             // initialised.
-            buffer: Buffer::zeroed(memory, total, "K and V")?,
+            buffer: Buffer::new(memory, total, "K and V")?,
             layers: offsets,
             n_kv_heads: shape.n_kv_heads,
             k_slot,

@@ -33,6 +33,19 @@ use crate::error::{Error, Result, Status};
 use crate::exec::Executor;
 use crate::memory::Memory;
 
+/// The name of a kernel and an instruction set.
+macro_rules! kernel_name {
+    ($kernel:literal, $isa:expr) => {
+        match $isa {
+            Isa::Scalar => concat!("cpu_", $kernel, "_scalar"),
+            Isa::Avx2 => concat!("cpu_", $kernel, "_avx2"),
+            Isa::Avx512 => concat!("cpu_", $kernel, "_avx512"),
+            Isa::Amx => concat!("cpu_", $kernel, "_amx"),
+            Isa::Neon => concat!("cpu_", $kernel, "_neon"),
+        }
+    };
+}
+
 /// Below this many stored elements, waking threads costs more than the append.
 const PARALLEL_APPEND: u64 = 1 << 16;
 
@@ -222,12 +235,11 @@ impl Backend for Cpu {
     fn choice(&self, shape: &Shape, call: TokenCall, n_tokens: u64) -> KernelChoice {
         // AMX serves chunks alone.
         let plain = if self.isa == Isa::Amx { Isa::Avx512 } else { self.isa };
-        let (kernel, isa) = match (call, AttendPath::new(shape, &(0..n_tokens))) {
-            (TokenCall::Append, _) | (_, AttendPath::Nothing) => ("append", plain),
-            (_, AttendPath::Decode) => ("decode", plain),
-            (_, AttendPath::Tiles(_)) => ("chunk", chunk::isa_for_chunks(shape, self.isa)),
+        let kernel = match (call, AttendPath::new(shape, &(0..n_tokens))) {
+            (TokenCall::Append, _) | (_, AttendPath::Nothing) => kernel_name!("append", plain),
+            (_, AttendPath::Decode) => kernel_name!("decode", plain),
+            (_, AttendPath::Tiles(_)) => kernel_name!("chunk", chunk::isa_for_chunks(shape, self.isa)),
         };
-        let kernel = format!("cpu_{kernel}_{}", isa.name());
         KernelChoice { kernel, launches: 0, grid: [0; 3], threads: 0, shared_bytes: 0, n_splits: 0 }
     }
 

@@ -140,7 +140,7 @@ impl ScratchPool {
 
     pub fn new(shape: &Shape, n: u32, memory: Memory) -> Result<Self> {
         let bytes = Self::bytes(shape, n);
-        let buffer = Buffer::zeroed(memory, bytes, "scratch")?;
+        let buffer = Buffer::new(memory, bytes, "scratch")?;
         Ok(Self { buffer, n })
     }
 

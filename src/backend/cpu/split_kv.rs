@@ -72,7 +72,7 @@ impl SplitPartials {
         // At most 4,096 units. A size that overflows saturates, and its allocation fails.
         let bytes = (n * size as u64 * size_of::<f32>() as u64).saturating_mul(splits);
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        Ok(Self { buffer: Buffer::zeroed(memory, bytes, "KV splits")?, left, splits, size })
+        Ok(Self { buffer: Buffer::new(memory, bytes, "KV splits")?, left, splits, size })
     }
 
     /// Whether all heads of a call can be divided into splits for different threads.

@@ -1,14 +1,12 @@
 //! What a cache allocates and loads when it is created.
 
-use std::sync::Arc;
-
 use super::device_layout::{AuxLayout, KvLayout};
 use super::device_memory::{DeviceBuffer, MappedHost, SetupStream};
 use super::driver::CurrentContext;
 use super::jit::program::{SHAPES_VARIABLE, Variant, arch_name};
 use super::modules::{CommonKernels, Loaded, VariantKernels, load_common, load_variant, variant_of};
 use super::params::{SkcError, SkcLayer, SkcStore};
-use crate::config::{CudaConfig, Layer, Shape};
+use crate::config::{CudaConfig, Layer, Layers, Shape};
 use crate::error::{Error, Result, Status, bail};
 use crate::ring::Seq;
 
@@ -16,14 +14,14 @@ use crate::ring::Seq;
 #[derive(Clone, Copy, Debug)]
 pub struct Blueprint<'a> {
     pub shape: &'a Shape,
-    pub layers: &'a [Arc<Layer>],
+    pub layers: &'a Layers,
     pub n_seqs: u32,
     pub config: &'a CudaConfig,
 }
 
 impl<'a> Blueprint<'a> {
     fn layers(&self) -> impl ExactSizeIterator<Item = &'a Layer> + use<'a> {
-        self.layers.iter().map(Arc::as_ref)
+        self.layers.iter()
     }
 
     pub fn kv_layout(&self) -> Result<KvLayout> {

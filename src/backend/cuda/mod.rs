@@ -53,7 +53,7 @@ impl Device for Cuda {
         let Some(&choice) = first.last() else { bail!(Internal, "a call without launches") };
         let kernel = self.kernel(layer, choice.kernel)?;
         Ok(KernelChoice {
-            kernel: kernel.name.to_owned(),
+            kernel: kernel.name,
             launches,
             grid: choice.size.grid,
             threads: kernel.threads,

@@ -1,7 +1,5 @@
 //! A cache's state on the device: its context, its memory and its kernels.
 
-use std::sync::Arc;
-
 use super::create::{Blueprint, Built, Resources, build};
 use super::device_layout::AuxLayout;
 use super::driver::{Context, Kernel, LaunchTarget, RelaxedCapture};
@@ -9,7 +7,7 @@ use super::heuristics::{Heuristics, TokenKernel};
 use super::modules::{CommonKernels, VariantKernels};
 use super::params::SkcLayer;
 use crate::backend::Stream;
-use crate::config::{CudaConfig, Layer, Shape};
+use crate::config::{CudaConfig, Layers, Shape};
 use crate::error::{Error, Result, Status};
 
 /// The part of a cache that lives on a device.
@@ -17,7 +15,7 @@ use crate::error::{Error, Result, Status};
 pub(crate) struct Cuda {
     pub(super) context: Context,
     pub(super) shape: Shape,
-    layers: Vec<Arc<Layer>>,
+    layers: Layers,
     /// Settings and addresses of each layer, as kernels get them.
     pub(super) settings: Vec<SkcLayer>,
     /// Index in `resources.variants` of each layer's variant, if it has one.
@@ -34,7 +32,7 @@ pub(crate) struct Cuda {
 
 impl Cuda {
     /// Bytes of device memory that a cache needs. Scratch grows with the device's multiprocessors.
-    pub fn bytes(shape: &Shape, layers: &[Arc<Layer>], n_seqs: u32, config: &CudaConfig) -> Result<u64> {
+    pub fn bytes(shape: &Shape, layers: &Layers, n_seqs: u32, config: &CudaConfig) -> Result<u64> {
         let context = Context::new(config.device, config.context)?;
         let blueprint = Blueprint { shape, layers, n_seqs, config };
         let kv = blueprint.kv_layout()?;
@@ -44,7 +42,7 @@ impl Cuda {
     }
 
     /// Allocates, compiles and waits until the memory is initialised. No other call does any of this.
-    pub fn new(shape: &Shape, layers: &[Arc<Layer>], n_seqs: u32, config: &CudaConfig) -> Result<Self> {
+    pub fn new(shape: &Shape, layers: &Layers, n_seqs: u32, config: &CudaConfig) -> Result<Self> {
         let context = Context::new(config.device, config.context)?;
         let mut resources = Resources::default();
         let built = {
@@ -60,7 +58,7 @@ impl Cuda {
         Ok(Self {
             context,
             shape: *shape,
-            layers: layers.to_vec(),
+            layers: layers.copied()?,
             settings,
             variant_of_layer,
             aux,

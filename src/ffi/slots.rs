@@ -1,0 +1,295 @@
+//! The places of caches: each has a generation, counts the calls that use it, and is used again when its cache is
+//! gone.
+//!
+//! Nothing here locks. A child of fork(2) has only the thread that forked: a lock that another thread held would stay
+//! locked in it.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::cell::{Cell, UnsafeCell};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+use super::gate::Handle;
+use crate::error::{Result, bail};
+use crate::process::{at_fork_in_child, watch_forks};
+
+/// How many slots there can be.
+pub const MAX_SLOTS: u32 = if usize::BITS == 64 { 1 << 24 } else { 1 << 12 } - FIRST_CHUNK;
+/// The last generation of a slot, after which it is not used again: an old handle must not become valid.
+pub const MAX_GENERATION: u32 = if usize::BITS == 64 { u32::MAX } else { (1 << 12) - 1 };
+
+/// Slots are allocated by chunks, each twice as large as the one before, that never move and are never freed.
+const FIRST_CHUNK: u32 = 64;
+const N_CHUNKS: usize = ((MAX_SLOTS + FIRST_CHUNK) / FIRST_CHUNK).ilog2() as usize;
+static CHUNKS: [AtomicPtr<Slot>; N_CHUNKS] = [const { AtomicPtr::new(std::ptr::null_mut()) }; N_CHUNKS];
+/// Number of slots in use or free.
+static N_SLOTS: AtomicU32 = AtomicU32::new(0);
+/// The free slots, as a stack: index of the top plus 1, or 0, in the low half. The high half counts changes, so that a
+/// comparison fails if the top was taken and put back meanwhile.
+static FREE: AtomicU64 = AtomicU64::new(0);
+
+/// Zero is a valid slot, without a cache.
+struct Slot {
+    /// The generation in the high half; in the low half 0 without a cache, 1 plus the calls that use it, or one of the
+    /// marks below.
+    state: AtomicU64,
+    /// Valid while there is a cache.
+    handle: UnsafeCell<Option<Box<Handle>>>,
+    /// While on the stack of free slots: the slot below, as in [`FREE`].
+    below: AtomicU32,
+}
+
+/// In place of the number of users: the cache is being destroyed.
+const CLOSING: u32 = u32::MAX;
+/// In place of the number of users: another thread was using the cache when this process was forked. It cannot finish
+/// here, and its cache is in no defined state.
+const LOST: u32 = u32::MAX - 1;
+
+thread_local! {
+    /// Number of calls of this thread that use a cache.
+    static CALLS: Cell<u32> = const { Cell::new(0) };
+}
+
+fn pack(generation: u32, users: u32) -> u64 {
+    u64::from(generation) << 32 | u64::from(users)
+}
+
+fn unpack(state: u64) -> (u32, u32) {
+    ((state >> 32) as u32, state as u32)
+}
+
+/// A slot's chunk, and its place there.
+fn place(index: u32) -> (usize, usize) {
+    let at = index + FIRST_CHUNK;
+    let chunk = at.ilog2() - FIRST_CHUNK.ilog2();
+    (chunk as usize, (at - (FIRST_CHUNK << chunk)) as usize)
+}
+
+fn slot(index: u32) -> Option<&'static Slot> {
+    if index >= N_SLOTS.load(Ordering::Acquire) {
+        return None;
+    }
+    let (chunk, at) = place(index);
+    let first = CHUNKS.get(chunk)?.load(Ordering::Acquire);
+    // SAFETY: below the number of slots chunks are allocated, with all their slots, and are never freed; `Slot` is made
+    // of atomics and a cell that `state` guards.
+    (!first.is_null()).then(|| unsafe { &*first.add(at) })
+}
+
+/// Makes sure that the chunk of a slot is there.
+fn allocate_chunk(index: u32) -> Result<()> {
+    let (chunk, _) = place(index);
+    let Some(chunk_ptr) = CHUNKS.get(chunk) else {
+        bail!(Internal, "handle slot {index} has no chunk");
+    };
+    if !chunk_ptr.load(Ordering::Acquire).is_null() {
+        return Ok(());
+    }
+    let Ok(layout) = Layout::array::<Slot>((FIRST_CHUNK as usize) << chunk) else {
+        bail!(Internal, "chunk {chunk} of handles exceeds the address space");
+    };
+    // SAFETY: the layout has at least one slot.
+    let new = unsafe { alloc_zeroed(layout) }.cast::<Slot>();
+    if new.is_null() {
+        bail!(OutOfMemory, "{} bytes for handles could not be allocated", layout.size());
+    }
+    if chunk_ptr.compare_exchange(std::ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        // SAFETY: allocated above with this layout; another thread's chunk is used instead.
+        unsafe { dealloc(new.cast(), layout) };
+    }
+    Ok(())
+}
+
+/// Takes a free slot.
+fn take() -> Result<u32> {
+    let mut top = FREE.load(Ordering::Acquire);
+    while let (changes, Some(index)) = ((top >> 32) as u32, (top as u32).checked_sub(1)) {
+        let Some(slot) = slot(index) else {
+            bail!(Internal, "free handle slot {index} does not exist");
+        };
+        let below = pack(changes.wrapping_add(1), slot.below.load(Ordering::Relaxed));
+        match FREE.compare_exchange_weak(top, below, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => return Ok(index),
+            Err(now) => top = now,
+        }
+    }
+    loop {
+        let n = N_SLOTS.load(Ordering::Acquire);
+        if n >= MAX_SLOTS {
+            bail!(OutOfMemory, "there are {n} caches: no more handles are possible");
+        }
+        allocate_chunk(n)?;
+        if N_SLOTS.compare_exchange(n, n + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            return Ok(n);
+        }
+    }
+}
+
+/// Gives a slot back.
+fn give_back(index: u32, slot: &Slot) {
+    let mut top = FREE.load(Ordering::Relaxed);
+    loop {
+        slot.below.store(top as u32, Ordering::Relaxed);
+        let new = pack(((top >> 32) as u32).wrapping_add(1), index + 1);
+        match FREE.compare_exchange_weak(top, new, Ordering::Release, Ordering::Relaxed) {
+            Ok(_) => return,
+            Err(now) => top = now,
+        }
+    }
+}
+
+/// Puts a cache into a slot; returns the slot's index and generation.
+pub fn insert(handle: Box<Handle>) -> Result<(u32, u32)> {
+    watch()?;
+    let index = take()?;
+    let Some(slot) = slot(index) else {
+        bail!(Internal, "handle slot {index} is missing");
+    };
+    let generation = unpack(slot.state.load(Ordering::Relaxed)).0 + 1;
+    // SAFETY: the slot was taken just now and has no cache: nobody else accesses it.
+    unsafe { *slot.handle.get() = Some(handle) };
+    slot.state.store(pack(generation, 1), Ordering::Release);
+    Ok((index, generation))
+}
+
+/// Why a slot's cache cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unusable {
+    /// There is no such cache.
+    Gone,
+    /// It is being destroyed.
+    Closing,
+    /// See [`LOST`].
+    Lost,
+}
+
+/// A call's use of a cache: the cache lives until it is dropped.
+pub struct InUse {
+    slot: &'static Slot,
+    index: u32,
+    generation: u32,
+    handle: *const Handle,
+}
+
+impl InUse {
+    pub fn enter(index: u32, generation: u32) -> std::result::Result<Self, Unusable> {
+        let slot = slot(index).ok_or(Unusable::Gone)?;
+        let mut state = slot.state.load(Ordering::Relaxed);
+        loop {
+            match unpack(state) {
+                (g, users) if g != generation || users == 0 => return Err(Unusable::Gone),
+                (_, CLOSING) => return Err(Unusable::Closing),
+                (_, LOST) => return Err(Unusable::Lost),
+                _ => {}
+            }
+            match slot.state.compare_exchange_weak(state, state + 1, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => break,
+                Err(now) => state = now,
+            }
+        }
+        let _ = CALLS.try_with(|calls| calls.set(calls.get() + 1));
+        // SAFETY: this use is counted: while it is, the handle is neither moved nor freed, and only shared.
+        let handle = unsafe { &*slot.handle.get() }.as_deref().map_or(std::ptr::null(), std::ptr::from_ref);
+        Ok(Self { slot, index, generation, handle })
+    }
+
+    pub fn handle(&self) -> Option<&Handle> {
+        // SAFETY: NULL or the handle in the slot, which lives while this use is counted.
+        unsafe { self.handle.as_ref() }
+    }
+
+    /// Keeps everybody else out, to destroy the cache; `None` while another call uses it.
+    pub fn close(self) -> Option<Closed> {
+        let (now, closing) = (pack(self.generation, 2), pack(self.generation, CLOSING));
+        self.slot.state.compare_exchange(now, closing, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        let closed = Closed { slot: self.slot, index: self.index, generation: self.generation };
+        let _ = CALLS.try_with(|calls| calls.set(calls.get() - 1));
+        std::mem::forget(self);
+        Some(closed)
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        let _ = CALLS.try_with(|calls| calls.set(calls.get() - 1));
+        self.slot.state.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// A cache that nobody else can use. Unless it is removed, it becomes usable again when this is dropped.
+pub struct Closed {
+    slot: &'static Slot,
+    index: u32,
+    generation: u32,
+}
+
+impl Closed {
+    pub fn handle(&mut self) -> Option<&mut Handle> {
+        // SAFETY: the slot is marked CLOSING by `self`: nobody else uses or enters it.
+        unsafe { &mut *self.slot.handle.get() }.as_deref_mut()
+    }
+
+    /// Takes the cache out of its slot.
+    pub fn remove(self) -> Option<Box<Handle>> {
+        // SAFETY: as in `handle`.
+        let handle = unsafe { &mut *self.slot.handle.get() }.take();
+        self.slot.state.store(pack(self.generation, 0), Ordering::Release);
+        if self.generation < MAX_GENERATION {
+            give_back(self.index, self.slot);
+        }
+        std::mem::forget(self);
+        handle
+    }
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        self.slot.state.store(pack(self.generation, 1), Ordering::Release);
+    }
+}
+
+/// Notices forks from here on.
+fn watch() -> Result<()> {
+    use std::sync::atomic::AtomicBool;
+
+    static WATCHING: AtomicBool = AtomicBool::new(false);
+    watch_forks()?;
+    // As in `watch_forks`: nobody waits, and a handler that runs twice does no harm.
+    if !WATCHING.load(Ordering::Acquire) {
+        at_fork_in_child(mark_lost)?;
+        WATCHING.store(true, Ordering::Release);
+    }
+    Ok(())
+}
+
+/// Runs in a child of fork(2), which has one thread: marks caches that another thread of the parent was using.
+extern "C" fn mark_lost() {
+    // A callback of a call may fork, too. The uses of this thread cannot be told from those of others; its call goes on
+    // in the child, so nothing is marked.
+    if CALLS.try_with(Cell::get).unwrap_or(0) > 0 {
+        return;
+    }
+    for slot in (0..N_SLOTS.load(Ordering::Relaxed)).filter_map(slot) {
+        let (generation, users) = unpack(slot.state.load(Ordering::Relaxed));
+        if users > 1 {
+            slot.state.store(pack(generation, LOST), Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_slot_has_a_place_of_its_own() {
+        let mut next = (0, 0);
+        for index in (0..5000).chain([MAX_SLOTS - 1]) {
+            let (chunk, at) = place(index);
+            assert!(chunk < N_CHUNKS && at < (FIRST_CHUNK as usize) << chunk, "slot {index}: {chunk}, {at}");
+            if index < 5000 {
+                assert_eq!((chunk, at), next);
+                next = if at + 1 == (FIRST_CHUNK as usize) << chunk { (chunk + 1, 0) } else { (chunk, at + 1) };
+            }
+        }
+    }
+}
