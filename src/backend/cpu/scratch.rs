@@ -59,10 +59,10 @@ macro_rules! scratch {
         #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "fields of x86-64 kernels"))]
         pub(super) struct Scratch<'a> {
             $($(#[$doc])* pub $name: &'a mut [f32],)*
-            /// What each row of the tile sees.
-            pub ranges: [VisibleRange; TILE_ROWS],
-            /// The columns of the current block that each row sees.
-            pub visible: [ColumnRange; TILE_ROWS],
+            /// `[TILE_ROWS]` what each row of the tile sees.
+            pub ranges: &'a mut [VisibleRange],
+            /// `[TILE_ROWS]` the columns of the current block that each row sees.
+            pub visible: &'a mut [ColumnRange],
         }
 
         const FIELDS: usize = [$(stringify!($name)),*].len();
@@ -74,13 +74,13 @@ macro_rules! scratch {
         }
 
         impl<'a> Scratch<'a> {
-            /// From a slice for each field, in order.
-            fn from_fields([$($name),*]: [&'a mut [f32]; FIELDS]) -> Self {
-                Self {
-                    $($name,)*
-                    ranges: [VisibleRange::default(); TILE_ROWS],
-                    visible: [ColumnRange::default(); TILE_ROWS],
-                }
+            /// From a slice for each field of f32, in order, and what rows see.
+            fn from_fields(
+                [$($name),*]: [&'a mut [f32]; FIELDS],
+                ranges: &'a mut [VisibleRange],
+                visible: &'a mut [ColumnRange],
+            ) -> Self {
+                Self { $($name,)* ranges, visible }
             }
         }
     };
@@ -135,7 +135,8 @@ pub(super) struct ScratchPool {
 impl ScratchPool {
     /// Bytes for `n` threads. At most 512 dims and 1,024 threads: far from overflow.
     pub fn bytes(shape: &Shape, n: u32) -> usize {
-        (sizes(shape).iter().sum::<usize>() * size_of::<f32>()).next_multiple_of(ALIGN) * n as usize
+        let rows = TILE_ROWS * (size_of::<VisibleRange>() + size_of::<ColumnRange>());
+        (sizes(shape).iter().sum::<usize>() * size_of::<f32>() + rows).next_multiple_of(ALIGN) * n as usize
     }
 
     pub fn new(shape: &Shape, n: u32, memory: Memory) -> Result<Self> {
@@ -151,12 +152,23 @@ impl ScratchPool {
     pub unsafe fn part(&self, shape: &Shape, ith: u32) -> Scratch<'_> {
         assert!(ith < self.n, "part {ith} of {}", self.n);
         let mut at = self.buffer.as_ptr().wrapping_add(Self::bytes(shape, ith)).cast::<f32>();
-        Scratch::from_fields(sizes(shape).map(|n| {
+        let fields = sizes(shape).map(|n| {
             let field = at;
             at = at.wrapping_add(n);
             // SAFETY: `bytes` counts all fields, so each lies within the buffer; the buffer is initialised, fields do
             // not overlap, and nobody else holds this thread's part.
             unsafe { std::slice::from_raw_parts_mut(field, n) }
-        }))
+        });
+        let ranges = at.cast::<VisibleRange>();
+        let visible = ranges.wrapping_add(TILE_ROWS).cast::<ColumnRange>();
+        // SAFETY: as above. Both types are made of numbers, for which all bits are valid; sizes of fields are multiples
+        // of their alignment.
+        unsafe {
+            Scratch::from_fields(
+                fields,
+                std::slice::from_raw_parts_mut(ranges, TILE_ROWS),
+                std::slice::from_raw_parts_mut(visible, TILE_ROWS),
+            )
+        }
     }
 }
