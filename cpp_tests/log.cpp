@@ -6,7 +6,7 @@ namespace {
 struct Log {
     std::vector<std::pair<std::uint32_t, std::string>> lines;
 
-    static void line(void *user, std::uint32_t level, const char *text) {
+    static void line(void *user, std::uint32_t level, const char *text) noexcept {
         static_cast<Log *>(user)->lines.emplace_back(level, text);
     }
 };
@@ -14,8 +14,7 @@ struct Log {
 TEST(Log, GetsLines) {
     Log log;
     auto config = host::config();
-    config.raw().log = Log::line;
-    config.raw().log_user = &log;
+    config.log(Log::line, &log);
     {
         sinkcache::Cache cache(config);
         host::step(cache.handle(), host::rows(5, 1));

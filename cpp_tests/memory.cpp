@@ -16,7 +16,7 @@ struct Pool {
     int fill = 0xFF;
     bool misalign = false;
 
-    static void *alloc(void *user, std::size_t bytes, std::size_t align) {
+    static void *alloc(void *user, std::size_t bytes, std::size_t align) noexcept {
         auto &p = *static_cast<Pool *>(user);
         if (++p.calls == p.fail_at) {
             return nullptr;
@@ -31,7 +31,7 @@ struct Pool {
         p.most_bytes = std::max(p.most_bytes, p.live_bytes);
         return ptr;
     }
-    static void free(void *user, void *ptr, std::size_t bytes) {
+    static void free(void *user, void *ptr, std::size_t bytes) noexcept {
         auto &p = *static_cast<Pool *>(user);
         ASSERT_EQ(p.blocks.count(ptr), 1u) << "freed a block that is not allocated";
         EXPECT_EQ(p.blocks[ptr], bytes) << "freed with a size that differs from the allocation";
@@ -41,9 +41,7 @@ struct Pool {
     }
     sinkcache::Config config() {
         sinkcache::Config c = host::config(2, 3);
-        c.threads(2).raw().alloc = alloc;
-        c.raw().free = free;
-        c.raw().memory_user = this;
+        c.threads(2).memory(alloc, free, this);
         return c;
     }
 };

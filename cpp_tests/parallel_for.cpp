@@ -119,15 +119,14 @@ TEST(ParallelFor, LargeWork) {
 TEST(ParallelFor, UserAndCount) {
     struct User {
         std::uint32_t most = 0;
-        static void loop(void *user, std::uint32_t n, skc_task_fn task, void *data) {
+        static void loop(void *user, std::uint32_t n, skc_task_fn task, void *data) noexcept {
             auto &u = *static_cast<User *>(user);
             u.most = std::max(u.most, n);
             in_order(nullptr, n, task, data);
         }
     } user;
     sinkcache::Config config = host::config(2, 2);
-    config.threads(5).raw().parallel_for = User::loop;
-    config.raw().parallel_for_user = &user;
+    config.threads(5).parallel_for(User::loop, &user);
     run(config);
     EXPECT_GE(user.most, 1u);
     EXPECT_LE(user.most, 5u);

@@ -142,6 +142,15 @@ struct Layer : skc_layer_config {
 };
 
 /**
+ * Callbacks. They are noexcept: an exception that left one would end in the library, which is not C++. A callback that
+ * is not declared noexcept does not compile; one that throws all the same ends the process (std::terminate).
+ */
+using LogFn = void(void *user, std::uint32_t level, const char *text) noexcept;
+using AllocFn = void *(void *user, std::size_t bytes, std::size_t align) noexcept;
+using FreeFn = void(void *user, void *ptr, std::size_t bytes) noexcept;
+using ParallelForFn = void(void *user, std::uint32_t n, skc_task_fn task, void *data) noexcept;
+
+/**
  * Settings of a cache, initialised with the defaults of SKC_CACHE_CONFIG_INIT and one layer of defaults; heads() has
  * none and must be called. Setters return the object, so that calls can be chained. Values are checked when a cache is
  * created and by bytes(). A copy owns its own layers.
@@ -207,7 +216,33 @@ public:
         layers_.assign(each.begin(), each.end());
         return *this;
     }
-    /** Access to all other members (callbacks, flags, ...); layers, n_layer_configs and layer_stride are ignored. */
+    /** Receives log lines, see skc_log_fn. */
+    Config &log(LogFn *line, void *user = nullptr) {
+        c_.log = line;
+        c_.log_user = user;
+        return *this;
+    }
+    /** Allocator of host memory, see skc_alloc_fn and skc_free_fn. */
+    Config &memory(AllocFn *alloc, FreeFn *free, void *user = nullptr) {
+        c_.alloc = alloc;
+        c_.free = free;
+        c_.memory_user = user;
+        return *this;
+    }
+    /** Allocator of device memory, see skc_alloc_fn and skc_free_fn. */
+    Config &device_memory(AllocFn *alloc, FreeFn *free, void *user = nullptr) {
+        c_.device_alloc = alloc;
+        c_.device_free = free;
+        c_.device_memory_user = user;
+        return *this;
+    }
+    /** The host's parallel loop, see skc_parallel_for_fn; threads() is the number of its tasks. */
+    Config &parallel_for(ParallelForFn *loop, void *user = nullptr) {
+        c_.parallel_for = loop;
+        c_.parallel_for_user = user;
+        return *this;
+    }
+    /** Access to all other members (flags, ...); layers, n_layer_configs and layer_stride are ignored. */
     skc_cache_config &raw() { return c_; }
 
     /** The C struct. It points into this object: valid until that is changed or destroyed. */
