@@ -6,8 +6,8 @@
 
 use std::any::Any;
 use std::ffi::c_void;
-use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,12 +28,17 @@ pub type Panic = Box<dyn Any + Send>;
 /// Worker threads; the caller of [`Pool::run`] is one thread more.
 #[derive(Debug)]
 pub struct Pool {
-    /// Freed by drop, after the workers have ended: they have pointers to it.
-    shared: ManuallyDrop<Box<Shared>>,
+    /// Made from a box, and freed after the workers have ended: they have the same pointer.
+    shared: NonNull<Shared>,
     workers: Vec<Thread>,
     /// The process that created the workers, see [`generation`].
     process: u32,
 }
+
+// SAFETY: the pointer is to a `Shared`, which is Sync.
+unsafe impl Send for Pool {}
+// SAFETY: as for Send.
+unsafe impl Sync for Pool {}
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -151,15 +156,19 @@ impl Pool {
     pub fn new(n: u32) -> Result<Self> {
         watch_forks()?;
         let workers = with_room(n as usize, "threads")?;
-        let shared = ManuallyDrop::new(boxed(Shared::default(), "a thread pool")?);
+        let shared = NonNull::from(Box::leak(boxed(Shared::default(), "a thread pool")?));
         let mut pool = Self { shared, workers, process: generation() };
         for _ in 1..n {
-            let data = std::ptr::from_ref::<Shared>(&pool.shared).cast_mut().cast();
             // After an error, dropping the pool ends the workers that were started.
             // SAFETY: `work` takes a `Shared`, which lives until drop has joined the workers.
-            pool.workers.push(unsafe { Thread::start(work, data) }?);
+            pool.workers.push(unsafe { Thread::start(work, shared.as_ptr().cast()) }?);
         }
         Ok(pool)
+    }
+
+    fn shared(&self) -> &Shared {
+        // SAFETY: freed by drop alone, and only shared until then.
+        unsafe { self.shared.as_ref() }
     }
 
     /// Whether the workers belong to another process, of which this one is a fork: then it has none.
@@ -169,23 +178,24 @@ impl Pool {
 
     /// Calls `part(i)` once for every i below `n`, on any of the threads.
     pub fn run(&self, n: u32, part: &(dyn Fn(u32) + Sync)) -> std::result::Result<(), Panic> {
+        let shared = self.shared();
         let task = Task { part, n, next: AtomicU32::new(0), panic: Mutex::new(None) };
         {
-            let mut state = lock(&self.shared.state);
+            let mut state = lock(&shared.state);
             state.task = Some(TaskRef(std::ptr::from_ref(&task).cast()));
             state.epoch += 1;
-            self.shared.epoch.store(state.epoch, Ordering::Relaxed);
+            shared.epoch.store(state.epoch, Ordering::Relaxed);
         }
         for _ in 1..n.min(self.workers.len() as u32 + 1) {
-            self.shared.wake.notify_one();
+            shared.wake.notify_one();
         }
         task.run_parts();
         // All parts have been started: a worker that has not joined yet is not needed.
-        lock(&self.shared.state).task = None;
-        spin_while(|| self.shared.active.load(Ordering::Acquire) > 0);
-        let mut state = lock(&self.shared.state);
-        while self.shared.active.load(Ordering::Acquire) > 0 {
-            state = self.shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+        lock(&shared.state).task = None;
+        spin_while(|| shared.active.load(Ordering::Acquire) > 0);
+        let mut state = lock(&shared.state);
+        while shared.active.load(Ordering::Acquire) > 0 {
+            state = shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         drop(state);
         task.panic.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
@@ -200,14 +210,14 @@ impl Drop for Pool {
             std::mem::forget(workers);
             return;
         }
-        lock(&self.shared.state).quit = true;
-        self.shared.wake.notify_all();
+        lock(&self.shared().state).quit = true;
+        self.shared().wake.notify_all();
         for worker in workers {
             // A worker never panics: `run_parts` catches panics of its parts.
             worker.join();
         }
-        // SAFETY: not used again; the workers, which had pointers to it, have ended.
-        unsafe { ManuallyDrop::drop(&mut self.shared) };
+        // SAFETY: it was a box; the workers, which had the same pointer, have ended, and it is not used again.
+        drop(unsafe { Box::from_raw(self.shared.as_ptr()) });
     }
 }
 
