@@ -98,7 +98,7 @@ impl KvSplit<'_> {
     /// Turns the scores into probabilities relative to this split's row maximum.
     fn softmax(&self, n: usize, scratch: &mut Scratch<'_>) {
         let (layer, rows) = (self.tile.call.layer, self.tile.rows);
-        self.tile.visible_columns(self.block, &scratch.ranges[..rows], &mut scratch.visible);
+        self.tile.visible_columns(self.block, &scratch.ranges[..rows], scratch.visible);
         scratch.partial_max[..rows].fill(f32::NEG_INFINITY);
         scratch.partial_sum[..rows].fill(0.0);
         // SAFETY: the kernels' instruction set is available; scratch holds these rows and columns.

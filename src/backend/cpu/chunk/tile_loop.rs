@@ -116,7 +116,7 @@ fn add_block<K: ChunkKernel>(kernel: &K, chunk: &ChunkTile<'_>, block: &Block, s
     let Some(packed) = kernel.pack(chunk, &key_block, scratch) else { return false };
     for first in (0..tile.rows).step_by(K::ROWS) {
         let rows = tile.part(first, K::ROWS);
-        rows.visible_columns(block, &scratch.ranges[first..first + rows.rows], &mut scratch.visible);
+        rows.visible_columns(block, &scratch.ranges[first..first + rows.rows], scratch.visible);
         let Some((from, to)) = narrow_columns(&mut scratch.visible[..rows.rows], K::COLUMN_ALIGN) else { continue };
         let sub = Subtile { rows, first, from, n: to - from, sinks: block.sinks };
         let softmax = kernel.qk_softmax(chunk, &packed, &sub, scratch);
