@@ -1,6 +1,8 @@
 //! The data file: all scores of a run, as JSON. The plot is drawn from it, so that it can be drawn again without a run.
 
 use std::fmt::Write;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -9,6 +11,9 @@ use serde::{Deserialize, Serialize};
 use crate::modes::Mode;
 use crate::pass::ModeRun;
 use crate::scores::Scores;
+
+/// A hundred times the scores of a stream of 4,000,000 tokens.
+const MAX_BYTES: u64 = 1 << 28;
 
 /// The scores of all modes that ran.
 #[derive(Serialize, Deserialize, Debug, Clone, PartialEq)]
@@ -56,7 +61,11 @@ impl RunData {
     /// A file that cannot be read, or does not hold what [`Self::write`] writes.
     pub fn open(path: &Path) -> Result<Self> {
         let shown = path.display();
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read data '{shown}'"))?;
+        let mut text = String::new();
+        // The limit is for devices, which have no end.
+        let read = File::open(path).and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text));
+        let bytes = read.with_context(|| format!("cannot read data '{shown}'"))?;
+        ensure!((bytes as u64) < MAX_BYTES, "data '{shown}' has {MAX_BYTES} bytes or more");
         let data: Self = serde_json::from_str(&text).with_context(|| format!("data '{shown}'"))?;
         data.check().with_context(|| format!("data '{shown}'"))?;
         Ok(data)

@@ -1,12 +1,14 @@
 //! Reads a GGUF file of a Llama: its metadata, and its tensors in f32.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Seek};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::{Device, Tensor};
+
+use crate::header;
 
 /// An open GGUF file. All its tensors lie within the file.
 pub struct Gguf {
@@ -28,7 +30,9 @@ impl Gguf {
         let metadata = file.metadata().context("cannot be read")?;
         ensure!(metadata.is_file(), "is not a file");
         let mut file = BufReader::new(file);
-        let content = Content::read(&mut file).context("is not a complete GGUF file")?;
+        header::check(&mut file, metadata.len()).context("is not a valid GGUF file")?;
+        file.rewind()?;
+        let content = Content::read(&mut file).context("is not a valid GGUF file")?;
         let gguf = Self { content, file };
         let architecture = gguf.text("general.architecture")?;
         ensure!(architecture == "llama", "its architecture is '{architecture}': only 'llama' is supported");

@@ -1,14 +1,16 @@
 //! The parts of the `stream` example: a host that runs a Llama with its keys and values in a sinkcache.
 //!
-//! [`gguf`] opens a model file, [`model`] multiplies its matrices with candle, [`cache`] calls the C ABI for attention,
-//! [`pass`] streams a [`text`] through the cache of one of four [`modes`] and collects [`scores`]. [`report`] compares
-//! the modes, [`table`] and [`record`] print the comparison, [`plot`] draws the [`data`].
+//! [`header`] checks a model file, [`gguf`] opens it, [`model`] multiplies its matrices with candle, [`cache`] calls
+//! the C ABI for attention, [`pass`] streams a [`text`] through the cache of one of four [`modes`] and collects
+//! [`scores`]. [`report`] compares the modes, [`table`] and [`record`] print the comparison, [`plot`] draws the
+//! [`data`].
 
 pub mod cache;
 pub mod cli;
 pub mod curve;
 pub mod data;
 pub mod gguf;
+pub mod header;
 pub mod model;
 pub mod modes;
 pub mod ops;
@@ -51,10 +53,21 @@ pub fn run<A: Into<OsString> + Clone>(
     match outcome {
         Ok(()) => EXIT_OK,
         Err(error) => {
-            // Only the first line: candle appends a backtrace where one is enabled.
-            let text = format!("{error:#}");
-            let _ = writeln!(stderr, "error: {}", text.lines().next().unwrap_or("unknown"));
+            let _ = writeln!(stderr, "error: {}", one_line(&format!("{error:#}")));
             EXIT_ERROR
         }
     }
+}
+
+/// The first line of an error: candle appends a backtrace where one is enabled. Names in it come from files and command
+/// lines, so control characters, which could act on a terminal, are escaped.
+fn one_line(error: &str) -> String {
+    let mut line = String::new();
+    for character in error.lines().next().unwrap_or("unknown").chars() {
+        match character.is_control() {
+            true => line.extend(character.escape_default()),
+            false => line.push(character),
+        }
+    }
+    line
 }

@@ -54,6 +54,10 @@ fn unusable_models_are_rejected() {
     rejected_model(&patched(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0bloom"), "bloom.gguf", "'bloom'");
     rejected_model(&patched(&259_u32.to_le_bytes(), &9999_u32.to_le_bytes()), "vocabulary.gguf", "9999 tokens");
     rejected_model(&vec![b'x'; 4096], "text.gguf", "GGUF");
+    // No tensor, one key: an alignment of 0, by which the GGUF crate would divide.
+    let alignment =
+        b"GGUF\x03\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x11\0\0\0\0\0\0\0general.alignment\x04\0\0\0\0\0\0\0";
+    rejected_model(alignment, "align0.gguf", "key 'general.alignment': is 0: a power of two is allowed");
     rejected(&["--model", "/nowhere/model.gguf"], "/nowhere/model.gguf");
     rejected(&["--model", env!("CARGO_MANIFEST_DIR")], "model '");
 }
@@ -88,7 +92,9 @@ fn invalid_arguments_are_rejected() {
     rejected(&["--data", "/nowhere/data.json"], "/nowhere/data.json");
     rejected(&["--draw", "/nowhere/data.json"], "/nowhere/data.json");
     rejected(&["--draw", data("stream.txt").to_str().unwrap()], "stream.txt");
+    rejected(&["--draw", "/dev/zero"], "data '/dev/zero' has 268435456 bytes or more");
     rejected(&["--draw", "data.json", "--tokens", "900"], "--tokens");
+    rejected(&["--text", "/nowhere/\u{1b}[2J"], "/nowhere/\\u{1b}[2J");
     // The tests run in the package's folder, which has no target: a rejected run must not leave an empty plot there.
     assert!(!Path::new("stream.svg").exists());
 }
