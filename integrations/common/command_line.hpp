@@ -1,0 +1,36 @@
+// The command line and the errors of a program: one line on stderr, exit code 2.
+#ifndef SINKCACHE_PROGRAMS_COMMAND_LINE_HPP
+#define SINKCACHE_PROGRAMS_COMMAND_LINE_HPP
+
+#include <CLI/CLI.hpp>
+
+#include <cstddef>
+#include <optional>
+#include <string>
+
+namespace programs {
+
+/** Exit code of every error. */
+constexpr int ERROR_CODE = 2;
+
+/** Most bytes of a value from a file that an error text shows. */
+constexpr std::size_t SHOWN_BYTES = 100;
+
+/**
+ * At most `most` bytes of a text as a part of one line. Control characters, which could act on a terminal, become \xNN;
+ * UTF-8 is not cut inside a character.
+ */
+std::string one_line(const std::string &text, std::size_t most = SHOWN_BYTES);
+
+/** The same in quotes. */
+std::string in_quotes(const std::string &text);
+
+/** Prints "error: " and the text in one line on stderr. Returns ERROR_CODE. */
+int fail(const std::string &what);
+
+/** Reads the command line. The program's exit code if it ends here: after --help, or with an invalid argument. */
+std::optional<int> parse(CLI::App &app, int argc, char **argv);
+
+}  // namespace programs
+
+#endif
