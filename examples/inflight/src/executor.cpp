@@ -92,6 +92,8 @@ void Executor::submit(Request request) {
         counters_.count(Outcome::failed);
         return;
     }
+    // Its cancellation counts from here on if it is submitted after its arrival.
+    state->request.arrival = std::max(r.arrival, iteration_);
     ids_.insert(r.id);
     if (r.start != Start::empty) {
         Conversation &source = conversations_.at(r.source);
@@ -103,6 +105,14 @@ void Executor::submit(Request request) {
     }
     waiting_.push_back(std::move(state));
     counters_.waiting = waiting_.size();
+}
+
+std::size_t Executor::waiting_tokens() const {
+    std::size_t n = 0;
+    for (const auto &state : waiting_) {
+        n += state->request.prompt.size();
+    }
+    return n;
 }
 
 bool Executor::cancel(const std::string &id) {

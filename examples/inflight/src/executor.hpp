@@ -62,7 +62,10 @@ public:
     Executor(Model &model, ExecutorConfig config);
     ~Executor();
 
-    /** Queues a request. An invalid request fails: its result holds the error message. */
+    /**
+     * Queues a request. An invalid request fails: its result holds the error message. A request whose arrival has
+     * passed arrives now.
+     */
     void submit(Request request);
     /** Takes effect in the next iteration. False if no waiting or running request has this id. */
     bool cancel(const std::string &id);
@@ -77,6 +80,8 @@ public:
     /** Results since the last call, in the order the requests ended. */
     std::vector<Result> take_results();
     const Counters &counters() const { return counters_; }
+    /** Prompt tokens of the waiting requests. */
+    std::size_t waiting_tokens() const;
 
 private:
     using Clock = std::chrono::steady_clock;

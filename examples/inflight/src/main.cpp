@@ -1,4 +1,5 @@
 // inflight-serve: runs the requests of a file through the executor.
+#include "command_line.hpp"
 #include "cpu_model.hpp"
 #include "executor.hpp"
 #include "metrics.hpp"
@@ -13,6 +14,7 @@
 #include <CLI/CLI.hpp>
 
 #include <chrono>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <unistd.h>
@@ -141,46 +143,90 @@ struct Engine {
     }
 };
 
-void serve(const Options &options, Group &group) {
-    std::ifstream file(options.requests);
+std::ifstream open_requests(const std::string &path) {
+    std::error_code ignored;
+    if (std::filesystem::is_directory(path, ignored)) {
+        throw std::runtime_error("requests '" + path + "' is a directory");
+    }
+    std::ifstream file(path, std::ios::binary);
     if (!file) {
-        throw std::runtime_error("requests '" + options.requests + "' cannot be opened");
+        throw std::runtime_error("requests '" + path + "' cannot be opened");
+    }
+    return file;
+}
+
+/** Feeds the executor from a file, no faster than it needs requests: the file may be long, or a pipe. */
+class Feed {
+public:
+    Feed(std::istream &file, Executor &executor, const LlamaConfig &model)
+        : requests_(file, model), executor_(executor) {}
+
+    /** Submits the next lines, at least one if the executor is idle. Returns results of those that are no requests. */
+    std::vector<Result> submit(bool idle) {
+        std::vector<Result> unreadable;
+        for (std::size_t n = 0; !ended_ && n < MOST_WAITING && ((idle && n == 0) || has_room()); n++) {
+            const std::optional<Line> line = requests_.next();
+            ended_ = !line;
+            if (line && line->request) {
+                executor_.submit(*line->request);
+            } else if (line) {
+                Result result;
+                result.id = line->id;
+                result.outcome = Outcome::failed;
+                result.error = line->error;
+                unreadable.push_back(std::move(result));
+            }
+        }
+        unreadable_ += unreadable.size();
+        return unreadable;
+    }
+    bool ended() const { return ended_; }
+    std::uint64_t unreadable() const { return unreadable_; }
+
+private:
+    /** A conversation keeps its sequence for a next round that is among the waiting requests. */
+    static constexpr std::size_t MOST_WAITING = 1024, MOST_WAITING_TOKENS = std::size_t(1) << 24;
+
+    RequestReader requests_;
+    Executor &executor_;
+    bool ended_ = false;
+    std::uint64_t unreadable_ = 0;
+
+    bool has_room() const {
+        return executor_.counters().waiting < MOST_WAITING && executor_.waiting_tokens() < MOST_WAITING_TOKENS;
+    }
+};
+
+void serve(const Options &options, Group &group) {
+    std::ifstream file = open_requests(options.requests);
+    if (group.rank() == 0 && !options.metrics.empty()) {
+        // A wrong path must not show after hours.
+        write_metrics(options.metrics, {}, 0);
     }
     LlamaWeights weights = LlamaWeights::load(options.model, group.rank(), group.size());
     const auto cache_bytes = AttentionPlugin::bytes(with_shape(options.plugin, weights));
     const Engine engine(options, std::move(weights), group);
     Model &model = *engine.model;
     Executor executor(model, options.executor);
-    const auto lines = read_requests(file, model.config());
     if (group.rank() == 0 && !options.quiet) {
         std::cerr << model.describe() << std::endl;
     }
     Console console(options, group, model.config().bytes, cache_bytes);
-    std::uint64_t unreadable = 0;
-    for (const Line &line : lines) {
-        if (line.request) {
-            executor.submit(*line.request);
-        } else {
-            unreadable++;
-            Result result;
-            result.id = line.id;
-            result.outcome = Outcome::failed;
-            result.error = line.error;
-            console.results({result});
-        }
-    }
+    Feed feed(file, executor, model.config());
     // Unreadable lines count as failed requests.
     const auto counters = [&] {
         Counters c = executor.counters();
-        c.failed += unreadable;
+        c.failed += feed.unreadable();
         return c;
     };
-    console.results(executor.take_results());
-    while (executor.step()) {
+    bool idle = true;
+    while (!idle || !feed.ended()) {
+        console.results(feed.submit(idle));
+        console.results(executor.take_results());
+        idle = !executor.step();
         console.results(executor.take_results());
         console.update(counters());
     }
-    console.results(executor.take_results());
     console.totals(counters());
 }
 
@@ -190,7 +236,9 @@ int main(int argc, char **argv) {
     Options options;
     CLI::App app("Runs requests through an executor with in-flight batching whose attention is sinkcache.");
     declare(app, options);
-    CLI11_PARSE(app, argc, argv);
+    if (const auto code = programs::parse(app, argc, argv)) {
+        return *code;
+    }
     options.plugin.max_seqs = options.executor.max_seqs;
     options.plugin.chunk = options.executor.chunk;
     options.plugin.max_draft = options.executor.draft;
@@ -208,7 +256,6 @@ int main(int argc, char **argv) {
         if (group) {
             group->abort(error.what());
         }
-        std::cerr << "error: " << error.what() << std::endl;
-        return 1;
+        return programs::fail(error.what());
     }
 }

@@ -1,12 +1,13 @@
 #include "mpi_group.hpp"
 
+#include "command_line.hpp"
+
 #include <cstdlib>
 #include <stdexcept>
 
 #ifdef INFLIGHT_MPI
 #include <algorithm>
 #include <climits>
-#include <cstdio>
 #include <mpi.h>
 #endif
 
@@ -39,8 +40,8 @@ public:
         MPI_Bcast(tokens.data(), static_cast<int>(tokens.size()), MPI_INT32_T, 0, MPI_COMM_WORLD);
     }
     void abort(const char *why) override {
-        std::fprintf(stderr, "error: rank %d: %s\n", rank_, why);
-        MPI_Abort(MPI_COMM_WORLD, 1);
+        programs::fail("rank " + std::to_string(rank_) + ": " + why);
+        MPI_Abort(MPI_COMM_WORLD, programs::ERROR_CODE);
     }
 
 private:

@@ -1,5 +1,7 @@
 #include "report.hpp"
 
+#include "command_line.hpp"
+
 #include <nlohmann/json.hpp>
 
 #include <cstdio>
@@ -7,6 +9,9 @@
 
 namespace inflight {
 namespace {
+
+/** Names and errors are short; a terminal must not act on what they quote. */
+constexpr std::size_t MAX_SHOWN = 1000;
 
 const char *name(Outcome outcome) {
     return outcome == Outcome::done ? "done" : outcome == Outcome::cancelled ? "cancelled" : "failed";
@@ -56,9 +61,9 @@ void Report::request(const Result &r) {
         out_ << line.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << std::endl;
         return;
     }
-    out_ << r.id << ": " << name(r.outcome);
+    out_ << programs::one_line(r.id, MAX_SHOWN) << ": " << name(r.outcome);
     if (r.outcome == Outcome::failed) {
-        out_ << ": " << r.error;
+        out_ << ": " << programs::one_line(r.error, MAX_SHOWN);
     }
     if (!r.tokens.empty()) {
         out_ << ", " << r.prompt_tokens << " + " << r.tokens.size() << " tokens, waited " << rounded(1e3 * r.waited)

@@ -1,5 +1,7 @@
 #include "requests_file.hpp"
 
+#include "command_line.hpp"
+
 #include <nlohmann/json.hpp>
 
 #include <limits>
@@ -14,10 +16,31 @@ using Json = nlohmann::json;
 const std::set<std::string> FIELDS{"id",   "prompt",       "tokens",   "max_tokens", "temperature", "seed",
                                    "fork", "conversation", "continue", "end",        "arrival",     "cancel_after"};
 
+/** A value and its type, short enough for an error message however large it is. */
+std::string shown(const Json &value) {
+    if (value.is_array() || value.is_object()) {
+        return (value.is_array() ? "an array of " : "an object of ") + std::to_string(value.size());
+    }
+    const char *type = value.is_string() ? "text" : value.is_number() ? "number" : value.type_name();
+    // Of a text no more than is shown. Without `replace`, dump() throws for text that is not UTF-8.
+    const Json first = value.is_string() ? Json(value.get_ref<const std::string &>().substr(0, programs::SHOWN_BYTES))
+                                         : value;
+    return programs::one_line(first.dump(-1, ' ', false, Json::error_handler_t::replace)) + " (" + type + ")";
+}
+
 [[noreturn]] void reject(const std::string &field, const Json &value, const std::string &allowed) {
-    // Without `replace`, dump() throws for text that is not UTF-8.
-    throw std::runtime_error("field '" + field + "' is " + value.dump(-1, ' ', false, Json::error_handler_t::replace) +
-                             ": it must be " + allowed);
+    throw std::runtime_error("field '" + field + "' is " + shown(value) + ": it must be " + allowed);
+}
+
+/** Parses without recursion, so only the error messages limit the depth: a deep value could not be shown. */
+Json parse(const std::string &text) {
+    return Json::parse(text, [](int depth, Json::parse_event_t, const Json &) {
+        if (depth > RequestReader::MAX_DEPTH) {
+            throw std::runtime_error("the line has more than " + std::to_string(RequestReader::MAX_DEPTH) +
+                                     " arrays and objects inside one another");
+        }
+        return true;
+    });
 }
 
 std::string text(const Json &line, const std::string &field) {
@@ -29,6 +52,16 @@ std::string text(const Json &line, const std::string &field) {
         reject(field, value, "a text that is not empty");
     }
     return value;
+}
+
+/** A name, which later error messages repeat. */
+std::string name(const Json &line, const std::string &field) {
+    std::string name = text(line, field);
+    if (name.size() > RequestReader::MAX_NAME) {
+        throw std::runtime_error("field '" + field + "' has " + std::to_string(name.size()) + " bytes: at most " +
+                                 std::to_string(RequestReader::MAX_NAME) + " are allowed");
+    }
+    return name;
 }
 
 std::uint64_t whole_number(const Json &line, const std::string &field, std::uint64_t default_value,
@@ -77,17 +110,17 @@ Request request(const Json &line, const LlamaConfig &model) {
     }
     for (const auto &field : line.items()) {
         if (!FIELDS.count(field.key())) {
-            throw std::runtime_error("field '" + field.key() + "' is not known");
+            throw std::runtime_error("field '" + programs::one_line(field.key()) + "' is not known");
         }
     }
     constexpr auto ANY = std::numeric_limits<std::uint64_t>::max();
     Request r;
-    r.id = text(line, "id");
+    r.id = name(line, "id");
     if (r.id.empty()) {
         throw std::runtime_error("field 'id' is missing");
     }
-    r.conversation = text(line, "conversation");
-    const std::string continued = text(line, "continue"), forked = text(line, "fork");
+    r.conversation = name(line, "conversation");
+    const std::string continued = name(line, "continue"), forked = name(line, "fork");
     if (!continued.empty() && !forked.empty()) {
         throw std::runtime_error("fields 'continue' and 'fork' exclude each other");
     }
@@ -122,31 +155,39 @@ Request request(const Json &line, const LlamaConfig &model) {
 
 }  // namespace
 
-std::vector<Line> read_requests(std::istream &in, const LlamaConfig &model) {
-    std::vector<Line> lines;
-    std::string text;
-    for (std::size_t n = 1; std::getline(in, text); n++) {
-        if (text.find_first_not_of(" \t\r") == std::string::npos) {
-            continue;
+std::optional<Line> RequestReader::next() {
+    while (lines_.next()) {
+        if (lines_.text().find_first_not_of(" \t") != std::string::npos) {
+            return read();
         }
-        Line line{{}, "line " + std::to_string(n), ""};
-        try {
-            const Json json = Json::parse(text);
-            if (json.is_object() && json.contains("id") && json["id"].is_string()) {
-                line.id = json["id"];
-            }
-            line.request = request(json, model);
-        } catch (const Json::parse_error &) {
-            line.error = "the line is not JSON";
-        } catch (const std::runtime_error &error) {
-            line.error = error.what();
-        }
-        if (!line.error.empty()) {
-            line.error = "line " + std::to_string(n) + ": " + line.error;
-        }
-        lines.push_back(std::move(line));
     }
-    return lines;
+    return std::nullopt;
+}
+
+Line RequestReader::read() {
+    const std::string number = "line " + std::to_string(lines_.number());
+    Line line{{}, number, ""};
+    try {
+        if (lines_.cut()) {
+            throw std::runtime_error("the line has more than " + std::to_string(lines_.max_bytes()) + " bytes");
+        }
+        const Json json = parse(lines_.text());
+        if (json.is_object() && json.contains("id") && json["id"].is_string()) {
+            line.id = programs::one_line(json["id"]);
+        }
+        line.request = request(json, model_);
+    } catch (const Json::parse_error &) {
+        line.error = "the line is not JSON";
+    } catch (const Json::out_of_range &) {
+        line.error = "the line has a number that is too large for a double";
+    } catch (const std::exception &error) {
+        // Nothing about one line may keep the others from being served.
+        line.error = error.what();
+    }
+    if (!line.error.empty()) {
+        line.error = number + ": " + line.error;
+    }
+    return line;
 }
 
 }  // namespace inflight

@@ -1,11 +1,12 @@
 // Requests in JSON lines.
 #pragma once
 
+#include "line_reader.hpp"
 #include "request.hpp"
 
 #include <istream>
+#include <optional>
 #include <string>
-#include <vector>
 
 namespace inflight {
 
@@ -32,7 +33,26 @@ struct Line {
  *     end           true: the continued conversation ends with this round
  *     arrival       iteration at which it arrives, default 0
  *     cancel_after  iterations after its arrival at which it is cancelled
+ *
+ * A line is read when it is asked for, so a stream need not have an end. Names have at most MAX_NAME bytes.
  */
-std::vector<Line> read_requests(std::istream &in, const LlamaConfig &model);
+class RequestReader {
+public:
+    static constexpr std::size_t MAX_NAME = 256;
+    /** Arrays and objects that may lie inside one another. A request needs two: the line, and its tokens. */
+    static constexpr int MAX_DEPTH = 16;
+
+    /** Stream and model must outlive the reader. */
+    RequestReader(std::istream &in, const LlamaConfig &model) : lines_(in), model_(model) {}
+
+    /** The next line; none at the end. Throws std::runtime_error only if the stream cannot be read. */
+    std::optional<Line> next();
+
+private:
+    programs::LineReader lines_;
+    const LlamaConfig &model_;
+
+    Line read();
+};
 
 }  // namespace inflight

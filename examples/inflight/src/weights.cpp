@@ -1,5 +1,8 @@
 #include "weights.hpp"
 
+#include "command_line.hpp"
+#include "model_checks.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -26,14 +29,15 @@ bool is_byte_vocabulary(const std::vector<std::string> &tokens) {
 LlamaConfig read_config(Gguf &gguf) {
     const std::string architecture = gguf.text("general.architecture");
     if (architecture != "llama") {
-        gguf.fail("is of architecture '" + architecture + "': only 'llama' is supported");
+        gguf.fail("is of architecture '" + programs::one_line(architecture) + "': only 'llama' is supported");
     }
+    programs::check_model(gguf);
     LlamaConfig c{};
     c.width = gguf.count("llama.embedding_length");
     c.n_layers = gguf.count("llama.block_count");
     c.n_q_heads = gguf.count("llama.attention.head_count");
     c.n_kv_heads = gguf.count("llama.attention.head_count_kv", c.n_q_heads);
-    c.head_dim = gguf.count("llama.attention.key_length", std::max<std::size_t>(c.width / c.n_q_heads, 1));
+    c.head_dim = gguf.count("llama.attention.key_length", std::max<std::uint64_t>(c.width / c.n_q_heads, 1));
     c.rope_dim = gguf.count("llama.rope.dimension_count", c.head_dim);
     c.feed_forward = gguf.count("llama.feed_forward_length");
     c.rope_base = gguf.number("llama.rope.freq_base", 10000.0);
@@ -52,15 +56,16 @@ LlamaConfig read_config(Gguf &gguf) {
     }
     const std::string scaling = gguf.text("llama.rope.scaling.type");
     if (!scaling.empty() && scaling != "none") {
-        gguf.fail("scales RoPE by '" + scaling + "': only plain RoPE and a tensor of factors are supported");
+        gguf.fail("scales RoPE by '" + programs::one_line(scaling) +
+                  "': only plain RoPE and a tensor of factors are supported");
     }
     // Tensors that this code would silently ignore.
     for (const char *name : {"blk.0.attn_q.bias", "blk.0.ffn_gate_inp.weight", "blk.0.attn_q_norm.weight"}) {
-        if (gguf.has_tensor(name)) {
+        if (gguf.tensor(name)) {
             gguf.fail("has tensor '" + std::string(name) + "', which a plain Llama lacks");
         }
     }
-    if (gguf.has_tensor("rope_freqs.weight")) {
+    if (gguf.tensor("rope_freqs.weight")) {
         for (float factor : gguf.vector("rope_freqs.weight", c.rope_dim / 2)) {
             const double i = static_cast<double>(c.inv_freq.size());
             const double plain = std::pow(c.rope_base, -2 * i / static_cast<double>(c.rope_dim));
@@ -115,7 +120,7 @@ LlamaWeights LlamaWeights::load(const std::string &path, std::size_t rank, std::
                   std::to_string(ranks) + " ranks");
     }
     w.embeddings = gguf.matrix("token_embd.weight", c.vocabulary, c.width);
-    w.out = gguf.has_tensor("output.weight") ? gguf.matrix("output.weight", c.vocabulary, c.width) : w.embeddings;
+    w.out = gguf.tensor("output.weight") ? gguf.matrix("output.weight", c.vocabulary, c.width) : w.embeddings;
     w.out_norm = gguf.vector("output_norm.weight", c.width);
     for (std::size_t i = 0; i < c.n_layers; i++) {
         w.layers.push_back(read_layer(gguf, w, i));

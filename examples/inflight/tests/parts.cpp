@@ -80,7 +80,7 @@ TEST(Parts, InvalidModelFilesAreRejected) {
     for (std::size_t bytes : {std::size_t{0}, std::size_t{3}, std::size_t{20}, std::size_t{1000}, std::size_t{9000},
                               whole / 2, whole - 1}) {
         const auto path = copy_of_model("cut" + std::to_string(bytes), bytes);
-        expect_rejected(path, bytes < 10000 ? "not a complete GGUF" : "is cut short");
+        expect_rejected(path, bytes < 10000 ? "is not a valid GGUF file" : "is cut short");
         std::filesystem::remove(path);
     }
     const auto patched = [&](const std::string &name, const std::string &from, const std::string &to,

@@ -13,6 +13,15 @@ void expect_failed(const Result &r, const std::string &part) {
     EXPECT_NE(r.error.find(part), std::string::npos) << r.id << ": \"" << r.error << "\" lacks \"" << part << "\"";
 }
 
+std::vector<Line> all_lines(std::istream &in, const LlamaConfig &config) {
+    std::vector<Line> lines;
+    RequestReader reader(in, config);
+    while (const auto line = reader.next()) {
+        lines.push_back(*line);
+    }
+    return lines;
+}
+
 TEST(Rejections, OfRequestsByTheExecutor) {
     CpuModel model(weights(), plugin_config(2), single_rank(), 1);
     ExecutorConfig config = executor_config(2);
@@ -103,11 +112,16 @@ not json
 {"id":"warm","prompt":"abc","temperature":"hot"}
 {"id":"end","prompt":"abc","continue":"a","end":1}
 {"id":"late","prompt":"abc","arrival":-1}
+{"id":"far","prompt":"abc","temperature":1e999}
+{"id":"deep","prompt":"abc","x":[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]}
+{"id":"array","prompt":[1,2,3]}
+{"id":"object","prompt":{"a":1}}
+{"id":"null","prompt":"abc","temperature":null}
 {"id":"all","prompt":"abc","max_tokens":7,"temperature":0.5,"seed":18446744073709551615,"fork":"x")"
                           R"(,"conversation":"y","arrival":3,"cancel_after":4}
 )");
     std::map<std::string, Line> lines;
-    for (const Line &line : read_requests(in, config)) {
+    for (const Line &line : all_lines(in, config)) {
         EXPECT_NE(line.request.has_value(), !line.error.empty()) << line.id;
         lines[line.id] = line;
     }
@@ -115,7 +129,7 @@ not json
                                                    {"line 4", "line 4: the line is not JSON"},
                                                    {"line 5", "not a JSON object"},
                                                    {"line 6", "field 'id' is missing"},
-                                                   {"line 8", "field 'id' is 7: it must be a text"},
+                                                   {"line 8", "field 'id' is 7 (number): it must be a text"},
                                                    {"", "field 'id' is \"\""},
                                                    {"bare", "field 'prompt' (or 'tokens') is missing"},
                                                    {"both", "exclude each other"},
@@ -130,7 +144,12 @@ not json
                                                    {"two", "'continue' and 'fork' exclude each other"},
                                                    {"warm", "field 'temperature' is \"hot\""},
                                                    {"end", "field 'end' is 1"},
-                                                   {"late", "field 'arrival' is -1"}};
+                                                   {"late", "field 'arrival' is -1 (number)"},
+                                                   {"line 23", "number that is too large"},
+                                                   {"line 24", "more than 16 arrays and objects"},
+                                                   {"array", "field 'prompt' is an array of 3: it must be"},
+                                                   {"object", "field 'prompt' is an object of 1: it must be"},
+                                                   {"null", "field 'temperature' is null (null)"}};
     for (const auto &[id, part] : wrong) {
         ASSERT_EQ(lines.count(id), 1u) << id;
         EXPECT_NE(lines[id].error.find(part), std::string::npos)
@@ -150,6 +169,42 @@ not json
     EXPECT_EQ(all.cancel_after, 4u);
     // The fork's prompt continues its source: no <s>.
     EXPECT_EQ(all.prompt.size(), 3u);
+}
+
+TEST(Rejections, ErrorsShowLargeValuesInPart) {
+    const LlamaConfig config = weights().config;
+    const std::string large(1'000'000, 'x');
+    std::istringstream in(R"({"id":")" + large + R"(","prompt":"a"}
+{"id":"a","prompt":"a","temperature":")" + large + R"("}
+{"id":"b","prompt":"a",")" + large + R"(":1}
+{"id":"c","prompt":"a","fork":")" + large + R"("}
+{"id":"line\u001b[2J","prompt":"a","end":"\u00e4\n"}
+)");
+    const auto lines = all_lines(in, config);
+    ASSERT_EQ(lines.size(), 5u);
+    for (const Line &line : lines) {
+        EXPECT_FALSE(line.request);
+        EXPECT_LT(line.id.size() + line.error.size(), 400u);
+    }
+    EXPECT_NE(lines[0].error.find("field 'id' has 1000000 bytes: at most 256"), std::string::npos) << lines[0].error;
+    EXPECT_NE(lines[1].error.find("xxx... (text): it must be a number"), std::string::npos) << lines[1].error;
+    EXPECT_NE(lines[2].error.find("xxx...' is not known"), std::string::npos) << lines[2].error;
+    EXPECT_NE(lines[3].error.find("field 'fork' has 1000000 bytes"), std::string::npos) << lines[3].error;
+    EXPECT_EQ(lines[4].id, "line\\x1B[2J");
+    EXPECT_NE(lines[4].error.find("field 'end' is \"\u00e4\\n\" (text)"), std::string::npos) << lines[4].error;
+}
+
+TEST(Rejections, ARequestThatIsSubmittedLateArrivesThen) {
+    CpuModel model(weights(), plugin_config(2), single_rank(), 1);
+    Executor executor(model, executor_config(2));
+    expect_done(run(executor, {new_sequence("first", 0, 10, 40)}));
+    Request late = new_sequence("late", 0, 10, 40);
+    late.arrival = 3;
+    late.cancel_after = 10;
+    // Ten iterations from now on, not from the third: all but the first give a token.
+    const auto results = run(executor, {late});
+    EXPECT_EQ(results.at("late").outcome, Outcome::cancelled);
+    EXPECT_EQ(results.at("late").tokens.size(), 10u);
 }
 
 /** A model that fails in the middle of one forward pass, after the first layers. */

@@ -106,23 +106,104 @@ TEST_F(Serve, IsReadableWithoutJson) {
     EXPECT_NE(out.text.find("1 done, 0 cancelled, 0 failed"), std::string::npos) << out.text;
 }
 
-TEST_F(Serve, RejectsInvalidOptions) {
+TEST_F(Serve, EveryErrorIsOneLineAndExitCode2) {
     write("{\"id\":\"a\",\"prompt\":\"x\"}\n");
     const auto rejected = [&](const std::string &command, const std::string &part) {
         const auto out = shell(command + " 2>&1");
-        EXPECT_NE(out.status, 0) << command;
+        EXPECT_TRUE(WIFEXITED(out.status) && WEXITSTATUS(out.status) == 2) << command << "\n" << out.text;
+        EXPECT_EQ(out.text.rfind("error: ", 0), 0u) << out.text;
+        EXPECT_EQ(out.text.find('\n') + 1, out.text.size()) << out.text;
         EXPECT_NE(out.text.find(part), std::string::npos) << command << "\n" << out.text;
     };
-    rejected(std::string(SERVE) + settings + " --model /nowhere.gguf", "--model");
-    rejected(std::string(SERVE) + " --requests " + requests + " --model /nowhere.gguf",
-             "model '/nowhere.gguf' is not a file");
-    rejected(std::string(SERVE) + " --model " + MODEL + " --requests /nowhere", "requests '/nowhere' cannot be opened");
-    rejected(std::string(SERVE) + settings + " --draft many", "--draft");
-    rejected(std::string(SERVE) + settings + " --kv-dtype f8", "--kv-dtype");
-    rejected(std::string(SERVE) + " --model " + MODEL + " --requests " + requests + " --budget 8 --chunk 16",
-             "budget of 8");
-    rejected(std::string(SERVE) + " --model " + MODEL + " --requests " + requests + " --metrics /nowhere/m",
-             "'/nowhere/m'");
+    const std::string serve = SERVE, model = " --model " + std::string(MODEL), from = " --requests " + requests;
+    rejected(serve, "--model is required");
+    rejected(serve + settings + " --frobnicate", "--frobnicate");
+    rejected(serve + settings + " --model /nowhere.gguf", "--model");
+    rejected(serve + from + " --model /nowhere.gguf", "model '/nowhere.gguf' is not a file");
+    rejected(serve + from + " --model " + testing::TempDir(), "is not a file");
+    rejected(serve + from + " --model " + TEXT, "is not a valid GGUF file");
+    rejected(serve + model + " --requests /nowhere", "requests '/nowhere' cannot be opened");
+    rejected(serve + model + " --requests " + testing::TempDir(), "is a directory");
+    rejected(serve + model + " --quiet --requests /dev/zero", "line 1 does not end");
+    rejected(serve + settings + " --draft many", "--draft");
+    rejected(serve + settings + " --kv-dtype f8", "--kv-dtype");
+    rejected(serve + settings + " --threads -1", "--threads");
+    rejected(serve + model + from + " --budget 8 --chunk 16", "budget of 8");
+    rejected(serve + model + from + " --window 16777216 --max-seqs 16777216", "could not be allocated");
+    // Before the first request runs, and not after the last.
+    rejected(serve + model + from + " --metrics /nowhere/m", "'/nowhere/m'");
+    rejected(serve + model + from + " --metrics '/nowhere/\n\x1b[2J'", "'/nowhere/\\x0A\\x1B[2J'");
+}
+
+TEST_F(Serve, ReadsATextWithAByteOrderMarkAndCrlf) {
+    write("\xEF\xBB\xBF{\"id\":\"a\",\"prompt\":\"It was\",\"max_tokens\":3}\r\n\r\n"
+          "{\"id\":\"b\",\"prompt\":\"It was\",\"max_tokens\":3}\r\n");
+    const auto out = shell(std::string(SERVE) + settings + " --json");
+    ASSERT_EQ(out.status, 0);
+    const auto results = parse(out.text);
+    EXPECT_EQ(results.size(), 3u);
+    EXPECT_EQ(results.at("a")["tokens"].size(), 3u);
+    EXPECT_EQ(results.at("a")["tokens"], results.at("b")["tokens"]);
+}
+
+/** Each line is the one bad line between two good ones. */
+TEST_F(Serve, NoLineKeepsTheOthersFromBeingServed) {
+    const auto nested = [](const std::string &open, const std::string &close) {
+        std::string text;
+        for (int i = 0; i < 60'000; i++) {
+            text += open;
+        }
+        for (int i = 0; i < 60'000; i++) {
+            text += close;
+        }
+        return text;
+    };
+    const std::string megabytes(10'000'000, 'x');
+    const std::vector<std::string> bad{
+        R"({"id":"b","prompt":"x","temperature":1e999})",
+        R"({"id":"b","prompt":"x","seed":-1e999})",
+        R"({"id":"b","tokens":[1e999]})",
+        R"({"id":)" + nested("[", "]") + R"(,"prompt":"x"})",
+        R"({"id":"b","tokens":)" + nested(R"({"a":[)", "]}") + "}",
+        nested("[", ""),
+        R"({"id":"b","prompt":"x","unknown":)" + nested("[", "]") + "}",
+        R"({"id":")" + megabytes + R"(","prompt":"x"})",
+        R"({"id":"b","prompt":"x","conversation":")" + megabytes + R"("})",
+        R"({"id":"b","prompt":"x",")" + megabytes + R"(":1})",
+        R"({"id":"b","prompt":"x","temperature":")" + megabytes + R"("})",
+        R"({"id":"b","prompt":")" + megabytes + R"("})",
+        megabytes,
+    };
+    for (const std::string &line : bad) {
+        const std::string good = R"(","prompt":"It was","max_tokens":2})";
+        write("{\"id\":\"first" + good + "\n" + line + "\n{\"id\":\"last" + good + "\n");
+        const auto out = shell(std::string(SERVE) + settings + " --json 2>&1");
+        ASSERT_EQ(out.status, 0) << line.substr(0, 60);
+        EXPECT_LT(out.text.size(), 5000u) << line.substr(0, 60);
+        const auto results = parse(out.text);
+        EXPECT_EQ(results.at("first")["outcome"], "done");
+        EXPECT_EQ(results.at("last")["outcome"], "done");
+        EXPECT_EQ(results.at("totals")["totals"]["failed"], 1) << line.substr(0, 60);
+    }
+}
+
+TEST_F(Serve, ReadsRequestsAsTheyAreNeeded) {
+    // Streams that end when the program does. `head` ends it after the first results.
+    const auto first = [&](const std::string &stream, const std::string &filter) {
+        const auto out = shell(stream + " | " + SERVE + " --model " + MODEL +
+                               " --requests /dev/stdin --quiet --json 2>&1 | " + filter);
+        std::istringstream in(out.text);
+        std::string line;
+        std::getline(in, line);
+        return Json::parse(line);
+    };
+    const std::string request = R"(\"prompt\":\"x\",\"max_tokens\":1})";
+    const auto numbered = first("seq -f \"{\\\"id\\\":\\\"r%.0f\\\"," + request + "\" 1000000000", "head -n 1");
+    EXPECT_EQ(numbered["id"], "r1");
+    EXPECT_EQ(numbered["outcome"], "done");
+    // No line is a request, and all have the same id: results come, and one request at a time runs.
+    EXPECT_EQ(first("yes '{\"id\":'", "head -n 1")["error"], "line 1: the line is not JSON");
+    EXPECT_EQ(first("yes \"{\\\"id\\\":\\\"same\\\"," + request + "\"", "grep -m 1 done")["id"], "same");
 }
 
 TEST_F(Serve, TwoRanksGiveTheTokensOfOne) {
