@@ -1,11 +1,13 @@
 #include "chat.hpp"
 
+#include "line_reader.hpp"
 #include "measure.hpp"
 #include "template.hpp"
 
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <iostream>
@@ -164,19 +166,26 @@ void chat(const ChatSettings &settings) {
 #else
     const bool interactive = false;
 #endif
+    if (!std::isfinite(settings.temperature) || settings.temperature < 0) {
+        throw UserError("--temp " + std::to_string(settings.temperature) + ": it must be finite, and 0 or above");
+    }
     const llama_model_ptr model = load_model(settings.common);
     const std::unique_ptr<Engine> engine = make_engine(model.get(), settings.common);
     Conversation conversation(*engine, settings);
-    std::string prompt;
+    programs::LineReader lines(prompts);
     for (;;) {
         if (interactive) {
             std::fprintf(stderr, "> ");
         }
-        if (!std::getline(prompts, prompt)) {
+        if (!lines.next()) {
             break;
         }
-        if (!prompt.empty()) {
-            conversation.round(prompt);
+        if (lines.cut()) {
+            throw UserError("line " + std::to_string(lines.number()) + " of the prompts has more than " +
+                            std::to_string(lines.max_bytes()) + " bytes");
+        }
+        if (!lines.text().empty()) {
+            conversation.round(lines.text());
         }
     }
 }

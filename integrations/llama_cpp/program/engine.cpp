@@ -1,5 +1,7 @@
 #include "engine.hpp"
 
+#include "llama_log.hpp"
+#include "model_checks.hpp"
 #include "sinkcache_llama.hpp"
 
 #include <algorithm>
@@ -7,6 +9,18 @@
 #include <map>
 
 namespace {
+
+/** An error text with llama.cpp's reason. */
+std::string with_reason(const std::string &what) {
+    const std::string reason = first_kept_error();
+    return reason.empty() ? what : what + ": " + reason;
+}
+
+/** llama.cpp ends the process, or crashes, at some of what a damaged file may hold. */
+void check_file(const std::string &path) {
+    const programs::GgufFile file(path);
+    programs::check_model(file);
+}
 
 llama_context_params context_params(const Settings &s) {
     llama_context_params p = llama_context_default_params();
@@ -68,7 +82,7 @@ public:
         p.type_v = type->second;
         context_.reset(llama_init_from_model(model, p));
         if (!context_) {
-            throw UserError("llama.cpp cannot create a context for this model");
+            throw UserError(with_reason("llama.cpp cannot create a context for this model"));
         }
         if (!llama_memory_can_shift(llama_get_memory(context_.get()))) {
             throw UserError("--stock: llama.cpp cannot shift the context of this model");
@@ -81,7 +95,7 @@ public:
         make_room(static_cast<std::uint32_t>(tokens.size()));
         const std::int32_t status = llama_decode(context_.get(), batch_.fill(tokens, all_logits));
         if (status != 0) {
-            throw UserError("llama_decode returned " + std::to_string(status) + ": llama.cpp's log has the reason");
+            throw UserError(with_reason("llama_decode returned " + std::to_string(status)));
         }
         n_past_ += static_cast<std::uint32_t>(tokens.size());
     }
@@ -134,11 +148,12 @@ private:
 }  // namespace
 
 llama_model_ptr load_model(const Settings &settings) {
+    check_file(settings.model);
     llama_model_params p = llama_model_default_params();
     p.use_extra_bufts = settings.repack;
     llama_model_ptr model(llama_model_load_from_file(settings.model.c_str(), p));
     if (!model) {
-        throw UserError("--model '" + settings.model + "': llama.cpp cannot load it");
+        throw UserError(with_reason("model '" + settings.model + "' cannot be loaded by llama.cpp"));
     }
     return model;
 }

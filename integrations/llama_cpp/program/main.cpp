@@ -1,13 +1,11 @@
 // llama-stream: scores a text or holds a conversation of any length with a GGUF model, with sinkcache or stock
 // llama.cpp.
 #include "chat.hpp"
+#include "command_line.hpp"
 #include "llama_log.hpp"
 #include "score.hpp"
 
-#include <CLI/CLI.hpp>
-
 #include <algorithm>
-#include <cstdio>
 #include <exception>
 #include <string>
 #include <thread>
@@ -66,27 +64,25 @@ int main(int argc, char **argv) {
         ->check(CLI::Range(0, 8192));
     app.add_option("--stride", scoring.stride, "Score every STRIDE-th token")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(CLI::Range(std::uint64_t(1), std::uint64_t(1) << 40));
     add_common_options(chat_app, chatting.common, chatting.json, verbose);
     chat_app.add_option("-f,--file", chatting.file, "File of prompts, one per line; default standard input")
         ->check(CLI::ExistingFile);
     chat_app.add_option("--system", chatting.system, "System message");
     chat_app.add_option("-n,--predict", chatting.predict, "Most tokens of an answer")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(CLI::Range(std::uint32_t(1), std::uint32_t(1) << 30));
     chat_app.add_option("--temp", chatting.temperature, "Temperature; 0 = the most likely token")
         ->capture_default_str();
     chat_app.add_option("--seed", chatting.seed, "Seed of the sampler")->capture_default_str();
     chat_app.add_flag("--raw", chatting.raw, "No chat template");
     CLI::App &chosen = is_chat ? chat_app : app;
-    try {
-        chosen.parse(is_chat ? argc - 1 : argc, is_chat ? argv + 1 : argv);
-    } catch (const CLI::ParseError &e) {
-        return chosen.exit(e);
+    if (const auto code = programs::parse(chosen, is_chat ? argc - 1 : argc, is_chat ? argv + 1 : argv)) {
+        return *code;
     }
     try {
         if (!verbose) {
-            log_errors_only();
+            keep_errors();
         }
         llama_backend_init();
         if (is_chat) {
@@ -97,8 +93,8 @@ int main(int argc, char **argv) {
             score(scoring);
         }
     } catch (const std::exception &e) {
-        std::fprintf(stderr, "llama-stream: %s\n", e.what());
-        return 1;
+        return programs::fail(e.what());
     }
+    print_kept_errors();
     return 0;
 }

@@ -10,20 +10,29 @@
 #include <cmath>
 #include <cstdio>
 #include <fstream>
-#include <sstream>
 
 namespace {
 
 using Json = nlohmann::ordered_json;
 
+/** More than llama.cpp can tokenize. The limit is for devices, which have no end. */
+constexpr std::size_t MAX_BYTES = std::size_t(1) << 31;
+
 std::string read_file(const std::string &path) {
     std::ifstream file(path, std::ios::binary);
-    std::ostringstream text;
-    text << file.rdbuf();
-    if (!file || text.str().empty()) {
+    std::string text;
+    char part[1 << 16];
+    while (file && text.size() < MAX_BYTES) {
+        file.read(part, sizeof part);
+        text.append(part, static_cast<std::size_t>(file.gcount()));
+    }
+    if (text.size() >= MAX_BYTES) {
+        throw UserError("--file '" + path + "' has 2^31 bytes or more");
+    }
+    if (text.empty() || !file.eof()) {
         throw UserError("--file '" + path + "' is empty or cannot be read");
     }
-    return text.str();
+    return text;
 }
 
 /**

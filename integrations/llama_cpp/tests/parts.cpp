@@ -1,11 +1,14 @@
 // Parts of llama-stream that its output does not cover.
 #include "../program/engine.hpp"
+#include "../program/llama_log.hpp"
 #include "../program/measure.hpp"
 #include "../program/template.hpp"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdio>
+#include <cstdlib>
 #include <vector>
 
 TEST(Parts, Quantiles) {
@@ -65,4 +68,31 @@ TEST(Parts, TemplatesRoundByRound) {
     raw.answered("hello");
     EXPECT_EQ(raw.next("more"), "\nmore\n");
     EXPECT_THROW(ChatTemplate("nothing known", "").next("hi"), UserError);
+}
+
+// What the checks of a file do not find must not end the program by a signal.
+TEST(Log, AFailedAssertionOfGgmlIsOneLineAndExitCode2) {
+    EXPECT_EXIT(
+        {
+            keep_errors();
+            ggml_abort("/far/away/llama.cpp/ggml.c", 7, "GGML_ASSERT(%d) failed\n", 0);
+        },
+        testing::ExitedWithCode(2), "^error: llama.cpp cannot run this model: ggml.c:7: GGML_ASSERT");
+}
+
+TEST(Log, ErrorsAreKeptUntilTheyAreAskedFor) {
+    EXPECT_EXIT(
+        {
+            keep_errors();
+            ggml_log_callback log = nullptr;
+            void *data = nullptr;
+            llama_log_get(&log, &data);
+            log(GGML_LOG_LEVEL_WARN, "a warning\n", data);
+            log(GGML_LOG_LEVEL_ERROR, "the cause\n", data);
+            log(GGML_LOG_LEVEL_ERROR, "what follows\n", data);
+            std::fprintf(stderr, "first: %s\n", first_kept_error().c_str());
+            print_kept_errors();
+            std::exit(0);
+        },
+        testing::ExitedWithCode(0), "^first: the cause\nthe cause\nwhat follows\n$");
 }

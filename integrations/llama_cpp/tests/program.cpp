@@ -1,4 +1,5 @@
 // llama-stream, run as a process.
+#include "model_checks.hpp"
 #include "support/host.hpp"
 
 #include <gtest/gtest.h>
@@ -97,18 +98,79 @@ TEST(Program, ScoresAText) {
     EXPECT_EQ(run(MODEL + TEXT + " -n 600 --window 252 --stock --kv-dtype q8_0 --json").status, 0);
 }
 
+namespace {
+
+/** One line on stderr, exit code 2. */
+void expect_error(const std::string &arguments, const std::string &what) {
+    const Output out = run(arguments, "2>&1");
+    EXPECT_EQ(out.status, 2) << arguments << "\n" << out.text;
+    EXPECT_EQ(out.text.rfind("error: ", 0), 0U) << out.text;
+    EXPECT_EQ(out.text.find('\n') + 1, out.text.size()) << out.text;
+    EXPECT_NE(out.text.find(what), std::string::npos) << out.text;
+}
+
+/** The bundled model with other bytes behind `name` and `skip` more. */
+std::string damaged(const std::string &name, std::size_t skip, const std::string &bytes) {
+    std::ifstream file(DATA "/tiny-llama-bytes.gguf", std::ios::binary);
+    std::string whole(std::istreambuf_iterator<char>(file), {});
+    const std::size_t at = whole.find(name);
+    EXPECT_NE(at, std::string::npos);
+    return whole.replace(at + name.size() + skip, bytes.size(), bytes);
+}
+
+}  // namespace
+
+TEST(Program, DamagedModelsAreErrors) {
+    using namespace std::string_literals;
+    const auto rejected = [](const std::string &bytes, const std::string &what) {
+        const File model(bytes);
+        expect_error("-m " + model.path + TEXT + " -n 20 -t 1", what);
+        expect_error("chat -m " + model.path + " -t 1 </dev/null", what);
+    };
+    // A key is its name, a type of four bytes, its value.
+    const std::string blocks = "llama.block_count", epsilon = "llama.attention.layer_norm_rms_epsilon";
+    rejected(damaged(blocks, 4, "\0\0\0\0"s), "has 0 for 'llama.block_count': 1 to 512 is allowed");
+    rejected(damaged(blocks, 4, "\xFF\xFF\xFF\xFF"), "has 4294967295 for 'llama.block_count'");
+    rejected(damaged(blocks, 4, "\7"), "tensor 'blk.6.attn_norm.weight' not found");
+    rejected(damaged(epsilon, 7, "\xB7"), "for '" + epsilon + "': it must be finite and above 0");
+    rejected(damaged("<0x4", 0, "2"), "has token '<0x42>' twice");
+    // A tensor is its name, the number of its dimensions, these, its type, its offset.
+    rejected(damaged("blk.0.attn_q.weight", 20, "\xE8\3"), "is not a valid GGUF file");
+    rejected(damaged("GGUF", 0, "\4"), "is not a valid GGUF file");
+    rejected("GGUF\3\0\0\0"s + "\0\0\0\0\0\0\0\0"s + "\1\0\0\0\0\0\0\0"s + "\21\0\0\0\0\0\0\0"s +
+                 "general.alignment" + "\4\0\0\0\0\0\0\0"s,
+             "alignment 0 is not a power of 2");
+}
+
+// What the checks reject is damaged, and not only unusual.
+TEST(Program, TheChecksAcceptModelsOfEveryArchitecture) {
+    std::map<std::string, RandomModel> all = supported_models();
+    for (const auto &[name, unsupported] : unsupported_models()) {
+        all.emplace(name, unsupported.model);
+    }
+    for (const auto &[name, model] : all) {
+        const File file;
+        model.write(file.path);
+        EXPECT_NO_THROW(programs::check_model(programs::GgufFile(file.path))) << name;
+    }
+}
+
 TEST(Program, ErrorsSayWhatIsWrong) {
     const File empty(""), garbage("not a model"), text("abc");
-    const auto expect_error = [](const std::string &arguments, const std::string &what) {
-        const Output out = run(arguments, "2>&1");
-        EXPECT_NE(out.status, 0) << arguments;
-        EXPECT_NE(out.text.find(what), std::string::npos) << out.text;
-    };
     expect_error("", "--model is required");
     expect_error(MODEL, "--file is required");
     expect_error(MODEL + " -f /nowhere", "does not exist");
     expect_error(MODEL + " -f " + empty.path, "is empty");
-    expect_error("-m " + garbage.path + TEXT, "llama.cpp cannot load it");
+    expect_error("-m " + garbage.path + TEXT, "is not a valid GGUF file");
+    expect_error("-m /dev/zero" + TEXT, "model '/dev/zero' is not a file");
+    expect_error(MODEL + " -f " DATA, "File is actually a directory");
+    expect_error(MODEL + " -f /dev/zero", "has 2^31 bytes or more");
+    expect_error(MODEL + TEXT + " --stride 0", "--stride: Value 0 not in range 1 to");
+    expect_error(MODEL + TEXT + " --threads 99999999999", "--threads");
+    expect_error("chat " + MODEL + " -f " DATA, "File is actually a directory");
+    expect_error("chat " + MODEL + " -f /dev/zero", "line 1 does not end");
+    expect_error("chat " + MODEL + " --temp nan -f " + text.path, "--temp nan: it must be finite");
+    expect_error("chat " + MODEL + " -n 0 -f " + text.path, "--predict: Value 0 not in range 1 to");
     expect_error(MODEL + " -n 9 -f " + text.path, "--tokens 9: the text has 3");
     expect_error(MODEL + TEXT + " --kv-dtype q8_0", "--kv-dtype q8_0: with sinkcache f32, f16 or bf16");
     expect_error(MODEL + TEXT + " --kv-dtype x --stock", "--kv-dtype x");
@@ -125,6 +187,19 @@ TEST(Program, ErrorsSayWhatIsWrong) {
     mamba.tensors[0].dims[1] = 259;
     mamba.write(model.path);
     expect_error("-m " + model.path + TEXT + " -n 10", "a recurrent model has no KV cache");
+}
+
+// A byte order mark and carriage returns are no part of a prompt.
+TEST(Program, ChatsOverATextFromAnotherSystem) {
+    const File plain("hello\nthere\n"), other("\xEF\xBB\xBFhello\r\n\r\nthere\r\n");
+    const std::string chat = "chat " + MODEL + " --predict 3 --temp 0 --json -f ";
+    const auto want = run(chat + plain.path).lines(), got = run(chat + other.path).lines();
+    ASSERT_EQ(want.size(), 2U);
+    ASSERT_EQ(got.size(), 2U);
+    for (std::size_t i = 0; i < 2; ++i) {
+        EXPECT_EQ(got[i]["prompt_tokens"], want[i]["prompt_tokens"]);
+        EXPECT_EQ(got[i]["answer"], want[i]["answer"]);
+    }
 }
 
 // More than ten times the window: every token is decoded exactly once.
@@ -183,7 +258,7 @@ TEST(Program, ChatsWithTheTemplateOfTheModel) {
     random.strings["tokenizer.chat_template"] = "not a template";
     random.write(model.path);
     const Output unknown = run("chat -m " + model.path + " -f " + prompts.path, "2>&1");
-    EXPECT_EQ(unknown.status, 1);
+    EXPECT_EQ(unknown.status, 2);
     EXPECT_NE(unknown.text.find("--raw"), std::string::npos) << unknown.text;
     EXPECT_EQ(run("chat -m " + model.path + " -t 1 -n 3 --raw --json < " + prompts.path).lines().size(), 2U);
 }
