@@ -12,9 +12,10 @@ export MAKE
 CHECK = check-format check-text check-links check-cycles check-parameters check-commits check-scripts check-mutants \
 	check-lint check-docs check-rust
 TEST = test-setup test-rust test-stream test-cpp test-python test-cuda
-ALL = all-llama all-inflight all-sanitize-cpp all-sanitize-rust all-mutants all-aarch64 all-emulated-isa \
-	all-cuda-sanitize all-cuda-cubins all-cuda-variants all-cuda-nvcc all-gpu-bench
-NIGHTLY = nightly-histories nightly-soak nightly-sanitize-rust nightly-aarch64 nightly-third-party nightly-fresh-machine
+ALL = all-llama all-inflight all-damaged-files all-sanitize-cpp all-sanitize-rust all-mutants all-aarch64 \
+	all-emulated-isa all-cuda-sanitize all-cuda-cubins all-cuda-variants all-cuda-nvcc all-gpu-bench
+NIGHTLY = nightly-histories nightly-soak nightly-damaged-files nightly-sanitize-rust nightly-aarch64 \
+	nightly-third-party nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
 .PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in emulator \
@@ -154,12 +155,22 @@ setup-venv:
 # llama.cpp is built once for a machine and kept in ~/.cache/sinkcache (SINKCACHE_LLAMA_DIR).
 all-llama: setup-engines
 	$(call cmake_build,$(WITH_ENGINES))
-	$(CTEST) --test-dir build -R '^llama_'
+	$(CTEST) --test-dir build -R '^(llama|common)_'
 
 all-inflight: setup-engines stand-in
 	$(call cmake_build,$(WITH_ENGINES))
 	$(CTEST) --test-dir build -R '^inflight_' -E '^inflight_cuda$$'
 	$(ON_STAND_IN) $(CTEST) --test-dir build -R '^inflight_cuda$$'
+
+# Damaged models into stream, inflight-serve and llama-stream, hostile requests into inflight-serve.
+DAMAGED_FILES = 200
+DAMAGED_SEED = 1
+all-damaged-files: setup-engines
+	$(call cmake_build,$(WITH_ENGINES))
+	$(CARGO) build --release -p sinkcache-stream --example stream
+	$(PYTHON) -B scripts/damaged/run.py --files $(DAMAGED_FILES) --lines $(DAMAGED_FILES) --seed $(DAMAGED_SEED) \
+		--stream target/release/examples/stream --inflight build/examples/inflight/inflight-serve \
+		--llama build/integrations/llama_cpp/llama-stream
 
 # Nightly Rust's switch for AddressSanitizer, which the variable opens in every toolchain.
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
@@ -262,6 +273,10 @@ nightly-soak: test-setup stand-in gpu-pack
 	SKC_HISTORIES=2000 SKC_STREAMS=220 SKC_REPLAYS=1000 SKC_SOAK=100000 $(ON_STAND_IN) \
 		scripts/gpu_check build/gpu_check --jobs $(JOBS) --shim build/shim --limit 14400
 
+# Others every night: the command line shows the seed.
+nightly-damaged-files:
+	$(MAKE) --no-print-directory all-damaged-files DAMAGED_FILES=2000 DAMAGED_SEED=$(shell date +%j)
+
 nightly-sanitize-rust:
 	$(MAKE) --no-print-directory all-sanitize-rust ASAN_HISTORIES=20000
 
@@ -274,7 +289,7 @@ nightly-third-party: setup-engines
 	SINKCACHE_LLAMA_DIR=$(CURDIR)/build-third-party/llama.cpp \
 		cmake -S . -B build-third-party/build $(RELEASE) $(WITH_ENGINES)
 	cmake --build build-third-party/build -j $(JOBS)
-	$(CTEST) --test-dir build-third-party/build -R '^(llama|inflight)_'
+	$(CTEST) --test-dir build-third-party/build -R '^(llama|common|inflight)_'
 
 # The README's two commands in a new Debian that has Rust, git, make and a C linker.
 nightly-fresh-machine:
