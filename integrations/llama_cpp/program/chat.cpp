@@ -166,8 +166,8 @@ void chat(const ChatSettings &settings) {
 #else
     const bool interactive = false;
 #endif
-    if (!std::isfinite(settings.temperature) || settings.temperature < 0) {
-        throw UserError("--temp " + std::to_string(settings.temperature) + ": it must be finite, and 0 or above");
+    if (!std::isfinite(settings.temperature)) {
+        throw UserError("--temp " + std::to_string(settings.temperature) + ": it must be finite");
     }
     const llama_model_ptr model = load_model(settings.common);
     const std::unique_ptr<Engine> engine = make_engine(model.get(), settings.common);

@@ -12,7 +12,7 @@ struct ChatSettings {
     std::string system;
     /** Most tokens of an answer. */
     std::uint32_t predict = 256;
-    /** Sampling temperature; 0 = the most likely token. */
+    /** Sampling temperature; 0 or below = the most likely token, as in llama.cpp. */
     float temperature = 0.8F;
     std::uint32_t seed = 1;
     /** Passes prompts to the model without a chat template, even if it has one. */
