@@ -7,6 +7,10 @@ add_test(NAME exports COMMAND ${CMAKE_COMMAND} -DNM=${CMAKE_NM} -DLIBRARY=${lib_
 add_test(NAME library COMMAND ${CMAKE_COMMAND} -DREADELF=${CMAKE_READELF} -DFOLDER=${lib_dir}
          -DSONAME=${sinkcache_so_abi} -DFULL=${sinkcache_so_full} -P ${CMAKE_CURRENT_SOURCE_DIR}/check_library.cmake)
 
+# The target of cross builds.
+add_test(NAME cross_target COMMAND ${CMAKE_COMMAND} -DSOURCE=${PROJECT_SOURCE_DIR} -DCARGO=${SINKCACHE_CARGO}
+         -DOUT=${CMAKE_CURRENT_BINARY_DIR}/cross_target -P ${CMAKE_CURRENT_SOURCE_DIR}/check_cross_target.cmake)
+
 skc_subdirectory_test(consumer_add_subdirectory "${CMAKE_CURRENT_SOURCE_DIR}/consumers/add_subdirectory")
 
 if(NOT SINKCACHE_INSTALL)
