@@ -9,10 +9,17 @@ set(SINKCACHE_CARGO_TARGET_DIR "${CMAKE_CURRENT_BINARY_DIR}/cargo" CACHE PATH "C
 set(SINKCACHE_CARGO_TARGET "" CACHE STRING "Target triple; empty = cargo's default, or the toolchain file's target")
 set(SINKCACHE_CARGO_FLAGS "" CACHE STRING "Additional arguments of cargo build, a list")
 set(SINKCACHE_CARGO_ENV "" CACHE STRING "Environment of cargo, a list of NAME=VALUE")
+option(SINKCACHE_PRELINK "The static library exports skc_ symbols alone, not those of Rust's standard library" ON)
 
 include("${CMAKE_CURRENT_LIST_DIR}/cargo_target.cmake")
 sinkcache_set_cross_target()
 sinkcache_linker_flags(linker_flags)
+if(SINKCACHE_PRELINK AND NOT (CMAKE_OBJCOPY AND CMAKE_READELF AND CMAKE_AR))
+    message(WARNING "sinkcache: no objcopy, readelf or ar (CMAKE_OBJCOPY=${CMAKE_OBJCOPY}, "
+        "CMAKE_READELF=${CMAKE_READELF}, CMAKE_AR=${CMAKE_AR}): the static library exports the symbols of Rust's "
+        "standard library too, and may not link beside another Rust library. SINKCACHE_PRELINK=OFF silences this")
+    set(SINKCACHE_PRELINK OFF)
+endif()
 
 if(CMAKE_BUILD_TYPE STREQUAL "Debug")
     set(profile dev)
@@ -60,6 +67,15 @@ set(source_patterns src/*.rs src/*.cu src/*.cuh)
 list(TRANSFORM source_patterns PREPEND "${CMAKE_CURRENT_SOURCE_DIR}/")
 file(GLOB_RECURSE rust_sources CONFIGURE_DEPENDS ${source_patterns})
 
+set(static_command ${CMAKE_COMMAND} -E copy "${cargo_out}/libsinkcache.a" "${lib_dir}/libsinkcache.a")
+if(SINKCACHE_PRELINK)
+    list(JOIN linker_flags " " prelink_flags)
+    set(prelink ${CMAKE_COMMAND} -DCC=${CMAKE_C_COMPILER} "-DFLAGS=${prelink_flags}" -DREADELF=${CMAKE_READELF}
+        -DOBJCOPY=${CMAKE_OBJCOPY} -DAR=${CMAKE_AR})
+    set(static_command ${prelink} -DPREFIX=skc_ "-DINPUT=${cargo_out}/libsinkcache.a"
+        "-DOUTPUT=${lib_dir}/libsinkcache.a" -P "${CMAKE_CURRENT_LIST_DIR}/prelink.cmake")
+endif()
+
 add_custom_command(
     OUTPUT "${lib_dir}/${sinkcache_so_full}" "${lib_dir}/libsinkcache.a"
     BYPRODUCTS "${lib_dir}/${sinkcache_so_abi}" "${lib_dir}/${sinkcache_so}"
@@ -69,8 +85,8 @@ add_custom_command(
     COMMAND ${CMAKE_COMMAND} -E copy "${cargo_out}/libsinkcache.so" "${lib_dir}/${sinkcache_so_full}"
     COMMAND ${CMAKE_COMMAND} -E create_symlink ${sinkcache_so_full} "${lib_dir}/${sinkcache_so_abi}"
     COMMAND ${CMAKE_COMMAND} -E create_symlink ${sinkcache_so_abi} "${lib_dir}/${sinkcache_so}"
-    COMMAND ${CMAKE_COMMAND} -E copy "${cargo_out}/libsinkcache.a" "${lib_dir}/libsinkcache.a"
-    DEPENDS ${rust_sources} Cargo.toml Cargo.lock build.rs
+    COMMAND ${static_command}
+    DEPENDS ${rust_sources} Cargo.toml Cargo.lock build.rs cmake/prelink.cmake
     WORKING_DIRECTORY "${CMAKE_CURRENT_SOURCE_DIR}"
     COMMENT "cargo build (${profile})"
     USES_TERMINAL VERBATIM)

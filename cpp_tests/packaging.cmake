@@ -7,6 +7,17 @@ add_test(NAME exports COMMAND ${CMAKE_COMMAND} -DNM=${CMAKE_NM} -DLIBRARY=${lib_
 add_test(NAME library COMMAND ${CMAKE_COMMAND} -DREADELF=${CMAKE_READELF} -DFOLDER=${lib_dir}
          -DSONAME=${sinkcache_so_abi} -DFULL=${sinkcache_so_full} -P ${CMAKE_CURRENT_SOURCE_DIR}/check_library.cmake)
 
+# The static library beside another Rust library.
+if(SINKCACHE_PRELINK)
+    get_filename_component(cargo_dir "${SINKCACHE_CARGO}" DIRECTORY)
+    find_program(SINKCACHE_RUSTC rustc HINTS "${cargo_dir}" REQUIRED)
+    add_test(NAME library_static COMMAND ${CMAKE_COMMAND} -DRUSTC=${SINKCACHE_RUSTC} -DTARGET=${SINKCACHE_CARGO_TARGET}
+             -DCC=${CMAKE_C_COMPILER} "-DFLAGS=${prelink_flags} ${sanitize_flags}" -DREADELF=${CMAKE_READELF}
+             -DLIBRARY=${lib_dir}/libsinkcache.a -DALLOWED=${CMAKE_CURRENT_SOURCE_DIR}/exports.txt
+             -DINCLUDE=${PROJECT_SOURCE_DIR}/include "-DPRELINK=${prelink}" "-DRUN=${CMAKE_CROSSCOMPILING_EMULATOR}"
+             -DSCRIPT=${PROJECT_SOURCE_DIR}/cmake/prelink.cmake -DOUT=${CMAKE_CURRENT_BINARY_DIR}/library_static
+             -P ${CMAKE_CURRENT_SOURCE_DIR}/check_static.cmake)
+endif()
 # The target of cross builds.
 add_test(NAME cross_target COMMAND ${CMAKE_COMMAND} -DSOURCE=${PROJECT_SOURCE_DIR} -DCARGO=${SINKCACHE_CARGO}
          -DOUT=${CMAKE_CURRENT_BINARY_DIR}/cross_target -P ${CMAKE_CURRENT_SOURCE_DIR}/check_cross_target.cmake)
