@@ -1,5 +1,5 @@
-//! Gives the shared library a SONAME: cargo sets none, and C users link against the ABI number. With the feature
-//! `cubins`, compiles CUDA kernels that become part of the library.
+//! Gives the shared library a SONAME: cargo sets none, and C users link against the ABI number. Makes the file of that
+//! name. With the feature `cubins`, compiles CUDA kernels that become part of the library.
 
 #[cfg(feature = "cubins")]
 #[path = "src/backend/cuda/jit/build_script.rs"]
@@ -27,7 +27,9 @@ fn main() -> std::process::ExitCode {
     let os = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
     if os == "linux" || os == "android" || os.ends_with("bsd") {
         let abi = std::env::var("CARGO_PKG_VERSION_MAJOR").unwrap_or_default();
-        println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libsinkcache.so.{abi}");
+        let soname = format!("libsinkcache.so.{abi}");
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,{soname}");
+        link_soname(&soname);
     }
     #[cfg(feature = "cubins")]
     if let Err(text) = build_script::build() {
@@ -35,4 +37,16 @@ fn main() -> std::process::ExitCode {
         return std::process::ExitCode::FAILURE;
     }
     std::process::ExitCode::SUCCESS
+}
+
+/// Makes the link `libsinkcache.so.0` in the profile's folder, where cargo will put the library: a program that was
+/// linked with `-lsinkcache` looks for it. It is for convenience: where it cannot be made, the build goes on.
+fn link_soname(soname: &str) {
+    // The profile's folder has build/PACKAGE/out.
+    let out = std::env::var_os("OUT_DIR").map(std::path::PathBuf::from).unwrap_or_default();
+    let Some(profile) = out.ancestors().nth(3).filter(|_| out.ends_with("out")) else { return };
+    #[cfg(unix)]
+    let _ = std::os::unix::fs::symlink("libsinkcache.so", profile.join(soname));
+    #[cfg(not(unix))]
+    let _ = (profile, soname);
 }

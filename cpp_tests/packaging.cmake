@@ -18,6 +18,11 @@ if(SINKCACHE_PRELINK)
              -DSCRIPT=${PROJECT_SOURCE_DIR}/cmake/prelink.cmake -DOUT=${CMAKE_CURRENT_BINARY_DIR}/library_static
              -P ${CMAKE_CURRENT_SOURCE_DIR}/check_static.cmake)
 endif()
+# As cargo leaves it, the shared library has a file of its SONAME beside it.
+add_test(NAME library_of_cargo COMMAND ${CMAKE_COMMAND} -DCC=${CMAKE_C_COMPILER}
+         "-DFLAGS=${prelink_flags} ${sanitize_flags}" -DSOURCE=${PROJECT_SOURCE_DIR}/examples/c/minimal.c
+         -DINCLUDE=${PROJECT_SOURCE_DIR}/include -DFOLDER=${cargo_out} "-DRUN=${CMAKE_CROSSCOMPILING_EMULATOR}"
+         -DOUT=${CMAKE_CURRENT_BINARY_DIR}/library_of_cargo -P ${CMAKE_CURRENT_SOURCE_DIR}/check_cargo.cmake)
 # The target of cross builds.
 add_test(NAME cross_target COMMAND ${CMAKE_COMMAND} -DSOURCE=${PROJECT_SOURCE_DIR} -DCARGO=${SINKCACHE_CARGO}
          -DOUT=${CMAKE_CURRENT_BINARY_DIR}/cross_target -P ${CMAKE_CURRENT_SOURCE_DIR}/check_cross_target.cmake)
