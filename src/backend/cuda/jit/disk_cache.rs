@@ -3,7 +3,8 @@
 //! The directory holds code that will be executed: it is used only if it belongs to the user and nobody else can access
 //! it. An entry says what it was made from and carries checksums. One that does not match is a miss, never an error.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -12,6 +13,8 @@ use super::program::hash;
 /// Names the directory; empty = no disk cache.
 const VARIABLE: &str = "SINKCACHE_CUDA_CACHE_DIR";
 const MAGIC: &str = "sinkcache cubin 1";
+/// The longest file that is read. The largest cubin has less than 2 MiB.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// What a cubin was made from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -51,7 +54,7 @@ impl DiskCache {
 
     /// The entry of a key, if there is one and it is intact.
     pub fn read(&self, key: &CubinKey) -> Option<Vec<u8>> {
-        let bytes = std::fs::read(self.path(key)).ok()?;
+        let bytes = read_file(&self.path(key))?;
         let mut rest = bytes.as_slice();
         let mut line = || {
             let end = rest.iter().position(|&b| b == b'\n')?;
@@ -75,7 +78,7 @@ impl DiskCache {
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let temporary = self.0.join(format!("{}-{n}.tmp", std::process::id()));
         let outcome = (|| {
-            let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(&temporary)?;
+            let mut file = File::options().write(true).create_new(true).open(&temporary)?;
             file.write_all(format!("{MAGIC}\n{}\n{}\n", key.recipe, checksums(key, cubin)).as_bytes())?;
             file.write_all(cubin)?;
             file.sync_all()?;
@@ -86,6 +89,35 @@ impl DiskCache {
         }
         outcome
     }
+}
+
+/// A regular file of at most [`MAX_BYTES`]; `None` for all else. A pipe would block the caller, a device might never
+/// end.
+fn read_file(path: &Path) -> Option<Vec<u8>> {
+    let file = open_file(path).ok()?;
+    // Of the open file: the path may name another one by now.
+    let known = file.metadata().ok()?;
+    if !known.is_file() || known.len() > MAX_BYTES {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(usize::try_from(known.len()).ok()?).ok()?;
+    // Not beyond that length, also if the file grows.
+    file.take(known.len()).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
+
+/// Opening does not wait for the other end of a pipe, and a terminal does not become the process's own. Std adds
+/// `O_CLOEXEC`.
+#[cfg(unix)]
+fn open_file(path: &Path) -> std::io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
+}
+
+#[cfg(not(unix))]
+fn open_file(path: &Path) -> std::io::Result<File> {
+    File::open(path)
 }
 
 fn checksums(key: &CubinKey, cubin: &[u8]) -> String {
@@ -165,6 +197,40 @@ mod tests {
             std::fs::write(&path, &good[..at]).unwrap();
             assert_eq!(disk.read(&key("a")), None, "cut at {at}");
         }
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    /// Reading any of them would block, or never end, or take a lot of memory.
+    #[test]
+    fn what_is_no_regular_file_of_sane_size_is_a_miss() {
+        let dir = directory("kinds");
+        let disk = DiskCache::at(dir.clone()).unwrap();
+        let path = disk.path(&key("a"));
+        let miss = |what: &str| {
+            assert_eq!(disk.read(&key("a")), None, "{what}");
+            // The entry is replaced by one that is good, unless it is a directory, which is left alone.
+            disk.write(&key("a"), b"code");
+            assert_eq!(disk.read(&key("a")).is_some(), what != "a directory", "{what}");
+            let _ = std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir(&path));
+        };
+        let name = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+        // SAFETY: a C string.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        miss("a pipe without a writer");
+        for target in ["/dev/zero", "/dev/tty", "nothing"] {
+            std::os::unix::fs::symlink(target, &path).unwrap();
+            miss(target);
+        }
+        std::os::unix::fs::symlink(path.file_name().unwrap(), &path).unwrap();
+        miss("a link to itself");
+        std::fs::create_dir(&path).unwrap();
+        miss("a directory");
+        let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        miss("a socket");
+        // Sparse: it takes no room on the disk.
+        File::create(&path).unwrap().set_len(MAX_BYTES + 1).unwrap();
+        miss("a huge file");
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
         std::fs::remove_dir_all(dir).unwrap();
     }
 
