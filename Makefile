@@ -137,6 +137,7 @@ CUDA_SHARE = SKC_HISTORIES=30 SKC_STREAMS=11 SKC_REPLAYS=12 SKC_SOAK=120 SKC_STA
 # The CUDA backend without a GPU: slot arithmetic, the tests of the backend, and a C++ host with device pointers.
 test-cuda: test-setup stand-in gpu-pack
 	SKC_SHIM_LIBS=$(CURDIR)/build/shim $(CARGO) test -p sinkcache --test ring_on_device
+	$(ON_STAND_IN) $(CARGO) test -p sinkcache --test lookups
 	$(CUDA_SHARE) $(ON_STAND_IN) scripts/gpu_check build/gpu_check --jobs $(JOBS) --shim build/shim
 	$(call cmake_build,$(WITHOUT_ENGINES))
 	$(ON_STAND_IN) $(CTEST) --test-dir build -R '^cuda_'

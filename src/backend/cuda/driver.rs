@@ -2,9 +2,10 @@
 //! be present, the host's current context is restored, and no call waits but at creation, destruction and read-back.
 
 use std::ffi::{CStr, c_char, c_void};
-use std::sync::OnceLock;
 
 use cudarc::driver::sys;
+use libloading::Library;
+use once_cell::sync::OnceCell;
 
 use crate::backend::Stream;
 use crate::error::{Error, Result, Status, bail};
@@ -50,20 +51,49 @@ fn name(code: sys::CUresult) -> String {
     }
 }
 
-/// Loads and initialises the driver, or says why it cannot. The first attempt decides: its error is kept.
+/// Loads and initialises the driver, or says why it cannot. An attempt that fails is made again at the next call: by
+/// then the driver may be installed, or its device there. It costs a search of the loader's path.
 pub fn start() -> Result<()> {
-    static STARTED: OnceLock<Result<()>> = OnceLock::new();
+    static STARTED: OnceCell<()> = OnceCell::new();
     STARTED
-        .get_or_init(|| {
+        .get_or_try_init(|| {
             // SAFETY: opens libcuda by name; NVIDIA's initialisers may run at any time, on any thread.
             if !unsafe { sys::is_culib_present() } {
-                bail!(BackendUnavailable, "no CUDA: the driver library libcuda.so.1 was not found");
+                bail!(BackendUnavailable, "no CUDA: the driver library {}", why_not_loaded());
             }
-            // SAFETY: the library is present, so the call resolves; cuInit has no other precondition.
+            // SAFETY: the library is present, so it loads.
+            if let Err(e) = unsafe { sys::culib().get::<unsafe extern "C" fn(u32) -> u32>(b"cuInit\0") } {
+                bail!(
+                    BackendUnavailable,
+                    "no CUDA: the driver library libcuda.so.1 was found, but {}",
+                    loader_text(&e)
+                );
+            }
+            // SAFETY: the library has the function; cuInit has no other precondition.
             check(unsafe { sys::cuInit(0) }, "CUDA driver: cuInit")
                 .map_err(|e| Error::new(Status::BackendUnavailable, e.message().to_owned()))
         })
-        .clone()
+        .copied()
+}
+
+/// The loader's own words, which the error does not show itself.
+fn loader_text(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+/// For a message: why the loader does not open the driver.
+fn why_not_loaded() -> String {
+    for name in ["libcuda.so.1", "libcuda.so"] {
+        // SAFETY: as in `start`.
+        if let Err(e) = unsafe { Library::new(name) } {
+            let why = loader_text(&e);
+            // The loader says only in a text whether it found the file.
+            if !why.contains(&format!("{name}: cannot open shared object file")) {
+                return format!("{name} was found, but does not load: {why}");
+            }
+        }
+    }
+    "libcuda.so.1 was not found".to_owned()
 }
 
 /// The number of devices; 0 without a driver.

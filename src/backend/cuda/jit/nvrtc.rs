@@ -1,10 +1,11 @@
 //! NVRTC, NVIDIA's run-time compiler: a library that is searched for and opened at run time.
 
 use std::ffi::{CStr, CString, c_char, c_int};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 use libloading::Library;
+use once_cell::sync::OnceCell;
 
 use crate::error::{Error, Result, Status, bail};
 
@@ -48,20 +49,34 @@ pub struct Nvrtc {
     error: unsafe extern "C" fn(c_int) -> *const c_char,
 }
 
-/// The compiler, or why there is none. The first search decides: its error is kept.
+/// The compiler, or why there is none. A search that fails is made again at the next call: by then the user may have
+/// installed a compiler, or the host may have set [`VARIABLE`].
 pub fn nvrtc() -> Result<&'static Nvrtc> {
-    static NVRTC: OnceLock<Result<Nvrtc>> = OnceLock::new();
-    NVRTC.get_or_init(find).as_ref().map_err(Clone::clone)
+    static NVRTC: OnceCell<Nvrtc> = OnceCell::new();
+    NVRTC.get_or_try_init(|| find(&directories()))
 }
 
-fn find() -> Result<Nvrtc> {
-    let dirs = directories();
-    for dir in &dirs {
+/// The most failures that an error lists.
+const MAX_FAILURES: usize = 3;
+
+fn find(dirs: &[Option<PathBuf>]) -> Result<Nvrtc> {
+    let mut failures = Vec::new();
+    for dir in dirs {
         for name in NAMES {
-            if let Some(found) = open(dir.as_deref(), name) {
-                return found;
+            match open(dir.as_deref(), name) {
+                Ok(Some(found)) => return Ok(found),
+                Ok(None) => (),
+                Err(why) => failures.push(why),
             }
         }
+    }
+    if !failures.is_empty() {
+        failures.truncate(MAX_FAILURES);
+        bail!(
+            BackendUnavailable,
+            "no CUDA compiler: {}; set {VARIABLE} to the directory of a libnvrtc.so that loads",
+            failures.join("; ")
+        );
     }
     let looked: Vec<_> = dirs.iter().flatten().map(|d| d.display().to_string()).collect();
     bail!(
@@ -74,7 +89,7 @@ fn find() -> Result<Nvrtc> {
 /// Where to search, in order. `None` is the loader's own path.
 fn directories() -> Vec<Option<PathBuf>> {
     let mut dirs = Vec::new();
-    dirs.extend(std::env::var_os(VARIABLE).map(|d| Some(PathBuf::from(d))));
+    dirs.extend(std::env::var_os(VARIABLE).filter(|d| !d.is_empty()).map(|d| Some(PathBuf::from(d))));
     dirs.push(None);
     for home in TOOLKITS.iter().filter_map(std::env::var_os) {
         dirs.extend(["lib64", "lib", "targets/x86_64-linux/lib"].map(|sub| Some(Path::new(&home).join(sub))));
@@ -96,22 +111,55 @@ fn is_python(name: &std::ffi::OsStr) -> bool {
     name.to_string_lossy().starts_with("python3")
 }
 
-/// Opens one candidate; `None` if there is none.
-fn open(dir: Option<&Path>, name: &str) -> Option<Result<Nvrtc>> {
+/// Opens one candidate; `None` if there is none, an error if there is one that cannot be used.
+fn open(dir: Option<&Path>, name: &str) -> std::result::Result<Option<Nvrtc>, String> {
     let path = dir.map_or_else(|| PathBuf::from(name), |d| d.join(name));
+    if dir.is_some() {
+        match regular_file(&path) {
+            Ok(true) => (),
+            Ok(false) => return Ok(None),
+            Err(why) => return Err(format!("{} was found, but {why}", path.display())),
+        }
+    }
     // NVRTC opens its builtins by name only. Outside the loader's path they must be loaded before it.
     let builtins = dir.and_then(load_builtins);
     // SAFETY: NVRTC's initialisers set up the library itself, on any thread.
-    let library = unsafe { Library::new(&path) }.ok()?;
-    Some(Nvrtc::new(library, builtins))
+    match unsafe { Library::new(&path) } {
+        Ok(library) => Nvrtc::new(library, builtins)
+            .map(Some)
+            .map_err(|e| format!("{} was found and loaded, but {}", path.display(), e.message())),
+        Err(e) => {
+            let why = loader_text(&e);
+            // The loader searches many places, and says in a text only whether it found the file.
+            if dir.is_none() && why.contains(&format!("{name}: cannot open shared object file")) {
+                return Ok(None);
+            }
+            Err(format!("{} was found, but does not load: {why}", path.display()))
+        }
+    }
+}
+
+/// The loader's own words, which the error does not show itself.
+fn loader_text(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+/// Whether there is a file of this path that the loader may open: it would wait for a pipe's other end. An error if
+/// there is something else.
+fn regular_file(path: &Path) -> std::result::Result<bool, String> {
+    match std::fs::symlink_metadata(path).and_then(|_| std::fs::metadata(path).map_err(std::io::Error::other)) {
+        Ok(known) if known.is_file() => Ok(true),
+        Ok(_) => Err("is not a regular file".to_owned()),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(false),
+        Err(e) => Err(format!("cannot be opened: {e}")),
+    }
 }
 
 fn load_builtins(dir: &Path) -> Option<Library> {
-    let file = std::fs::read_dir(dir)
-        .ok()?
-        .flatten()
-        .map(|e| e.path())
-        .find(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("libnvrtc-builtins.so")))?;
+    let file = std::fs::read_dir(dir).ok()?.flatten().map(|e| e.path()).find(|p| {
+        let named = p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("libnvrtc-builtins.so"));
+        named && regular_file(p) == Ok(true)
+    })?;
     // SAFETY: the library holds data for NVRTC, and its initialisers have no preconditions.
     unsafe { Library::new(file) }.ok()
 }
@@ -132,7 +180,7 @@ impl Nvrtc {
                 // it loaded.
                 match unsafe { library.get($name) } {
                     Ok(symbol) => *symbol,
-                    Err(e) => bail!(BackendUnavailable, "no CUDA compiler: libnvrtc lacks a function: {e}"),
+                    Err(e) => bail!(BackendUnavailable, "lacks a function: {}", loader_text(&e)),
                 }
             };
         }
@@ -253,5 +301,53 @@ impl Drop for Guard<'_> {
             // SAFETY: not NULL, so it was created; only this drop destroys it.
             let _ = unsafe { (self.nvrtc.destroy)(&raw mut self.program) };
         }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    /// The search in this folder fails with these words.
+    fn fails(dir: &Path, words: &str) {
+        let error = find(&[Some(dir.to_owned())]).unwrap_err();
+        assert_eq!(error.status(), Status::BackendUnavailable);
+        assert!(error.message().contains(words), "not '{words}': {error}");
+    }
+
+    /// The error says what was found, and why it is not used. Nothing waits for a pipe.
+    #[test]
+    fn what_is_found_but_is_no_compiler_is_named() {
+        let dir = std::env::temp_dir().join(format!("sinkcache-{}-nvrtc", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("libnvrtc.so.12");
+        let shown = path.display();
+        fails(&dir, &format!("found neither by the loader nor in {}", dir.display()));
+
+        std::fs::write(&path, "no library").unwrap();
+        fails(&dir, &format!("{shown} was found, but does not load: {shown}: file too short"));
+        std::fs::remove_file(&path).unwrap();
+
+        symlink("nothing", &path).unwrap();
+        fails(&dir, &format!("{shown} was found, but cannot be opened: No such file"));
+        std::fs::remove_file(&path).unwrap();
+
+        // A library, but not this one.
+        let this = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let library = this.lines().filter_map(|l| l.split_whitespace().last()).find(|l| l.contains("/libc.")).unwrap();
+        symlink(library, &path).unwrap();
+        fails(&dir, &format!("{shown} was found and loaded, but lacks a function"));
+        std::fs::remove_file(&path).unwrap();
+
+        let name = CString::new(path.to_str().unwrap()).unwrap();
+        // SAFETY: a C string.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        // Also as what is loaded before it.
+        symlink(&path, dir.join("libnvrtc-builtins.so.12")).unwrap();
+        std::fs::write(dir.join("libnvrtc.so"), "no library").unwrap();
+        fails(&dir, &format!("{shown} was found, but is not a regular file"));
+        std::fs::remove_dir_all(dir).unwrap();
     }
 }
