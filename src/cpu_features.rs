@@ -73,11 +73,12 @@ impl Isa {
     /// # Errors
     /// `InvalidConfig` for an unknown name, or an instruction set that is not available.
     pub(crate) fn choose(requested: Option<Self>) -> Result<Self> {
-        let best = Self::ALL.into_iter().rfind(|(_, isa)| isa.available()).map_or(Self::Scalar, |(_, isa)| isa);
+        // Where another one is asked for, the system gets no request for AMX: it changes the whole process.
+        let best = || Self::ALL.into_iter().rfind(|(_, isa)| isa.available()).map_or(Self::Scalar, |(_, isa)| isa);
         let name = std::env::var_os(ISA_VARIABLE).filter(|name| requested.is_none() && !name.is_empty());
         let isa = match (requested, &name) {
             (Some(isa), _) => isa,
-            (None, None) => return Ok(best),
+            (None, None) => return Ok(best()),
             (None, Some(name)) => match Self::ALL.into_iter().find(|(n, _)| name == n) {
                 Some((_, isa)) => isa,
                 None => {
@@ -89,7 +90,11 @@ impl Isa {
         if isa.available() {
             return Ok(isa);
         }
-        bail!(InvalidConfig, "this processor has no {}: {} is its best", isa.name(), best.name())
+        #[cfg(target_arch = "x86_64")]
+        if let (Self::Amx, Some(why)) = (isa, x86::amx_refused()) {
+            bail!(InvalidConfig, "amx is not available: {why}; {} is the best that is", best().name());
+        }
+        bail!(InvalidConfig, "this processor has no {}: {} is its best", isa.name(), best().name())
     }
 }
 
@@ -102,15 +107,29 @@ mod x86 {
     use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
     use std::sync::OnceLock;
 
-    /// Whether processor and operating system support AMX with bfloat16. Requests the permission from the system once.
+    /// Whether processor and operating system support AMX with bfloat16.
     pub(super) fn amx_available() -> bool {
-        static AVAILABLE: OnceLock<bool> = OnceLock::new();
-        *AVAILABLE.get_or_init(|| {
-            amx_in_processor() && amx_permitted() || emulated() && is_x86_feature_detected!("avx512bf16")
-        })
+        amx_in_processor() && amx_permission().is_ok() || emulated() && is_x86_feature_detected!("avx512bf16")
+    }
+
+    /// Why the system does not let a processor's AMX be used.
+    pub(super) fn amx_refused() -> Option<&'static str> {
+        if amx_in_processor() { amx_permission().as_ref().err().map(String::as_str) } else { None }
+    }
+
+    /// The permission, requested from the system once; or why it was refused. A refusal is kept, so that all caches of
+    /// a process choose the same instruction set.
+    fn amx_permission() -> &'static Result<(), String> {
+        static PERMISSION: OnceLock<Result<(), String>> = OnceLock::new();
+        PERMISSION.get_or_init(request_amx)
     }
 
     fn amx_in_processor() -> bool {
+        static THERE: OnceLock<bool> = OnceLock::new();
+        *THERE.get_or_init(find_amx)
+    }
+
+    fn find_amx() -> bool {
         if !is_x86_feature_detected!("xsave") || __cpuid(0).eax < 7 {
             return false;
         }
@@ -130,16 +149,41 @@ mod x86 {
 
     /// Linux grants the 8 KiB of tile state only on request.
     #[cfg(target_os = "linux")]
-    fn amx_permitted() -> bool {
+    fn request_amx() -> Result<(), String> {
         const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
         const XFEATURE_XTILEDATA: libc::c_long = 18;
         // SAFETY: the call only grants this process a larger register state.
-        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+        let code = unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) };
+        if code == 0 { Ok(()) } else { Err(refusal(&std::io::Error::last_os_error(), signal_stack_size())) }
     }
 
     #[cfg(not(target_os = "linux"))]
-    fn amx_permitted() -> bool {
-        false
+    fn request_amx() -> Result<(), String> {
+        Err("this library requests AMX from Linux only".to_owned())
+    }
+
+    /// The least size of an alternate signal stack that holds every register of this processor; 0 if Linux does not
+    /// say.
+    #[cfg(target_os = "linux")]
+    fn signal_stack_size() -> u64 {
+        const AT_MINSIGSTKSZ: libc::c_ulong = 51;
+        // SAFETY: reads a number that Linux gave the process.
+        unsafe { libc::getauxval(AT_MINSIGSTKSZ) }
+    }
+
+    /// What was asked of Linux, its answer, and what it stands for here.
+    #[cfg(target_os = "linux")]
+    pub(super) fn refusal(answer: &std::io::Error, signal_stack: u64) -> String {
+        let asked = format!("Linux refused arch_prctl(ARCH_REQ_XCOMP_PERM, 18), the use of AMX tiles: {answer}");
+        match answer.raw_os_error() {
+            Some(libc::ENOSPC) => format!(
+                "{asked}. The alternate signal stack (sigaltstack) of a thread is too small for the tiles: make it \
+                 larger than {signal_stack} bytes, sysconf(_SC_MINSIGSTKSZ), before the first cache is created"
+            ),
+            Some(libc::EINVAL) => format!("{asked}. Linux 5.16 or later is needed"),
+            Some(libc::EPERM | libc::ENOSYS) => format!("{asked}. A seccomp filter may forbid it"),
+            _ => asked,
+        }
     }
 
     /// Whether the processor has AVX-512 FP16. It does not imply the rest of AVX-512, see [`super::Isa::available`].
@@ -168,5 +212,28 @@ mod x86 {
     #[cfg(not(all(sinkcache_emulated_isa, target_os = "linux")))]
     fn emulated() -> bool {
         false
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+mod tests {
+    use std::io::Error;
+
+    use super::x86::refusal;
+
+    /// The text has the request, the system's answer, and what helps.
+    #[test]
+    fn a_refusal_of_amx_says_why() {
+        for (errno, hint) in [
+            (libc::ENOSPC, "larger than 11952 bytes, sysconf(_SC_MINSIGSTKSZ), before the first cache"),
+            (libc::EINVAL, "Linux 5.16"),
+            (libc::EPERM, "seccomp"),
+            (libc::EOPNOTSUPP, ""),
+        ] {
+            let answer = Error::from_raw_os_error(errno);
+            let text = refusal(&answer, 11952);
+            assert!(text.contains("arch_prctl(ARCH_REQ_XCOMP_PERM, 18)"), "{text}");
+            assert!(text.contains(&answer.to_string()) && text.contains(hint), "{text}");
+        }
     }
 }
