@@ -35,6 +35,7 @@
  * - Every function may be called from any thread. A cache takes one call at a time; a second one gets SKC_STATUS_BUSY.
  *   Only skc_step_part is called by several threads together. Different caches are independent.
  * - Callbacks must not throw exceptions.
+ * - A call of a CPU cache needs at most 16 KiB of stack, beside what callbacks use. CUDA needs more.
  *
  * CUDA
  * - Tensors are device pointers. A call puts its work into args.stream and returns. Only skc_create_cache,
