@@ -105,28 +105,54 @@ pub(crate) use x86::fp16_available;
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
-    use std::sync::OnceLock;
+    use std::fmt;
+    use std::sync::atomic::{AtomicI32, Ordering};
+
+    /// An answer that stays the same. Threads do not wait for each other: in a child of fork(2) the other may be missing.
+    struct Kept(AtomicI32);
+
+    impl Kept {
+        const UNKNOWN: i32 = i32::MIN;
+
+        const fn new() -> Self {
+            Self(AtomicI32::new(Self::UNKNOWN))
+        }
+
+        fn get(&self, find: impl FnOnce() -> i32) -> i32 {
+            match self.0.load(Ordering::Relaxed) {
+                Self::UNKNOWN => {
+                    let found = find();
+                    // The first answer is kept, if two threads ask at the same time.
+                    self.0
+                        .compare_exchange(Self::UNKNOWN, found, Ordering::Relaxed, Ordering::Relaxed)
+                        .map_or_else(|kept| kept, |_| found)
+                }
+                known => known,
+            }
+        }
+    }
 
     /// Whether processor and operating system support AMX with bfloat16.
     pub(super) fn amx_available() -> bool {
-        amx_in_processor() && amx_permission().is_ok() || emulated() && is_x86_feature_detected!("avx512bf16")
+        amx_in_processor() && amx_permission() == 0 || emulated() && is_x86_feature_detected!("avx512bf16")
     }
 
     /// Why the system does not let a processor's AMX be used.
-    pub(super) fn amx_refused() -> Option<&'static str> {
-        if amx_in_processor() { amx_permission().as_ref().err().map(String::as_str) } else { None }
+    pub(super) fn amx_refused() -> Option<Refusal> {
+        let refused = amx_in_processor() && amx_permission() != 0;
+        refused.then(|| Refusal { errno: amx_permission(), signal_stack: signal_stack_size() })
     }
 
-    /// The permission, requested from the system once; or why it was refused. A refusal is kept, so that all caches of
-    /// a process choose the same instruction set.
-    fn amx_permission() -> &'static Result<(), String> {
-        static PERMISSION: OnceLock<Result<(), String>> = OnceLock::new();
-        PERMISSION.get_or_init(request_amx)
+    /// The permission, requested from the system once: 0, or the error. A refusal is kept, so that all caches of a
+    /// process choose the same instruction set.
+    fn amx_permission() -> i32 {
+        static PERMISSION: Kept = Kept::new();
+        PERMISSION.get(request_amx)
     }
 
     fn amx_in_processor() -> bool {
-        static THERE: OnceLock<bool> = OnceLock::new();
-        *THERE.get_or_init(find_amx)
+        static THERE: Kept = Kept::new();
+        THERE.get(|| find_amx().into()) != 0
     }
 
     fn find_amx() -> bool {
@@ -149,21 +175,21 @@ mod x86 {
 
     /// Linux grants the 8 KiB of tile state only on request.
     #[cfg(target_os = "linux")]
-    fn request_amx() -> Result<(), String> {
+    fn request_amx() -> i32 {
         const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
         const XFEATURE_XTILEDATA: libc::c_long = 18;
         // SAFETY: the call only grants this process a larger register state.
         let code = unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) };
-        if code == 0 { Ok(()) } else { Err(refusal(&std::io::Error::last_os_error(), signal_stack_size())) }
+        if code == 0 { 0 } else { std::io::Error::last_os_error().raw_os_error().unwrap_or(-1) }
     }
 
+    /// This library requests AMX from Linux only.
     #[cfg(not(target_os = "linux"))]
-    fn request_amx() -> Result<(), String> {
-        Err("this library requests AMX from Linux only".to_owned())
+    fn request_amx() -> i32 {
+        -1
     }
 
-    /// The least size of an alternate signal stack that holds every register of this processor; 0 if Linux does not
-    /// say.
+    /// The least size of an alternate signal stack that holds every register of this processor; 0 if Linux does not say.
     #[cfg(target_os = "linux")]
     fn signal_stack_size() -> u64 {
         const AT_MINSIGSTKSZ: libc::c_ulong = 51;
@@ -171,26 +197,44 @@ mod x86 {
         unsafe { libc::getauxval(AT_MINSIGSTKSZ) }
     }
 
-    /// What was asked of Linux, its answer, and what it stands for here.
-    #[cfg(target_os = "linux")]
-    pub(super) fn refusal(answer: &std::io::Error, signal_stack: u64) -> String {
-        let asked = format!("Linux refused arch_prctl(ARCH_REQ_XCOMP_PERM, 18), the use of AMX tiles: {answer}");
-        match answer.raw_os_error() {
-            Some(libc::ENOSPC) => format!(
-                "{asked}. The alternate signal stack (sigaltstack) of a thread is too small for the tiles: make it \
-                 larger than {signal_stack} bytes, sysconf(_SC_MINSIGSTKSZ), before the first cache is created"
-            ),
-            Some(libc::EINVAL) => format!("{asked}. Linux 5.16 or later is needed"),
-            Some(libc::EPERM | libc::ENOSYS) => format!("{asked}. A seccomp filter may forbid it"),
-            _ => asked,
+    #[cfg(not(target_os = "linux"))]
+    fn signal_stack_size() -> u64 {
+        0
+    }
+
+    /// Says what was asked of Linux, its answer, and what it stands for here.
+    pub(super) struct Refusal {
+        pub errno: i32,
+        pub signal_stack: u64,
+    }
+
+    impl fmt::Display for Refusal {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            if cfg!(not(target_os = "linux")) {
+                return f.write_str("this library requests AMX from Linux only");
+            }
+            f.write_str("Linux refused arch_prctl(ARCH_REQ_XCOMP_PERM, 18), the use of AMX tiles: ")?;
+            match self.errno {
+                libc::ENOSPC => write!(
+                    f,
+                    "ENOSPC. The alternate signal stack (sigaltstack) of a thread is too small for the tiles: make it \
+                     larger than {} bytes, sysconf(_SC_MINSIGSTKSZ), before the first cache is created",
+                    self.signal_stack
+                ),
+                libc::EINVAL => f.write_str("EINVAL. Linux 5.16 or later is needed"),
+                libc::EPERM => f.write_str("EPERM. A seccomp filter may forbid it"),
+                libc::ENOSYS => f.write_str("ENOSYS. A seccomp filter may forbid it"),
+                errno => write!(f, "error {errno}"),
+            }
         }
     }
 
     /// Whether the processor has AVX-512 FP16. It does not imply the rest of AVX-512, see [`super::Isa::available`].
     pub(crate) fn fp16_available() -> bool {
-        // Cached: it is queried for every tile, and CPUID may trap in a virtual machine.
-        static AVAILABLE: OnceLock<bool> = OnceLock::new();
-        *AVAILABLE.get_or_init(|| __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx >> 23 & 1 == 1 || emulated())
+        // Kept: it is queried for every tile, and CPUID may trap in a virtual machine.
+        static AVAILABLE: Kept = Kept::new();
+        let find = || __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx >> 23 & 1 == 1 || emulated();
+        AVAILABLE.get(|| find().into()) != 0
     }
 
     /// Whether `tools/isa_emulator` emulates AMX and AVX-512 FP16 in this process. Only a build for it asks.
@@ -217,9 +261,7 @@ mod x86 {
 
 #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 mod tests {
-    use std::io::Error;
-
-    use super::x86::refusal;
+    use super::x86::Refusal;
 
     /// The text has the request, the system's answer, and what helps.
     #[test]
@@ -228,12 +270,10 @@ mod tests {
             (libc::ENOSPC, "larger than 11952 bytes, sysconf(_SC_MINSIGSTKSZ), before the first cache"),
             (libc::EINVAL, "Linux 5.16"),
             (libc::EPERM, "seccomp"),
-            (libc::EOPNOTSUPP, ""),
+            (libc::EOPNOTSUPP, "error 95"),
         ] {
-            let answer = Error::from_raw_os_error(errno);
-            let text = refusal(&answer, 11952);
-            assert!(text.contains("arch_prctl(ARCH_REQ_XCOMP_PERM, 18)"), "{text}");
-            assert!(text.contains(&answer.to_string()) && text.contains(hint), "{text}");
+            let text = Refusal { errno, signal_stack: 11952 }.to_string();
+            assert!(text.contains("arch_prctl(ARCH_REQ_XCOMP_PERM, 18)") && text.contains(hint), "{text}");
         }
     }
 }

@@ -2,13 +2,14 @@
 //! be present, the host's current context is restored, and no call waits but at creation, destruction and read-back.
 
 use std::ffi::{CStr, c_char, c_void};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use cudarc::driver::sys;
-use libloading::Library;
 use once_cell::sync::OnceCell;
 
 use crate::backend::Stream;
 use crate::error::{Error, Result, Status, bail};
+use crate::process::{generation, watch_forks};
 
 /// Shared memory, in bytes, that a kernel may use without an opt-in.
 pub const DEFAULT_SHARED_LIMIT: u32 = 48 * 1024;
@@ -53,47 +54,71 @@ fn name(code: sys::CUresult) -> String {
 
 /// Loads and initialises the driver, or says why it cannot. An attempt that fails is made again at the next call: by
 /// then the driver may be installed, or its device there. It costs a search of the loader's path.
+///
+/// A child of a process that has started the driver cannot use it: NVIDIA's driver does not work there, and a thread that
+/// was inside it holds its locks forever.
 pub fn start() -> Result<()> {
     static STARTED: OnceCell<()> = OnceCell::new();
+    /// 1 + the generation of the process that came here first; 0 before.
+    static PROCESS: AtomicU32 = AtomicU32::new(0);
+    if PROCESS.load(Ordering::Acquire) == 0 {
+        // Without a driver nothing is locked or allocated: queries need neither.
+        is_loadable()?;
+        watch_forks()?;
+    }
+    let this = 1 + generation();
+    if let Err(first) = PROCESS.compare_exchange(0, this, Ordering::AcqRel, Ordering::Acquire)
+        && first != this
+    {
+        bail!(
+            BackendUnavailable,
+            "no CUDA: the driver was started before this process was forked, so it is unusable here"
+        );
+    }
     STARTED
         .get_or_try_init(|| {
             // SAFETY: opens libcuda by name; NVIDIA's initialisers may run at any time, on any thread.
             if !unsafe { sys::is_culib_present() } {
-                bail!(BackendUnavailable, "no CUDA: the driver library {}", why_not_loaded());
+                bail!(BackendUnavailable, "no CUDA: the driver library libcuda.so.1 was not found");
             }
             // SAFETY: the library is present, so it loads.
             if let Err(e) = unsafe { sys::culib().get::<unsafe extern "C" fn(u32) -> u32>(b"cuInit\0") } {
-                bail!(
-                    BackendUnavailable,
-                    "no CUDA: the driver library libcuda.so.1 was found, but {}",
-                    loader_text(&e)
-                );
+                let why = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
+                bail!(BackendUnavailable, "no CUDA: the driver library libcuda.so.1 was found, but {why}");
             }
             // SAFETY: the library has the function; cuInit has no other precondition.
             check(unsafe { sys::cuInit(0) }, "CUDA driver: cuInit")
-                .map_err(|e| Error::new(Status::BackendUnavailable, e.message().to_owned()))
+                .map_err(|e| Error::new(Status::BackendUnavailable, e.message()))
         })
         .copied()
 }
 
-/// The loader's own words, which the error does not show itself.
-fn loader_text(error: &libloading::Error) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
-}
-
-/// For a message: why the loader does not open the driver.
-fn why_not_loaded() -> String {
-    for name in ["libcuda.so.1", "libcuda.so"] {
-        // SAFETY: as in `start`.
-        if let Err(e) = unsafe { Library::new(name) } {
-            let why = loader_text(&e);
-            // The loader says only in a text whether it found the file.
-            if !why.contains(&format!("{name}: cannot open shared object file")) {
-                return format!("{name} was found, but does not load: {why}");
-            }
+/// Whether the loader opens the driver, or why it does not.
+#[cfg(unix)]
+fn is_loadable() -> Result<()> {
+    for name in [c"libcuda.so.1", c"libcuda.so"] {
+        // SAFETY: the name is a C string. The library stays loaded: `start` opens it again.
+        if !unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY) }.is_null() {
+            return Ok(());
+        }
+        // SAFETY: NULL, or a C string of this thread that is valid until its next call of the loader.
+        let text = unsafe { libc::dlerror() };
+        // SAFETY: not NULL, so a C string.
+        let text = if text.is_null() { c"" } else { unsafe { CStr::from_ptr(text) } };
+        let (name, why) = (name.to_str().unwrap_or(""), text.to_str().unwrap_or("the loader's text is not UTF-8"));
+        // The loader says only in a text whether it found the file.
+        let not_found = why.strip_prefix(name).is_some_and(|rest| rest.starts_with(": cannot open shared object file"));
+        if !not_found {
+            bail!(BackendUnavailable, "no CUDA: the driver library {name} was found, but does not load: {why}");
         }
     }
-    "libcuda.so.1 was not found".to_owned()
+    bail!(BackendUnavailable, "no CUDA: the driver library libcuda.so.1 was not found")
+}
+
+/// Found out by [`start`].
+#[cfg(not(unix))]
+fn is_loadable() -> Result<()> {
+    Ok(())
 }
 
 /// The number of devices; 0 without a driver.
