@@ -34,6 +34,7 @@ class Delete:
 
 
 # Tests that several mutants name.
+LARGE_SCORES = ("instruction_sets", "the_largest_key_wins")
 INFINITIES = ("instruction_sets", "edges_keep_infinities_out")
 SOFTMAX = ("lib", "backend::cpu::simd::softmax::tests::weights_are_those_of_the_plain_way")
 STEPS = ("cuda", "steps::a_step_stores_what_an_append_stores")
@@ -72,8 +73,11 @@ COMMON = {
     "values_of_another_half": Replace("(row, in_tile, 0)", "(row, 0, 0)"),
     "part_of_group_written_whole": Replace("== KEY_GROUP as u64", ">= KEY_GROUP as u64 - 1"),
     # Softmax and products.
-    "learned_sink_scaled": Replace("(logit, 1.0)", "(logit * layer.scale, 1.0)"),
+    "learned_sink_scaled": Replace("logit / self.score_unit(r)", "logit", LARGE_SCORES),
     "bias_before_softcap": Replace("a.softcap > 0.0", "a.softcap > 0.0 && visible.slope == 0.0"),
+    "maximum_subtracted_late": Replace(
+        "V::load(at(i)).add(minus_max).mul(factor)", "V::load(at(i)).fma(factor, minus_max.mul(factor))", LARGE_SCORES),
+    "merge_of_raw_maxima": Replace("let unit = tile.score_unit(r)", "let unit = 1.0"),
     "masked_score_counts": Replace("end - 1", "first"),
     "masked_row_is_nan": Replace("new == f32::NEG_INFINITY", "new == f32::INFINITY"),
     "masked_by_zero_probability": Replace("visible.iter().all(|v| (v.from, v.to) == (from, to))", "!visible.is_empty()",
@@ -96,8 +100,14 @@ AMX = {
     "amx_masked_columns_count": Replace("!WHOLE", "!WHOLE && a.n == 0"),
     "amx_sums_without_rescale": Replace("_mm512_fmadd_ps(sum, alpha, total)", "_mm512_add_ps(sum, total)", INFINITIES),
     "fused_softmax_without_limit": Replace(
-        "> HEADROOM", "> 1e30 * HEADROOM",
+        "set1_ps(HEADROOM)", "set1_ps(1e30 * HEADROOM)",
         ("lib", "backend::cpu::simd::amx::fused_softmax::tests::a_declined_block_changes_no_sum")),
+    "amx_maximum_subtracted_late": Line(
+        "_mm512_fmadd_ps(_mm512_loadu_ps(row.add(at)), factor, _mm512_mul_ps(minus_max, factor))", LARGE_SCORES),
+    "fused_maximum_subtracted_late": Line(
+        "_mm512_fmadd_ps(_mm512_load_ps(strip.add(r * STRIP + c)), self.factor, "
+        "_mm512_mul_ps(minus_max, self.factor))",
+        ("lib", "backend::cpu::simd::amx::fused_softmax::tests::the_running_maximum_has_probability_one")),
     "fused_softmax_unmasked": Line("let _ = (one, two);"),
     "rough_exp2_of_zero": Replace("1.0]", "0.999_5]",
                                   ("lib", "backend::cpu::simd::x86_64::avx512::tests::powers_are_as_near_as_stated")),
@@ -106,7 +116,7 @@ AMX = {
 # Of AVX-512 FP16: run where the processor has it, or the emulator.
 FP16 = {
     "fp16_overflow": Replace("= 9", "= 14"),
-    "fp16_small_probabilities_lost": Line("let (row_max, scaled) = (max / scale, max);", SOFTMAX),
+    "fp16_small_probabilities_lost": Line("let row_max = max;", SOFTMAX),
     "fp16_maximum_subtracted_late": Line(
         "let p = rough_exp2(_mm512_fmsub_ps(_mm512_loadu_ps(row.add(i * KEY_GROUP)), "
         "factor, _mm512_mul_ps(row_max, factor)));",

@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::exact_scores::{Draw, ExactScores};
 use common::oracle::{Oracle, OracleConfig};
 use common::plain::Plain;
 use common::{Call, Rows, check, feed, this_program};
@@ -238,7 +239,7 @@ fn values_of_one_sign() {
 #[test]
 fn large_scores() {
     const N: usize = 200;
-    for (scale, size) in [(0.1_f32, 1e7_f32), (0.088_388_3, 3e8), (0.37, 3e8)] {
+    for (scale, size) in [(0.1_f32, 1e7_f32), (0.088_388_3, 3e8), (0.37, 3e8), (0.37, 1e10), (0.088_388_3, 3e29)] {
         let q = vec![size / (32.0 * 1000.0 * scale); N * 128];
         let (k, v) = (vec![1000.0; N * 64], vec![1.984_375; N * 64]);
         for kv_dtype in DTYPES {
@@ -253,6 +254,91 @@ fn large_scores() {
             for isa in Isa::all() {
                 let worst = run(isa).iter().map(|x| (x / 1.984_375 - 1.0).abs()).fold(0.0, f32::max);
                 assert!(worst <= 5e-3, "{isa:?} {kv_dtype:?}: {worst}, scores of {size} by {scale}");
+            }
+        }
+    }
+}
+
+/// How many random streams; `SKC_SEEDS` is for emulated machines.
+fn seeds() -> u64 {
+    std::env::var("SKC_SEEDS").ok().and_then(|n| n.parse().ok()).filter(|n| *n > 0).unwrap_or(24)
+}
+
+/// Scores of every size up to 1e32 whose largest is unique or tied: results and lse are the definition's on every path,
+/// wherever the largest key is. Decode, KV splits (with one thread and several) and chunks; masks, softcap, ALiBi and
+/// learned sink logits.
+#[test]
+fn the_largest_key_wins() {
+    for (seed, kv_dtype) in (0..seeds()).flat_map(|seed| DTYPES.map(|d| (seed, d))) {
+        let exponent = Draw::new(seed + 1000).below(98) as i32;
+        let stream = ExactScores::new(seed, exponent, seed % 6 == 1, kv_dtype);
+        let (want, want_lse) = stream.defined();
+        for (isa, cut) in Isa::all().into_iter().flat_map(|isa| [1, 7, stream.tail].map(|cut| (isa, cut))) {
+            let n_threads = if cut == 1 { 1 } else { 2 };
+            let (got, lse) = stream.computed(isa, kv_dtype, cut, n_threads);
+            let what = format!("{isa:?} {kv_dtype:?} in calls of {cut}: {}", stream.what);
+            let bound = if kv_dtype == DType::F32 { 2e-5 } else { 1e-2 };
+            for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+                assert!((got - want).abs() <= bound, "{what}: {got}, not {want}, at {i}");
+            }
+            for (i, (got, want)) in lse.iter().zip(&want_lse).enumerate() {
+                let bound = bound.max(3e-7 * want.abs());
+                assert!((got - want).abs() <= bound, "{what}: lse {got}, not {want}, at {i}");
+            }
+        }
+    }
+}
+
+/// Rounded scores of any size, with RoPE: which key wins is a matter of rounding, but results are means of values.
+#[test]
+fn results_stay_among_the_values() {
+    const N: usize = 140;
+    for (round, kv_dtype) in
+        (0..31).step_by((48 / seeds() as usize).max(1)).flat_map(|round| DTYPES.map(|d| (round, d)))
+    {
+        let size = 10_f32.powi(round as i32);
+        let q: Vec<f32> = draw(N * 256, round + 20).iter().map(|x| x * size).collect();
+        let (k, v) = (draw(N * 128, round + 60), draw(N * 128, round + 100));
+        for (isa, cut) in Isa::all().into_iter().flat_map(|isa| [1, 5, N].map(|cut| (isa, cut))) {
+            let config = config(isa, kv_dtype, (64, 64), 90);
+            let mut cache = Cache::new(&config).unwrap();
+            for at in (0..N).step_by(cut) {
+                let rows = Rows {
+                    q: &q[at * 256..][..cut * 256],
+                    k: &k[at * 128..][..cut * 128],
+                    v: &v[at * 128..][..cut * 128],
+                };
+                let (out, lse) = feed(&mut cache, &config, 0, Batch::new(&[0], &[cut as i32]), rows, Call::Step);
+                let what = format!("{isa:?} {kv_dtype:?} in calls of {cut}, queries of {size}, token {at}");
+                assert!(out.iter().all(|x| x.abs() <= 2.02), "{what}: {out:?}");
+                // |q| |k| / 8 bounds all scores.
+                assert!(lse.iter().all(|x| x.abs() <= 2.0 * 16.0 * 16.0 / 8.0 * size + 5.0), "{what}: lse {lse:?}");
+            }
+        }
+    }
+}
+
+/// A score that overflows f32, and a query that is not finite: NaN, as of an infinite score, in that row alone.
+#[test]
+fn an_infinite_score_is_nan_in_its_row() {
+    const N: usize = 60;
+    for (bad, kv_dtype) in [1e38_f32, f32::INFINITY, f32::NAN].into_iter().flat_map(|bad| DTYPES.map(|d| (bad, d))) {
+        let (k, v) = (vec![100.0; N * 64], draw(N * 64, 15));
+        for (isa, cut) in Isa::all().into_iter().flat_map(|isa| [1, N].map(|cut| (isa, cut))) {
+            let mut config = config(isa, kv_dtype, (32, 32), 40);
+            config.layers[0].position_mode = PositionMode::None;
+            let mut cache = Cache::new(&config).unwrap();
+            for at in (0..N).step_by(cut) {
+                let mut q = vec![0.5; cut * 128];
+                q.chunks_mut(128).enumerate().filter(|(t, _)| (at + t) % 3 == 1).for_each(|(_, row)| row.fill(bad));
+                let rows = Rows { q: &q, k: &k[at * 64..][..cut * 64], v: &v[at * 64..][..cut * 64] };
+                let (out, lse) = feed(&mut cache, &config, 0, Batch::new(&[0], &[cut as i32]), rows, Call::Step);
+                for (t, (out, lse)) in out.chunks(128).zip(lse.chunks(4)).enumerate() {
+                    let what = format!("{isa:?} {kv_dtype:?} {bad} in calls of {cut}, token {}", at + t);
+                    let is_bad = (at + t) % 3 == 1;
+                    let shows = |x: &f32| if is_bad { x.is_nan() } else { x.is_finite() };
+                    assert!(out.iter().chain(lse).all(shows), "{what}: {out:?}, lse {lse:?}");
+                }
             }
         }
     }

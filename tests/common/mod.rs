@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test program uses some of it")]
 
 pub mod device;
+pub mod exact_scores;
 pub mod history;
 pub mod oracle;
 pub mod plain;

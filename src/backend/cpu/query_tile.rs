@@ -8,7 +8,7 @@ use super::rope_cache::{EntryTokens, RopeCache};
 use super::scratch::Scratch;
 use super::simd::Kernels;
 use super::simd::prefetch::prefetch;
-use super::simd::softmax::ColumnRange;
+use super::simd::softmax::{ColumnRange, score_unit};
 use super::visibility::{Block, VisibleRange, blocks};
 use crate::backend::{AttendRows, LayerCall};
 use crate::batch::Entry;
@@ -38,6 +38,13 @@ impl QueryTile<'_> {
     pub fn q_head(&self, row: usize) -> usize {
         let group = self.call.shape.group;
         self.head * group + ((self.first_row + row as u64) % group as u64) as usize
+    }
+
+    /// The unit of a row's running maximum.
+    pub fn score_unit(&self, row: usize) -> f32 {
+        let layer = self.call.layer;
+        let slope = if layer.alibi_slopes.is_empty() { 0.0 } else { layer.alibi_slopes[self.q_head(row)] };
+        score_unit(layer.scale, layer.softcap, slope)
     }
 
     /// What a row's visible range follows from.
@@ -117,7 +124,9 @@ impl QueryTile<'_> {
             scratch.ranges[r] = self.visible_range(r);
             // A learned sink logit acts as a key with this score and a value of zero.
             (scratch.max[r], scratch.sum[r]) = match layer.sink_logits.get(head) {
-                Some(&logit) => (logit, 1.0), // mutant: learned_sink_scaled
+                // A quotient beyond f32 is that of the largest score there can be.
+                // mutant: learned_sink_scaled
+                Some(&logit) => ((logit / self.score_unit(r)).clamp(f32::MIN, f32::MAX), 1.0),
                 None => (f32::NEG_INFINITY, 0.0),
             };
         }
@@ -141,7 +150,8 @@ impl QueryTile<'_> {
             unsafe {
                 store_scaled(shape.out_dtype, acc, scale, self.io.out.at(row, head), kernels);
                 if let Some(lse) = self.io.lse {
-                    let value = f64::from(scratch.max[r]) + f64::from(scratch.sum[r]).ln();
+                    let max = f64::from(scratch.max[r]) * f64::from(self.score_unit(r));
+                    let value = max + f64::from(scratch.sum[r]).ln();
                     lse.at(row, head).cast::<f32>().write(value as f32);
                 }
             }

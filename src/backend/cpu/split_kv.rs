@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::kv_layout::{max_splits, padded_dim};
+use super::query_tile::QueryTile;
 use super::scratch::{SPLIT_KEYS, decode_rows};
 use crate::backend::LayerCall;
 use crate::batch::Entry;
@@ -135,16 +136,18 @@ impl SplitPartials {
     }
 }
 
-/// Adds a partial result to the running result `total`.
-pub(super) fn merge(rows: usize, dim: usize, total: &mut Partial<'_>, partial: &Partial<'_>) {
-    for r in 0..rows {
+/// Adds a partial result of a tile's rows to the running result `total`.
+pub(super) fn merge(tile: &QueryTile<'_>, total: &mut Partial<'_>, partial: &Partial<'_>) {
+    let dim = padded_dim(tile.call.shape.head_dim_v);
+    for r in 0..tile.rows {
         let (max, partial_max) = (total.max[r], partial.max[r]);
         let new = max.max(partial_max);
         // All scores are minus infinity: there is no maximum to subtract. A NaN must propagate.
         if partial_max == f32::NEG_INFINITY && partial.sum[r] == 0.0 {
             continue;
         }
-        let (alpha, beta) = ((max - new).exp(), (partial_max - new).exp());
+        let unit = tile.score_unit(r); // mutant: merge_of_raw_maxima
+        let (alpha, beta) = (((max - new) * unit).exp(), ((partial_max - new) * unit).exp());
         total.max[r] = new;
         total.sum[r] = total.sum[r] * alpha + partial.sum[r] * beta;
         let acc = &mut total.acc[r * dim..(r + 1) * dim];

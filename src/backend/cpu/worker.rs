@@ -74,7 +74,6 @@ impl<'a> Worker<'a> {
         let Some(mut tile) = all_rows(self.call, entry, tokens, head) else { return };
         let slots = self.store.slots(self.call.layer_index, entry.seq);
         let (kernels, scratch) = (self.kernels, &mut self.scratch);
-        let dim = padded_dim(self.call.shape.head_dim_v);
         match AttendPath::new(self.call.shape, tokens) {
             AttendPath::Nothing => return,
             AttendPath::Decode => {
@@ -84,7 +83,7 @@ impl<'a> Worker<'a> {
                     let next = blocks.peek();
                     KvSplit { tile: &tile, slots: &slots, kernels, block: &block, next }.attend(scratch);
                     let (mut total, partial) = partials(scratch);
-                    merge(tile.rows, dim, &mut total, &partial);
+                    merge(&tile, &mut total, &partial);
                 }
             }
             AttendPath::Tiles(_) => {
@@ -113,7 +112,7 @@ impl<'a> Worker<'a> {
             for split in 0..tile.blocks(SPLIT_KEYS as u64).count() as u64 {
                 // SAFETY: all splits of the head have arrived: nobody writes them any more.
                 let partial = unsafe { partials.get(index, split, tile.rows, dim) };
-                merge(tile.rows, dim, &mut total, &partial);
+                merge(&tile, &mut total, &partial);
             }
             tile.finish(kernels, scratch);
         }

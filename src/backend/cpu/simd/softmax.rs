@@ -19,10 +19,31 @@ pub(crate) struct SoftmaxArgs {
     pub scale: f32,
     /// 0 = none.
     pub softcap: f32,
-    /// `[rows]` f32: running maximum, running sum, and, written, the rescale factor of what was accumulated before.
+    /// `[rows]` f32: running maximum (in the unit of [`score_unit`]), running sum, and, written, the rescale factor of
+    /// what was accumulated before.
     pub max: *mut f32,
     pub sum: *mut f32,
     pub alpha: *mut f32,
+}
+
+/// What a row's running maximum times this is, as a score. The scale of scores with neither softcap nor bias is applied
+/// to their distance from the maximum: the largest is exactly 0 away, however large the scores, and a product that is
+/// rounded once in the maximum and not at all in a fused multiply-add cannot leave a rest.
+pub(crate) fn score_unit(scale: f32, softcap: f32, slope: f32) -> f32 {
+    if softcap == 0.0 && slope == 0.0 { scale } else { 1.0 }
+}
+
+impl SoftmaxArgs {
+    /// What makes an exponent of 2 of a row's distances from its maximum.
+    pub fn exponent_factor(&self, visible: &ColumnRange) -> f32 {
+        // Finite: infinity times a distance of 0 would be NaN.
+        (score_unit(self.scale, self.softcap, visible.slope) * LOG2_E).min(f32::MAX)
+    }
+
+    /// Whether a row's scores need a transform before their maximum.
+    fn transforms(&self, visible: &ColumnRange) -> bool {
+        self.softcap != 0.0 || visible.slope != 0.0
+    }
 }
 
 /// The columns of a block that a row sees, and their ALiBi bias.
@@ -62,8 +83,7 @@ pub(crate) unsafe fn softmax<V: SimdF32, const PRECISE: bool>(a: &SoftmaxArgs) {
 }
 
 /// Transforms and masks a row; updates its running maximum and computes its rescale factor, which is -1 for a row that
-/// has seen only minus infinity so far. Returns the maximum of the block, of unscaled QK^T where there is neither
-/// softcap nor bias.
+/// has seen only minus infinity so far. Returns the maximum of the block, in the unit of the running maximum.
 #[inline(always)]
 pub(super) unsafe fn update_row_max<V: SimdF32>(a: &SoftmaxArgs, r: usize) -> f32 {
     // SAFETY: the instruction set is available, and all addresses are rows and columns of the arguments, by the caller.
@@ -71,9 +91,7 @@ pub(super) unsafe fn update_row_max<V: SimdF32>(a: &SoftmaxArgs, r: usize) -> f3
         let (row, visible) = (a.scores.add(r * a.stride), *a.visible.add(r));
         let (first, end) = (visible.from / V::N, visible.to.div_ceil(V::N));
         let at = |i: usize| row.add(i * V::N);
-        // Without softcap and bias, the scale is part of the exponent.
-        let plain = a.softcap == 0.0 && visible.slope == 0.0;
-        if !plain {
+        if a.transforms(&visible) {
             for i in first..end {
                 transformed(a, &visible, i * V::N, V::load(at(i))).store(at(i));
             }
@@ -88,7 +106,7 @@ pub(super) unsafe fn update_row_max<V: SimdF32>(a: &SoftmaxArgs, r: usize) -> f3
         unrolled_by_4!(i in first, end, v, row_maxima[v] = V::load(at(i)).max(row_maxima[v]));
         let row_max = row_maxima[0].max(row_maxima[1]).max(row_maxima[2].max(row_maxima[3])).reduce_max();
         let max = &mut *a.max.add(r);
-        let new = (if plain { row_max * a.scale } else { row_max }).max(*max);
+        let new = row_max.max(*max);
         let alpha = a.alpha.add(r);
         if *max == new {
             *alpha = 1.0;
@@ -98,7 +116,7 @@ pub(super) unsafe fn update_row_max<V: SimdF32>(a: &SoftmaxArgs, r: usize) -> f3
                 *alpha = -1.0;
             }
         } else {
-            *alpha = V::splat((*max - new) * LOG2_E).exp2::<true>().first();
+            *alpha = V::splat((*max - new) * a.exponent_factor(&visible)).exp2::<true>().first();
         }
         *max = new;
         row_max
@@ -119,12 +137,12 @@ unsafe fn row_probs<V: SimdF32, const PRECISE: bool>(a: &SoftmaxArgs, r: usize) 
             *alpha = 1.0;
             end = first;
         }
-        let plain = a.softcap == 0.0 && visible.slope == 0.0;
-        let scale = if plain { a.scale } else { 1.0 };
-        let (factor, offset) = (V::splat(scale * LOG2_E), V::splat(-*a.max.add(r) * LOG2_E));
+        // The maximum is subtracted before the product is rounded: the exponent of the largest score is exactly 0.
+        let (factor, minus_max) = (V::splat(a.exponent_factor(&visible)), V::splat(-*a.max.add(r)));
         let mut totals = [zero; 4];
         unrolled_by_4!(i in first, end, v, {
-            let p = V::load(at(i)).fma(factor, offset).exp2::<PRECISE>();
+            // mutant: maximum_subtracted_late
+            let p = V::load(at(i)).add(minus_max).mul(factor).exp2::<PRECISE>();
             p.store(at(i));
             totals[v] = totals[v].add(p);
         });

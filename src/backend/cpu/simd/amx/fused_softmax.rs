@@ -2,16 +2,15 @@
 //! strip before.
 //!
 //! Exponents use the running maximum of earlier blocks, so that no strip waits for the end of its row, and scores need
-//! two strips of memory, which stay in L1. A row's first block, and a block whose scores exceed that maximum by more
-//! than 2^8, take two passes (`softmax.rs`).
+//! two strips of memory, which stay in L1. A row's first block, and a block whose scores exceed that maximum by too
+//! much, take two passes (`softmax.rs`).
 
 use std::arch::asm;
 use std::arch::x86_64::*;
-use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
 use super::gemm::{DEPTH, ROWS, SplitMatrix, SplitMut, accumulate, split_products, store_acc, zero_acc};
-use super::softmax::{Probs32, add_to_sums};
+use super::softmax::{Probs32, add_to_sums, sums_of_rows};
 use crate::backend::cpu::kv_layout::KEY_GROUP;
 use crate::backend::cpu::simd::prefetch::prefetch;
 use crate::backend::cpu::simd::softmax::{ColumnRange, SoftmaxArgs};
@@ -19,8 +18,9 @@ use crate::backend::cpu::simd::x86_64::avx512::visible;
 
 /// Keys of a strip.
 const STRIP: usize = 2 * KEY_GROUP;
-/// Probabilities may be up to 2 to this power: sums are far from overflow, and relative precision is that below 1.
-const HEADROOM: f32 = 8.0;
+/// The sum of a row's probabilities in a block may be up to this: 1 for each of 256 keys, and 2^4 more. It is far from
+/// overflow, and relative precision is that below 1.
+const HEADROOM: f32 = 4096.0;
 
 /// QK^T and softmax of all rows and `a.n` keys into `probs`. Row maxima stay, rescale factors become 1. False, with row
 /// sums unchanged, where a row has no maximum yet or a score exceeds it by too much.
@@ -59,16 +59,15 @@ unsafe fn fused<const WHOLE: bool, const TWO: bool>(
     // SAFETY: `a.visible` holds `a.rows` ranges.
     let visible = unsafe { std::slice::from_raw_parts(a.visible, a.rows) };
     let mut softmax = Softmax {
-        factor: _mm512_set1_ps(a.scale * LOG2_E),
-        offsets: [0.0; ROWS],
+        factor: _mm512_set1_ps(a.exponent_factor(&ColumnRange::default())),
+        minus_max: [0.0; ROWS],
         totals: [_mm512_setzero_ps(); ROWS],
-        row_maxima: [_mm512_set1_ps(f32::NEG_INFINITY); 2],
         visible,
         stride: a.stride,
     };
-    for (r, offset) in softmax.offsets.iter_mut().enumerate().take(a.rows) {
+    for (r, minus_max) in softmax.minus_max.iter_mut().enumerate().take(a.rows) {
         // SAFETY: `a.max` holds `a.rows` maxima.
-        *offset = unsafe { *a.max.add(r) } * -LOG2_E;
+        *minus_max = -unsafe { *a.max.add(r) };
     }
     let strip = |key: usize| a.scores.wrapping_add(key / STRIP % 2 * (ROWS * STRIP));
     // The rows of the last strip that are computed after each step of the current one.
@@ -97,25 +96,27 @@ unsafe fn fused<const WHOLE: bool, const TWO: bool>(
             store_acc!(strip(key), strip(key).add(16 * STRIP), 4 * STRIP);
         }
         softmax.add_rows::<WHOLE, TWO>(strip(a.n - STRIP), 0..a.rows, a.n - STRIP, probs);
+        let totals = sums_of_rows(&softmax.totals);
+        // A NaN is not above it, and shows in the sum.
         // mutant: fused_softmax_without_limit
-        if _mm512_reduce_max_ps(_mm512_max_ps(softmax.row_maxima[0], softmax.row_maxima[1])) > HEADROOM {
+        let above = |total| _mm512_cmp_ps_mask::<_CMP_GT_OQ>(total, _mm512_set1_ps(HEADROOM));
+        if totals.into_iter().any(|total| above(total) != 0) {
             return false;
         }
         std::slice::from_raw_parts_mut(a.alpha, a.rows).fill(1.0);
-        add_to_sums(a, &softmax.totals);
+        add_to_sums(a, totals);
     }
     true
 }
 
 /// State of the softmax of one block.
 struct Softmax<'a> {
-    /// The exponent of a probability is score * factor + offset of the row.
+    /// The exponent of a probability is (score + minus_max of the row) * factor: exactly 0 where the score is the
+    /// running maximum, however large both are.
     factor: __m512,
-    offsets: [f32; ROWS],
+    minus_max: [f32; ROWS],
     /// Sums of each row's probabilities, lane by lane.
     totals: [__m512; ROWS],
-    /// Largest exponents over all rows, of even and of odd vectors.
-    row_maxima: [__m512; 2],
     /// Visible columns of each row.
     visible: &'a [ColumnRange],
     stride: usize,
@@ -132,33 +133,25 @@ impl Softmax<'_> {
         key: usize,
         probs: SplitMut,
     ) {
-        let mut row_maxima = self.row_maxima;
         for r in rows {
             // SAFETY: AMX is available and configured, and all addresses are rows and columns of the arguments, by the
             // caller.
             unsafe {
-                let offset = _mm512_set1_ps(self.offsets[r]);
-                let exponent =
-                    |c: usize| _mm512_fmadd_ps(_mm512_load_ps(strip.add(r * STRIP + c)), self.factor, offset);
-                let (x, next) = (exponent(0), exponent(16));
-                let mut p = Probs32::<TWO>::exp2(x, next);
-                // Where one operand is NaN, the instruction returns its second operand.
-                if WHOLE {
-                    row_maxima = [_mm512_max_ps(x, row_maxima[0]), _mm512_max_ps(next, row_maxima[1])];
-                } else {
+                let minus_max = _mm512_set1_ps(self.minus_max[r]);
+                let exponent = |c: usize| {
+                    // mutant: fused_maximum_subtracted_late
+                    _mm512_mul_ps(_mm512_add_ps(_mm512_load_ps(strip.add(r * STRIP + c)), minus_max), self.factor)
+                };
+                let mut p = Probs32::<TWO>::exp2(exponent(0), exponent(16));
+                if !WHOLE {
                     let columns = (self.visible[r].from, self.visible[r].to);
                     let [one, two] = [key, key + KEY_GROUP].map(|at| visible(columns, at));
-                    row_maxima = [
-                        _mm512_mask_max_ps(row_maxima[0], one, x, row_maxima[0]),
-                        _mm512_mask_max_ps(row_maxima[1], two, next, row_maxima[1]),
-                    ];
                     p.mask(one, two); // mutant: fused_softmax_unmasked
                 }
                 self.totals[r] = p.add_to(self.totals[r]);
                 p.store(probs.offset(r * self.stride + key));
             }
         }
-        self.row_maxima = row_maxima;
     }
 }
 
@@ -217,7 +210,7 @@ mod tests {
         fn exponent(&self, r: usize, c: usize) -> f64 {
             let row = |x: &[f32], i: usize| x[i * DIM..][..DIM].iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
             let score: f64 = row(&self.q, r).iter().zip(row(&self.k, c)).map(|(q, k)| q * k).sum();
-            score * 0.25 - f64::from(self.max[r])
+            (score - f64::from(self.max[r])) * 0.25
         }
 
         fn run(&self, two: bool) -> Done {
@@ -280,7 +273,7 @@ mod tests {
         for round in 0..60 {
             let (two, rows) = (round % 2 == 1, [1, 15, 16, 17, 31, 32][round % 6]);
             let mut case = Case::new(rows, two, &mut draw);
-            case.max.fill_with(|| draw() * 3.0);
+            case.max.fill_with(|| draw() * 12.0);
             for visible in case.visible.iter_mut().filter(|_| round % 3 > 0) {
                 let (a, b) = (draw().abs() * KEYS as f32, draw().abs() * KEYS as f32);
                 (visible.from, visible.to) = (a.min(b) as usize, a.max(b) as usize);
@@ -303,6 +296,32 @@ mod tests {
         }
     }
 
+    /// However large the scores: a key whose score is the running maximum has a probability of exactly 1.
+    #[test]
+    fn the_running_maximum_has_probability_one() {
+        if !Isa::Amx.available() {
+            return;
+        }
+        let mut draw = draws();
+        for (two, size) in [false, true].into_iter().flat_map(|two| [0, 20, 45, 90].map(|e| (two, 2_f32.powi(e)))) {
+            // Small integers: sums are exact.
+            let mut case = Case::new(32, two, || (draw() * 4.0).round());
+            case.q.iter_mut().for_each(|q| *q *= size);
+            let score = |r: usize, c: usize| case.exponent(r, c) / 0.25;
+            let scores: Vec<f64> = (0..ROWS * KEYS).map(|i| score(i / KEYS, i % KEYS)).collect();
+            for (max, scores) in case.max.iter_mut().zip(scores.chunks(KEYS)) {
+                *max = scores.iter().fold(f64::NEG_INFINITY, |max, s| max.max(*s)) as f32;
+            }
+            let done = case.run(two);
+            assert!(done.did, "{size}");
+            for (i, score) in scores.iter().enumerate() {
+                let (r, c) = (i / KEYS, i % KEYS);
+                let is_one = done.probs[r * STRIDE + c] == 1.0;
+                assert_eq!(is_one, *score == f64::from(case.max[r]), "{size}, row {r}, key {c}: {score}");
+            }
+        }
+    }
+
     /// Sums stay unchanged where it declines: a row without a maximum, a score far above. Rows of padding do not count.
     #[test]
     fn a_declined_block_changes_no_sum() {
@@ -318,9 +337,9 @@ mod tests {
             assert!(!done.did && done.sum == [BEFORE; ROWS]);
             case.max[19] = 0.0;
             case.max[20] = f32::NEG_INFINITY;
-            case.max[21] = -50.0;
+            case.max[21] = -200.0;
             assert!(case.run(two).did);
-            case.max[3] = -50.0;
+            case.max[3] = -200.0;
             let done = case.run(two);
             assert!(!done.did && done.sum == [BEFORE; ROWS]);
             // The same score where its row does not see it.

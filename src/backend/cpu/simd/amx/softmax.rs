@@ -4,11 +4,10 @@
 //! factors and sums of 16 rows are computed together, one row to a lane.
 
 use std::arch::x86_64::*;
-use std::f32::consts::LOG2_E;
 
 use super::gemm::{ROWS, SplitMut};
 use super::pack::split_vectors;
-use crate::backend::cpu::simd::softmax::SoftmaxArgs;
+use crate::backend::cpu::simd::softmax::{ColumnRange, SoftmaxArgs};
 use crate::backend::cpu::simd::vector::SimdF32;
 use crate::backend::cpu::simd::x86_64::avx512::{Avx512, rough_exp2, visible};
 
@@ -30,7 +29,7 @@ pub(crate) unsafe fn softmax_bf16(a: &SoftmaxArgs, probs: SplitMut) {
     // SAFETY: AVX-512 with BF16 is available, and all addresses are rows and columns of the arguments, by the caller.
     unsafe {
         let visible = std::slice::from_raw_parts(a.visible, a.rows);
-        let mut rows = Rows { ranges: [(0, 0); ROWS], offsets: [0.0; ROWS] };
+        let mut rows = Rows { ranges: [(0, 0); ROWS], minus_max: [0.0; ROWS] };
         for (range, visible) in rows.ranges.iter_mut().zip(visible) {
             *range = (visible.from, visible.to);
         }
@@ -48,8 +47,8 @@ pub(crate) unsafe fn softmax_bf16(a: &SoftmaxArgs, probs: SplitMut) {
 /// Results of the first pass for the second.
 struct Rows {
     ranges: Ranges,
-    /// -maximum * log2(e) of each row: added to its scores times scale * log2(e).
-    offsets: [f32; ROWS],
+    /// Of each row: added to its scores before they are scaled.
+    minus_max: [f32; ROWS],
 }
 
 /// Updates row maxima and rescale factors. True if a row has seen nothing but scores of minus infinity so far.
@@ -67,14 +66,16 @@ unsafe fn row_maxima<const WHOLE: bool>(a: &SoftmaxArgs, rows: &mut Rows) -> boo
         for first in (0..a.rows).step_by(ROW_GROUP) {
             let row_maxima = across(&lanes[first..first + ROW_GROUP], |a, b| _mm512_max_ps(a, b));
             let max = _mm512_loadu_ps(a.max.add(first));
-            let new = _mm512_max_ps(_mm512_mul_ps(row_maxima, _mm512_set1_ps(a.scale)), max);
+            let new = _mm512_max_ps(row_maxima, max);
             let same = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(new, max);
-            let alpha = Avx512(_mm512_mul_ps(_mm512_sub_ps(max, new), _mm512_set1_ps(LOG2_E))).exp2::<true>().0;
+            let alpha =
+                _mm512_mul_ps(_mm512_sub_ps(max, new), _mm512_set1_ps(a.exponent_factor(&ColumnRange::default())));
+            let alpha = Avx512(alpha).exp2::<true>().0;
             _mm512_storeu_ps(a.alpha.add(first), _mm512_mask_blend_ps(same, alpha, _mm512_set1_ps(1.0)));
             _mm512_storeu_ps(a.max.add(first), new);
             let mut none = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(new, lowest);
-            let offset = _mm512_mul_ps(new, _mm512_set1_ps(-LOG2_E));
-            _mm512_storeu_ps(rows.offsets.as_mut_ptr().add(first), _mm512_maskz_mov_ps(!none, offset));
+            let minus_max = _mm512_sub_ps(_mm512_setzero_ps(), new);
+            _mm512_storeu_ps(rows.minus_max.as_mut_ptr().add(first), _mm512_maskz_mov_ps(!none, minus_max));
             while none != 0 {
                 let r = first + none.trailing_zeros() as usize;
                 none &= none - 1;
@@ -98,14 +99,18 @@ unsafe fn row_probs<const WHOLE: bool, const TWO: bool>(a: &SoftmaxArgs, rows: &
     // SAFETY: AVX-512 with BF16 is available, and all addresses are rows and columns of the arguments, by the caller.
     unsafe {
         let zero = _mm512_setzero_ps();
-        let factor = _mm512_set1_ps(a.scale * LOG2_E);
+        let factor = _mm512_set1_ps(a.exponent_factor(&ColumnRange::default()));
         let mut lanes = [zero; ROWS];
         for (r, lanes) in lanes.iter_mut().enumerate().take(a.rows) {
             let (row, probs) = (a.scores.add(r * a.stride), probs.offset(r * a.stride));
-            let offset = _mm512_set1_ps(rows.offsets[r]);
+            let minus_max = _mm512_set1_ps(rows.minus_max[r]);
             let mut totals = [zero; 2];
             for c in (0..a.n).step_by(32) {
-                let exponent = |at: usize| _mm512_fmadd_ps(_mm512_loadu_ps(row.add(at)), factor, offset);
+                // The maximum is subtracted before the product is rounded, as in `simd/softmax.rs`.
+                let exponent = |at: usize| {
+                    // mutant: amx_maximum_subtracted_late
+                    _mm512_mul_ps(_mm512_add_ps(_mm512_loadu_ps(row.add(at)), minus_max), factor)
+                };
                 let mut p = Probs32::<TWO>::exp2(exponent(c), exponent(c + 16));
                 // mutant: amx_masked_columns_count
                 if !WHOLE {
@@ -117,19 +122,25 @@ unsafe fn row_probs<const WHOLE: bool, const TWO: bool>(a: &SoftmaxArgs, rows: &
             }
             *lanes = _mm512_add_ps(totals[0], totals[1]);
         }
-        add_to_sums(a, &lanes);
+        add_to_sums(a, sums_of_rows(&lanes));
     }
 }
 
-/// `sum[r] = sum[r] * alpha[r] + all lanes of lanes[r]`.
+/// The sum of all lanes of each row's vector, a row to a lane.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(crate) fn sums_of_rows(lanes: &[__m512; ROWS]) -> [__m512; ROWS / ROW_GROUP] {
+    std::array::from_fn(|i| across(&lanes[i * ROW_GROUP..][..ROW_GROUP], |a, b| _mm512_add_ps(a, b)))
+}
+
+/// `sum[r] = sum[r] * alpha[r] + totals[r]`.
 ///
 /// # Safety
 /// As [`softmax_bf16`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(crate) unsafe fn add_to_sums(a: &SoftmaxArgs, lanes: &[__m512; ROWS]) {
-    for first in (0..a.rows).step_by(ROW_GROUP) {
-        let total = across(&lanes[first..first + ROW_GROUP], |a, b| _mm512_add_ps(a, b));
+pub(crate) unsafe fn add_to_sums(a: &SoftmaxArgs, totals: [__m512; ROWS / ROW_GROUP]) {
+    for (first, total) in (0..a.rows).step_by(ROW_GROUP).zip(totals) {
         // SAFETY: AVX-512 with BF16 is available, and all addresses are rows and columns of the arguments, by the
         // caller.
         unsafe {

@@ -2,7 +2,6 @@
 //! than `simd/softmax.rs`.
 
 use std::arch::x86_64::*;
-use std::f32::consts::LOG2_E;
 
 use super::pack::fp16_pairs;
 use crate::backend::cpu::kv_layout::KEY_GROUP;
@@ -47,16 +46,15 @@ unsafe fn row_probs(a: &SoftmaxArgs, r: usize, row_max: f32, pairs: *mut u32) ->
             *alpha = 1.0;
             end = first;
         }
-        let plain = a.softcap == 0.0 && visible.slope == 0.0;
-        let scale = if plain { a.scale } else { 1.0 };
+        let factor = a.exponent_factor(&visible);
         // A row of nothing but minus infinity: -inf - -inf would be NaN.
         // mutant: fp16_small_probabilities_lost
-        let (row_max, scaled) = if row_max == f32::NEG_INFINITY { (max, max) } else { (row_max, row_max * scale) };
+        let row_max = if row_max == f32::NEG_INFINITY { max } else { row_max };
         let block_scale =
-            if scaled == max { 1.0 } else { Avx512::splat((scaled - max) * LOG2_E).exp2::<true>().first() };
+            if row_max == max { 1.0 } else { Avx512::splat((row_max - max) * factor).exp2::<true>().first() };
         // The maximum is subtracted before the product is rounded: the largest probability is exactly 1, however large
         // the scores; fp16 ends at 2^16.
-        let (factor, row_max) = (_mm512_set1_ps(scale * LOG2_E), _mm512_set1_ps(row_max));
+        let (factor, row_max) = (_mm512_set1_ps(factor), _mm512_set1_ps(row_max));
         let mut totals = [_mm512_setzero_ps(); 4];
         unrolled_by_4!(i in first, end, v, {
             // mutant: fp16_maximum_subtracted_late
@@ -108,7 +106,7 @@ mod tests {
             unsafe { softmax_fp16(&softmax, pairs.as_mut_ptr(), &mut worths) };
             let one = |i: usize| if i == 21 { 0x3C00_3C00 } else { 0 };
             assert_eq!(pairs, std::array::from_fn(one), "{scale} x {size}");
-            assert_eq!((max, sum, worths), ([size * scale], [1.0], [1.0]));
+            assert_eq!((max, sum, worths), ([size], [1.0], [1.0]));
         }
     }
 }
