@@ -402,7 +402,10 @@ typedef struct skc_cache_config {
     uint32_t in_dtype;
     /** Element type of the output, one of SKC_DTYPE_; 0 = in_dtype. Default 0. */
     uint32_t out_dtype;
-    /** Element type that K and V are stored in, one of SKC_DTYPE_. Default SKC_DTYPE_F16. */
+    /**
+     * Element type that K and V are stored in, one of SKC_DTYPE_. Default SKC_DTYPE_F16, which ends at 65,504: larger
+     * numbers are stored as infinity, without a warning. SKC_DTYPE_BF16 has the range of SKC_DTYPE_F32.
+     */
     uint32_t kv_dtype;
     /** The most tokens of one sequence in one skc_append_kv, 1 to 2^30. Default 512. */
     uint32_t max_chunk;

@@ -159,6 +159,33 @@ fn edges_keep_infinities_out() {
     }
 }
 
+/// f16 ends at 65,504: a larger key or value is stored as infinity, and shows in the rows that see it. bf16 and f32
+/// hold it.
+#[test]
+fn f16_has_an_end() {
+    const N: usize = 40;
+    for (beyond, values) in [(65_504.0_f32, true), (7e4, true), (65_504.0, false), (7e4, false)] {
+        for (isa, kv_dtype) in Isa::all().into_iter().flat_map(|isa| DTYPES.map(|d| (isa, d))) {
+            for cut in [1, N] {
+                let mut config = config(isa, kv_dtype, (32, 32), 90);
+                config.layers[0].position_mode = PositionMode::None;
+                let mut cache = Cache::new(&config).unwrap();
+                let (q, mut k, mut v) = (vec![1.0; N * 128], vec![1.0; N * 64], vec![1.0; N * 64]);
+                (if values { &mut v } else { &mut k })[17 * 64..][..64].fill(beyond);
+                for at in (0..N).step_by(cut) {
+                    let rows = Rows { q: &q[..cut * 128], k: &k[at * 64..][..cut * 64], v: &v[at * 64..][..cut * 64] };
+                    let (out, _) = feed(&mut cache, &config, 0, Batch::new(&[0], &[cut as i32]), rows, Call::Step);
+                    for (t, row) in out.chunks(128).enumerate() {
+                        let shows = kv_dtype == DType::F16 && beyond > 65_520.0 && at + t >= 17;
+                        let what = format!("{isa:?} {kv_dtype:?}, {beyond}, values {values}, in calls of {cut}");
+                        assert!(row.iter().all(|x| x.is_finite() != shows), "{what}: token {}: {row:?}", at + t);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Large and small keys and values whose products are of ordinary size: they must not overflow or vanish in a narrow
 /// type.
 #[test]

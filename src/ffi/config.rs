@@ -124,7 +124,8 @@ pub struct skc_cache_config {
     pub in_dtype: u32,
     /// Element type of the output, one of SKC_DTYPE_; 0 = in_dtype. Default 0.
     pub out_dtype: u32,
-    /// Element type that K and V are stored in, one of SKC_DTYPE_. Default SKC_DTYPE_F16.
+    /// Element type that K and V are stored in, one of SKC_DTYPE_. Default SKC_DTYPE_F16, which ends at 65,504: larger
+    /// numbers are stored as infinity, without a warning. SKC_DTYPE_BF16 has the range of SKC_DTYPE_F32.
     pub kv_dtype: u32,
     /// The most tokens of one sequence in one skc_append_kv, 1 to 2^30. Default 512.
     pub max_chunk: u32,
