@@ -145,15 +145,13 @@ SKC_KERNEL(128, skc_append, SkcAppend) {
     SinCos* angles = (SinCos*)shared_memory();
     u64* scratch = (u64*)(shared_memory() + (8 * l.rope_pairs + 15) / 16 * 16);
     Entry e = find_entry(b, block_x(), scratch, 4);
-    // Every block reads the counters before it arrives; only the last to arrive changes them.
-    SkcSeq seq = l.seqs[e.seq];
-    u64 start = l.starts[e.seq];
-    AppendPlan a = plan_append(l, b, e, seq, start);
+    Counters c = read_counters(l, e);
+    AppendPlan a = plan_append(l, b, e, c);
     if (a.skip) return;
     if (a.status == 0) {
         for (u64 t = block_y(); t < a.m; t += grid_y()) {
-            u64 token = seq.len + t;
-            store_token(p, {e.row + b.chunk_begin + t, start + token, ring_slot(ring_of(l), token), e.seq}, angles);
+            u64 token = c.seq.len + t;
+            store_token(p, {e.row + b.chunk_begin + t, c.start + token, ring_slot(ring_of(l), token), e.seq}, angles);
         }
     } else if (block_y() == 0 && thread() == 0) {
         report_append(l, b, e, a);

@@ -10,21 +10,33 @@ struct AppendPlan {
     bool skip;   // nothing is stored and no counter changes
 };
 
+// What a block reads of its entry's sequence.
+struct Counters {
+    SkcSeq seq;
+    u64 start;
+};
+
+// Every block of an entry reads the counters before it arrives; only the last to arrive changes them. The blocks of
+// other entries never read them: a padding or invalid entry has none, whichever sequence it names.
+SKC_DEVICE Counters read_counters(const SkcLayer& l, const Entry& e) {
+    if (!e.active) return {{0, 0, 0, 0}, 0};
+    return {l.seqs[e.seq], l.starts[e.seq]};
+}
+
 // Whether n tokens can follow what the sequence holds: Entry::append of src/batch.rs.
 SKC_DEVICE i32 check_append(const Ring& ring, const SkcSeq& seq, u64 start, u64 n) {
     if (seq.len > ~0ull - start || n > ~0ull - start - seq.len) return SKC_STATUS_OUT_OF_RANGE;
     return ring_intact(ring, seq.len, seq) ? 0 : SKC_STATUS_TOKENS_GONE;
 }
 
-// `seq` and `start` are those of the entry's sequence, read before any block can have changed them.
-SKC_DEVICE AppendPlan plan_append(const SkcLayer& l, const SkcBatch& b, const Entry& e, const SkcSeq& seq, u64 start) {
+SKC_DEVICE AppendPlan plan_append(const SkcLayer& l, const SkcBatch& b, const Entry& e, const Counters& c) {
     u64 left = saturating_sub(e.n, b.chunk_begin);
     AppendPlan a = {min_u64(left, b.chunk_len), e.status, !e.active && e.status == 0};
     if (a.skip || a.status != 0) return a;
     // The first chunk's launch checks the whole call. The launches of later chunks see from `attendable` whether the
     // chunks before them were appended.
-    a.skip = a.m == 0 || (b.chunk_begin > 0 && seq.attendable != min_u64(b.chunk_begin, l.max_chunk));
-    if (!a.skip) a.status = check_append(ring_of(l), seq, start, left);
+    a.skip = a.m == 0 || (b.chunk_begin > 0 && c.seq.attendable != min_u64(b.chunk_begin, l.max_chunk));
+    if (!a.skip) a.status = check_append(ring_of(l), c.seq, c.start, left);
     return a;
 }
 

@@ -14,14 +14,10 @@
 SKC_DEVICE Queries find_step(const SkcStep& p, u64* scratch) {
     const SkcLayer& l = p.attend.layer;
     const SkcBatch& b = p.attend.batch;
-    i32 id = batch_id(b, block_x());
-    u32 seq_id = is_seq(id, b.n_seqs) ? (u32)id : 0;
-    // These loads' latency overlaps with the sum over the entries before it.
-    SkcSeq seq = l.seqs[seq_id];
-    u64 start = l.starts[seq_id];
     Entry e = find_entry(b, block_x(), scratch, WARPS);
-    AppendPlan a = plan_append(l, b, e, seq, start);
-    Queries q = {e.row + b.chunk_begin, seq.len, a.m, start, seq.floor, e.seq, !a.skip && a.status == 0};
+    Counters c = read_counters(l, e);
+    AppendPlan a = plan_append(l, b, e, c);
+    Queries q = {e.row + b.chunk_begin, c.seq.len, a.m, c.start, c.seq.floor, e.seq, !a.skip && a.status == 0};
     if (q.active || a.skip) return q;
     if (thread() == 0 && block_y() == 0 && block_z() == 0) {
         // A step stands for an append and an attend, each of which would have counted the entry.
