@@ -158,6 +158,9 @@ CUDA = {
                                       ("cuda", "differential::masked_infinities_do_not_reach_a_query")),
     "attend_reported_as_append": Replace("SKC_CALL_ATTEND", "SKC_CALL_APPEND",
                                          ("cuda", "graphs::invalid_attends_are_skipped_and_reported")),
+    # What a fused multiply-add of the product leaves of the rounding of the score.
+    "exponent_of_unrounded_score": Replace("sub_f(score, base())", "fma_f(score, 1.0000001f, -base())",
+                                           ("cuda", "scores::the_largest_key_wins_however_large_the_scores")),
 }
 
 ALL = {**COMMON, **AMX, **FP16, **NEON, **CUDA}

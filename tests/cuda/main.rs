@@ -10,6 +10,7 @@ mod create;
 mod differential;
 mod edits;
 mod graphs;
+mod scores;
 mod soak;
 mod steps;
 mod support;

@@ -68,7 +68,7 @@ private:
 
 std::vector<std::string> arguments(const std::vector<std::string>& flags) {
     std::vector<std::string> all = {SKC_SHIM_CXX, "-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-fvisibility=hidden",
-                                    "-fno-gnu-unique", "-Wno-unknown-pragmas", "-DSKC_HOST_SHIM",
+                                    "-fno-gnu-unique", "-ffp-contract=off", "-Wno-unknown-pragmas", "-DSKC_HOST_SHIM",
                                     "-I" + environment("SKC_SHIM_INCLUDE", SKC_SHIM_DIR)};
     all.insert(all.end(), flags.begin(), flags.end());
     std::istringstream additional(environment("SKC_SHIM_CXXFLAGS", SKC_SHIM_KERNEL_FLAGS));

@@ -169,6 +169,8 @@ SKC_DEVICE float exp2_fast(float x) {
 SKC_DEVICE float exp_f(float x) { return __builtin_expf(x); }
 SKC_DEVICE float log_f(float x) { return __builtin_logf(x); }
 SKC_DEVICE float tanh_f(float x) { return __builtin_tanhf(x); }
+// Kernels are compiled without contraction.
+SKC_DEVICE float sub_f(float x, float y) { return x - y; }
 
 // ---- Between blocks, and with the host. Each lets other threads run, before or after it.
 

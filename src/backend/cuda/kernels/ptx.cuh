@@ -130,6 +130,8 @@ SKC_DEVICE float minus_infinity() { return __uint_as_float(0xff800000u); }
 SKC_DEVICE float max_f(float x, float y) { return fmaxf(x, y); }
 // x * y + z, rounded once.
 SKC_DEVICE float fma_f(float x, float y, float z) { return __fmaf_rn(x, y, z); }
+// x - y of the rounded x and y: the compiler does not contract it with the product that one of them is.
+SKC_DEVICE float sub_f(float x, float y) { return __fsub_rn(x, y); }
 SKC_DEVICE float exp2_fast(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

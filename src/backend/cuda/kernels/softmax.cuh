@@ -34,8 +34,12 @@ struct alignas(8) RowStats {
     // exponentials of minus infinity are then 0, and a NaN stays NaN.
     SKC_DEVICE float base() const { return max == minus_infinity() ? 0.0f : max; }
 
-    // exp(score - maximum): the probability, but for the division by the row sum at the end.
-    SKC_DEVICE float probability(float score) const { return Base::exp(score - base()); }
+    // exp(score - maximum): the probability, but for the division by the row sum at the end. The score is subtracted
+    // from as it was rounded when the maximum was taken, so that the largest key's exponent is 0, however large the
+    // scores. A fused multiply-add of an unrounded score would leave its rounding error: 512 at a score of 1e10.
+    SKC_DEVICE float probability(float score) const {
+        return Base::exp(sub_f(score, base())); // mutant: exponent_of_unrounded_score
+    }
 
     // Raises the maximum. Returns the rescale factor (alpha) of what has been accumulated; the caller applies it to the
     // sum (with add) and to the accumulator.
