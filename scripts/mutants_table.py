@@ -42,6 +42,9 @@ STREAMS = ("cuda", "differential::streams_agree_with_the_cpu")
 
 # Semantics, and what all instruction sets share.
 COMMON = {
+    # The record of entries that a device has skipped.
+    "torn_record_taken": Replace("word(begun) != number", "false",
+                                 ("lib", "backend::cuda::error_record::tests::a_record_that_is_being_written_is_left")),
     # Which tokens a ring holds.
     "evicted_one_too_few": Replace("self.n_sink + self.window", "self.n_sink + self.window + 1"),
     "ring_without_chunk_room": Replace("u64::from(max_chunk)", "u64::from(max_chunk) - 1",
@@ -158,6 +161,9 @@ CUDA = {
                                       ("cuda", "differential::masked_infinities_do_not_reach_a_query")),
     "attend_reported_as_append": Replace("SKC_CALL_ATTEND", "SKC_CALL_APPEND",
                                          ("cuda", "graphs::invalid_attends_are_skipped_and_reported")),
+    "record_overwritten": Replace(
+        "taken);", "true);",
+        ("cuda", "errors::all_invalid_entries_are_counted_and_one_of_the_first_launch_is_shown")),
     # What a fused multiply-add of the product leaves of the rounding of the score.
     "exponent_of_unrounded_score": Replace("sub_f(score, base())", "fma_f(score, 1.0000001f, -base())",
                                            ("cuda", "scores::the_largest_key_wins_however_large_the_scores")),

@@ -9,6 +9,7 @@ mod common;
 mod create;
 mod differential;
 mod edits;
+mod errors;
 mod graphs;
 mod scores;
 mod soak;

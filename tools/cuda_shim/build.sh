@@ -28,7 +28,7 @@ driver="driver stream capture memory queue image api_context api_memory api_stre
     api_module api_launch api_test"
 compiler="nvrtc compiler"
 tests="self_test_warp_ops self_test_convert self_test_device_bugs self_test_programmatic_launch self_test_streams
-    self_test_graphs self_test_contexts self_test_compiler"
+    self_test_graphs self_test_contexts self_test_compiler self_test_error_record"
 
 # Compiles $1.cpp unless its object is newer than the sources. The other arguments are flags.
 compile() {

@@ -202,19 +202,28 @@ SKC_DEVICE u32 atomic_inc(u32* p, u32 last) {
     return old;
 }
 
-SKC_DEVICE u32 atomic_add_system(u32* p, u32 x) {
+SKC_DEVICE u32 atomic_exchange(u32* p, u32 x) {
     skc_shim::check_aligned(p, sizeof(u32));
     skc_shim::yield();
-    return __atomic_fetch_add(p, x, __ATOMIC_ACQ_REL);
-}
-
-SKC_DEVICE void store_release_system(i32* p, i32 x) {
-    skc_shim::check_aligned(p, sizeof(i32));
+    u32 old = __atomic_exchange_n(p, x, __ATOMIC_ACQ_REL);
     skc_shim::yield();
-    __atomic_store_n(p, x, __ATOMIC_RELEASE);
+    return old;
 }
 
-SKC_DEVICE void fence() {
+SKC_DEVICE u32 load_system(const u32* p) {
+    skc_shim::check_aligned(p, sizeof(u32));
+    u32 x = __atomic_load_n(p, __ATOMIC_RELAXED);
+    skc_shim::yield();
+    return x;
+}
+
+SKC_DEVICE void store_system(u32* p, u32 x) {
+    skc_shim::check_aligned(p, sizeof(u32));
+    skc_shim::yield();
+    __atomic_store_n(p, x, __ATOMIC_RELAXED);
+}
+
+SKC_DEVICE void fence_system() {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     skc_shim::yield();
 }

@@ -94,10 +94,12 @@ inline Compilation compile(const std::string& source,
     Compilation result;
     void* program = nullptr;
     std::string text = "#include \"ptx.cuh\"\n" + source;
-    std::string ptx = kernel_source("ptx.cuh"), types = kernel_source("types.cuh");
-    const char* headers[] = {ptx.c_str(), types.c_str()};
-    const char* names[] = {"ptx.cuh", "types.cuh"};
-    EXPECT_EQ(nvrtcCreateProgram(&program, text.c_str(), "test.cu", 2, headers, names), 0);
+    const char* names[] = {"ptx.cuh", "types.cuh", "params.cuh", "error_record.cuh"};
+    std::vector<std::string> texts;
+    for (const char* name : names) texts.push_back(kernel_source(name));
+    std::vector<const char*> headers;
+    for (const std::string& header : texts) headers.push_back(header.c_str());
+    EXPECT_EQ(nvrtcCreateProgram(&program, text.c_str(), "test.cu", 4, headers.data(), names), 0);
     result.code = nvrtcCompileProgram(program, static_cast<int>(options.size()), options.data());
     size_t size = 0;
     EXPECT_EQ(nvrtcGetProgramLogSize(program, &size), 0);

@@ -60,7 +60,7 @@ struct P { u32* out; u32* arrived; u32* sum; };
 SKC_KERNEL(64, test, P) {
     u32* last = (u32*)shared_memory();
     p.out[block_x() * 64 + thread()] = 1;
-    fence();
+    fence_system();
     )") + barrier + R"(
     if (thread() == 0) *last = atomic_inc(p.arrived, grid_x() - 1) == grid_x() - 1;
     block_sync();
@@ -192,7 +192,7 @@ SKC_KERNEL(32, test, P) {
 TEST_F(DeviceBugs, every_block_runs_once_in_no_fixed_order) {
     CUfunction test = kernel(
         "struct P { u32* order; u32* next; };\n"
-        "SKC_KERNEL(32, test, P) { if (lane() == 0) p.order[atomic_add_system(p.next, 1)] = block_x(); }");
+        "SKC_KERNEL(32, test, P) { if (lane() == 0) p.order[atomic_inc(p.next, ~0u)] = block_x(); }");
     std::vector<std::vector<uint32_t>> orders;
     for (int run = 0; run < 2; ++run) {
         struct {

@@ -5,7 +5,7 @@ use super::device_memory::{DeviceBuffer, MappedHost, SetupStream};
 use super::driver::CurrentContext;
 use super::jit::program::{SHAPES_VARIABLE, Variant, arch_name};
 use super::modules::{CommonKernels, Loaded, VariantKernels, load_common, load_variant, variant_of};
-use super::params::{SkcError, SkcLayer, SkcStore};
+use super::params::{SkcErrorLog, SkcErrorPage, SkcLayer, SkcStore};
 use crate::config::{CudaConfig, Layer, Layers, Shape};
 use crate::error::{Error, Result, Status, bail};
 use crate::ring::Seq;
@@ -39,7 +39,7 @@ impl<'a> Blueprint<'a> {
 pub struct Resources {
     pub kv: Option<DeviceBuffer>,
     pub aux: Option<DeviceBuffer>,
-    pub error: Option<MappedHost<SkcError>>,
+    pub errors: Option<MappedHost<SkcErrorPage>>,
     pub common: Option<Loaded<CommonKernels>>,
     pub variants: Vec<Loaded<VariantKernels>>,
 }
@@ -48,7 +48,7 @@ impl Resources {
     pub fn free(&mut self, current: &CurrentContext<'_>) {
         self.variants.drain(..).for_each(|v| v.unload(current));
         self.common.take().into_iter().for_each(|c| c.unload(current));
-        self.error.take().into_iter().for_each(|e| e.free(current));
+        self.errors.take().into_iter().for_each(|e| e.free(current));
         [self.kv.take(), self.aux.take()].into_iter().flatten().for_each(|b| b.free(current));
     }
 }
@@ -95,12 +95,13 @@ fn allocate(
     let kv = blueprint.kv_layout()?;
     let kv_base = resources.kv.insert(DeviceBuffer::new(current, config.memory, kv.bytes, "K and V")?).address();
     let aux = resources.aux.insert(DeviceBuffer::new(current, config.memory, layout.bytes, "counters and scratch")?);
-    let error = resources.error.insert(MappedHost::new(current)?).address();
+    let page = resources.errors.insert(MappedHost::new(current)?).address();
     let base = aux.address();
 
     let mut settings = Vec::with_capacity(blueprint.layers.len());
     let setup = SetupStream::new(current)?;
     aux.zero(&setup)?;
+    aux.write(&setup, layout.errors as usize, &[SkcErrorLog { page, ..SkcErrorLog::default() }])?;
     for (i, layer) in blueprint.layers().enumerate() {
         let tables = layout.tables[i];
         aux.write(&setup, tables.frequencies as usize, layer.frequencies.fixed())?;
@@ -123,7 +124,7 @@ fn allocate(
             frequencies: base + tables.frequencies,
             alibi_slopes: or_null(layer.alibi_slopes.is_empty(), tables.alibi_slopes),
             sink_logits: or_null(layer.sink_logits.is_empty(), tables.sink_logits),
-            error,
+            errors: base + layout.errors,
             append_arrivals: base + layout.append_arrivals,
             ..SkcLayer::new(i, layer, shape)
         });

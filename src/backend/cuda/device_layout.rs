@@ -2,7 +2,7 @@
 
 use super::device_memory::ALIGN;
 use super::launch_config::DECODE_COLUMNS;
-use super::params::SkcStore;
+use super::params::{SkcErrorLog, SkcStore};
 use crate::config::{Layer, Shape};
 use crate::error::{Error, Result, Status};
 use crate::ring::Seq;
@@ -70,6 +70,8 @@ pub struct AuxLayout {
     pub append_arrivals: u64,
     /// u32 per (entry, KV head) of a KV split.
     pub split_arrivals: u64,
+    /// One `SkcErrorLog`.
+    pub errors: u64,
     /// `[n_layers][4]` u64.
     pub rings: u64,
     /// `[n_layers]` `SkcStore`.
@@ -116,6 +118,7 @@ impl AuxLayout {
         let starts = take(n_seqs.into(), 8);
         let append_arrivals = take(n_seqs.into(), 4);
         let split_arrivals = take(max_partials(multiprocessors), 4);
+        let errors = take(1, size_of::<SkcErrorLog>());
         let rings = take(n_layers * 4, 8);
         let stores = take(n_layers, size_of::<SkcStore>());
         let stage_ids = take(staged, 4);
@@ -134,6 +137,7 @@ impl AuxLayout {
             starts,
             append_arrivals,
             split_arrivals,
+            errors,
             rings,
             stores,
             stage_ids,

@@ -4,6 +4,7 @@ mod create;
 mod device_layout;
 mod device_memory;
 mod driver;
+mod error_record;
 mod heuristics;
 mod jit;
 mod launch_config;
@@ -11,8 +12,6 @@ mod modules;
 mod params;
 mod state;
 mod submit;
-
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 pub(crate) use self::state::Cuda;
 
@@ -81,27 +80,10 @@ impl Device for Cuda {
     }
 
     fn take_error(&self) -> Option<DeviceError> {
-        let at = self.resources.error.as_ref()?.host();
-        // SAFETY: the memory is mapped as long as `self` lives, and the device writes these two words with atomic
-        // instructions of system scope.
-        let (status, count) =
-            unsafe { (AtomicI32::from_ptr(&raw mut (*at).status), AtomicU32::from_ptr(&raw mut (*at).count)) };
-        if status.load(Ordering::Acquire) == 0 {
-            return None;
-        }
-        // SAFETY: the device writes the status last, with release, so that the record is complete; it writes no other
-        // before the host has set `count` to 0.
-        let record = unsafe { at.read_volatile() };
-        status.store(0, Ordering::Relaxed);
-        Some(DeviceError {
-            count: count.swap(0, Ordering::AcqRel),
-            status: record.status,
-            call: record.call,
-            layer: record.layer,
-            entry: record.entry,
-            seq_id: record.seq,
-            value: record.value,
-        })
+        let page = self.resources.errors.as_ref()?.host();
+        // SAFETY: the memory is mapped as long as `self` lives. The device writes it with system scope, all but
+        // `n_taken`, and a cache has one caller at a time.
+        unsafe { error_record::take(page) }
     }
 
     fn finish(&self) -> Result<()> {

@@ -51,7 +51,7 @@ pub struct SkcLayer {
     pub frequencies: Address,
     pub alibi_slopes: Address,
     pub sink_logits: Address,
-    pub error: Address,
+    pub errors: Address,
     pub append_arrivals: Address,
     pub n_sink: u64,
     pub window: u64,
@@ -142,7 +142,7 @@ pub struct SkcEdit {
     pub seqs: Address,
     pub starts: Address,
     pub rings: Address,
-    pub error: Address,
+    pub errors: Address,
     pub positions: Address,
     pub n_layers: u32,
     pub call: u32,
@@ -182,22 +182,40 @@ pub struct SkcStage {
     pub values: [u64; INLINE_ENTRIES],
 }
 
-/// The record of invalid entries, in host memory that the device writes.
+/// The record of invalid entries, in mapped host memory. `n_taken` alone is the host's to write.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct SkcError {
-    pub count: u32,
+pub struct SkcErrorPage {
+    pub begun: u32,
+    pub n_skipped: u32,
+    pub first: u32,
     pub status: i32,
     pub layer: u32,
     pub entry: u32,
     pub seq: i32,
     pub call: u32,
-    pub value: u64,
+    pub value_low: u32,
+    pub value_high: u32,
+    pub ended: u32,
+    pub unused: [u32; 21],
+    pub n_taken: u32,
+    pub unused_too: [u32; 31],
+}
+
+/// What the device knows of it, in its own memory.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SkcErrorLog {
+    pub lock: u32,
+    pub n_writes: u32,
+    pub n_skipped: u32,
+    pub first: u32,
+    pub page: Address,
 }
 
 // `params.cuh` asserts the same numbers.
 const _: () = {
-    assert!(size_of::<Seq>() == 32 && size_of::<SkcError>() == 32);
+    assert!(size_of::<Seq>() == 32 && size_of::<SkcErrorPage>() == 256 && size_of::<SkcErrorLog>() == 24);
     assert!(size_of::<SkcBatch>() == 560 && size_of::<SkcRows>() == 24 && size_of::<SkcLayer>() == 168);
     assert!(size_of::<SkcAppend>() == 776 && size_of::<SkcAttend>() == 824 && size_of::<SkcStep>() == 872);
     assert!(size_of::<SkcEdit>() == 1120 && size_of::<SkcStore>() == 40 && size_of::<SkcFork>() == 1136);

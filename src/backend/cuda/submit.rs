@@ -88,7 +88,7 @@ pub fn edit(cuda: &Cuda, current: &CurrentContext<'_>, edit: &Edit<'_>) -> Resul
         seqs: base + cuda.aux.seqs,
         starts: base + cuda.aux.starts,
         rings: base + cuda.aux.rings,
-        error: cuda.settings[0].error,
+        errors: cuda.settings[0].errors,
         positions: given.positions,
         n_layers,
         call: edit.call as u32,

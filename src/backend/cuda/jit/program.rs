@@ -22,6 +22,7 @@ const HEADERS: &[(&str, &str)] = files![
     "decode_tile.cuh",
     "dtype.cuh",
     "edit.cuh",
+    "error_record.cuh",
     "fork.cuh",
     "launch_config.cuh",
     "new_tokens.cuh",

@@ -2,6 +2,7 @@
 // every kernel checks them the same way, so that all blocks of all kernels of a call agree.
 #pragma once
 
+#include "error_record.cuh"
 #include "params.cuh"
 #include "ptx.cuh"
 #include "ring.cuh"
@@ -92,23 +93,11 @@ SKC_DEVICE Entry find_entry(const SkcBatch& b, u32 index, u64* scratch, u32 warp
     return e;
 }
 
-// Records that an entry was skipped: the first one is kept (`record.count` is ignored), all are counted. One thread of
-// one block of the entry calls it.
-SKC_DEVICE void report(SkcError* error, const SkcError& record) {
-    if (atomic_add_system(&error->count, 1) != 0) return;
-    error->layer = record.layer;
-    error->entry = record.entry;
-    error->seq = record.seq;
-    error->call = record.call;
-    error->value = record.value;
-    store_release_system(&error->status, record.status);
-}
-
 // An invalid count as the record shows it: sign-extended.
 SKC_DEVICE u64 recorded_count(i32 count) { return (u64)(i64)count; }
 
 // Records an entry of a call on tokens.
 SKC_DEVICE void report_entry(const SkcLayer& l, const SkcBatch& b, const Entry& e, i32 status, SkcCall call) {
     u64 count = recorded_count(batch_tokens(b, block_x()));
-    report(l.error, {0, status, l.layer, block_x(), e.given_id, (u32)call, count});
+    report(l.errors, {status, l.layer, block_x(), e.given_id, (u32)call, count});
 }

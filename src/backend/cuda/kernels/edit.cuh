@@ -170,7 +170,7 @@ SKC_KERNEL(128, skc_edit, SkcEdit) {
         if (thread() == 0) {
             bool has_no_count = p.call == SKC_CALL_RESET || p.call == SKC_CALL_ABORT;
             u64 count = recorded_count(has_no_count ? 0 : batch_tokens(p.batch, index));
-            report(p.error, {0, status, ~0u, index, t.given_id, p.call, count});
+            report(p.errors, {status, ~0u, index, t.given_id, p.call, count});
         }
         return;
     }

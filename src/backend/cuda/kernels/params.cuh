@@ -39,16 +39,35 @@ enum SkcCall {
     SKC_CALL_ABORT = 7,
 };
 
-// The first invalid entry that was skipped, and how many were. In host memory that the device writes; the host reads
-// and clears it.
-struct SkcError {
-    u32 count;   // skipped entries; incremented before the other fields are written
-    i32 status;  // of the first one, as the host would have reported it; written last, 0 = not complete yet
-    u32 layer;   // layer, or 2^32 - 1 for edits
-    u32 entry;   // index in its batch
-    i32 seq;     // sequence id as given
-    u32 call;    // SkcCall
-    u64 value;   // the invalid count
+// How many invalid entries were skipped, and the first of those that the host has not taken. In host memory that is
+// mapped into the device's address space. Every word has one writer: over PCIe an atomic of the device and one of the
+// host on the same word lose updates. error_record.cuh writes it, error_record.rs reads it.
+struct SkcErrorPage {
+    // Written by the device.
+    u32 begun;      // number of the latest write, stored before the words that follow ...
+    u32 n_skipped;  // entries skipped since the cache was created, modulo 2^32
+    u32 first;      // n_skipped as it was with the recorded entry counted; later than `n_taken`: not taken yet
+    i32 status;     // of the recorded entry, as the host would have reported it
+    u32 layer;      // layer, or 2^32 - 1 for edits
+    u32 entry;      // index in its batch
+    i32 seq;        // sequence id as given
+    u32 call;       // SkcCall
+    u32 value_low;  // the invalid count
+    u32 value_high;
+    u32 ended;      // ... and after them: not the same as `begun` while a write is in progress
+    u32 unused[21];
+    // Written by the host, in a cache line of its own.
+    u32 n_taken;    // n_skipped as the host has taken it
+    u32 unused_too[31];
+};
+
+// What the device itself knows of it, in device memory.
+struct SkcErrorLog {
+    u32 lock;       // 1 while a block reports; the words that follow belong to it
+    u32 n_writes;   // to the page
+    u32 n_skipped;  // as in SkcErrorPage
+    u32 first;      // as in SkcErrorPage
+    SkcErrorPage* page;
 };
 
 // A ragged batch. Rows of the caller's tensors are packed in the order of entries, as many for each as it has tokens,
@@ -83,7 +102,7 @@ struct SkcLayer {
     const u64* frequencies;   // [rope_pairs] turns per token, 64-bit fixed point
     const float* alibi_slopes; // [n_q_heads], or NULL
     const float* sink_logits; // [n_q_heads], or NULL
-    SkcError* error;
+    SkcErrorLog* errors;
     u32* append_arrivals;     // [n_seqs] blocks of an entry's append that have arrived; 0 between launches
     u64 n_sink;
     u64 window;
@@ -140,7 +159,7 @@ struct SkcEdit {
     SkcSeq* seqs;             // [n_layers][n_seqs]
     u64* starts;              // [n_seqs]
     const u64* rings;         // [n_layers][4]: n_sink, window, ring_slots, max_rewind
-    SkcError* error;
+    SkcErrorLog* errors;
     const u64* positions;     // reset: device array [n_entries]; NULL = inline_positions
     u32 n_layers;
     u32 call;                 // SkcCall
@@ -177,7 +196,7 @@ struct SkcStage {
     u64 values[SKC_INLINE_ENTRIES];
 };
 
-static_assert(sizeof(SkcSeq) == 32 && sizeof(SkcError) == 32, "as in params.rs");
+static_assert(sizeof(SkcSeq) == 32 && sizeof(SkcErrorPage) == 256 && sizeof(SkcErrorLog) == 24, "as in params.rs");
 static_assert(sizeof(SkcBatch) == 560 && sizeof(SkcRows) == 24 && sizeof(SkcLayer) == 168, "as in params.rs");
 static_assert(sizeof(SkcAppend) == 776 && sizeof(SkcAttend) == 824 && sizeof(SkcStep) == 872, "as in params.rs");
 static_assert(sizeof(SkcEdit) == 1120 && sizeof(SkcStore) == 40 && sizeof(SkcFork) == 1136, "as in params.rs");

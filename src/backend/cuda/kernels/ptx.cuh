@@ -149,14 +149,22 @@ SKC_DEVICE u32 atomic_inc(u32* p, u32 last) {
     asm volatile("atom.acq_rel.gpu.inc.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(last) : "memory");
     return old;
 }
-SKC_DEVICE u32 atomic_add_system(u32* p, u32 x) {
+// Returns the old value.
+SKC_DEVICE u32 atomic_exchange(u32* p, u32 x) {
     u32 old;
-    asm volatile("atom.acq_rel.sys.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(x) : "memory");
+    asm volatile("atom.acq_rel.gpu.exch.b32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(x) : "memory");
     return old;
 }
-SKC_DEVICE void store_release_system(i32* p, i32 x) {
-    asm volatile("st.release.sys.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+// Words that the host reads or writes at any time; fence_system orders them, as fence(SeqCst) does on the host.
+SKC_DEVICE u32 load_system(const u32* p) {
+    u32 x;
+    asm volatile("ld.relaxed.sys.u32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
+    return x;
 }
+SKC_DEVICE void store_system(u32* p, u32 x) {
+    asm volatile("st.relaxed.sys.u32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+}
+SKC_DEVICE void fence_system() { asm volatile("fence.sc.sys;" ::: "memory"); }
 
 #endif
 
