@@ -108,7 +108,8 @@ mod x86 {
     use std::fmt;
     use std::sync::atomic::{AtomicI32, Ordering};
 
-    /// An answer that stays the same. Threads do not wait for each other: in a child of fork(2) the other may be missing.
+    /// An answer that stays the same. Threads do not wait for each other: in a child of fork(2) the other may be
+    /// missing.
     struct Kept(AtomicI32);
 
     impl Kept {
@@ -189,7 +190,8 @@ mod x86 {
         -1
     }
 
-    /// The least size of an alternate signal stack that holds every register of this processor; 0 if Linux does not say.
+    /// The least size of an alternate signal stack that holds every register of this processor; 0 if Linux does not
+    /// say.
     #[cfg(target_os = "linux")]
     fn signal_stack_size() -> u64 {
         const AT_MINSIGSTKSZ: libc::c_ulong = 51;

@@ -55,8 +55,8 @@ fn name(code: sys::CUresult) -> String {
 /// Loads and initialises the driver, or says why it cannot. An attempt that fails is made again at the next call: by
 /// then the driver may be installed, or its device there. It costs a search of the loader's path.
 ///
-/// A child of a process that has started the driver cannot use it: NVIDIA's driver does not work there, and a thread that
-/// was inside it holds its locks forever.
+/// A child of a process that has started the driver cannot use it: NVIDIA's driver does not work there, and a thread
+/// that was inside it holds its locks forever.
 pub fn start() -> Result<()> {
     static STARTED: OnceCell<()> = OnceCell::new();
     /// 1 + the generation of the process that came here first; 0 before.
