@@ -143,6 +143,53 @@ TEST(Fork, NoChildHangsWhateverOtherThreadsDo) {
     }
 }
 
+/** A log callback that forks. */
+struct Forker {
+    std::function<void()> child;
+    int failed = -1;
+
+    static void log(void *user, std::uint32_t level, const char *) noexcept {
+        auto &f = *static_cast<Forker *>(user);
+        if (level != SKC_LOG_WARN) {
+            return;
+        }
+        const pid_t child = fork();
+        if (child == 0) {
+            limit_time();
+            f.child();
+            _exit(0);
+        }
+        int status = -1;
+        f.failed = waitpid(child, &status, 0) == child && WIFEXITED(status) ? WEXITSTATUS(status) : 98;
+    }
+};
+
+// The call that forks goes on in the child; caches that other threads were using are busy there.
+TEST(Fork, ACallbackMayFork) {
+    sinkcache::Cache team(config(2));
+    const auto x = rows(1);
+    std::vector<float> out(x.size());
+    Forker forker;
+    sinkcache::Cache mine(config(1).log(Forker::log, &forker));
+    forker.child = [&] {
+        step_part(team.handle(), 0, x, out);
+        skc_destroy_cache(team.handle());
+        // Inside a call on it: refused, and usable once the callback has returned.
+        if (skc_destroy_cache(mine.handle()) != SKC_STATUS_BUSY || skc_destroy_cache(nullptr) == SKC_STATUS_OK) {
+            _exit(1);
+        }
+        step(mine, 1);
+    };
+    Loop first([&] { step_part(team.handle(), 0, x, out); }), second([&] { step_part(team.handle(), 1, x, out); });
+    for (int i = 0; i < 200; i++) {
+        skc_step_args refused{};
+        refused.struct_size = sizeof refused;
+        refused.layer = 9;
+        ASSERT_NE(skc_step(mine.handle(), &refused), SKC_STATUS_OK);
+        ASSERT_EQ(forker.failed, 0) << "child " << i;
+    }
+}
+
 /** In the first process of a pid namespace: makes a cache with threads, and uses it in a child that is the first of
  *  another namespace, and so has the same process id. */
 int use_in_namesake() {

@@ -45,8 +45,44 @@ const CLOSING: u32 = u32::MAX;
 const LOST: u32 = u32::MAX - 1;
 
 thread_local! {
-    /// Number of calls of this thread that use a cache.
-    static CALLS: Cell<u32> = const { Cell::new(0) };
+    static USES: Cell<Uses> = const { Cell::new(Uses { slots: [0; 8], n: 0 }) };
+}
+
+/// The slots that this thread's calls use: more than one if a callback of a call makes another.
+#[derive(Clone, Copy)]
+struct Uses {
+    /// The first of them.
+    slots: [u32; 8],
+    n: usize,
+}
+
+impl Uses {
+    fn change(change: impl FnOnce(&mut Self)) {
+        let _ = USES.try_with(|uses| {
+            let mut now = uses.get();
+            change(&mut now);
+            uses.set(now);
+        });
+    }
+
+    fn begin(slot: u32) {
+        Self::change(|uses| {
+            if let Some(place) = uses.slots.get_mut(uses.n) {
+                *place = slot;
+            }
+            uses.n += 1;
+        });
+    }
+
+    /// Ends the latest use.
+    fn end() {
+        Self::change(|uses| uses.n -= 1);
+    }
+
+    /// How often this thread uses a slot.
+    fn of(self, slot: u32) -> u32 {
+        self.slots.iter().take(self.n).filter(|&&used| used == slot).count() as u32
+    }
 }
 
 fn pack(generation: u32, users: u32) -> u64 {
@@ -186,7 +222,7 @@ impl InUse {
                 Err(now) => state = now,
             }
         }
-        let _ = CALLS.try_with(|calls| calls.set(calls.get() + 1));
+        Uses::begin(index);
         // SAFETY: this use is counted: while it is, the handle is neither moved nor freed, and only shared.
         let handle = unsafe { &*slot.handle.get() }.as_deref().map_or(std::ptr::null(), std::ptr::from_ref);
         Ok(Self { slot, index, generation, handle })
@@ -202,7 +238,7 @@ impl InUse {
         let (now, closing) = (pack(self.generation, 2), pack(self.generation, CLOSING));
         self.slot.state.compare_exchange(now, closing, Ordering::Acquire, Ordering::Relaxed).ok()?;
         let closed = Closed { slot: self.slot, index: self.index, generation: self.generation };
-        let _ = CALLS.try_with(|calls| calls.set(calls.get() - 1));
+        Uses::end();
         std::mem::forget(self);
         Some(closed)
     }
@@ -210,7 +246,7 @@ impl InUse {
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        let _ = CALLS.try_with(|calls| calls.set(calls.get() - 1));
+        Uses::end();
         self.slot.state.fetch_sub(1, Ordering::Release);
     }
 }
@@ -261,17 +297,17 @@ fn watch() -> Result<()> {
     Ok(())
 }
 
-/// Runs in a child of fork(2), which has one thread: marks caches that another thread of the parent was using.
+/// Runs in a child of fork(2), which has one thread: marks caches that another thread of the parent was using. A
+/// callback of a call may fork, too; its call goes on in the child.
 extern "C" fn mark_lost() {
-    // A callback of a call may fork, too. The uses of this thread cannot be told from those of others; its call goes on
-    // in the child, so nothing is marked.
-    if CALLS.try_with(Cell::get).unwrap_or(0) > 0 {
-        return;
-    }
-    for slot in (0..N_SLOTS.load(Ordering::Relaxed)).filter_map(slot) {
+    let Ok(uses) = USES.try_with(Cell::get) else { return };
+    for index in 0..N_SLOTS.load(Ordering::Relaxed) {
+        let Some(slot) = slot(index) else { continue };
         let (generation, users) = unpack(slot.state.load(Ordering::Relaxed));
-        if users > 1 {
-            slot.state.store(pack(generation, LOST), Ordering::Relaxed);
+        let own = uses.of(index);
+        if users > 1 + own {
+            let left = if own == 0 { LOST } else { 1 + own };
+            slot.state.store(pack(generation, left), Ordering::Relaxed);
         }
     }
 }
