@@ -43,6 +43,19 @@ inline std::vector<HandleCall> handle_calls() {
              auto i = sized<skc_sequence_info>();
              return skc_seq_info(c, 0, 0, &i);
          }},
+        {"kernel_choice", [](skc_cache *c) {
+             auto i = sized<skc_kernel_info>();
+             return skc_kernel_choice(c, 0, SKC_CALL_STEP, 1, 1, &i);
+         }},
+        {"poll_error", [](skc_cache *c) {
+             auto e = sized<skc_device_error>();
+             return skc_poll_error(c, &e);
+         }},
+        // For CUDA caches only: a CPU cache rejects it.
+        {"note_replay", [](skc_cache *c) {
+             const auto a = sized<skc_note_replay_args>();
+             return skc_note_replay(c, &a);
+         }},
         {"destroy_cache", [](skc_cache *c) { return skc_destroy_cache(c); }},
     };
 }
