@@ -14,9 +14,9 @@
  * - Entry i of a batch is n_tokens[i] rows of sequence seq_ids[i]. Lengths are per (layer, sequence).
  *
  * Errors
- * - Calls return a skc_status. After an error the cache is unchanged and outputs are untouched; skc_last_error() names
- *   the rejected value and what is allowed. After SKC_STATUS_INTERNAL or SKC_STATUS_DEVICE_LOST a cache can only be
- *   destroyed.
+ * - Calls return a skc_status. After an error the cache is unchanged and outputs are untouched (skc_abort_step states
+ *   one exception); skc_last_error() names the rejected value and what is allowed. After SKC_STATUS_INTERNAL or
+ *   SKC_STATUS_DEVICE_LOST a cache can only be destroyed.
  * - An invalid handle (destroyed, or never created) is an error, not undefined behaviour.
  * - Every function says which statuses it returns. The common statuses are
  *     SKC_STATUS_INVALID_HANDLE    the cache is NULL, was destroyed, or was never created
@@ -937,7 +937,8 @@ SKC_API skc_status skc_create_cache(const struct skc_cache_config *config, struc
  *
  * Returns: SKC_STATUS_OK, or
  * - SKC_STATUS_INVALID_HANDLE: the cache is NULL, was destroyed, or was never created.
- * - SKC_STATUS_BUSY: a call on the cache is under way in another thread, or this is a callback of one; or a stream of
+ * - SKC_STATUS_BUSY: a call on the cache is under way in another thread, or this is a callback of one; in a child of
+ *   fork(2), also for a cache that another thread was using at the fork; or a stream of
  *   the CUDA context is being captured. The cache lives on.
  * - SKC_STATUS_INTERNAL: a bug in this library.
  *

@@ -92,9 +92,14 @@ impl Isa {
         }
         #[cfg(target_arch = "x86_64")]
         if let (Self::Amx, Some(why)) = (isa, x86::amx_refused()) {
-            bail!(InvalidConfig, "amx is not available: {why}; {} is the best that is", best().name());
+            bail!(
+                InvalidConfig,
+                "amx, which was asked for, is not available: {why}; {} is the best that is",
+                best().name()
+            );
         }
-        bail!(InvalidConfig, "this processor has no {}: {} is its best", isa.name(), best().name())
+        let asked = if name.is_some() { "SINKCACHE_CPU" } else { "isa" };
+        bail!(InvalidConfig, "{asked} is {0}: this processor has no {0}, {1} is its best", isa.name(), best().name())
     }
 }
 

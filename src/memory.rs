@@ -93,7 +93,7 @@ impl Buffer {
             Some(c) => unsafe { (c.alloc)(c.user, bytes, ALIGN).cast() },
         };
         let Some(ptr) = NonNull::new(ptr) else {
-            bail!(OutOfMemory, "{bytes} bytes for {what} could not be allocated");
+            bail!(OutOfMemory, "memory for {what} could not be allocated: {bytes} bytes");
         };
         let buffer = Self { ptr, bytes: layout.size(), memory };
         if memory.0.is_none() {

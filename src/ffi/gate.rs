@@ -41,7 +41,12 @@ impl<'a> Exclusive<'a> {
     pub fn enter(handle: &'a Handle) -> Result<Self> {
         match handle.gate.compare_exchange(IDLE, EXCLUSIVE, Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => Ok(Self { handle, was_panicking: std::thread::panicking() }),
-            Err(TEAM) => bail!(Busy, "a thread team is inside skc_step_part on this cache"),
+            Err(TEAM) => {
+                bail!(
+                    Busy,
+                    "a step of skc_step_part is unfinished on this cache: its other members, or skc_abort_step, end it"
+                )
+            }
             Err(_) => bail!(Busy, "another call is using this cache"),
         }
     }

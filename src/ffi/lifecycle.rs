@@ -43,7 +43,8 @@ pub unsafe extern "C" fn skc_create_cache(config: *const skc_cache_config, cache
 ///
 /// Returns: SKC_STATUS_OK, or
 /// - SKC_STATUS_INVALID_HANDLE: the cache is NULL, was destroyed, or was never created.
-/// - SKC_STATUS_BUSY: a call on the cache is under way in another thread, or this is a callback of one; or a stream of
+/// - SKC_STATUS_BUSY: a call on the cache is under way in another thread, or this is a callback of one; in a child of
+///   fork(2), also for a cache that another thread was using at the fork; or a stream of
 ///   the CUDA context is being captured. The cache lives on.
 /// - SKC_STATUS_INTERNAL: a bug in this library.
 ///

@@ -79,7 +79,7 @@ unsafe fn join(handle: &Handle, args: skc_step_args, ith: u32, nth: u32) -> Resu
         bail!(Internal, "the team's step is missing after it was opened");
     };
     if step.args != args {
-        bail!(Busy, "a thread team is inside skc_step_part on this cache with other arguments");
+        bail!(Busy, "a step of skc_step_part with other arguments is unfinished on this cache");
     }
     if step.nth != nth || ith >= nth {
         bail!(InvalidArgument, "ith is {ith} of nth {nth}: a step of {} members is under way", step.nth);

@@ -54,7 +54,7 @@ pub struct Args {
     /// Rolling window of mode sink; window and recompute get sink + window
     #[arg(long, default_value_t = 252)]
     pub window: u32,
-    /// Tokens in one forward pass; changes speed, not results
+    /// Tokens in one forward pass; changes results by rounding only
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=8192))]
     pub chunk: u32,
     /// Caches to run: one, several separated by commas, or all

@@ -85,7 +85,7 @@ impl<R: BufRead + Seek> Header<'_, R> {
     fn count(&mut self, what: &str, least: u64) -> Result<u64> {
         let n = self.u64()?;
         let most = self.left / least;
-        ensure!(n <= most, "has {n} {what}: its {} bytes have room for at most {most}", self.left);
+        ensure!(n <= most, "has {n} {what}: the {} bytes that follow have room for at most {most}", self.left);
         Ok(n)
     }
 
