@@ -70,6 +70,8 @@ file(GLOB_RECURSE rust_sources CONFIGURE_DEPENDS ${source_patterns})
 set(static_command ${CMAKE_COMMAND} -E copy "${cargo_out}/libsinkcache.a" "${lib_dir}/libsinkcache.a")
 if(SINKCACHE_PRELINK)
     list(JOIN linker_flags " " prelink_flags)
+    # With CC="ccache gcc" the compiler is an argument of a launcher.
+    string(STRIP "${CMAKE_C_COMPILER_ARG1} ${prelink_flags}" prelink_flags)
     set(prelink ${CMAKE_COMMAND} -DCC=${CMAKE_C_COMPILER} "-DFLAGS=${prelink_flags}" -DREADELF=${CMAKE_READELF}
         -DOBJCOPY=${CMAKE_OBJCOPY} -DAR=${CMAKE_AR})
     set(static_command ${prelink} -DPREFIX=skc_ "-DINPUT=${cargo_out}/libsinkcache.a"
@@ -79,7 +81,8 @@ endif()
 add_custom_command(
     OUTPUT "${lib_dir}/${sinkcache_so_full}" "${lib_dir}/libsinkcache.a"
     BYPRODUCTS "${lib_dir}/${sinkcache_so_abi}" "${lib_dir}/${sinkcache_so}"
-    COMMAND ${CMAKE_COMMAND} -E env "CARGO_TARGET_DIR=${SINKCACHE_CARGO_TARGET_DIR}" ${cargo_env}
+    COMMAND ${CMAKE_COMMAND} -E env --unset=CARGO_BUILD_TARGET
+            "CARGO_TARGET_DIR=${SINKCACHE_CARGO_TARGET_DIR}" ${cargo_env}
             ${SINKCACHE_CARGO} build -p sinkcache --lib --profile ${profile} ${cargo_flags}
     COMMAND ${CMAKE_COMMAND} -E make_directory "${lib_dir}"
     COMMAND ${CMAKE_COMMAND} -E copy "${cargo_out}/libsinkcache.so" "${lib_dir}/${sinkcache_so_full}"

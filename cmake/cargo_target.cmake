@@ -48,8 +48,9 @@ endfunction()
 macro(sinkcache_set_cross_target)
     if(CMAKE_CROSSCOMPILING AND NOT SINKCACHE_CARGO_TARGET)
         sinkcache_linker_flags(cross_flags)
-        execute_process(COMMAND ${CMAKE_C_COMPILER} ${cross_flags} -dumpmachine OUTPUT_VARIABLE cross_machine
-                        OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+        separate_arguments(cross_launched UNIX_COMMAND "${CMAKE_C_COMPILER_ARG1}")
+        execute_process(COMMAND ${CMAKE_C_COMPILER} ${cross_launched} ${cross_flags} -dumpmachine
+                        OUTPUT_VARIABLE cross_machine OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
         sinkcache_rust_target(SINKCACHE_CARGO_TARGET "${CMAKE_SYSTEM_NAME}" "${CMAKE_SYSTEM_PROCESSOR}"
                               "${cross_machine}")
         if(NOT SINKCACHE_CARGO_TARGET)

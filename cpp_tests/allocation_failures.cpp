@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <functional>
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(__GLIBC__)
@@ -158,6 +159,11 @@ TEST_F(AllocationFailures, OfCreation) {
     check("create, 1 thread", [] { return create(1, false); }, SKC_STATUS_OK, true);
     check("create, 3 threads", [] { return create(3, false); }, SKC_STATUS_OK, true);
     check("create, rejected", [] { return create(1, true); }, SKC_STATUS_INVALID_CONFIG, true);
+    setenv("SINKCACHE_CPU", "scalar", 1);
+    check("create, SINKCACHE_CPU", [] { return create(1, false); }, SKC_STATUS_OK, true);
+    setenv("SINKCACHE_CPU", "an instruction set that does not exist on any processor", 1);
+    check("create, wrong SINKCACHE_CPU", [] { return create(1, false); }, SKC_STATUS_INVALID_CONFIG, true);
+    unsetenv("SINKCACHE_CPU");
     check("create, NULL", [] { return skc_create_cache(nullptr, nullptr); }, SKC_STATUS_NULL_POINTER, false);
 }
 

@@ -139,4 +139,13 @@ TEST(Threads, EachHasItsOwnErrorText) {
     EXPECT_EQ(skc_last_error(), mine);
 }
 
+/** Thread-local variables of the program, which glibc takes out of the stack of every thread. */
+thread_local volatile char large[3 << 20];
+
+TEST(Threads, APoolStartsBesideLargeThreadLocalVariables) {
+    large[1] = 1;
+    sinkcache::Cache cache(host::config(1).threads(3));
+    EXPECT_TRUE(host::step(cache.handle(), host::rows(40, 1)).finite());
+}
+
 }  // namespace

@@ -75,15 +75,15 @@ impl Isa {
     pub(crate) fn choose(requested: Option<Self>) -> Result<Self> {
         // Where another one is asked for, the system gets no request for AMX: it changes the whole process.
         let best = || Self::ALL.into_iter().rfind(|(_, isa)| isa.available()).map_or(Self::Scalar, |(_, isa)| isa);
-        let name = std::env::var_os(ISA_VARIABLE).filter(|name| requested.is_none() && !name.is_empty());
+        let name = variable().filter(|name| requested.is_none() && !name.is_empty());
         let isa = match (requested, &name) {
             (Some(isa), _) => isa,
             (None, None) => return Ok(best()),
-            (None, Some(name)) => match Self::ALL.into_iter().find(|(n, _)| name == n) {
+            (None, Some(name)) => match Self::ALL.into_iter().find(|(n, _)| *name == *n) {
                 Some((_, isa)) => isa,
                 None => {
-                    let name = name.display();
-                    bail!(InvalidConfig, "{ISA_VARIABLE} is {name}: scalar, avx2, avx512, amx or neon is allowed")
+                    // No more than fits into an error's text.
+                    bail!(InvalidConfig, "{ISA_VARIABLE} is {name:.100}: scalar, avx2, avx512, amx or neon is allowed")
                 }
             },
         };
@@ -101,6 +101,20 @@ impl Isa {
         let asked = if name.is_some() { "SINKCACHE_CPU" } else { "isa" };
         bail!(InvalidConfig, "{asked} is {0}: this processor has no {0}, {1} is its best", isa.name(), best().name())
     }
+}
+
+/// The value of [`ISA_VARIABLE`]. `std::env` would copy it, and abort without memory for the copy.
+#[cfg(unix)]
+fn variable() -> Option<&'static str> {
+    // SAFETY: a C string. As everywhere, a host must not change the environment while others read it.
+    let value = unsafe { libc::getenv(c"SINKCACHE_CPU".as_ptr()) };
+    // SAFETY: not NULL, so a C string that stays until the environment changes.
+    (!value.is_null()).then(|| unsafe { std::ffi::CStr::from_ptr(value) }.to_str().unwrap_or("(not UTF-8)"))
+}
+
+#[cfg(not(unix))]
+fn variable() -> Option<String> {
+    std::env::var(ISA_VARIABLE).ok()
 }
 
 #[cfg(target_arch = "x86_64")]

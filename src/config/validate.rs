@@ -30,6 +30,7 @@ pub const MAX_HEAD_DIM: u32 = 512;
 pub const HEAD_DIM_MULTIPLE: u32 = 8;
 pub const MAX_CHUNK: u32 = 1 << 30;
 pub const MAX_THREADS: u32 = 1_024;
+const MIN_SCALE: f64 = 1e-30;
 
 fn in_range(name: &str, value: u32, low: u32, high: u32) -> Result<()> {
     if (low..=high).contains(&value) {
@@ -149,6 +150,10 @@ impl CacheConfig {
         finite("sink_logits", &c.sink_logits)?;
         let scale = if c.scale == 0.0 { f64::from(self.head_dim).sqrt().recip() } else { c.scale };
         positive("scale", scale)?;
+        // Distances of raw scores would overflow before they are scaled.
+        if scale < MIN_SCALE {
+            bail!(InvalidConfig, "scale is {scale}: at least {MIN_SCALE} is needed");
+        }
         if c.softcap != 0.0 {
             positive("softcap", c.softcap)?;
         }
@@ -232,6 +237,7 @@ mod tests {
         assert!(rejection(|_, l| l.position_mode = PositionMode::Alibi).contains("4 query heads needs 4"));
         assert!(rejection(|_, l| l.sink_logits = vec![0.0; 2]).starts_with("sink_logits has 2 values"));
         assert!(rejection(|_, l| l.sink_logits = vec![f32::NEG_INFINITY; 4]).starts_with("sink_logits[0] is -inf"));
+        assert!(rejection(|_, l| l.scale = 1e-31).contains("at least 1"));
         assert!(rejection(|_, l| l.scale = -0.5).starts_with("scale is -0.5"));
         assert!(rejection(|_, l| l.softcap = 1e-300).starts_with("softcap is"));
         assert!(

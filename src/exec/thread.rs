@@ -46,6 +46,23 @@ mod imp {
 
     /// The default of Rust's threads. Only pages that are used take memory.
     const STACK_BYTES: usize = 2 << 20;
+    /// Some systems want whole pages.
+    const STACK_UNIT: usize = 64 << 10;
+
+    /// What the C library takes out of a thread's stack for itself: with glibc also the thread-local variables of the
+    /// program and its libraries, which may be megabytes.
+    fn least_stack(attributes: *const libc::pthread_attr_t) -> usize {
+        type MinStack = unsafe extern "C" fn(*const libc::pthread_attr_t) -> libc::size_t;
+        // SAFETY: the name is a C string. NULL becomes None; the symbol of this name is a function of this type.
+        let get = unsafe {
+            std::mem::transmute::<*mut c_void, Option<MinStack>>(libc::dlsym(
+                libc::RTLD_DEFAULT,
+                c"__pthread_get_minstack".as_ptr(),
+            ))
+        };
+        // SAFETY: the attributes are initialised, as the callers demand.
+        get.map_or(0, |get| unsafe { get(attributes) })
+    }
 
     pub unsafe fn start(entry: Entry, data: *mut c_void) -> io::Result<Id> {
         let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
@@ -54,7 +71,8 @@ mod imp {
         unsafe {
             check(libc::pthread_attr_init(attributes.as_mut_ptr()))?;
             // A failure leaves the system's default.
-            libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), STACK_BYTES);
+            let bytes = STACK_BYTES.saturating_add(least_stack(attributes.as_ptr()));
+            libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), bytes.next_multiple_of(STACK_UNIT));
             let code = libc::pthread_create(id.as_mut_ptr(), attributes.as_ptr(), entry, data);
             libc::pthread_attr_destroy(attributes.as_mut_ptr());
             check(code)?;

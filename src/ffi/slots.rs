@@ -38,11 +38,11 @@ struct Slot {
     below: AtomicU32,
 }
 
+/// Beside the number of users: another thread was using the cache when this process was forked. It cannot finish here,
+/// and its cache is in no defined state. Calls of this thread that are under way end as usual, no other begins.
+const LOST: u32 = 1 << 31;
 /// In place of the number of users: the cache is being destroyed.
-const CLOSING: u32 = u32::MAX;
-/// In place of the number of users: another thread was using the cache when this process was forked. It cannot finish
-/// here, and its cache is in no defined state.
-const LOST: u32 = u32::MAX - 1;
+const CLOSING: u32 = LOST - 1;
 
 thread_local! {
     static USES: Cell<Uses> = const { Cell::new(Uses { slots: [0; 8], n: 0 }) };
@@ -51,7 +51,7 @@ thread_local! {
 /// The slots that this thread's calls use: more than one if a callback of a call makes another.
 #[derive(Clone, Copy)]
 struct Uses {
-    /// The first of them.
+    /// The first of them. A fork inside more calls than that leaves the caches of the others lost.
     slots: [u32; 8],
     n: usize,
 }
@@ -76,7 +76,7 @@ impl Uses {
 
     /// Ends the latest use.
     fn end() {
-        Self::change(|uses| uses.n -= 1);
+        Self::change(|uses| uses.n = uses.n.saturating_sub(1));
     }
 
     /// How often this thread uses a slot.
@@ -213,8 +213,8 @@ impl InUse {
         loop {
             match unpack(state) {
                 (g, users) if g != generation || users == 0 => return Err(Unusable::Gone),
+                (_, users) if users & LOST != 0 => return Err(Unusable::Lost),
                 (_, CLOSING) => return Err(Unusable::Closing),
-                (_, LOST) => return Err(Unusable::Lost),
                 _ => {}
             }
             match slot.state.compare_exchange_weak(state, state + 1, Ordering::Acquire, Ordering::Relaxed) {
@@ -304,10 +304,8 @@ extern "C" fn mark_lost() {
     for index in 0..N_SLOTS.load(Ordering::Relaxed) {
         let Some(slot) = slot(index) else { continue };
         let (generation, users) = unpack(slot.state.load(Ordering::Relaxed));
-        let own = uses.of(index);
-        if users > 1 + own {
-            let left = if own == 0 { LOST } else { 1 + own };
-            slot.state.store(pack(generation, left), Ordering::Relaxed);
+        if users > 1 + uses.of(index) {
+            slot.state.store(pack(generation, users | LOST), Ordering::Relaxed);
         }
     }
 }

@@ -68,6 +68,8 @@ TEST(Lines, OfWhatCannotBeReadAreAnError) {
 
 TEST(OneLine, EscapesControlCharacters) {
     EXPECT_EQ(one_line("a\nb\x1b[2J\x7f"), "a\\x0Ab\\x1B[2J\\x7F");
+    // U+009B begins a sequence on some terminals; U+00E9 and U+00A0 are text.
+    EXPECT_EQ(one_line("x\xC2\x9B" "2J \xC3\xA9\xC2\xA0"), "x\\xC2\\x9B2J \xC3\xA9\xC2\xA0");
     EXPECT_EQ(one_line(std::string("a\0b", 3)), "a\\x00b");
     EXPECT_EQ(one_line("\xC3\xA4"), "\xC3\xA4");
 }
