@@ -1,6 +1,7 @@
 #include "command_line.hpp"
 
 #include <cstdio>
+#include <iostream>
 
 namespace programs {
 namespace {
@@ -48,6 +49,14 @@ std::string in_quotes(const std::string &text) { return "'" + one_line(text) + "
 int fail(const std::string &what) {
     std::fprintf(stderr, "error: %s\n", one_line(what, LINE_BYTES).c_str());
     return ERROR_CODE;
+}
+
+int finish_output() {
+    std::cout.flush();
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0 || !std::cout) {
+        return fail("the output could not be written");
+    }
+    return 0;
 }
 
 std::optional<int> parse(CLI::App &app, int argc, char **argv) {

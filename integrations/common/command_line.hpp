@@ -28,6 +28,9 @@ std::string in_quotes(const std::string &text);
 /** Prints "error: " and the text in one line on stderr. Returns ERROR_CODE. */
 int fail(const std::string &what);
 
+/** Flushes standard output. Returns 0, or what fail() returns if some of it was lost: a full disk, a closed pipe. */
+int finish_output();
+
 /** Reads the command line. The program's exit code if it ends here: after --help, or with an invalid argument. */
 std::optional<int> parse(CLI::App &app, int argc, char **argv);
 

@@ -251,7 +251,7 @@ int main(int argc, char **argv) {
     try {
         group = make_group(&argc, &argv);
         serve(options, *group);
-        return 0;
+        return programs::finish_output();
     } catch (const std::exception &error) {
         if (group) {
             group->abort(error.what());

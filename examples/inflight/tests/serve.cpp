@@ -129,6 +129,7 @@ TEST_F(Serve, EveryErrorIsOneLineAndExitCode2) {
     rejected(serve + settings + " --kv-dtype f8", "--kv-dtype");
     rejected(serve + settings + " --threads -1", "--threads");
     rejected(serve + model + from + " --budget 8 --chunk 16", "budget of 8");
+    rejected("(" + serve + settings + " --quiet 3>&1 1>/dev/full)", "the output could not be written");
 #if !defined(__SANITIZE_ADDRESS__)
     // AddressSanitizer adds a line of its own.
     rejected(serve + model + from + " --window 16777216 --max-seqs 16777216", "could not be allocated");

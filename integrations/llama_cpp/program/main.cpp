@@ -96,5 +96,5 @@ int main(int argc, char **argv) {
         return programs::fail(e.what());
     }
     print_kept_errors();
-    return 0;
+    return programs::finish_output();
 }
