@@ -152,7 +152,7 @@ impl CacheConfig {
         positive("scale", scale)?;
         // Distances of raw scores would overflow before they are scaled.
         if scale < MIN_SCALE {
-            bail!(InvalidConfig, "scale is {scale}: at least {MIN_SCALE} is needed");
+            bail!(InvalidConfig, "scale is {scale:e}: at least {MIN_SCALE:e} is needed");
         }
         if c.softcap != 0.0 {
             positive("softcap", c.softcap)?;
@@ -237,7 +237,7 @@ mod tests {
         assert!(rejection(|_, l| l.position_mode = PositionMode::Alibi).contains("4 query heads needs 4"));
         assert!(rejection(|_, l| l.sink_logits = vec![0.0; 2]).starts_with("sink_logits has 2 values"));
         assert!(rejection(|_, l| l.sink_logits = vec![f32::NEG_INFINITY; 4]).starts_with("sink_logits[0] is -inf"));
-        assert!(rejection(|_, l| l.scale = 1e-31).contains("at least 1"));
+        assert!(rejection(|_, l| l.scale = 1e-31).ends_with("1e-31: at least 1e-30 is needed"));
         assert!(rejection(|_, l| l.scale = -0.5).starts_with("scale is -0.5"));
         assert!(rejection(|_, l| l.softcap = 1e-300).starts_with("softcap is"));
         assert!(
