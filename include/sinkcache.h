@@ -306,7 +306,7 @@ typedef struct skc_layer_config {
      * applies it. Default 1.
      */
     double rope_mscale;
-    /** Factor on QK^T; 0 = 1 / sqrt(head_dim). Default 0. */
+    /** Factor on QK^T, at least 1e-30; 0 = 1 / sqrt(head_dim). Default 0. */
     double scale;
     /** Above 0: score = softcap x tanh(score / softcap). Default 0. */
     double softcap;

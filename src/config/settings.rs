@@ -30,7 +30,7 @@ pub struct LayerConfig {
     pub inv_freq: Vec<f32>,
     /// `ALiBi` slopes `[n_q_heads]`; required in `Alibi`, empty otherwise.
     pub alibi_slopes: Vec<f32>,
-    /// Factor on QK^T; 0 = 1 / sqrt(`head_dim`).
+    /// Factor on QK^T, at least 1e-30; 0 = 1 / sqrt(`head_dim`).
     pub scale: f64,
     /// Above 0: score = softcap x tanh(score / softcap).
     pub softcap: f64,

@@ -78,7 +78,7 @@ pub struct skc_layer_config {
     /// Factor on the rotated dims of q and of k (YaRN's attention factor). With SKC_POSITION_ROPE_APPLIED the host
     /// applies it. Default 1.
     pub rope_mscale: f64,
-    /// Factor on QK^T; 0 = 1 / sqrt(head_dim). Default 0.
+    /// Factor on QK^T, at least 1e-30; 0 = 1 / sqrt(head_dim). Default 0.
     pub scale: f64,
     /// Above 0: score = softcap x tanh(score / softcap). Default 0.
     pub softcap: f64,
