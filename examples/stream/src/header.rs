@@ -239,7 +239,7 @@ mod tests {
         let sound = file(&[key("a", 0, &[1])], &[tensor("w", &[2])]);
         let with = |at: usize, value: u64| [&sound[..at], &value.to_le_bytes(), &sound[at + 8..]].concat();
         for n in [1 << 20, 1 << 40, 1 << 63, u64::MAX] {
-            rejected(&with(8, n), "tensors: its");
+            rejected(&with(8, n), "tensors: the");
             rejected(&with(16, n), "keys: its");
             rejected(&with(24, n), "the name of a key has");
             rejected(&file(&[array("texts", TYPE_STRING, n)], &[]), "texts: the file has room");
