@@ -240,7 +240,7 @@ mod tests {
         let with = |at: usize, value: u64| [&sound[..at], &value.to_le_bytes(), &sound[at + 8..]].concat();
         for n in [1 << 20, 1 << 40, 1 << 63, u64::MAX] {
             rejected(&with(8, n), "tensors: the");
-            rejected(&with(16, n), "keys: its");
+            rejected(&with(16, n), "keys: the");
             rejected(&with(24, n), "the name of a key has");
             rejected(&file(&[array("texts", TYPE_STRING, n)], &[]), "texts: the file has room");
             let numbers = file(&[array("numbers", 12, n)], &[]);
