@@ -4,60 +4,61 @@
 #include "host.hpp"
 
 #include <functional>
+#include <memory>
 
 namespace host {
 
 struct HandleCall {
     const char *name;
+    /** Allocates nothing. */
     std::function<skc_status(skc_cache *)> call;
 };
 
-/** In an order in which all succeed on a new cache; the last one destroys it. */
+/** Arguments that are made before the calls. */
+struct HandleCallArgs {
+    const Ints seq{0}, other{1}, none{0}, one{1};
+    const std::uint64_t start = 0;
+    const Rows rows = host::rows(1, 1);
+    Results results = Results::of(1);
+    const skc_append_kv_args append = append_args(0, seq, one, rows);
+    const skc_attend_args attend = attend_args(0, seq, one, rows, results);
+    const skc_step_args step = step_args(0, seq, one, rows, results);
+    const skc_evict_args evict = edit_args<skc_evict_args>(seq, none);
+    const skc_rewind_args rewind = edit_args<skc_rewind_args>(seq, one);
+    const skc_reset_args reset = sequence_args<skc_reset_args>(seq);
+    const skc_fork_args fork = fork_args(seq, other);
+    const skc_abort_step_args abort = sized<skc_abort_step_args>();
+    const skc_note_replay_args replay = sized<skc_note_replay_args>();
+    skc_sequence_info info = sized<skc_sequence_info>();
+    skc_kernel_info kernel = sized<skc_kernel_info>();
+    skc_device_error error = sized<skc_device_error>();
+};
+
+/** In an order in which all succeed on a new cache; the last one destroys it. Not for several threads at a time. */
 inline std::vector<HandleCall> handle_calls() {
-    static const Ints seq{0}, one{1};
-    static const Rows inputs = rows(1, 1);
-    static thread_local Results results = Results::of(1);
+    const auto a = std::make_shared<HandleCallArgs>();
     return {
-        {"append_kv", [](skc_cache *c) {
-             const auto a = append_args(0, seq, one, inputs);
-             return skc_append_kv(c, &a);
-         }},
-        {"attend", [](skc_cache *c) {
-             const auto a = attend_args(0, seq, one, inputs, results);
-             return skc_attend(c, &a);
-         }},
-        {"step", [](skc_cache *c) {
-             const auto a = step_args(0, seq, one, inputs, results);
-             return skc_step(c, &a);
-         }},
-        {"step_part", [](skc_cache *c) {
-             const auto a = step_args(0, seq, one, inputs, results);
-             return skc_step_part(c, &a, 0, 1);
-         }},
-        {"evict", [](skc_cache *c) { return edit(skc_evict, c, 0); }},
-        {"rewind", [](skc_cache *c) { return edit(skc_rewind, c, 1); }},
-        {"reset", [](skc_cache *c) { return reset(c); }},
-        {"fork", [](skc_cache *c) { return fork(c, 0, 1); }},
-        {"abort_step", [](skc_cache *c) { return abort_step(c); }},
-        {"seq_info", [](skc_cache *c) {
-             auto i = sized<skc_sequence_info>();
-             return skc_seq_info(c, 0, 0, &i);
-         }},
-        {"kernel_choice", [](skc_cache *c) {
-             auto i = sized<skc_kernel_info>();
-             return skc_kernel_choice(c, 0, SKC_CALL_STEP, 1, 1, &i);
-         }},
-        {"poll_error", [](skc_cache *c) {
-             auto e = sized<skc_device_error>();
-             return skc_poll_error(c, &e);
-         }},
+        {"append_kv", [a](skc_cache *c) { return skc_append_kv(c, &a->append); }},
+        {"attend", [a](skc_cache *c) { return skc_attend(c, &a->attend); }},
+        {"step", [a](skc_cache *c) { return skc_step(c, &a->step); }},
+        {"step_part", [a](skc_cache *c) { return skc_step_part(c, &a->step, 0, 1); }},
+        {"evict", [a](skc_cache *c) { return skc_evict(c, &a->evict); }},
+        {"rewind", [a](skc_cache *c) { return skc_rewind(c, &a->rewind); }},
+        {"reset", [a](skc_cache *c) { return skc_reset(c, &a->reset); }},
+        {"fork", [a](skc_cache *c) { return skc_fork(c, &a->fork); }},
+        {"abort_step", [a](skc_cache *c) { return skc_abort_step(c, &a->abort); }},
+        {"seq_info", [a](skc_cache *c) { return skc_seq_info(c, 0, 0, &a->info); }},
+        {"kernel_choice", [a](skc_cache *c) { return skc_kernel_choice(c, 0, SKC_CALL_STEP, 1, 1, &a->kernel); }},
+        {"poll_error", [a](skc_cache *c) { return skc_poll_error(c, &a->error); }},
         // For CUDA caches only: a CPU cache rejects it.
-        {"note_replay", [](skc_cache *c) {
-             const auto a = sized<skc_note_replay_args>();
-             return skc_note_replay(c, &a);
-         }},
+        {"note_replay", [a](skc_cache *c) { return skc_note_replay(c, &a->replay); }},
         {"destroy_cache", [](skc_cache *c) { return skc_destroy_cache(c); }},
     };
+}
+
+/** What the call returns on an idle CPU cache. */
+inline skc_status expected_status(const HandleCall &call) {
+    return std::string(call.name) == "note_replay" ? SKC_STATUS_INVALID_ARGUMENT : SKC_STATUS_OK;
 }
 
 }  // namespace host
