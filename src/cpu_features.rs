@@ -125,32 +125,10 @@ pub(crate) use x86::fp16_available;
 mod x86 {
     use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
     use std::fmt;
-    use std::sync::atomic::{AtomicI32, Ordering};
+    use std::num::NonZeroUsize;
 
-    /// An answer that stays the same. Threads do not wait for each other: in a child of fork(2) the other may be
-    /// missing.
-    struct Kept(AtomicI32);
-
-    impl Kept {
-        const UNKNOWN: i32 = i32::MIN;
-
-        const fn new() -> Self {
-            Self(AtomicI32::new(Self::UNKNOWN))
-        }
-
-        fn get(&self, find: impl FnOnce() -> i32) -> i32 {
-            match self.0.load(Ordering::Relaxed) {
-                Self::UNKNOWN => {
-                    let found = find();
-                    // The first answer is kept, if two threads ask at the same time.
-                    self.0
-                        .compare_exchange(Self::UNKNOWN, found, Ordering::Relaxed, Ordering::Relaxed)
-                        .map_or_else(|kept| kept, |_| found)
-                }
-                known => known,
-            }
-        }
-    }
+    // Cells in which threads do not wait for each other: in a child of fork(2) the other may be missing.
+    use once_cell::race::{OnceBool, OnceNonZeroUsize};
 
     /// Whether processor and operating system support AMX with bfloat16.
     pub(super) fn amx_available() -> bool {
@@ -166,13 +144,15 @@ mod x86 {
     /// The permission, requested from the system once: 0, or the error. A refusal is kept, so that all caches of a
     /// process choose the same instruction set.
     fn amx_permission() -> i32 {
-        static PERMISSION: Kept = Kept::new();
-        PERMISSION.get(request_amx)
+        static PERMISSION: OnceNonZeroUsize = OnceNonZeroUsize::new();
+        // One more than the error number.
+        let kept = PERMISSION.get_or_init(|| NonZeroUsize::MIN.saturating_add(request_amx() as usize));
+        kept.get() as i32 - 1
     }
 
     fn amx_in_processor() -> bool {
-        static THERE: Kept = Kept::new();
-        THERE.get(|| find_amx().into()) != 0
+        static THERE: OnceBool = OnceBool::new();
+        THERE.get_or_init(find_amx)
     }
 
     fn find_amx() -> bool {
@@ -200,13 +180,13 @@ mod x86 {
         const XFEATURE_XTILEDATA: libc::c_long = 18;
         // SAFETY: the call only grants this process a larger register state.
         let code = unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) };
-        if code == 0 { 0 } else { std::io::Error::last_os_error().raw_os_error().unwrap_or(-1) }
+        if code == 0 { 0 } else { std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL) }
     }
 
     /// This library requests AMX from Linux only.
     #[cfg(not(target_os = "linux"))]
     fn request_amx() -> i32 {
-        -1
+        libc::ENOSYS
     }
 
     /// The least size of an alternate signal stack that holds every register of this processor; 0 if Linux does not
@@ -253,9 +233,8 @@ mod x86 {
     /// Whether the processor has AVX-512 FP16. It does not imply the rest of AVX-512, see [`super::Isa::available`].
     pub(crate) fn fp16_available() -> bool {
         // Kept: it is queried for every tile, and CPUID may trap in a virtual machine.
-        static AVAILABLE: Kept = Kept::new();
-        let find = || __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx >> 23 & 1 == 1 || emulated();
-        AVAILABLE.get(|| find().into()) != 0
+        static AVAILABLE: OnceBool = OnceBool::new();
+        AVAILABLE.get_or_init(|| __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx >> 23 & 1 == 1 || emulated())
     }
 
     /// Whether `tools/isa_emulator` emulates AMX and AVX-512 FP16 in this process. Only a build for it asks.

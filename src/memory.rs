@@ -120,21 +120,24 @@ impl Buffer {
 ///
 /// # Safety
 /// The layout must not be empty.
+#[cfg(not(miri))]
 unsafe fn with_any_contents(layout: Layout) -> *mut u8 {
-    // Miri does not know assembly.
-    if cfg!(miri) {
-        // SAFETY: the layout is not empty.
-        return unsafe { std::alloc::alloc_zeroed(layout) };
-    }
     // SAFETY: the layout is not empty.
     let ptr = unsafe { std::alloc::alloc(layout) };
     // Assembly that may, for all the compiler knows, have written the memory.
-    #[cfg(not(miri))]
     // SAFETY: it has no instructions.
-    unsafe {
-        std::arch::asm!("/* {0} */", in(reg) ptr, options(nostack, preserves_flags));
-    }
+    unsafe { std::arch::asm!("/* {0} */", in(reg) ptr, options(nostack, preserves_flags)) };
     ptr
+}
+
+/// The same for Miri, which does not know assembly.
+///
+/// # Safety
+/// The layout must not be empty.
+#[cfg(miri)]
+unsafe fn with_any_contents(layout: Layout) -> *mut u8 {
+    // SAFETY: the layout is not empty.
+    unsafe { std::alloc::alloc_zeroed(layout) }
 }
 
 /// Requests huge pages for large blocks: one pass over a long window touches more 4 KiB pages than the TLB holds.

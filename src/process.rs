@@ -6,12 +6,58 @@ use crate::error::Result;
 #[cfg(unix)]
 use crate::error::bail;
 
-/// How many forks lie between the process that loaded the library and this one, once [`watch_forks`] was called. A
-/// process id would not do: in a pid namespace of its own a child may have its parent's.
-static GENERATION: AtomicU32 = AtomicU32::new(0);
-static WATCHING: AtomicBool = AtomicBool::new(false);
+/// What children of fork(2) call before the fork returns there, once it is registered.
+#[derive(Debug)]
+pub struct ForkHandler {
+    call: extern "C" fn(),
+    registered: AtomicBool,
+}
 
-/// A number that differs between a process and the children that it forked after [`watch_forks`].
+impl ForkHandler {
+    /// `call` may be registered, and then called, several times.
+    pub const fn new(call: extern "C" fn()) -> Self {
+        Self { call, registered: AtomicBool::new(false) }
+    }
+
+    /// Registers it, if it is not yet.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn register(&self) -> Result<()> {
+        // Several threads may get here before one of them has finished. None waits for another: a child of a fork at
+        // this moment would not have it.
+        if !self.registered.load(Ordering::Acquire) {
+            at_fork_in_child(self.call)?;
+            self.registered.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(unix)]
+fn at_fork_in_child(call: extern "C" fn()) -> Result<()> {
+    type Handler = Option<extern "C" fn()>;
+    unsafe extern "C" {
+        // The crate libc declares it for few systems; POSIX has it.
+        fn pthread_atfork(prepare: Handler, parent: Handler, child: Handler) -> libc::c_int;
+    }
+    // SAFETY: the handler is a function of this library. The C library forgets it when the library is unloaded.
+    match unsafe { pthread_atfork(None, None, Some(call)) } {
+        0 => Ok(()),
+        code => bail!(OutOfMemory, "pthread_atfork failed with error {code}"),
+    }
+}
+
+/// There is no fork.
+#[cfg(not(unix))]
+fn at_fork_in_child(_: extern "C" fn()) -> Result<()> {
+    Ok(())
+}
+
+/// Changes with every fork. A process id would not do: in a pid namespace of its own a child may have its parent's.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+/// A number that differs between a process and the children that it forks after [`watch_forks`].
 pub fn generation() -> u32 {
     GENERATION.load(Ordering::Relaxed)
 }
@@ -21,39 +67,10 @@ pub fn generation() -> u32 {
 /// # Errors
 /// `OutOfMemory`.
 pub fn watch_forks() -> Result<()> {
-    // Several threads may get here before one of them has finished. None waits for another, which a child would not
-    // have: each registers the handler, and a child then counts several times.
-    if !WATCHING.load(Ordering::Acquire) {
-        at_fork_in_child(count_fork)?;
-        WATCHING.store(true, Ordering::Release);
-    }
-    Ok(())
+    static COUNT: ForkHandler = ForkHandler::new(count_fork);
+    COUNT.register()
 }
 
 extern "C" fn count_fork() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
-}
-
-/// Arranges that children of fork(2) call `handler` before the fork returns there.
-///
-/// # Errors
-/// `OutOfMemory`.
-#[cfg(unix)]
-pub fn at_fork_in_child(handler: extern "C" fn()) -> Result<()> {
-    type Handler = Option<extern "C" fn()>;
-    unsafe extern "C" {
-        // The crate libc declares it for few systems; POSIX has it.
-        fn pthread_atfork(prepare: Handler, parent: Handler, child: Handler) -> libc::c_int;
-    }
-    // SAFETY: the handler is a function of this library. The C library forgets it when the library is unloaded.
-    match unsafe { pthread_atfork(None, None, Some(handler)) } {
-        0 => Ok(()),
-        code => bail!(OutOfMemory, "pthread_atfork failed with error {code}"),
-    }
-}
-
-/// Arranges nothing: there is no fork.
-#[cfg(not(unix))]
-pub fn at_fork_in_child(_: extern "C" fn()) -> Result<()> {
-    Ok(())
 }

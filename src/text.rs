@@ -1,5 +1,5 @@
-//! Texts of errors and log lines. A text of ordinary length needs no allocation: a call that is rejected must not
-//! depend on the process's allocator, which may be out of memory, or locked by what the host does.
+//! Texts of errors and log lines. A text of ordinary length needs no allocation, so that a call can be rejected when
+//! memory has run out.
 
 use std::ffi::CStr;
 use std::fmt::{self, Write};
@@ -10,7 +10,7 @@ const SHORT: usize = 240;
 /// A text, and a NUL behind it for C. NULs inside are replaced.
 pub struct Text(Held);
 
-#[expect(clippy::large_enum_variant, reason = "that is what it is for")]
+#[expect(clippy::large_enum_variant, reason = "short texts are held inside, on purpose")]
 enum Held {
     Short {
         bytes: [u8; SHORT],

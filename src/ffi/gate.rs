@@ -21,7 +21,7 @@ pub struct Handle {
     gate: AtomicU32,
     /// Accessed only by those whom the gate has let in.
     cache: UnsafeCell<Cache>,
-    /// The step of a thread team. Members meet at this lock: that of std allocates nothing then.
+    /// The step of a thread team. Its lock is std's, which allocates nothing when members wait for it.
     team: Mutex<Team>,
     pub log: Log,
 }
@@ -98,7 +98,7 @@ impl Handle {
         self.cache.get_mut()
     }
 
-    /// Locks the team's step. A panic of a member has been caught, and its step failed.
+    /// Locks the team's step. A poisoned lock means nothing: panics of members are caught, and fail the step.
     pub fn team(&self) -> MutexGuard<'_, Team> {
         self.team.lock().unwrap_or_else(PoisonError::into_inner)
     }

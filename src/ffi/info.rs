@@ -245,7 +245,9 @@ pub unsafe extern "C" fn skc_constant(name: *const c_char, value: *mut i64) -> s
         // SAFETY: not NULL, so a C string.
         let name = unsafe { CStr::from_ptr(name) };
         let Some(found) = constant(name) else {
-            bail!(InvalidArgument, "name is \"{}\": not a constant of sinkcache.h", quoted(name));
+            // As much of it as an error's text has room for.
+            let name = name.to_bytes().utf8_chunks().next().map_or("", |chunk| chunk.valid());
+            bail!(InvalidArgument, "name is \"{name:.100}\": not a constant of sinkcache.h");
         };
         // SAFETY: NULL or writable.
         unsafe { write_output("value", value, found) }
@@ -298,13 +300,6 @@ pub unsafe extern "C" fn skc_kernel_choice(
         // SAFETY: NULL or a writable struct of struct_size bytes.
         unsafe { fill(info, value) }
     })
-}
-
-/// A caller's string for an error text, of which it may not take more than a part.
-fn quoted(text: &CStr) -> &str {
-    let bytes = text.to_bytes();
-    let valid = bytes.utf8_chunks().next().map_or("", |chunk| chunk.valid());
-    valid.char_indices().nth(100).map_or(valid, |(end, _)| valid.get(..end).unwrap_or(valid))
 }
 
 fn call_of(call: u32) -> Result<TokenCall> {

@@ -43,9 +43,9 @@ pub unsafe extern "C" fn skc_create_cache(config: *const skc_cache_config, cache
 ///
 /// Returns: SKC_STATUS_OK, or
 /// - SKC_STATUS_INVALID_HANDLE: the cache is NULL, was destroyed, or was never created.
-/// - SKC_STATUS_BUSY: a call on the cache is under way in another thread, or this is a callback of one; in a child of
-///   fork(2), also for a cache that another thread was using at the fork; or a stream of
-///   the CUDA context is being captured. The cache lives on.
+/// - SKC_STATUS_BUSY: a call on the cache is under way in another thread, or this is a callback of one; a stream of the
+///   CUDA context is being captured; in a child of fork(2), another thread was using the cache at the fork. The cache
+///   lives on.
 /// - SKC_STATUS_INTERNAL: a bug in this library.
 ///
 /// Lifetime: after SKC_STATUS_OK no callback of the cache is called any more. Destroy all caches before the library is

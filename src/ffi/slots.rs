@@ -1,5 +1,4 @@
-//! The places of caches: each has a generation, counts the calls that use it, and is used again when its cache is
-//! gone.
+//! Handle slots. A slot holds one cache at a time, has a generation for each, and counts the calls that use it.
 //!
 //! Nothing here locks. A child of fork(2) has only the thread that forked: a lock that another thread held would stay
 //! locked in it.
@@ -10,7 +9,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use super::gate::Handle;
 use crate::error::{Result, bail};
-use crate::process::{at_fork_in_child, watch_forks};
+use crate::process::ForkHandler;
 
 /// How many slots there can be.
 pub const MAX_SLOTS: u32 = if usize::BITS == 64 { 1 << 24 } else { 1 << 12 } - FIRST_CHUNK;
@@ -45,43 +44,33 @@ const LOST: u32 = 1 << 31;
 const CLOSING: u32 = LOST - 1;
 
 thread_local! {
-    static USES: Cell<Uses> = const { Cell::new(Uses { slots: [0; 8], n: 0 }) };
+    static USES: Uses = const { Uses { slots: [const { Cell::new(0) }; 8], n: Cell::new(0) } };
 }
 
 /// The slots that this thread's calls use: more than one if a callback of a call makes another.
-#[derive(Clone, Copy)]
 struct Uses {
     /// The first of them. A fork inside more calls than that leaves the caches of the others lost.
-    slots: [u32; 8],
-    n: usize,
+    slots: [Cell<u32>; 8],
+    n: Cell<usize>,
 }
 
 impl Uses {
-    fn change(change: impl FnOnce(&mut Self)) {
-        let _ = USES.try_with(|uses| {
-            let mut now = uses.get();
-            change(&mut now);
-            uses.set(now);
-        });
-    }
-
-    fn begin(slot: u32) {
-        Self::change(|uses| {
-            if let Some(place) = uses.slots.get_mut(uses.n) {
-                *place = slot;
-            }
-            uses.n += 1;
-        });
+    fn begin(&self, slot: u32) {
+        let n = self.n.get();
+        if let Some(place) = self.slots.get(n) {
+            place.set(slot);
+        }
+        self.n.set(n + 1);
     }
 
     /// Ends the latest use.
-    fn end() {
-        Self::change(|uses| uses.n = uses.n.saturating_sub(1));
+    fn end(&self) {
+        self.n.set(self.n.get().saturating_sub(1));
     }
 
     /// How often this thread uses a slot.
-    fn of(self, slot: u32) -> u32 {
-        self.slots.iter().take(self.n).filter(|&&used| used == slot).count() as u32
+    fn of(&self, slot: u32) -> u32 {
+        self.slots.iter().take(self.n.get()).filter(|used| used.get() == slot).count() as u32
     }
 }
 
@@ -175,7 +164,8 @@ fn give_back(index: u32, slot: &Slot) {
 
 /// Puts a cache into a slot; returns the slot's index and generation.
 pub fn insert(handle: Box<Handle>) -> Result<(u32, u32)> {
-    watch()?;
+    static LOSE: ForkHandler = ForkHandler::new(mark_lost);
+    LOSE.register()?;
     let index = take()?;
     let Some(slot) = slot(index) else {
         bail!(Internal, "handle slot {index} is missing");
@@ -203,7 +193,6 @@ pub struct InUse {
     slot: &'static Slot,
     index: u32,
     generation: u32,
-    handle: *const Handle,
 }
 
 impl InUse {
@@ -222,15 +211,13 @@ impl InUse {
                 Err(now) => state = now,
             }
         }
-        Uses::begin(index);
-        // SAFETY: this use is counted: while it is, the handle is neither moved nor freed, and only shared.
-        let handle = unsafe { &*slot.handle.get() }.as_deref().map_or(std::ptr::null(), std::ptr::from_ref);
-        Ok(Self { slot, index, generation, handle })
+        let _ = USES.try_with(|uses| uses.begin(index));
+        Ok(Self { slot, index, generation })
     }
 
     pub fn handle(&self) -> Option<&Handle> {
-        // SAFETY: NULL or the handle in the slot, which lives while this use is counted.
-        unsafe { self.handle.as_ref() }
+        // SAFETY: this use is counted: while it is, the handle is neither moved nor freed, and only shared.
+        unsafe { &*self.slot.handle.get() }.as_deref()
     }
 
     /// Keeps everybody else out, to destroy the cache; `None` while another call uses it.
@@ -238,7 +225,7 @@ impl InUse {
         let (now, closing) = (pack(self.generation, 2), pack(self.generation, CLOSING));
         self.slot.state.compare_exchange(now, closing, Ordering::Acquire, Ordering::Relaxed).ok()?;
         let closed = Closed { slot: self.slot, index: self.index, generation: self.generation };
-        Uses::end();
+        let _ = USES.try_with(Uses::end);
         std::mem::forget(self);
         Some(closed)
     }
@@ -246,7 +233,7 @@ impl InUse {
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        Uses::end();
+        let _ = USES.try_with(Uses::end);
         self.slot.state.fetch_sub(1, Ordering::Release);
     }
 }
@@ -283,31 +270,18 @@ impl Drop for Closed {
     }
 }
 
-/// Notices forks from here on.
-fn watch() -> Result<()> {
-    use std::sync::atomic::AtomicBool;
-
-    static WATCHING: AtomicBool = AtomicBool::new(false);
-    watch_forks()?;
-    // As in `watch_forks`: nobody waits, and a handler that runs twice does no harm.
-    if !WATCHING.load(Ordering::Acquire) {
-        at_fork_in_child(mark_lost)?;
-        WATCHING.store(true, Ordering::Release);
-    }
-    Ok(())
-}
-
 /// Runs in a child of fork(2), which has one thread: marks caches that another thread of the parent was using. A
 /// callback of a call may fork, too; its call goes on in the child.
 extern "C" fn mark_lost() {
-    let Ok(uses) = USES.try_with(Cell::get) else { return };
-    for index in 0..N_SLOTS.load(Ordering::Relaxed) {
-        let Some(slot) = slot(index) else { continue };
-        let (generation, users) = unpack(slot.state.load(Ordering::Relaxed));
-        if users > 1 + uses.of(index) {
-            slot.state.store(pack(generation, users | LOST), Ordering::Relaxed);
+    let _ = USES.try_with(|uses| {
+        for index in 0..N_SLOTS.load(Ordering::Relaxed) {
+            let Some(slot) = slot(index) else { continue };
+            let (generation, users) = unpack(slot.state.load(Ordering::Relaxed));
+            if users > 1 + uses.of(index) {
+                slot.state.store(pack(generation, users | LOST), Ordering::Relaxed);
+            }
         }
-    }
+    });
 }
 
 #[cfg(test)]
