@@ -10,7 +10,7 @@ use common::{HEAD_DIM, N_KV_HEADS, N_SINK, append, cache, fill, rows};
 use criterion::{BenchmarkId, Criterion};
 use sinkcache::ring::Ring;
 use sinkcache::rope::Frequencies;
-use sinkcache::{Cache, DType};
+use sinkcache::{Cache, StorageType};
 
 const WINDOWS: [u32; 3] = [256, 4_096, 65_536];
 const POSITIONS: [(&str, u64); 2] = [("1e3", 1_000), ("2^40", 1 << 40)];
@@ -54,7 +54,7 @@ impl LowerBound {
     }
 }
 
-fn filled(window: u32, position: u64, dtype: DType) -> Cache {
+fn filled(window: u32, position: u64, dtype: StorageType) -> Cache {
     let mut cache = cache(window, dtype, 1);
     fill(&mut cache, window, position);
     cache
@@ -66,7 +66,7 @@ fn main() {
     let mut group = c.benchmark_group("append");
     for window in WINDOWS {
         for (name, position) in POSITIONS {
-            for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            for dtype in [StorageType::F32, StorageType::F16, StorageType::Bf16] {
                 let mut cache = filled(window, position, dtype);
                 let id = BenchmarkId::new(format!("{dtype:?}"), format!("window {window} position {name}"));
                 group.bench_function(id, |b| b.iter(|| append(&mut cache, 1, black_box(&x))));
@@ -87,7 +87,7 @@ fn main() {
 fn ratios(x: &[f32]) {
     println!("append of one token / rotation and memcpy as f32, median of 201 alternated pairs of 2,000 tokens");
     let cases = WINDOWS.iter().flat_map(|&w| POSITIONS.map(|p| (w, p)));
-    for dtype in [DType::F32, DType::F16, DType::Bf16] {
+    for dtype in [StorageType::F32, StorageType::F16, StorageType::Bf16] {
         for (window, (name, position)) in cases.clone() {
             let (mut cache, mut bound) = (filled(window, position, dtype), LowerBound::new(window, position));
             let timed = |append: &mut dyn FnMut()| {

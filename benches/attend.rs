@@ -6,17 +6,17 @@ use std::hint::black_box;
 
 use common::{HEAD_DIM, N_KV_HEADS, N_Q_HEADS, append, attend, cache, fill, rows};
 use criterion::{BenchmarkId, Criterion};
-use sinkcache::DType;
+use sinkcache::StorageType;
 
 fn main() {
     let mut c = Criterion::default().sample_size(20).configure_from_args();
     let mut group = c.benchmark_group("attend");
     for window in [256_u32, 2_048, 4_096] {
         for (name, position) in [("1e3", 1_000_u64), ("2^40", 1 << 40)] {
-            for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            for dtype in [StorageType::F32, StorageType::F16, StorageType::Bf16] {
                 for n in [1, 128] {
                     // Chunks are measured with one storage type: they depend on it less than decode does.
-                    if n > 1 && dtype != DType::F16 {
+                    if n > 1 && dtype != StorageType::F16 {
                         continue;
                     }
                     let mut cache = cache(window, dtype, 1);

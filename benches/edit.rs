@@ -4,7 +4,7 @@ mod common;
 
 use common::{N_KV_HEADS, append, cache, fill, rows};
 use criterion::{BatchSize, BenchmarkId, Criterion};
-use sinkcache::DType;
+use sinkcache::StorageType;
 
 fn main() {
     let mut c = Criterion::default().configure_from_args();
@@ -13,7 +13,7 @@ fn main() {
     for window in [256_u32, 4_096, 65_536] {
         for (name, position) in [("1e3", 1_000_u64), ("2^40", 1 << 40)] {
             let id = |what| BenchmarkId::new(what, format!("window {window} position {name}"));
-            let cell = std::cell::RefCell::new(cache(window, DType::F16, 1));
+            let cell = std::cell::RefCell::new(cache(window, StorageType::F16, 1));
             fill(&mut cell.borrow_mut(), window, position);
             group.bench_function(id("evict of one token"), |b| {
                 // Before each evict a token is appended, untimed.

@@ -72,7 +72,7 @@ TEST(Discovery, Capabilities) {
     EXPECT_EQ(can.abi_version, std::uint32_t{SKC_ABI_VERSION});
     EXPECT_TRUE(can.backends & 1u << SKC_BACKEND_CPU);
     EXPECT_EQ(can.io_dtypes, 0b1110u);
-    EXPECT_EQ(can.kv_dtypes, 0b1110u);
+    EXPECT_EQ(can.kv_dtypes, 0b111110u);
     EXPECT_EQ(can.position_modes, 0b11110u);
     EXPECT_EQ(can.rope_styles, 0b110u);
     // The reported limits are those that configurations are checked against.

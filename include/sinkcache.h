@@ -142,7 +142,7 @@
 /** K and V in the memory of an NVIDIA GPU, kernels in the host's CUDA stream. */
 #define SKC_BACKEND_CUDA 2
 
-/* ---- Element types: skc_cache_config.in_dtype, out_dtype and kv_dtype ---- */
+/* ---- Element types: skc_cache_config.in_dtype and out_dtype; storage types: kv_dtype, k_dtype and v_dtype ---- */
 
 /** IEEE binary32. */
 #define SKC_DTYPE_F32 1
@@ -152,6 +152,12 @@
 
 /** bfloat16. */
 #define SKC_DTYPE_BF16 3
+
+/** A storage type: 8-bit integers, with one bf16 scale for each row (a token and head of K or V). */
+#define SKC_DTYPE_Q8 4
+
+/** A storage type: 4-bit integers, with one bf16 scale for each 32 dims of a row. */
+#define SKC_DTYPE_Q4 5
 
 /* ---- Position modes: skc_layer_config.position_mode ---- */
 
@@ -257,7 +263,7 @@
 /** Initialiser of a skc_cache_config with its defaults, the same as skc_cache_config_init. */
 #define SKC_CACHE_CONFIG_INIT                                                                                          \
     {sizeof(skc_cache_config), 0, SKC_BACKEND_CPU, 1, 1, 0, 0, 0, 0, SKC_DTYPE_F32, 0, SKC_DTYPE_F16, 512, 16, 1, 0,   \
-     NULL, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, NULL, NULL, NULL, NULL}
+     NULL, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, NULL, NULL, NULL, NULL, 0, 0}
 
 /** Initialiser of a skc_layer_config with its defaults, the same as skc_layer_config_init. */
 #define SKC_LAYER_CONFIG_INIT                                                                                          \
@@ -403,8 +409,9 @@ typedef struct skc_cache_config {
     /** Element type of the output, one of SKC_DTYPE_; 0 = in_dtype. Default 0. */
     uint32_t out_dtype;
     /**
-     * Element type that K and V are stored in, one of SKC_DTYPE_. Default SKC_DTYPE_F16, which ends at 65,504: larger
-     * numbers are stored as infinity, without a warning. SKC_DTYPE_BF16 has the range of SKC_DTYPE_F32.
+     * Type that K and V are stored in, one of SKC_DTYPE_. Default SKC_DTYPE_F16, which ends at 65,504: larger numbers
+     * are stored as infinity, without a warning. SKC_DTYPE_BF16 has the range of SKC_DTYPE_F32. k_dtype and v_dtype
+     * override it.
      */
     uint32_t kv_dtype;
     /** The most tokens of one sequence in one skc_append_kv, 1 to 2^30. Default 512. */
@@ -455,6 +462,13 @@ typedef struct skc_cache_config {
     skc_free_fn device_free;
     /** CUDA: first argument of device_alloc and device_free. */
     void *device_memory_user;
+    /**
+     * Type that K is stored in, one of SKC_DTYPE_; 0 = kv_dtype. Default 0. SKC_DTYPE_Q8 and SKC_DTYPE_Q4 take a half
+     * and about a quarter of the memory of SKC_DTYPE_F16.
+     */
+    uint32_t k_dtype;
+    /** Type that V is stored in, one of SKC_DTYPE_; 0 = kv_dtype. Default 0. */
+    uint32_t v_dtype;
 } skc_cache_config;
 
 /**
@@ -773,7 +787,7 @@ typedef struct skc_capability_info {
     uint32_t backends;
     /** Mask of SKC_DTYPE_ for in_dtype and out_dtype. */
     uint32_t io_dtypes;
-    /** Mask of SKC_DTYPE_ for kv_dtype. */
+    /** Mask of SKC_DTYPE_ for kv_dtype, k_dtype and v_dtype. */
     uint32_t kv_dtypes;
     /** Mask of SKC_POSITION_ modes. */
     uint32_t position_modes;

@@ -174,6 +174,12 @@ public:
         c_.out_dtype = out;
         return *this;
     }
+    /** SKC_DTYPE_ that K and V are stored in, where they differ; 0 = as `kv` of types(). */
+    Config &storage(std::uint32_t k, std::uint32_t v) {
+        c_.k_dtype = k;
+        c_.v_dtype = v;
+        return *this;
+    }
     /** Number of sequences; their ids are 0 to n - 1. */
     Config &seqs(std::uint32_t n) {
         c_.n_seqs = n;

@@ -29,7 +29,9 @@ mod text;
 pub use backend::{DeviceError, KernelChoice, TokenCall};
 pub use batch::{Batch, DeviceBatch, DeviceEdit};
 pub use cache::{Cache, SeqInfo};
-pub use config::{BackendKind, CacheConfig, CudaConfig, DType, Footprint, LayerConfig, PositionMode, RopeStyle};
+pub use config::{
+    BackendKind, CacheConfig, CudaConfig, DType, Footprint, LayerConfig, PositionMode, RopeStyle, StorageType,
+};
 pub use cpu_features::{ISA_VARIABLE, Isa};
 pub use error::{Error, Result, Status};
 pub use exec::{ParallelFor, TaskFn};

@@ -36,7 +36,7 @@ fn config(dim: u32, group: u32, dtype: DType, softcaps: &[f64]) -> CacheConfig {
         head_dim: dim,
         in_dtype: dtype,
         out_dtype: DType::F32,
-        kv_dtype: dtype,
+        kv_dtype: dtype.into(),
         layers: softcaps.iter().map(layer).collect(),
         ..CacheConfig::default()
     }

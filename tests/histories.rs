@@ -9,7 +9,7 @@ use common::oracle::Oracle;
 use common::plain::Plain;
 use common::{Call, Rows, check, feed};
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
-use sinkcache::{BackendKind, Batch, Cache, DType, PositionMode, Status};
+use sinkcache::{BackendKind, Batch, Cache, DType, PositionMode, Status, StorageType};
 
 /// A history that is being run: the cache, and for each layer and sequence the oracle.
 struct Run<'a> {
@@ -149,7 +149,7 @@ impl<'a> Run<'a> {
             self.got.extend_from_slice(&out[end..]);
             self.want.extend_from_slice(&want);
             self.rough.extend_from_slice(&rough);
-            if config.kv_dtype == DType::F32 {
+            if config.kv_dtype == StorageType::F32 {
                 let lse = lse[..n[2] * heads].iter().chain(&lse[(n[2] + 2) * heads..]);
                 for (a, b) in lse.zip(&want_lse) {
                     assert!((a - b).abs() <= 2e-5 * b.abs().max(1.0), "lse {a}, not {b}");
@@ -175,9 +175,10 @@ impl<'a> Run<'a> {
             return;
         }
         let step = match config.kv_dtype {
-            DType::F32 => 1e-5,
-            DType::F16 => 2e-3,
-            DType::Bf16 => 1.6e-2,
+            StorageType::F32 => 1e-5,
+            StorageType::F16 => 2e-3,
+            StorageType::Bf16 => 1.6e-2,
+            StorageType::Q8 | StorageType::Q4 => unreachable!("not drawn"),
         };
         let largest = before.iter().fold(1.0_f32, |m, x| m.max(x.abs()));
         for (a, b) in again.iter().zip(before) {

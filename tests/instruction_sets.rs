@@ -7,9 +7,9 @@ use common::exact_scores::{Draw, ExactScores};
 use common::oracle::{Oracle, OracleConfig};
 use common::plain::Plain;
 use common::{Call, Rows, check, feed, this_program};
-use sinkcache::{Batch, Cache, CacheConfig, DType, ISA_VARIABLE, Isa, LayerConfig, PositionMode};
+use sinkcache::{Batch, Cache, CacheConfig, ISA_VARIABLE, Isa, LayerConfig, PositionMode, StorageType};
 
-const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
+const DTYPES: [StorageType; 3] = [StorageType::F32, StorageType::F16, StorageType::Bf16];
 
 /// Multiples of 1/32 below 2, which are exact in every type.
 fn draw(n: usize, seed: u64) -> Vec<f32> {
@@ -24,7 +24,7 @@ fn draw(n: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
-fn config(isa: Isa, kv_dtype: DType, dims: (u32, u32), window: u32) -> CacheConfig {
+fn config(isa: Isa, kv_dtype: StorageType, dims: (u32, u32), window: u32) -> CacheConfig {
     CacheConfig {
         n_q_heads: 4,
         n_kv_heads: 2,
@@ -176,7 +176,7 @@ fn f16_has_an_end() {
                     let rows = Rows { q: &q[..cut * 128], k: &k[at * 64..][..cut * 64], v: &v[at * 64..][..cut * 64] };
                     let (out, _) = feed(&mut cache, &config, 0, Batch::new(&[0], &[cut as i32]), rows, Call::Step);
                     for (t, row) in out.chunks(128).enumerate() {
-                        let shows = kv_dtype == DType::F16 && beyond > 65_520.0 && at + t >= 17;
+                        let shows = kv_dtype == StorageType::F16 && beyond > 65_520.0 && at + t >= 17;
                         let what = format!("{isa:?} {kv_dtype:?}, {beyond}, values {values}, in calls of {cut}");
                         assert!(row.iter().all(|x| x.is_finite() != shows), "{what}: token {}: {row:?}", at + t);
                     }
@@ -195,7 +195,7 @@ fn every_size_of_numbers() {
     for (key, value) in [1.0, 3e3, 1e-4].into_iter().flat_map(|k| [1.0, 5e3, 1e-4].map(|v| (k, v))) {
         let times = |x: &[f32], by: f32| x.iter().map(|x| x * by).collect::<Vec<_>>();
         let (q, k, v) = (times(&q, 1.0 / key), times(&k, key), times(&v, value));
-        for kv_dtype in [DType::F32, DType::Bf16] {
+        for kv_dtype in [StorageType::F32, StorageType::Bf16] {
             let run = |isa: Isa| {
                 let config = config(isa, kv_dtype, (32, 32), 90);
                 let mut cache = Cache::new(&config).unwrap();
@@ -304,7 +304,7 @@ fn the_largest_key_wins() {
             let n_threads = if cut == 1 { 1 } else { 2 };
             let (got, lse) = stream.computed(isa, kv_dtype, cut, n_threads);
             let what = format!("{isa:?} {kv_dtype:?} in calls of {cut}: {}", stream.what);
-            let bound = if kv_dtype == DType::F32 { 2e-5 } else { 1e-2 };
+            let bound = if kv_dtype == StorageType::F32 { 2e-5 } else { 1e-2 };
             for (i, (got, want)) in got.iter().zip(&want).enumerate() {
                 assert!((got - want).abs() <= bound, "{what}: {got}, not {want}, at {i}");
             }
@@ -375,7 +375,7 @@ fn an_infinite_score_is_nan_in_its_row() {
 #[test]
 #[ignore = "run by the_variable_chooses"]
 fn with_the_variable() {
-    let message = Cache::new(&CacheConfig { isa: None, ..config(Isa::Scalar, DType::F16, (32, 32), 8) })
+    let message = Cache::new(&CacheConfig { isa: None, ..config(Isa::Scalar, StorageType::F16, (32, 32), 8) })
         .map_or_else(|e| e.message().to_owned(), |_| "made".to_owned());
     println!("<{message}>");
 }

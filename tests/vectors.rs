@@ -7,10 +7,10 @@ use common::oracle::Oracle;
 use common::plain::Plain;
 use common::vectors::{Event, Vector, all};
 use common::{Call, Rows, check, feed};
-use sinkcache::{BackendKind, Batch, CacheConfig, DType, Isa, PositionMode, Status};
+use sinkcache::{BackendKind, Batch, CacheConfig, DType, Isa, PositionMode, Status, StorageType};
 
 const STARTS: [u64; 4] = [0, 1 << 24, (1 << 32) + 7, 1 << 40];
-const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
+const DTYPES: [StorageType; 3] = [StorageType::F32, StorageType::F16, StorageType::Bf16];
 
 /// How a stream is cut.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +37,13 @@ fn instruction_sets() -> Vec<Option<Isa>> {
     }
 }
 
-fn cache_config(vector: &Vector, feed: Feed, kv_dtype: DType, io_dtype: DType, mode: PositionMode) -> CacheConfig {
+fn cache_config(
+    vector: &Vector,
+    feed: Feed,
+    kv_dtype: StorageType,
+    io_dtype: DType,
+    mode: PositionMode,
+) -> CacheConfig {
     let c = &vector.cfg;
     let mut layer = c.layer.clone();
     layer.position_mode = mode;
@@ -99,7 +105,7 @@ fn replay(vector: &Vector, config: &CacheConfig, how: Feed, start: u64) -> (Vec<
 }
 
 /// Results of the oracle and of the plain implementation for a vector.
-fn reference(vector: &Vector, dtype: DType) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+fn reference(vector: &Vector, dtype: StorageType) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     let c = &vector.cfg;
     let (nq, nk, nv) = (c.n_q_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.n_kv_heads * c.head_dim_v);
     let (q, k, v) = (&vector.tensors["q"], &vector.tensors["k"], &vector.tensors["v"]);
@@ -126,12 +132,13 @@ fn reference(vector: &Vector, dtype: DType) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     (out, lse, rough)
 }
 
-fn check_lse(name: &str, got: &[f32], want: &[f32], dtype: DType) {
+fn check_lse(name: &str, got: &[f32], want: &[f32], dtype: StorageType) {
     // Keys are rounded: the relative error of the type times the size of a score.
     let bound = match dtype {
-        DType::F32 => 1e-5,
-        DType::F16 => 1e-2,
-        DType::Bf16 => 8e-2,
+        StorageType::F32 => 1e-5,
+        StorageType::F16 => 1e-2,
+        StorageType::Bf16 => 8e-2,
+        StorageType::Q8 | StorageType::Q4 => unreachable!("not replayed"),
     };
     let (_, max) = common::errors(got, want);
     assert!(max <= bound * want.iter().fold(1.0, |m, x| f64::from(x.abs()).max(m)), "{name}: lse off by {max:.3e}");
@@ -142,7 +149,7 @@ fn the_oracle_is_the_definition() {
     let vectors = all();
     assert!(vectors.len() >= 25, "only {} vectors", vectors.len());
     for vector in &vectors {
-        let (out, lse, _) = reference(vector, DType::F32);
+        let (out, lse, _) = reference(vector, StorageType::F32);
         let (_, max) = common::errors(&out, &vector.tensors["out"]);
         let (_, max_lse) = common::errors(&lse, &vector.tensors["lse"]);
         assert!(max <= 1e-6 && max_lse <= 2e-6, "{}: {max:.3e} {max_lse:.3e}", vector.name);
@@ -185,13 +192,13 @@ fn every_vector_every_way() {
 fn half_inputs_and_outputs() {
     for vector in all() {
         for dtype in [DType::F16, DType::Bf16] {
-            let plain = reference(&vector, dtype).2;
+            let plain = reference(&vector, dtype.into()).2;
             for how in FEEDS {
                 for isa in instruction_sets() {
-                    let mut config = cache_config(&vector, how, dtype, dtype, vector.cfg.layer.position_mode);
+                    let mut config = cache_config(&vector, how, dtype.into(), dtype, vector.cfg.layer.position_mode);
                     config.isa = isa;
                     let (out, _) = replay(&vector, &config, how, 0);
-                    check(dtype, &out, &vector.tensors["out"], Some(&plain))
+                    check(dtype.into(), &out, &vector.tensors["out"], Some(&plain))
                         .unwrap_or_else(|e| panic!("{} {how:?} {isa:?}: {e}", vector.name));
                 }
             }
@@ -205,7 +212,7 @@ fn one_cut_one_result() {
     for vector in all() {
         let two = Feed { cut: 6, max_chunk: 6, call: Call::Two };
         let mode = vector.cfg.layer.position_mode;
-        let mut config = cache_config(&vector, two, DType::F16, DType::F32, mode);
+        let mut config = cache_config(&vector, two, StorageType::F16, DType::F32, mode);
         let want = replay(&vector, &config, two, 0);
         assert_eq!(replay(&vector, &config, Feed { call: Call::Step, ..two }, 0), want, "{}: step", vector.name);
         config.n_threads = 3;

@@ -1,7 +1,7 @@
 //! Shared by the benches: one layer of a Llama-3-8B-like shape.
 #![allow(dead_code, reason = "no bench uses all of it")]
 
-use sinkcache::{AttendTensors, Batch, Cache, CacheConfig, DType, LayerConfig, RowsIn, RowsOut};
+use sinkcache::{AttendTensors, Batch, Cache, CacheConfig, LayerConfig, RowsIn, RowsOut, StorageType};
 
 pub const N_Q_HEADS: usize = 32;
 pub const N_KV_HEADS: usize = 8;
@@ -9,7 +9,7 @@ pub const HEAD_DIM: usize = 128;
 pub const N_SINK: u32 = 4;
 
 /// One sequence in one layer.
-pub fn cache(window: u32, kv_dtype: DType, n_threads: u32) -> Cache {
+pub fn cache(window: u32, kv_dtype: StorageType, n_threads: u32) -> Cache {
     Cache::new(&CacheConfig {
         n_q_heads: N_Q_HEADS as u32,
         n_kv_heads: N_KV_HEADS as u32,

@@ -36,7 +36,8 @@ CacheConfig = _struct(
                    "max_chunk max_rewind n_threads n_layer_configs"),
     ("layers", POINTER(LayerConfig)), ("layer_stride", c_uint64),
     *_of(c_void_p, "alloc free memory_user parallel_for parallel_for_user log log_user"),
-    *_of(c_uint32, "cuda_device reserved"), *_of(c_void_p, "cuda_context device_alloc device_free device_memory_user"))
+    *_of(c_uint32, "cuda_device reserved"), *_of(c_void_p, "cuda_context device_alloc device_free device_memory_user"),
+    *_of(c_uint32, "k_dtype v_dtype"))
 _BATCH = (*_of(c_uint32, "layer n_entries"), *_of(POINTER(c_int32), "seq_ids n_tokens"))
 _STRIDES = "{0}_token_stride {0}_head_stride"
 

@@ -1,7 +1,7 @@
 //! The settings of a cache and of its layers.
 
 use super::cuda::CudaConfig;
-use super::types::{BackendKind, DType, PositionMode, RopeStyle};
+use super::types::{BackendKind, DType, PositionMode, RopeStyle, StorageType};
 use crate::cpu_features::Isa;
 use crate::exec::ParallelFor;
 use crate::memory::Memory;
@@ -79,8 +79,12 @@ pub struct CacheConfig {
     pub in_dtype: DType,
     /// Element type of the output.
     pub out_dtype: DType,
-    /// Element type that K and V are stored in.
-    pub kv_dtype: DType,
+    /// Type that K and V are stored in.
+    pub kv_dtype: StorageType,
+    /// Type of K where it is not `kv_dtype`.
+    pub k_dtype: Option<StorageType>,
+    /// Type of V where it is not `kv_dtype`.
+    pub v_dtype: Option<StorageType>,
     /// The most tokens of one sequence in one append.
     pub max_chunk: u32,
     /// How far below its highest length a sequence may be rewound.
@@ -118,7 +122,9 @@ impl CacheConfig {
         head_dim_v: 0,
         in_dtype: DType::F32,
         out_dtype: DType::F32,
-        kv_dtype: DType::F16,
+        kv_dtype: StorageType::F16,
+        k_dtype: None,
+        v_dtype: None,
         max_chunk: 512,
         max_rewind: 16,
         n_threads: 1,

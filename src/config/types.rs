@@ -1,6 +1,6 @@
 //! Enumerated settings. Their numbers are those of the C ABI.
 
-/// An element type.
+/// An element type of the caller's rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum DType {
@@ -19,6 +19,85 @@ impl DType {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+/// A type that K or V is stored in. A stored row (one token and head of K, or of V) is `dim` numbers, or `dim` integer
+/// codes with bf16 scales.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum StorageType {
+    /// IEEE binary32.
+    F32 = 1,
+    /// IEEE binary16.
+    F16 = 2,
+    /// bfloat16.
+    Bf16 = 3,
+    /// 8-bit codes, one scale for each row.
+    Q8 = 4,
+    /// 4-bit codes, one scale for each group of [`Q4_GROUP`] dims.
+    Q4 = 5,
+}
+
+/// Dims of a row in q4 that share one scale; the last group of a row may be shorter.
+pub const Q4_GROUP: usize = 32;
+
+impl StorageType {
+    /// All types, in the order of their numbers.
+    pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::Bf16, Self::Q8, Self::Q4];
+
+    /// The element type, for types that store numbers as they are.
+    #[must_use]
+    pub const fn element(self) -> Option<DType> {
+        match self {
+            Self::F32 => Some(DType::F32),
+            Self::F16 => Some(DType::F16),
+            Self::Bf16 => Some(DType::Bf16),
+            Self::Q8 | Self::Q4 => None,
+        }
+    }
+
+    /// Whether rows are integer codes with scales.
+    #[must_use]
+    pub const fn is_quantised(self) -> bool {
+        self.element().is_none()
+    }
+
+    /// Bytes of a row's numbers or codes, without its scales. `dim` is a multiple of 8.
+    #[must_use]
+    pub const fn code_bytes(self, dim: usize) -> usize {
+        match self {
+            Self::F32 => 4 * dim,
+            Self::F16 | Self::Bf16 => 2 * dim,
+            Self::Q8 => dim,
+            Self::Q4 => dim / 2,
+        }
+    }
+
+    /// Scales of a row.
+    #[must_use]
+    pub const fn scales(self, dim: usize) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => 0,
+            Self::Q8 => 1,
+            Self::Q4 => dim.div_ceil(Q4_GROUP),
+        }
+    }
+
+    /// Bytes of a row: codes and scales.
+    #[must_use]
+    pub const fn row_bytes(self, dim: usize) -> usize {
+        self.code_bytes(dim) + 2 * self.scales(dim)
+    }
+}
+
+impl From<DType> for StorageType {
+    fn from(dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => Self::F32,
+            DType::F16 => Self::F16,
+            DType::Bf16 => Self::Bf16,
         }
     }
 }

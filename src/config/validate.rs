@@ -2,7 +2,7 @@
 
 use super::layers::{Layer, Layers};
 use super::settings::{CacheConfig, LayerConfig};
-use super::types::{DType, PositionMode};
+use super::types::{DType, PositionMode, StorageType};
 use crate::error::{Error, Result, bail};
 use crate::memory::{copied, with_room};
 use crate::ring::Ring;
@@ -19,8 +19,17 @@ pub struct Shape {
     pub head_dim_v: usize,
     pub in_dtype: DType,
     pub out_dtype: DType,
-    pub kv_dtype: DType,
+    /// Types that K and V are stored in.
+    pub k_type: StorageType,
+    pub v_type: StorageType,
     pub max_chunk: u64,
+}
+
+impl Shape {
+    /// The element type of K and V.
+    pub fn kv_element(&self) -> DType {
+        self.k_type.element().unwrap_or(DType::F32)
+    }
 }
 
 pub const MAX_LAYERS: u32 = 65_536;
@@ -101,7 +110,7 @@ impl CacheConfig {
         in_range("max_chunk", self.max_chunk, 1, MAX_CHUNK)?;
         in_range("max_rewind", self.max_rewind, 0, MAX_CHUNK)?;
         in_range("n_threads", self.n_threads, 1, MAX_THREADS)?;
-        Ok(Shape {
+        let shape = Shape {
             n_q_heads: self.n_q_heads as usize,
             n_kv_heads: self.n_kv_heads as usize,
             group: (self.n_q_heads / self.n_kv_heads) as usize,
@@ -109,9 +118,19 @@ impl CacheConfig {
             head_dim_v: head_dim_v as usize,
             in_dtype: self.in_dtype,
             out_dtype: self.out_dtype,
-            kv_dtype: self.kv_dtype,
+            k_type: self.k_dtype.unwrap_or(self.kv_dtype),
+            v_type: self.v_dtype.unwrap_or(self.kv_dtype),
             max_chunk: self.max_chunk.into(),
-        })
+        };
+        if shape.k_type != shape.v_type || shape.k_type.is_quantised() {
+            bail!(
+                InvalidConfig,
+                "K in {:?} and V in {:?}: one of F32, F16 and Bf16 is allowed",
+                shape.k_type,
+                shape.v_type
+            );
+        }
+        Ok(shape)
     }
 
     /// Checks the settings of one layer.

@@ -9,7 +9,9 @@ use super::constants::{
     SKC_POSITION_ALIBI, SKC_POSITION_NONE, SKC_POSITION_ROPE, SKC_POSITION_ROPE_APPLIED, SKC_PROGRAMMATIC_LAUNCH,
     SKC_ROPE_INTERLEAVED, SKC_ROPE_NEOX, skc_status,
 };
-use crate::config::{BackendKind, CacheConfig, CudaConfig, DType, LayerConfig, MAX_LAYERS, PositionMode, RopeStyle};
+use crate::config::{
+    BackendKind, CacheConfig, CudaConfig, DType, LayerConfig, MAX_LAYERS, PositionMode, RopeStyle, StorageType,
+};
 use crate::error::{Result, bail};
 use crate::exec::ParallelFor;
 use crate::memory::{Memory, copied, with_room};
@@ -124,8 +126,9 @@ pub struct skc_cache_config {
     pub in_dtype: u32,
     /// Element type of the output, one of SKC_DTYPE_; 0 = in_dtype. Default 0.
     pub out_dtype: u32,
-    /// Element type that K and V are stored in, one of SKC_DTYPE_. Default SKC_DTYPE_F16, which ends at 65,504: larger
-    /// numbers are stored as infinity, without a warning. SKC_DTYPE_BF16 has the range of SKC_DTYPE_F32.
+    /// Type that K and V are stored in, one of SKC_DTYPE_. Default SKC_DTYPE_F16, which ends at 65,504: larger numbers
+    /// are stored as infinity, without a warning. SKC_DTYPE_BF16 has the range of SKC_DTYPE_F32. k_dtype and v_dtype
+    /// override it.
     pub kv_dtype: u32,
     /// The most tokens of one sequence in one skc_append_kv, 1 to 2^30. Default 512.
     pub max_chunk: u32,
@@ -169,6 +172,11 @@ pub struct skc_cache_config {
     pub device_free: skc_free_fn,
     /// CUDA: first argument of device_alloc and device_free.
     pub device_memory_user: *mut c_void,
+    /// Type that K is stored in, one of SKC_DTYPE_; 0 = kv_dtype. Default 0. SKC_DTYPE_Q8 and SKC_DTYPE_Q4 take a half
+    /// and about a quarter of the memory of SKC_DTYPE_F16.
+    pub k_dtype: u32,
+    /// Type that V is stored in, one of SKC_DTYPE_; 0 = kv_dtype. Default 0.
+    pub v_dtype: u32,
 }
 c_struct!(skc_cache_config, SKC_NO_DISK_CACHE | SKC_PROGRAMMATIC_LAUNCH, 136);
 
@@ -233,6 +241,8 @@ impl Default for skc_cache_config {
             device_alloc: None,
             device_free: None,
             device_memory_user: std::ptr::null_mut(),
+            k_dtype: 0,
+            v_dtype: 0,
         }
     }
 }
@@ -308,6 +318,21 @@ fn dtype(name: &str, value: u32) -> Result<DType> {
     }
 }
 
+fn storage_type(name: &str, value: u32) -> Result<StorageType> {
+    match StorageType::ALL.into_iter().find(|&t| t as u32 == value) {
+        Some(found) => Ok(found),
+        None => bail!(
+            InvalidConfig,
+            "{name} is {value}: SKC_DTYPE_F32 (1), _F16 (2), _BF16 (3), _Q8 (4) or _Q4 (5) is allowed"
+        ),
+    }
+}
+
+/// A type that replaces `kv_dtype`, or none for 0.
+fn own_type(name: &str, value: u32) -> Result<Option<StorageType>> {
+    if value == 0 { Ok(None) } else { storage_type(name, value).map(Some) }
+}
+
 /// The allocator that a pair of callbacks makes, or the default if both are NULL.
 fn memory(names: [&str; 2], alloc: skc_alloc_fn, free: skc_free_fn, user: *mut c_void) -> Result<Memory> {
     let [alloc_name, free_name] = names;
@@ -361,7 +386,9 @@ pub unsafe fn read_config(config: *const skc_cache_config) -> Result<(CacheConfi
         head_dim_v: c.head_dim_v,
         in_dtype,
         out_dtype: if c.out_dtype == 0 { in_dtype } else { dtype("out_dtype", c.out_dtype)? },
-        kv_dtype: dtype("kv_dtype", c.kv_dtype)?,
+        kv_dtype: storage_type("kv_dtype", c.kv_dtype)?,
+        k_dtype: own_type("k_dtype", c.k_dtype)?,
+        v_dtype: own_type("v_dtype", c.v_dtype)?,
         max_chunk: c.max_chunk,
         max_rewind: c.max_rewind,
         n_threads: c.n_threads,

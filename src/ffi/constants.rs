@@ -4,7 +4,7 @@
 use std::ffi::CStr;
 
 use crate::backend::EditCall;
-use crate::config::{BackendKind, DType, PositionMode, RopeStyle};
+use crate::config::{BackendKind, DType, PositionMode, RopeStyle, StorageType};
 use crate::error::for_each_status;
 
 /// What a call returns: SKC_STATUS_OK (0), or one of the negative SKC_STATUS_ numbers. Numbers are never reused, and
@@ -83,13 +83,17 @@ constants! {
         /// K and V in the memory of an NVIDIA GPU, kernels in the host's CUDA stream.
         SKC_BACKEND_CUDA: u32 = BackendKind::Cuda as u32;
     }
-    DTYPES, "Element types: skc_cache_config.in_dtype, out_dtype and kv_dtype" {
+    DTYPES, "Element types: skc_cache_config.in_dtype and out_dtype; storage types: kv_dtype, k_dtype and v_dtype" {
         /// IEEE binary32.
         SKC_DTYPE_F32: u32 = DType::F32 as u32;
         /// IEEE binary16.
         SKC_DTYPE_F16: u32 = DType::F16 as u32;
         /// bfloat16.
         SKC_DTYPE_BF16: u32 = DType::Bf16 as u32;
+        /// A storage type: 8-bit integers, with one bf16 scale for each row (a token and head of K or V).
+        SKC_DTYPE_Q8: u32 = StorageType::Q8 as u32;
+        /// A storage type: 4-bit integers, with one bf16 scale for each 32 dims of a row.
+        SKC_DTYPE_Q4: u32 = StorageType::Q4 as u32;
     }
     POSITION_MODES, "Position modes: skc_layer_config.position_mode" {
         /// The cache applies RoPE to k and q.

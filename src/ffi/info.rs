@@ -12,7 +12,7 @@ use super::constants::{
 use super::registry::{skc_cache, with_cache};
 use crate::backend::TokenCall;
 use crate::backend::cuda::available;
-use crate::config::{HEAD_DIM_MULTIPLE, MAX_CHUNK, MAX_HEAD_DIM, MAX_LAYERS, MAX_SEQS, MAX_THREADS};
+use crate::config::{HEAD_DIM_MULTIPLE, MAX_CHUNK, MAX_HEAD_DIM, MAX_LAYERS, MAX_SEQS, MAX_THREADS, StorageType};
 use crate::error::{Result, bail};
 
 /// State of a sequence, filled by skc_seq_info. Set struct_size, and flags if wanted, and zero the rest before the
@@ -56,7 +56,7 @@ pub struct skc_capability_info {
     pub backends: u32,
     /// Mask of SKC_DTYPE_ for in_dtype and out_dtype.
     pub io_dtypes: u32,
-    /// Mask of SKC_DTYPE_ for kv_dtype.
+    /// Mask of SKC_DTYPE_ for kv_dtype, k_dtype and v_dtype.
     pub kv_dtypes: u32,
     /// Mask of SKC_POSITION_ modes.
     pub position_modes: u32,
@@ -167,12 +167,11 @@ pub unsafe extern "C" fn skc_seq_info(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn skc_capabilities(info: *mut skc_capability_info) -> skc_status {
     let mask = |values: &[u32]| values.iter().fold(0, |mask, v| mask | 1 << v);
-    let dtypes = mask(&[SKC_DTYPE_F32, SKC_DTYPE_F16, SKC_DTYPE_BF16]);
     let value = |old: skc_capability_info| skc_capability_info {
         abi_version: SKC_ABI_VERSION,
         backends: mask(&[SKC_BACKEND_CPU]) | if available() { mask(&[SKC_BACKEND_CUDA]) } else { 0 },
-        io_dtypes: dtypes,
-        kv_dtypes: dtypes,
+        io_dtypes: mask(&[SKC_DTYPE_F32, SKC_DTYPE_F16, SKC_DTYPE_BF16]),
+        kv_dtypes: mask(&StorageType::ALL.map(|t| t as u32)),
         position_modes: mask(&[SKC_POSITION_ROPE, SKC_POSITION_ROPE_APPLIED, SKC_POSITION_ALIBI, SKC_POSITION_NONE]),
         rope_styles: mask(&[SKC_ROPE_NEOX, SKC_ROPE_INTERLEAVED]),
         max_head_dim: MAX_HEAD_DIM,

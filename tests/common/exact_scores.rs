@@ -1,7 +1,7 @@
 //! Streams whose QK^T is exact in every type and order of summation, of any size: their softmax is well-posed however
 //! large the scores are. Equal scores are equal everywhere, others differ by a whole unit.
 
-use sinkcache::{Batch, Cache, CacheConfig, DType, Isa, LayerConfig, PositionMode};
+use sinkcache::{Batch, Cache, CacheConfig, Isa, LayerConfig, PositionMode, StorageType};
 
 use super::oracle::{Oracle, OracleConfig};
 use super::{Call, Rows, feed};
@@ -48,13 +48,14 @@ pub struct ExactScores {
 impl ExactScores {
     /// With one unit of QK^T worth `2^exponent` in scores (about: the scale may be no power of two). `long`: a window
     /// of several KV splits and key blocks.
-    pub fn new(seed: u64, exponent: i32, long: bool, kv_dtype: DType) -> Self {
+    pub fn new(seed: u64, exponent: i32, long: bool, kv_dtype: StorageType) -> Self {
         let mut draw = Draw::new(seed);
         let dims = draw.one_of(&[(32, 32), (64, 64), (32, 40), (128, 128), (96, 32)]);
         let (prefix, tail, window) = if long { (1100, 12, 1090) } else { (draw.below(80), 72, 20 + draw.below(60)) };
         let n = prefix + tail;
         // Powers of two: products stay exact. Keys of f16 and of fp16 products end at 2^16 and 2^13.
-        let key_exponent = if kv_dtype == DType::F16 { draw.one_of(&[0, 12]) } else { draw.one_of(&[0, 4, 30, -20]) };
+        let key_exponent =
+            if kv_dtype == StorageType::F16 { draw.one_of(&[0, 12]) } else { draw.one_of(&[0, 4, 30, -20]) };
         let transform = draw.below(5);
         let scale: f64 = if transform == 1 { 0.125 } else { draw.one_of(&[1.0, 0.088_388_35, 0.37]) };
         let unit = 2.0_f64.powi(exponent);
@@ -128,7 +129,7 @@ impl ExactScores {
     }
 
     /// Results and lse of the tail, in calls of `cut` tokens.
-    pub fn computed(&self, isa: Isa, kv_dtype: DType, cut: usize, n_threads: u32) -> (Vec<f32>, Vec<f32>) {
+    pub fn computed(&self, isa: Isa, kv_dtype: StorageType, cut: usize, n_threads: u32) -> (Vec<f32>, Vec<f32>) {
         let config = CacheConfig {
             n_q_heads: Q_HEADS as u32,
             n_kv_heads: KV_HEADS as u32,

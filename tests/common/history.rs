@@ -1,7 +1,7 @@
 //! Random histories: a small cache, and events on its sequences.
 
 use proptest::prelude::*;
-use sinkcache::{BackendKind, CacheConfig, DType, Isa, LayerConfig, PositionMode, RopeStyle};
+use sinkcache::{BackendKind, CacheConfig, DType, Isa, LayerConfig, PositionMode, RopeStyle, StorageType};
 
 use super::device::backend;
 use super::oracle::OracleConfig;
@@ -99,7 +99,7 @@ fn event(max_chunk: u8, window: u8) -> impl Strategy<Value = Event> {
 fn cache() -> impl Strategy<Value = CacheConfig> {
     let heads = prop_oneof![Just((1, 1)), Just((2, 1)), Just((2, 2)), Just((6, 2)), Just((3, 3))];
     let dims = (prop_oneof![Just(8_u32), Just(16), Just(24)], prop_oneof![Just(8_u32), Just(16)]);
-    let kv = prop_oneof![4 => Just(DType::F32), 1 => Just(DType::F16), 1 => Just(DType::Bf16)];
+    let kv = prop_oneof![4 => Just(StorageType::F32), 1 => Just(StorageType::F16), 1 => Just(StorageType::Bf16)];
     let sizes = (1..10_u32, 0..9_u32, 1..4_u32);
     (heads, dims, kv, sizes).prop_flat_map(|((n_q_heads, n_kv_heads), (head_dim, head_dim_v), kv_dtype, sizes)| {
         let (max_chunk, max_rewind, n_threads) = sizes;
@@ -125,7 +125,7 @@ fn cache() -> impl Strategy<Value = CacheConfig> {
 fn wide_cache() -> impl Strategy<Value = CacheConfig> {
     let heads = prop_oneof![Just((4, 1)), Just((6, 2)), Just((2, 2)), Just((9, 1))];
     let dims = prop_oneof![Just((32_u32, 32_u32)), Just((64, 32)), Just((32, 40)), Just((40, 64))];
-    let kv = prop_oneof![1 => Just(DType::F32), 2 => Just(DType::F16), 2 => Just(DType::Bf16)];
+    let kv = prop_oneof![1 => Just(StorageType::F32), 2 => Just(StorageType::F16), 2 => Just(StorageType::Bf16)];
     let sizes = (20..60_u32, 0..9_u32, 1..4_u32, 12..70_u32);
     (heads, dims, kv, sizes).prop_flat_map(|((n_q_heads, n_kv_heads), (head_dim, head_dim_v), kv_dtype, sizes)| {
         let (max_chunk, max_rewind, n_threads, window) = sizes;
@@ -173,7 +173,7 @@ fn special_cache() -> impl Strategy<Value = CacheConfig> {
                 head_dim_v: head_dim,
                 in_dtype: dtype,
                 out_dtype: dtype,
-                kv_dtype: dtype,
+                kv_dtype: dtype.into(),
                 max_chunk,
                 max_rewind,
                 layers,

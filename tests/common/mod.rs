@@ -11,14 +11,15 @@ pub mod vectors;
 use std::process::Command;
 
 use half::{bf16, f16};
-use sinkcache::{AttendTensors, Batch, Cache, CacheConfig, DType, Element, RowsIn, RowsOut, StepTensors};
+use sinkcache::{AttendTensors, Batch, Cache, CacheConfig, DType, Element, RowsIn, RowsOut, StepTensors, StorageType};
 
 /// f32 values in the given type and back.
-pub fn round(dtype: DType, x: f32) -> f32 {
+pub fn round(dtype: StorageType, x: f32) -> f32 {
     match dtype {
-        DType::F32 => x,
-        DType::F16 => f16::from_f32(x).to_f32(),
-        DType::Bf16 => bf16::from_f32(x).to_f32(),
+        StorageType::F32 => x,
+        StorageType::F16 => f16::from_f32(x).to_f32(),
+        StorageType::Bf16 => bf16::from_f32(x).to_f32(),
+        StorageType::Q8 | StorageType::Q4 => unreachable!("rows are quantised as a whole"),
     }
 }
 
@@ -196,11 +197,11 @@ pub fn errors(a: &[f32], b: &[f32]) -> (f64, f64) {
 
 /// Whether results are within tolerance of the oracle's: f32 within 1e-5 of the largest value; f16 and bf16 within 1.5
 /// times (rms) and 3 times (max) the errors of the plain implementation.
-pub fn check(dtype: DType, got: &[f32], want: &[f32], plain: Option<&[f32]>) -> Result<(), String> {
+pub fn check(dtype: StorageType, got: &[f32], want: &[f32], plain: Option<&[f32]>) -> Result<(), String> {
     let (rms, max) = errors(got, want);
     let largest = want.iter().fold(0.0_f64, |m, &x| m.max(f64::from(x).abs()));
     let (rms_bound, max_bound) = match dtype {
-        DType::F32 => (f64::INFINITY, 1e-5 * largest + 1e-30),
+        StorageType::F32 => (f64::INFINITY, 1e-5 * largest + 1e-30),
         _ => {
             let (rms, max) = errors(plain.expect("f16 and bf16 need the plain results"), want);
             (1.5 * rms + 1e-6, 3.0 * max + 1e-6)

@@ -1,7 +1,7 @@
 //! The reference for the error bounds of f16 and bf16: a plain, unfused attention that rounds to the half type what a
 //! kernel would store in it (rotated K, V, rotated Q, probabilities and the output); everything else is f32.
 
-use sinkcache::DType;
+use sinkcache::StorageType;
 
 use super::oracle::Oracle;
 use super::{Rows, round};
@@ -14,7 +14,7 @@ pub struct Plain {
     values: Vec<Vec<f32>>,
 }
 
-fn rotated(oracle: &Oracle, x: &[f32], pos: usize, dtype: DType) -> Vec<f32> {
+fn rotated(oracle: &Oracle, x: &[f32], pos: usize, dtype: StorageType) -> Vec<f32> {
     let x: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
     oracle.cfg.rotate(&x, pos as f64).into_iter().map(|x| round(dtype, x as f32)).collect()
 }
@@ -33,7 +33,7 @@ impl Plain {
     }
 
     /// Appends a token that the oracle has appended just before.
-    pub fn push(&mut self, oracle: &Oracle, k: &[f32], v: &[f32], dtype: DType) {
+    pub fn push(&mut self, oracle: &Oracle, k: &[f32], v: &[f32], dtype: StorageType) {
         let p = oracle.len() - 1;
         self.keys.push(rotated(oracle, k, p, dtype));
         self.values.push(v.iter().map(|&x| round(dtype, x)).collect());
@@ -41,7 +41,7 @@ impl Plain {
 
     /// Appends a token that the oracle has appended just before, and attends: `out` is extended by
     /// `[n_q_heads][head_dim_v]`.
-    pub fn step(&mut self, oracle: &Oracle, token: Rows<'_>, dtype: DType, out: &mut Vec<f32>) {
+    pub fn step(&mut self, oracle: &Oracle, token: Rows<'_>, dtype: StorageType, out: &mut Vec<f32>) {
         let q = token.q;
         self.push(oracle, token.k, token.v, dtype);
         let c = &oracle.cfg;

@@ -4,7 +4,7 @@
 use half::{bf16, f16};
 use sinkcache::{
     AttendTensors, BackendKind, Batch, Cache, CacheConfig, DType, Element, LayerConfig, PositionMode, RopeStyle,
-    RowsIn, RowsOut, StepTensors, TokenCall,
+    RowsIn, RowsOut, StepTensors, StorageType, TokenCall,
 };
 
 use crate::common::device::{Buf, with_host};
@@ -64,7 +64,7 @@ fn draw_config(random: &mut Random, shape: Shape) -> CacheConfig {
         head_dim,
         in_dtype: dtype,
         out_dtype: DType::F32,
-        kv_dtype: dtype,
+        kv_dtype: dtype.into(),
         max_chunk: 96,
         max_rewind: 8,
         layers: vec![layer],
@@ -122,7 +122,7 @@ impl Pair {
         let got = out.read();
         let largest = want.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
         // The device rounds q and the probabilities to the half type, the CPU computes in f32.
-        let ulp = if c.kv_dtype == DType::F16 { 1e-3 } else { 8e-3 };
+        let ulp = if c.kv_dtype == StorageType::F16 { 1e-3 } else { 8e-3 };
         for (i, (a, b)) in got.iter().zip(&want).enumerate() {
             let difference = (a - b).abs();
             assert!(difference <= 6.0 * ulp * largest, "{i}: {a}, not {b}, {:?}", self.config);
@@ -159,8 +159,8 @@ fn streams_agree_with_the_cpu() {
                 _ => [random.below(250) as usize, random.below(40) as usize],
             };
             let one_call = n.iter().any(|&n| n > 96) || random.below(2) == 0;
-            let tally = &mut tallies[usize::from(pair.config.kv_dtype == DType::Bf16)];
-            match pair.config.kv_dtype {
+            let tally = &mut tallies[usize::from(pair.config.kv_dtype == StorageType::Bf16)];
+            match pair.config.in_dtype {
                 DType::F16 => pair.step(&mut random, n, one_call, f16::from_f32, tally),
                 _ => pair.step(&mut random, n, one_call, bf16::from_f32, tally),
             }
@@ -226,7 +226,7 @@ fn far_positions_change_nothing() {
                 let mut out = vec![f32::NAN; n * wq];
                 let (ids, counts) = ([0], [n as i32]);
                 let batch = Batch::new(&ids, &counts);
-                match config.kv_dtype {
+                match config.in_dtype {
                     DType::F16 => device_step(&mut cache, batch, [&q, &k, &v], &mut out, f16::from_f32),
                     _ => device_step(&mut cache, batch, [&q, &k, &v], &mut out, bf16::from_f32),
                 }

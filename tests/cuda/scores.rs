@@ -77,7 +77,7 @@ impl Case {
             head_dim: self.head_dim as u32,
             in_dtype: self.dtype,
             out_dtype: DType::F32,
-            kv_dtype: self.dtype,
+            kv_dtype: self.dtype.into(),
             max_chunk: 64,
             max_rewind: 8,
             layers: vec![self.layer(largest)],

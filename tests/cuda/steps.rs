@@ -39,7 +39,7 @@ const CASES: [Case; 7] = [
 fn shaped(case: Case) -> CacheConfig {
     let Case { head_dim, n_q_heads, n_kv_heads, dtype, window, .. } = case;
     let base = config(1, 2, 5, window);
-    CacheConfig { n_q_heads, n_kv_heads, head_dim, in_dtype: dtype, kv_dtype: dtype, ..base }
+    CacheConfig { n_q_heads, n_kv_heads, head_dim, in_dtype: dtype, kv_dtype: dtype.into(), ..base }
 }
 
 /// Two caches, one fed by fused steps and one by append and attend. Then the same attend on both must give the same

@@ -7,6 +7,7 @@ use half::bf16;
 use parking_lot::{Mutex, MutexGuard};
 use sinkcache::{
     AttendTensors, BackendKind, Batch, Cache, CacheConfig, DType, LayerConfig, RowsIn, RowsOut, StepTensors,
+    StorageType,
 };
 
 use crate::common::device::{Buf, Host, backend, ok};
@@ -34,7 +35,7 @@ pub fn config(n_layers: u32, n_seqs: u32, n_sink: u32, window: u32) -> CacheConf
         head_dim: 64,
         in_dtype: DType::Bf16,
         out_dtype: DType::F32,
-        kv_dtype: DType::Bf16,
+        kv_dtype: StorageType::Bf16,
         max_chunk: 16,
         max_rewind: 8,
         layers: vec![LayerConfig { n_sink, window, ..LayerConfig::default() }],

@@ -201,7 +201,7 @@ mod tests {
     use super::*;
     use crate::backend::cpu::kv_store::KvStore;
     use crate::backend::cpu::scratch::ScratchPool;
-    use crate::config::{CacheConfig, LayerConfig, RopeStyle};
+    use crate::config::{CacheConfig, LayerConfig, RopeStyle, StorageType};
     use crate::cpu_features::Isa;
     use crate::memory::Memory;
     use crate::tensor::{Element, RowsIn};
@@ -213,7 +213,7 @@ mod tests {
         let store = KvStore::new(&shape, std::iter::once(&layer), 1, Memory::default()).unwrap();
         store.contents().iter_mut().enumerate().for_each(|(i, x)| *x = (i * 37 % 251) as u8);
         let pool = ScratchPool::new(&shape, 1, Memory::default()).unwrap();
-        let kernels = Kernels::new(config.isa.unwrap(), shape.kv_dtype);
+        let kernels = Kernels::new(config.isa.unwrap(), shape.kv_element());
         let (mut at, mut row) = (first, 0);
         for &n in calls {
             let rows = |dim: usize, salt: usize| -> Vec<I> {
@@ -252,7 +252,7 @@ mod tests {
 
     fn hold<I: Element>(config: &CacheConfig, first: u64, n: u64, bits: &[u32]) {
         let one_by_one = vec![1; n as usize];
-        let [together, separate] = [&[n][..], &one_by_one].map(|calls| match config.kv_dtype {
+        let [together, separate] = [&[n][..], &one_by_one].map(|calls| match config.kv_dtype.element().unwrap() {
             DType::F32 => slots_after::<f32, I>(config, first, calls, bits),
             DType::F16 => slots_after::<f16, I>(config, first, calls, bits),
             DType::Bf16 => slots_after::<bf16, I>(config, first, calls, bits),
@@ -268,7 +268,7 @@ mod tests {
         /// wherever a run begins, sinks end or the ring wraps.
         #[test]
         fn groups_are_tokens(dims in select(vec![(8, 8), (32, 32), (48, 80), (80, 24), (128, 128), (64, 40)]),
-                             kv_dtype in select(vec![DType::F32, DType::F16, DType::Bf16]),
+                             kv_dtype in select(vec![StorageType::F32, StorageType::F16, StorageType::Bf16]),
                              in_dtype in select(vec![DType::F32, DType::F16, DType::Bf16]),
                              position_mode in select(vec![PositionMode::Rope, PositionMode::RopeApplied,
                                                           PositionMode::None]),

@@ -47,7 +47,7 @@ impl KvSplit<'_> {
         let (k, v) = self.slots.read(self.tile.head, self.block.slot, n as u64);
         let prefetches = cfg!(target_arch = "x86_64")
             && self.tile.rows <= PREFETCH_MAX_ROWS
-            && self.tile.call.shape.kv_dtype != DType::F32;
+            && self.tile.call.shape.kv_element() != DType::F32;
         let stored = Stored { k, v, n, prefetch: if prefetches { PREFETCH_KEYS } else { 0 } };
         self.qk(&stored, scratch);
         self.softmax(n, scratch);
@@ -57,7 +57,7 @@ impl KvSplit<'_> {
     /// QK^T of all columns into scratch's `scores`. Keys are prefetched; the last ones prefetch the first values.
     fn qk(&self, stored: &Stored, scratch: &mut Scratch<'_>) {
         let (shape, rows) = (self.tile.call.shape, self.tile.rows);
-        let (dim, size) = (shape.head_dim, shape.kv_dtype.size());
+        let (dim, size) = (shape.head_dim, shape.kv_element().size());
         let n = stored.n;
         let q = if self.block.sinks { scratch.q_sink.as_ptr() } else { scratch.q.as_ptr() };
         let scores = scratch.scores.as_mut_ptr();
@@ -155,7 +155,7 @@ impl KvSplit<'_> {
     /// # Safety
     /// As [`Kernels::pv`] with `all`, whose `alpha` is scratch's.
     unsafe fn pv_prefetching(&self, stored: &Stored, all: &PvArgs, scratch: &mut Scratch<'_>) {
-        let slot_bytes = all.dim * self.tile.call.shape.kv_dtype.size();
+        let slot_bytes = all.dim * self.tile.call.shape.kv_element().size();
         // A multiple of SLOT_ALIGN: bf16 values of 32 slots are stored interleaved, and addresses count from their
         // first.
         let last = (all.to.saturating_sub(stored.prefetch) / SLOT_ALIGN as usize * SLOT_ALIGN as usize).max(all.from);

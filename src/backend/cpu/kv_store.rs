@@ -36,7 +36,7 @@ struct LayerOffsets {
 
 /// Bytes of one slot of one head.
 fn slot_bytes(shape: &Shape) -> [usize; 2] {
-    [shape.head_dim, padded_dim(shape.head_dim_v)].map(|dim| dim * shape.kv_dtype.size())
+    [shape.head_dim, padded_dim(shape.head_dim_v)].map(|dim| dim * shape.kv_element().size())
 }
 
 /// Bytes of K and of V of one layer, rounded up to the alignment; `None` on overflow.

@@ -88,7 +88,7 @@ impl Cpu {
             scratch: ScratchPool::new(shape, n_threads, memory)?,
             splits: SplitPartials::new(shape, layers.clone(), n_seqs, n_threads, memory)?,
             store: KvStore::new(shape, layers, n_seqs, memory)?,
-            kernels: Kernels::new(isa, shape.kv_dtype),
+            kernels: Kernels::new(isa, shape.kv_element()),
             isa,
         })
     }
@@ -217,7 +217,7 @@ impl Cpu {
 
 impl Backend for Cpu {
     fn run(&self, call: &LayerCall<'_>, exec: &Executor) -> Result<()> {
-        match call.shape.kv_dtype {
+        match call.shape.kv_element() {
             DType::F32 => self.run_typed::<f32>(call, exec),
             DType::F16 => self.run_typed::<f16>(call, exec),
             DType::Bf16 => self.run_typed::<bf16>(call, exec),
@@ -225,7 +225,7 @@ impl Backend for Cpu {
     }
 
     fn run_part(&self, call: &LayerCall<'_>, ith: u32, nth: u32) {
-        match call.shape.kv_dtype {
+        match call.shape.kv_element() {
             DType::F32 => self.part_typed::<f32>(call, ith, nth),
             DType::F16 => self.part_typed::<f16>(call, ith, nth),
             DType::Bf16 => self.part_typed::<bf16>(call, ith, nth),

@@ -27,10 +27,11 @@ impl KvLayout {
         for layer in layers {
             let slots = u128::from(layer.ring.slots()) * u128::from(n_seqs) * shape.n_kv_heads as u128;
             let mut pair = [0; 2];
-            for (offset, dim) in pair.iter_mut().zip([shape.head_dim, shape.head_dim_v]) {
+            let rows = [shape.k_type.row_bytes(shape.head_dim), shape.v_type.row_bytes(shape.head_dim_v)];
+            for (offset, row) in pair.iter_mut().zip(rows) {
                 *offset = at;
                 // At most 2^34 slots x 2^24 sequences x 2^16 heads x 2^11 bytes: within 128 bits.
-                let bytes = slots * (dim * shape.kv_dtype.size()) as u128;
+                let bytes = slots * row as u128;
                 at = u64::try_from(bytes)
                     .ok()
                     .and_then(|b| at.checked_add(b)?.checked_next_multiple_of(ALIGN as u64))

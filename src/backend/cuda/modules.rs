@@ -6,7 +6,7 @@ use super::driver::{CurrentContext, DEFAULT_SHARED_LIMIT, Kernel, Module};
 use super::jit::program::{COMMON, DIMS, FAST, FAST_ARCH, MAX_GROUP, Variant};
 use super::jit::{Compilation, load};
 use super::launch_config::{THREADS, chunk_shared, decode_shared, decode_warps, step_shared};
-use crate::config::{DType, Layer, Shape};
+use crate::config::{Layer, Shape, StorageType};
 use crate::error::Result;
 
 /// The largest y and z of a grid.
@@ -69,8 +69,9 @@ pub fn variant_of(shape: &Shape, layer: &Layer, arch: u32, shared_limit: u32) ->
     let fits = shape.head_dim == shape.head_dim_v
         && DIMS.contains(&dim)
         && group <= MAX_GROUP
-        && shape.kv_dtype != DType::F32
-        && shape.in_dtype == shape.kv_dtype
+        && shape.k_type != StorageType::F32
+        && shape.k_type == shape.v_type
+        && shape.k_type.element() == Some(shape.in_dtype)
         && shape.n_kv_heads as u64 <= MAX_GRID_YZ
         // These kernels compute slots in 32 bits.
         && layer.ring.slots() < 1 << 31
@@ -79,7 +80,7 @@ pub fn variant_of(shape: &Shape, layer: &Layer, arch: u32, shared_limit: u32) ->
     fits.then(|| Variant {
         dim,
         group,
-        dtype: shape.kv_dtype as u32,
+        dtype: shape.k_type as u32,
         transform: u32::from(layer.softcap > 0.0) | u32::from(!layer.alibi_slopes.is_empty()) << 1,
     })
 }

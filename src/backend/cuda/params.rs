@@ -91,7 +91,7 @@ impl SkcLayer {
             group: shape.group as u32,
             head_dim: shape.head_dim as u32,
             head_dim_v: shape.head_dim_v as u32,
-            kv_dtype: shape.kv_dtype as u32,
+            kv_dtype: shape.k_type as u32,
             in_dtype: shape.in_dtype as u32,
             out_dtype: shape.out_dtype as u32,
             position_mode: layer.position_mode as u32,

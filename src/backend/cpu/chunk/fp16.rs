@@ -17,7 +17,7 @@ const _: () = assert!(SLOT_ALIGN as usize == DEPTH && SCORE_STRIDE <= 2 * KEY_BL
 
 /// Whether a cache's shape fits.
 pub(super) fn fits(shape: &Shape) -> bool {
-    shape.kv_dtype == DType::Bf16 && shape.head_dim.is_multiple_of(DEPTH) && shape.head_dim_v.is_multiple_of(DEPTH)
+    shape.kv_element() == DType::Bf16 && shape.head_dim.is_multiple_of(DEPTH) && shape.head_dim_v.is_multiple_of(DEPTH)
 }
 
 /// The chunk kernel by AVX-512 FP16.

@@ -181,7 +181,7 @@ impl Subtile<'_> {
         let shape = self.rows.call.shape;
         // SAFETY: the subtile's columns are among the block's.
         unsafe {
-            let v = v.add(self.from * padded_dim(shape.head_dim_v) * shape.kv_dtype.size());
+            let v = v.add(self.from * padded_dim(shape.head_dim_v) * shape.kv_element().size());
             pv_rows(&self.pv_args(v, scratch), &scratch.visible[..self.rows.rows], chunk.kernels);
         }
     }
