@@ -180,7 +180,7 @@ TEST(SmallStack, EveryCallRunsOnTheDocumentedStack) {
             std::printf("skipped: no %s\n", isa);
             continue;
         }
-        for (const std::int32_t dtype : {SKC_DTYPE_F32, SKC_DTYPE_F16, SKC_DTYPE_BF16}) {
+        for (const std::int32_t dtype : {SKC_DTYPE_F32, SKC_DTYPE_F16, SKC_DTYPE_BF16, SKC_DTYPE_Q8, SKC_DTYPE_Q4}) {
             for (const std::uint32_t dim : {64u, 512u}) {
                 for (const std::uint32_t n_threads : {1u, 2u}) {
                     Host{{dtype, dim, n_threads}, most}.run();
