@@ -33,7 +33,7 @@ struct Outputs {
     std::vector<float> out, lse;
 };
 
-/** Types of K and V by the name of their bound; `lse`: how far a score moves where keys are rounded, beside its size. */
+/** Types of K and V by the name of their bound. `lse`: how far rounded keys move a score, beside its size. */
 struct KvTypes {
     const char *name;
     std::uint32_t k, v;
