@@ -2,7 +2,7 @@
 
 use super::layers::{Layer, Layers};
 use super::settings::{CacheConfig, LayerConfig};
-use super::types::{DType, PositionMode, StorageType};
+use super::types::{DType, PositionMode, StorageType, Which};
 use crate::error::{Error, Result, bail};
 use crate::memory::{copied, with_room};
 use crate::ring::Ring;
@@ -26,6 +26,14 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// Bytes of a stored row of one head: its numbers or codes, and its scales.
+    pub fn row_bytes(&self, which: Which) -> usize {
+        match which {
+            Which::K => self.k_type.row_bytes(self.head_dim),
+            Which::V => self.v_type.row_bytes(self.head_dim_v),
+        }
+    }
+
     /// The element type of K and V.
     pub fn kv_element(&self) -> DType {
         self.k_type.element().unwrap_or(DType::F32)

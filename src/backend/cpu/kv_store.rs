@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use super::element::Stored;
 use super::kv_layout::{KEY_GROUP, SLOT_ALIGN, bf16_pair_index, padded_dim, physical, physical_slots};
 use super::simd::transpose::{GroupRows, TransposeFn};
-use crate::config::{DType, Layer, Shape};
+use crate::config::{DType, Layer, Shape, Which};
 use crate::error::{Error, Result, Status};
 use crate::memory::{ALIGN, Buffer, Memory, with_room};
 use crate::ring::Ring;
@@ -102,6 +102,16 @@ impl KvStore {
             k_slot: self.k_slot,
             v_slot: self.v_slot,
             life: PhantomData,
+        }
+    }
+
+    /// The first byte of K or V of a head, and the bytes of one of its slots, of which there are at least `slots`.
+    pub fn head(&self, layer: usize, seq: usize, which: Which, head: usize, slots: usize) -> (*mut u8, usize) {
+        let of = self.slots(layer, seq);
+        let at = of.check(head, 0, slots as u64);
+        match which {
+            Which::K => (of.k.wrapping_add(at * of.k_slot), of.k_slot),
+            Which::V => (of.v.wrapping_add(at * of.v_slot), of.v_slot),
         }
     }
 
