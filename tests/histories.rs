@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use common::history::{Event, History, N_SEQS, Other, histories, histories_with_snapshots};
 use common::oracle::Oracle;
 use common::plain::Plain;
+use common::quantised::KvTypes;
 use common::{Call, Rows, check, feed};
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
@@ -63,8 +64,9 @@ impl Run {
                 .iter()
                 .map(|l| {
                     let applied = l[0].cfg.layer.position_mode == PositionMode::RopeApplied;
+                    let plain = Plain::new(KvTypes::of(&history.config));
                     let hosted = applied && history.config.in_dtype != DType::F32;
-                    vec![Plain::new(hosted); l.len()]
+                    vec![if hosted { plain.hosted(history.config.in_dtype) } else { plain }; l.len()]
                 })
                 .collect(),
             oracles,
@@ -137,7 +139,7 @@ impl Run {
                     let (q, k, v) = (&qs[i * nq..(i + 1) * nq], &ks[i * nk..(i + 1) * nk], &vs[i * nv..(i + 1) * nv]);
                     let oracle = &mut self.oracles[layer][seq];
                     oracle.step(q, k, v, &mut want, &mut want_lse);
-                    self.plains[layer][seq].step(oracle, Rows { q, k, v }, self.config.kv_dtype, &mut rough);
+                    self.plains[layer][seq].step(oracle, Rows { q, k, v }, &mut rough);
                 }
             }
             let rows = Rows { q: &q, k: &k, v: &v };
@@ -153,7 +155,7 @@ impl Run {
             self.got.extend_from_slice(&out[end..]);
             self.want.extend_from_slice(&want);
             self.rough.extend_from_slice(&rough);
-            if config.kv_dtype == StorageType::F32 {
+            if KvTypes::of(config) == StorageType::F32.into() {
                 let lse = lse[..n[2] * heads].iter().chain(&lse[(n[2] + 2) * heads..]);
                 for (a, b) in lse.zip(&want_lse) {
                     assert!((a - b).abs() <= 2e-5 * b.abs().max(1.0), "lse {a}, not {b}");
@@ -178,11 +180,11 @@ impl Run {
             assert!(again == before, "the same queries gave other results");
             return;
         }
-        let step = match config.kv_dtype {
+        // Keys are what they are for both; queries and probabilities may be rounded to the narrow type, or to 8 bits.
+        let step = match KvTypes::of(config).k {
             StorageType::F32 => 1e-5,
             StorageType::F16 => 2e-3,
-            StorageType::Bf16 => 1.6e-2,
-            StorageType::Q8 | StorageType::Q4 => unreachable!("not drawn"),
+            StorageType::Bf16 | StorageType::Q8 | StorageType::Q4 => 1.6e-2,
         };
         let largest = before.iter().fold(1.0_f32, |m, x| m.max(x.abs()));
         for (a, b) in again.iter().zip(before) {
@@ -202,7 +204,7 @@ impl Run {
             let (k, v) = (vec![0.0; nk], vec![0.0; nv]);
             for _ in 0..n {
                 self.oracles[layer][seq].push(&k, &v);
-                self.plains[layer][seq].push(&self.oracles[layer][seq], &k, &v, self.config.kv_dtype);
+                self.plains[layer][seq].push(&self.oracles[layer][seq], &k, &v);
             }
         }
     }
@@ -367,8 +369,8 @@ impl Run {
     }
 
     fn finish(self) -> Result<Summary, TestCaseError> {
-        let dtype = self.config.kv_dtype;
-        check(dtype, &self.got, &self.want, Some(&self.rough)).map_err(TestCaseError::fail)?;
+        let types = KvTypes::of(&self.config);
+        check(types, &self.got, &self.want, Some(&self.rough)).map_err(TestCaseError::fail)?;
         let l = &self.config.layers[0];
         let capacity = (l.n_sink + l.window) as usize;
         let slots = capacity + self.config.max_chunk.max(self.config.max_rewind) as usize;

@@ -7,8 +7,19 @@ use sinkcache::{Batch, Cache, CacheConfig, HostTag, LayerConfig, Status, Storage
 
 const TAG: HostTag = [7; 32];
 
-/// A cache of two layers, one with a longer window, of which sequence `seq` is used.
-fn config(kv_dtype: StorageType) -> CacheConfig {
+/// Pairs of types that K and V are stored in.
+const TYPES: [(StorageType, StorageType); 7] = [
+    (StorageType::F32, StorageType::F32),
+    (StorageType::F16, StorageType::F16),
+    (StorageType::Bf16, StorageType::Bf16),
+    (StorageType::Q8, StorageType::Q8),
+    (StorageType::Q8, StorageType::Q4),
+    (StorageType::Q4, StorageType::Q4),
+    (StorageType::Bf16, StorageType::Q8),
+];
+
+/// A cache of two layers, of which the second has a longer window.
+fn config((k, v): (StorageType, StorageType)) -> CacheConfig {
     let layer = LayerConfig { n_sink: 3, window: 40, ..LayerConfig::default() };
     CacheConfig {
         backend: common::device::backend(),
@@ -16,9 +27,10 @@ fn config(kv_dtype: StorageType) -> CacheConfig {
         n_seqs: 3,
         n_q_heads: 4,
         n_kv_heads: 2,
-        head_dim: 32,
-        head_dim_v: 24,
-        kv_dtype,
+        head_dim: 48,
+        head_dim_v: 40,
+        kv_dtype: k,
+        v_dtype: Some(v),
         max_chunk: 16,
         max_rewind: 8,
         layers: vec![layer.clone(), LayerConfig { window: 90, ..layer }],
@@ -59,8 +71,8 @@ fn save(cache: &mut Cache, seq: i32) -> Vec<u8> {
 
 #[test]
 fn a_loaded_sequence_goes_on_with_the_same_bits() {
-    for kv_dtype in [StorageType::F32, StorageType::F16, StorageType::Bf16] {
-        let config = config(kv_dtype);
+    for types in TYPES {
+        let config = config(types);
         // Of some tokens, all of the sinks, a part of the windows, and long streams.
         for tokens in [0, 2, 3, 30, 43, 130, 400] {
             let mut cache = new_cache(&config);
@@ -78,7 +90,7 @@ fn a_loaded_sequence_goes_on_with_the_same_bits() {
             for i in 0..12 {
                 let n = [1, 16, 5, 40][i % 4];
                 let want = step(&mut cache, &config, 0, n, 1000 + i as u64);
-                assert!(step(&mut other, &config, 1, n, 1000 + i as u64) == want, "{kv_dtype:?} {tokens} step {i}");
+                assert!(step(&mut other, &config, 1, n, 1000 + i as u64) == want, "{types:?} {tokens} step {i}");
             }
         }
     }
@@ -86,7 +98,7 @@ fn a_loaded_sequence_goes_on_with_the_same_bits() {
 
 #[test]
 fn a_snapshot_of_another_tag_is_refused() {
-    let config = config(StorageType::F16);
+    let config = config(TYPES[1]);
     let mut cache = new_cache(&config);
     step(&mut cache, &config, 0, 20, 1);
     let bytes = save(&mut cache, 0);

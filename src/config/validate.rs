@@ -33,11 +33,6 @@ impl Shape {
             Which::V => self.v_type.row_bytes(self.head_dim_v),
         }
     }
-
-    /// The element type of K and V.
-    pub fn kv_element(&self) -> DType {
-        self.k_type.element().unwrap_or(DType::F32)
-    }
 }
 
 pub const MAX_LAYERS: u32 = 65_536;
@@ -118,7 +113,7 @@ impl CacheConfig {
         in_range("max_chunk", self.max_chunk, 1, MAX_CHUNK)?;
         in_range("max_rewind", self.max_rewind, 0, MAX_CHUNK)?;
         in_range("n_threads", self.n_threads, 1, MAX_THREADS)?;
-        let shape = Shape {
+        Ok(Shape {
             n_q_heads: self.n_q_heads as usize,
             n_kv_heads: self.n_kv_heads as usize,
             group: (self.n_q_heads / self.n_kv_heads) as usize,
@@ -129,16 +124,7 @@ impl CacheConfig {
             k_type: self.k_dtype.unwrap_or(self.kv_dtype),
             v_type: self.v_dtype.unwrap_or(self.kv_dtype),
             max_chunk: self.max_chunk.into(),
-        };
-        if shape.k_type != shape.v_type || shape.k_type.is_quantised() {
-            bail!(
-                InvalidConfig,
-                "K in {:?} and V in {:?}: one of F32, F16 and Bf16 is allowed",
-                shape.k_type,
-                shape.v_type
-            );
-        }
-        Ok(shape)
+        })
     }
 
     /// Checks the settings of one layer.

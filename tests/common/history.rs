@@ -5,6 +5,7 @@ use sinkcache::{BackendKind, CacheConfig, DType, Isa, LayerConfig, PositionMode,
 
 use super::device::backend;
 use super::oracle::OracleConfig;
+use super::quantised::KvTypes;
 
 /// Sequences of every history.
 pub const N_SEQS: usize = 3;
@@ -142,12 +143,26 @@ fn event(max_chunk: u8, window: u8) -> impl Strategy<Value = Event> {
     ]
 }
 
+/// Types of K and V: f32 for both with a weight of `f32` in about 12, 16-bit and quantised ones, and any pair.
+fn types(f32: u32) -> impl Strategy<Value = KvTypes> {
+    let one = prop::sample::select(StorageType::ALL.to_vec());
+    prop_oneof![
+        f32 => Just(StorageType::F32.into()),
+        2 => Just(StorageType::F16.into()),
+        2 => Just(StorageType::Bf16.into()),
+        2 => Just(StorageType::Q8.into()),
+        1 => Just(KvTypes::new(StorageType::Q8, StorageType::Q4)),
+        1 => Just(StorageType::Q4.into()),
+        2 => (one.clone(), one).prop_map(|(k, v)| KvTypes::new(k, v)),
+    ]
+}
+
 fn cache() -> impl Strategy<Value = CacheConfig> {
     let heads = prop_oneof![Just((1, 1)), Just((2, 1)), Just((2, 2)), Just((6, 2)), Just((3, 3))];
     let dims = (prop_oneof![Just(8_u32), Just(16), Just(24)], prop_oneof![Just(8_u32), Just(16)]);
-    let kv = prop_oneof![4 => Just(StorageType::F32), 1 => Just(StorageType::F16), 1 => Just(StorageType::Bf16)];
+    let kv = types(8);
     let sizes = (1..10_u32, 0..9_u32, 1..4_u32);
-    (heads, dims, kv, sizes).prop_flat_map(|((n_q_heads, n_kv_heads), (head_dim, head_dim_v), kv_dtype, sizes)| {
+    (heads, dims, kv, sizes).prop_flat_map(|((n_q_heads, n_kv_heads), (head_dim, head_dim_v), types, sizes)| {
         let (max_chunk, max_rewind, n_threads) = sizes;
         prop::collection::vec(layer(n_q_heads, head_dim), 1..3).prop_map(move |layers| CacheConfig {
             n_layers: layers.len() as u32,
@@ -156,7 +171,8 @@ fn cache() -> impl Strategy<Value = CacheConfig> {
             n_kv_heads,
             head_dim,
             head_dim_v,
-            kv_dtype,
+            k_dtype: Some(types.k),
+            v_dtype: Some(types.v),
             max_chunk,
             max_rewind,
             // A thread pool is slow to start: one history in three has one.
@@ -171,9 +187,9 @@ fn cache() -> impl Strategy<Value = CacheConfig> {
 fn wide_cache() -> impl Strategy<Value = CacheConfig> {
     let heads = prop_oneof![Just((4, 1)), Just((6, 2)), Just((2, 2)), Just((9, 1))];
     let dims = prop_oneof![Just((32_u32, 32_u32)), Just((64, 32)), Just((32, 40)), Just((40, 64))];
-    let kv = prop_oneof![1 => Just(StorageType::F32), 2 => Just(StorageType::F16), 2 => Just(StorageType::Bf16)];
+    let kv = types(2);
     let sizes = (20..60_u32, 0..9_u32, 1..4_u32, 12..70_u32);
-    (heads, dims, kv, sizes).prop_flat_map(|((n_q_heads, n_kv_heads), (head_dim, head_dim_v), kv_dtype, sizes)| {
+    (heads, dims, kv, sizes).prop_flat_map(|((n_q_heads, n_kv_heads), (head_dim, head_dim_v), types, sizes)| {
         let (max_chunk, max_rewind, n_threads, window) = sizes;
         layer(n_q_heads, head_dim).prop_map(move |layer| CacheConfig {
             n_seqs: N_SEQS as u32,
@@ -181,7 +197,8 @@ fn wide_cache() -> impl Strategy<Value = CacheConfig> {
             n_kv_heads,
             head_dim,
             head_dim_v,
-            kv_dtype,
+            k_dtype: Some(types.k),
+            v_dtype: Some(types.v),
             max_chunk,
             max_rewind,
             n_threads: if n_threads == 3 { 2 } else { 1 },
