@@ -33,7 +33,7 @@ pub struct skc_save_sequence_args {
     /// NULL.
     pub stream: *mut c_void,
 }
-c_struct!(skc_save_sequence_args, SKC_READ_BACK, 48);
+c_struct!(skc_save_sequence_args, SKC_READ_BACK, 40);
 
 /// Arguments of skc_load_sequence.
 #[repr(C)]
@@ -57,7 +57,7 @@ pub struct skc_load_sequence_args {
     /// NULL.
     pub stream: *mut c_void,
 }
-c_struct!(skc_load_sequence_args, 0, 48);
+c_struct!(skc_load_sequence_args, 0, 40);
 
 /// Arguments of skc_copy_sequence.
 #[repr(C)]
@@ -78,7 +78,7 @@ pub struct skc_copy_sequence_args {
     /// CUDA: the stream of src_cache; NULL = the legacy default stream. CPU: NULL.
     pub src_stream: *mut c_void,
 }
-c_struct!(skc_copy_sequence_args, SKC_READ_BACK, 40);
+c_struct!(skc_copy_sequence_args, SKC_READ_BACK, 24);
 
 fn check_reserved(reserved: u32) -> Result<()> {
     if reserved != 0 {
