@@ -15,6 +15,8 @@ struct Snapshot<'a> {
     tag: HostTag,
     settings: &'a [u8],
     counters: &'a [u8],
+    /// Sections of K and V.
+    n_rows: usize,
     sections: Sections<'a>,
 }
 
@@ -28,7 +30,7 @@ impl std::fmt::Display for Hex<'_> {
 }
 
 impl<'a> Snapshot<'a> {
-    fn open(bytes: &'a [u8], n_layers: usize) -> Result<Self> {
+    fn open(bytes: &'a [u8]) -> Result<Self> {
         let header = read_header(bytes)?;
         let sections = Sections::new(bytes, &header);
         let (mut settings, mut counters, mut n_rows) = (None, None, 0);
@@ -53,10 +55,7 @@ impl<'a> Snapshot<'a> {
         let (Some(settings), Some(counters)) = (settings, counters) else {
             bail!(InvalidSnapshot, "the snapshot has no settings (CONF) or no counters (SEQN)");
         };
-        if n_rows != n_layers {
-            bail!(InvalidSnapshot, "the snapshot has K and V of {n_rows} layers: this cache has {n_layers}");
-        }
-        Ok(Self { tag: header.tag, settings, counters, sections })
+        Ok(Self { tag: header.tag, settings, counters, n_rows, sections })
     }
 
     /// The content of each layer's rows, in order.
@@ -124,11 +123,15 @@ impl Cache {
     }
 
     fn check_snapshot<'a>(&self, tag: &HostTag, bytes: &'a [u8]) -> Result<Snapshot<'a>> {
-        let snapshot = Snapshot::open(bytes, self.layers.len())?;
+        let snapshot = Snapshot::open(bytes)?;
         if snapshot.tag != *tag {
             bail!(InvalidSnapshot, "host_tag is {}: the snapshot has {}", Hex(tag), Hex(&snapshot.tag));
         }
         settings::check(&self.shape, &self.layers, snapshot.settings)?;
+        let (n, n_layers) = (snapshot.n_rows, self.layers.len());
+        if n != n_layers {
+            bail!(InvalidSnapshot, "the snapshot has K and V of {n} layers: {n_layers} are needed");
+        }
         Ok(snapshot)
     }
 
