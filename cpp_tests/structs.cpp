@@ -16,7 +16,7 @@ struct Longer {
     std::uint64_t tail[3];
 };
 
-/** The least size of a struct that is accepted: arguments end before `stream`, which a host without CUDA need not know. */
+/** The least size of a struct that is accepted. That of arguments ends before `stream`, which the first had not. */
 template <class T, class = decltype(std::declval<T>().stream)>
 constexpr std::uint32_t first_size(int) {
     return offsetof(T, stream);
