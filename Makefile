@@ -134,7 +134,8 @@ stand-in:
 KERNELS = SINKCACHE_CUDA_CACHE_DIR= SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels
 ON_STAND_IN = LD_LIBRARY_PATH=$(CURDIR)/build/shim:$$LD_LIBRARY_PATH $(KERNELS)
 # A share of what all-cuda-sanitize runs, and without sanitizers.
-CUDA_SHARE = SKC_HISTORIES=30 SKC_SNAPSHOT_HISTORIES=10 SKC_MENDED=10 SKC_STREAMS=11 SKC_REPLAYS=12 SKC_SOAK=120 SKC_STARTS=1
+CUDA_SHARE = SKC_HISTORIES=30 SKC_SNAPSHOT_HISTORIES=10 SKC_MENDED=10 \
+	SKC_STREAMS=11 SKC_REPLAYS=12 SKC_SOAK=120 SKC_STARTS=1
 
 # The CUDA backend without a GPU: slot arithmetic, the tests of the backend, and a C++ host with device pointers.
 test-cuda: test-setup stand-in gpu-pack
