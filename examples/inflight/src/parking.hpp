@@ -66,6 +66,8 @@ public:
     /** Its content, which stays. A damaged one is removed. */
     std::optional<Bytes> copy(const std::string &name);
     void remove(const std::string &name);
+    /** Whether it is true on all ranks. */
+    bool on_all_ranks(bool here) { return group_.all(here); }
     /** Counts a name that is not there. */
     void count_miss() { counters_.misses++; }
     /** Moves what is in memory to the folder, for the next run. What does not fit stays in memory. */
