@@ -12,8 +12,8 @@ std::string ChatTemplate::apply(bool with_last, const std::string &prompt) const
         messages.push_back({"system", system_.c_str()});
     }
     if (with_last) {
-        messages.push_back({"user", prompt_.c_str()});
-        messages.push_back({"assistant", answer_.c_str()});
+        messages.push_back({"user", last_.prompt.c_str()});
+        messages.push_back({"assistant", last_.answer.c_str()});
     }
     messages.push_back({"user", prompt.c_str()});
     std::string text(1024, '\0');
@@ -34,23 +34,24 @@ std::string ChatTemplate::apply(bool with_last, const std::string &prompt) const
 std::string ChatTemplate::next(const std::string &prompt) {
     std::string text;
     if (raw()) {
-        text = (first_ && !system_.empty() ? system_ + "\n" : first_ ? "" : "\n") + prompt + "\n";
-    } else if (first_) {
+        text = (last_.first && !system_.empty() ? system_ + "\n" : last_.first ? "" : "\n") + prompt + "\n";
+    } else if (last_.first) {
         text = apply(false, prompt);
     } else {
         // Format the last round and the prompt, and return what follows the last answer. Templates may trim messages,
         // so search for the answer without leading and trailing white space.
         const std::string both = apply(true, prompt);
-        const std::string before = apply(false, prompt_);
-        const auto from = answer_.find_first_not_of(" \n\t\r");
+        const std::string before = apply(false, last_.prompt);
+        const std::string &answer = last_.answer;
+        const auto from = answer.find_first_not_of(" \n\t\r");
         const std::string trimmed =
-            from == std::string::npos ? "" : answer_.substr(from, answer_.find_last_not_of(" \n\t\r") - from + 1);
+            from == std::string::npos ? "" : answer.substr(from, answer.find_last_not_of(" \n\t\r") - from + 1);
         const auto at =
             both.compare(0, before.size(), before) == 0 ? both.find(trimmed, before.size()) : std::string::npos;
         text = at == std::string::npos ? apply(false, prompt) : both.substr(at + trimmed.size());
     }
-    prompt_ = prompt;
-    answer_.clear();
-    first_ = false;
+    last_.prompt = prompt;
+    last_.answer.clear();
+    last_.first = false;
     return text;
 }

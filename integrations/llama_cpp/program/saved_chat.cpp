@@ -1,0 +1,113 @@
+#include "saved_chat.hpp"
+
+#include "command_line.hpp"
+#include "engine.hpp"
+#include "folder.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <unistd.h>
+
+namespace {
+
+using programs::ByteReader;
+using programs::Bytes;
+using programs::ByteWriter;
+using programs::Digest;
+using programs::Folder;
+
+/** The first bytes of a file; another layout gets another number. */
+const char MAGIC[8] = {'S', 'K', 'C', 'C', 'H', 'A', 'T', '1'};
+
+/** The folder of a file. */
+std::string folder_of(const std::string &path) {
+    const std::string parent = std::filesystem::path(path).parent_path().string();
+    return parent.empty() ? "." : parent;
+}
+
+std::string name_of(const std::string &path) { return std::filesystem::path(path).filename().string(); }
+
+Bytes content_of(const SavedChat &chat) {
+    ByteWriter out;
+    out.u64(chat.rounds).u64(chat.processed).list(chat.pending).u32(chat.raw ? 1 : 0);
+    out.u32(chat.last_round.first ? 1 : 0).text(chat.last_round.prompt).text(chat.last_round.answer);
+    out.u64(chat.sequence.size()).raw(chat.sequence.data(), chat.sequence.size());
+    return out.take();
+}
+
+}  // namespace
+
+Digest tag_of_model(const std::string &path) {
+    const Digest model = programs::hash_file(path);
+    return programs::Hash().add("llama-stream").add(model.data(), model.size()).digest();
+}
+
+void check_writable(const std::string &path) {
+    std::error_code ignored;
+    const std::string name = name_of(path), folder = folder_of(path);
+    if (name.empty() || name == "." || name == ".." || std::filesystem::is_directory(path, ignored)) {
+        throw UserError("--save '" + path + "' is a folder: it must be a file");
+    }
+    Folder::open(folder);
+    if (access(folder.c_str(), W_OK) != 0) {
+        throw UserError("--save '" + path + "': no file can be written into '" + folder + "'");
+    }
+}
+
+void save_chat(const std::string &path, const Digest &tag, const SavedChat &chat) {
+    const Bytes content = content_of(chat);
+    programs::Hash hash;
+    hash.add(MAGIC, sizeof MAGIC).add(tag.data(), tag.size()).add(content.data(), content.size());
+    const Digest check = hash.digest();
+    const int error = Folder::open(folder_of(path)).write(name_of(path), {{MAGIC, sizeof MAGIC},
+                                                                          {tag.data(), tag.size()},
+                                                                          {content.data(), content.size()},
+                                                                          {check.data(), check.size()}});
+    if (error != 0) {
+        throw UserError("--save '" + path + "' could not be written: " + std::strerror(error));
+    }
+}
+
+SavedChat load_chat(const std::string &path, const Digest &tag) {
+    std::ifstream file(path, std::ios::binary);
+    const Bytes bytes((std::istreambuf_iterator<char>(file)), {});
+    if (!file || file.bad()) {
+        throw UserError("--load '" + path + "' cannot be read");
+    }
+    ByteReader in(bytes);
+    const std::uint8_t *magic = in.raw(sizeof MAGIC);
+    if (!magic || std::memcmp(magic, MAGIC, sizeof MAGIC) != 0) {
+        throw UserError("--load '" + path + "' is not a chat that this version of llama-stream has saved");
+    }
+    const std::string damaged = "--load '" + path + "' is damaged";
+    const std::uint8_t *saved_tag = in.raw(tag.size());
+    if (!saved_tag || in.left() < sizeof(Digest)) {
+        throw UserError(damaged);
+    }
+    const std::size_t end = bytes.size() - sizeof(Digest);
+    const Digest check = programs::Hash().add(bytes.data(), end).digest();
+    if (std::memcmp(bytes.data() + end, check.data(), check.size()) != 0) {
+        throw UserError(damaged);
+    }
+    if (std::memcmp(saved_tag, tag.data(), tag.size()) != 0) {
+        throw UserError("--load '" + path + "' was saved with another model");
+    }
+    SavedChat chat;
+    chat.rounds = in.u64();
+    chat.processed = in.u64();
+    chat.pending = in.list();
+    chat.raw = in.u32() != 0;
+    chat.last_round.first = in.u32() != 0;
+    chat.last_round.prompt = in.text();
+    chat.last_round.answer = in.text();
+    const std::uint64_t n = in.u64();
+    const std::uint8_t *sequence = n == in.left() - sizeof(Digest) ? in.raw(n) : nullptr;
+    if (!in.complete() || !sequence) {
+        throw UserError(damaged);
+    }
+    chat.sequence.assign(sequence, sequence + n);
+    return chat;
+}
