@@ -56,7 +56,7 @@ int write_all(int fd, const Part &part) {
     return 0;
 }
 
-int sync(int fd) {
+int sync_descriptor(int fd) {
     while (::fsync(fd) != 0) {
         if (errno != EINTR) {
             return errno;
@@ -134,7 +134,7 @@ int Folder::write(const std::string &name, const std::vector<Part> &parts) const
         for (const Part &part : parts) {
             error = error != 0 ? error : write_all(file.get(), part);
         }
-        error = error != 0 ? error : sync(file.get());
+        error = error != 0 ? error : sync_descriptor(file.get());
     }
     if (error == 0 && ::renameat(fd_, temporary_name.c_str(), fd_, name.c_str()) != 0) {
         error = errno;
@@ -143,7 +143,7 @@ int Folder::write(const std::string &name, const std::vector<Part> &parts) const
         ::unlinkat(fd_, temporary_name.c_str(), 0);
         return error;
     }
-    error = sync(fd_);
+    error = sync();
     if (error != 0) {
         // Whether the name would outlive a loss of power is not known.
         ::unlinkat(fd_, name.c_str(), 0);
@@ -193,11 +193,10 @@ std::optional<Bytes> Folder::read(const std::string &name, std::uint64_t most) c
 }
 
 int Folder::remove(const std::string &name) const {
-    if (::unlinkat(fd_, name.c_str(), 0) != 0) {
-        return errno == ENOENT ? 0 : errno;
-    }
-    return sync(fd_);
+    return ::unlinkat(fd_, name.c_str(), 0) == 0 || errno == ENOENT ? 0 : errno;
 }
+
+int Folder::sync() const { return sync_descriptor(fd_); }
 
 std::vector<std::string> Folder::list() const {
     // A descriptor of its own: reading a folder moves the position of the descriptor.

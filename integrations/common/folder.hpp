@@ -48,8 +48,10 @@ public:
     std::optional<Bytes> read(const std::string &name, std::uint64_t most = UINT64_MAX) const;
     /** Its size in bytes. */
     std::optional<std::uint64_t> size(const std::string &name) const;
-    /** Removes a file, also after a loss of power. It need not be there. Returns 0 or an errno. */
+    /** Removes a file. It need not be there. Returns 0 or an errno. */
     int remove(const std::string &name) const;
+    /** After it removed files stay removed, also after a loss of power. write() does the same. Returns 0 or an errno. */
+    int sync() const;
     /** Names of everything in the folder, sorted. */
     std::vector<std::string> list() const;
 

@@ -146,6 +146,10 @@ bool Executor::close(const std::string &name) {
 }
 
 std::vector<Result> Executor::take_results() {
+    if (parking_ && !results_.empty()) {
+        // Whoever gets a result relies on it: a conversation must not fall back to a round before.
+        parking_->sync();
+    }
     std::vector<Result> results;
     results.swap(results_);
     return results;

@@ -66,12 +66,16 @@ void declare(CLI::App &app, Options &o) {
     app.add_option("--cuda-device", o.cuda_device, "index of the GPU; -1 = the rank's number")->capture_default_str();
 #endif
     const CLI::AsSizeValue bytes(false);
+    const CLI::Range size(std::uint64_t{0}, std::uint64_t{1} << 50);
     app.add_option("--park-memory", o.park_memory, "bytes of host memory for conversations whose slot is wanted")
         ->capture_default_str()
-        ->transform(bytes);
+        ->transform(bytes)
+        ->check(size);
     CLI::Option *dir = app.add_option("--park-dir", o.park_dir, "private folder for those that memory does not hold");
     CLI::Option *disk =
-        app.add_option("--park-disk", o.park_disk, "bytes of files in --park-dir, such as 10G")->transform(bytes);
+        app.add_option("--park-disk", o.park_disk, "bytes of files in --park-dir, such as 10G")
+            ->transform(bytes)
+            ->check(size);
     dir->needs(disk);
     disk->needs(dir);
     app.add_option("--metrics", o.metrics, "file for Prometheus' textfile collectors, rewritten every second");

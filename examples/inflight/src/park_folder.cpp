@@ -95,7 +95,7 @@ std::optional<ParkedFile> ParkFolder::examine(const std::string &file_name) cons
     return intact ? std::optional<ParkedFile>(std::move(file)) : std::nullopt;
 }
 
-bool ParkFolder::write(const std::string &name, std::uint64_t stamp, const Bytes &content) const {
+bool ParkFolder::write(const std::string &name, std::uint64_t stamp, const Bytes &content) {
     const Bytes start = header({name, stamp, file_bytes(name, content.size())});
     // The content's hash begins with the header's: parts of two files do not go together.
     const Digest check = Hash().add(start.data(), start.size()).add(content.data(), content.size()).digest();
@@ -105,8 +105,10 @@ bool ParkFolder::write(const std::string &name, std::uint64_t stamp, const Bytes
     if (error != 0) {
         // An earlier state of the conversation must not come back.
         remove(name);
+        return false;
     }
-    return error == 0;
+    removed_ = false;
+    return true;
 }
 
 std::optional<Bytes> ParkFolder::read(const std::string &name, std::uint64_t stamp) const {
@@ -131,6 +133,16 @@ std::optional<Bytes> ParkFolder::read(const std::string &name, std::uint64_t sta
     }
 }
 
-void ParkFolder::remove(const std::string &name) const { folder_.remove(file_name(name)); }
+void ParkFolder::remove(const std::string &name) {
+    folder_.remove(file_name(name));
+    removed_ = true;
+}
+
+void ParkFolder::sync() {
+    if (removed_) {
+        folder_.sync();
+        removed_ = false;
+    }
+}
 
 }  // namespace inflight

@@ -40,9 +40,11 @@ public:
     /** Files that were damaged at the start. */
     std::uint64_t n_damaged() const { return n_damaged_; }
     /** False if it could not be written: a full disk, a quota, a limit. The conversation is then not in the folder. */
-    bool write(const std::string &name, std::uint64_t stamp, const Bytes &content) const;
+    bool write(const std::string &name, std::uint64_t stamp, const Bytes &content);
     std::optional<Bytes> read(const std::string &name, std::uint64_t stamp) const;
-    void remove(const std::string &name) const;
+    void remove(const std::string &name);
+    /** After it what was removed stays removed, also after a loss of power. */
+    void sync();
 
     /** Size of a file. */
     static std::uint64_t file_bytes(const std::string &name, std::uint64_t content_bytes);
@@ -53,6 +55,8 @@ private:
     programs::Digest tag_;
     std::vector<ParkedFile> found_;
     std::uint64_t n_damaged_ = 0;
+    /** Files were removed since the folder was synced. */
+    bool removed_ = false;
 
     Bytes header(const ParkedFile &file) const;
     std::optional<ParkedFile> examine(const std::string &file_name) const;

@@ -70,6 +70,15 @@ public:
     bool on_all_ranks(bool here) { return group_.all(here); }
     /** Counts a name that is not there. */
     void count_miss() { counters_.misses++; }
+    /**
+     * What was taken out does not come back, also after a loss of power. To be called before anyone may rely on the
+     * conversation having gone on.
+     */
+    void sync() {
+        if (folder_) {
+            folder_->sync();
+        }
+    }
     /** Moves what is in memory to the folder, for the next run. What does not fit stays in memory. */
     void move_to_disk();
     const ParkingCounters &counters() const { return counters_; }

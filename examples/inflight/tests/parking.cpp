@@ -116,7 +116,7 @@ protected:
 TEST_F(ParkingTest, FilesComeBackAndAreNobodyElsesToRead) {
     const mode_t before = umask(0);
     {
-        const ParkFolder f = files();
+        ParkFolder f = files();
         EXPECT_TRUE(f.write("a", 1, content("a")));
         EXPECT_TRUE(f.write("b/../c", 2, Bytes()));
         EXPECT_EQ(f.read("a", 1), content("a"));
@@ -133,7 +133,7 @@ TEST_F(ParkingTest, FilesComeBackAndAreNobodyElsesToRead) {
         EXPECT_EQ(f.read("a", 3), content("a", 3, 10));
     }
     umask(before);
-    const ParkFolder again = files();
+    ParkFolder again = files();
     ASSERT_EQ(again.found().size(), 2u);
     EXPECT_EQ(again.found()[0].name, "b/../c");
     EXPECT_EQ(again.found()[1].name, "a");
@@ -148,7 +148,7 @@ TEST_F(ParkingTest, EveryDamageOfAFileIsAMiss) {
     fs::path path;
     std::string whole;
     {
-        const ParkFolder f = files();
+        ParkFolder f = files();
         ASSERT_TRUE(f.write("a", 7, content("a", 0, 100)));
         path = path_of(f, "a");
         std::ifstream in(path, std::ios::binary);
@@ -172,7 +172,7 @@ TEST_F(ParkingTest, EveryDamageOfAFileIsAMiss) {
     for (const std::string &bytes : {std::string(), whole.substr(0, 60), whole.substr(0, whole.size() - 1),
                                      whole + "x", std::string(60, '\xFF'), std::string(100'000, '\xFF')}) {
         std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
-        const ParkFolder f = files();
+        ParkFolder f = files();
         EXPECT_TRUE(f.found().empty());
         EXPECT_EQ(f.n_damaged(), 1u);
         EXPECT_FALSE(fs::exists(path));
@@ -182,7 +182,7 @@ TEST_F(ParkingTest, EveryDamageOfAFileIsAMiss) {
 }
 
 TEST_F(ParkingTest, AFileUnderTheNameOfAnotherIsAMiss) {
-    const ParkFolder f = files();
+    ParkFolder f = files();
     ASSERT_TRUE(f.write("a", 1, content("a")));
     ASSERT_TRUE(f.write("b", 1, content("b")));
     fs::rename(path_of(f, "a"), path_of(f, "b"));
@@ -192,14 +192,14 @@ TEST_F(ParkingTest, AFileUnderTheNameOfAnotherIsAMiss) {
 TEST_F(ParkingTest, ForeignFilesAreLeftAlone) {
     fs::path other, open_to_others;
     {
-        const ParkFolder f = files(OTHER_TAG);
+        ParkFolder f = files(OTHER_TAG);
         ASSERT_TRUE(f.write("a", 1, content("a")));
         other = path_of(f, "a");
         std::ofstream(folder / "notes.txt") << "mine";
         fs::create_directory(folder / "folder");
     }
     {
-        const ParkFolder f = files();
+        ParkFolder f = files();
         EXPECT_TRUE(f.found().empty());
         EXPECT_EQ(f.read("a", 1), std::nullopt);
         // Of the right name, but no file, or one that others may write.
@@ -218,7 +218,7 @@ TEST_F(ParkingTest, ForeignFilesAreLeftAlone) {
         EXPECT_TRUE(f.write("link", 2, content("link")));
         EXPECT_EQ(f.read("link", 2), content("link"));
     }
-    const ParkFolder f = files();
+    ParkFolder f = files();
     EXPECT_EQ(f.found().size(), 2u);
     EXPECT_EQ(f.n_damaged(), 0u);
     for (const fs::path &path : {folder / "notes.txt", other, open_to_others}) {
@@ -229,14 +229,14 @@ TEST_F(ParkingTest, ForeignFilesAreLeftAlone) {
 TEST_F(ParkingTest, TemporaryFilesOfAKilledProcessAreRemoved) {
     fs::path path;
     {
-        const ParkFolder f = files();
+        ParkFolder f = files();
         ASSERT_TRUE(f.write("a", 1, content("a")));
         path = path_of(f, "a");
     }
     const std::string left = programs::Folder::temporary(path);
     std::ofstream(left) << "half of a conver";
     std::ofstream(folder / "foreign.tmp") << "foreign";
-    const ParkFolder f = files();
+    ParkFolder f = files();
     EXPECT_FALSE(fs::exists(left));
     EXPECT_TRUE(fs::exists(folder / "foreign.tmp"));
     EXPECT_EQ(f.read("a", 1), content("a"));
@@ -258,7 +258,7 @@ TEST_F(ParkingTest, AFolderThatOthersMayUseIsRejected) {
 
 TEST_F(ParkingTest, TwoProcessesCannotUseOneFolder) {
     {
-        const ParkFolder f = files();
+        ParkFolder f = files();
         const std::string in_use = "folder '" + folder.string() + "' is in use by another process";
         EXPECT_EQ(error_of_opening(), in_use);
         EXPECT_EQ(exit_code(child([&] { return error_of_opening() == in_use ? 0 : 1; })), 0);
@@ -274,7 +274,7 @@ TEST_F(ParkingTest, ALimitOfFileSizesIsAMissAndLeavesNothing) {
         std::signal(SIGXFSZ, SIG_IGN);
         const rlimit limit{600, 600};
         setrlimit(RLIMIT_FSIZE, &limit);
-        const ParkFolder f = files();
+        ParkFolder f = files();
         if (!f.write("small", 1, content("small", 0, 100)) || f.write("large", 2, content("large"))) {
             return 1;
         }
@@ -346,7 +346,7 @@ TEST_F(ParkingTest, NoKillDamagesAFile) {
         std::this_thread::sleep_for(std::chrono::microseconds(2000 + random() % 20'000));
         kill(writer, SIGKILL);
         EXPECT_EQ(exit_code(writer), -1);
-        const ParkFolder f = files();
+        ParkFolder f = files();
         EXPECT_EQ(f.n_damaged(), 0u);
         for (const ParkedFile &file : f.found()) {
             const std::size_t version = (file.bytes - ParkFolder::file_bytes(file.name, 900)) / 100;
@@ -477,7 +477,7 @@ TEST_F(ParkingTest, ADamagedFileIsAMissOnceAndGone) {
 /** Against a plain list: no step loses what it should not, or finds what was dropped. */
 TEST_F(ParkingTest, RandomStepsGiveWhatWasPut) {
     std::mt19937 random(5);
-    for (int round = 0; round < 20; round++) {
+    for (int round = 0; round < 6; round++) {
         fs::remove_all(folder);
         const std::uint64_t memory = random() % 6000, disk = random() % 3 == 0 ? 0 : 1 + random() % 9000;
         auto parking = std::make_unique<Parking>(config(memory, disk), group);
