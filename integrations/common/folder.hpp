@@ -50,7 +50,7 @@ public:
     std::optional<std::uint64_t> size(const std::string &name) const;
     /** Removes a file. It need not be there. Returns 0 or an errno. */
     int remove(const std::string &name) const;
-    /** After it removed files stay removed, also after a loss of power. write() does the same. Returns 0 or an errno. */
+    /** After it removed files stay removed, also after a loss of power; as after write(). Returns 0 or an errno. */
     int sync() const;
     /** Names of everything in the folder, sorted. */
     std::vector<std::string> list() const;

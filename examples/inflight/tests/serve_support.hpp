@@ -60,8 +60,8 @@ protected:
         return prompt;
     }
     /**
-     * The program on two ranks; empty without MPI. Open MPI needs options to run as root, and to run more ranks than there are cores.
-     * It leaks memory itself.
+     * The program on two ranks; empty without MPI. Open MPI needs options to run as root, and to run more ranks than
+     * there are cores. It leaks memory itself.
      */
     static std::string serve_on_two_ranks() {
         const std::string mpiexec = MPIEXEC, serve = SERVE;

@@ -60,7 +60,7 @@ public:
     void round(const std::string &prompt);
     /** What a later conversation needs to go on. */
     SavedChat saved(const sinkcache::HostTag &tag) const {
-        return {rounds_, processed_, pending_, template_.raw(), template_.last_round(), engine_.save(tag)};
+        return {rounds_, processed_, pending_, template_.raw(), template_.state(), engine_.save(tag)};
     }
     /** Goes on with a saved conversation. */
     void resume(const SavedChat &chat, const sinkcache::HostTag &tag);
@@ -145,7 +145,7 @@ void Conversation::resume(const SavedChat &chat, const sinkcache::HostTag &tag) 
     rounds_ = chat.rounds;
     processed_ = chat.processed;
     pending_ = chat.pending;
-    template_.resume(chat.last_round);
+    template_.resume(chat.text);
 }
 
 void Conversation::report(std::size_t n_prompt, const Answer &answer) const {

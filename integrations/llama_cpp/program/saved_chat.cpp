@@ -33,9 +33,19 @@ std::string name_of(const std::string &path) { return std::filesystem::path(path
 Bytes content_of(const SavedChat &chat) {
     ByteWriter out;
     out.u64(chat.rounds).u64(chat.processed).list(chat.pending).u32(chat.raw ? 1 : 0);
-    out.u32(chat.last_round.first ? 1 : 0).text(chat.last_round.prompt).text(chat.last_round.answer);
+    out.u32(chat.text.first ? 1 : 0).text(chat.text.system).text(chat.text.prompt).text(chat.text.answer);
     out.u64(chat.sequence.size()).raw(chat.sequence.data(), chat.sequence.size());
     return out.take();
+}
+
+Bytes content_of_file(const std::string &path) try {
+    std::ifstream file;
+    // A folder can be opened, but not read.
+    file.exceptions(std::ios::failbit | std::ios::badbit);
+    file.open(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+} catch (const std::ios::failure &) {
+    throw UserError("--load '" + path + "' cannot be read");
 }
 
 }  // namespace
@@ -72,11 +82,7 @@ void save_chat(const std::string &path, const Digest &tag, const SavedChat &chat
 }
 
 SavedChat load_chat(const std::string &path, const Digest &tag) {
-    std::ifstream file(path, std::ios::binary);
-    const Bytes bytes((std::istreambuf_iterator<char>(file)), {});
-    if (!file || file.bad()) {
-        throw UserError("--load '" + path + "' cannot be read");
-    }
+    const Bytes bytes = content_of_file(path);
     ByteReader in(bytes);
     const std::uint8_t *magic = in.raw(sizeof MAGIC);
     if (!magic || std::memcmp(magic, MAGIC, sizeof MAGIC) != 0) {
@@ -100,9 +106,10 @@ SavedChat load_chat(const std::string &path, const Digest &tag) {
     chat.processed = in.u64();
     chat.pending = in.list();
     chat.raw = in.u32() != 0;
-    chat.last_round.first = in.u32() != 0;
-    chat.last_round.prompt = in.text();
-    chat.last_round.answer = in.text();
+    chat.text.first = in.u32() != 0;
+    chat.text.system = in.text();
+    chat.text.prompt = in.text();
+    chat.text.answer = in.text();
     const std::uint64_t n = in.u64();
     const std::uint8_t *sequence = n == in.left() - sizeof(Digest) ? in.raw(n) : nullptr;
     if (!in.complete() || !sequence) {

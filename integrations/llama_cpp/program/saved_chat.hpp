@@ -18,7 +18,7 @@ struct SavedChat {
     std::vector<std::int32_t> pending;
     /** Without a chat template. */
     bool raw = false;
-    ChatTemplate::LastRound last_round;
+    ChatTemplate::State text;
     /** What the adapter saved of the sequence. */
     programs::Bytes sequence;
 };
