@@ -130,6 +130,27 @@ TEST_F(ParkConversations, ManyOnFewSlotsGiveTheTokensOfASlotEach) {
     }
 }
 
+TEST_F(ParkConversations, InEveryPairOfStorageTypes) {
+    const std::vector<Request> requests = rounds(5, 0, 3);
+    for (const auto &[k, v] : {std::pair<std::uint32_t, std::uint32_t>{SKC_DTYPE_BF16, SKC_DTYPE_BF16},
+                               {SKC_DTYPE_F16, SKC_DTYPE_Q8},
+                               {SKC_DTYPE_Q8, SKC_DTYPE_Q4},
+                               {SKC_DTYPE_Q4, SKC_DTYPE_F32}}) {
+        std::map<std::string, Result> got[2];
+        for (const std::uint32_t slots : {5, 2}) {
+            PluginConfig config = plugin_config(slots);
+            config.k_dtype = k;
+            config.v_dtype = v;
+            Parking resting = parking(1 << 30, 0);
+            CpuModel model(weights(), config, single_rank(), 1);
+            Executor executor(model, executor_config(slots), &resting);
+            got[slots == 2] = run(executor, requests);
+            EXPECT_EQ(resting.counters().memory_hits > 0, slots == 2);
+        }
+        expect_equal(got[1], got[0]);
+    }
+}
+
 TEST_F(ParkConversations, OneSlotIsEnoughForForks) {
     const std::vector<Request> requests{
         starting("a", "a", 300, 50),  forking("f1", "a", 900, 20), continuing("a2", "a", 700, 40),

@@ -94,6 +94,7 @@ TEST(Program, ScoresAText) {
     EXPECT_NEAR(stock.lines().at(0)["ppl"], ppl, 3e-3 * ppl);
     const Output plain = run(MODEL + TEXT + size + " --kv-dtype f32 --chunk 1 --stock --discard 1 --no-flash");
     EXPECT_NEAR(plain.lines().at(0)["ppl"], ppl, 1e-4 * ppl);
+    EXPECT_NEAR(run(MODEL + TEXT + size + " --kv-dtype q8/q4").lines().at(0)["ppl"], ppl, 2e-2 * ppl);
     EXPECT_EQ(run(MODEL + TEXT + size + " --stride 7").lines().at(0)["scored"], 200);
     EXPECT_EQ(run(MODEL + TEXT + " -n 600 --window 252 --stock --kv-dtype q8_0 --json").status, 0);
 }
@@ -172,7 +173,8 @@ TEST(Program, ErrorsSayWhatIsWrong) {
     expect_error("chat " + MODEL + " --temp nan -f " + text.path, "--temp nan: it must be finite");
     expect_error("chat " + MODEL + " -n 0 -f " + text.path, "--predict: Value 0 not in range 1 to");
     expect_error(MODEL + " -n 9 -f " + text.path, "--tokens 9: the text has 3");
-    expect_error(MODEL + TEXT + " --kv-dtype q8_0", "--kv-dtype q8_0: with sinkcache f32, f16 or bf16");
+    expect_error(MODEL + TEXT + " --kv-dtype q8_0",
+                 "--kv-dtype q8_0: with sinkcache f32, f16, bf16, q8, q4, or two of them");
     expect_error(MODEL + TEXT + " --kv-dtype x --stock", "--kv-dtype x");
     expect_error(MODEL + TEXT + " --window 0", "--window 1 to 2^30");
     expect_error(MODEL + TEXT + " --window 100 --stock", "128 tokens at a time do not fit into a window of 100");

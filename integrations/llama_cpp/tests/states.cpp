@@ -59,6 +59,17 @@ TEST_F(States, ASequenceGoesOnInAnotherContextWithTheSameBits) {
     }
 }
 
+TEST_F(States, WithNarrowStorage) {
+    sinkcache::LlamaOptions narrow = options(4, 60);
+    narrow.k_dtype = SKC_DTYPE_Q8;
+    narrow.v_dtype = SKC_DTYPE_Q4;
+    LlamaContext ctx(model.get(), params(64), narrow), other(model.get(), params(64), narrow);
+    EXPECT_LT(ctx.cache_bytes(), LlamaContext(model.get(), params(64), options(4, 60)).cache_bytes());
+    run(ctx, slice(tokens, 0, 300), 50);
+    other.load(0, ctx.save(0, TAG), TAG);
+    expect_same(run(other, slice(tokens, 300, 390), 9), run(ctx, slice(tokens, 300, 390), 9));
+}
+
 TEST_F(States, TokensCanBeRewoundAfterALoad) {
     LlamaContext ctx(model.get(), params(64), options(4, 60));
     run(ctx, slice(tokens, 0, 200), 50);
