@@ -22,13 +22,19 @@ using programs::Folder;
 /** The first bytes of a file; another layout gets another number. */
 const char MAGIC[8] = {'S', 'K', 'C', 'C', 'H', 'A', 'T', '1'};
 
-/** The folder of a file. */
-std::string folder_of(const std::string &path) {
-    const std::string parent = std::filesystem::path(path).parent_path().string();
-    return parent.empty() ? "." : parent;
-}
+/** Where a file is that is replaced: of a link, what it leads to. */
+struct Place {
+    std::string folder, name;
 
-std::string name_of(const std::string &path) { return std::filesystem::path(path).filename().string(); }
+    explicit Place(const std::string &path) {
+        std::error_code failed;
+        const auto whole = std::filesystem::weakly_canonical(path, failed);
+        const auto &place = failed ? std::filesystem::path(path) : whole;
+        folder = place.parent_path().string();
+        folder = folder.empty() ? "." : folder;
+        name = place.filename().string();
+    }
+};
 
 Bytes content_of(const SavedChat &chat) {
     ByteWriter out;
@@ -57,13 +63,15 @@ Digest tag_of_model(const std::string &path) {
 
 void check_writable(const std::string &path) {
     std::error_code ignored;
-    const std::string name = name_of(path), folder = folder_of(path);
-    if (name.empty() || name == "." || name == ".." || std::filesystem::is_directory(path, ignored)) {
-        throw UserError("--save '" + path + "' is a folder: it must be a file");
+    const auto status = std::filesystem::status(path, ignored);
+    // A file takes the place of what is there, which may be a device.
+    if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
+        throw UserError("--save '" + path + "' is not a file");
     }
-    Folder::open(folder);
-    if (access(folder.c_str(), W_OK) != 0) {
-        throw UserError("--save '" + path + "': no file can be written into '" + folder + "'");
+    const Place place(path);
+    Folder::open(place.folder);
+    if (access(place.folder.c_str(), W_OK) != 0) {
+        throw UserError("--save '" + path + "': no file can be written into '" + place.folder + "'");
     }
 }
 
@@ -72,10 +80,13 @@ void save_chat(const std::string &path, const Digest &tag, const SavedChat &chat
     programs::Hash hash;
     hash.add(MAGIC, sizeof MAGIC).add(tag.data(), tag.size()).add(content.data(), content.size());
     const Digest check = hash.digest();
-    const int error = Folder::open(folder_of(path)).write(name_of(path), {{MAGIC, sizeof MAGIC},
-                                                                          {tag.data(), tag.size()},
-                                                                          {content.data(), content.size()},
-                                                                          {check.data(), check.size()}});
+    check_writable(path);
+    const Place place(path);
+    const int error = Folder::open(place.folder)
+                          .write(place.name, {{MAGIC, sizeof MAGIC},
+                                              {tag.data(), tag.size()},
+                                              {content.data(), content.size()},
+                                              {check.data(), check.size()}});
     if (error != 0) {
         throw UserError("--save '" + path + "' could not be written: " + std::strerror(error));
     }

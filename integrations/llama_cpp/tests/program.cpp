@@ -7,8 +7,10 @@
 
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <random>
+#include <sys/stat.h>
 
 namespace {
 
@@ -251,7 +253,15 @@ TEST(Program, AChatThatCannotBeLoadedIsAnError) {
     expect_error(chat + load + " --window 61", "window");
     expect_error(chat + load + " --kv-dtype f32", "storage type of K");
     expect_error(chat + " --save /nowhere/chat", "folder '/nowhere' cannot be opened");
-    expect_error(chat + " --save /tmp", "--save '/tmp' is a folder: it must be a file");
+    expect_error(chat + " --save /tmp", "--save '/tmp' is not a file");
+    // Nothing takes the place of a pipe or of a link.
+    const File pipe, link;
+    ASSERT_EQ(mkfifo(pipe.path.c_str(), 0600), 0);
+    expect_error(chat + " --save " + pipe.path, "is not a file");
+    std::filesystem::create_symlink(saved.path, link.path);
+    ASSERT_EQ(run(chat + load + " --save " + link.path).status, 0);
+    EXPECT_TRUE(std::filesystem::is_symlink(link.path));
+    ASSERT_EQ(run(chat + load).status, 0);
 
     std::ifstream file(saved.path, std::ios::binary);
     const std::string whole(std::istreambuf_iterator<char>(file), {});
