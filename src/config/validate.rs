@@ -2,7 +2,7 @@
 
 use super::layers::{Layer, Layers};
 use super::settings::{CacheConfig, LayerConfig};
-use super::types::{DType, PositionMode, StorageType};
+use super::types::{BackendKind, DType, PositionMode, StorageType};
 use crate::error::{Error, Result, bail};
 use crate::memory::{copied, with_room};
 use crate::ring::Ring;
@@ -122,7 +122,8 @@ impl CacheConfig {
             v_type: self.v_dtype.unwrap_or(self.kv_dtype),
             max_chunk: self.max_chunk.into(),
         };
-        if shape.k_type != shape.v_type || shape.k_type.is_quantised() {
+        let narrow = shape.k_type != shape.v_type || shape.k_type.is_quantised();
+        if narrow && self.backend == BackendKind::Cpu {
             bail!(
                 InvalidConfig,
                 "K in {:?} and V in {:?}: one of F32, F16 and Bf16 is allowed",

@@ -24,17 +24,21 @@ const HEADERS: &[(&str, &str)] = files![
     "edit.cuh",
     "error_record.cuh",
     "fork.cuh",
+    "hadamard.cuh",
     "launch_config.cuh",
     "new_tokens.cuh",
     "params.cuh",
     "ptx.cuh",
+    "quantise.cuh",
     "query.cuh",
     "ring.cuh",
     "rope.cuh",
     "softmax.cuh",
     "split_merge.cuh",
     "stage_batch.cuh",
+    "stored_rows.cuh",
     "types.cuh",
+    "warp_row.cuh",
 ];
 
 /// The kernels that run for every configuration: append, attention of any shape, edits.

@@ -49,7 +49,7 @@ struct KeyRange {
 
 SKC_DEVICE KeyRange key_range(const SkcLayer& l, u32 seq, u32 kv_head, bool sinks, WindowTokens tokens) {
     Ring ring = ring_of(l);
-    u64 base = ((u64)seq * l.n_kv_heads + kv_head) * ring_total_slots(ring) * (2 * DIM);
+    u64 base = ((u64)seq * l.n_kv_heads + kv_head) * l.k.head_codes;
     if (sinks) {
         u32 n = (u32)min_u64(ring.n_sink, tokens.last + 1);
         return {base, 0, n, 0, n, true};
@@ -97,8 +97,8 @@ SKC_DEVICE void copy_tile(const SkcLayer& l, const KeyRange& keys, u32 first, co
         u32 slot = keys.first_slot + key;
         if (slot >= keys.end_slot) slot -= keys.end_slot - keys.wrap_slot;
         u64 from = keys.base + (valid ? (u64)slot * (2 * DIM) + offset : 0);
-        copy_async16(tile.k + row * ROW_BYTES + offset, l.k + from, valid);
-        copy_async16(tile.v + row * ROW_BYTES + offset, l.v + from, valid);
+        copy_async16(tile.k + row * ROW_BYTES + offset, l.k.codes + from, valid);
+        copy_async16(tile.v + row * ROW_BYTES + offset, l.v.codes + from, valid);
     }
 }
 

@@ -62,7 +62,7 @@ SKC_DEVICE void store_new_tokens(const NewTokens& t, const SkcLayer& l, u64 base
         u32 offset = 16 * (i % ROW_VECTORS);
         if (!t.is_own(index)) continue;
         bool is_key = i / ROW_VECTORS % 2 == 0; // mutant: new_token_not_stored
-        u8* slot = (is_key ? l.k : l.v) + base + ring_slot(ring, t.first + index) * (2 * DIM);
+        u8* slot = (is_key ? l.k : l.v).codes + base + ring_slot(ring, t.first + index) * (2 * DIM);
         *(U32x4*)(slot + offset) = *(const U32x4*)((is_key ? t.key(index) : t.value(index)) + offset);
     }
 }

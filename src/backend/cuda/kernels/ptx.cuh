@@ -8,6 +8,10 @@
 #include "ptx_host.hpp"
 SKC_DEVICE float minus_infinity() { return -__builtin_inff(); }
 SKC_DEVICE float max_f(float x, float y) { return __builtin_fmaxf(x, y); }
+SKC_DEVICE float min_f(float x, float y) { return __builtin_fminf(x, y); }
+SKC_DEVICE float round_even(float x) { return __builtin_rintf(x); }
+SKC_DEVICE u32 float_bits(float x) { return __builtin_bit_cast(u32, x); }
+SKC_DEVICE float bits_float(u32 x) { return __builtin_bit_cast(float, x); }
 SKC_DEVICE float fma_f(float x, float y, float z) { return __builtin_fmaf(x, y, z); }
 #else
 
@@ -128,6 +132,11 @@ SKC_DEVICE u32 pack_bf16(float lo, float hi) {
 SKC_DEVICE float minus_infinity() { return __uint_as_float(0xff800000u); }
 // The larger number; of a NaN and a number, the number.
 SKC_DEVICE float max_f(float x, float y) { return fmaxf(x, y); }
+SKC_DEVICE float min_f(float x, float y) { return fminf(x, y); }
+// The nearest integer; of two the even one.
+SKC_DEVICE float round_even(float x) { return rintf(x); }
+SKC_DEVICE u32 float_bits(float x) { return __float_as_uint(x); }
+SKC_DEVICE float bits_float(u32 x) { return __uint_as_float(x); }
 // x * y + z, rounded once.
 SKC_DEVICE float fma_f(float x, float y, float z) { return __fmaf_rn(x, y, z); }
 // x - y of the rounded x and y: the compiler does not contract it with the product that one of them is.
