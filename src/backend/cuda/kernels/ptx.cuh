@@ -56,12 +56,21 @@ SKC_DEVICE void begin_kernel() {
 #endif
 }
 
-// ---- Asynchronous copies of 16 bytes. Where `valid` is false nothing is read and zeros are written.
+// ---- Asynchronous copies of 4, 8 or 16 bytes. Where `valid` is false nothing is read and zeros are written.
 
-SKC_DEVICE void copy_async16(void* shared, const void* global, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
-                 "l"(global), "r"(valid ? 16 : 0)
-                 : "memory");
+template <u32 BYTES>
+SKC_DEVICE void copy_async(void* shared, const void* global, bool valid) {
+    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "what the instruction copies");
+    u32 to = shared_address(shared);
+    // Only whole vectors may bypass the L1 cache.
+    if constexpr (BYTES == 16) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid ? 16 : 0)
+                     : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(BYTES),
+                     "r"(valid ? BYTES : 0)
+                     : "memory");
+    }
 }
 SKC_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N>
@@ -129,6 +138,14 @@ SKC_DEVICE u32 pack_bf16(float lo, float hi) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(x) : "f"(hi), "f"(lo));
     return x;
 }
+// Sums of two pairs of bf16. As a fused multiply-add: additions alone need sm_90.
+SKC_DEVICE u32 add_bf16x2(u32 x, u32 y) {
+    u32 z;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(z) : "r"(x), "r"(0x3f803f80u), "r"(y));
+    return z;
+}
+// Bytes of x (0 to 3) and of y (4 to 7): byte i of the result is the one that the i-th hexadecimal digit names.
+SKC_DEVICE u32 byte_permute(u32 x, u32 y, u32 digits) { return __byte_perm(x, y, digits); }
 SKC_DEVICE float minus_infinity() { return __uint_as_float(0xff800000u); }
 // The larger number; of a NaN and a number, the number.
 SKC_DEVICE float max_f(float x, float y) { return fmaxf(x, y); }
