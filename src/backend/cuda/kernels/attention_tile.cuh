@@ -29,7 +29,7 @@ using ValueForm = RowForm<V_TYPE(SKC_TYPE)>;
 
 // Bytes of a tile of `keys` rows.
 template <class Form>
-constexpr u32 tile_bytes(u32 keys) {
+SKC_DEVICE constexpr u32 tile_bytes(u32 keys) {
     return keys * (Form::STRIDE + Form::SCALES);
 }
 
@@ -103,52 +103,18 @@ SKC_DEVICE VisibleRange visible_range(const Ring& ring, const Queries& q, u64 to
     return {(u32)(begin - oldest), (u32)(max_u64(token + 1, begin) - oldest)};
 }
 
+// The slot of a key of a range.
+SKC_DEVICE u32 slot_of(const KeyRange& keys, u32 key) {
+    u32 slot = keys.first_slot + key;
+    return slot >= keys.end_slot ? slot - (keys.end_slot - keys.wrap_slot) : slot;
+}
+
 // ---- Tiles of keys in shared memory
 
 struct KvTile {
     u8* k;
     u8* v;
 };
-
-// Starts copying K, or V, of keys first .. first + KEYS of a range into a tile, as thread `index` of THREADS threads.
-// Keys beyond the range's end become zeros: their scores are masked, and a probability of zero times a value of zero is
-// zero, whatever their slots hold.
-template <class Form, u32 KEYS, u32 THREADS>
-SKC_DEVICE void copy_rows(const SkcStore& store, const KeyRange& keys, u32 first, u8* tile, u32 index) {
-    auto slot_of = [&](u32 key) -> u32 {
-        u32 slot = keys.first_slot + key;
-        return slot >= keys.end_slot ? slot - (keys.end_slot - keys.wrap_slot) : slot;
-    };
-    const u8* codes = store.codes + keys.head * store.head_codes;
-    // Fully unrolled, so that all copies are issued back to back.
-#pragma unroll
-    for (u32 round = 0; round < (KEYS * Form::VECTORS + THREADS - 1) / THREADS; ++round) {
-        u32 i = index + round * THREADS;
-        if (KEYS * Form::VECTORS % THREADS != 0 && i >= KEYS * Form::VECTORS) break;
-        u32 row = i / Form::VECTORS;
-        u32 offset = Form::VECTOR * (i % Form::VECTORS);
-        u32 key = first + row;
-        bool valid = key < keys.n; // mutant: last_key_left_out
-        const u8* from = codes + (valid ? (u64)slot_of(key) * Form::CODES + offset : 0);
-        copy_async<Form::VECTOR>(tile + row * Form::STRIDE + offset, from, valid);
-    }
-    if constexpr (Form::SCALES != 0) {
-        const u8* scales = store.scales + keys.head * store.head_scales;
-#pragma unroll
-        for (u32 row = index; row < KEYS; row += THREADS) {
-            u32 key = first + row;
-            bool valid = key < keys.n;
-            const u8* from = scales + (valid ? (u64)slot_of(key) * Form::SCALES : 0);
-            copy_async<Form::SCALES>(tile_scales<Form, KEYS>(tile, row), from, valid);
-        }
-    }
-}
-
-template <u32 KEYS, u32 THREADS>
-SKC_DEVICE void copy_tile(const SkcLayer& l, const KeyRange& keys, u32 first, const KvTile& tile, u32 index) {
-    copy_rows<KeyForm, KEYS, THREADS>(l.k, keys, first, tile.k, index);
-    copy_rows<ValueForm, KEYS, THREADS>(l.v, keys, first, tile.v, index);
-}
 
 // Some query heads of one token, and the row of shared memory that the first of them goes to.
 struct QueryHeads {

@@ -13,7 +13,7 @@ SKC_DEVICE void add_qk(float (&s)[2 * M_BLOCKS][KEYS / 4], const u8* queries, co
     const u8* k_row = k + lane() / 4 * KeyForm::STRIDE;
     // So many steps at a time: the queries' fragments stay in registers for all keys.
     constexpr u32 STEPS = Q4_GROUP / 16;
-#pragma unroll
+#pragma unroll 1
     for (u32 begin = 0; begin < DIM / 16; begin += STEPS) {
         u32 a[STEPS][M_BLOCKS][4];
 #pragma unroll
@@ -86,14 +86,13 @@ SKC_DEVICE void add_pv(ChunkRows<M_BLOCKS>& c, const float (&probs)[2 * M_BLOCKS
                     }
                 }
             }
-            ValueCodes x;
-            x.load(v + 16 * step * ValueForm::STRIDE, block);
+            ValueCodes x(v + 16 * step * ValueForm::STRIDE, block);
 #pragma unroll
             for (u32 d = 0; d < block_dims(block); ++d) {
+                const u32 b[2] = {x.pair(d, 0), x.pair(d, 1)};
 #pragma unroll
                 for (u32 m = 0; m < M_BLOCKS; ++m) {
-                    mma_rows(c.rows[2 * m].acc, c.rows[2 * m + 1].acc, 4 * block + d, a[m],
-                             {x.pairs[d][0], x.pairs[d][1]});
+                    mma_rows(c.rows[2 * m].acc, c.rows[2 * m + 1].acc, 4 * block + d, a[m], b);
                 }
             }
         }

@@ -42,12 +42,11 @@ SKC_DEVICE void add_values(DecodeColumns& c, const float (&probs)[2][2], const u
                                                 scaled_probability(probs[1][slot], scale, masked)));
             }
         }
-        ValueCodes x;
-        x.load(v, block);
+        ValueCodes x(v, block);
         // Dims are rows: of every 16, the lane has two.
 #pragma unroll
         for (u32 d = 0; d < block_dims(block); d += 2) {
-            const u32 a[4] = {x.pairs[d][0], x.pairs[d + 1][0], x.pairs[d][1], x.pairs[d + 1][1]};
+            const u32 a[4] = {x.pair(d, 0), x.pair(d + 1, 0), x.pair(d, 1), x.pair(d + 1, 1)};
             mma_columns(c.rows[0].acc, c.rows[1].acc, 2 * block + d / 2, a, b);
         }
     }

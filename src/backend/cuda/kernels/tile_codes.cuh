@@ -18,6 +18,43 @@ SKC_DEVICE void mma(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_1
 // Steps of 16 dims whose products share a scale.
 constexpr u32 K_SCALE_STEPS = K_IS_Q8 ? DIM / 16 : Q4_GROUP / 16;
 
+// ---- Copies
+
+// Starts copying K, or V, of keys first .. first + KEYS of a range into a tile, as thread `index` of THREADS threads.
+// Keys beyond the range's end become zeros: their scores are masked, and a probability of zero times a value of zero is
+// zero, whatever their slots hold.
+template <class Form, u32 KEYS, u32 THREADS>
+SKC_DEVICE void copy_rows(const SkcStore& store, const KeyRange& keys, u32 first, u8* tile, u32 index) {
+    const u8* codes = store.codes + keys.head * store.head_codes;
+    // Fully unrolled, so that all copies are issued back to back.
+#pragma unroll
+    for (u32 round = 0; round < (KEYS * Form::VECTORS + THREADS - 1) / THREADS; ++round) {
+        u32 i = index + round * THREADS;
+        if (KEYS * Form::VECTORS % THREADS != 0 && i >= KEYS * Form::VECTORS) break;
+        u32 row = i / Form::VECTORS;
+        u32 offset = Form::VECTOR * (i % Form::VECTORS);
+        u32 key = first + row;
+        bool valid = key < keys.n; // mutant: last_code_left_out
+        const u8* from = codes + (valid ? (u64)slot_of(keys, key) * Form::CODES + offset : 0);
+        copy_async<Form::VECTOR>(tile + row * Form::STRIDE + offset, from, valid);
+    }
+    const u8* scales = store.scales + keys.head * store.head_scales;
+#pragma unroll
+    for (u32 row = index; row < KEYS; row += THREADS) {
+        u32 key = first + row;
+        bool valid = key < keys.n;
+        const u8* from = scales + (valid ? (u64)slot_of(keys, key) * Form::SCALES : 0);
+        copy_async<Form::SCALES>(tile_scales<Form, KEYS>(tile, row), from, valid);
+    }
+}
+
+// Both; as thread `index` of THREADS threads.
+template <u32 KEYS, u32 THREADS>
+SKC_DEVICE void copy_tile(const SkcLayer& l, const KeyRange& keys, u32 first, const KvTile& tile, u32 index) {
+    copy_rows<KeyForm, KEYS, THREADS>(l.k, keys, first, tile.k, index);
+    copy_rows<ValueForm, KEYS, THREADS>(l.v, keys, first, tile.v, index);
+}
+
 // ---- Codes as bf16. Two at a time, in bytes 0 and 2; what other bits hold does not matter.
 
 // Signed bytes. 128 + (the low seven bits) is a bf16, and so is 128 + (the sign bit): their difference is the code.
@@ -59,26 +96,27 @@ SKC_DEVICE u32 query_place(u32 dim) {
 constexpr u32 VALUE_BLOCKS = (DIM + 31) / 32;
 SKC_DEVICE constexpr u32 block_dims(u32 block) { return 32 * block + 32 <= DIM ? 4 : 2; }
 
-// The lane's dims of a block: of each, the codes of keys 2t and 2t + 1, and of keys 2t + 8 and 2t + 9.
+// The lane's dims of a block, as they are loaded: of each of the four keys.
 struct ValueCodes {
-    u32 pairs[4][2];
+    u32 words[4];
+    u32 block;
 
     // `rows`: 16 keys of a tile.
-    SKC_DEVICE void load(const u8* rows, u32 block) {
+    SKC_DEVICE ValueCodes(const u8* rows, u32 block) : block(block) {
         constexpr u32 STRIDE = ValueForm::STRIDE;
         const u8* at = rows + lane() % 4 * 2 * STRIDE;
-        u32 x[4] = {word(at, block), word(at + STRIDE, block), word(at + 8 * STRIDE, block),
-                    word(at + 9 * STRIDE, block)};
-#pragma unroll
-        for (u32 i = 0; i < 2; ++i) {
-#pragma unroll
-            for (u32 d = 0; d < block_dims(block); ++d) {
-                // The byte of both keys that has the code.
-                u32 byte = V_IS_Q8 ? d : d / 2;
-                u32 codes = byte_permute(x[2 * i], x[2 * i + 1], byte * 0x1111 + 0x4400);
-                pairs[d][i] = V_IS_Q8 ? bf16_of_q8(codes) : bf16_of_q4(d % 2 == 0 ? codes : codes >> 4);
-            }
-        }
+        words[0] = word(at, block);
+        words[1] = word(at + STRIDE, block);
+        words[2] = word(at + 8 * STRIDE, block);
+        words[3] = word(at + 9 * STRIDE, block);
+    }
+
+    // The codes of dim `d` of the lane: of keys 2t and 2t + 1 (half 0), or of keys 2t + 8 and 2t + 9 (half 1).
+    SKC_DEVICE u32 pair(u32 d, u32 half) const {
+        // The byte of both keys that has the code.
+        u32 byte = V_IS_Q8 ? d : d / 2;
+        u32 codes = byte_permute(words[2 * half], words[2 * half + 1], byte * 0x1111 + 0x4400);
+        return V_IS_Q8 ? bf16_of_q8(codes) : bf16_of_q4(d % 2 == 0 ? codes : codes >> 4);
     }
 
     // The lane's codes of one key.

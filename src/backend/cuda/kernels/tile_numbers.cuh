@@ -26,6 +26,28 @@ constexpr u32 EXPONENT_MASK = 0x7f80;
 SKC_DEVICE u32 decode_dim(u32 i) { return 8 * i + lane() / 4; }
 SKC_DEVICE u32 chunk_dim(u32 i) { return i / 2 * 8 + 2 * (lane() % 4) + i % 2; }
 
+// Starts copying keys first .. first + KEYS of a range into a tile, as thread `index` of THREADS threads. Keys beyond
+// the range's end become zeros: their scores are masked, and a probability of zero times a value of zero is zero,
+// whatever their slots hold.
+template <u32 KEYS, u32 THREADS>
+SKC_DEVICE void copy_tile(const SkcLayer& l, const KeyRange& keys, u32 first, const KvTile& tile, u32 index) {
+    // K and V lie alike.
+    u64 base = keys.head * l.k.head_codes;
+    // Fully unrolled, so that all copies are issued back to back.
+#pragma unroll
+    for (u32 round = 0; round < (KEYS * ROW_VECTORS + THREADS - 1) / THREADS; ++round) {
+        u32 i = index + round * THREADS;
+        if (KEYS * ROW_VECTORS % THREADS != 0 && i >= KEYS * ROW_VECTORS) break;
+        u32 row = i / ROW_VECTORS;
+        u32 offset = 16 * (i % ROW_VECTORS);
+        u32 key = first + row;
+        bool valid = key < keys.n; // mutant: last_key_left_out
+        u64 from = base + (valid ? (u64)slot_of(keys, key) * (2 * DIM) + offset : 0);
+        copy_async<16>(tile.k + row * ROW_BYTES + offset, l.k.codes + from, valid);
+        copy_async<16>(tile.v + row * ROW_BYTES + offset, l.v.codes + from, valid);
+    }
+}
+
 // Whether rows of a tile hold an infinity or a NaN. The whole warp must call it.
 SKC_DEVICE bool has_non_finite(const u8* rows, u32 n) {
     bool found = false;
