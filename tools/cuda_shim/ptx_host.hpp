@@ -163,10 +163,14 @@ SKC_DEVICE u16 f32_to_bf16(float x) { return skc_shim::f32_to_bf16(x); }
 SKC_DEVICE u32 pack_f16(float lo, float hi) { return f32_to_f16(lo) | static_cast<u32>(f32_to_f16(hi)) << 16; }
 SKC_DEVICE u32 pack_bf16(float lo, float hi) { return f32_to_bf16(lo) | static_cast<u32>(f32_to_bf16(hi)) << 16; }
 
-SKC_DEVICE u32 add_bf16x2(u32 x, u32 y) {
-    u32 low = f32_to_bf16(bf16_to_f32(static_cast<u16>(x)) + bf16_to_f32(static_cast<u16>(y)));
-    u32 high = f32_to_bf16(bf16_to_f32(static_cast<u16>(x >> 16)) + bf16_to_f32(static_cast<u16>(y >> 16)));
-    return low | high << 16;
+// Products are exact in f32. Sums are rounded to f32 first, which changes none that is exact, nor one with zero.
+SKC_DEVICE u32 fma_bf16x2(u32 x, u32 y, u32 z) {
+    u32 result = 0;
+    for (u32 shift = 0; shift < 32; shift += 16) {
+        auto half = [&](u32 pair) { return bf16_to_f32(static_cast<u16>(pair >> shift)); };
+        result |= static_cast<u32>(f32_to_bf16(half(x) * half(y) + half(z))) << shift;
+    }
+    return result;
 }
 SKC_DEVICE u32 byte_permute(u32 x, u32 y, u32 digits) {
     u64 bytes = static_cast<u64>(y) << 32 | x;

@@ -64,27 +64,30 @@ template <u32 M_BLOCKS, u32 KEYS>
 SKC_DEVICE void add_pv(ChunkRows<M_BLOCKS>& c, const float (&probs)[2 * M_BLOCKS][KEYS / 4], const u8* v, bool masked) {
 #pragma unroll
     for (u32 step = 0; step < KEYS / 16; ++step) {
+        // A product's fragments of 16 keys are a left-hand fragment as they are.
         u32 a[M_BLOCKS][4];
 #pragma unroll
+        for (u32 half = 0; half < 2; ++half) {
+            u32 slot = 4 * step + 2 * half;
+            float scale[2] = {1.0f, 1.0f};
+#pragma unroll
+            for (u32 i = 0; i < 2 && V_IS_Q8; ++i) {
+                scale[i] = scale_of<ValueForm, KEYS>(v, ChunkLayout::key(slot + i, ChunkLayout::own()), 0);
+            }
+#pragma unroll
+            for (u32 r = 0; r < 2 * M_BLOCKS; ++r) {
+                a[r / 2][2 * half + r % 2] = pack(scaled_probability(probs[r][slot], scale[0], masked),
+                                                  scaled_probability(probs[r][slot + 1], scale[1], masked));
+            }
+        }
+#pragma unroll
         for (u32 block = 0; block < VALUE_BLOCKS; ++block) {
-            // A scale for the whole row, or for the dims of each block.
-            if (block == 0 || !V_IS_Q8) {
-                // A product's fragments of 16 keys are a left-hand fragment as they are.
+            u32 scaled[M_BLOCKS][4];
 #pragma unroll
-                for (u32 half = 0; half < 2; ++half) {
-                    float scale[2];
-#pragma unroll
-                    for (u32 i = 0; i < 2; ++i) {
-                        u32 key = ChunkLayout::key(4 * step + 2 * half + i, ChunkLayout::own());
-                        scale[i] = scale_of<ValueForm, KEYS>(v, key, block);
-                    }
-#pragma unroll
-                    for (u32 r = 0; r < 2 * M_BLOCKS; ++r) {
-                        const float* x = &probs[r][4 * step + 2 * half];
-                        a[r / 2][2 * half + r % 2] = pack(scaled_probability(x[0], scale[0], masked),
-                                                          scaled_probability(x[1], scale[1], masked));
-                    }
-                }
+            for (u32 i = 0; i < 4 * M_BLOCKS; ++i) {
+                u32 x = a[i / 4][i % 4];
+                u32 key = ChunkLayout::key(4 * step + i % 4 / 2 * 2, ChunkLayout::own());
+                scaled[i / 4][i % 4] = V_IS_Q8 ? x : scaled_pair<KEYS>(x, v, key, block, masked);
             }
             ValueCodes x(v + 16 * step * ValueForm::STRIDE, block);
 #pragma unroll
@@ -92,7 +95,7 @@ SKC_DEVICE void add_pv(ChunkRows<M_BLOCKS>& c, const float (&probs)[2 * M_BLOCKS
                 const u32 b[2] = {x.pair(d, 0), x.pair(d, 1)};
 #pragma unroll
                 for (u32 m = 0; m < M_BLOCKS; ++m) {
-                    mma_rows(c.rows[2 * m].acc, c.rows[2 * m + 1].acc, 4 * block + d, a[m], b);
+                    mma_rows(c.rows[2 * m].acc, c.rows[2 * m + 1].acc, 4 * block + d, scaled[m], b);
                 }
             }
         }

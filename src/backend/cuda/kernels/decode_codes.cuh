@@ -29,17 +29,25 @@ SKC_DEVICE void multiply_keys(float (&s)[2][2], const DecodeColumns& c, const u8
 
 // Adds PV. `masked`: not all columns see all keys. The whole warp must call it.
 SKC_DEVICE void add_values(DecodeColumns& c, const float (&probs)[2][2], const u8* v, bool masked) {
+    // The right-hand fragment, with keys along k: movmatrix transposes each half of it.
     u32 b[2];
 #pragma unroll
-    for (u32 block = 0; block < VALUE_BLOCKS; ++block) {
-        // A scale for the whole row, or for the dims of each block.
-        if (block == 0 || !V_IS_Q8) {
+    for (u32 slot = 0; slot < 2; ++slot) {
+        float p[2] = {probs[0][slot], probs[1][slot]};
+        if (V_IS_Q8) {
+            float scale = scale_of<ValueForm, DECODE_KEYS>(v, DecodeLayout::key(slot, lane() / 4), 0);
 #pragma unroll
-            for (u32 slot = 0; slot < 2; ++slot) {
-                float scale = scale_of<ValueForm, DECODE_KEYS>(v, DecodeLayout::key(slot, lane() / 4), block);
-                // The right-hand fragment, with keys along k: movmatrix transposes each half of it.
-                b[slot] = transpose_matrix(pack(scaled_probability(probs[0][slot], scale, masked),
-                                                scaled_probability(probs[1][slot], scale, masked)));
+            for (u32 r = 0; r < 2; ++r) p[r] = scaled_probability(p[r], scale, masked);
+        }
+        b[slot] = transpose_matrix(pack(p[0], p[1]));
+    }
+#pragma unroll
+    for (u32 block = 0; block < VALUE_BLOCKS; ++block) {
+        u32 scaled[2] = {b[0], b[1]};
+        if (!V_IS_Q8) {
+#pragma unroll
+            for (u32 half = 0; half < 2; ++half) {
+                scaled[half] = scaled_pair<DECODE_KEYS>(b[half], v, 2 * (lane() % 4) + 8 * half, block, masked);
             }
         }
         ValueCodes x(v, block);
@@ -47,7 +55,7 @@ SKC_DEVICE void add_values(DecodeColumns& c, const float (&probs)[2][2], const u
 #pragma unroll
         for (u32 d = 0; d < block_dims(block); d += 2) {
             const u32 a[4] = {x.pair(d, 0), x.pair(d + 1, 0), x.pair(d, 1), x.pair(d + 1, 1)};
-            mma_columns(c.rows[0].acc, c.rows[1].acc, 2 * block + d / 2, a, b);
+            mma_columns(c.rows[0].acc, c.rows[1].acc, 2 * block + d / 2, a, scaled);
         }
     }
 }

@@ -138,11 +138,11 @@ SKC_DEVICE u32 pack_bf16(float lo, float hi) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(x) : "f"(hi), "f"(lo));
     return x;
 }
-// Sums of two pairs of bf16. As a fused multiply-add: additions alone need sm_90.
-SKC_DEVICE u32 add_bf16x2(u32 x, u32 y) {
-    u32 z;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(z) : "r"(x), "r"(0x3f803f80u), "r"(y));
-    return z;
+// x * y + z of two pairs of bf16, each rounded once.
+SKC_DEVICE u32 fma_bf16x2(u32 x, u32 y, u32 z) {
+    u32 result;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(x), "r"(y), "r"(z));
+    return result;
 }
 // Bytes of x (0 to 3) and of y (4 to 7): byte i of the result is the one that the i-th hexadecimal digit names.
 SKC_DEVICE u32 byte_permute(u32 x, u32 y, u32 digits) { return __byte_perm(x, y, digits); }
@@ -207,3 +207,7 @@ struct alignas(16) F32x4 {
 struct alignas(8) F32x2 {
     float x, y;
 };
+
+// Sums and products of two pairs of bf16: instructions of their own need sm_90.
+SKC_DEVICE u32 add_bf16x2(u32 x, u32 y) { return fma_bf16x2(x, 0x3f803f80, y); }
+SKC_DEVICE u32 multiply_bf16x2(u32 x, u32 y) { return fma_bf16x2(x, y, 0x80008000); }

@@ -148,9 +148,24 @@ SKC_DEVICE float scale_of(const u8* tile, u32 row, u32 index) {
     return bf16_to_f32(*(const u16*)(tile + KEYS * Form::STRIDE + row * Form::SCALES + 2 * index));
 }
 
-// A probability times a value's scale. Keys that a row does not see have probability 0, and their scale may be NaN.
+// Probabilities are multiplied with the scales of their values. Where a row does not see a key its probability is 0, and
+// the scale may be NaN. `masked`: there are such keys.
+
+// In q8, one scale for the whole row.
 SKC_DEVICE float scaled_probability(float prob, float scale, bool masked) {
     return masked && prob == 0.0f ? 0.0f : prob * scale; // mutant: hidden_scale
+}
+
+// In q4, a scale for each block of dims: probabilities of two neighbouring keys, in bf16, times scales `block` of the
+// first, `key`, and of the second. Another rounding, which is small beside that of 4 bits.
+template <u32 KEYS>
+SKC_DEVICE u32 scaled_pair(u32 probs, const u8* v, u32 key, u32 block, bool masked) {
+    const u8* scales = v + KEYS * ValueForm::STRIDE + key * ValueForm::SCALES + 2 * block;
+    u32 both = byte_permute(*(const u16*)scales, *(const u16*)(scales + ValueForm::SCALES), 0x5410);
+    u32 product = multiply_bf16x2(probs, both);
+    u32 low = masked && (probs & 0xffff) == 0 ? 0 : 0xffff; // mutant: hidden_block_scale
+    u32 high = masked && probs >> 16 == 0 ? 0 : 0xffff0000;
+    return product & (low | high);
 }
 
 // ---- Queries
