@@ -5,12 +5,21 @@ mod common;
 
 use common::oracle::Oracle;
 use common::plain::Plain;
+use common::quantised::KvTypes;
 use common::vectors::{Event, Vector, all};
 use common::{Call, Rows, check, feed};
 use sinkcache::{BackendKind, Batch, CacheConfig, DType, Isa, PositionMode, Status, StorageType};
 
 const STARTS: [u64; 4] = [0, 1 << 24, (1 << 32) + 7, 1 << 40];
-const DTYPES: [StorageType; 3] = [StorageType::F32, StorageType::F16, StorageType::Bf16];
+const TYPES: [KvTypes; 7] = [
+    KvTypes::new(StorageType::F32, StorageType::F32),
+    KvTypes::new(StorageType::F16, StorageType::F16),
+    KvTypes::new(StorageType::Bf16, StorageType::Bf16),
+    KvTypes::new(StorageType::Q8, StorageType::Q8),
+    KvTypes::new(StorageType::Q8, StorageType::Q4),
+    KvTypes::new(StorageType::Q4, StorageType::Q4),
+    KvTypes::new(StorageType::F16, StorageType::Q8),
+];
 
 /// How a stream is cut.
 #[derive(Clone, Copy, Debug)]
@@ -37,13 +46,7 @@ fn instruction_sets() -> Vec<Option<Isa>> {
     }
 }
 
-fn cache_config(
-    vector: &Vector,
-    feed: Feed,
-    kv_dtype: StorageType,
-    io_dtype: DType,
-    mode: PositionMode,
-) -> CacheConfig {
+fn cache_config(vector: &Vector, feed: Feed, types: KvTypes, io_dtype: DType, mode: PositionMode) -> CacheConfig {
     let c = &vector.cfg;
     let mut layer = c.layer.clone();
     layer.position_mode = mode;
@@ -55,7 +58,8 @@ fn cache_config(
         head_dim_v: c.head_dim_v as u32,
         in_dtype: io_dtype,
         out_dtype: io_dtype,
-        kv_dtype,
+        k_dtype: Some(types.k),
+        v_dtype: Some(types.v),
         max_chunk: feed.max_chunk,
         max_rewind: c.max_rewind as u32,
         layers: vec![layer],
@@ -105,11 +109,11 @@ fn replay(vector: &Vector, config: &CacheConfig, how: Feed, start: u64) -> (Vec<
 }
 
 /// Results of the oracle and of the plain implementation for a vector.
-fn reference(vector: &Vector, dtype: StorageType) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+fn reference(vector: &Vector, types: impl Into<KvTypes>) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     let c = &vector.cfg;
     let (nq, nk, nv) = (c.n_q_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.n_kv_heads * c.head_dim_v);
     let (q, k, v) = (&vector.tensors["q"], &vector.tensors["k"], &vector.tensors["v"]);
-    let (mut oracle, mut plain) = (Oracle::new(c.clone()), Plain::default());
+    let (mut oracle, mut plain) = (Oracle::new(c.clone()), Plain::new(types));
     let (mut out, mut lse, mut rough, mut at) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for &event in &vector.events {
         match event {
@@ -117,7 +121,7 @@ fn reference(vector: &Vector, dtype: StorageType) -> (Vec<f32>, Vec<f32>, Vec<f3
                 for i in at..at + n {
                     let (q, k, v) = (&q[i * nq..(i + 1) * nq], &k[i * nk..(i + 1) * nk], &v[i * nv..(i + 1) * nv]);
                     oracle.step(q, k, v, &mut out, &mut lse);
-                    plain.step(&oracle, Rows { q, k, v }, dtype, &mut rough);
+                    plain.step(&oracle, Rows { q, k, v }, &mut rough);
                 }
                 at += n;
             }
@@ -132,13 +136,14 @@ fn reference(vector: &Vector, dtype: StorageType) -> (Vec<f32>, Vec<f32>, Vec<f3
     (out, lse, rough)
 }
 
-fn check_lse(name: &str, got: &[f32], want: &[f32], dtype: StorageType) {
+fn check_lse(name: &str, got: &[f32], want: &[f32], types: KvTypes) {
     // Keys are rounded: the relative error of the type times the size of a score.
-    let bound = match dtype {
+    let bound = match types.k {
         StorageType::F32 => 1e-5,
         StorageType::F16 => 1e-2,
         StorageType::Bf16 => 8e-2,
-        StorageType::Q8 | StorageType::Q4 => unreachable!("not replayed"),
+        StorageType::Q8 => 4e-2,
+        StorageType::Q4 => 0.4,
     };
     let (_, max) = common::errors(got, want);
     assert!(max <= bound * want.iter().fold(1.0, |m, x| f64::from(x.abs()).max(m)), "{name}: lse off by {max:.3e}");
@@ -164,20 +169,20 @@ fn every_vector_every_way() {
             PositionMode::Rope => vec![PositionMode::Rope, PositionMode::RopeApplied],
             other => vec![other],
         };
-        for kv_dtype in DTYPES {
-            let plain = reference(&vector, kv_dtype).2;
+        for types in TYPES {
+            let plain = reference(&vector, types).2;
             for how in FEEDS {
                 // For the slow CUDA stand-in: `SKC_STARTS` start positions for each combination, in turn.
                 let starts = std::env::var("SKC_STARTS").ok().and_then(|n| n.parse().ok()).unwrap_or(STARTS.len());
                 for start in STARTS.iter().copied().cycle().skip(runs % STARTS.len()).take(starts) {
                     for (&mode, isa) in modes.iter().flat_map(|m| instruction_sets().into_iter().map(move |r| (m, r))) {
-                        let mut config = cache_config(&vector, how, kv_dtype, DType::F32, mode);
+                        let mut config = cache_config(&vector, how, types, DType::F32, mode);
                         config.isa = isa;
                         let (out, lse) = replay(&vector, &config, how, start);
                         let name = format!("{} {how:?} start {start} {mode:?} {isa:?}", vector.name);
-                        check(kv_dtype, &out, &vector.tensors["out"], Some(&plain))
+                        check(types, &out, &vector.tensors["out"], Some(&plain))
                             .unwrap_or_else(|e| panic!("{name}: {e}"));
-                        check_lse(&name, &lse, &vector.tensors["lse"], kv_dtype);
+                        check_lse(&name, &lse, &vector.tensors["lse"], types);
                         runs += 1;
                     }
                 }
@@ -192,7 +197,7 @@ fn every_vector_every_way() {
 fn half_inputs_and_outputs() {
     for vector in all() {
         for dtype in [DType::F16, DType::Bf16] {
-            let plain = reference(&vector, dtype.into()).2;
+            let plain = reference(&vector, dtype).2;
             for how in FEEDS {
                 for isa in instruction_sets() {
                     let mut config = cache_config(&vector, how, dtype.into(), dtype, vector.cfg.layer.position_mode);
@@ -212,7 +217,7 @@ fn one_cut_one_result() {
     for vector in all() {
         let two = Feed { cut: 6, max_chunk: 6, call: Call::Two };
         let mode = vector.cfg.layer.position_mode;
-        let mut config = cache_config(&vector, two, StorageType::F16, DType::F32, mode);
+        let mut config = cache_config(&vector, two, StorageType::F16.into(), DType::F32, mode);
         let want = replay(&vector, &config, two, 0);
         assert_eq!(replay(&vector, &config, Feed { call: Call::Step, ..two }, 0), want, "{}: step", vector.name);
         config.n_threads = 3;

@@ -2,7 +2,7 @@
 
 use super::layers::{Layer, Layers};
 use super::settings::{CacheConfig, LayerConfig};
-use super::types::{BackendKind, DType, PositionMode, StorageType};
+use super::types::{DType, PositionMode, StorageType, Which};
 use crate::error::{Error, Result, bail};
 use crate::memory::{copied, with_room};
 use crate::ring::Ring;
@@ -26,9 +26,12 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// The element type of K and V.
-    pub fn kv_element(&self) -> DType {
-        self.k_type.element().unwrap_or(DType::F32)
+    /// Bytes of a stored row of one head: its numbers or codes, and its scales.
+    pub fn row_bytes(&self, which: Which) -> usize {
+        match which {
+            Which::K => self.k_type.row_bytes(self.head_dim),
+            Which::V => self.v_type.row_bytes(self.head_dim_v),
+        }
     }
 }
 
@@ -110,7 +113,7 @@ impl CacheConfig {
         in_range("max_chunk", self.max_chunk, 1, MAX_CHUNK)?;
         in_range("max_rewind", self.max_rewind, 0, MAX_CHUNK)?;
         in_range("n_threads", self.n_threads, 1, MAX_THREADS)?;
-        let shape = Shape {
+        Ok(Shape {
             n_q_heads: self.n_q_heads as usize,
             n_kv_heads: self.n_kv_heads as usize,
             group: (self.n_q_heads / self.n_kv_heads) as usize,
@@ -121,17 +124,7 @@ impl CacheConfig {
             k_type: self.k_dtype.unwrap_or(self.kv_dtype),
             v_type: self.v_dtype.unwrap_or(self.kv_dtype),
             max_chunk: self.max_chunk.into(),
-        };
-        let narrow = shape.k_type != shape.v_type || shape.k_type.is_quantised();
-        if narrow && self.backend == BackendKind::Cpu {
-            bail!(
-                InvalidConfig,
-                "K in {:?} and V in {:?}: one of F32, F16 and Bf16 is allowed",
-                shape.k_type,
-                shape.v_type
-            );
-        }
-        Ok(shape)
+        })
     }
 
     /// Checks the settings of one layer.

@@ -5,6 +5,7 @@ use sinkcache::{BackendKind, CacheConfig, DType, Isa, LayerConfig, PositionMode,
 
 use super::device::backend;
 use super::oracle::OracleConfig;
+use super::quantised::KvTypes;
 
 /// Sequences of every history.
 pub const N_SEQS: usize = 3;
@@ -35,6 +36,23 @@ pub enum Event {
     Poison { seq: u8, n: u8 },
     /// Appends tokens of NaN and infinity, and evicts them with the whole window.
     PoisonEvicted { seq: u8, n: u8 },
+    /// Saves a sequence, loads it into another cache, saves it there, and loads it into a sequence of this cache.
+    Load { src: u8, dst: u8, other: Other },
+    /// Replaces the cache by another, into which all sequences are loaded.
+    Move(Other),
+}
+
+/// How another cache differs from the one that a sequence is saved from.
+#[derive(Clone, Copy, Debug)]
+pub struct Other {
+    pub max_chunk: u8,
+    pub max_rewind: u8,
+    pub n_seqs: u8,
+    pub n_threads: u8,
+    /// On the other backend, if there is one.
+    pub elsewhere: bool,
+    /// By `copy_sequence`, without bytes.
+    pub copied: bool,
 }
 
 impl History {
@@ -53,20 +71,49 @@ impl History {
 }
 
 pub fn histories() -> impl Strategy<Value = History> {
+    histories_of(|max_chunk, window| event(max_chunk, window).boxed())
+}
+
+/// Histories in which sequences are saved and loaded, too.
+pub fn histories_with_snapshots() -> impl Strategy<Value = History> {
+    histories_of(|max_chunk, window| {
+        let seq = || 0..N_SEQS as u8;
+        let load = (seq(), seq(), other(1)).prop_map(|(src, dst, other)| Event::Load { src, dst, other });
+        // What is appended at a time must fit the new cache, too.
+        let moved = other(max_chunk).prop_map(Event::Move);
+        prop_oneof![14 => event(max_chunk, window), 1 => load, 1 => moved].boxed()
+    })
+}
+
+fn other(least_chunk: u8) -> impl Strategy<Value = Other> {
+    let sizes = (least_chunk..least_chunk + 20, 0..14_u8);
+    (sizes, N_SEQS as u8..6, 1..3_u8, any::<bool>(), any::<bool>()).prop_map(
+        |((max_chunk, max_rewind), n_seqs, n_threads, elsewhere, copied)| Other {
+            max_chunk,
+            max_rewind,
+            n_seqs,
+            n_threads,
+            elsewhere,
+            copied,
+        },
+    )
+}
+
+fn histories_of(events: impl Fn(u8, u8) -> BoxedStrategy<Event> + Clone) -> impl Strategy<Value = History> {
     let caches = match backend() {
         // Some in shapes that AMX tiles fit.
         BackendKind::Cpu => prop_oneof![6 => cache(), 1 => wide_cache()].boxed(),
         // Half of them in shapes that have specialised CUDA kernels.
         BackendKind::Cuda => prop_oneof![cache(), special_cache()].boxed(),
     };
-    (caches, any::<prop::sample::Index>()).prop_flat_map(|(mut config, isa)| {
+    (caches, any::<prop::sample::Index>()).prop_flat_map(move |(mut config, isa)| {
         config.backend = backend();
         config.isa = (config.backend == BackendKind::Cpu).then(|| isa.get(&Isa::all()).to_owned());
         let wide = config.head_dim >= 32 && config.backend == BackendKind::Cpu;
         let most = config.max_chunk.min(if wide { 60 } else { 9 }) as u8;
         let window = config.layers.iter().map(|l| l.window).max().unwrap() as u8;
         let n = if wide { 6..12_usize } else { 12..30 };
-        (Just(config), prop::collection::vec(event(most, window), n), any::<u64>())
+        (Just(config), prop::collection::vec(events(most, window), n), any::<u64>())
             .prop_map(|(config, events, seed)| History { config, events, seed })
     })
 }
@@ -96,12 +143,26 @@ fn event(max_chunk: u8, window: u8) -> impl Strategy<Value = Event> {
     ]
 }
 
+/// Types of K and V: f32 for both with a weight of `f32` in about 12, 16-bit and quantised ones, and any pair.
+fn types(f32: u32) -> impl Strategy<Value = KvTypes> {
+    let one = prop::sample::select(StorageType::ALL.to_vec());
+    prop_oneof![
+        f32 => Just(StorageType::F32.into()),
+        2 => Just(StorageType::F16.into()),
+        2 => Just(StorageType::Bf16.into()),
+        2 => Just(StorageType::Q8.into()),
+        1 => Just(KvTypes::new(StorageType::Q8, StorageType::Q4)),
+        1 => Just(StorageType::Q4.into()),
+        2 => (one.clone(), one).prop_map(|(k, v)| KvTypes::new(k, v)),
+    ]
+}
+
 fn cache() -> impl Strategy<Value = CacheConfig> {
     let heads = prop_oneof![Just((1, 1)), Just((2, 1)), Just((2, 2)), Just((6, 2)), Just((3, 3))];
     let dims = (prop_oneof![Just(8_u32), Just(16), Just(24)], prop_oneof![Just(8_u32), Just(16)]);
-    let kv = prop_oneof![4 => Just(StorageType::F32), 1 => Just(StorageType::F16), 1 => Just(StorageType::Bf16)];
+    let kv = types(8);
     let sizes = (1..10_u32, 0..9_u32, 1..4_u32);
-    (heads, dims, kv, sizes).prop_flat_map(|((n_q_heads, n_kv_heads), (head_dim, head_dim_v), kv_dtype, sizes)| {
+    (heads, dims, kv, sizes).prop_flat_map(|((n_q_heads, n_kv_heads), (head_dim, head_dim_v), types, sizes)| {
         let (max_chunk, max_rewind, n_threads) = sizes;
         prop::collection::vec(layer(n_q_heads, head_dim), 1..3).prop_map(move |layers| CacheConfig {
             n_layers: layers.len() as u32,
@@ -110,7 +171,8 @@ fn cache() -> impl Strategy<Value = CacheConfig> {
             n_kv_heads,
             head_dim,
             head_dim_v,
-            kv_dtype,
+            k_dtype: Some(types.k),
+            v_dtype: Some(types.v),
             max_chunk,
             max_rewind,
             // A thread pool is slow to start: one history in three has one.
@@ -125,9 +187,9 @@ fn cache() -> impl Strategy<Value = CacheConfig> {
 fn wide_cache() -> impl Strategy<Value = CacheConfig> {
     let heads = prop_oneof![Just((4, 1)), Just((6, 2)), Just((2, 2)), Just((9, 1))];
     let dims = prop_oneof![Just((32_u32, 32_u32)), Just((64, 32)), Just((32, 40)), Just((40, 64))];
-    let kv = prop_oneof![1 => Just(StorageType::F32), 2 => Just(StorageType::F16), 2 => Just(StorageType::Bf16)];
+    let kv = types(2);
     let sizes = (20..60_u32, 0..9_u32, 1..4_u32, 12..70_u32);
-    (heads, dims, kv, sizes).prop_flat_map(|((n_q_heads, n_kv_heads), (head_dim, head_dim_v), kv_dtype, sizes)| {
+    (heads, dims, kv, sizes).prop_flat_map(|((n_q_heads, n_kv_heads), (head_dim, head_dim_v), types, sizes)| {
         let (max_chunk, max_rewind, n_threads, window) = sizes;
         layer(n_q_heads, head_dim).prop_map(move |layer| CacheConfig {
             n_seqs: N_SEQS as u32,
@@ -135,7 +197,8 @@ fn wide_cache() -> impl Strategy<Value = CacheConfig> {
             n_kv_heads,
             head_dim,
             head_dim_v,
-            kv_dtype,
+            k_dtype: Some(types.k),
+            v_dtype: Some(types.v),
             max_chunk,
             max_rewind,
             n_threads: if n_threads == 3 { 2 } else { 1 },

@@ -6,22 +6,16 @@ pub mod exact_scores;
 pub mod history;
 pub mod oracle;
 pub mod plain;
+pub mod quantised;
 pub mod vectors;
 
 use std::process::Command;
 
 use half::{bf16, f16};
-use sinkcache::{AttendTensors, Batch, Cache, CacheConfig, DType, Element, RowsIn, RowsOut, StepTensors, StorageType};
-
-/// f32 values in the given type and back.
-pub fn round(dtype: StorageType, x: f32) -> f32 {
-    match dtype {
-        StorageType::F32 => x,
-        StorageType::F16 => f16::from_f32(x).to_f32(),
-        StorageType::Bf16 => bf16::from_f32(x).to_f32(),
-        StorageType::Q8 | StorageType::Q4 => unreachable!("rows are quantised as a whole"),
-    }
-}
+use quantised::KvTypes;
+use sinkcache::{
+    AttendTensors, Batch, Cache, CacheConfig, DType, Element, HostTag, RowsIn, RowsOut, StepTensors, StorageType,
+};
 
 /// A cache. A CUDA cache puts its work into the stream of the thread's [`device::Host`].
 pub fn new_cache(config: &CacheConfig) -> Cache {
@@ -31,6 +25,18 @@ pub fn new_cache(config: &CacheConfig) -> Cache {
         device::with_host(|host| unsafe { cache.set_stream(host.stream.cast()) }).unwrap();
     }
     cache
+}
+
+/// Saves a sequence of one cache and loads it into another, or copies it.
+pub fn transfer(from: &mut Cache, src: i32, to: &mut Cache, dst: i32, copied: bool) {
+    if copied {
+        to.copy_sequence(dst, from, src).unwrap();
+        return;
+    }
+    let tag: HostTag = [src as u8; 32];
+    let mut bytes = vec![0; from.snapshot_bytes(src).unwrap()];
+    assert_eq!(from.save_sequence(src, &tag, &mut bytes).unwrap(), bytes.len());
+    to.load_sequence(dst, &tag, &bytes).unwrap();
 }
 
 /// A command that starts this test program again, through cargo's runner for AArch64 if one is set.
@@ -195,21 +201,20 @@ pub fn errors(a: &[f32], b: &[f32]) -> (f64, f64) {
     ((sum / a.len().max(1) as f64).sqrt(), max)
 }
 
-/// Whether results are within tolerance of the oracle's: f32 within 1e-5 of the largest value; f16 and bf16 within 1.5
+/// Whether results are within tolerance of the oracle's: f32 within 1e-5 of the largest value; other types within 1.5
 /// times (rms) and 3 times (max) the errors of the plain implementation.
-pub fn check(dtype: StorageType, got: &[f32], want: &[f32], plain: Option<&[f32]>) -> Result<(), String> {
+pub fn check(types: KvTypes, got: &[f32], want: &[f32], plain: Option<&[f32]>) -> Result<(), String> {
     let (rms, max) = errors(got, want);
     let largest = want.iter().fold(0.0_f64, |m, &x| m.max(f64::from(x).abs()));
-    let (rms_bound, max_bound) = match dtype {
-        StorageType::F32 => (f64::INFINITY, 1e-5 * largest + 1e-30),
-        _ => {
-            let (rms, max) = errors(plain.expect("f16 and bf16 need the plain results"), want);
-            (1.5 * rms + 1e-6, 3.0 * max + 1e-6)
-        }
+    let (rms_bound, max_bound) = if types == StorageType::F32.into() {
+        (f64::INFINITY, 1e-5 * largest + 1e-30)
+    } else {
+        let (rms, max) = errors(plain.expect("types other than f32 need the plain results"), want);
+        (1.5 * rms + 1e-6, 3.0 * max + 1e-6)
     };
     // A comparison with NaN is false, so NaN fails.
     if rms <= rms_bound && max <= max_bound {
         return Ok(());
     }
-    Err(format!("{dtype:?}: rms {rms:.3e} (bound {rms_bound:.3e}), max {max:.3e} (bound {max_bound:.3e})"))
+    Err(format!("{types:?}: rms {rms:.3e} (bound {rms_bound:.3e}), max {max:.3e} (bound {max_bound:.3e})"))
 }

@@ -1,29 +1,44 @@
-//! The reference for the error bounds of f16 and bf16: a plain, unfused attention that rounds to the half type what a
-//! kernel would store in it (rotated K, V, rotated Q, probabilities and the output); everything else is f32.
+//! The reference for the error bounds of every storage type but f32: a plain, unfused attention that rounds what a
+//! kernel would store (K and V as they are stored; rotated Q, probabilities and the output in 16 bits); everything else
+//! is f32.
 
-use sinkcache::StorageType;
+use sinkcache::DType;
 
+use super::Rows;
 use super::oracle::Oracle;
-use super::{Rows, round};
+use super::quantised::{KvTypes, round};
 
 /// One sequence in one layer. The oracle knows its length and which tokens are held.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Plain {
-    hosted: bool,
+    types: KvTypes,
+    /// The type in which the host passes queries and keys that it has rotated; `None`: the cache rotates them.
+    hosted: Option<DType>,
     keys: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
 }
 
-fn rotated(oracle: &Oracle, x: &[f32], pos: usize, dtype: StorageType) -> Vec<f32> {
+/// Rows of all heads, rotated.
+fn rotated(oracle: &Oracle, x: &[f32], pos: f64) -> Vec<f32> {
     let x: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
-    oracle.cfg.rotate(&x, pos as f64).into_iter().map(|x| round(dtype, x as f32)).collect()
+    oracle.cfg.rotate(&x, pos).into_iter().map(|x| x as f32).collect()
 }
 
 impl Plain {
-    /// `hosted`: the host has rotated q and passed it in the half type, so that q is rounded before it is rotated again
-    /// for the sinks.
-    pub fn new(hosted: bool) -> Self {
-        Self { hosted, ..Self::default() }
+    pub fn new(types: impl Into<KvTypes>) -> Self {
+        Self { types: types.into(), hosted: None, keys: Vec::new(), values: Vec::new() }
+    }
+
+    /// The host rotates q and k and passes them in `dtype`: q is rounded before it is rotated again for the sinks, k
+    /// before it is stored.
+    pub fn hosted(self, dtype: DType) -> Self {
+        Self { hosted: Some(dtype), ..self }
+    }
+
+    /// A row of all heads, rotated, as the host passes it.
+    fn passed(&self, oracle: &Oracle, x: &[f32], pos: usize) -> Vec<f32> {
+        let dtype = self.hosted.unwrap_or(DType::F32);
+        rotated(oracle, x, pos as f64).into_iter().map(|x| round(dtype, x)).collect()
     }
 
     /// Drops the tokens that the oracle has rewound.
@@ -33,30 +48,31 @@ impl Plain {
     }
 
     /// Appends a token that the oracle has appended just before.
-    pub fn push(&mut self, oracle: &Oracle, k: &[f32], v: &[f32], dtype: StorageType) {
-        let p = oracle.len() - 1;
-        self.keys.push(rotated(oracle, k, p, dtype));
-        self.values.push(v.iter().map(|&x| round(dtype, x)).collect());
+    pub fn push(&mut self, oracle: &Oracle, k: &[f32], v: &[f32]) {
+        let (c, types) = (&oracle.cfg, self.types);
+        let k = self.passed(oracle, k, oracle.len() - 1);
+        self.keys.push(k.chunks(c.head_dim).flat_map(|k| types.key(k)).collect());
+        self.values.push(v.chunks(c.head_dim_v).flat_map(|v| types.value(v)).collect());
     }
 
     /// Appends a token that the oracle has appended just before, and attends: `out` is extended by
     /// `[n_q_heads][head_dim_v]`.
-    pub fn step(&mut self, oracle: &Oracle, token: Rows<'_>, dtype: StorageType, out: &mut Vec<f32>) {
-        let q = token.q;
-        self.push(oracle, token.k, token.v, dtype);
-        let c = &oracle.cfg;
+    pub fn step(&mut self, oracle: &Oracle, token: Rows<'_>, out: &mut Vec<f32>) {
+        self.push(oracle, token.k, token.v);
+        let (c, types) = (&oracle.cfg, self.types);
         let (p, evicted, n_sink) = (oracle.len() - 1, oracle.evicted(oracle.len()), c.layer.n_sink as usize);
         let position = |p: usize| if p < n_sink { p } else { p - evicted };
-        let q_window = rotated(oracle, q, p, dtype);
-        let q_sink = if self.hosted {
-            let back = position(p) as f64 - p as f64;
-            let mut cfg = c.clone();
-            cfg.layer.rope_mscale = 1.0;
-            let x: Vec<f64> = q_window.iter().map(|&x| f64::from(x)).collect();
-            cfg.rotate(&x, back).into_iter().map(|x| round(dtype, x as f32)).collect()
+        let q_window = self.passed(oracle, token.q, p);
+        let q_sink = if self.hosted.is_some() {
+            let mut back = oracle.clone();
+            back.cfg.layer.rope_mscale = 1.0;
+            rotated(&back, &q_window, position(p) as f64 - p as f64)
         } else {
-            rotated(oracle, q, position(p), dtype)
+            rotated(oracle, token.q, position(p) as f64)
         };
+        let [q_window, q_sink] =
+            [q_window, q_sink].map(|q| q.chunks(c.head_dim).flat_map(|q| types.query(q)).collect::<Vec<f32>>());
+        let narrow = |x: f32| round(types.narrow(), x);
         let held = oracle.held();
         let (d, dv, group) = (c.head_dim, c.head_dim_v, c.n_q_heads / c.n_kv_heads);
         let scale = if c.layer.scale == 0.0 { (d as f64).sqrt().recip() } else { c.layer.scale } as f32;
@@ -82,12 +98,9 @@ impl Plain {
             let max = s.iter().copied().chain(logit).fold(f32::NEG_INFINITY, f32::max);
             let z: f32 = s.iter().copied().chain(logit).map(|s| (s - max).exp()).sum();
             for i in 0..dv {
-                let sum: f32 = s
-                    .iter()
-                    .zip(&held)
-                    .map(|(s, &j)| round(dtype, (s - max).exp() / z) * self.values[j][kv * dv + i])
-                    .sum();
-                out.push(round(dtype, sum));
+                let sum: f32 =
+                    s.iter().zip(&held).map(|(s, &j)| narrow((s - max).exp() / z) * self.values[j][kv * dv + i]).sum();
+                out.push(narrow(sum));
             }
         }
     }

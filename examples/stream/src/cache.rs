@@ -3,29 +3,67 @@
 use std::ffi::{CStr, c_void};
 use std::fmt;
 use std::ptr;
+use std::str::FromStr;
 
-use clap::ValueEnum;
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 use sinkcache::ffi::{self, skc_cache, skc_cache_config, skc_layer_config, skc_reset_args, skc_status, skc_step_args};
 
-/// Type in which keys and values are stored.
-#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names of the types")]
-pub enum KvDtype {
-    F32,
-    F16,
-    Bf16,
+/// The names of the types that keys and values may be stored in, with their numbers.
+const STORAGE_TYPES: [(&str, u32); 5] = [
+    ("f32", ffi::SKC_DTYPE_F32),
+    ("f16", ffi::SKC_DTYPE_F16),
+    ("bf16", ffi::SKC_DTYPE_BF16),
+    ("q8", ffi::SKC_DTYPE_Q8),
+    ("q4", ffi::SKC_DTYPE_Q4),
+];
+
+/// The types that keys and values are stored in: `f16` for both, or `q8/q4` for keys in q8 and values in q4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvTypes {
+    k: usize,
+    v: usize,
 }
 
-impl KvDtype {
-    /// Its name on the command line.
+impl KvTypes {
+    /// Both in f32.
+    pub const F32: Self = Self { k: 0, v: 0 };
+    /// Both in f16.
+    pub const F16: Self = Self { k: 1, v: 1 };
+
+    /// Bytes of K and V of one token in all layers: numbers, or codes and their scales (2 bytes for a row in q8, for
+    /// every 32 dims in q4).
     #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-        }
+    pub fn bytes_per_token(self, shape: &CacheShape) -> u64 {
+        let dim = u64::from(shape.head_dim);
+        let row = |i: usize| match STORAGE_TYPES[i].1 {
+            ffi::SKC_DTYPE_F32 => 4 * dim,
+            ffi::SKC_DTYPE_Q8 => dim + 2,
+            ffi::SKC_DTYPE_Q4 => dim / 2 + 2 * dim.div_ceil(32),
+            _ => 2 * dim,
+        };
+        u64::from(shape.n_layers) * u64::from(shape.n_kv_heads) * (row(self.k) + row(self.v))
+    }
+}
+
+impl fmt::Display for KvTypes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [k, v] = [self.k, self.v].map(|i| STORAGE_TYPES[i].0);
+        if k == v { f.write_str(k) } else { write!(f, "{k}/{v}") }
+    }
+}
+
+impl FromStr for KvTypes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (k, v) = text.split_once('/').unwrap_or((text, text));
+        let find = |name: &str| {
+            let at = STORAGE_TYPES.iter().position(|t| t.0 == name);
+            at.ok_or_else(|| {
+                format!("'{name}' is no storage type: f32, f16, bf16, q8 or q4 is allowed, or K/V of them")
+            })
+        };
+        Ok(Self { k: find(k)?, v: find(v)? })
     }
 }
 
@@ -78,8 +116,8 @@ pub struct CacheShape {
     pub window: u32,
     /// The most tokens that a step computes as one chunk.
     pub max_chunk: u32,
-    /// Stored type.
-    pub kv_dtype: KvDtype,
+    /// Stored types.
+    pub kv_dtype: KvTypes,
     /// Threads of attention.
     pub n_threads: u32,
 }
@@ -102,11 +140,8 @@ impl CacheShape {
             n_q_heads: self.n_q_heads,
             n_kv_heads: self.n_kv_heads,
             head_dim: self.head_dim,
-            kv_dtype: match self.kv_dtype {
-                KvDtype::F32 => ffi::SKC_DTYPE_F32,
-                KvDtype::F16 => ffi::SKC_DTYPE_F16,
-                KvDtype::Bf16 => ffi::SKC_DTYPE_BF16,
-            },
+            k_dtype: STORAGE_TYPES[self.kv_dtype.k].1,
+            v_dtype: STORAGE_TYPES[self.kv_dtype.v].1,
             max_chunk: self.max_chunk,
             max_rewind: 0,
             n_threads: self.n_threads,

@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow};
 use clap::error::ErrorKind;
 use clap::{Parser, ValueEnum};
 
-use crate::cache::KvDtype;
+use crate::cache::KvTypes;
 
 /// Tokens streamed without `--tokens`, if the text has as many.
 pub const DEFAULT_TOKENS: u64 = 40_000;
@@ -57,8 +57,8 @@ pub struct Args {
     /// Tokens in one forward pass; changes results by rounding only
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=8192))]
     pub chunk: u32,
-    /// Caches to run: one, several separated by commas, or all
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "all")]
+    /// Caches to run: one, several separated by commas, or all [default: all; sink to compare storage types]
+    #[arg(long, value_enum, value_delimiter = ',')]
     pub mode: Vec<ModeChoice>,
     /// Score every STRIDE-th token [default: 40, or as many as it takes for at most 5000 scored tokens]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
@@ -66,9 +66,10 @@ pub struct Args {
     /// Threads [default: one per core]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads: Option<u32>,
-    /// Type in which keys and values are stored
-    #[arg(long, value_enum, default_value_t = KvDtype::F16)]
-    pub kv_dtype: KvDtype,
+    /// Types in which keys and values are stored: f32, f16, bf16, q8 or q4 for both, or two such as q8/q4. Several
+    /// separated by commas: compares them in mode sink, token by token, with the first
+    #[arg(long, value_name = "K[/V]", value_delimiter = ',', default_value = "f16")]
+    pub kv_dtype: Vec<KvTypes>,
     /// File of the plot, an SVG [default: target/stream.svg, or stream.svg where there is no target]
     #[arg(long, value_name = "FILE")]
     pub plot: Option<PathBuf>,

@@ -15,6 +15,7 @@ use crate::pass::run_mode;
 use crate::plot;
 use crate::report::Report;
 use crate::scores::ScoredPositions;
+use crate::storage_types::{TypeRun, TypesReport};
 use crate::text::Stream;
 
 /// Without `--stride`, scored tokens are at least this far apart ...
@@ -38,6 +39,9 @@ pub fn run(args: &Args, stdout: &mut dyn Write) -> Result<()> {
     let llama = Llama::open(&args.model)?;
     let stream = Stream::open(args.text(), args.skip(), args.tokens, DEFAULT_TOKENS)?;
     let trained_length = llama.config().trained_length;
+    if args.kv_dtype.len() > 1 {
+        return compare_types(args, &llama, &stream, stdout);
+    }
     let setting = setting(args, stream.len(), trained_length);
     let modes = modes_of(&args.mode);
     check(&setting, &modes, &llama, &stream)?;
@@ -66,8 +70,37 @@ pub fn run(args: &Args, stdout: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
+/// Runs mode sink once for each storage type, on the same scored tokens.
+fn compare_types(args: &Args, llama: &Llama, stream: &Stream, stdout: &mut dyn Write) -> Result<()> {
+    let only_sink = args.mode.iter().all(|&mode| mode == ModeChoice::Sink);
+    ensure!(only_sink, "--kv-dtype names several types: only mode sink compares them");
+    let no_files = args.plot.is_none() && args.data.is_none();
+    ensure!(no_files, "--kv-dtype names several types: no --plot or --data is made of them");
+    let base = setting(args, stream.len(), llama.config().trained_length);
+    // Nothing at the beginning: only whole streams are compared.
+    let beginning = ScoredPositions { end: 0, ..base.beginning };
+    let settings: Vec<_> = args.kv_dtype.iter().map(|&kv_dtype| Setting { kv_dtype, beginning, ..base }).collect();
+    for setting in &settings {
+        check(setting, &[Mode::Sink], llama, stream)?;
+    }
+    let pool = pool(base.threads)?;
+    let mut runs = Vec::new();
+    for setting in &settings {
+        let run = pool.install(|| run_mode(Mode::Sink, setting, llama, stream))?;
+        runs.push(TypeRun { types: setting.kv_dtype, run });
+        if args.json {
+            writeln!(stdout, "{}", TypesReport { setting: &base, runs: &runs }.last_as_json()?)?;
+        }
+    }
+    if !args.json {
+        writeln!(stdout, "{}", TypesReport { setting: &base, runs: &runs })?;
+    }
+    Ok(())
+}
+
 /// The chosen modes without duplicates, in the order in which they run.
 fn modes_of(choices: &[ModeChoice]) -> Vec<Mode> {
+    let choices = if choices.is_empty() { &[ModeChoice::All] } else { choices };
     let chosen = |mode: &Mode| {
         choices.iter().any(|choice| match choice {
             ModeChoice::Sink => *mode == Mode::Sink,
@@ -90,7 +123,7 @@ fn setting(args: &Args, tokens: u64, trained_length: usize) -> Setting {
     };
     let reach = dense_reach(trained_length);
     let beginning = ScoredPositions { start: 0, stride: reach.div_ceil(BEGINNING_SCORED), end: reach.min(tokens) };
-    let (sink, window, chunk, kv_dtype) = (args.sink, args.window, args.chunk, args.kv_dtype);
+    let (sink, window, chunk, kv_dtype) = (args.sink, args.window, args.chunk, args.kv_dtype[0]);
     Setting { sink, window, chunk, kv_dtype, threads, scored, beginning }
 }
 

@@ -3,7 +3,7 @@
 //! [`header`] checks a model file, [`gguf`] opens it, [`model`] multiplies its matrices with candle, [`cache`] calls
 //! the C ABI for attention, [`pass`] streams a [`text`] through the cache of one of four [`modes`] and collects
 //! [`scores`]. [`report`] compares the modes, [`table`] and [`record`] print the comparison, [`plot`] draws the
-//! [`data`].
+//! [`data`]. [`storage_types`] compares types of K and V instead of modes.
 
 pub mod cache;
 pub mod cli;
@@ -23,6 +23,7 @@ pub mod report;
 pub mod rss;
 pub mod scores;
 pub mod stats;
+pub mod storage_types;
 pub mod style;
 pub mod table;
 pub mod text;

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 
-use crate::cache::{CacheShape, KvCache, KvDtype};
+use crate::cache::{CacheShape, KvCache, KvTypes};
 use crate::gguf::Gguf;
 use crate::ops::{add, multiply, rms_norm, row, swiglu, with_values};
 use crate::text::BYTE_OFFSET;
@@ -119,7 +119,7 @@ impl Llama {
         n_sink: u32,
         window: u32,
         max_chunk: u32,
-        kv_dtype: KvDtype,
+        kv_dtype: KvTypes,
         n_threads: u32,
     ) -> CacheShape {
         // No cast truncates: Gguf::count limits all counts to 2^20.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::cache::{CacheShape, KvDtype};
+use crate::cache::{CacheShape, KvTypes};
 use crate::model::Llama;
 use crate::scores::ScoredPositions;
 
@@ -48,8 +48,8 @@ pub struct Setting {
     pub window: u32,
     /// Tokens in one forward pass.
     pub chunk: u32,
-    /// Stored type.
-    pub kv_dtype: KvDtype,
+    /// Stored types.
+    pub kv_dtype: KvTypes,
     /// Threads.
     pub threads: u32,
     /// Positions scored in the whole stream.

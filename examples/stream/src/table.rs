@@ -42,7 +42,7 @@ impl Report<'_> {
 
     fn notes(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Setting { scored, threads, .. } = self.setting;
-        let kv_dtype = self.setting.kv_dtype.name();
+        let kv_dtype = self.setting.kv_dtype;
         let thread = if *threads == 1 { "thread" } else { "threads" };
         writeln!(
             f,

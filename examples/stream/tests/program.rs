@@ -10,7 +10,7 @@ use sinkcache_stream::pass::run_mode;
 use sinkcache_stream::scores::ScoredPositions;
 use sinkcache_stream::stats::perplexity;
 use sinkcache_stream::text::{BYTE_OFFSET, Stream};
-use sinkcache_stream::{EXIT_ERROR, EXIT_OK, cache::KvCache, cache::KvDtype, run};
+use sinkcache_stream::{EXIT_ERROR, EXIT_OK, cache::KvCache, cache::KvTypes, run};
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../data").join(name)
@@ -82,7 +82,11 @@ fn invalid_arguments_are_rejected() {
     rejected(&["--mode", "magic"], "recompute");
     rejected(&["--tokens", "0"], "--tokens");
     rejected(&["--chunk", "many"], "--chunk");
-    rejected(&["--kv-dtype", "f8"], "--kv-dtype");
+    rejected(&["--kv-dtype", "f8"], "'f8' is no storage type: f32, f16, bf16, q8 or q4 is allowed, or K/V of them");
+    rejected(&["--kv-dtype", "q8/q4/q4"], "'q4/q4' is no storage type");
+    rejected(&["--kv-dtype", "f16,"], "'' is no storage type");
+    rejected(&["--kv-dtype", "f16,q8", "--mode", "dense"], "only mode sink compares them");
+    rejected(&["--kv-dtype", "f16,q8", "--plot", "types.svg"], "no --plot or --data");
     rejected(&["--threads", "0"], "--threads");
     rejected(&["--sink", "-1"], "-1");
     rejected(&["--window", "0"], "SKC_STATUS_INVALID_CONFIG");
@@ -133,6 +137,29 @@ fn json_has_a_line_per_mode_and_data_give_the_same_plot() {
     assert!(fs::read_to_string(again).unwrap() == svg, "a data file gives another plot than its run");
 }
 
+/// Perplexities of all types lie near that of f16: the narrower, the farther.
+#[test]
+fn storage_types_are_compared_token_by_token() {
+    let types = ["f16", "f32", "bf16", "q8", "q8/q4", "q4"];
+    let arguments = ["--tokens", "4000", "--stride", "4", "--json", "--kv-dtype", &types.join(",")];
+    let (code, out, err) = program(&arguments);
+    assert_eq!((code, err.as_str()), (EXIT_OK, ""));
+    let lines: Vec<serde_json::Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let names: Vec<_> = lines.iter().map(|line| line["kv_dtype"].as_str().unwrap()).collect();
+    assert_eq!(names, types);
+    for (line, (off, bytes)) in
+        lines.iter().zip([(1e-9, 0), (0.003, 0), (0.01, 0), (0.005, 52), (0.015, 41), (0.05, 29)])
+    {
+        let ratio = line["ratio"].as_f64().unwrap();
+        assert!((ratio - 1.0).abs() <= off, "{line}");
+        let percent = line["bytes_per_token"].as_u64().unwrap() * 100 / lines[0]["bytes_per_token"].as_u64().unwrap();
+        assert!(bytes == 0 || percent <= bytes, "{line}");
+    }
+    let (code, out, _) = program(&["--tokens", "700", "--kv-dtype", "f16,q8/q4"]);
+    assert_eq!(code, EXIT_OK);
+    assert!(out.contains("beside f16") && out.contains("q8/q4"), "{out}");
+}
+
 #[test]
 fn the_bundled_text_starts_with_its_first_chapter() {
     let stream = Stream::open(&data("stream.txt"), 5472, None, 14).unwrap();
@@ -151,14 +178,14 @@ fn stream(tokens: usize) -> Stream {
 /// Scores nothing at the beginning.
 fn setting(chunk: u32, scored: ScoredPositions) -> Setting {
     let beginning = ScoredPositions { start: 0, stride: 1, end: 0 };
-    Setting { sink: 4, window: 252, chunk, kv_dtype: KvDtype::F16, threads: 2, scored, beginning }
+    Setting { sink: 4, window: 252, chunk, kv_dtype: KvTypes::F16, threads: 2, scored, beginning }
 }
 
 /// 4.00476 is the result of plain attention in NumPy, with the weights from before their conversion to GGUF.
 #[test]
 fn the_first_256_tokens_have_their_perplexity() {
     let (llama, stream) = (llama(), stream(256));
-    let mut cache = KvCache::new(llama.cache_shape(4, 252, 256, KvDtype::F32, 1)).unwrap();
+    let mut cache = KvCache::new(llama.cache_shape(4, 252, 256, KvTypes::F32, 1)).unwrap();
     let (mut tokens, keep) = (Vec::new(), Vec::from_iter(0..256));
     stream.fill(0..256, &mut tokens);
     let logits = llama.forward(&tokens, &keep, &mut cache).unwrap();

@@ -3,9 +3,11 @@
 use std::mem::take;
 use std::ops::Range;
 
-use super::element::{Stored, as_f32};
+use half::{bf16, f16};
+
+use super::element::{Stored, as_f32, code_rows};
 use super::kv_layout::{KEY_GROUP, physical};
-use super::kv_store::{GroupOfTokens, Slots};
+use super::kv_store::{Slots, ValueGroup};
 use super::rope_cache::{EntryTokens, RopeCache};
 use super::scratch::Scratch;
 use super::simd::Kernels;
@@ -13,7 +15,7 @@ use super::simd::prefetch::prefetch;
 use super::simd::transpose::GroupRows;
 use crate::backend::{AppendRows, LayerCall};
 use crate::batch::Entry;
-use crate::config::{DType, PositionMode};
+use crate::config::{DType, PositionMode, StorageType};
 
 /// Distance in tokens of the prefetch of rows.
 const PREFETCH_TOKENS: u64 = 4;
@@ -42,15 +44,8 @@ struct Run {
     has_next_head: bool,
 }
 
-/// Rows that hold a converted key and a converted value.
-#[derive(Debug)]
-struct Converted<'a> {
-    k: &'a mut [f32],
-    v: &'a mut [f32],
-}
-
 /// Stores the tokens of an entry for some KV heads.
-pub(super) fn append<T: Stored>(
+pub(super) fn append(
     target: &AppendTarget<'_>,
     heads: &Range<usize>,
     angles: &mut RopeCache,
@@ -66,7 +61,7 @@ pub(super) fn append<T: Stored>(
             let stop = end.min(begin + KEY_GROUP as u64 - slot % KEY_GROUP as u64);
             for head in heads.clone() {
                 let run = Run { tokens: begin..stop, slot, head, has_next_head: head + 1 < heads.end };
-                target.store_run::<T>(&run, angles, scratch);
+                target.store_run(&run, angles, scratch);
             }
             begin = stop;
         }
@@ -74,37 +69,135 @@ pub(super) fn append<T: Stored>(
 }
 
 impl AppendTarget<'_> {
-    fn store_run<T: Stored>(&self, run: &Run, angles: &mut RopeCache, scratch: &mut Scratch<'_>) {
-        let (shape, kernels) = (self.call.shape, self.kernels);
-        let Run { tokens, slot, head, .. } = run;
-        // Only a group whose 16 tokens are all new may be written as a whole: other slots keep their tokens.
+    fn store_run(&self, run: &Run, angles: &mut RopeCache, scratch: &mut Scratch<'_>) {
+        let shape = self.call.shape;
+        match shape.k_type {
+            StorageType::F32 => self.store_keys::<f32>(run, angles, scratch),
+            StorageType::F16 => self.store_keys::<f16>(run, angles, scratch),
+            StorageType::Bf16 => self.store_keys::<bf16>(run, angles, scratch),
+            StorageType::Q8 | StorageType::Q4 => self.quantise_keys(run, angles, scratch),
+        }
+        match shape.v_type {
+            StorageType::F32 => self.store_values::<f32>(run, scratch),
+            StorageType::F16 => self.store_values::<f16>(run, scratch),
+            StorageType::Bf16 => self.store_values::<bf16>(run, scratch),
+            StorageType::Q8 | StorageType::Q4 => self.quantise_values(run, scratch),
+        }
+    }
+
+    /// Whether the tokens of a run are all 16 of their group: only then may it be written as a whole, as other slots
+    /// keep their tokens.
+    fn whole_group(run: &Run) -> bool {
         // mutant: part_of_group_written_whole
-        let whole = kernels.transpose_keys.filter(|_| tokens.end - tokens.start == KEY_GROUP as u64);
-        let (mut k, mut v): (GroupRows, GroupRows) = ([std::ptr::null(); KEY_GROUP], [std::ptr::null(); KEY_GROUP]);
-        // Attention packs blocks into these fields, and needs none of it between calls.
-        let (rows_k, rows_v) = (take(&mut scratch.k), take(&mut scratch.v));
-        let rows = rows_k.chunks_mut(shape.head_dim).zip(rows_v.chunks_mut(shape.head_dim_v));
-        for ((i, token), (to_k, to_v)) in tokens.clone().enumerate().zip(rows) {
+        run.tokens.end - run.tokens.start == KEY_GROUP as u64
+    }
+
+    fn store_keys<T: Stored>(&self, run: &Run, angles: &mut RopeCache, scratch: &mut Scratch<'_>) {
+        let dim = self.call.shape.head_dim;
+        let whole = self.kernels.transpose_keys.filter(|_| Self::whole_group(run));
+        let mut group: GroupRows = [std::ptr::null(); KEY_GROUP];
+        // Attention packs blocks into this field, and needs none of it between calls.
+        let rows = take(&mut scratch.k);
+        for ((i, token), to) in run.tokens.clone().enumerate().zip(rows.chunks_mut(dim)) {
             self.prefetch_after(run, token);
             let angle = self.angle_offset(token, angles, scratch);
+            let src = self.io.k.at(self.entry.row + token, run.head);
             // SAFETY: the rows are resolved for this batch and these dims. Each KV head belongs to one worker, and the
             // token is new, so that no query reads its slot; the slot is one of this ring.
             unsafe {
-                let (key, value) = self.stored_row::<T>(token, *head, angle, scratch, Converted { k: to_k, v: to_v });
-                if whole.is_some() {
-                    (k[i], v[i]) = (key.as_ptr().cast(), value.as_ptr().cast());
-                } else {
-                    self.slots.write::<T>(*head, slot + i as u64, key, value);
+                let key: &[T] = match angle {
+                    Some(angle) => T::converted(self.rotated(src, angle, scratch), to, self.kernels),
+                    None => self.converted(src, dim, Buffers { wide: scratch.row, narrow: to }),
+                };
+                match whole {
+                    Some(_) => group[i] = key.as_ptr().cast(),
+                    None => self.slots.write_key(run.head, run.slot + i as u64, key),
                 }
             }
         }
-        if let Some(transpose_keys) = whole {
-            let interleave_values = kernels.interleave_values;
-            let group = GroupOfTokens { k: &k, v: &v, dim_v: shape.head_dim_v, transpose_keys, interleave_values };
-            // SAFETY: as above; the rows are the caller's or lie in `rows_k` and `rows_v`.
-            unsafe { self.slots.write_group::<T>(*head, *slot, &group) };
+        if let Some(transpose) = whole {
+            // SAFETY: as above; the rows are the caller's or lie in `rows`.
+            unsafe { self.slots.write_key_group(run.head, run.slot, &group, transpose) };
         }
-        (scratch.k, scratch.v) = (rows_k, rows_v);
+        scratch.k = rows;
+    }
+
+    fn store_values<T: Stored>(&self, run: &Run, scratch: &mut Scratch<'_>) {
+        let dim = self.call.shape.head_dim_v;
+        let whole = Self::whole_group(run) && T::DTYPE != DType::F32;
+        let mut group: GroupRows = [std::ptr::null(); KEY_GROUP];
+        let rows = take(&mut scratch.v);
+        for ((i, token), to) in run.tokens.clone().enumerate().zip(rows.chunks_mut(dim)) {
+            let src = self.io.v.at(self.entry.row + token, run.head);
+            // SAFETY: as in `store_keys`.
+            unsafe {
+                let value: &[T] = self.converted(src, dim, Buffers { wide: scratch.row_v, narrow: to });
+                if whole {
+                    group[i] = value.as_ptr().cast();
+                } else {
+                    self.slots.write_value(run.head, run.slot + i as u64, value);
+                }
+            }
+        }
+        if whole {
+            let layout = ValueGroup { dim, interleave: self.kernels.interleave_values };
+            // SAFETY: as in `store_keys`.
+            unsafe { self.slots.write_value_group(run.head, run.slot, &group, layout) };
+        }
+        scratch.v = rows;
+    }
+
+    fn quantise_keys(&self, run: &Run, angles: &mut RopeCache, scratch: &mut Scratch<'_>) {
+        let shape = self.call.shape;
+        let dim = shape.head_dim;
+        for (i, token) in run.tokens.clone().enumerate() {
+            self.prefetch_after(run, token);
+            let angle = self.angle_offset(token, angles, scratch);
+            let src = self.io.k.at(self.entry.row + token, run.head);
+            // SAFETY: as in `store_keys`; the kernels' instruction set is available.
+            unsafe {
+                match angle {
+                    Some(angle) => _ = self.rotated(src, angle, scratch),
+                    None => scratch.rotated[..dim].copy_from_slice(as_f32(shape.in_dtype, src, dim, scratch.row)),
+                }
+                let row = &mut scratch.rotated[..dim];
+                (self.kernels.hadamard)(row); // mutant: key_not_turned
+                let (codes, scales) = self.quantised(shape.k_type, row, scratch.k);
+                let (block, slot) = self.slots.key_block(run.head, run.slot + i as u64);
+                block.write_key(slot, codes, scales);
+            }
+        }
+    }
+
+    fn quantise_values(&self, run: &Run, scratch: &mut Scratch<'_>) {
+        let shape = self.call.shape;
+        for (i, token) in run.tokens.clone().enumerate() {
+            let src = self.io.v.at(self.entry.row + token, run.head);
+            // SAFETY: as in `quantise_keys`.
+            unsafe {
+                let row = as_f32(shape.in_dtype, src, shape.head_dim_v, scratch.row_v);
+                let (codes, scales) = self.quantised(shape.v_type, row, scratch.v);
+                let (block, slot) = self.slots.value_block(run.head, run.slot + i as u64);
+                block.write_value(slot, codes, scales);
+            }
+        }
+    }
+
+    /// Codes and scales of a row, in `to`.
+    ///
+    /// # Safety
+    /// The kernels' instruction set is available.
+    unsafe fn quantised<'a>(&self, storage: StorageType, row: &[f32], to: &'a mut [f32]) -> (&'a [u8], &'a [u16]) {
+        let (codes, scales) = code_rows(to, row.len(), storage.scales(row.len()));
+        // SAFETY: the instruction set is available, by the caller.
+        unsafe {
+            if storage == StorageType::Q8 {
+                scales[0] = (self.kernels.quantise_q8)(row, codes);
+            } else {
+                (self.kernels.quantise_q4)(row, codes, scales);
+            }
+        }
+        (codes, scales)
     }
 
     /// Prefetches the rows that are stored a few tokens after `token`: of this head, or of the next. Rows of one head
@@ -132,34 +225,36 @@ impl AppendTarget<'_> {
             .then(|| angles.of_key(&tokens, token, self.kernels, scratch) * layer.frequencies.len())
     }
 
-    /// Key and value of a token in the storage type, the key rotated: the caller's own rows, or rows in `to`.
+    /// A row of keys, rotated by the angles at `angle`, in scratch.
     ///
     /// # Safety
-    /// The caller's rows must be resolved for this batch and these dims.
-    unsafe fn stored_row<'a, T: Stored>(
-        &self,
-        token: u64,
-        head: usize,
-        angle: Option<usize>,
-        scratch: &'a mut Scratch<'_>,
-        to: Converted<'a>,
-    ) -> (&'a [T], &'a [T]) {
-        let (layer, shape, kernels) = (self.call.layer, self.call.shape, self.kernels);
-        let row = self.entry.row + token;
-        let (src_k, src_v) = (self.io.k.at(row, head), self.io.v.at(row, head));
-        // SAFETY: both addresses are of resolved rows of these dims; the kernels' instruction set is available.
+    /// `src` must be readable for a row of keys, and aligned to its elements.
+    unsafe fn rotated<'a>(&self, src: *const u8, angle: usize, scratch: &'a mut Scratch<'_>) -> &'a [f32] {
+        let (layer, shape) = (self.call.layer, self.call.shape);
+        let angles = angle..angle + layer.frequencies.len();
+        let (cos, sin) = (&scratch.cos[angles.clone()], &scratch.sin[angles]);
+        let to = &mut scratch.rotated[..shape.head_dim];
+        // SAFETY: the row is readable, by the caller; the kernels' instruction set is available.
         unsafe {
-            let k = if let Some(angle) = angle {
-                let x = as_f32(shape.in_dtype, src_k, shape.head_dim, scratch.row);
-                let angles = angle..angle + layer.frequencies.len();
-                let (cos, sin) = (&scratch.cos[angles.clone()], &scratch.sin[angles]);
-                (kernels.rotate)(layer.rope_style, cos, sin, x, &mut scratch.rotated[..shape.head_dim]);
-                T::converted(&scratch.rotated[..shape.head_dim], to.k, kernels)
+            let x = as_f32(shape.in_dtype, src, shape.head_dim, scratch.row);
+            (self.kernels.rotate)(layer.rope_style, cos, sin, x, to);
+        }
+        to
+    }
+
+    /// A row in the storage type: the caller's own, or converted by way of f32.
+    ///
+    /// # Safety
+    /// `src` must be readable for `n` elements while the result lives, and aligned to them.
+    unsafe fn converted<'a, T: Stored>(&self, src: *const u8, n: usize, buffers: Buffers<'a>) -> &'a [T] {
+        let dtype = self.call.shape.in_dtype;
+        // SAFETY: `src` is readable and aligned, by the caller; in the first case its elements are `T`.
+        unsafe {
+            if T::DTYPE == dtype {
+                std::slice::from_raw_parts(src.cast(), n)
             } else {
-                stored(shape.in_dtype, src_k, shape.head_dim, Buffers { wide: scratch.row, narrow: to.k }, kernels)
-            };
-            let v = Buffers { wide: scratch.row_v, narrow: to.v };
-            (k, stored(shape.in_dtype, src_v, shape.head_dim_v, v, kernels))
+                T::converted(as_f32(dtype, src, n, buffers.wide), buffers.narrow, self.kernels)
+            }
         }
     }
 }
@@ -171,49 +266,27 @@ struct Buffers<'a> {
     narrow: &'a mut [f32],
 }
 
-/// A row in the storage type: itself, or converted by way of f32.
-///
-/// # Safety
-/// `src` must be readable for `n` elements of `dtype` while the result lives, and aligned to them.
-unsafe fn stored<'a, T: Stored>(
-    dtype: DType,
-    src: *const u8,
-    n: usize,
-    buffers: Buffers<'a>,
-    kernels: &Kernels,
-) -> &'a [T] {
-    // SAFETY: `src` is readable and aligned, by the caller; in the first case its elements are `T`.
-    unsafe {
-        if T::DTYPE == dtype {
-            std::slice::from_raw_parts(src.cast(), n)
-        } else {
-            T::converted(as_f32(dtype, src, n, buffers.wide), buffers.narrow, kernels)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use half::{bf16, f16};
     use proptest::prelude::*;
     use proptest::sample::select;
 
     use super::*;
     use crate::backend::cpu::kv_store::KvStore;
     use crate::backend::cpu::scratch::ScratchPool;
-    use crate::config::{CacheConfig, LayerConfig, RopeStyle, StorageType};
+    use crate::config::{CacheConfig, LayerConfig, RopeStyle};
     use crate::cpu_features::Isa;
     use crate::memory::Memory;
     use crate::tensor::{Element, RowsIn};
 
     /// The bytes of all slots, which held something else before, after tokens `first..` were appended in calls of so
     /// many.
-    fn slots_after<T: Stored, I: Element>(config: &CacheConfig, first: u64, calls: &[u64], bits: &[u32]) -> Vec<u8> {
+    fn slots_after<I: Element>(config: &CacheConfig, first: u64, calls: &[u64], bits: &[u32]) -> Vec<u8> {
         let (shape, layer) = (config.shape().unwrap(), config.layer(&config.layers[0]).unwrap());
         let store = KvStore::new(&shape, std::iter::once(&layer), 1, Memory::default()).unwrap();
         store.contents().iter_mut().enumerate().for_each(|(i, x)| *x = (i * 37 % 251) as u8);
         let pool = ScratchPool::new(&shape, 1, Memory::default()).unwrap();
-        let kernels = Kernels::new(config.isa.unwrap(), shape.kv_element());
+        let kernels = Kernels::new(config.isa.unwrap(), shape.k_type, shape.v_type);
         let (mut at, mut row) = (first, 0);
         for &n in calls {
             let rows = |dim: usize, salt: usize| -> Vec<I> {
@@ -238,7 +311,7 @@ mod tests {
                 AppendTarget { call: &call, io: &io, slots, entry: &entry, tokens: &(0..n), kernels: &kernels };
             // SAFETY: nobody else holds it.
             let mut scratch = unsafe { pool.part(&shape, 0) };
-            append::<T>(&target, &(0..shape.n_kv_heads), &mut RopeCache::default(), &mut scratch);
+            append(&target, &(0..shape.n_kv_heads), &mut RopeCache::default(), &mut scratch);
             (at, row) = (at + n, row + n as usize);
         }
         store.contents().to_vec()
@@ -252,11 +325,7 @@ mod tests {
 
     fn hold<I: Element>(config: &CacheConfig, first: u64, n: u64, bits: &[u32]) {
         let one_by_one = vec![1; n as usize];
-        let [together, separate] = [&[n][..], &one_by_one].map(|calls| match config.kv_dtype.element().unwrap() {
-            DType::F32 => slots_after::<f32, I>(config, first, calls, bits),
-            DType::F16 => slots_after::<f16, I>(config, first, calls, bits),
-            DType::Bf16 => slots_after::<bf16, I>(config, first, calls, bits),
-        });
+        let [together, separate] = [&[n][..], &one_by_one].map(|calls| slots_after::<I>(config, first, calls, bits));
         let differs = together.iter().zip(&separate).position(|(a, b)| a != b);
         assert!(differs.is_none(), "{config:?}: {n} tokens from {first} on, byte {differs:?}");
     }
@@ -268,7 +337,7 @@ mod tests {
         /// wherever a run begins, sinks end or the ring wraps.
         #[test]
         fn groups_are_tokens(dims in select(vec![(8, 8), (32, 32), (48, 80), (80, 24), (128, 128), (64, 40)]),
-                             kv_dtype in select(vec![StorageType::F32, StorageType::F16, StorageType::Bf16]),
+                             k_dtype in select(StorageType::ALL.to_vec()), v_dtype in select(StorageType::ALL.to_vec()),
                              in_dtype in select(vec![DType::F32, DType::F16, DType::Bf16]),
                              position_mode in select(vec![PositionMode::Rope, PositionMode::RopeApplied,
                                                           PositionMode::None]),
@@ -281,7 +350,8 @@ mod tests {
                     n_kv_heads: 2,
                     head_dim: dims.0,
                     head_dim_v: dims.1,
-                    kv_dtype,
+                    k_dtype: Some(k_dtype),
+                    v_dtype: Some(v_dtype),
                     in_dtype,
                     max_chunk: 90,
                     layers: vec![LayerConfig { n_sink, window, position_mode, rope_style, ..LayerConfig::default() }],

@@ -8,7 +8,7 @@ use super::simd::gemm::{PvArgs, QkArgs};
 use super::simd::softmax::{SoftmaxArgs, visible_union};
 use super::simd::{Kernels, pv_rows};
 use super::visibility::Block;
-use crate::config::DType;
+use crate::config::StorageType;
 
 /// Distance in keys of the software prefetch, a multiple of the four key groups that kernels load together. Hardware
 /// prefetchers stop at the end of a page. With 64 dims this distance is two pages, and memory is read up to twice as
@@ -45,9 +45,12 @@ impl KvSplit<'_> {
     pub fn attend(&self, scratch: &mut Scratch<'_>) {
         let n = self.block.hi.next_multiple_of(KEY_GROUP);
         let (k, v) = self.slots.read(self.tile.head, self.block.slot, n as u64);
+        let shape = self.tile.call.shape;
+        let half = |storage: StorageType| matches!(storage, StorageType::F16 | StorageType::Bf16);
         let prefetches = cfg!(target_arch = "x86_64")
             && self.tile.rows <= PREFETCH_MAX_ROWS
-            && self.tile.call.shape.kv_element() != DType::F32;
+            && half(shape.k_type)
+            && half(shape.v_type);
         let stored = Stored { k, v, n, prefetch: if prefetches { PREFETCH_KEYS } else { 0 } };
         self.qk(&stored, scratch);
         self.softmax(n, scratch);
@@ -57,18 +60,19 @@ impl KvSplit<'_> {
     /// QK^T of all columns into scratch's `scores`. Keys are prefetched; the last ones prefetch the first values.
     fn qk(&self, stored: &Stored, scratch: &mut Scratch<'_>) {
         let (shape, rows) = (self.tile.call.shape, self.tile.rows);
-        let (dim, size) = (shape.head_dim, shape.kv_element().size());
+        let (dim, slot_bytes) = (shape.head_dim, shape.k_type.row_bytes(shape.head_dim));
         let n = stored.n;
         let q = if self.block.sinks { scratch.q_sink.as_ptr() } else { scratch.q.as_ptr() };
         let scores = scratch.scores.as_mut_ptr();
-        let columns = |k: *const u8, from: usize, to: usize, prefetch_offset: isize| QkArgs {
+        let columns = |from: usize, to: usize, prefetch_offset: isize| QkArgs {
             q,
             q_stride: dim,
             rows,
-            k,
+            k: stored.k,
             dim,
+            first: from / KEY_GROUP,
             groups: (to - from) / KEY_GROUP,
-            scores: scores.wrapping_add(from),
+            scores,
             stride: SPLIT_KEYS,
             prefetch_offset,
         };
@@ -79,16 +83,22 @@ impl KvSplit<'_> {
             match self.kernels.qk {
                 Some(qk) => {
                     let last = n.saturating_sub(stored.prefetch);
-                    let tail = stored.k.add(last * dim * size);
-                    qk(&columns(stored.k, 0, last, (stored.prefetch * dim * size) as isize));
-                    qk(&columns(tail, last, n, byte_distance(tail, stored.v)));
+                    let tail = stored.k.add(last * slot_bytes);
+                    qk(&columns(0, last, (stored.prefetch * slot_bytes) as isize));
+                    qk(&columns(last, n, byte_distance(tail, stored.v)));
                 }
                 None => {
                     for at in (0..n).step_by(KEY_BLOCK) {
                         let end = n.min(at + KEY_BLOCK);
-                        let keys = stored.k.add(at * dim * size);
+                        let keys = stored.k.add(at * slot_bytes);
                         (self.kernels.pack_keys)(keys, dim, (end - at) / KEY_GROUP, scratch.k.as_mut_ptr());
-                        (self.kernels.qk_packed)(&columns(scratch.k.as_ptr().cast(), at, end, 0));
+                        let packed = QkArgs {
+                            k: scratch.k.as_ptr().cast(),
+                            first: 0,
+                            scores: scores.wrapping_add(at),
+                            ..columns(at, end, 0)
+                        };
+                        (self.kernels.qk_packed)(&packed);
                     }
                 }
             }
@@ -155,7 +165,7 @@ impl KvSplit<'_> {
     /// # Safety
     /// As [`Kernels::pv`] with `all`, whose `alpha` is scratch's.
     unsafe fn pv_prefetching(&self, stored: &Stored, all: &PvArgs, scratch: &mut Scratch<'_>) {
-        let slot_bytes = all.dim * self.tile.call.shape.kv_element().size();
+        let slot_bytes = self.tile.call.shape.v_type.row_bytes(all.dim);
         // A multiple of SLOT_ALIGN: bf16 values of 32 slots are stored interleaved, and addresses count from their
         // first.
         let last = (all.to.saturating_sub(stored.prefetch) / SLOT_ALIGN as usize * SLOT_ALIGN as usize).max(all.from);

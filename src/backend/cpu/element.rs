@@ -41,6 +41,18 @@ impl Stored for bf16 {
     }
 }
 
+/// Room for the codes of a row of `dim` dims, one byte each, and for its scales, in a row of as many f32.
+pub(super) fn code_rows(buf: &mut [f32], dim: usize, scales: usize) -> (&mut [u8], &mut [u16]) {
+    assert!(dim.is_multiple_of(8) && dim + 2 * scales <= 4 * buf.len(), "{dim} codes and {scales} scales");
+    let codes = buf.as_mut_ptr().cast::<u8>();
+    // SAFETY: both lie within the buffer, by the assertion, and do not overlap; scales begin at an even address; any
+    // bits are valid.
+    unsafe {
+        let after = codes.add(dim).cast::<u16>();
+        (std::slice::from_raw_parts_mut(codes, dim), std::slice::from_raw_parts_mut(after, scales))
+    }
+}
+
 /// Reads `dst.len()` elements of `dtype` as f32.
 ///
 /// # Safety

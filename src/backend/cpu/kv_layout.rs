@@ -1,5 +1,6 @@
 //! How slots of K and V are laid out: key groups, alignment, addresses.
 
+use crate::config::StorageType;
 use crate::ring::Ring;
 
 /// Slots whose keys are stored together, dims outermost.
@@ -39,6 +40,64 @@ pub(super) fn max_splits(ring: &Ring, size: u64) -> u64 {
 #[inline(always)]
 pub(super) fn bf16_pair_index(dim: usize, key: usize, d: usize) -> usize {
     key / 32 * (16 * dim) + d / 16 * 256 + key % 32 / 2 * 16 + d % 16
+}
+
+/// Where the scales and the codes of quantised rows lie. Each [`SLOT_ALIGN`] slots are a block, a multiple of 64 bytes:
+/// the scales of its slots, `[scales of a row][slot]`, then their codes in words of 32 bits.
+///
+/// A word holds four codes of q8 or eight of q4: of consecutive dims of one key, or of one dim of consecutive values.
+/// So words of the same dims of 16 keys, or of 16 dims of the same values, are one vector. Keys lie in groups of
+/// [`KEY_GROUP`] slots as `[word][slot]`; values in groups of as many slots as a word has codes, as `[dim]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CodeLayout {
+    /// Dims of a row, a multiple of 8; of values, padded.
+    pub dim: usize,
+    /// Codes in a word.
+    pub per_word: usize,
+    /// Scales of a row.
+    pub scales: usize,
+}
+
+impl CodeLayout {
+    /// Of rows of `dim` dims; `None` for types that have no codes.
+    pub fn new(storage: StorageType, dim: usize) -> Option<Self> {
+        let per_word = match storage {
+            StorageType::Q8 => 4,
+            StorageType::Q4 => 8,
+            StorageType::F32 | StorageType::F16 | StorageType::Bf16 => return None,
+        };
+        Some(Self { dim, per_word, scales: storage.scales(dim) })
+    }
+
+    /// Bytes of a block.
+    pub const fn block_bytes(self) -> usize {
+        SLOT_ALIGN as usize * (2 * self.scales + 4 * self.dim / self.per_word)
+    }
+
+    /// Offset of a slot's scale in its block, in scales.
+    pub const fn scale(self, slot: usize, scale: usize) -> usize {
+        scale * SLOT_ALIGN as usize + slot
+    }
+
+    /// Offset of a key's word in its block, in words.
+    pub const fn key_word(self, slot: usize, word: usize) -> usize {
+        let words = self.dim / self.per_word;
+        self.first_word() + (slot / KEY_GROUP * words + word) * KEY_GROUP + slot % KEY_GROUP
+    }
+
+    /// Offset of the word of a dim of a value in its block, in words.
+    pub const fn value_word(self, slot: usize, dim: usize) -> usize {
+        self.first_word() + slot / self.per_word * self.dim + dim
+    }
+
+    const fn first_word(self) -> usize {
+        SLOT_ALIGN as usize * self.scales / 2
+    }
+
+    /// The lowest bit of a code in its word: codes `i` and `i + 4` of q4 are the halves of byte `i`.
+    pub const fn shift(self, code: usize) -> usize {
+        if self.per_word == 8 { code % 4 * 8 + code / 4 * 4 } else { code * 8 }
+    }
 }
 
 /// The keys of a block: `n` stored columns, of which `from..to` may be visible. What lies in the others is unspecified

@@ -3,14 +3,16 @@
 //! The slots of sinks and of the ring each begin and end at a multiple of [`SLOT_ALIGN`]. Within a head, K lies in
 //! groups of [`KEY_GROUP`] slots: f16 as `[dim][slot]`, bf16 as `[dim / 2][slot][2]` (a vector holds one dim, or a pair
 //! of dims, of 16 keys: no sums across lanes), f32 in rows. V lies in rows padded to 16 dims; bf16 in groups of 32
-//! slots as `[dim / 16][slot / 2][dim % 16][2]`. AMX multiplies both bf16 layouts without conversion.
+//! slots as `[dim / 16][slot / 2][dim % 16][2]`. AMX multiplies both bf16 layouts without conversion. Quantised rows
+//! lie as [`CodeLayout`] says.
 
 use std::marker::PhantomData;
 
+use super::code_store::CodeBlock;
 use super::element::Stored;
-use super::kv_layout::{KEY_GROUP, SLOT_ALIGN, bf16_pair_index, padded_dim, physical, physical_slots};
+use super::kv_layout::{CodeLayout, KEY_GROUP, SLOT_ALIGN, bf16_pair_index, padded_dim, physical, physical_slots};
 use super::simd::transpose::{GroupRows, TransposeFn};
-use crate::config::{DType, Layer, Shape};
+use crate::config::{DType, Layer, Shape, StorageType, Which};
 use crate::error::{Error, Result, Status};
 use crate::memory::{ALIGN, Buffer, Memory, with_room};
 use crate::ring::Ring;
@@ -21,9 +23,30 @@ pub(super) struct KvStore {
     buffer: Buffer,
     layers: Vec<LayerOffsets>,
     n_kv_heads: usize,
-    /// Bytes of one slot of one head.
-    k_slot: usize,
-    v_slot: usize,
+    /// Rows of K and of V.
+    k_rows: RowLayout,
+    v_rows: RowLayout,
+}
+
+/// Rows of K or of V as they are stored.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RowLayout {
+    pub storage: StorageType,
+    /// Dims, of values padded.
+    pub dim: usize,
+    /// Bytes of one slot of one head, on average over a block of [`SLOT_ALIGN`] slots.
+    pub slot_bytes: usize,
+}
+
+impl RowLayout {
+    /// Those of K and of V.
+    pub fn of(shape: &Shape) -> [Self; 2] {
+        [(shape.k_type, shape.head_dim), (shape.v_type, padded_dim(shape.head_dim_v))].map(|(storage, dim)| Self {
+            storage,
+            dim,
+            slot_bytes: storage.row_bytes(dim),
+        })
+    }
 }
 
 /// Byte offsets of one layer.
@@ -34,15 +57,11 @@ struct LayerOffsets {
     slots: usize,
 }
 
-/// Bytes of one slot of one head.
-fn slot_bytes(shape: &Shape) -> [usize; 2] {
-    [shape.head_dim, padded_dim(shape.head_dim_v)].map(|dim| dim * shape.kv_element().size())
-}
-
 /// Bytes of K and of V of one layer, rounded up to the alignment; `None` on overflow.
 fn layer_bytes(shape: &Shape, layer: &Layer, n_seqs: u32) -> Option<[u64; 2]> {
     let slots = physical_slots(&layer.ring).checked_mul(n_seqs.into())?.checked_mul(shape.n_kv_heads as u64)?;
-    let [k, v] = slot_bytes(shape).map(|b| slots.checked_mul(b as u64)?.checked_next_multiple_of(ALIGN as u64));
+    let [k, v] = RowLayout::of(shape)
+        .map(|rows| slots.checked_mul(rows.slot_bytes as u64)?.checked_next_multiple_of(ALIGN as u64));
     Some([k?, v?])
 }
 
@@ -77,15 +96,15 @@ impl KvStore {
             offsets.push(LayerOffsets { k: at, v: at + k, slots: physical_slots(&layer.ring) as usize });
             at += k + v;
         }
-        let [k_slot, v_slot] = slot_bytes(shape);
+        let [k_rows, v_rows] = RowLayout::of(shape);
         Ok(Self {
             // Kernels read whole groups and mask what is not visible: masked slots may be stale, but must be
             // initialised.
             buffer: Buffer::new(memory, total, "K and V")?,
             layers: offsets,
             n_kv_heads: shape.n_kv_heads,
-            k_slot,
-            v_slot,
+            k_rows,
+            v_rows,
         })
     }
 
@@ -95,21 +114,32 @@ impl KvStore {
         let head_slots = seq * self.n_kv_heads * l.slots;
         let base = self.buffer.as_ptr();
         Slots {
-            k: base.wrapping_add(l.k + head_slots * self.k_slot),
-            v: base.wrapping_add(l.v + head_slots * self.v_slot),
+            k: base.wrapping_add(l.k + head_slots * self.k_rows.slot_bytes),
+            v: base.wrapping_add(l.v + head_slots * self.v_rows.slot_bytes),
             slots: l.slots,
             n_heads: self.n_kv_heads,
-            k_slot: self.k_slot,
-            v_slot: self.v_slot,
+            k_rows: self.k_rows,
+            v_rows: self.v_rows,
             life: PhantomData,
         }
+    }
+
+    /// The first byte of K or V of a head, which has at least `slots` slots, and how its rows are stored.
+    pub fn head(&self, layer: usize, seq: usize, which: Which, head: usize, slots: usize) -> (*mut u8, RowLayout) {
+        let of = self.slots(layer, seq);
+        let at = of.check(head, 0, slots as u64);
+        let (base, rows) = match which {
+            Which::K => (of.k, of.k_rows),
+            Which::V => (of.v, of.v_rows),
+        };
+        (base.wrapping_add(at * rows.slot_bytes), rows)
     }
 
     /// All bytes of K and V.
     #[cfg(test)]
     #[expect(clippy::mut_from_ref, reason = "a test has it alone")]
     pub fn contents(&self) -> &mut [u8] {
-        let last = self.layers.last().map_or(0, |l| l.v + self.n_kv_heads * l.slots * self.v_slot);
+        let last = self.layers.last().map_or(0, |l| l.v + self.n_kv_heads * l.slots * self.v_rows.slot_bytes);
         // SAFETY: within the block of a cache of one sequence; initialised.
         unsafe { std::slice::from_raw_parts_mut(self.buffer.as_ptr(), last) }
     }
@@ -123,7 +153,7 @@ impl KvStore {
         // Whole groups: the further slots that are copied are not visible.
         let n = (physical(ring, slots - 1).0 + 1).next_multiple_of(SLOT_ALIGN) as usize;
         assert!(n <= l.slots && src != dst, "{n} slots of {}, {src} to {dst}", l.slots);
-        for (base, slot) in [(l.k, self.k_slot), (l.v, self.v_slot)] {
+        for (base, slot) in [(l.k, self.k_rows.slot_bytes), (l.v, self.v_rows.slot_bytes)] {
             for head in 0..self.n_kv_heads {
                 let at = |seq: usize| {
                     self.buffer.as_ptr().wrapping_add(base + (seq * self.n_kv_heads + head) * l.slots * slot)
@@ -143,8 +173,8 @@ pub(super) struct Slots<'a> {
     v: *mut u8,
     slots: usize,
     n_heads: usize,
-    k_slot: usize,
-    v_slot: usize,
+    k_rows: RowLayout,
+    v_rows: RowLayout,
     life: PhantomData<&'a KvStore>,
 }
 
@@ -158,24 +188,20 @@ impl Slots<'_> {
     pub fn read(&self, head: usize, slot: u64, n: u64) -> (*const u8, *const u8) {
         debug_assert!(slot.is_multiple_of(SLOT_ALIGN) && n.is_multiple_of(KEY_GROUP as u64));
         let at = self.check(head, slot, n);
-        (self.k.wrapping_add(at * self.k_slot), self.v.wrapping_add(at * self.v_slot))
+        (self.k.wrapping_add(at * self.k_rows.slot_bytes), self.v.wrapping_add(at * self.v_rows.slot_bytes))
     }
 
-    /// Stores a token.
+    /// Stores a key as numbers.
     ///
     /// # Safety
-    /// Nobody else may read or write the group at the same time. `T` is the storage type, `k` and `v` are of the head's
-    /// dims.
-    pub unsafe fn write<T: Stored>(&self, head: usize, slot: u64, k: &[T], v: &[T]) {
+    /// Nobody else may read or write the group at the same time. `T` is the storage type of K.
+    pub unsafe fn write_key<T: Stored>(&self, head: usize, slot: u64, k: &[T]) {
         let at = self.check(head, slot, 1);
         let lane = at % KEY_GROUP;
-        let row = self.v_slot / size_of::<T>();
-        assert!(size_of_val(k) == self.k_slot && v.len() <= row, "{} and {} dims", k.len(), v.len());
+        assert!(size_of_val(k) == self.k_rows.slot_bytes, "{} dims", k.len());
         // SAFETY: `check` keeps the slot in range; heads begin at whole groups; the caller alone has the group.
         unsafe {
-            let group = self.k.add((at - lane) * self.k_slot).cast::<T>();
-            let in_tile = at % SLOT_ALIGN as usize;
-            let values = self.v.add((at - in_tile) * self.v_slot).cast::<T>();
+            let group = self.k.add((at - lane) * self.k_rows.slot_bytes).cast::<T>();
             match T::DTYPE {
                 DType::F32 => std::ptr::copy_nonoverlapping(k.as_ptr(), group.add(lane * k.len()), k.len()),
                 // mutant: key_in_another_lane
@@ -185,6 +211,21 @@ impl Slots<'_> {
                     pairs.for_each(|(d, &pair)| group.cast::<[T; 2]>().add(d * KEY_GROUP + lane).write(pair));
                 }
             }
+        }
+    }
+
+    /// Stores a value as numbers.
+    ///
+    /// # Safety
+    /// Nobody else may read or write the group at the same time. `T` is the storage type of V.
+    pub unsafe fn write_value<T: Stored>(&self, head: usize, slot: u64, v: &[T]) {
+        let at = self.check(head, slot, 1);
+        let row = self.v_rows.slot_bytes / size_of::<T>();
+        assert!(v.len() <= row, "{} dims", v.len());
+        // SAFETY: `check` keeps the slot in range; heads begin at whole groups; the caller alone has the group.
+        unsafe {
+            let in_tile = at % SLOT_ALIGN as usize;
+            let values = self.v.add((at - in_tile) * self.v_rows.slot_bytes).cast::<T>();
             match T::DTYPE {
                 DType::Bf16 => {
                     // Two tokens share each word, the even one its low half (little-endian). Read-modify-write of words
@@ -206,30 +247,58 @@ impl Slots<'_> {
         }
     }
 
-    /// Stores the tokens of a whole key group in f16 or bf16, as [`Self::write`] of each would. `slot` is a multiple of
-    /// [`KEY_GROUP`].
+    /// The block of a quantised key, and its slot there.
+    pub fn key_block(&self, head: usize, slot: u64) -> (CodeBlock, usize) {
+        self.code_block(head, slot, self.k, self.k_rows)
+    }
+
+    /// The block of a quantised value, and its slot there.
+    pub fn value_block(&self, head: usize, slot: u64) -> (CodeBlock, usize) {
+        self.code_block(head, slot, self.v, self.v_rows)
+    }
+
+    fn code_block(&self, head: usize, slot: u64, base: *mut u8, rows: RowLayout) -> (CodeBlock, usize) {
+        let at = self.check(head, slot, 1);
+        let in_block = at % SLOT_ALIGN as usize;
+        let layout = CodeLayout::new(rows.storage, rows.dim).expect("only quantised rows lie in blocks of codes");
+        (CodeBlock { layout, block: base.wrapping_add((at - in_block) * rows.slot_bytes) }, in_block)
+    }
+
+    /// Stores the keys of a whole key group in f16 or bf16, as [`Self::write_key`] of each would. `slot` is a multiple
+    /// of [`KEY_GROUP`].
     ///
     /// # Safety
-    /// Nobody else may read or write the group at the same time. `T` is the storage type, the functions are its
-    /// kernels' and their instruction set is available; each row is readable for the head's dims, those of values for
-    /// `dim_v`.
-    pub unsafe fn write_group<T: Stored>(&self, head: usize, slot: u64, tokens: &GroupOfTokens<'_>) {
+    /// Nobody else may read or write the group at the same time. `transpose` is the kernel of the storage type, and its
+    /// instruction set is available; each row is readable for the head's dims.
+    pub unsafe fn write_key_group(&self, head: usize, slot: u64, rows: &GroupRows, transpose: TransposeFn) {
         let at = self.check(head, slot, KEY_GROUP as u64);
-        let (dim, row, dim_v) = (self.k_slot / size_of::<u16>(), self.v_slot / size_of::<u16>(), tokens.dim_v);
-        assert!(at.is_multiple_of(KEY_GROUP) && dim_v <= row, "a group at {slot}, {dim_v} dims");
+        assert!(at.is_multiple_of(KEY_GROUP), "a group at {slot}");
         // SAFETY: `check` keeps the group within the head's slots, which begin at a multiple of SLOT_ALIGN; the caller
         // alone has the group, and its rows are readable.
+        unsafe { transpose(rows, self.k_rows.dim, self.k.add(at * self.k_rows.slot_bytes).cast()) };
+    }
+
+    /// Stores the values of a whole key group in f16 or bf16, as [`Self::write_value`] of each would: rows of `dim`
+    /// dims.
+    ///
+    /// # Safety
+    /// As [`Self::write_key_group`], with `interleave` of the same instruction set.
+    pub unsafe fn write_value_group(&self, head: usize, slot: u64, values: &GroupRows, layout: ValueGroup) {
+        let at = self.check(head, slot, KEY_GROUP as u64);
+        let ValueGroup { dim, interleave } = layout;
+        let row = self.v_rows.dim;
+        assert!(at.is_multiple_of(KEY_GROUP) && dim <= row, "a group at {slot}, {dim} dims");
+        // SAFETY: as in `write_key_group`.
         unsafe {
-            (tokens.transpose_keys)(tokens.k, dim, self.k.add(at * self.k_slot).cast());
-            if T::DTYPE == DType::Bf16 {
+            if self.v_rows.storage == StorageType::Bf16 {
                 let in_tile = at % SLOT_ALIGN as usize;
-                let values = self.v.add((at - in_tile) * self.v_slot).cast::<u16>();
+                let to = self.v.add((at - in_tile) * self.v_rows.slot_bytes).cast::<u16>();
                 // mutant: values_of_another_half
-                (tokens.interleave_values)(tokens.v, dim_v, values.add(2 * bf16_pair_index(row, in_tile, 0)));
+                interleave(values, dim, to.add(2 * bf16_pair_index(row, in_tile, 0)));
             } else {
-                let values = self.v.add(at * self.v_slot).cast::<u16>();
-                for (i, &v) in tokens.v.iter().enumerate() {
-                    std::ptr::copy_nonoverlapping(v, values.add(i * row), dim_v);
+                let to = self.v.add(at * self.v_rows.slot_bytes).cast::<u16>();
+                for (i, &v) in values.iter().enumerate() {
+                    std::ptr::copy_nonoverlapping(v, to.add(i * row), dim);
                 }
             }
         }
@@ -248,13 +317,10 @@ unsafe fn set_halves(to: *mut u32, dims: &[u16], shift: usize, other: u32) {
     }
 }
 
-/// The rows of the 16 tokens of a key group, and how they are stored.
+/// How the values of a key group are stored.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct GroupOfTokens<'a> {
-    pub k: &'a GroupRows,
-    pub v: &'a GroupRows,
-    /// Dims of a row of values.
-    pub dim_v: usize,
-    pub transpose_keys: TransposeFn,
-    pub interleave_values: TransposeFn,
+pub(super) struct ValueGroup {
+    /// Dims of a row.
+    pub dim: usize,
+    pub interleave: TransposeFn,
 }

@@ -2,9 +2,11 @@
 
 mod append;
 mod chunk;
+mod code_store;
 mod decode;
 mod element;
 mod kv_layout;
+mod kv_rows;
 mod kv_store;
 mod query_tile;
 mod rope_cache;
@@ -15,8 +17,6 @@ mod split_kv;
 mod visibility;
 mod worker;
 
-use half::{bf16, f16};
-
 use self::kv_store::KvStore;
 use self::schedule::AttendPath;
 use self::schedule::ChunkRange;
@@ -25,9 +25,9 @@ use self::scratch::ScratchPool;
 use self::simd::Kernels;
 use self::split_kv::SplitPartials;
 use self::worker::{SplitUnit, Worker};
-use super::{Backend, KernelChoice, LayerCall, TokenCall};
+use super::{Backend, KernelChoice, LayerCall, SlotRun, TokenCall};
 use crate::batch::Entry;
-use crate::config::{DType, Layer, Shape};
+use crate::config::{Layer, Shape};
 use crate::cpu_features::Isa;
 use crate::error::{Error, Result, Status};
 use crate::exec::Executor;
@@ -88,7 +88,7 @@ impl Cpu {
             scratch: ScratchPool::new(shape, n_threads, memory)?,
             splits: SplitPartials::new(shape, layers.clone(), n_seqs, n_threads, memory)?,
             store: KvStore::new(shape, layers, n_seqs, memory)?,
-            kernels: Kernels::new(isa, shape.kv_element()),
+            kernels: Kernels::new(isa, shape.k_type, shape.v_type),
             isa,
         })
     }
@@ -124,7 +124,7 @@ impl Cpu {
         })
     }
 
-    fn append_all<T: element::Stored>(&self, call: &LayerCall<'_>, exec: &Executor, range: ChunkRange) -> Result<()> {
+    fn append_all(&self, call: &LayerCall<'_>, exec: &Executor, range: ChunkRange) -> Result<()> {
         let shape = call.shape;
         let heads = shape.n_kv_heads as u64;
         let rows: u64 = call.entries.iter().map(|e| range.tokens(e).end - range.tokens(e).start).sum();
@@ -133,7 +133,7 @@ impl Cpu {
             // SAFETY: this call alone uses the cache, and no other thread is at work.
             let mut worker = unsafe { self.worker(call, 0) };
             for entry in call.entries {
-                worker.append::<T>(entry, &range.tokens(entry), &(0..shape.n_kv_heads));
+                worker.append(entry, &range.tokens(entry), &(0..shape.n_kv_heads));
             }
             return Ok(());
         }
@@ -142,7 +142,7 @@ impl Cpu {
         self.share_out(call, exec, call.entries.len() as u64 * shares, |worker, at| {
             let (entry, share) = (&call.entries[(at / shares) as usize], at % shares);
             let heads = (heads * share / shares) as usize..(heads * (share + 1) / shares) as usize;
-            worker.append::<T>(entry, &range.tokens(entry), &heads);
+            worker.append(entry, &range.tokens(entry), &heads);
         })
     }
 
@@ -178,11 +178,13 @@ impl Cpu {
             worker.attend_split(entry, &range.tokens(entry), &unit, &self.splits);
         })
     }
+}
 
-    fn run_typed<T: element::Stored>(&self, call: &LayerCall<'_>, exec: &Executor) -> Result<()> {
+impl Backend for Cpu {
+    fn run(&self, call: &LayerCall<'_>, exec: &Executor) -> Result<()> {
         for range in ChunkRange::all(call) {
             if call.append.is_some() {
-                self.append_all::<T>(call, exec, range)?;
+                self.append_all(call, exec, range)?;
             }
             if call.attend.is_some() {
                 self.attend_all(call, exec, range)?;
@@ -191,7 +193,7 @@ impl Cpu {
         Ok(())
     }
 
-    fn part_typed<T: element::Stored>(&self, call: &LayerCall<'_>, ith: u32, nth: u32) {
+    fn run_part(&self, call: &LayerCall<'_>, ith: u32, nth: u32) {
         // SAFETY: by the trait's contract, each `ith` runs at most once at a time.
         let mut worker = unsafe { self.worker(call, ith) };
         for (entry, heads) in share(call.entries, call.shape.n_kv_heads, ith, nth) {
@@ -202,7 +204,7 @@ impl Cpu {
                     break;
                 }
                 if call.append.is_some() {
-                    worker.append::<T>(entry, &tokens, &heads);
+                    worker.append(entry, &tokens, &heads);
                 }
                 for head in heads.clone() {
                     if call.attend.is_some() {
@@ -211,24 +213,6 @@ impl Cpu {
                     }
                 }
             }
-        }
-    }
-}
-
-impl Backend for Cpu {
-    fn run(&self, call: &LayerCall<'_>, exec: &Executor) -> Result<()> {
-        match call.shape.kv_element() {
-            DType::F32 => self.run_typed::<f32>(call, exec),
-            DType::F16 => self.run_typed::<f16>(call, exec),
-            DType::Bf16 => self.run_typed::<bf16>(call, exec),
-        }
-    }
-
-    fn run_part(&self, call: &LayerCall<'_>, ith: u32, nth: u32) {
-        match call.shape.kv_element() {
-            DType::F32 => self.part_typed::<f32>(call, ith, nth),
-            DType::F16 => self.part_typed::<f16>(call, ith, nth),
-            DType::Bf16 => self.part_typed::<bf16>(call, ith, nth),
         }
     }
 
@@ -245,5 +229,13 @@ impl Backend for Cpu {
 
     fn copy_sequence(&self, layer: usize, settings: &Layer, src: usize, dst: usize, slots: u64) {
         self.store.copy_sequence(layer, &settings.ring, src, dst, slots);
+    }
+
+    fn read_rows(&self, run: &SlotRun<'_>, out: &mut [u8]) {
+        self.store.read_rows(run, out);
+    }
+
+    fn write_rows(&self, run: &SlotRun<'_>, rows: &[u8]) {
+        self.store.write_rows(run, rows);
     }
 }

@@ -120,6 +120,11 @@ impl QueryTile<'_> {
                 } else {
                     q.copy_from_slice(x);
                 }
+                if shape.k_type.is_quantised() {
+                    // As the keys.
+                    (kernels.hadamard)(q); // mutant: window_query_not_turned
+                    (kernels.hadamard)(q_sink); // mutant: sink_query_not_turned
+                }
             }
             scratch.ranges[r] = self.visible_range(r);
             // A learned sink logit acts as a key with this score and a value of zero.

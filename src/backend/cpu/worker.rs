@@ -5,7 +5,6 @@ use std::ops::Range;
 use super::append::{self, AppendTarget};
 use super::chunk::{self, ChunkTile};
 use super::decode::KvSplit;
-use super::element::Stored;
 use super::kv_layout::padded_dim;
 use super::kv_store::KvStore;
 use super::rope_cache::RopeCache;
@@ -61,11 +60,11 @@ impl<'a> Worker<'a> {
     }
 
     /// Stores an entry's tokens for some KV heads.
-    pub fn append<T: Stored>(&mut self, entry: &Entry, tokens: &Range<u64>, heads: &Range<usize>) {
+    pub fn append(&mut self, entry: &Entry, tokens: &Range<u64>, heads: &Range<usize>) {
         if let Some(io) = &self.call.append {
             let slots = self.store.slots(self.call.layer_index, entry.seq);
             let target = AppendTarget { call: self.call, io, slots, entry, tokens, kernels: self.kernels };
-            append::append::<T>(&target, heads, &mut self.angles, &mut self.scratch);
+            append::append(&target, heads, &mut self.angles, &mut self.scratch);
         }
     }
 

@@ -71,6 +71,25 @@ impl StoreLayout {
     }
 }
 
+/// Addresses of a row's codes (or numbers) and scales.
+#[derive(Clone, Copy, Debug)]
+pub struct RowAddresses {
+    pub codes: u64,
+    pub scales: u64,
+}
+
+impl SkcStore {
+    /// The row in a slot of a head, counted over all sequences: as `stored_row` of `kernels/stored_rows.cuh`. Those of
+    /// the slots that follow lie `row_codes` and `row_scales` bytes further on.
+    pub fn row_at(&self, head: u64, slot: u64) -> RowAddresses {
+        // Within the buffer of K and V, whose size was checked.
+        RowAddresses {
+            codes: self.codes + head * self.head_codes + slot * u64::from(self.row_codes),
+            scales: self.scales + head * self.head_scales + slot * u64::from(self.row_scales),
+        }
+    }
+}
+
 /// Alignment of a head's codes and scales.
 const HEAD_ALIGN: u128 = 16;
 

@@ -12,7 +12,7 @@ use crate::backend::cpu::simd::amx::fused_softmax::qk_softmax;
 use crate::backend::cpu::simd::amx::gemm::{self, DEPTH, SplitMatrix, SplitMut, TileConfig};
 use crate::backend::cpu::simd::amx::pack;
 use crate::backend::cpu::simd::amx::softmax::softmax_bf16;
-use crate::config::{DType, Shape};
+use crate::config::{Shape, StorageType};
 
 const _: () = assert!(SLOT_ALIGN as usize == DEPTH && KEY_BLOCK.is_multiple_of(DEPTH));
 // Maxima, sums and products are read and written for whole tiles of rows, however many rows are left.
@@ -20,7 +20,10 @@ const _: () = assert!(TILE_ROWS.is_multiple_of(gemm::ROWS) && SUBTILE_ROWS >= ge
 
 /// Whether a cache's shape fits the tiles.
 pub(super) fn fits(shape: &Shape) -> bool {
-    shape.kv_element() != DType::F32 && shape.head_dim.is_multiple_of(DEPTH) && shape.head_dim_v.is_multiple_of(DEPTH)
+    let half = matches!(shape.k_type, StorageType::F16 | StorageType::Bf16);
+    half && shape.v_type == shape.k_type
+        && shape.head_dim.is_multiple_of(DEPTH)
+        && shape.head_dim_v.is_multiple_of(DEPTH)
 }
 
 /// A field of scratch as one matrix of `n` bf16, or as two behind one another.
@@ -60,7 +63,7 @@ impl Amx {
     /// AMX must be available: the methods rely on it.
     pub unsafe fn new(tile: &QueryTile<'_>, scratch: &mut Scratch<'_>) -> Self {
         let (shape, layer) = (tile.call.shape, tile.call.layer);
-        let (two, q_rows) = (shape.kv_element() == DType::F16, tile.rows.next_multiple_of(gemm::ROWS));
+        let (two, q_rows) = (shape.k_type == StorageType::F16, tile.rows.next_multiple_of(gemm::ROWS));
         let n = tile.rows * shape.head_dim;
         for (q, packed) in [(&scratch.q, &mut scratch.q_packed), (&scratch.q_sink, &mut scratch.q_sink_packed)] {
             assert!(q.len() >= n);

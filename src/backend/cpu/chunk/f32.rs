@@ -48,6 +48,7 @@ impl ChunkKernel for F32 {
                 rows: sub.rows.rows,
                 k: scratch.k[sub.from * dim..].as_ptr().cast(),
                 dim,
+                first: 0,
                 groups: sub.n / KEY_GROUP,
                 scores: scratch.scores.as_mut_ptr(),
                 stride: SCORE_STRIDE,

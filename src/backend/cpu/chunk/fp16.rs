@@ -10,14 +10,16 @@ use crate::backend::cpu::scratch::{KEY_BLOCK, SCORE_STRIDE, SUBTILE_ROWS, Scratc
 use crate::backend::cpu::simd::fp16::gemm::{DEPTH, GemmArgs, gemm};
 use crate::backend::cpu::simd::fp16::pack::{pack_keys, pack_rows, pack_values};
 use crate::backend::cpu::simd::fp16::softmax::softmax_fp16;
-use crate::config::{DType, Shape};
+use crate::config::{Shape, StorageType};
 
 // Keys are packed in rows of `SCORE_STRIDE` fp16, where f32 has `KEY_BLOCK`.
 const _: () = assert!(SLOT_ALIGN as usize == DEPTH && SCORE_STRIDE <= 2 * KEY_BLOCK);
 
 /// Whether a cache's shape fits.
 pub(super) fn fits(shape: &Shape) -> bool {
-    shape.kv_element() == DType::Bf16 && shape.head_dim.is_multiple_of(DEPTH) && shape.head_dim_v.is_multiple_of(DEPTH)
+    [shape.k_type, shape.v_type] == [StorageType::Bf16; 2]
+        && shape.head_dim.is_multiple_of(DEPTH)
+        && shape.head_dim_v.is_multiple_of(DEPTH)
 }
 
 /// The chunk kernel by AVX-512 FP16.

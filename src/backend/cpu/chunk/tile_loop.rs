@@ -181,7 +181,7 @@ impl Subtile<'_> {
         let shape = self.rows.call.shape;
         // SAFETY: the subtile's columns are among the block's.
         unsafe {
-            let v = v.add(self.from * padded_dim(shape.head_dim_v) * shape.kv_element().size());
+            let v = v.add(self.from * shape.v_type.row_bytes(padded_dim(shape.head_dim_v)));
             pv_rows(&self.pv_args(v, scratch), &scratch.visible[..self.rows.rows], chunk.kernels);
         }
     }

@@ -19,12 +19,14 @@ pub(crate) struct QkArgs {
     pub q: *const f32,
     pub q_stride: usize,
     pub rows: usize,
-    /// The first group.
+    /// Keys, from a slot that is a multiple of 32.
     pub k: *const u8,
     /// Dims, even.
     pub dim: usize,
+    /// The first group that is multiplied, counted from `k`, and the number of groups.
+    pub first: usize,
     pub groups: usize,
-    /// `[rows][stride]` f32.
+    /// `[rows][stride]` f32. Columns count from `k`.
     pub scores: *mut f32,
     pub stride: usize,
     /// Bytes from the keys that are read to those that are prefetched; 0 = no prefetch.
@@ -49,8 +51,8 @@ pub(crate) unsafe fn qk<V: SimdF32, K: Keys, const NV: usize>(a: &QkArgs) {
 
 #[inline(always)]
 unsafe fn qk_all<V: SimdF32, K: Keys, const NV: usize, const PREFETCH: bool>(a: &QkArgs) {
-    let vectors = a.groups * KEY_GROUP / V::N;
-    let mut v = 0;
+    let mut v = a.first * KEY_GROUP / V::N;
+    let vectors = (a.first + a.groups) * KEY_GROUP / V::N;
     while v < vectors {
         // SAFETY: the caller's contract; vectors `v..v + NV` are among the groups.
         unsafe {

@@ -4,6 +4,7 @@
 mod aarch64;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
+mod codes;
 mod convert;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod fp16;
@@ -11,6 +12,7 @@ pub(crate) mod gemm;
 pub(crate) mod kv_load;
 mod pack;
 pub(crate) mod prefetch;
+mod quantise;
 mod rope;
 mod scalar;
 pub(crate) mod softmax;
@@ -24,14 +26,14 @@ use self::gemm::{PvArgs, QkArgs};
 use self::softmax::{ColumnRange, SoftmaxArgs};
 use self::transpose::{GroupRows, TransposeFn};
 use crate::backend::cpu::kv_layout::KeyRange;
-use crate::config::{DType, RopeStyle};
+use crate::config::{RopeStyle, StorageType};
 use crate::cpu_features::Isa;
 use crate::rope::Frequencies;
 
 /// Style, cosines, sines, source, destination.
 type RotateFn = unsafe fn(RopeStyle, &[f32], &[f32], &[f32], &mut [f32]);
 
-/// The kernels of one instruction set for one storage type.
+/// The kernels of one instruction set for the types that K and V are stored in.
 ///
 /// # Safety
 /// Each may be called only where its instruction set is available, with arguments as its struct describes them.
@@ -51,10 +53,16 @@ pub(crate) struct Kernels {
     pub pack_keys: unsafe fn(*const u8, usize, usize, *mut f32),
     /// Stored values to f32 rows: source, padded dims, keys, destination. Whether all visible numbers are finite.
     pub pack_values: unsafe fn(*const u8, usize, KeyRange, *mut f32) -> bool,
-    /// Sixteen rows of keys to a stored group. `None` for f32, which is stored in rows.
+    /// Sixteen rows of keys to a stored group. `None` for types whose keys are written one by one.
     pub transpose_keys: Option<TransposeFn>,
     /// Sixteen rows of bf16 values to half of an interleaved tile.
     pub interleave_values: TransposeFn,
+    /// The Hadamard turn of one row.
+    pub hadamard: unsafe fn(&mut [f32]),
+    /// A row in q8: row, codes. Returns the scale.
+    pub quantise_q8: unsafe fn(&[f32], &mut [u8]) -> u16,
+    /// A row in q4: row, codes plus 8 in a byte each, scales.
+    pub quantise_q4: unsafe fn(&[f32], &mut [u8], &mut [u16]),
     /// RoPE of one row.
     pub rotate: RotateFn,
     /// Rounds to nearest even.
@@ -103,16 +111,65 @@ macro_rules! isa_kernels {
             typed!(f16, StoredF16);
             typed!(bf16, StoredBf16);
 
+            macro_rules! pack_keys {
+                ($k:ident, $e:ty) => {
+                    $(#[$features])?
+                    unsafe fn $k(src: *const u8, dim: usize, groups: usize, dst: *mut f32) {
+                        // SAFETY: the instruction set and the arguments, by the contract of `Kernels`.
+                        unsafe { pack::pack_keys::<$lanes, $e>(src, dim, groups, dst) }
+                    }
+                };
+            }
+            pack_keys!(pack_keys_f16, StoredF16);
+            pack_keys!(pack_keys_bf16, StoredBf16);
+
+            macro_rules! quantised {
+                ($k:ident, $c:ty) => {
+                    mod $k {
+                        use super::*;
+
+                        $(#[$features])?
+                        pub unsafe fn qk(a: &QkArgs) {
+                            // SAFETY: the instruction set and the arguments, by the contract of `Kernels`.
+                            unsafe { codes::qk::<$lanes, $c>(a) }
+                        }
+
+                        $(#[$features])?
+                        pub unsafe fn pv(a: &PvArgs) {
+                            // SAFETY: the instruction set and the arguments, by the contract of `Kernels`.
+                            unsafe { codes::pv::<$lanes, $c>(a) }
+                        }
+
+                        $(#[$features])?
+                        pub unsafe fn pack_keys(src: *const u8, dim: usize, groups: usize, dst: *mut f32) {
+                            // SAFETY: the instruction set and the arguments, by the contract of `Kernels`.
+                            unsafe { codes::pack_keys::<$lanes, $c>(src, dim, groups, dst) }
+                        }
+
+                        $(#[$features])?
+                        pub unsafe fn pack_values(src: *const u8, dim: usize, keys: KeyRange, dst: *mut f32) -> bool {
+                            // SAFETY: the instruction set and the arguments, by the contract of `Kernels`.
+                            unsafe { codes::pack_values::<$lanes, $c>(src, dim, keys, dst) }
+                        }
+                    }
+                };
+            }
+            quantised!(q8, codes::CodesQ8);
+            quantised!(q4, codes::CodesQ4);
+
             $(#[$features])?
-            unsafe fn pack_keys_f16(src: *const u8, dim: usize, groups: usize, dst: *mut f32) {
-                // SAFETY: the instruction set and the arguments, by the contract of `Kernels`.
-                unsafe { pack::pack_keys::<$lanes, StoredF16>(src, dim, groups, dst) }
+            unsafe fn hadamard(x: &mut [f32]) {
+                quantise::hadamard(x);
             }
 
             $(#[$features])?
-            unsafe fn pack_keys_bf16(src: *const u8, dim: usize, groups: usize, dst: *mut f32) {
-                // SAFETY: the instruction set and the arguments, by the contract of `Kernels`.
-                unsafe { pack::pack_keys::<$lanes, StoredBf16>(src, dim, groups, dst) }
+            unsafe fn quantise_q8(x: &[f32], to: &mut [u8]) -> u16 {
+                quantise::quantise_q8(x, to)
+            }
+
+            $(#[$features])?
+            unsafe fn quantise_q4(x: &[f32], to: &mut [u8], scales: &mut [u16]) {
+                quantise::quantise_q4(x, to, scales);
             }
 
             $(#[$features])?
@@ -155,42 +212,55 @@ macro_rules! isa_kernels {
                 rope::angles(f, position, mscale, cos, sin);
             }
 
-            pub(super) fn kernels(dtype: DType) -> Kernels {
-                let common = Kernels {
+            pub(super) fn kernels(k: StorageType, v: StorageType) -> Kernels {
+                // Where keys are f32, scores are, and probabilities are worth as much.
+                let precise = k == StorageType::F32;
+                let mut kernels = Kernels {
                     qk: None,
                     qk_packed: f32::qk,
                     pv: f32::pv,
                     pv_packed: f32::pv,
-                    softmax: softmax::<true>,
+                    softmax: if precise { softmax::<true> } else { softmax::<false> },
                     pack_keys: group_rows,
                     pack_values: f32::pack_values,
                     transpose_keys: None,
                     interleave_values,
+                    hadamard,
+                    quantise_q8,
+                    quantise_q4,
                     rotate,
                     f32_to_bf16,
                     angles,
                 };
-                match dtype {
-                    DType::F32 => common,
-                    DType::F16 => Kernels {
-                        qk: Some(f16::qk),
-                        softmax: softmax::<false>,
-                        pv: f16::pv,
-                        pack_keys: pack_keys_f16,
-                        pack_values: f16::pack_values,
-                        transpose_keys: Some(transpose_keys::<true>),
-                        ..common
-                    },
-                    DType::Bf16 => Kernels {
-                        qk: Some(bf16::qk),
-                        softmax: softmax::<false>,
-                        pv: bf16::pv,
-                        pack_keys: pack_keys_bf16,
-                        pack_values: bf16::pack_values,
-                        transpose_keys: Some(transpose_keys::<false>),
-                        ..common
-                    },
+                match k {
+                    StorageType::F32 => {}
+                    StorageType::F16 => {
+                        kernels.qk = Some(f16::qk);
+                        kernels.pack_keys = pack_keys_f16;
+                        kernels.transpose_keys = Some(transpose_keys::<true>);
+                    }
+                    StorageType::Bf16 => {
+                        kernels.qk = Some(bf16::qk);
+                        kernels.pack_keys = pack_keys_bf16;
+                        kernels.transpose_keys = Some(transpose_keys::<false>);
+                    }
+                    StorageType::Q8 => {
+                        kernels.qk = Some(q8::qk);
+                        kernels.pack_keys = q8::pack_keys;
+                    }
+                    StorageType::Q4 => {
+                        kernels.qk = Some(q4::qk);
+                        kernels.pack_keys = q4::pack_keys;
+                    }
                 }
+                (kernels.pv, kernels.pack_values) = match v {
+                    StorageType::F32 => (f32::pv as _, f32::pack_values as _),
+                    StorageType::F16 => (f16::pv as _, f16::pack_values as _),
+                    StorageType::Bf16 => (bf16::pv as _, bf16::pack_values as _),
+                    StorageType::Q8 => (q8::pv as _, q8::pack_values as _),
+                    StorageType::Q4 => (q4::pv as _, q4::pack_values as _),
+                };
+                kernels
             }
         }
     };
@@ -210,23 +280,23 @@ isa_kernels!(
 isa_kernels!(neon_kernels, super::aarch64::neon::Neon, 4,);
 
 impl Kernels {
-    /// The kernels of an instruction set, which must be available.
-    pub fn new(isa: Isa, dtype: DType) -> Self {
+    /// The kernels of an instruction set, which must be available, for the types of K and of V.
+    pub fn new(isa: Isa, k: StorageType, v: StorageType) -> Self {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => avx2_kernels::kernels(dtype),
+            Isa::Avx2 => avx2_kernels::kernels(k, v),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Amx => Self {
-                transpose_keys: match dtype {
-                    DType::F32 => None,
-                    DType::F16 => Some(transpose::transpose_keys_avx512::<true>),
-                    DType::Bf16 => Some(transpose::transpose_keys_avx512::<false>),
+                transpose_keys: match k {
+                    StorageType::F16 => Some(transpose::transpose_keys_avx512::<true>),
+                    StorageType::Bf16 => Some(transpose::transpose_keys_avx512::<false>),
+                    StorageType::F32 | StorageType::Q8 | StorageType::Q4 => None,
                 },
-                ..avx512_kernels::kernels(dtype)
+                ..avx512_kernels::kernels(k, v)
             },
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => neon_kernels::kernels(dtype),
-            _ => scalar_kernels::kernels(dtype),
+            Isa::Neon => neon_kernels::kernels(k, v),
+            _ => scalar_kernels::kernels(k, v),
         }
     }
 }

@@ -49,6 +49,18 @@ impl SimdF32 for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self {
+        let halves = unsafe { p.cast::<[u16; 8]>().read_unaligned() };
+        Self(halves.map(|h| f32::from_bits(u32::from(h) << 16)))
+    }
+
+    #[inline(always)]
+    unsafe fn load_field(p: *const u32, flip: u32, left: u32, right: u32) -> Self {
+        let words = unsafe { p.cast::<[u32; 8]>().read_unaligned() };
+        Self(words.map(|w| (((w ^ flip) << left).cast_signed() >> right) as f32))
+    }
+
+    #[inline(always)]
     unsafe fn add(self, b: Self) -> Self {
         self.zip(b, |a, b| a + b)
     }

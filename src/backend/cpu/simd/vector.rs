@@ -20,6 +20,10 @@ pub(crate) trait SimdF32: Copy {
     unsafe fn load_f16(p: *const u16) -> Self;
     /// N pairs of bf16: the low 16 bits of each word, and the high 16 bits.
     unsafe fn load_pairs(p: *const u32) -> (Self, Self);
+    /// N numbers of bf16.
+    unsafe fn load_bf16(p: *const u16) -> Self;
+    /// A signed field of each of N words: `(word ^ flip) << left >> right`, both shifts below 32.
+    unsafe fn load_field(p: *const u32, flip: u32, left: u32, right: u32) -> Self;
     unsafe fn add(self, b: Self) -> Self;
     unsafe fn sub(self, b: Self) -> Self;
     unsafe fn mul(self, b: Self) -> Self;
@@ -152,6 +156,24 @@ mod tests {
         }
     }
 
+    /// Every byte and every half of a byte of a word is read as a signed integer.
+    fn reads_fields<V: SimdF32>() {
+        for first in (0..=u8::MAX).step_by(V::N) {
+            let words: Vec<u32> =
+                (0..V::N as u8).map(|i| u32::from_le_bytes([first + i, !(first + i), 7, 0x80 | i])).collect();
+            for byte in 0..4 {
+                let field = unsafe { V::load_field(words.as_ptr(), 0, 24 - 8 * byte, 24) };
+                same("byte", field, |i| f32::from(words[i].to_le_bytes()[byte as usize].cast_signed()));
+            }
+            for half in 0..8 {
+                let field = unsafe { V::load_field(words.as_ptr(), 0x8888_8888, 28 - 4 * half, 28) };
+                same("half of a byte", field, |i| (words[i] >> (4 * half) & 0xF) as f32 - 8.0);
+            }
+            let halves: Vec<u16> = words.iter().map(|&w| w as u16).collect();
+            same("bf16", unsafe { V::load_bf16(halves.as_ptr()) }, |i| bf16::from_bits(halves[i]).to_f32());
+        }
+    }
+
     fn selects<V: SimdF32>() {
         for (a, b) in ODD.into_iter().flat_map(|a| ODD.map(|b| (a, b))) {
             // Equal zeros and a NaN on either side: the second.
@@ -222,6 +244,7 @@ mod tests {
 
     fn keeps_the_contract<V: SimdF32>() {
         reads_all_halves::<V>();
+        reads_fields::<V>();
         selects::<V>();
         reduces::<V>();
         computes::<V>();

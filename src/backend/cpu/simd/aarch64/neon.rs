@@ -56,6 +56,22 @@ impl SimdF32 for Neon {
     }
 
     #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self {
+        Self(unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(p))) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_field(p: *const u32, flip: u32, left: u32, right: u32) -> Self {
+        unsafe {
+            let shift = |n: u32| vdupq_n_s32(n.cast_signed());
+            let words = vreinterpretq_s32_u32(veorq_u32(vld1q_u32(p), vdupq_n_u32(flip)));
+            // A shift by a negative number goes right.
+            let field = vshlq_s32(vshlq_s32(words, shift(left)), vnegq_s32(shift(right)));
+            Self(vcvtq_f32_s32(field))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn add(self, b: Self) -> Self {
         Self(unsafe { vaddq_f32(self.0, b.0) })
     }

@@ -44,6 +44,24 @@ impl SimdF32 for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self {
+        unsafe {
+            let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+            Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(words)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_field(p: *const u32, flip: u32, left: u32, right: u32) -> Self {
+        unsafe {
+            let shift = |n: u32| _mm_cvtsi32_si128(n.cast_signed());
+            let words = _mm256_xor_si256(_mm256_loadu_si256(p.cast()), _mm256_set1_epi32(flip.cast_signed()));
+            let field = _mm256_sra_epi32(_mm256_sll_epi32(words, shift(left)), shift(right));
+            Self(_mm256_cvtepi32_ps(field))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn add(self, b: Self) -> Self {
         Self(unsafe { _mm256_add_ps(self.0, b.0) })
     }

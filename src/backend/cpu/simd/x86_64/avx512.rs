@@ -53,6 +53,24 @@ impl SimdF32 for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self {
+        unsafe {
+            let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+            Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_field(p: *const u32, flip: u32, left: u32, right: u32) -> Self {
+        unsafe {
+            let shift = |n: u32| _mm_cvtsi32_si128(n.cast_signed());
+            let words = _mm512_xor_si512(_mm512_loadu_si512(p.cast()), _mm512_set1_epi32(flip.cast_signed()));
+            let field = _mm512_sra_epi32(_mm512_sll_epi32(words, shift(left)), shift(right));
+            Self(_mm512_cvtepi32_ps(field))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn add(self, b: Self) -> Self {
         Self(unsafe { _mm512_add_ps(self.0, b.0) })
     }
