@@ -27,6 +27,7 @@ const DIMS: [(u32, u32); 9] =
 fn config(types: KvTypes, (head_dim, head_dim_v): (u32, u32), layer: LayerConfig) -> CacheConfig {
     types.config(CacheConfig {
         backend: BackendKind::Cuda,
+        n_seqs: 2,
         n_q_heads: 4,
         n_kv_heads: 2,
         head_dim,
@@ -62,10 +63,10 @@ impl Codes {
     }
 }
 
-/// K and V of sequence 0 of a cache of one layer, head by head and token by token.
-fn stored_rows(cache: &mut Cache, config: &CacheConfig, tokens: usize) -> [Vec<Vec<u8>>; 2] {
-    let mut bytes = vec![0; cache.snapshot_bytes(0).unwrap()];
-    cache.save_sequence(0, &[0; 32], &mut bytes).unwrap();
+/// K and V of a sequence of a cache of one layer, head by head and token by token.
+fn stored_rows(cache: &mut Cache, config: &CacheConfig, seq: i32, tokens: usize) -> [Vec<Vec<u8>>; 2] {
+    let mut bytes = vec![0; cache.snapshot_bytes(seq).unwrap()];
+    cache.save_sequence(seq, &[0; 32], &mut bytes).unwrap();
     let types = KvTypes::of(config);
     let row_bytes = [(types.k, config.head_dim), (types.v, config.head_dim_v)].map(|(t, d)| t.row_bytes(d as usize));
     let heads = config.n_kv_heads as usize;
@@ -103,9 +104,15 @@ impl Stream {
         Self { k: rows(config.head_dim), v: rows(config.head_dim_v), tokens }
     }
 
-    /// Appends all tokens to sequence 0 and reads back what is stored. A call takes `n` of them.
+    /// What is stored of all tokens in a new cache. A call takes `n` of them.
     fn stored(&self, config: &CacheConfig, n: usize, call: Call) -> [Vec<Vec<u8>>; 2] {
         let mut cache = new_cache(config);
+        self.append(&mut cache, config, n, call);
+        stored_rows(&mut cache, config, 0, self.tokens)
+    }
+
+    /// Appends all tokens to sequence 0.
+    fn append(&self, cache: &mut Cache, config: &CacheConfig, n: usize, call: Call) {
         cache.reset(&[0], Some(&[1 << 33])).unwrap();
         let [wk, wv] = [config.head_dim, config.head_dim_v].map(|dim| (config.n_kv_heads * dim) as usize);
         // Of q nothing is kept.
@@ -114,9 +121,8 @@ impl Stream {
             let to = self.tokens.min(at + n);
             let q = &q[..(to - at) * q.len() / n];
             let rows = Rows { q, k: &self.k[at * wk..to * wk], v: &self.v[at * wv..to * wv] };
-            feed(&mut cache, config, 0, Batch::new(&[0], &[(to - at) as i32]), rows, call);
+            feed(cache, config, 0, Batch::new(&[0], &[(to - at) as i32]), rows, call);
         }
-        stored_rows(&mut cache, config, self.tokens)
     }
 }
 
@@ -163,7 +169,8 @@ fn codes_are_those_of_the_cpu_but_for_ties() {
         let choice = new_cache(&config).kernel_choice(0, TokenCall::Step, 1, 2).unwrap();
         let specialised = dims.0 == dims.1 && [64, 80, 96, 128, 256].contains(&dims.0) && TYPES[..3].contains(&types);
         assert_eq!(choice.kernel == "skc_step_decode", specialised, "{types:?} {dims:?}");
-        assert!(stream.stored(&config, 2, Call::Step) == got, "{types:?} {dims:?}: steps store other bits than appends");
+        let stepped = stream.stored(&config, 2, Call::Step);
+        assert!(stepped == got, "{types:?} {dims:?}: steps store other bits than appends");
     }
     println!("{} codes, {} of them off by one", tally.codes, tally.off_by_one);
     assert!(tally.codes > 100_000 && 1000 * tally.off_by_one <= tally.codes, "{} are off by one", tally.off_by_one);
@@ -204,5 +211,20 @@ fn rows_that_are_not_rotated_are_those_of_the_definition() {
                 assert!(got.iter().zip(&want).all(same), "{stored:?} of {row:?}: {got:?}, not {want:?}");
             }
         }
+    }
+}
+
+/// Sinks, and a ring that has wrapped; also where a head's codes are not a multiple of 16 bytes.
+#[test]
+fn a_fork_has_the_codes_and_scales_of_its_source() {
+    let Some(_turn) = cuda() else { return };
+    for (types, dims) in TYPES[..3].iter().flat_map(|&t| [(8, 24), (64, 64), (80, 80)].map(|d| (t, d))) {
+        let mut config = config(types, dims, LayerConfig::default());
+        (config.layers[0].window, config.max_rewind) = (20, 0);
+        let mut cache = new_cache(&config);
+        Stream::draw(&config, 3, 70).append(&mut cache, &config, 9, Call::Two);
+        cache.fork(&[0], &[1]).unwrap();
+        let [source, fork] = [0, 1].map(|seq| stored_rows(&mut cache, &config, seq, 23));
+        assert!(source == fork, "{types:?} {dims:?}");
     }
 }

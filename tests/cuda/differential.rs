@@ -135,8 +135,8 @@ impl Pair {
         }
         let got = out.read();
         let largest = want.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-        // The device rounds q and the probabilities to the half type (to bf16 where K is quantised), the CPU computes in
-        // f32 or rounds queries to 8 bits.
+        // The device rounds q and the probabilities to the half type, or to bf16 where K is quantised. The CPU computes
+        // in f32, or rounds queries to 8 bits.
         let ulp = if KvTypes::of(c).k == StorageType::F16 { 1e-3 } else { 8e-3 };
         for (i, (a, b)) in got.iter().zip(&want).enumerate() {
             let difference = (a - b).abs();
@@ -199,6 +199,27 @@ fn streams_agree_with_the_cpu() {
         let relative = (tally.errors / tally.values.max(1e-30)).sqrt();
         println!("{streams} streams, {name}: {} elements, relative rms difference {relative:.2e}", tally.n);
         assert!(relative <= bound, "{name}: {relative}");
+    }
+}
+
+/// A shape without kernels of its own, in every pair of types.
+#[test]
+fn every_pair_of_types_agrees_with_the_cpu() {
+    let Some(_turn) = cuda() else { return };
+    for (k, v) in StorageType::ALL.into_iter().flat_map(|k| StorageType::ALL.map(|v| (k, v))) {
+        let mut config = KvTypes::new(k, v).config(draw_config(&mut Random(77), SHAPES[10]));
+        config.layers[0] = LayerConfig { n_sink: 4, window: 20, ..LayerConfig::default() };
+        let cpu = CacheConfig { backend: BackendKind::Cpu, ..config.clone() };
+        let mut pair = Pair { device: new_cache(&config), cpu: Cache::new(&cpu).unwrap(), config };
+        assert_eq!(pair.device.kernel_choice(0, TokenCall::Attend, 2, 1).unwrap().kernel, "skc_attend_generic");
+        let mut tally = Tally::default();
+        for n in [[30, 3], [1, 1], [1, 20]] {
+            pair.step(&mut Random(5 + n[0] as u64), n, true, bf16::from_f32, &mut tally);
+        }
+        let relative = (tally.errors / tally.values).sqrt();
+        // Both compute in f32, but for queries and probabilities of the CPU beside quantised K or V, and bf16.
+        assert!(relative <= 6e-3, "{k:?}/{v:?}: {relative}");
+        assert_eq!(pair.device.take_error().unwrap(), None);
     }
 }
 

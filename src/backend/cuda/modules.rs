@@ -41,6 +41,7 @@ impl<K> Loaded<K> {
 #[derive(Debug)]
 pub struct CommonKernels {
     pub append: Kernel,
+    pub append_quantised: Kernel,
     pub attend: Kernel,
     pub edit: Kernel,
     pub fork: Kernel,
@@ -54,6 +55,7 @@ pub fn load_common(current: &CurrentContext<'_>, arch: u32, disk_cache: bool) ->
         let kernel = |name: &'static CStr| module.kernel(name, THREADS, DEFAULT_SHARED_LIMIT);
         Ok(CommonKernels {
             append: kernel(c"skc_append")?,
+            append_quantised: kernel(c"skc_append_quantised")?,
             attend: kernel(c"skc_attend_generic")?,
             edit: kernel(c"skc_edit")?,
             fork: kernel(c"skc_fork_copy")?,

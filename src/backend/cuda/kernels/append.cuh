@@ -1,5 +1,6 @@
-// skc_append: rotates each key once, at its stream position, and stores K and V in their slots. The last block of an
-// entry to finish commits the counters.
+// skc_append, and skc_append_quantised where K or V is quantised: rotates each key once, at its stream position, and
+// stores K and V in their slots. The last block of an entry to finish commits the counters. They are two kernels because
+// rows in registers would leave the first fewer blocks on a multiprocessor.
 //
 // Grid: entries, blocks over tokens (loop). 128 threads. Shared: cosines and sines of one token, 8 x rope_pairs bytes
 // rounded up to 16, then 64 bytes of scratch.
@@ -169,24 +170,26 @@ SKC_DEVICE void store_keys(const SkcAppend& p, const AppendedToken& t, SinCos* a
     if (rotated_dims < l.k.dim) store_dims(l, keys, p.k, t.row, {rotated_dims, l.k.dim - rotated_dims});
 }
 
-// Stores K and V of one token in all heads. `angles`: shared memory for l.rope_pairs of them. The whole block must call
-// it.
+// Stores K and V of one token in all heads. QUANTISED_ROWS: K or V may be in q8 or q4. `angles`: shared memory for
+// l.rope_pairs of them. The whole block must call it.
+template <bool QUANTISED_ROWS>
 SKC_DEVICE void store_token(const SkcAppend& p, const AppendedToken& t, SinCos* angles) {
     const SkcLayer& l = p.layer;
-    if (is_quantised(l.k.type)) {
+    if (QUANTISED_ROWS && is_quantised(l.k.type)) {
         if (rotates_keys(l)) load_angles(l, t, angles);
         store_quantised_keys(p, t, angles);
     } else {
         store_keys(p, t, angles);
     }
-    if (is_quantised(l.v.type)) {
+    if (QUANTISED_ROWS && is_quantised(l.v.type)) {
         store_quantised_values(p, t);
     } else {
         store_dims(l, slots_of(l, l.v, t), p.v, t.row, {0, l.v.dim});
     }
 }
 
-SKC_KERNEL(128, skc_append, SkcAppend) {
+template <bool QUANTISED_ROWS>
+SKC_DEVICE void append(const SkcAppend& p) {
     begin_kernel(); // mutant: launch_before_the_last_ended
     const SkcLayer& l = p.layer;
     const SkcBatch& b = p.batch;
@@ -199,7 +202,8 @@ SKC_KERNEL(128, skc_append, SkcAppend) {
     if (a.status == 0) {
         for (u64 t = block_y(); t < a.m; t += grid_y()) {
             u64 token = c.seq.len + t;
-            store_token(p, {e.row + b.chunk_begin + t, c.start + token, ring_slot(ring_of(l), token), e.seq}, angles);
+            u64 slot = ring_slot(ring_of(l), token);
+            store_token<QUANTISED_ROWS>(p, {e.row + b.chunk_begin + t, c.start + token, slot, e.seq}, angles);
         }
     } else if (block_y() == 0 && thread() == 0) {
         report_append(l, b, e, a);
@@ -209,3 +213,7 @@ SKC_KERNEL(128, skc_append, SkcAppend) {
     block_sync();
     if (thread() == 0) arrive(l, b, e.seq, a, grid_y());
 }
+
+SKC_KERNEL(128, skc_append, SkcAppend) { append<false>(p); }
+
+SKC_KERNEL(128, skc_append_quantised, SkcAppend) { append<true>(p); }

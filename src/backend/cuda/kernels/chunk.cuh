@@ -59,26 +59,15 @@ SKC_DEVICE void load_rows(const SkcAttend& p, const ChunkBlock& b, bool sinks) {
     Ring ring = ring_of(p.layer);
     // Tokens that have rows here, the first and the last of them perhaps not with all of their heads.
     u32 tokens = (tile.skip + tile.rows + GROUP - 1) / GROUP;
-#if !QUANTISED(SKC_TYPE)
-    // Items: pairs of each token.
-    constexpr u32 ITEMS = DIM / 2;
-    for (u32 i = thread(); i < tokens * ITEMS; i += 128) {
-        u32 pair = i % ITEMS;
-        u32 index = i / ITEMS;
-#else
-    for (u32 index = warp(); index < tokens; index += 4) {
-#endif
+    for (u32 i = thread(); i < tokens * QUERY_ITEMS; i += 128) {
+        u32 index = i / QUERY_ITEMS;
         u32 skip = index == 0 ? tile.skip : 0;
         u32 row = index * GROUP + skip - tile.skip;
         u32 n = GROUP - skip < tile.rows - row ? GROUP - skip : tile.rows - row;
         u64 token = tile.q.first + tile.query + index;
-        QueryHeads heads = {token, block_y() * GROUP + skip, n, sinks, b.queries + row * ROW_BYTES};
         // Few heads at a time: the accumulators hold most registers.
-#if !QUANTISED(SKC_TYPE)
-        load_query_pair<GROUP < 4 ? GROUP : 4>(p, tile.q, heads, pair);
-#else
-        load_query_rows<1>(p, tile.q, heads);
-#endif
+        load_query_item<CHUNK_UNROLL>(
+            p, tile.q, {token, block_y() * GROUP + skip, n, sinks, b.queries + row * ROW_BYTES}, i % QUERY_ITEMS);
     }
     for (u32 row = thread(); row < tile.rows; row += 128) {
         u64 token = token_of(tile, row);

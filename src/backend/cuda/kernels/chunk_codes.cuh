@@ -53,6 +53,7 @@ SKC_DEVICE void add_qk(float (&s)[2 * M_BLOCKS][KEYS / 4], const u8* queries, co
     if (!K_IS_Q8) return;
 #pragma unroll
     for (u32 slot = 0; slot < KEYS / 4; ++slot) {
+        // mutant: chunk_key_scale_of_another_key
         float scale = scale_of<KeyForm, KEYS>(k, ChunkLayout::key(slot, ChunkLayout::own()), 0);
 #pragma unroll
         for (u32 r = 0; r < 2 * M_BLOCKS; ++r) s[r][slot] *= scale;

@@ -84,28 +84,20 @@ SKC_DEVICE void load_queries(const SkcAttend& p, const DecodeBlock& b) {
         ((U32x4*)for_window)[i] = {0, 0, 0, 0};
         ((U32x4*)for_sinks)[i] = {0, 0, 0, 0};
     }
-#if !QUANTISED(SKC_TYPE)
-    // Items: pairs, for window and sinks, of each token.
-    for (u32 i = thread(); i < (u32)q.m * 2 * (DIM / 2); i += DECODE_THREADS) {
-        u32 pair = i % (DIM / 2);
-        u32 index = i / (DIM / 2) / 2;
-        bool sinks = i / (DIM / 2) % 2 != 0;
-        u8* to = (sinks ? for_sinks : for_window) + index * GROUP * ROW_BYTES;
-        load_query_pair<GROUP>(p, q, {q.first + index, b.d.kv_head * GROUP, GROUP, sinks, to}, pair);
-    }
-#else
-    // Items of a warp: halves of the heads, for window and sinks, of each token.
-    constexpr u32 HEADS = (GROUP + 1) / 2;
-    for (u32 i = warp(); i < (u32)q.m * 4; i += WARPS) {
-        u32 first = i % 2 * HEADS;
-        if (first >= GROUP) continue;
+    // Heads of a token are loaded in parts where a warp loads them, so that all warps have some.
+    constexpr u32 PARTS = QUANTISED(SKC_TYPE) && GROUP > 1 ? 2 : 1;
+    constexpr u32 HEADS = (GROUP + PARTS - 1) / PARTS;
+    // Items: for window and sinks, of each token.
+    for (u32 i = thread(); i < (u32)q.m * 2 * PARTS * QUERY_ITEMS; i += DECODE_THREADS) {
+        u32 part = i / QUERY_ITEMS;
+        u32 first = part % PARTS * HEADS;
+        u32 index = part / PARTS / 2;
+        bool sinks = part / PARTS % 2 != 0;
         u32 n = GROUP - first < HEADS ? GROUP - first : HEADS;
-        u32 index = i / 4;
-        bool sinks = i / 2 % 2 != 0;
         u8* to = (sinks ? for_sinks : for_window) + (index * GROUP + first) * ROW_BYTES;
-        load_query_rows<HEADS>(p, q, {q.first + index, b.d.kv_head * GROUP + first, n, sinks, to});
+        u64 token = q.first + index;
+        load_query_item<HEADS>(p, q, {token, b.d.kv_head * GROUP + first, n, sinks, to}, i % QUERY_ITEMS);
     }
-#endif
 }
 
 // The block's share of the tiles of its KV head.
@@ -171,7 +163,8 @@ SKC_DEVICE void decode(const SkcAttend& p, const SkcStep* step) {
     b.sinks = key_range(l, q.seq, kv_head, true, tokens);
     b.window = key_range(l, q.seq, kv_head, false, tokens);
     b.share = tile_share(b.sinks.n, b.window.n, p.n_splits);
-    NewTokens new_tokens = {shared_memory() + DECODE_SHARED(SKC_TYPE, SKC_DIM), q.first, tokens.oldest, (u32)q.m, 0, b.share};
+    u8* new_rows = shared_memory() + DECODE_SHARED(SKC_TYPE, SKC_DIM);
+    NewTokens new_tokens = {new_rows, q.first, tokens.oldest, (u32)q.m, 0, b.share};
     if (STEP) {
         // The new tokens are not in memory yet: no copy may read their slots.
         new_tokens.n_sinks = (u32)min_u64(saturating_sub(ring_of(l).n_sink, q.first), q.m);

@@ -50,7 +50,8 @@ SKC_KERNEL(128, skc_fork_copy, SkcFork) {
                 StoredRow from = stored_row(store, (u64)t.src * p.n_kv_heads + head, 0);
                 StoredRow to = stored_row(store, (u64)t.dst * p.n_kv_heads + head, 0);
                 copy_bytes(to.codes, from.codes, slots * store.row_codes);
-                copy_bytes((u8*)to.scales, (const u8*)from.scales, slots * store.row_scales); // mutant: fork_without_scales
+                // mutant: fork_without_scales
+                copy_bytes((u8*)to.scales, (const u8*)from.scales, slots * store.row_scales);
             }
         }
     }

@@ -24,11 +24,10 @@ struct NewTokens {
     TileShare share;
 
     // As they are stored.
-    SKC_DEVICE StoredRow key(u32 index) const { return row<KeyForm>(rows + index * NEW_TOKEN_BYTES(SKC_TYPE, SKC_DIM)); }
-    SKC_DEVICE StoredRow value(u32 index) const {
-        constexpr u32 KEY_BYTES = NEW_ROW_BYTES(K_TYPE(SKC_TYPE), SKC_DIM);
-        return row<ValueForm>(rows + index * NEW_TOKEN_BYTES(SKC_TYPE, SKC_DIM) + KEY_BYTES);
-    }
+    static constexpr u32 KEY_BYTES = NEW_ROW_BYTES(K_TYPE(SKC_TYPE), SKC_DIM);
+    static constexpr u32 BYTES = NEW_TOKEN_BYTES(SKC_TYPE, SKC_DIM);
+    SKC_DEVICE StoredRow key(u32 index) const { return row<KeyForm>(rows + index * BYTES); }
+    SKC_DEVICE StoredRow value(u32 index) const { return row<ValueForm>(rows + index * BYTES + KEY_BYTES); }
     template <class Form>
     SKC_DEVICE static StoredRow row(u8* codes) {
         return {codes, (u16*)(codes + Form::CODES)};
@@ -101,7 +100,7 @@ struct TokenPiece {
     u32 index;
 
     static constexpr u32 N = KeyForm::PIECES + ValueForm::PIECES;
-    SKC_DEVICE explicit TokenPiece(u32 i) : is_key(i < KeyForm::PIECES), index(is_key ? i : i - KeyForm::PIECES) {} // mutant: new_token_not_stored
+    SKC_DEVICE explicit TokenPiece(u32 i) : is_key(i < KeyForm::PIECES), index(is_key ? i : i - KeyForm::PIECES) {}
 };
 
 // Stores the block's tokens in their slots, after a barrier. `head`: as of KeyRange.
@@ -113,7 +112,7 @@ SKC_DEVICE void store_new_tokens(const NewTokens& t, const SkcLayer& l, u64 head
         if (!t.is_own(index)) continue;
         u64 slot = ring_slot(ring, t.first + index);
         TokenPiece piece(i % TokenPiece::N);
-        if (piece.is_key) {
+        if (piece.is_key) { // mutant: new_token_not_stored
             copy_piece<KeyForm>(cached_row<KeyForm>(l.k, head, slot), t.key(index), piece.index);
         } else {
             copy_piece<ValueForm>(cached_row<ValueForm>(l.v, head, slot), t.value(index), piece.index);

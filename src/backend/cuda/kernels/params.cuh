@@ -97,7 +97,7 @@ struct SkcRows {
 // Where K, or V, of one layer lies: [n_seqs][n_kv_heads] heads, each with a row for every slot. A row is `dim` numbers,
 // or codes and scales, which lie apart. stored_rows.cuh computes addresses of rows, device_layout.rs the layout.
 struct SkcStore {
-    u8* codes;        // numbers of f32, f16 and bf16; signed codes of q8; of q4 two to a byte, even dims in the low half
+    u8* codes;        // numbers; of q8 signed bytes; of q4 two codes to a byte, even dims in the low half
     u8* scales;       // bf16: one for each row of q8, one for every 32 dims of q4
     u64 head_codes;   // bytes of a head's codes, and of its scales: multiples of 16
     u64 head_scales;

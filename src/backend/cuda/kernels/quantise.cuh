@@ -74,7 +74,8 @@ SKC_DEVICE void store_q4(const StoredRow& to, const WarpRow<N>& row, u32 dim) {
     for (u32 j = 0; j < N; ++j) {
         if (32 * j >= dim) break;
         float largest = warp_largest(row.x[j]);
-        Scale scale = Scale::of(largest / -8.0f, magnitude_bits(largest) < INFINITY_BITS); // mutant: scale_without_a_sign
+        // mutant: scale_without_a_sign
+        Scale scale = Scale::of(largest / -8.0f, magnitude_bits(largest) < INFINITY_BITS);
         u32 code = (u32)scale.code(row.x[j], -8.0f, 7.0f) & 15;
         u32 next = shuffle_xor(code, 1);
         u32 i = WarpRow<N>::element(j);

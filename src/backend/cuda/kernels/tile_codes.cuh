@@ -1,8 +1,8 @@
 // Tiles of q8 and q4 (SKC_TYPE: K and V): codes as bf16, scales, queries as they are multiplied.
 //
-// A code is exact in bf16, and so are products in f32: codes are multiplied as they are, and scales apart. Those of keys
-// multiply sums of products, those of values the probabilities. bf16 also where rows come in f16 or f32: its range is
-// f32's, so neither turned queries nor probabilities times scales can overflow or vanish, and its rounding is small
+// A code is exact in bf16, and so are products in f32: codes are multiplied as they are, and scales apart. Those of
+// keys multiply sums of products, those of values the probabilities. bf16 also where rows come in f16 or f32: its range
+// is f32's, so neither turned queries nor probabilities times scales can overflow or vanish, and its rounding is small
 // beside that of 8 bits.
 #pragma once
 
@@ -129,8 +129,8 @@ struct ValueCodes {
     }
 };
 
-// Dims of a lane's accumulator i. In a decode dims are rows, and step i / 2 of 16 has two of the lane's dims; in a chunk
-// they are columns, of which the lane has two of every 8.
+// Dims of a lane's accumulator i. In a decode dims are rows, of which the lane has two of every 16; in a chunk they are
+// columns, of which it has two of every 8.
 SKC_DEVICE u32 decode_dim(u32 i) {
     u32 block = i / 4;
     return 32 * block + lane() / 4 * block_dims(block) + i % 4;
@@ -148,8 +148,8 @@ SKC_DEVICE float scale_of(const u8* tile, u32 row, u32 index) {
     return bf16_to_f32(*(const u16*)(tile + KEYS * Form::STRIDE + row * Form::SCALES + 2 * index));
 }
 
-// Probabilities are multiplied with the scales of their values. Where a row does not see a key its probability is 0, and
-// the scale may be NaN. `masked`: there are such keys.
+// Probabilities are multiplied with the scales of their values. Where a row does not see a key its probability is 0,
+// and the scale may be NaN. `masked`: there are such keys.
 
 // In q8, one scale for the whole row.
 SKC_DEVICE float scaled_probability(float prob, float scale, bool masked) {
@@ -198,10 +198,14 @@ struct QueryRotation {
     }
 };
 
+// Threads that load the queries of a token: a warp, for its rows are turned.
+constexpr u32 QUERY_ITEMS = 32;
+constexpr u32 CHUNK_UNROLL = 1;
+
 // Loads query heads, rotated for sink keys or for window keys and turned as keys are; UNROLL heads at a time, whose
-// loads' latencies overlap. The whole warp must call it.
+// loads' latencies overlap. The whole warp must call it; `item` is the lane.
 template <u32 UNROLL>
-SKC_DEVICE void load_query_rows(const SkcAttend& p, const Queries& q, const QueryHeads& heads) {
+SKC_DEVICE void load_query_item(const SkcAttend& p, const Queries& q, const QueryHeads& heads, u32) {
     constexpr u32 N = (DIM + 31) / 32;
     u32 dtype = p.layer.in_dtype;
     u64 row = q.row + (heads.token - q.first);
