@@ -38,6 +38,7 @@ LARGE_SCORES = ("instruction_sets", "the_largest_key_wins")
 INFINITIES = ("instruction_sets", "edges_keep_infinities_out")
 SOFTMAX = ("lib", "backend::cpu::simd::softmax::tests::weights_are_those_of_the_plain_way")
 QUANTISED_ROWS = ("lib", "backend::cpu::simd::quantise::tests::rows_are_those_of_the_definition")
+LOADS = ("lib", "ring::tests::a_load_brings_back_what_both_rings_allow")
 STEPS = ("cuda", "steps::a_step_stores_what_an_append_stores")
 STREAMS = ("cuda", "differential::streams_agree_with_the_cpu")
 CODES = ("cuda", "codes::rows_that_are_not_rotated_are_those_of_the_definition")
@@ -59,6 +60,15 @@ COMMON = {
     "reset_keeps_floor": Replace("Seq::default()", "Seq { floor: state.floor, ..Seq::default() }"),
     "fork_copies_too_little": Replace("state.highest.min", "state.len.saturating_sub(1).min",
                                       ("histories", "random_histories_match_the_definition")),
+    # Snapshots.
+    "rewind_below_a_load": Replace(".max(seq.loaded_from)", "", LOADS),
+    "abort_below_a_load": Replace(".max(seq.loaded_from)", "", LOADS),
+    "snapshot_of_the_window_alone": Replace(".min(back)", "",
+                                            ("histories", "random_histories_with_snapshots_match_the_definition")),
+    "saved_key_of_another_lane": Replace("KEY_GROUP + lane", "KEY_GROUP + (lane ^ 1)",
+                                         ("snapshots", "snapshots_of_all_versions_load")),
+    "saved_codes_swapped": Replace("(pair[0] ^ 8) | (pair[1] ^ 8) << 4", "(pair[1] ^ 8) | (pair[0] ^ 8) << 4",
+                                   ("snapshots", "snapshots_of_all_versions_load")),
     # Which keys a query sees, and at which distance.
     "evicted_token_visible": Replace("self.evicted..end", "self.evicted.saturating_sub(1)..end"),
     "future_token_visible": Replace("self.index + 1", "self.index + 2"),
