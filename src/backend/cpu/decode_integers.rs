@@ -7,9 +7,10 @@ use super::scratch::{SPLIT_KEYS, Scratch};
 use super::simd::gemm::PvArgs;
 use super::simd::integer::pv::PvArgs as CodePvArgs;
 use super::simd::integer::qk::{QkArgs as CodeQkArgs, ValueScales};
+use super::simd::integer::query::{self, RoundedRows};
 use super::simd::integer::rounding::COLUMNS;
 use super::simd::integer::weights::{ResultArgs, WeighArgs, row_bytes};
-use super::simd::integer::{KeyProducts, ValueProducts, query};
+use super::simd::integer::{KeyProducts, ValueProducts};
 use super::simd::softmax::ColumnRange;
 
 /// Slots of a block.
@@ -26,12 +27,10 @@ pub(super) fn round_queries(tile: &QueryTile<'_>, keys: &KeyProducts, scratch: &
     let dim = tile.call.shape.head_dim;
     let both = [(&*scratch.q, &mut *scratch.q_packed), (&*scratch.q_sink, &mut *scratch.q_sink_packed)];
     both.into_iter().all(|(q, rounded)| {
-        let rounded = &mut rounded[..tile.rows * query::row_bytes(dim) / size_of::<f32>()];
-        let rows = q.chunks_exact(dim).zip(rounded.chunks_exact_mut(query::row_bytes(dim) / size_of::<f32>()));
-        rows.take(tile.rows).all(|(q, rounded)| {
-            // SAFETY: the kernels' instruction set is available; the row of bytes is as long as it must be.
-            unsafe { (keys.round_query)(q, rounded.as_mut_ptr().cast()) }
-        })
+        assert!(size_of_val(rounded) >= tile.rows * query::row_bytes(dim), "{} rows of {dim} dims", tile.rows);
+        let to = RoundedRows { rows: tile.rows, bytes: rounded.as_mut_ptr().cast() };
+        // SAFETY: the kernels' instruction set is available; the rows have room by the assertion.
+        q.chunks_exact(dim).take(tile.rows).enumerate().all(|(r, q)| unsafe { (keys.round_query)(q, r, to) })
     })
 }
 
@@ -102,10 +101,11 @@ impl StoredSplit<'_> {
         let (from, to) = (all.from / BLOCK, all.to.div_ceil(BLOCK));
         // Chunks pack values into this field.
         let weight_bytes = row_bytes(layout.scales);
-        let room = ROWS * (weight_bytes + 2 * dim * size_of::<i32>()) + COLUMNS * size_of::<f32>();
+        let n_products = layout.scales * COLUMNS;
+        let room = ROWS * (weight_bytes + 2 * dim * size_of::<i32>()) + n_products * size_of::<f32>();
         assert!(size_of_val(scratch.v) >= room && to * BLOCK <= COLUMNS, "{} dims, blocks up to {to}", dim);
         let products = scratch.v.as_mut_ptr();
-        let sums = products.wrapping_add(COLUMNS).cast::<i32>();
+        let sums = products.wrapping_add(n_products).cast::<i32>();
         let weights = sums.wrapping_add(ROWS * 2 * dim).cast::<u8>();
         let mut row = 0;
         while row < all.rows {

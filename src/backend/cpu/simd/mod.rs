@@ -9,6 +9,7 @@ mod convert;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod fp16;
 pub(crate) mod gemm;
+mod hadamard;
 pub(crate) mod integer;
 pub(crate) mod kv_load;
 mod pack;
@@ -167,7 +168,8 @@ macro_rules! isa_kernels {
 
             $(#[$features])?
             unsafe fn hadamard(x: &mut [f32]) {
-                quantise::hadamard(x);
+                // SAFETY: the instruction set, by the contract of `Kernels`.
+                unsafe { hadamard::hadamard::<$lanes>(x) }
             }
 
             $(#[$features])?

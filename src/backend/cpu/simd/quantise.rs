@@ -1,4 +1,4 @@
-//! Rows of f32 to integer codes with bf16 scales, and the Hadamard turn of keys and queries.
+//! Rows of f32 to integer codes with bf16 scales.
 //!
 //! What is stored is defined to the bit. q8: one scale for a row, max |x| / 127; codes are x / scale. q4: for every 32
 //! dims one scale, -1/8 of the element of the largest magnitude (the first of several), whose code is -8. Scales are
@@ -13,28 +13,6 @@ const NAN: u16 = 0x7FC0;
 /// 1.5 x 2^23: added to a small number, it leaves the nearest integer in the lowest bits.
 const ROUND: f32 = 12_582_912.0;
 const INFINITY: u32 = f32::INFINITY.to_bits();
-
-/// Multiplies each block of dims by the orthonormal Hadamard matrix of its size, in Sylvester's order; blocks are as
-/// long as the largest power of two that divides `x.len()`. Twice gives the row again; q . k does not change if both
-/// are turned. It spreads a large channel over all dims, so that one scale serves a row.
-#[inline(always)]
-pub(crate) fn hadamard(x: &mut [f32]) {
-    let n = 1 << x.len().trailing_zeros();
-    let norm = ((n as f64).sqrt().recip()) as f32;
-    for block in x.chunks_exact_mut(n) {
-        let mut half = 1;
-        while half < n {
-            for pair in block.chunks_exact_mut(2 * half) {
-                let (a, b) = pair.split_at_mut(half);
-                for (a, b) in a.iter_mut().zip(b) {
-                    (*a, *b) = (*a + *b, *a - *b);
-                }
-            }
-            half *= 2;
-        }
-        block.iter_mut().for_each(|x| *x *= norm);
-    }
-}
 
 /// A bf16 scale and the number it is.
 #[inline(always)]

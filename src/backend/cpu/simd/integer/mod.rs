@@ -10,6 +10,7 @@ pub(crate) mod weights;
 
 use self::pv::PvArgs;
 use self::qk::QkArgs;
+use self::query::RoundedRows;
 use self::vector::bias;
 use self::weights::{ResultArgs, WeighArgs};
 use crate::config::StorageType;
@@ -20,8 +21,8 @@ use crate::config::StorageType;
 /// As [`super::Kernels`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KeyProducts {
-    /// Rounds a query: dims, [`query::row_bytes`] of memory. False if it must stay f32.
-    pub round_query: unsafe fn(&[f32], *mut u8) -> bool,
+    /// Rounds a query: its dims, its row, where the rows go. False if it must stay f32.
+    pub round_query: unsafe fn(&[f32], usize, RoundedRows) -> bool,
     pub qk: unsafe fn(&QkArgs),
 }
 
@@ -49,9 +50,9 @@ macro_rules! integer_kernels {
                         use super::*;
 
                         $(#[$features])?
-                        unsafe fn round_query(q: &[f32], to: *mut u8) -> bool {
+                        unsafe fn round_query(q: &[f32], row: usize, to: RoundedRows) -> bool {
                             // SAFETY: the instruction set and the arguments, by the contract of `KeyProducts`.
-                            unsafe { query::round_row::<$c>(q, bias::<$vector, $c>(), to) }
+                            unsafe { query::round_row::<$c>(q, bias::<$vector, $c>(), row, to) }
                         }
 
                         $(#[$features])?

@@ -98,6 +98,8 @@ unsafe fn pv_tile<I: SimdInt, C: Codes, const R: usize, const NV: usize, const F
     unsafe {
         let sums: [*mut i32; R] = std::array::from_fn(|r| a.sums.add((row + r) * TERMS * a.dim + d));
         let weights: [*const u8; R] = std::array::from_fn(|r| a.weights.add((row + r) * row_bytes(layout.scales)));
+        // With a known count, the compiler unrolls the loop over slots and spills the weights of all of them.
+        let slots = std::hint::black_box(BLOCK);
         let mut sum = [[[I::splat(0); NV]; TERMS]; R];
         for r in 0..R {
             for t in 0..TERMS {
@@ -113,7 +115,7 @@ unsafe fn pv_tile<I: SimdInt, C: Codes, const R: usize, const NV: usize, const F
             }
             let codes = codes.cast::<i32>();
             let mut slot = 0;
-            while slot < BLOCK {
+            while slot < slots {
                 let p = codes.add(layout.value_word(slot, d));
                 // Weights of row `r` and term `t` of the four slots from `slot` on, for the dims of vector `v`.
                 macro_rules! four {

@@ -1,6 +1,6 @@
 //! QK^T of integer queries and codes.
 
-use super::query::{CORRECTIONS, row_bytes, terms};
+use super::query::RoundedQueries;
 use super::vector::SimdInt;
 use crate::backend::cpu::kv_layout::{KEY_GROUP, SLOT_ALIGN};
 use crate::backend::cpu::simd::codes::{Codes, layout};
@@ -15,7 +15,7 @@ const LINE: usize = 64;
 /// QK^T: `scores[r][c] = q[r] . k[c]` for all keys of whole groups.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct QkArgs {
-    /// `[rows][query::row_bytes]` rounded queries.
+    /// [`RoundedQueries`] of so many rows.
     pub queries: *const u8,
     pub rows: usize,
     /// The first block of keys.
@@ -126,23 +126,24 @@ unsafe fn qk_tile<I: SimdInt, C: Codes, const R: usize, const NV: usize, const F
         let block = a.k.add(at / BLOCK * layout.block_bytes());
         let column = |v: usize| at % BLOCK + v * I::N;
         let codes: [*const i32; NV] = std::array::from_fn(|v| block.cast::<i32>().add(layout.key_word(column(v), 0)));
-        let q: [*const u8; R] = std::array::from_fn(|r| a.queries.add((row + r) * row_bytes(dim)));
+        let parts = RoundedQueries { rows: a.rows, dim, terms: C::QUERY_TERMS };
         let mut total = [[I::F::splat(0.0); NV]; R];
         for (scale, from) in (0..words).step_by(per_scale).enumerate() {
             // Two sums of one term, of even and odd words or low and high halves: products wait for one another less.
             let mut sum = [[[[I::splat(0); NV]; 2]; 2]; R];
             for r in 0..R {
                 for term in 0..C::QUERY_TERMS {
-                    let corrections = q[r].add(CORRECTIONS).cast::<i32>();
-                    sum[r][term][0] = [I::splat(corrections.add(scale * C::QUERY_TERMS + term).read()); NV];
+                    let correction = a.queries.add(parts.correction(scale, row + r, term)).cast::<i32>();
+                    sum[r][term][0] = [I::splat(correction.read()); NV];
                 }
             }
             // Products of the codes of four dims from `d` on.
             macro_rules! dot {
                 ($codes:expr, $d:expr, $parity:expr) => {
+                    let q = a.queries.add(parts.word($d, row, 0)).cast::<i32>();
                     for r in 0..R {
                         for term in 0..C::QUERY_TERMS {
-                            let q = I::splat(q[r].add(terms(dim) + term * dim + $d).cast::<i32>().read_unaligned());
+                            let q = I::splat(q.add(r * C::QUERY_TERMS + term).read());
                             // With more rows there are sums enough.
                             let parity = if R == 1 { $parity } else { 0 };
                             for v in 0..NV {
@@ -190,7 +191,7 @@ unsafe fn qk_tile<I: SimdInt, C: Codes, const R: usize, const NV: usize, const F
                         x = x.fma(I::F::splat(256.0), low);
                     }
                     // The unit first: products overflow where those of f32 queries do.
-                    let unit = I::F::splat(q[r].cast::<f32>().read());
+                    let unit = I::F::splat(a.queries.add(parts.unit(row + r)).cast::<f32>().read());
                     total[r][v] = x.mul(unit).fma(scale, total[r][v]);
                 }
             }

@@ -1,6 +1,6 @@
 //! A SIMD vector of 32-bit integers: what kernels of codes need of an instruction set.
 
-use super::rounding::{self, Factors, Rounding};
+use super::rounding::{self, Factors, MOST_GROUPS, Rounding};
 use crate::backend::cpu::simd::codes::Codes;
 use crate::backend::cpu::simd::vector::SimdF32;
 
@@ -33,14 +33,14 @@ pub(crate) trait SimdInt: Copy {
 
     /// [`rounding::multiply`].
     #[inline(always)]
-    unsafe fn multiply(a: &Factors) -> u32 {
+    unsafe fn multiply(a: &Factors) -> [u32; MOST_GROUPS] {
         // SAFETY: as the caller's.
         unsafe { rounding::multiply(a) }
     }
 
     /// [`rounding::round`].
     #[inline(always)]
-    unsafe fn round(a: &Rounding) -> [i32; 2] {
+    unsafe fn round(a: &Rounding) -> [[i32; 2]; MOST_GROUPS] {
         // SAFETY: as the caller's.
         unsafe { rounding::round(a) }
     }

@@ -3,12 +3,10 @@
 
 use std::ops::Range;
 
-use super::rounding::{COLUMNS, Factors, Rounding};
+use super::rounding::{Factors, GROUP_BYTES, MOST_GROUPS, Rounding};
 use super::vector::{SimdInt, bias};
 use crate::backend::cpu::simd::codes::{Codes, layout};
 
-/// Bytes of the weights of one group of dims, `[term][column]`, the high term first.
-const GROUP_BYTES: usize = 2 * COLUMNS;
 /// The largest weight: its high byte is rounded, so that the low one is signed too.
 const LIMIT: f32 = 32_639.0;
 /// Magnitudes outside these bounds are left to f32: a unit or its inverse might not be a normal number.
@@ -19,10 +17,10 @@ pub(crate) const fn row_bytes(groups: usize) -> usize {
     (groups * (GROUP_BYTES + size_of::<f32>())).next_multiple_of(64)
 }
 
-/// Where the weight of a group, term and column is.
+/// Where the weights of a group, term and four columns are.
 #[inline(always)]
 pub(super) const fn weight(group: usize, term: usize, column: usize) -> usize {
-    group * GROUP_BYTES + term * COLUMNS + column
+    group * GROUP_BYTES + column * 2 + term * 4
 }
 
 /// Where the unit of a group is.
@@ -44,7 +42,7 @@ pub(crate) struct WeighArgs {
     /// Blocks that have weights.
     pub from: usize,
     pub to: usize,
-    /// `[weights::COLUMNS]` f32 to work with.
+    /// `[groups of dims][COLUMNS]` f32 to work with.
     pub products: *mut f32,
     /// The row's weights, [`weights::row_bytes`].
     pub weights: *mut u8,
@@ -69,31 +67,40 @@ pub(crate) struct ResultArgs {
 /// As [`SimdInt`] and [`WeighArgs`].
 #[inline(always)]
 pub(super) unsafe fn weigh<I: SimdInt, C: Codes>(a: &WeighArgs) -> bool {
-    let layout = layout::<C>(a.dim);
-    let group_dims = C::SCALE_DIMS.min(a.dim);
-    for group in 0..layout.scales {
-        // SAFETY: the instruction set is available; rows, blocks and columns are the arguments', by the caller.
-        unsafe {
-            let most = f32::from_bits(I::multiply(&Factors {
-                probs: a.probs,
-                n: a.n,
-                from: a.from,
-                to: a.to,
-                scales: a.v.add(2 * layout.scale(0, group)),
-                block_bytes: layout.block_bytes(),
-                products: a.products,
-            }));
-            if most != 0.0 && !MAGNITUDES.contains(&most) {
-                return false;
+    let (layout, group_dims) = (layout::<C>(a.dim), C::SCALE_DIMS.min(a.dim));
+    let groups = layout.scales;
+    // SAFETY: the instruction set is available; rows, blocks and columns are the arguments', by the caller.
+    unsafe {
+        let most = I::multiply(&Factors {
+            probs: a.probs,
+            n: a.n,
+            from: a.from,
+            to: a.to,
+            scales: a.v,
+            block_bytes: layout.block_bytes(),
+            groups,
+            products: a.products,
+        });
+        let mut inverse = [0.0; MOST_GROUPS];
+        for (group, (inverse, most)) in inverse.iter_mut().zip(most).enumerate().take(groups) {
+            let most = f32::from_bits(most);
+            if most != 0.0 {
+                if !MAGNITUDES.contains(&most) {
+                    return false;
+                }
+                *inverse = LIMIT / most;
             }
-            a.weights.add(unit(layout.scales, group)).cast::<f32>().write(most / LIMIT);
-            let sums = I::round(&Rounding {
-                products: a.products,
-                from: a.from,
-                to: a.to,
-                inverse: if most == 0.0 { 0.0 } else { LIMIT / most },
-                weights: a.weights.add(weight(group, 0, 0)),
-            });
+            a.weights.add(unit(groups, group)).cast::<f32>().write(most / LIMIT);
+        }
+        let sums = I::round(&Rounding {
+            products: a.products,
+            from: a.from,
+            to: a.to,
+            groups,
+            inverse,
+            weights: a.weights,
+        });
+        for (group, sums) in sums.into_iter().enumerate().take(groups) {
             let dims = group * group_dims..a.dim.min((group + 1) * group_dims);
             for (term, sum) in sums.into_iter().enumerate() {
                 let results = a.sums.add(term * a.dim + dims.start);

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::avx512::Avx512;
-use crate::backend::cpu::simd::integer::rounding::{BLOCK, COLUMNS, Factors, ROUND, Rounding};
+use crate::backend::cpu::simd::integer::rounding::{BLOCK, COLUMNS, Factors, GROUP_BYTES, MOST_GROUPS, ROUND, Rounding};
 use crate::backend::cpu::simd::integer::vector::SimdInt;
 
 /// Sixteen i32.
@@ -62,48 +62,69 @@ impl SimdInt for Avx512Vnni {
     }
 
     #[inline(always)]
-    unsafe fn multiply(a: &Factors) -> u32 {
-        unsafe { multiply(a) }
+    unsafe fn multiply(a: &Factors) -> [u32; MOST_GROUPS] {
+        // Known numbers of groups keep what belongs to each in registers: q8, and q4 with 64 and 128 dims.
+        unsafe {
+            match a.groups {
+                1 => multiply::<1>(a, 1),
+                2 => multiply::<2>(a, 2),
+                4 => multiply::<4>(a, 4),
+                n => multiply::<MOST_GROUPS>(a, n),
+            }
+        }
     }
 
     #[inline(always)]
-    unsafe fn round(a: &Rounding) -> [i32; 2] {
-        unsafe { round(a) }
+    unsafe fn round(a: &Rounding) -> [[i32; 2]; MOST_GROUPS] {
+        unsafe {
+            match a.groups {
+                1 => round::<1>(a, 1),
+                2 => round::<2>(a, 2),
+                4 => round::<4>(a, 4),
+                n => round::<MOST_GROUPS>(a, n),
+            }
+        }
     }
 }
 
-/// Products of a block in the order of its scales' words: columns 0, 2, 4 ... 30, then 1, 3, 5 ... 31.
+/// Products of a block in the order of its scales' words: columns 0, 2, 4 ... 30, then 1, 3, 5 ... 31. At most `G` groups,
+/// `groups` of them.
 ///
 /// # Safety
 /// As [`Factors`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn multiply(a: &Factors) -> u32 {
+unsafe fn multiply<const G: usize>(a: &Factors, groups: usize) -> [u32; MOST_GROUPS] {
     let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
     let high_half = _mm512_set1_epi32(0xFFFF_0000_u32.cast_signed());
     let magnitude = _mm512_set1_epi32(i32::MAX);
     let zero = _mm512_setzero_ps();
-    let mut most = [_mm512_setzero_si512(); 2];
+    let mut most = [_mm512_setzero_si512(); G];
     for block in a.from..a.to {
         // SAFETY: scales, probabilities and products of the arguments.
         unsafe {
             let probs = a.probs.add(block * BLOCK);
-            let second = if (block + 1) * BLOCK <= a.n { _mm512_loadu_ps(probs.add(16)) } else { zero };
             let first = _mm512_loadu_ps(probs);
-            let scales = _mm512_loadu_si512(a.scales.add(block * a.block_bytes).cast());
-            for (i, order, scales) in
-                [(0, even, _mm512_slli_epi32::<16>(scales)), (1, odd, _mm512_and_si512(scales, high_half))]
-            {
-                let p = _mm512_permutex2var_ps(first, order, second);
-                let seen = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(p, zero);
-                let x = _mm512_maskz_mul_ps(seen, p, _mm512_castsi512_ps(scales));
-                most[i] = _mm512_max_epu32(most[i], _mm512_and_si512(_mm512_castps_si512(x), magnitude));
-                _mm512_storeu_ps(a.products.add(block * BLOCK + i * 16), x);
+            let second = if (block + 1) * BLOCK <= a.n { _mm512_loadu_ps(probs.add(16)) } else { zero };
+            let p = [even, odd].map(|order| _mm512_permutex2var_ps(first, order, second));
+            let seen = p.map(|p| _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(p, zero));
+            let scales = a.scales.add(block * a.block_bytes).cast::<[u16; BLOCK]>();
+            for (group, most) in most.iter_mut().enumerate().take(groups) {
+                let pairs = _mm512_loadu_si512(scales.add(group).cast());
+                let scales = [_mm512_slli_epi32::<16>(pairs), _mm512_and_si512(pairs, high_half)];
+                let products = a.products.add(group * COLUMNS + block * BLOCK);
+                for i in 0..2 {
+                    let x = _mm512_maskz_mul_ps(seen[i], p[i], _mm512_castsi512_ps(scales[i]));
+                    *most = _mm512_max_epu32(*most, _mm512_and_si512(_mm512_castps_si512(x), magnitude));
+                    _mm512_storeu_ps(products.add(i * 16), x);
+                }
             }
         }
     }
-    _mm512_reduce_max_epu32(_mm512_max_epu32(most[0], most[1]))
+    let mut bits = [0; MOST_GROUPS];
+    bits.iter_mut().zip(most).take(groups).for_each(|(bits, most)| *bits = _mm512_reduce_max_epu32(most));
+    bits
 }
 
 /// Rounds what [`multiply`] has left.
@@ -112,26 +133,30 @@ unsafe fn multiply(a: &Factors) -> u32 {
 /// As [`Rounding`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn round(a: &Rounding) -> [i32; 2] {
-    // The low bytes of eight columns, then the high ones; then the low bytes of all, then the high ones.
-    let bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
-    let lanes = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-    let low_sign = _mm512_inserti64x4::<0>(_mm512_setzero_si512(), _mm256_set1_epi8(i8::MIN));
-    let (inverse, magic) = (_mm512_set1_ps(a.inverse), _mm512_set1_ps(ROUND));
-    let mut sums = _mm512_setzero_si512();
+unsafe fn round<const G: usize>(a: &Rounding, groups: usize) -> [[i32; 2]; MOST_GROUPS] {
+    // High bytes of four columns, then their low ones.
+    let bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(1, 3, 5, 7, 0, 2, 4, 6, 9, 11, 13, 15, 8, 10, 12, 14));
+    let low_sign = _mm512_set1_epi64(0x8080_8080_u64.cast_signed() << 32);
+    let magic = _mm512_set1_ps(ROUND);
+    let mut sums = [_mm512_setzero_si512(); G];
     for column in (a.from * BLOCK..a.to * BLOCK).step_by(BLOCK) {
-        // SAFETY: products and weights of the arguments.
-        unsafe {
-            let rounded = |at: usize| {
-                _mm512_castps_si512(_mm512_fmadd_ps(_mm512_loadu_ps(a.products.add(column + at)), inverse, magic))
-            };
-            let words = _mm512_mask_blend_epi16(0xAAAA_AAAA, rounded(0), _mm512_slli_epi32::<16>(rounded(16)));
-            let weights = _mm512_permutexvar_epi64(lanes, _mm512_shuffle_epi8(words, bytes));
-            let weights = _mm512_xor_si512(weights, low_sign);
-            sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), weights);
-            _mm256_storeu_si256(a.weights.add(column).cast(), _mm512_extracti64x4_epi64::<1>(weights));
-            _mm256_storeu_si256(a.weights.add(COLUMNS + column).cast(), _mm512_castsi512_si256(weights));
+        for (group, sum) in sums.iter_mut().enumerate().take(groups) {
+            // SAFETY: products and weights of the arguments.
+            unsafe {
+                let (products, inverse) = (a.products.add(group * COLUMNS + column), _mm512_set1_ps(a.inverse[group]));
+                let [even, odd] = [0, 16].map(|at| {
+                    _mm512_castps_si512(_mm512_fmadd_ps(_mm512_loadu_ps(products.add(at)), inverse, magic))
+                });
+                let words = _mm512_mask_blend_epi16(0xAAAA_AAAA, even, _mm512_slli_epi32::<16>(odd));
+                let weights = _mm512_xor_si512(_mm512_shuffle_epi8(words, bytes), low_sign);
+                *sum = _mm512_dpbusd_epi32(*sum, _mm512_set1_epi8(1), weights);
+                _mm512_storeu_si512(a.weights.add(group * GROUP_BYTES + 2 * column).cast(), weights);
+            }
         }
     }
-    [_mm512_mask_reduce_add_epi32(0xFF00, sums), _mm512_mask_reduce_add_epi32(0x00FF, sums)]
+    let mut totals = [[0; 2]; MOST_GROUPS];
+    for (totals, sums) in totals.iter_mut().zip(sums).take(groups) {
+        *totals = [_mm512_mask_reduce_add_epi32(0x5555, sums), _mm512_mask_reduce_add_epi32(0xAAAA, sums)];
+    }
+    totals
 }
