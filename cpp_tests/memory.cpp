@@ -88,7 +88,7 @@ host::Results run(const sinkcache::Config &config) {
 }
 
 TEST(Memory, InitialContentsDoNotMatter) {
-    for (std::uint32_t kv : {SKC_DTYPE_F32, SKC_DTYPE_F16, SKC_DTYPE_BF16}) {
+    for (std::uint32_t kv : {SKC_DTYPE_F32, SKC_DTYPE_F16, SKC_DTYPE_BF16, SKC_DTYPE_Q8, SKC_DTYPE_Q4}) {
         const host::Results want = run(host::config(2, 3).types(SKC_DTYPE_F32, kv));
         EXPECT_TRUE(want.finite());
         // 0xFF is NaN in every type.
@@ -98,6 +98,25 @@ TEST(Memory, InitialContentsDoNotMatter) {
             EXPECT_EQ(run(pool.config().types(SKC_DTYPE_F32, kv)), want) << "type " << kv << ", filled with " << fill;
         }
     }
+}
+
+// K and V of 128 dims beside f16, without what does not grow with the window.
+TEST(Memory, QuantisedTokensAreSmall) {
+    const auto per_token = [](std::uint32_t k, std::uint32_t v) {
+        std::uint64_t bytes[2], device = 0;
+        for (std::uint32_t i : {0u, 1u}) {
+            sinkcache::Config config;
+            config.heads(8, 8, 128).storage(k, v).layers(1, sinkcache::Layer(4, 2048 + 2048 * i));
+            const skc_cache_config c = config.get();
+            EXPECT_OK(skc_cache_bytes(&c, &bytes[i], &device));
+        }
+        return static_cast<double>(bytes[1] - bytes[0]) / 2048;
+    };
+    const double f16 = per_token(SKC_DTYPE_F16, SKC_DTYPE_F16);
+    EXPECT_EQ(f16, 8 * 2 * 128 * 2);
+    EXPECT_LE(per_token(SKC_DTYPE_Q8, SKC_DTYPE_Q8), 0.52 * f16);
+    EXPECT_LE(per_token(SKC_DTYPE_Q8, SKC_DTYPE_Q4), 0.41 * f16);
+    EXPECT_LE(per_token(SKC_DTYPE_Q4, SKC_DTYPE_Q4), 0.29 * f16);
 }
 
 TEST(Memory, IsAllocatedAtCreationOnly) {

@@ -95,7 +95,8 @@ TEST_P(NonFinite, AQueryAffectsItsOwnRowOnly) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, NonFinite,
-                         testing::Combine(testing::Values(SKC_DTYPE_F32, SKC_DTYPE_F16, SKC_DTYPE_BF16),
+                         testing::Combine(testing::Values(SKC_DTYPE_F32, SKC_DTYPE_F16, SKC_DTYPE_BF16, SKC_DTYPE_Q8,
+                                                          SKC_DTYPE_Q4),
                                           testing::Range(0, 4)));
 
 }  // namespace

@@ -134,12 +134,15 @@ struct Host {
             call("kernel_choice",
                  [&] { return skc_kernel_choice(cache, 0, SKC_CALL_STEP, 1, most_tokens, &kernel); });
         }
-        edits(cache, seq, other);
+        skc_cache *twin = nullptr;
+        EXPECT_OK(skc_create_cache(&config, &twin));
+        edits(cache, twin, seq, other);
+        EXPECT_OK(skc_destroy_cache(twin));
         call("destroy_cache", [&] { return skc_destroy_cache(cache); });
         call("destroyed", [&] { return skc_destroy_cache(cache); }, SKC_STATUS_INVALID_HANDLE);
     }
 
-    void edits(skc_cache *cache, const host::Ints &seq, const host::Ints &other) {
+    void edits(skc_cache *cache, skc_cache *twin, const host::Ints &seq, const host::Ints &other) {
         const host::Ints one{1};
         const auto rewind = host::edit_args<skc_rewind_args>(seq, one);
         call("rewind", [&] { return skc_rewind(cache, &rewind); });
@@ -149,6 +152,15 @@ struct Host {
         call("fork", [&] { return skc_fork(cache, &fork); });
         const auto abort = host::sequence_args<skc_abort_step_args>(seq);
         call("abort_step", [&] { return skc_abort_step(cache, &abort); });
+        std::vector<std::uint8_t> snapshot(host::snapshot_bytes(cache));
+        const auto save = host::save_args(0, snapshot);
+        std::uint64_t n_bytes = 0;
+        call("snapshot_bytes", [&] { return skc_snapshot_bytes(cache, &save, &n_bytes); });
+        call("save_sequence", [&] { return skc_save_sequence(cache, &save, &n_bytes); });
+        const auto load = host::load_args(1, snapshot);
+        call("load_sequence", [&] { return skc_load_sequence(cache, &load); });
+        const auto copy = host::copy_args(cache, 0, 0);
+        call("copy_sequence", [&] { return skc_copy_sequence(twin, &copy); });
         auto info = host::sized<skc_sequence_info>();
         call("seq_info", [&] { return skc_seq_info(cache, 0, 0, &info); });
         // For CUDA only: rejected.
@@ -180,7 +192,7 @@ TEST(SmallStack, EveryCallRunsOnTheDocumentedStack) {
             std::printf("skipped: no %s\n", isa);
             continue;
         }
-        for (const std::int32_t dtype : {SKC_DTYPE_F32, SKC_DTYPE_F16, SKC_DTYPE_BF16}) {
+        for (const std::int32_t dtype : {SKC_DTYPE_F32, SKC_DTYPE_F16, SKC_DTYPE_BF16, SKC_DTYPE_Q8, SKC_DTYPE_Q4}) {
             for (const std::uint32_t dim : {64u, 512u}) {
                 for (const std::uint32_t n_threads : {1u, 2u}) {
                     Host{{dtype, dim, n_threads}, most}.run();

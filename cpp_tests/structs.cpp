@@ -16,14 +16,17 @@ struct Longer {
     std::uint64_t tail[3];
 };
 
-/** Size of a struct in the first header: those that have grown since have `stream` as their first new member. */
+/** The least size of a struct that is accepted. That of arguments ends before `stream`, which the first had not. */
 template <class T, class = decltype(std::declval<T>().stream)>
 constexpr std::uint32_t first_size(int) {
     return offsetof(T, stream);
 }
 template <class T>
 constexpr std::uint32_t first_size(long) {
-    return std::is_same<T, skc_cache_config>::value ? offsetof(skc_cache_config, cuda_device) : sizeof(T);
+    if (std::is_same<T, skc_cache_config>::value) {
+        return offsetof(skc_cache_config, cuda_device);
+    }
+    return std::is_same<T, skc_capability_info>::value ? offsetof(skc_capability_info, snapshot_version) : sizeof(T);
 }
 
 /** Calls with valid and invalid values of struct_size, flags and the tail. `call` must accept `good`. */
@@ -96,6 +99,23 @@ TEST(Structs, ArgumentsOfEveryCall) {
     const auto abort = host::sized<skc_abort_step_args>();
     check_sizes<skc_abort_step_args>("abort_step", abort, [&](auto *a) { return skc_abort_step(cache, a); });
     check_reserved(abort, skc_abort_step, cache);
+    std::vector<std::uint8_t> snapshot(host::snapshot_bytes(cache));
+    const auto save = host::save_args(0, snapshot);
+    check_sizes<skc_save_sequence_args>("snapshot_bytes", save, [&](auto *a) {
+        std::uint64_t bytes = 0;
+        return skc_snapshot_bytes(cache, a, &bytes);
+    });
+    check_sizes<skc_save_sequence_args>("save_sequence", save,
+                                        [&](auto *a) { return skc_save_sequence(cache, a, nullptr); });
+    const auto load = host::load_args(1, snapshot);
+    check_sizes<skc_load_sequence_args>("load_sequence", load, [&](auto *a) { return skc_load_sequence(cache, a); });
+    check_reserved(load, skc_load_sequence, cache);
+    sinkcache::Cache second(host::config(2));
+    check_sizes<skc_copy_sequence_args>("copy_sequence", host::copy_args(cache, 0, 1),
+                                        [&](auto *a) { return skc_copy_sequence(second.handle(), a); });
+    auto broken = save;
+    broken.reserved = 5;
+    EXPECT_REJECTED(skc_save_sequence(cache, &broken, nullptr), SKC_STATUS_VERSION_MISMATCH, "reserved is 5");
     // Rejected calls appended nothing: three successes (plain, older and longer) of each of three calls that append.
     EXPECT_EQ(host::info(cache).length_max, 9u);
 }

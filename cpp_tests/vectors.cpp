@@ -33,10 +33,28 @@ struct Outputs {
     std::vector<float> out, lse;
 };
 
+/** Types of K and V by the name of their bound. `lse`: how far rounded keys move a score, beside its size. */
+struct KvTypes {
+    const char *name;
+    std::uint32_t k, v;
+    double lse;
+};
+
+const KvTypes F16{"f16", SKC_DTYPE_F16, SKC_DTYPE_F16, 1e-2}, BF16{"bf16", SKC_DTYPE_BF16, SKC_DTYPE_BF16, 8e-2};
+const KvTypes TYPES[] = {
+    {"f32", SKC_DTYPE_F32, SKC_DTYPE_F32, 1e-5},
+    F16,
+    BF16,
+    {"q8", SKC_DTYPE_Q8, SKC_DTYPE_Q8, 4e-2},
+    {"q8/q4", SKC_DTYPE_Q8, SKC_DTYPE_Q4, 4e-2},
+    {"q4", SKC_DTYPE_Q4, SKC_DTYPE_Q4, 0.4},
+    {"f16/q8", SKC_DTYPE_F16, SKC_DTYPE_Q8, 1e-2},
+};
+
 /** Runs the events of a vector on a cache. */
 class Replay {
 public:
-    Replay(const Vector &vector, const Way &way, std::uint32_t mode, std::uint32_t in, std::uint32_t kv,
+    Replay(const Vector &vector, const Way &way, std::uint32_t mode, std::uint32_t in, const KvTypes &kv,
            std::uint64_t start)
         : v_(vector), way_(way), io_(in), start_(start), cache_(config(mode, kv)) {
         const bool applied = mode == SKC_POSITION_ROPE_APPLIED;
@@ -84,7 +102,7 @@ private:
 
     std::uint32_t dim_v() const { return v_.number("head_dim_v", v_.number("head_dim")); }
 
-    sinkcache::Config config(std::uint32_t mode, std::uint32_t kv) const {
+    sinkcache::Config config(std::uint32_t mode, const KvTypes &kv) const {
         sinkcache::Layer layer(v_.number("n_sink"), v_.number("window"));
         layer.position_mode = mode;
         layer.rope_style = v_.config.at("rope") == "interleaved" ? SKC_ROPE_INTERLEAVED : SKC_ROPE_NEOX;
@@ -105,7 +123,8 @@ private:
         array("sink_logits", layer.sink_logits, layer.n_sink_logits);
         sinkcache::Config c;
         c.heads(v_.number("n_q_heads"), v_.number("n_kv_heads"), v_.number("head_dim"), dim_v());
-        c.types(io_, kv).max_chunk(way_.max_chunk).max_rewind(v_.number("max_rewind")).layers(1, layer);
+        c.types(io_, SKC_DTYPE_F16).storage(kv.k, kv.v).max_chunk(way_.max_chunk);
+        c.max_rewind(v_.number("max_rewind")).layers(1, layer);
         if (way_.call == Call::StepPart) {
             c.threads(N_PARTS);
         }
@@ -163,18 +182,16 @@ Errors compare(const std::vector<float> &got, const std::vector<float> &want) {
     return e;
 }
 
-void check(const Vector &vector, const Outputs &got, std::uint32_t kv, const nlohmann::json &plain) {
+void check(const Vector &vector, const Outputs &got, const KvTypes &kv, const nlohmann::json &plain) {
     const Errors out = compare(got.out, vector.tensors.at("out")), lse = compare(got.lse, vector.tensors.at("lse"));
-    if (kv == SKC_DTYPE_F32) {
+    EXPECT_LE(lse.max, kv.lse * std::max(1.0, lse.largest));
+    if (kv.k == SKC_DTYPE_F32) {
         EXPECT_LE(out.max, 1e-5 * out.largest);
-        EXPECT_LE(lse.max, 1e-5 * std::max(1.0, lse.largest));
         return;
     }
-    const auto &bound = plain.at("cases").at(vector.name).at(kv == SKC_DTYPE_F16 ? "f16" : "bf16");
+    const auto &bound = plain.at("cases").at(vector.name).at(kv.name);
     EXPECT_LE(out.rms, 1.5 * bound.at("rms").get<double>() + 1e-6);
     EXPECT_LE(out.max, 3 * bound.at("max").get<double>() + 1e-6);
-    // Rounded keys change a score by its size times the relative error of the type.
-    EXPECT_LE(lse.max, (kv == SKC_DTYPE_F16 ? 1e-2 : 8e-2) * std::max(1.0, lse.largest));
 }
 
 class Vectors : public testing::TestWithParam<Vector> {};
@@ -193,11 +210,11 @@ std::vector<std::uint32_t> modes(const Vector &v) {
 
 TEST_P(Vectors, EveryWay) {
     const auto plain = plain_errors();
-    for (std::uint32_t kv : {SKC_DTYPE_F32, SKC_DTYPE_F16, SKC_DTYPE_BF16}) {
+    for (const KvTypes &kv : TYPES) {
         for (const Way &way : WAYS) {
             for (std::uint64_t start : STARTS) {
                 for (std::uint32_t mode : modes(GetParam())) {
-                    SCOPED_TRACE(testing::Message() << "kv type " << kv << ", " << way.name << ", start " << start
+                    SCOPED_TRACE(testing::Message() << "K/V " << kv.name << ", " << way.name << ", start " << start
                                                     << ", position mode " << mode);
                     check(GetParam(), Replay(GetParam(), way, mode, SKC_DTYPE_F32, kv, start).run(), kv, plain);
                     if (HasFailure()) {
@@ -212,10 +229,10 @@ TEST_P(Vectors, EveryWay) {
 // Inputs and outputs of f16 and bf16: q, k and v of the files are exact in both types.
 TEST_P(Vectors, SixteenBitInputsAndOutputs) {
     const auto plain = plain_errors();
-    for (std::uint32_t dtype : {SKC_DTYPE_F16, SKC_DTYPE_BF16}) {
+    for (const KvTypes &kv : {F16, BF16}) {
         for (const Way &way : WAYS) {
-            SCOPED_TRACE(testing::Message() << "type " << dtype << ", " << way.name);
-            check(GetParam(), Replay(GetParam(), way, modes(GetParam())[0], dtype, dtype, 0).run(), dtype, plain);
+            SCOPED_TRACE(testing::Message() << "type " << kv.name << ", " << way.name);
+            check(GetParam(), Replay(GetParam(), way, modes(GetParam())[0], kv.k, kv, 0).run(), kv, plain);
         }
     }
 }

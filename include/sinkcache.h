@@ -39,8 +39,9 @@
  *
  * CUDA
  * - Tensors are device pointers. A call puts its work into args.stream and returns. Only skc_create_cache,
- *   skc_destroy_cache and skc_seq_info with SKC_READ_BACK wait for the device or allocate. So all other calls can be
- *   captured into a graph, which can be replayed any number of times: lengths and positions are kept in device memory.
+ *   skc_destroy_cache, the calls on snapshots, skc_copy_sequence and SKC_READ_BACK wait for the device or allocate. So
+ *   all other calls can be captured into a graph, which can be replayed any number of times: lengths and positions are
+ *   kept in device memory.
  * - Work of one cache must run in the order of the calls: use one stream, or order several.
  * - The caller's current context is unchanged after every call.
  * - The host does not see length changes made by graph replays or by counts in device memory; until skc_note_replay,
@@ -134,6 +135,12 @@
  */
 #define SKC_STATUS_LENGTH_UNKNOWN (-15)
 
+/**
+ * The bytes are not a snapshot that this cache can load: damaged, cut off, of a later version, or of a
+ * cache whose settings or host tag differ. The text of the error names what differs.
+ */
+#define SKC_STATUS_INVALID_SNAPSHOT (-16)
+
 /* ---- Backends: skc_cache_config.backend ---- */
 
 /** K and V in host memory, kernels on CPU threads. */
@@ -200,6 +207,14 @@
 /** As a layer: all layers. In skc_device_error: an edit, which concerns all layers. */
 #define SKC_ALL_LAYERS UINT32_MAX
 
+/* ---- Snapshots: skc_save_sequence and skc_load_sequence ---- */
+
+/** Bytes of host_tag. */
+#define SKC_HOST_TAG_BYTES 32
+
+/** Version of the snapshots that this library writes. It reads this version and all earlier ones. */
+#define SKC_SNAPSHOT_VERSION 1
+
 /* ---- Flags, each of the struct that its text names ---- */
 
 /**
@@ -228,7 +243,7 @@
 
 /**
  * Flag of skc_sequence_info: wait for the stream of the latest call, and read the sequence's state from the
- * device.
+ * device. Flag of the arguments of a save or a copy: the same with their stream, and the state of the source.
  */
 #define SKC_READ_BACK 1
 
@@ -805,6 +820,8 @@ typedef struct skc_capability_info {
     uint32_t max_threads;
     /** Largest max_chunk and max_rewind of a cache. */
     uint32_t max_chunk;
+    /** SKC_SNAPSHOT_VERSION of the library. */
+    uint32_t snapshot_version;
 } skc_capability_info;
 
 /**
@@ -886,6 +903,74 @@ typedef struct skc_device_error {
      */
     uint64_t value;
 } skc_device_error;
+
+/** Arguments of skc_snapshot_bytes and skc_save_sequence. */
+typedef struct skc_save_sequence_args {
+    /** Set to sizeof(skc_save_sequence_args): says which version of the struct the caller was built with. */
+    uint32_t struct_size;
+    /** Flags: 0, or SKC_READ_BACK to read the sequence's state from the device first. */
+    uint32_t flags;
+    /** The sequence that is saved. */
+    int32_t seq_id;
+    /** Unused: set to 0. */
+    uint32_t reserved;
+    /** Output: the snapshot, in host memory. Not used by skc_snapshot_bytes. */
+    void *data;
+    /** Bytes that data has room for, at least what skc_snapshot_bytes says. Not used by skc_snapshot_bytes. */
+    uint64_t n_bytes;
+    /**
+     * SKC_HOST_TAG_BYTES bytes that are kept in the snapshot and compared by skc_load_sequence, such as a hash of the
+     * model and of the shard: nothing else tells models of equal shapes apart. NULL = zeros. Not used by
+     * skc_snapshot_bytes.
+     */
+    const uint8_t *host_tag;
+    /**
+     * CUDA: the stream that the work is put into (CUstream, cudaStream_t); NULL = the legacy default stream. CPU:
+     * NULL.
+     */
+    void *stream;
+} skc_save_sequence_args;
+
+/** Arguments of skc_load_sequence. */
+typedef struct skc_load_sequence_args {
+    /** Set to sizeof(skc_load_sequence_args): says which version of the struct the caller was built with. */
+    uint32_t struct_size;
+    /** Flags: none is defined, set to 0. */
+    uint32_t flags;
+    /** The sequence that is overwritten. */
+    int32_t seq_id;
+    /** Unused: set to 0. */
+    uint32_t reserved;
+    /** The snapshot, in host memory, of any alignment. */
+    const void *data;
+    /** Bytes of the snapshot, neither more nor less. */
+    uint64_t n_bytes;
+    /** The SKC_HOST_TAG_BYTES bytes that the snapshot was saved with. NULL = zeros. */
+    const uint8_t *host_tag;
+    /**
+     * CUDA: the stream that the work is put into (CUstream, cudaStream_t); NULL = the legacy default stream. CPU:
+     * NULL.
+     */
+    void *stream;
+} skc_load_sequence_args;
+
+/** Arguments of skc_copy_sequence. */
+typedef struct skc_copy_sequence_args {
+    /** Set to sizeof(skc_copy_sequence_args): says which version of the struct the caller was built with. */
+    uint32_t struct_size;
+    /** Flags: 0, or SKC_READ_BACK to read the source's state from the device first. */
+    uint32_t flags;
+    /** The cache of the source. It may be the one that is copied to. */
+    struct skc_cache *src_cache;
+    /** The sequence of src_cache that is copied. */
+    int32_t src_seq_id;
+    /** The sequence that is overwritten. */
+    int32_t dst_seq_id;
+    /** CUDA: the stream of the cache that is copied to; NULL = the legacy default stream. CPU: NULL. */
+    void *stream;
+    /** CUDA: the stream of src_cache; NULL = the legacy default stream. CPU: NULL. */
+    void *src_stream;
+} skc_copy_sequence_args;
 
 #ifdef __cplusplus
 extern "C" {
@@ -1253,6 +1338,84 @@ SKC_API skc_status skc_note_replay(struct skc_cache *cache, const struct skc_not
  * Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY.
  */
 SKC_API skc_status skc_poll_error(struct skc_cache *cache, struct skc_device_error *error);
+
+/**
+ * Computes the bytes that skc_save_sequence would write for a sequence as it is now.
+ *
+ * Returns: SKC_STATUS_OK, the common statuses, and those of skc_save_sequence, except that data, n_bytes and host_tag
+ * are not used.
+ *
+ * Lifetime: args and n_bytes until the call returns. With SKC_READ_BACK the stream must be valid.
+ *
+ * Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY. With SKC_READ_BACK it waits for the
+ * stream.
+ */
+SKC_API skc_status skc_snapshot_bytes(
+    struct skc_cache *cache, const struct skc_save_sequence_args *args, uint64_t *n_bytes);
+
+/**
+ * Saves a sequence: writes a snapshot of its state, which skc_load_sequence restores, in this cache or in another one,
+ * on either backend, in another process. The sequence stays as it is. docs/snapshot.md describes the bytes.
+ * *n_written, unless it is NULL, gets their number. A snapshot has the sinks, the window, and what a rewind of
+ * max_rewind tokens may bring back.
+ *
+ * Returns: SKC_STATUS_OK, the common statuses, and
+ * - SKC_STATUS_OUT_OF_RANGE: the sequence does not exist; n_bytes is less than the snapshot has. Nothing is written.
+ * - SKC_STATUS_LAYERS_OUT_OF_STEP: the sequence has different lengths in its layers.
+ * - SKC_STATUS_TOKENS_GONE: an aborted step has overwritten tokens of the sequence's window: reset it.
+ * - SKC_STATUS_LENGTH_UNKNOWN: the host's counters of the sequence are stale, and SKC_READ_BACK is not set.
+ * - SKC_STATUS_INVALID_ARGUMENT: also while the stream is being captured.
+ * - SKC_STATUS_OUT_OF_MEMORY: with SKC_READ_BACK, if the host has no memory for the counters.
+ *
+ * Lifetime: args, its arrays and n_written until the call returns.
+ *
+ * Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY. A CUDA cache waits for the stream.
+ */
+SKC_API skc_status skc_save_sequence(
+    struct skc_cache *cache, const struct skc_save_sequence_args *args, uint64_t *n_written);
+
+/**
+ * Loads a snapshot into a sequence, in place of what it holds. These settings must be those of the cache that it was
+ * saved from: n_layers, heads, dims, k_dtype, v_dtype, and of each layer n_sink, window, position_mode, RoPE, scale,
+ * softcap, ALiBi slopes and sink logits. All others may differ, the backend too. A later rewind brings back what both
+ * caches' max_rewind allow. Queries of tokens before the load can no longer be asked for.
+ *
+ * All of a snapshot is checked before anything changes.
+ *
+ * Returns: SKC_STATUS_OK, the common statuses, and
+ * - SKC_STATUS_INVALID_SNAPSHOT: the bytes are damaged, cut off, of a later version, or of a cache whose settings or
+ *   whose host_tag differ. The text names what differs.
+ * - SKC_STATUS_OUT_OF_RANGE: the sequence does not exist.
+ * - SKC_STATUS_INVALID_ARGUMENT: also while the stream is being captured.
+ *
+ * Lifetime: args and its arrays until the call returns. For a CUDA cache, data in pinned memory must stay as it is
+ * until the stream's work has finished; pageable memory has been read when the call returns.
+ *
+ * Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY. For a CUDA cache it may wait for the
+ * stream, unless data is in pinned memory.
+ */
+SKC_API skc_status skc_load_sequence(struct skc_cache *cache, const struct skc_load_sequence_args *args);
+
+/**
+ * Makes a sequence an independent copy of one of another cache, or of the same cache as skc_fork does. The settings
+ * must agree as for skc_load_sequence; backends may differ. Between CUDA caches of one context the copy is put into
+ * stream: order it with the work of src_stream. Otherwise the call waits for the streams of CUDA caches.
+ *
+ * Returns: SKC_STATUS_OK, the common statuses, and
+ * - SKC_STATUS_INVALID_HANDLE, SKC_STATUS_BUSY, SKC_STATUS_DEVICE_LOST, SKC_STATUS_INTERNAL: also for src_cache.
+ * - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist.
+ * - SKC_STATUS_INVALID_ARGUMENT: also for settings that differ, for a sequence copied to itself, and while a stream is
+ *   being captured.
+ * - SKC_STATUS_LAYERS_OUT_OF_STEP: the source has different lengths in its layers.
+ * - SKC_STATUS_TOKENS_GONE: an aborted step has overwritten tokens of the source's window.
+ * - SKC_STATUS_LENGTH_UNKNOWN: the host's counters of the source are stale, and SKC_READ_BACK is not set.
+ * - SKC_STATUS_OUT_OF_MEMORY: with a CUDA cache, if the host has no memory for a part of the copy.
+ *
+ * Lifetime: args until the call returns.
+ *
+ * Threads: any thread; a second call on one of the caches returns SKC_STATUS_BUSY.
+ */
+SKC_API skc_status skc_copy_sequence(struct skc_cache *cache, const struct skc_copy_sequence_args *args);
 
 /**
  * Text of the latest error of a call on this thread, in English: names the rejected value and what is allowed.

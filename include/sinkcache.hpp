@@ -17,6 +17,7 @@
 
 #include "sinkcache.h"
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -279,6 +280,9 @@ private:
     std::vector<skc_layer_config> layers_{1, Layer()};
 };
 
+/** What a snapshot is saved with, and must be loaded with: such as a hash of the model and of the shard. */
+using HostTag = std::array<std::uint8_t, SKC_HOST_TAG_BYTES>;
+
 /** Owns a skc_cache. Movable, not copyable; a moved-from Cache holds no cache and can be assigned to or destroyed. */
 class Cache {
 public:
@@ -417,6 +421,71 @@ public:
         check(skc_fork(handle_, &a));
     }
     /**
+     * A snapshot of a sequence (skc_save_sequence): load() restores it, in this cache or in another one, on either
+     * backend. `host_tag` tells models of equal shapes apart, such as by a hash of the model and of the shard. With
+     * `read_back` a CUDA cache reads the sequence's state from the device first; it waits for the stream in any case.
+     *
+     * Throws SKC_STATUS_OUT_OF_RANGE; SKC_STATUS_LAYERS_OUT_OF_STEP; SKC_STATUS_TOKENS_GONE for a sequence that only
+     * reset() can repair; SKC_STATUS_LENGTH_UNKNOWN if the host's counters are stale and `read_back` is false;
+     * SKC_STATUS_INVALID_ARGUMENT while the stream is being captured.
+     */
+    std::vector<std::uint8_t> save(std::int32_t seq_id, const HostTag &host_tag = {}, bool read_back = false) {
+        auto a = save_args(seq_id, host_tag, read_back);
+        std::vector<std::uint8_t> snapshot(snapshot_bytes(a));
+        a.data = snapshot.data();
+        a.n_bytes = snapshot.size();
+        check(skc_save_sequence(handle_, &a, nullptr));
+        return snapshot;
+    }
+    /** The same into memory of the caller's, of at least snapshot_bytes() bytes; returns the bytes written. */
+    std::size_t save_to(std::int32_t seq_id, void *data, std::size_t n_bytes, const HostTag &host_tag = {},
+                        bool read_back = false) {
+        auto a = save_args(seq_id, host_tag, read_back);
+        a.data = data;
+        a.n_bytes = n_bytes;
+        std::uint64_t n_written = 0;
+        check(skc_save_sequence(handle_, &a, &n_written));
+        return static_cast<std::size_t>(n_written);
+    }
+    /** Bytes of the snapshot that save() would return now (skc_snapshot_bytes). Throws as save() does. */
+    std::size_t snapshot_bytes(std::int32_t seq_id, bool read_back = false) {
+        return snapshot_bytes(save_args(seq_id, {}, read_back));
+    }
+    /**
+     * Loads a snapshot into a sequence in place of what it holds (skc_load_sequence). For a CUDA cache a snapshot in
+     * pinned memory must stay as it is until the stream's work has finished.
+     *
+     * Throws SKC_STATUS_INVALID_SNAPSHOT for one that is damaged, of a later version, or of a cache whose settings or
+     * whose host_tag differ; SKC_STATUS_OUT_OF_RANGE; SKC_STATUS_INVALID_ARGUMENT while the stream is being captured.
+     */
+    void load(std::int32_t seq_id, Span<std::uint8_t> snapshot, const HostTag &host_tag = {}) {
+        skc_load_sequence_args a{};
+        a.struct_size = sizeof a;
+        a.seq_id = seq_id;
+        a.data = snapshot.data();
+        a.n_bytes = snapshot.size();
+        a.host_tag = host_tag.data();
+        a.stream = stream_;
+        check(skc_load_sequence(handle_, &a));
+    }
+    /**
+     * Makes sequence `dst` an independent copy of `src` of another cache, or of this one (skc_copy_sequence). Between
+     * CUDA caches of one context the copy is put into this cache's stream: order it with the work of the other's.
+     *
+     * Throws SKC_STATUS_INVALID_ARGUMENT for settings that differ; and as save().
+     */
+    void copy(std::int32_t dst, const Cache &src_cache, std::int32_t src, bool read_back = false) {
+        skc_copy_sequence_args a{};
+        a.struct_size = sizeof a;
+        a.flags = read_back ? SKC_READ_BACK : 0;
+        a.src_cache = src_cache.handle_;
+        a.src_seq_id = src;
+        a.dst_seq_id = dst;
+        a.stream = stream_;
+        a.src_stream = src_cache.stream_;
+        check(skc_copy_sequence(handle_, &a));
+    }
+    /**
      * After a failure between layers: cuts all layers of every sequence to the shortest one, so that the step can be
      * repeated, and ends a step_part() whose other members will not come (skc_abort_step).
      *
@@ -552,6 +621,20 @@ private:
         a.lse = query.lse.data;
         a.lse_token_stride = query.lse.token_stride;
         a.lse_head_stride = query.lse.head_stride;
+    }
+    skc_save_sequence_args save_args(std::int32_t seq_id, const HostTag &host_tag, bool read_back) const {
+        skc_save_sequence_args a{};
+        a.struct_size = sizeof a;
+        a.flags = read_back ? SKC_READ_BACK : 0;
+        a.seq_id = seq_id;
+        a.host_tag = host_tag.data();
+        a.stream = stream_;
+        return a;
+    }
+    std::size_t snapshot_bytes(const skc_save_sequence_args &args) const {
+        std::uint64_t n_bytes = 0;
+        check(skc_snapshot_bytes(handle_, &args, &n_bytes));
+        return static_cast<std::size_t>(n_bytes);
     }
     template <class Args>
     void edit(skc_status (*call)(skc_cache *, const Args *), Span<std::int32_t> seq_ids, Span<std::int32_t> n_tokens) {

@@ -28,7 +28,7 @@ mod text;
 
 pub use backend::{DeviceError, KernelChoice, TokenCall};
 pub use batch::{Batch, DeviceBatch, DeviceEdit};
-pub use cache::{Cache, SeqInfo};
+pub use cache::{Cache, HostTag, SeqInfo};
 pub use config::{
     BackendKind, CacheConfig, CudaConfig, DType, Footprint, LayerConfig, PositionMode, RopeStyle, StorageType,
 };

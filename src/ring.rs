@@ -30,6 +30,9 @@ pub struct Seq {
     pub floor: u64,
     /// Tokens of the latest append whose queries may still be passed to attend.
     pub attendable: u64,
+    /// Oldest window token that the load of a snapshot has restored; 0 in a sequence that was not loaded. Older ones
+    /// are in no slot.
+    pub loaded_from: u64,
 }
 
 /// Consecutive tokens in consecutive slots.
@@ -129,7 +132,8 @@ impl Ring {
     /// Whether the tokens visible at length `len` are all still in their slots.
     #[must_use]
     pub fn intact(&self, len: u64, seq: &Seq) -> bool {
-        self.window_start(len, seq.floor) >= self.intact_from(seq.highest)
+        // mutant: abort_below_a_load
+        self.window_start(len, seq.floor) >= self.intact_from(seq.highest).max(seq.loaded_from)
     }
 
     /// Checks an evict of the `n` oldest window tokens.
@@ -164,7 +168,27 @@ impl Ring {
 
     /// Oldest window token that a rewind may make visible again.
     fn rewind_limit(&self, seq: &Seq) -> u64 {
-        seq.highest.saturating_sub(self.window + self.max_rewind)
+        seq.highest.saturating_sub(self.window + self.max_rewind).max(seq.loaded_from) // mutant: rewind_below_a_load
+    }
+
+    /// Oldest window token that is visible, or that a rewind may make visible: what a snapshot keeps of the window
+    /// begins here.
+    #[must_use]
+    pub fn kept_from(&self, seq: &Seq) -> u64 {
+        let back = self.rewind_limit(seq).max(self.n_sink + seq.floor);
+        self.window_start(seq.len, seq.floor).min(back) // mutant: snapshot_of_the_window_alone
+    }
+
+    /// The counters of a sequence after a load: `saved` are those of the snapshot, whose window tokens begin at
+    /// `saved.loaded_from`. The window, and the sinks, are those of the ring that it was saved from; the other settings
+    /// may differ. A rewind brings back what both rings allow.
+    #[must_use]
+    pub fn restored(&self, saved: &Seq) -> Seq {
+        // Nothing above `len` is written. A ring shorter than the saved one would take its window for overwritten.
+        let highest = self.window_start(saved.len, saved.floor).saturating_add(self.ring_slots).min(saved.highest);
+        let mut seq = Seq { highest, attendable: 0, ..*saved };
+        seq.loaded_from = self.kept_from(&seq);
+        seq
     }
 
     /// The most tokens that [`Self::check_rewind`] accepts.
@@ -240,9 +264,10 @@ mod tests {
         /// `rewindable` is exactly the largest n that `check_rewind` accepts.
         #[test]
         fn rewindable_is_the_largest_accepted(ring in small_rings(), len in 0u64..60, above in 0u64..20,
-                                              floor in 0u64..40) {
+                                              floor in 0u64..40, loaded_from in 0u64..60) {
             let floor = floor.min(len.saturating_sub(ring.n_sink));
-            let seq = Seq { len, highest: len + above, floor, attendable: 0 };
+            let loaded_from = loaded_from.min(ring.window_start(len, floor));
+            let seq = Seq { len, highest: len + above, floor, loaded_from, ..Seq::default() };
             let best = (0..=len).filter(|&n| ring.check_rewind(&seq, n).is_ok()).max();
             prop_assert_eq!(best, Some(ring.rewindable(&seq)));
         }
@@ -253,6 +278,42 @@ mod tests {
             let seq = Seq { len, highest: len + above, ..Seq::default() };
             for n in 1..=ring.rewindable(&seq) {
                 prop_assert!(ring.intact(len - n, &seq));
+            }
+        }
+
+        /// A loaded sequence may be rewound by what both rings allow, and every token that it may show has a slot of
+        /// its own.
+        #[test]
+        fn a_load_brings_back_what_both_rings_allow(ring in small_rings(), other in (1u32..9, 0u32..9),
+                                                    len in 0u64..60, above in 0u64..9, floor in 0u64..40) {
+            let floor = floor.min(len.saturating_sub(ring.n_sink));
+            // As far above its length as a sequence can be that has all of its window.
+            let highest = (len + above).min(ring.window_start(len, floor) + ring.ring_slots);
+            let above = highest - len;
+            let mut seq = Seq { len, highest, floor, ..Seq::default() };
+            let here = ring.rewindable(&seq);
+            seq.loaded_from = ring.kept_from(&seq);
+            prop_assert_eq!(ring.rewindable(&seq), here);
+            let other = Ring::new(ring.n_sink as u32, ring.window as u32, other.0, other.1);
+            let loaded = other.restored(&seq);
+            prop_assert!(loaded.highest >= len && other.intact(len, &loaded));
+            prop_assert!(len.saturating_sub(loaded.loaded_from) <= other.ring_slots);
+            prop_assert!(loaded.loaded_from >= seq.loaded_from);
+            let there = other.rewindable(&loaded);
+            for n in 1..=there {
+                prop_assert!(other.window_start(len - n, floor) >= loaded.loaded_from);
+            }
+            // With the same settings nothing has changed.
+            if other == ring {
+                prop_assert_eq!((loaded.highest, there), (seq.highest, here));
+            }
+            // An aborted step may leave a sequence further below its highest length than a rewind may.
+            if above <= ring.max_rewind {
+                prop_assert!(there <= here);
+                if loaded.highest == seq.highest {
+                    let by_setting = other.rewindable(&Seq { loaded_from: 0, ..seq });
+                    prop_assert_eq!(there, here.min(by_setting));
+                }
             }
         }
 

@@ -206,7 +206,7 @@ fn contents_of_new_memory_change_no_bit() {
         all
     };
     for (isa, head_dim) in Isa::all().into_iter().flat_map(|isa| [16, 32, 64].map(|dim| (isa, dim))) {
-        for kv_dtype in [StorageType::F32, StorageType::F16, StorageType::Bf16] {
+        for kv_dtype in StorageType::ALL {
             let layers = vec![LayerConfig { n_sink: 2, window: 150, ..LayerConfig::default() }];
             let config = || CacheConfig {
                 n_layers: 1,

@@ -8,7 +8,7 @@ use std::path::Path;
 use sinkcache::ffi::{CONSTANT_GROUPS, Constant};
 
 /// The files of the ABI, in the order of the header.
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 12] = [
     "constants",
     "config",
     "registry",
@@ -19,6 +19,7 @@ const SOURCES: [&str; 11] = [
     "edit",
     "info",
     "device",
+    "snapshot",
     "boundary",
 ];
 

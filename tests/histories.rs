@@ -4,18 +4,21 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::history::{Event, History, N_SEQS, histories};
+use common::history::{Event, History, N_SEQS, Other, histories, histories_with_snapshots};
 use common::oracle::Oracle;
 use common::plain::Plain;
 use common::quantised::KvTypes;
 use common::{Call, Rows, check, feed};
+use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
-use sinkcache::{BackendKind, Batch, Cache, DType, PositionMode, Status, StorageType};
+use sinkcache::{BackendKind, Batch, Cache, CacheConfig, DType, PositionMode, Status, StorageType};
 
 /// A history that is being run: the cache, and for each layer and sequence the oracle.
-struct Run<'a> {
-    history: &'a History,
+struct Run {
+    config: CacheConfig,
     cache: Cache,
+    /// Sequences are forked instead of saved and loaded, where that must give the same.
+    forks: bool,
     /// `[layer][sequence]`.
     oracles: Vec<Vec<Oracle>>,
     plains: Vec<Vec<Plain>>,
@@ -48,14 +51,15 @@ fn fail<T>(text: String) -> Result<T, TestCaseError> {
     Err(TestCaseError::fail(text))
 }
 
-impl<'a> Run<'a> {
-    fn new(history: &'a History) -> Self {
+impl Run {
+    fn new(history: &History) -> Self {
         let oracles: Vec<Vec<_>> = (0..history.config.layers.len())
             .map(|layer| (0..N_SEQS).map(|_| Oracle::new(history.oracle(layer))).collect())
             .collect();
         Self {
-            history,
+            config: history.config.clone(),
             cache: common::new_cache(&history.config),
+            forks: false,
             plains: oracles
                 .iter()
                 .map(|l| {
@@ -140,7 +144,7 @@ impl<'a> Run<'a> {
             }
             let rows = Rows { q: &q, k: &k, v: &v };
             let call = if step { Call::Step } else { Call::Two };
-            let config = &self.history.config;
+            let config = &self.config;
             let batch = Batch::new(&ids, &counts);
             let (out, lse) = feed(&mut self.cache, config, layer as u32, batch, rows, call);
             // The rows of the padding entry must be untouched: NaN.
@@ -170,7 +174,7 @@ impl<'a> Run<'a> {
     /// Attends with the last `n` of `of` queries of sequence 0 again. All of them give the same bits on the CPU; fewer
     /// may be computed by another kernel, and are only held to the same bounds.
     fn attend_again(&mut self, layer: u32, n: usize, of: usize, q: &[f32], before: &[f32]) {
-        let config = &self.history.config;
+        let config = &self.config;
         let again = common::attend(&mut self.cache, config, layer, Batch::new(&[0], &[n as i32]), q);
         if config.backend == BackendKind::Cpu && n == of {
             assert!(again == before, "the same queries gave other results");
@@ -196,7 +200,7 @@ impl<'a> Run<'a> {
         for layer in 0..self.oracles.len() {
             let rows = Rows { q: &q, k: &k, v: &v };
             let (ids, counts) = ([seq as i32], [n as i32]);
-            feed(&mut self.cache, &self.history.config, layer as u32, Batch::new(&ids, &counts), rows, Call::Step);
+            feed(&mut self.cache, &self.config, layer as u32, Batch::new(&ids, &counts), rows, Call::Step);
             let (k, v) = (vec![0.0; nk], vec![0.0; nv]);
             for _ in 0..n {
                 self.oracles[layer][seq].push(&k, &v);
@@ -231,6 +235,60 @@ impl<'a> Run<'a> {
                 }
                 Ok(true)
             }
+        }
+    }
+
+    /// The settings of another cache that a sequence of this one can be loaded into.
+    fn other_config(&self, other: Other) -> CacheConfig {
+        let backend = match common::device::backend() {
+            BackendKind::Cuda if other.elsewhere => BackendKind::Cpu,
+            backend => backend,
+        };
+        CacheConfig {
+            backend,
+            max_chunk: other.max_chunk.into(),
+            max_rewind: other.max_rewind.into(),
+            n_seqs: other.n_seqs.into(),
+            n_threads: other.n_threads.into(),
+            isa: self.config.isa.filter(|_| backend == BackendKind::Cpu),
+            ..self.config.clone()
+        }
+    }
+
+    fn load(&mut self, src: usize, dst: usize, other: Other) {
+        self.note("load");
+        if self.forks {
+            if src != dst {
+                self.cache.fork(&[src as i32], &[dst as i32]).unwrap();
+            }
+        } else {
+            let mut via = common::new_cache(&self.other_config(other));
+            let there = i32::from(other.n_seqs) - 1;
+            common::transfer(&mut self.cache, src as i32, &mut via, there, other.copied);
+            common::transfer(&mut via, there, &mut self.cache, dst as i32, !other.copied);
+        }
+        let (max_chunk, max_rewind) = (self.config.max_chunk as usize, self.config.max_rewind as usize);
+        for (oracles, plains) in self.oracles.iter_mut().zip(&mut self.plains) {
+            oracles[dst] = oracles[src].clone();
+            oracles[dst].load(other.max_chunk.into(), other.max_rewind.into());
+            oracles[dst].load(max_chunk, max_rewind);
+            plains[dst] = plains[src].clone();
+        }
+    }
+
+    fn move_all(&mut self, other: Other) {
+        if self.forks {
+            return;
+        }
+        self.note("move");
+        let config = self.other_config(other);
+        let mut cache = common::new_cache(&config);
+        for seq in 0..N_SEQS as i32 {
+            common::transfer(&mut self.cache, seq, &mut cache, seq, other.copied);
+        }
+        (self.cache, self.config) = (cache, config);
+        for oracle in self.oracles.iter_mut().flatten() {
+            oracle.load(other.max_chunk.into(), other.max_rewind.into());
         }
     }
 
@@ -279,7 +337,7 @@ impl<'a> Run<'a> {
                 }
             }
             Event::Poison { seq, n } => {
-                let (seq, n) = (usize::from(seq), usize::from(n).min(self.history.config.max_rewind as usize));
+                let (seq, n) = (usize::from(seq), usize::from(n).min(self.config.max_rewind as usize));
                 // Only drafts that can be rewound: a token that may become visible again must be valid.
                 let rejectable = |o: &Oracle| {
                     let mut o = o.clone();
@@ -304,16 +362,18 @@ impl<'a> Run<'a> {
                     assert!(self.evict("poisoned window", seq, window)?);
                 }
             }
+            Event::Load { src, dst, other } => self.load(src.into(), dst.into(), other),
+            Event::Move(other) => self.move_all(other),
         }
         Ok(())
     }
 
     fn finish(self) -> Result<Summary, TestCaseError> {
-        let types = KvTypes::of(&self.history.config);
+        let types = KvTypes::of(&self.config);
         check(types, &self.got, &self.want, Some(&self.rough)).map_err(TestCaseError::fail)?;
-        let l = &self.history.config.layers[0];
+        let l = &self.config.layers[0];
         let capacity = (l.n_sink + l.window) as usize;
-        let slots = capacity + self.history.config.max_chunk.max(self.history.config.max_rewind) as usize;
+        let slots = capacity + self.config.max_chunk.max(self.config.max_rewind) as usize;
         Ok(Summary { length: self.longest, capacity, wrapped: self.longest > slots, counts: self.counts })
     }
 }
@@ -326,15 +386,44 @@ fn replay(history: &History) -> Result<Summary, TestCaseError> {
     run.finish()
 }
 
+/// The same with sequences that are saved and loaded. Those that come back to a cache of the same settings, by way of
+/// one that keeps as much, go on with the same bits as a fork.
+fn replay_with_snapshots(history: &History) -> Result<Summary, TestCaseError> {
+    let summary = replay(history)?;
+    let c = &history.config;
+    let events: Vec<_> = history.events.iter().filter(|e| !matches!(e, Event::Move(_))).cloned().collect();
+    let keeps = |o: &Other| u32::from(o.max_rewind) >= c.max_rewind && u32::from(o.max_chunk) >= c.max_chunk;
+    if events.iter().any(|e| matches!(e, Event::Load { .. }))
+        && events.iter().all(|e| !matches!(e, Event::Load { other, .. } if !keeps(other)))
+    {
+        let mut runs = [Run::new(history), Run::new(history)];
+        runs[1].forks = true;
+        for event in &events {
+            for run in &mut runs {
+                run.event(event)?;
+            }
+        }
+        let bits = |run: &Run| run.got.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert!(bits(&runs[0]) == bits(&runs[1]), "a loaded sequence does not go on as a fork");
+    }
+    Ok(summary)
+}
+
 /// The histories are run in two halves, each with a seed of its own: they are the same for any number of cores.
 const HALVES: u8 = 2;
 
-/// Runs `SKC_HISTORIES` histories (default 10,000), always the same ones unless `SKC_SEED` is set. `SKC_SHRINK`: tries
-/// to find a smaller history that fails too (default 2,000).
-#[test]
-fn random_histories_match_the_definition() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u32>().ok());
-    let cases = number("SKC_HISTORIES").unwrap_or(10_000);
+/// The value of an environment variable that is a number.
+fn number(name: &str) -> Option<u32> {
+    std::env::var(name).ok().and_then(|v| v.parse::<u32>().ok())
+}
+
+/// Runs so many histories, always the same ones unless `SKC_SEED` is set. `SKC_SHRINK`: tries to find a smaller history
+/// that fails too (default 2,000).
+fn run_all<S: Strategy<Value = History>>(
+    cases: u32,
+    histories: impl Fn() -> S + Sync,
+    replay: impl Fn(&History) -> Result<Summary, TestCaseError> + Sync,
+) -> Vec<Summary> {
     let half = |index: u8| {
         let mut seed = number("SKC_SEED").unwrap_or(1).to_le_bytes().repeat(8);
         seed[31] ^= index;
@@ -354,17 +443,30 @@ fn random_histories_match_the_definition() {
     // One thread at a time uses the device.
     let outcomes: Vec<_> = match common::device::backend() {
         BackendKind::Cpu => std::thread::scope(|scope| {
+            let half = &half;
             let halves: Vec<_> = (0..HALVES).map(|index| scope.spawn(move || half(index))).collect();
             halves.into_iter().map(|half| half.join().unwrap()).collect()
         }),
         BackendKind::Cuda => (0..HALVES).map(half).collect(),
     };
-    let summaries: Vec<_> = outcomes.into_iter().flat_map(|half| half.unwrap_or_else(|e| panic!("{e}"))).collect();
-    report(&summaries);
+    outcomes.into_iter().flat_map(|half| half.unwrap_or_else(|e| panic!("{e}"))).collect()
+}
+
+/// Runs `SKC_HISTORIES` histories (default 10,000).
+#[test]
+fn random_histories_match_the_definition() {
+    report(&run_all(number("SKC_HISTORIES").unwrap_or(10_000), histories, replay), &[]);
+}
+
+/// Runs `SKC_SNAPSHOT_HISTORIES` histories (default 300).
+#[test]
+fn random_histories_with_snapshots_match_the_definition() {
+    let cases = number("SKC_SNAPSHOT_HISTORIES").unwrap_or(300);
+    report(&run_all(cases, histories_with_snapshots, replay_with_snapshots), &["load", "move"]);
 }
 
 /// Prints the distribution of events, and checks that no kind is rare.
-fn report(summaries: &[Summary]) {
+fn report(summaries: &[Summary], more: &[&str]) {
     let n = summaries.len();
     let mut ratios: Vec<_> = summaries.iter().map(|s| s.length as f64 / s.capacity as f64).collect();
     ratios.sort_by(f64::total_cmp);
@@ -388,8 +490,8 @@ fn report(summaries: &[Summary]) {
         "poisoned window",
         "rejected",
     ];
-    for kind in kinds {
-        let with = summaries.iter().filter(|s| s.counts.contains_key(kind)).count();
+    for kind in kinds.iter().chain(more) {
+        let with = summaries.iter().filter(|s| s.counts.contains_key(*kind)).count();
         println!("with {kind}: {:.1} %", 100.0 * with as f64 / n as f64);
         assert!(5 * with >= n, "too few histories with {kind}");
     }

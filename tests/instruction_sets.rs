@@ -6,6 +6,7 @@ mod common;
 use common::exact_scores::{Draw, ExactScores};
 use common::oracle::{Oracle, OracleConfig};
 use common::plain::Plain;
+use common::quantised::KvTypes;
 use common::{Call, Rows, check, feed, this_program};
 use sinkcache::{Batch, Cache, CacheConfig, ISA_VARIABLE, Isa, LayerConfig, PositionMode, StorageType};
 
@@ -40,29 +41,48 @@ fn config(isa: Isa, kv_dtype: StorageType, dims: (u32, u32), window: u32) -> Cac
     }
 }
 
+/// Three KV splits. `SKC_WINDOW` (default 1,300) is for emulated machines: it must be more than one split.
+fn window() -> u32 {
+    std::env::var("SKC_WINDOW").ok().and_then(|n| n.parse().ok()).unwrap_or(1300)
+}
+
 #[test]
 fn long_windows() {
-    hold_long_windows((64, 64));
+    hold_long_windows((64, 64), window(), &DTYPES.map(KvTypes::from));
 }
 
 /// A head_dim_v whose rows are padded in the store.
 #[test]
 fn long_windows_of_padded_rows() {
-    hold_long_windows((32, 40));
+    hold_long_windows((32, 40), window(), &DTYPES.map(KvTypes::from));
 }
 
-/// Chunks, then single tokens, then a few at a time, over three KV splits of a ring that has wrapped. The last row of
-/// each call is compared with the oracle. `SKC_WINDOW` (default 1,300) is for emulated machines: it must be more than
-/// one split.
-fn hold_long_windows(dims: (u32, u32)) {
-    let window = std::env::var("SKC_WINDOW").ok().and_then(|n| n.parse().ok()).unwrap_or(1300);
+/// Hadamard blocks of 16 (80 dims), 32 (96) and of the whole row; a last scale of q4 for 16 dims (80).
+#[test]
+fn long_windows_of_codes() {
+    let [q8, q4] = [StorageType::Q8, StorageType::Q4];
+    for dims in [(80, 80), (96, 96), (128, 256)] {
+        hold_long_windows(dims, window().min(600), &[q8.into(), KvTypes::new(q8, q4), q4.into()]);
+    }
+}
+
+/// Keys and values of different types, which kernels of different types read.
+#[test]
+fn long_windows_of_two_types() {
+    let pairs = DTYPES.into_iter().flat_map(|k| DTYPES.map(|v| KvTypes::new(k, v)));
+    hold_long_windows((64, 32), window().min(600), &pairs.filter(|t| t.k != t.v).collect::<Vec<_>>());
+}
+
+/// Chunks, then single tokens, then a few at a time, over KV splits of a ring that has wrapped. The last row of each
+/// call is compared with the oracle.
+fn hold_long_windows(dims: (u32, u32), window: u32, types: &[KvTypes]) {
     let mut calls = vec![300; (window as usize + 2 * 300).div_ceil(300)];
     calls.extend([1, 1, 3, 299]);
     let (nq, nk, nv) = (4 * dims.0 as usize, 2 * dims.0 as usize, 2 * dims.1 as usize);
     let total: usize = calls.iter().sum();
     let (q, k, v) = (draw(total * nq, 1), draw(total * nk, 2), draw(total * nv, 3));
-    for kv_dtype in DTYPES {
-        let base = config(Isa::Scalar, kv_dtype, dims, window);
+    for &types in types {
+        let base = config(Isa::Scalar, StorageType::F16, dims, window);
         let cfg = OracleConfig {
             n_q_heads: 4,
             n_kv_heads: 2,
@@ -71,7 +91,7 @@ fn hold_long_windows(dims: (u32, u32)) {
             max_rewind: 16,
             layer: base.layers[0].clone(),
         };
-        let (mut oracle, mut plain) = (Oracle::new(cfg), Plain::new(kv_dtype));
+        let (mut oracle, mut plain) = (Oracle::new(cfg), Plain::new(types));
         let (mut want, mut lse, mut rough, mut at) = (vec![], vec![], vec![], 0);
         for &n in &calls {
             for t in at..at + n {
@@ -88,7 +108,7 @@ fn hold_long_windows(dims: (u32, u32)) {
         }
         for isa in Isa::all() {
             let run = |n_threads: u32, call: Call| {
-                let config = CacheConfig { n_threads, ..config(isa, kv_dtype, dims, window) };
+                let config = types.config(CacheConfig { n_threads, ..config(isa, StorageType::F16, dims, window) });
                 let mut cache = Cache::new(&config).unwrap();
                 let (mut all, mut last, mut at) = (vec![], vec![], 0);
                 for &n in &calls {
@@ -102,9 +122,9 @@ fn hold_long_windows(dims: (u32, u32)) {
                 (all, last)
             };
             let (all, last) = run(1, Call::Two);
-            check(kv_dtype.into(), &last, &want, Some(&rough)).unwrap_or_else(|e| panic!("{isa:?} {dims:?}: {e}"));
-            assert!(run(1, Call::Step).0 == all, "{isa:?} {kv_dtype:?} {dims:?}: a step differs");
-            assert!(run(3, Call::Step).0 == all, "{isa:?} {kv_dtype:?} {dims:?}: threads differ");
+            check(types, &last, &want, Some(&rough)).unwrap_or_else(|e| panic!("{isa:?} {dims:?}: {e}"));
+            assert!(run(1, Call::Step).0 == all, "{isa:?} {types:?} {dims:?}: a step differs");
+            assert!(run(3, Call::Step).0 == all, "{isa:?} {types:?} {dims:?}: threads differ");
         }
     }
 }

@@ -28,6 +28,11 @@ struct HandleCallArgs {
     const skc_reset_args reset = sequence_args<skc_reset_args>(seq);
     const skc_fork_args fork = fork_args(seq, other);
     const skc_abort_step_args abort = sized<skc_abort_step_args>();
+    std::vector<std::uint8_t> snapshot = std::vector<std::uint8_t>(1 << 15);
+    std::uint64_t n_bytes = 0;
+    const skc_save_sequence_args save = save_args(0, snapshot);
+    skc_load_sequence_args load = load_args(0, snapshot);
+    skc_copy_sequence_args copy = copy_args(nullptr, 0, 1);
     const skc_note_replay_args replay = sized<skc_note_replay_args>();
     skc_sequence_info info = sized<skc_sequence_info>();
     skc_kernel_info kernel = sized<skc_kernel_info>();
@@ -47,6 +52,20 @@ inline std::vector<HandleCall> handle_calls() {
         {"reset", [a](skc_cache *c) { return skc_reset(c, &a->reset); }},
         {"fork", [a](skc_cache *c) { return skc_fork(c, &a->fork); }},
         {"abort_step", [a](skc_cache *c) { return skc_abort_step(c, &a->abort); }},
+        {"snapshot_bytes", [a](skc_cache *c) { return skc_snapshot_bytes(c, &a->save, &a->n_bytes); }},
+        {"save_sequence", [a](skc_cache *c) { return skc_save_sequence(c, &a->save, &a->n_bytes); }},
+        {"load_sequence",
+         [a](skc_cache *c) {
+             // Nothing is loaded where nothing can be saved.
+             a->load.n_bytes = 0;
+             skc_save_sequence(c, &a->save, &a->load.n_bytes);
+             return skc_load_sequence(c, &a->load);
+         }},
+        {"copy_sequence",
+         [a](skc_cache *c) {
+             a->copy.src_cache = c;
+             return skc_copy_sequence(c, &a->copy);
+         }},
         {"seq_info", [a](skc_cache *c) { return skc_seq_info(c, 0, 0, &a->info); }},
         {"kernel_choice", [a](skc_cache *c) { return skc_kernel_choice(c, 0, SKC_CALL_STEP, 1, 1, &a->kernel); }},
         {"poll_error", [a](skc_cache *c) { return skc_poll_error(c, &a->error); }},

@@ -264,6 +264,58 @@ inline skc_status fork(skc_cache *cache, std::int32_t src, std::int32_t dst) {
     return skc_fork(cache, &a);
 }
 
+inline skc_save_sequence_args save_args(std::int32_t seq, std::vector<std::uint8_t> &to,
+                                        const std::uint8_t *tag = nullptr) {
+    auto a = sized<skc_save_sequence_args>();
+    a.seq_id = seq;
+    a.data = to.data();
+    a.n_bytes = to.size();
+    a.host_tag = tag;
+    return a;
+}
+
+inline std::size_t snapshot_bytes(skc_cache *cache, std::int32_t seq = 0) {
+    std::vector<std::uint8_t> none;
+    const auto a = save_args(seq, none);
+    std::uint64_t bytes = 0;
+    EXPECT_OK(skc_snapshot_bytes(cache, &a, &bytes));
+    return static_cast<std::size_t>(bytes);
+}
+
+/** skc_save_sequence; expects success. */
+inline std::vector<std::uint8_t> save(skc_cache *cache, std::int32_t seq = 0, const std::uint8_t *tag = nullptr) {
+    std::vector<std::uint8_t> snapshot(snapshot_bytes(cache, seq));
+    const auto a = save_args(seq, snapshot, tag);
+    std::uint64_t n_written = 0;
+    EXPECT_OK(skc_save_sequence(cache, &a, &n_written));
+    EXPECT_EQ(n_written, snapshot.size());
+    return snapshot;
+}
+
+inline skc_load_sequence_args load_args(std::int32_t seq, const std::vector<std::uint8_t> &snapshot,
+                                        const std::uint8_t *tag = nullptr) {
+    auto a = sized<skc_load_sequence_args>();
+    a.seq_id = seq;
+    a.data = snapshot.data();
+    a.n_bytes = snapshot.size();
+    a.host_tag = tag;
+    return a;
+}
+
+inline skc_status load(skc_cache *cache, const std::vector<std::uint8_t> &snapshot, std::int32_t seq = 0,
+                       const std::uint8_t *tag = nullptr) {
+    const auto a = load_args(seq, snapshot, tag);
+    return skc_load_sequence(cache, &a);
+}
+
+inline skc_copy_sequence_args copy_args(skc_cache *source, std::int32_t src, std::int32_t dst) {
+    auto a = sized<skc_copy_sequence_args>();
+    a.src_cache = source;
+    a.src_seq_id = src;
+    a.dst_seq_id = dst;
+    return a;
+}
+
 /** skc_abort_step of all sequences. */
 inline skc_status abort_step(skc_cache *cache) {
     const auto a = sized<skc_abort_step_args>();

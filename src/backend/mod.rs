@@ -9,7 +9,7 @@ pub mod cpu;
 pub(crate) mod cuda;
 
 use crate::batch::{BatchArrays, DeviceEdit, Entry};
-use crate::config::{Layer, Shape};
+use crate::config::{Layer, Shape, Which};
 use crate::error::Result;
 use crate::exec::Executor;
 use crate::ring::Seq;
@@ -29,8 +29,34 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     /// Copies the first `slots` slots of every head of sequence `src` to `dst`, in one layer.
     fn copy_sequence(&self, layer: usize, settings: &Layer, src: usize, dst: usize, slots: u64);
 
+    /// Reads the stored rows of a run of slots in canonical order, one after the other.
+    fn read_rows(&self, run: &SlotRun<'_>, out: &mut [u8]);
+
+    /// Writes what [`Self::read_rows`] reads.
+    fn write_rows(&self, run: &SlotRun<'_>, rows: &[u8]);
+
     /// The kernel that a call on `n_tokens` tokens of each sequence runs.
     fn choice(&self, shape: &Shape, call: TokenCall, n_tokens: u64) -> KernelChoice;
+}
+
+/// Consecutive slots of one region (sinks or ring) of a sequence in a layer, of which K or V of one head is meant.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SlotRun<'a> {
+    pub shape: &'a Shape,
+    pub layer: usize,
+    pub settings: &'a Layer,
+    pub seq: usize,
+    pub which: Which,
+    pub head: usize,
+    pub slot: u64,
+    pub n: u64,
+}
+
+impl SlotRun<'_> {
+    /// Bytes of one stored row in canonical order.
+    pub fn row_bytes(&self) -> usize {
+        self.shape.row_bytes(self.which)
+    }
 }
 
 /// A call on tokens, as opposed to an edit.
@@ -109,6 +135,33 @@ pub(crate) trait Device: Send + Sync + std::fmt::Debug {
 
     /// Waits for the stream and reads a sequence's counters in every layer, and its start position.
     fn read_back(&self, stream: Stream, seq: usize, states: &mut [Seq]) -> Result<u64>;
+
+    /// Puts a copy of stored rows to the host into the stream: as [`Backend::read_rows`]. `out` may be read after
+    /// [`Self::wait`].
+    fn read_rows(&self, stream: Stream, run: &SlotRun<'_>, out: &mut [u8]) -> Result<()>;
+
+    /// Puts a copy of rows from the host into the stream: as [`Backend::write_rows`]. Rows in pinned memory must stay
+    /// as they are until the stream's work has finished.
+    fn write_rows(&self, stream: Stream, run: &SlotRun<'_>, rows: &[u8]) -> Result<()>;
+
+    /// Puts a copy of rows from another cache of the same context into the stream; `false` if `other` is in another
+    /// context.
+    fn copy_rows(&self, stream: Stream, to: &SlotRun<'_>, other: &dyn Device, from: &SlotRun<'_>) -> Result<bool>;
+
+    /// The context (`CUcontext`) as a number, and the address in it of a run of slots.
+    fn place_of(&self, run: &SlotRun<'_>) -> Result<(usize, u64)>;
+
+    /// Puts a write of a sequence's counters in every layer, and of its start position, into the stream.
+    fn write_counters(
+        &self,
+        stream: Stream,
+        seq: usize,
+        states: &mut dyn Iterator<Item = Seq>,
+        start: u64,
+    ) -> Result<()>;
+
+    /// Waits for the stream.
+    fn wait(&self, stream: Stream) -> Result<()>;
 
     /// Returns and clears the record of invalid entries that completed work has skipped.
     fn take_error(&self) -> Option<DeviceError>;

@@ -187,7 +187,7 @@ impl Cache {
     }
 
     /// Checks that a sequence has the same length in all layers.
-    fn check_equal_lengths(&self, seq: usize) -> Result<()> {
+    pub(super) fn check_equal_lengths(&self, seq: usize) -> Result<()> {
         let len = self.counters.seq(0, seq).len;
         match self.known_layers(seq).find(|(_, s)| s.len != len) {
             None => Ok(()),

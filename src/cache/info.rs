@@ -55,6 +55,18 @@ impl Cache {
         }
     }
 
+    /// Fails if the host's counters of a sequence are stale.
+    pub(super) fn check_known(&self, seq: usize) -> Result<()> {
+        if self.counters.known_in_all_layers(seq) {
+            return Ok(());
+        }
+        bail!(
+            LengthUnknown,
+            "sequence {seq}: graph replays or counts in device memory have changed it: the host does not know \
+             its length"
+        )
+    }
+
     /// State of one sequence in one layer.
     ///
     /// # Errors
@@ -62,13 +74,7 @@ impl Cache {
     pub fn seq_info(&self, layer: u32, seq_id: i32) -> Result<SeqInfo> {
         let layer = self.check_layer(layer)?;
         let seq = self.check_seq_id(seq_id)?;
-        if !self.counters.known_in_all_layers(seq) {
-            bail!(
-                LengthUnknown,
-                "sequence {seq}: graph replays or counts in device memory have changed it: the host does not know \
-                 its length"
-            );
-        }
+        self.check_known(seq)?;
         let (state, ring) = (self.counters.seq(layer, seq), &self.layers[layer].ring);
         let cached = ring.held(state.len, state.floor);
         Ok(SeqInfo {

@@ -7,8 +7,11 @@ mod device;
 mod edit;
 mod info;
 mod plan;
+mod snapshot;
 mod state;
 
 pub use self::info::SeqInfo;
 pub(crate) use self::plan::PlannedCall;
+pub use self::snapshot::HostTag;
+pub(crate) use self::snapshot::VERSION as SNAPSHOT_VERSION;
 pub use self::state::Cache;

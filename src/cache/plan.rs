@@ -100,6 +100,14 @@ impl Cache {
         }
     }
 
+    /// Fails while the stream is being captured: a call that waits for it, or copies from the host, cannot be recorded.
+    pub(super) fn check_not_capturing(&self) -> Result<()> {
+        if self.capturing {
+            bail!(InvalidArgument, "the stream is being captured: a snapshot cannot be part of a graph");
+        }
+        Ok(())
+    }
+
     /// Whether the host does not know a sequence's length when the call will run: then the device checks the call.
     pub(super) fn is_stale(&self, layer: usize, seq: usize) -> bool {
         self.capturing || !self.counters.known(layer, seq)

@@ -55,6 +55,11 @@ impl Layers {
         self.n
     }
 
+    /// One for all layers, or one for each.
+    pub fn distinct(&self) -> &[Layer] {
+        &self.distinct
+    }
+
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Layer> + Clone {
         (0..self.n).map(|i| &self[i])
     }

@@ -9,6 +9,6 @@ mod validate;
 pub use self::cuda::CudaConfig;
 pub(crate) use self::layers::{Layer, Layers};
 pub use self::settings::{CacheConfig, Footprint, LayerConfig};
-pub(crate) use self::types::Q4_GROUP;
 pub use self::types::{BackendKind, DType, PositionMode, RopeStyle, StorageType};
+pub(crate) use self::types::{Q4_GROUP, Which};
 pub(crate) use self::validate::{HEAD_DIM_MULTIPLE, MAX_CHUNK, MAX_HEAD_DIM, MAX_LAYERS, MAX_SEQS, MAX_THREADS, Shape};

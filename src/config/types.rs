@@ -92,6 +92,13 @@ impl StorageType {
     }
 }
 
+/// Keys or values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Which {
+    K,
+    V,
+}
+
 impl From<DType> for StorageType {
     fn from(dtype: DType) -> Self {
         match dtype {

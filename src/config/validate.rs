@@ -2,7 +2,7 @@
 
 use super::layers::{Layer, Layers};
 use super::settings::{CacheConfig, LayerConfig};
-use super::types::{DType, PositionMode, StorageType};
+use super::types::{DType, PositionMode, StorageType, Which};
 use crate::error::{Error, Result, bail};
 use crate::memory::{copied, with_room};
 use crate::ring::Ring;
@@ -23,6 +23,16 @@ pub struct Shape {
     pub k_type: StorageType,
     pub v_type: StorageType,
     pub max_chunk: u64,
+}
+
+impl Shape {
+    /// Bytes of a stored row of one head: its numbers or codes, and its scales.
+    pub fn row_bytes(&self, which: Which) -> usize {
+        match which {
+            Which::K => self.k_type.row_bytes(self.head_dim),
+            Which::V => self.v_type.row_bytes(self.head_dim_v),
+        }
+    }
 }
 
 pub const MAX_LAYERS: u32 = 65_536;

@@ -90,6 +90,21 @@ pub unsafe fn read_array<'a, T>(name: &str, ptr: *const T, n: usize) -> Result<&
     Ok(unsafe { std::slice::from_raw_parts(ptr, n) })
 }
 
+/// A caller's array that is written. NULL is allowed for `n` = 0.
+///
+/// # Safety
+/// `ptr` must be NULL, or writable for `n` elements that nobody else uses during `'a`, and that may have any bytes.
+pub unsafe fn write_array<'a, T>(name: &str, ptr: *mut T, n: usize) -> Result<&'a mut [T]> {
+    // SAFETY: as this function demands.
+    let n = unsafe { read_array(name, ptr.cast_const(), n) }?.len();
+    if n == 0 {
+        return Ok(&mut []);
+    }
+    // SAFETY: not NULL, aligned and within the address space, by the checks of `read_array`; writable and used by
+    // nobody else during 'a, as this function demands.
+    Ok(unsafe { std::slice::from_raw_parts_mut(ptr, n) })
+}
+
 /// An array of a batch, with an element for each entry. NULL is allowed for `n` = 0.
 ///
 /// # Errors

@@ -4,6 +4,7 @@
 use std::ffi::CStr;
 
 use crate::backend::EditCall;
+use crate::cache::SNAPSHOT_VERSION;
 use crate::config::{BackendKind, DType, PositionMode, RopeStyle, StorageType};
 use crate::error::for_each_status;
 
@@ -125,6 +126,12 @@ constants! {
         /// As a layer: all layers. In skc_device_error: an edit, which concerns all layers.
         SKC_ALL_LAYERS: u32 = u32::MAX;
     }
+    SNAPSHOTS, "Snapshots: skc_save_sequence and skc_load_sequence" {
+        /// Bytes of host_tag.
+        SKC_HOST_TAG_BYTES: u32 = 32;
+        /// Version of the snapshots that this library writes. It reads this version and all earlier ones.
+        SKC_SNAPSHOT_VERSION: u32 = SNAPSHOT_VERSION;
+    }
     FLAGS, "Flags, each of the struct that its text names" {
         /// Flag of the argument structs of calls and edits, for CUDA caches: seq_ids, n_tokens and start_positions are
         /// in device memory. The host does not read them; the device checks them when the work runs, skips invalid
@@ -142,7 +149,7 @@ constants! {
         /// into a graph needs a driver of CUDA 12.3 or later.
         SKC_PROGRAMMATIC_LAUNCH: u32 = 2;
         /// Flag of skc_sequence_info: wait for the stream of the latest call, and read the sequence's state from the
-        /// device.
+        /// device. Flag of the arguments of a save or a copy: the same with their stream, and the state of the source.
         SKC_READ_BACK: u32 = 1;
     }
     CALLS, "Calls: skc_device_error.call and the argument of skc_kernel_choice" {
@@ -166,8 +173,8 @@ constants! {
 }
 
 /// All constants, in the order of the header.
-pub const CONSTANT_GROUPS: [ConstantGroup; 10] =
-    [VERSION, STATUSES, BACKENDS, DTYPES, POSITION_MODES, ROPE_STYLES, LOG_LEVELS, IDS, FLAGS, CALLS];
+pub const CONSTANT_GROUPS: [ConstantGroup; 11] =
+    [VERSION, STATUSES, BACKENDS, DTYPES, POSITION_MODES, ROPE_STYLES, LOG_LEVELS, IDS, SNAPSHOTS, FLAGS, CALLS];
 
 /// The value of the constant of that name.
 pub(super) fn constant(name: &CStr) -> Option<i64> {

@@ -7,7 +7,8 @@ use super::c_struct::{c_struct, fill, read_struct};
 use super::constants::{
     SKC_ABI_VERSION, SKC_BACKEND_CPU, SKC_BACKEND_CUDA, SKC_CALL_APPEND, SKC_CALL_ATTEND, SKC_CALL_STEP,
     SKC_DTYPE_BF16, SKC_DTYPE_F16, SKC_DTYPE_F32, SKC_POSITION_ALIBI, SKC_POSITION_NONE, SKC_POSITION_ROPE,
-    SKC_POSITION_ROPE_APPLIED, SKC_READ_BACK, SKC_ROPE_INTERLEAVED, SKC_ROPE_NEOX, constant, skc_status, status_name,
+    SKC_POSITION_ROPE_APPLIED, SKC_READ_BACK, SKC_ROPE_INTERLEAVED, SKC_ROPE_NEOX, SKC_SNAPSHOT_VERSION, constant,
+    skc_status, status_name,
 };
 use super::registry::{skc_cache, with_cache};
 use crate::backend::TokenCall;
@@ -74,8 +75,10 @@ pub struct skc_capability_info {
     pub max_threads: u32,
     /// Largest max_chunk and max_rewind of a cache.
     pub max_chunk: u32,
+    /// SKC_SNAPSHOT_VERSION of the library.
+    pub snapshot_version: u32,
 }
-c_struct!(skc_capability_info);
+c_struct!(skc_capability_info, 0, 56);
 
 /// A kernel and its launch, filled by skc_kernel_choice. Set struct_size and zero the rest before the call. For a CPU
 /// cache only the name is set. For a step longer than max_chunk all fields but n_launches describe its first chunk.
@@ -180,6 +183,7 @@ pub unsafe extern "C" fn skc_capabilities(info: *mut skc_capability_info) -> skc
         max_seqs: MAX_SEQS,
         max_threads: MAX_THREADS,
         max_chunk: MAX_CHUNK,
+        snapshot_version: SKC_SNAPSHOT_VERSION,
         ..old
     };
     // SAFETY: NULL or a writable struct of struct_size bytes.

@@ -20,6 +20,7 @@ mod lifecycle;
 mod log;
 mod registry;
 mod slots;
+mod snapshot;
 mod step_part;
 mod team;
 
@@ -42,4 +43,8 @@ pub use info::{
 };
 pub use lifecycle::{skc_cache_bytes, skc_create_cache, skc_destroy_cache};
 pub use registry::skc_cache;
+pub use snapshot::{
+    skc_copy_sequence, skc_copy_sequence_args, skc_load_sequence, skc_load_sequence_args, skc_save_sequence,
+    skc_save_sequence_args, skc_snapshot_bytes,
+};
 pub use step_part::skc_step_part;

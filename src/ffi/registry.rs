@@ -9,7 +9,7 @@ use super::gate::{Exclusive, Handle};
 use super::log::Log;
 use super::slots::{InUse, MAX_SLOTS, Unusable, insert};
 use crate::cache::Cache;
-use crate::error::{Result, Status, bail};
+use crate::error::{Error, Result, Status, bail};
 use crate::memory::{boxed, with_room};
 use crate::text::Text;
 
@@ -66,6 +66,21 @@ fn lookup(handle: *const skc_cache) -> Result<InUse> {
 /// Runs a call that needs exclusive use of the cache.
 pub fn with_cache<T>(handle: *const skc_cache, body: impl FnOnce(&mut Cache) -> Result<T>) -> Result<T> {
     with_handle(handle, |handle| body(Exclusive::enter(handle)?.cache()))
+}
+
+/// Runs a call that needs exclusive use of two caches. A failure is logged by the first.
+pub fn with_two_caches<T>(
+    first: *const skc_cache,
+    second: *const skc_cache,
+    body: impl FnOnce(&mut Cache, &mut Cache) -> Result<T>,
+) -> Result<T> {
+    with_handle(first, |first| {
+        let second = lookup(second).map_err(|e| Error::new(e.status(), format_args!("src_cache: {}", e.message())))?;
+        let Some(second) = second.handle() else {
+            bail!(Internal, "a cache has a handle without a cache");
+        };
+        body(Exclusive::enter(first)?.cache(), Exclusive::enter(second)?.cache())
+    })
 }
 
 /// Runs a call that needs exclusive use of the cache and puts its work into `stream`.

@@ -36,6 +36,23 @@ pub enum Event {
     Poison { seq: u8, n: u8 },
     /// Appends tokens of NaN and infinity, and evicts them with the whole window.
     PoisonEvicted { seq: u8, n: u8 },
+    /// Saves a sequence, loads it into another cache, saves it there, and loads it into a sequence of this cache.
+    Load { src: u8, dst: u8, other: Other },
+    /// Replaces the cache by another, into which all sequences are loaded.
+    Move(Other),
+}
+
+/// How another cache differs from the one that a sequence is saved from.
+#[derive(Clone, Copy, Debug)]
+pub struct Other {
+    pub max_chunk: u8,
+    pub max_rewind: u8,
+    pub n_seqs: u8,
+    pub n_threads: u8,
+    /// On the other backend, if there is one.
+    pub elsewhere: bool,
+    /// By `copy_sequence`, without bytes.
+    pub copied: bool,
 }
 
 impl History {
@@ -54,20 +71,49 @@ impl History {
 }
 
 pub fn histories() -> impl Strategy<Value = History> {
+    histories_of(|max_chunk, window| event(max_chunk, window).boxed())
+}
+
+/// Histories in which sequences are saved and loaded, too.
+pub fn histories_with_snapshots() -> impl Strategy<Value = History> {
+    histories_of(|max_chunk, window| {
+        let seq = || 0..N_SEQS as u8;
+        let load = (seq(), seq(), other(1)).prop_map(|(src, dst, other)| Event::Load { src, dst, other });
+        // What is appended at a time must fit the new cache, too.
+        let moved = other(max_chunk).prop_map(Event::Move);
+        prop_oneof![14 => event(max_chunk, window), 1 => load, 1 => moved].boxed()
+    })
+}
+
+fn other(least_chunk: u8) -> impl Strategy<Value = Other> {
+    let sizes = (least_chunk..least_chunk + 20, 0..14_u8);
+    (sizes, N_SEQS as u8..6, 1..3_u8, any::<bool>(), any::<bool>()).prop_map(
+        |((max_chunk, max_rewind), n_seqs, n_threads, elsewhere, copied)| Other {
+            max_chunk,
+            max_rewind,
+            n_seqs,
+            n_threads,
+            elsewhere,
+            copied,
+        },
+    )
+}
+
+fn histories_of(events: impl Fn(u8, u8) -> BoxedStrategy<Event> + Clone) -> impl Strategy<Value = History> {
     let caches = match backend() {
         // Some in shapes that AMX tiles fit.
         BackendKind::Cpu => prop_oneof![6 => cache(), 1 => wide_cache()].boxed(),
         // Half of them in shapes that have specialised CUDA kernels.
         BackendKind::Cuda => prop_oneof![cache(), special_cache()].boxed(),
     };
-    (caches, any::<prop::sample::Index>()).prop_flat_map(|(mut config, isa)| {
+    (caches, any::<prop::sample::Index>()).prop_flat_map(move |(mut config, isa)| {
         config.backend = backend();
         config.isa = (config.backend == BackendKind::Cpu).then(|| isa.get(&Isa::all()).to_owned());
         let wide = config.head_dim >= 32 && config.backend == BackendKind::Cpu;
         let most = config.max_chunk.min(if wide { 60 } else { 9 }) as u8;
         let window = config.layers.iter().map(|l| l.window).max().unwrap() as u8;
         let n = if wide { 6..12_usize } else { 12..30 };
-        (Just(config), prop::collection::vec(event(most, window), n), any::<u64>())
+        (Just(config), prop::collection::vec(events(most, window), n), any::<u64>())
             .prop_map(|(config, events, seed)| History { config, events, seed })
     })
 }

@@ -13,7 +13,9 @@ use std::process::Command;
 
 use half::{bf16, f16};
 use quantised::KvTypes;
-use sinkcache::{AttendTensors, Batch, Cache, CacheConfig, DType, Element, RowsIn, RowsOut, StepTensors, StorageType};
+use sinkcache::{
+    AttendTensors, Batch, Cache, CacheConfig, DType, Element, HostTag, RowsIn, RowsOut, StepTensors, StorageType,
+};
 
 /// A cache. A CUDA cache puts its work into the stream of the thread's [`device::Host`].
 pub fn new_cache(config: &CacheConfig) -> Cache {
@@ -23,6 +25,18 @@ pub fn new_cache(config: &CacheConfig) -> Cache {
         device::with_host(|host| unsafe { cache.set_stream(host.stream.cast()) }).unwrap();
     }
     cache
+}
+
+/// Saves a sequence of one cache and loads it into another, or copies it.
+pub fn transfer(from: &mut Cache, src: i32, to: &mut Cache, dst: i32, copied: bool) {
+    if copied {
+        to.copy_sequence(dst, from, src).unwrap();
+        return;
+    }
+    let tag: HostTag = [src as u8; 32];
+    let mut bytes = vec![0; from.snapshot_bytes(src).unwrap()];
+    assert_eq!(from.save_sequence(src, &tag, &mut bytes).unwrap(), bytes.len());
+    to.load_sequence(dst, &tag, &bytes).unwrap();
 }
 
 /// A command that starts this test program again, through cargo's runner for AArch64 if one is set.

@@ -11,6 +11,8 @@ pub struct Oracle {
     pub v: Vec<Vec<f64>>,
     pub floor: usize,
     pub highest: usize,
+    /// Window tokens below it were not in the snapshot that was loaded.
+    pub loaded_from: usize,
 }
 
 /// Heads and dims, and the settings of a layer.
@@ -65,7 +67,7 @@ pub struct Rejected;
 
 impl Oracle {
     pub fn new(cfg: OracleConfig) -> Self {
-        Self { cfg, k: Vec::new(), v: Vec::new(), floor: 0, highest: 0 }
+        Self { cfg, k: Vec::new(), v: Vec::new(), floor: 0, highest: 0, loaded_from: 0 }
     }
 
     fn n_sink(&self) -> usize {
@@ -123,7 +125,24 @@ impl Oracle {
         if self.floor > 0 && new < self.n_sink() + self.floor {
             return false;
         }
-        self.n_sink() + self.evicted(new) + self.window() + self.cfg.max_rewind >= self.highest
+        let oldest = self.n_sink() + self.evicted(new);
+        oldest + self.window() + self.cfg.max_rewind >= self.highest && oldest >= self.loaded_from
+    }
+
+    /// Oldest window token that is visible now, or after a rewind: those from it on are in a snapshot.
+    pub fn saved_from(&self) -> usize {
+        let after = |n: usize| self.n_sink() + self.evicted(self.len() - n);
+        (0..=self.len()).filter(|&n| self.can_rewind(n)).map(after).min().unwrap()
+    }
+
+    /// Saved, and loaded into a cache with other settings: a rewind there may bring back what is in the snapshot, and
+    /// no more than the settings of that cache allow.
+    pub fn load(&mut self, max_chunk: usize, max_rewind: usize) {
+        self.loaded_from = self.saved_from();
+        self.cfg.max_rewind = max_rewind;
+        let slots = self.window() + max_chunk.max(max_rewind);
+        self.highest = self.highest.min(self.n_sink() + self.evicted(self.len()) + slots);
+        self.loaded_from = self.saved_from();
     }
 
     pub fn reset(&mut self) {

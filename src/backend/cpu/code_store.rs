@@ -75,7 +75,6 @@ impl CodeBlock {
     ///
     /// # Safety
     /// The block is one of `layout`, and nobody writes it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "snapshots will read rows"))]
     pub unsafe fn read_key(&self, slot: usize, codes: &mut [u8], scales: &mut [u16]) {
         self.check(slot, codes.len(), scales.len());
         let n = self.layout.per_word;
@@ -93,7 +92,6 @@ impl CodeBlock {
     ///
     /// # Safety
     /// As [`Self::read_key`].
-    #[cfg_attr(not(test), expect(dead_code, reason = "snapshots will read rows"))]
     pub unsafe fn read_value(&self, slot: usize, codes: &mut [u8], scales: &mut [u16]) {
         self.check(slot, codes.len(), scales.len());
         let shift = self.layout.shift(slot % self.layout.per_word);

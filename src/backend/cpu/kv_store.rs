@@ -12,7 +12,7 @@ use super::code_store::CodeBlock;
 use super::element::Stored;
 use super::kv_layout::{CodeLayout, KEY_GROUP, SLOT_ALIGN, bf16_pair_index, padded_dim, physical, physical_slots};
 use super::simd::transpose::{GroupRows, TransposeFn};
-use crate::config::{DType, Layer, Shape, StorageType};
+use crate::config::{DType, Layer, Shape, StorageType, Which};
 use crate::error::{Error, Result, Status};
 use crate::memory::{ALIGN, Buffer, Memory, with_room};
 use crate::ring::Ring;
@@ -122,6 +122,17 @@ impl KvStore {
             v_rows: self.v_rows,
             life: PhantomData,
         }
+    }
+
+    /// The first byte of K or V of a head, which has at least `slots` slots, and how its rows are stored.
+    pub fn head(&self, layer: usize, seq: usize, which: Which, head: usize, slots: usize) -> (*mut u8, RowLayout) {
+        let of = self.slots(layer, seq);
+        let at = of.check(head, 0, slots as u64);
+        let (base, rows) = match which {
+            Which::K => (of.k, of.k_rows),
+            Which::V => (of.v, of.v_rows),
+        };
+        (base.wrapping_add(at * rows.slot_bytes), rows)
     }
 
     /// All bytes of K and V.

@@ -7,6 +7,7 @@ mod decode;
 mod decode_integers;
 mod element;
 mod kv_layout;
+mod kv_rows;
 mod kv_store;
 mod query_tile;
 mod rope_cache;
@@ -25,7 +26,7 @@ use self::scratch::ScratchPool;
 use self::simd::Kernels;
 use self::split_kv::SplitPartials;
 use self::worker::{SplitUnit, Worker};
-use super::{Backend, KernelChoice, LayerCall, TokenCall};
+use super::{Backend, KernelChoice, LayerCall, SlotRun, TokenCall};
 use crate::batch::Entry;
 use crate::config::{Layer, Shape};
 use crate::cpu_features::Isa;
@@ -229,5 +230,13 @@ impl Backend for Cpu {
 
     fn copy_sequence(&self, layer: usize, settings: &Layer, src: usize, dst: usize, slots: u64) {
         self.store.copy_sequence(layer, &settings.ring, src, dst, slots);
+    }
+
+    fn read_rows(&self, run: &SlotRun<'_>, out: &mut [u8]) {
+        self.store.read_rows(run, out);
+    }
+
+    fn write_rows(&self, run: &SlotRun<'_>, rows: &[u8]) {
+        self.store.write_rows(run, rows);
     }
 }

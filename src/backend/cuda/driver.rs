@@ -167,6 +167,11 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 impl Context {
+    /// The handle as a number.
+    pub fn number(&self) -> usize {
+        self.handle.expose_provenance()
+    }
+
     /// The host's context; where it is NULL, the primary context of device `ordinal`.
     pub fn new(ordinal: u32, host: *mut c_void) -> Result<Self> {
         start()?;
@@ -287,6 +292,29 @@ impl CurrentContext<'_> {
         let code = unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from, size_of_val(to), raw(stream)) };
         check(code, "cuMemcpyDtoHAsync")?;
         self.wait(stream)
+    }
+
+    /// Puts a copy of device memory to the host into a stream. `to` may be read once the stream has been waited for.
+    pub fn read_later(&self, stream: Stream, from: u64, to: &mut [u8]) -> Result<()> {
+        // SAFETY: `to` is writable for its length; callers wait before they read it or let it go. They pass addresses
+        // within the cache's own allocations.
+        let code = unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from, to.len(), raw(stream)) };
+        check(code, "cuMemcpyDtoHAsync")
+    }
+
+    /// Puts a copy of host memory to the device into a stream. Pageable memory has been read when this returns; pinned
+    /// memory must stay as it is until the stream's work has finished.
+    pub fn write<T: Copy>(&self, stream: Stream, to: u64, from: &[T]) -> Result<()> {
+        // SAFETY: `from` is readable for its length, and callers keep it where it is pinned. They pass addresses within
+        // the cache's own allocations.
+        let code = unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.as_ptr().cast(), size_of_val(from), raw(stream)) };
+        check(code, "cuMemcpyHtoDAsync")
+    }
+
+    /// Puts a copy within device memory into a stream.
+    pub fn copy(&self, stream: Stream, to: u64, from: u64, bytes: usize) -> Result<()> {
+        // SAFETY: callers pass addresses within allocations of caches of this context.
+        check(unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, raw(stream)) }, "cuMemcpyDtoDAsync")
     }
 
     /// Puts a kernel into a stream. `params` is copied before this returns.

@@ -17,7 +17,8 @@ pub(crate) use self::state::Cuda;
 
 use self::driver::RelaxedCapture;
 use self::heuristics::CallSize;
-use super::{Device, DeviceCall, DeviceError, Edit, KernelChoice, Stream, TokenCall};
+use super::{Device, DeviceCall, DeviceError, Edit, KernelChoice, SlotRun, Stream, TokenCall};
+use crate::config::Which;
 use crate::error::{Result, bail};
 use crate::ring::Seq;
 
@@ -27,6 +28,23 @@ pub(crate) fn available() -> bool {
     let devices = driver::device_count();
     let built_in = || (0..devices).filter_map(driver::arch_of).any(jit::embedded::has_common_kernels);
     devices > 0 && (jit::nvrtc::nvrtc().is_ok() || built_in())
+}
+
+impl Cuda {
+    /// The address of a run of slots. The rows of a head lie one after the other, in canonical order.
+    fn rows(&self, run: &SlotRun<'_>) -> Result<u64> {
+        let SlotRun { shape, layer, settings, seq, which, head, slot, n } = *run;
+        let slots = settings.ring.slots();
+        if slot + n > slots || seq >= self.n_seqs as usize || head >= shape.n_kv_heads {
+            bail!(Internal, "slots {slot} + {n} of {slots} in head {head} of sequence {seq}");
+        }
+        let base = match which {
+            Which::K => self.settings[layer].k,
+            Which::V => self.settings[layer].v,
+        };
+        // Within the buffer of K and V, whose size was checked.
+        Ok(base + ((seq * shape.n_kv_heads + head) as u64 * slots + slot) * run.row_bytes() as u64)
+    }
 }
 
 impl Device for Cuda {
@@ -77,6 +95,45 @@ impl Device for Cuda {
         let mut start = [0_u64];
         current.read(stream, self.aux_base()? + self.aux.starts + 8 * seq as u64, &mut start)?;
         Ok(start[0])
+    }
+
+    fn read_rows(&self, stream: Stream, run: &SlotRun<'_>, out: &mut [u8]) -> Result<()> {
+        self.context.enter()?.read_later(stream, self.rows(run)?, out)
+    }
+
+    fn write_rows(&self, stream: Stream, run: &SlotRun<'_>, rows: &[u8]) -> Result<()> {
+        self.context.enter()?.write(stream, self.rows(run)?, rows)
+    }
+
+    fn copy_rows(&self, stream: Stream, to: &SlotRun<'_>, other: &dyn Device, from: &SlotRun<'_>) -> Result<bool> {
+        let ((here, to_address), (there, from)) = (self.place_of(to)?, other.place_of(from)?);
+        if here != there {
+            return Ok(false);
+        }
+        self.context.enter()?.copy(stream, to_address, from, to.n as usize * to.row_bytes())?;
+        Ok(true)
+    }
+
+    fn place_of(&self, run: &SlotRun<'_>) -> Result<(usize, u64)> {
+        Ok((self.context.number(), self.rows(run)?))
+    }
+
+    fn write_counters(
+        &self,
+        stream: Stream,
+        seq: usize,
+        states: &mut dyn Iterator<Item = Seq>,
+        start: u64,
+    ) -> Result<()> {
+        let current = self.context.enter()?;
+        for (state, layer) in states.zip(&self.settings) {
+            current.write(stream, layer.seqs + (seq * size_of::<Seq>()) as u64, &[state])?;
+        }
+        current.write(stream, self.aux_base()? + self.aux.starts + 8 * seq as u64, &[start])
+    }
+
+    fn wait(&self, stream: Stream) -> Result<()> {
+        self.context.enter()?.wait(stream)
     }
 
     fn take_error(&self) -> Option<DeviceError> {

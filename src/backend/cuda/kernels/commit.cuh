@@ -19,7 +19,7 @@ struct Counters {
 // Every block of an entry reads the counters before it arrives; only the last to arrive changes them. The blocks of
 // other entries never read them: a padding or invalid entry has none, whichever sequence it names.
 SKC_DEVICE Counters read_counters(const SkcLayer& l, const Entry& e) {
-    if (!e.active) return {{0, 0, 0, 0}, 0};
+    if (!e.active) return {{}, 0};
     return {l.seqs[e.seq], l.starts[e.seq]};
 }
 

@@ -143,10 +143,10 @@ SKC_DEVICE void apply_edit(const SkcEdit& p, const EditTarget& t, u64 shortest) 
             case SKC_CALL_EVICT: seq_evict(seq, edit_ring(p, layer), t.n); break;
             case SKC_CALL_REWIND: seq_cut(seq, seq.len - t.n); break;
             case SKC_CALL_FORK: seq = p.seqs[at + t.src]; break;
-            case SKC_CALL_RESET: seq = {0, 0, 0, 0}; break;
+            case SKC_CALL_RESET: seq = {}; break;
             default:
                 if (shortest == 0) {
-                    seq = {0, 0, 0, 0};
+                    seq = {};
                 } else {
                     seq_cut(seq, shortest);
                 }

@@ -23,10 +23,11 @@ enum {
 
 // Counters of one sequence in one layer: `ring::Seq`.
 struct SkcSeq {
-    u64 len;         // tokens appended and not rewound
-    u64 highest;     // highest len since the last reset
-    u64 floor;       // lower bound on the evicted tokens
-    u64 attendable;  // tokens of the latest append whose queries may still be attended
+    u64 len;          // tokens appended and not rewound
+    u64 highest;      // highest len since the last reset
+    u64 floor;        // lower bound on the evicted tokens
+    u64 attendable;   // tokens of the latest append whose queries may still be attended
+    u64 loaded_from;  // oldest window token that a load has restored, or 0
 };
 
 enum SkcCall {
@@ -196,7 +197,7 @@ struct SkcStage {
     u64 values[SKC_INLINE_ENTRIES];
 };
 
-static_assert(sizeof(SkcSeq) == 32 && sizeof(SkcErrorPage) == 256 && sizeof(SkcErrorLog) == 24, "as in params.rs");
+static_assert(sizeof(SkcSeq) == 40 && sizeof(SkcErrorPage) == 256 && sizeof(SkcErrorLog) == 24, "as in params.rs");
 static_assert(sizeof(SkcBatch) == 560 && sizeof(SkcRows) == 24 && sizeof(SkcLayer) == 168, "as in params.rs");
 static_assert(sizeof(SkcAppend) == 776 && sizeof(SkcAttend) == 824 && sizeof(SkcStep) == 872, "as in params.rs");
 static_assert(sizeof(SkcEdit) == 1120 && sizeof(SkcStore) == 40 && sizeof(SkcFork) == 1136, "as in params.rs");

@@ -42,7 +42,8 @@ SKC_DEVICE u64 ring_intact_from(const Ring& r, u64 highest) {
 }
 
 SKC_DEVICE bool ring_intact(const Ring& r, u64 len, const SkcSeq& seq) {
-    return ring_window_start(r, len, seq.floor) >= ring_intact_from(r, seq.highest);
+    u64 from = max_u64(ring_intact_from(r, seq.highest), seq.loaded_from);
+    return ring_window_start(r, len, seq.floor) >= from;
 }
 
 SKC_DEVICE EditRejection ring_check_evict(const Ring& r, const SkcSeq& seq, u64 n) {
@@ -54,8 +55,8 @@ SKC_DEVICE EditRejection ring_check_rewind(const Ring& r, const SkcSeq& seq, u64
     if (n == 0) return REJECTION_NONE;
     u64 left = seq.len - n;
     if (seq.floor > 0 && left < r.n_sink + seq.floor) return REJECTION_EVICTED;
-    u64 intact_from = saturating_sub(seq.highest, r.window + r.max_rewind);
-    return ring_window_start(r, left, seq.floor) < intact_from ? REJECTION_OVERWRITTEN : REJECTION_NONE;
+    u64 kept_from = max_u64(saturating_sub(seq.highest, r.window + r.max_rewind), seq.loaded_from);
+    return ring_window_start(r, left, seq.floor) < kept_from ? REJECTION_OVERWRITTEN : REJECTION_NONE;
 }
 
 SKC_DEVICE void seq_append(SkcSeq& seq, u64 n) {
