@@ -28,6 +28,19 @@ fn largest(x: &[f32]) -> u32 {
     x.iter().fold(0, |most, x| most.max(x.to_bits() & !(1 << 31)))
 }
 
+/// The largest magnitude as [`largest`], and the first number that has it. Without a branch for each number: their order
+/// and sign are part of what is compared.
+#[inline(always)]
+fn first_largest(x: &[f32]) -> (u32, f32) {
+    let ranked = x.iter().zip(0_u64..).fold(0, |most: u64, (x, i)| {
+        let bits = u64::from(x.to_bits());
+        // mutant: last_of_equal_magnitudes
+        most.max((bits & !(1 << 31)) << 32 | (u64::from(u32::MAX >> 1) - i) << 1 | bits >> 31)
+    });
+    let most = (ranked >> 32) as u32;
+    (most, f32::from_bits(most | (ranked as u32) << 31))
+}
+
 /// Nearest integers of `x / scale` between `low` and `high`, plus `offset`, an even number.
 #[inline(always)]
 fn codes(x: &[f32], scale: f32, (low, high): (f32, f32), offset: f32, to: &mut [u8]) {
@@ -53,9 +66,7 @@ pub(crate) fn quantise_q8(x: &[f32], to: &mut [u8]) -> u16 {
 #[inline(always)]
 pub(crate) fn quantise_q4(x: &[f32], to: &mut [u8], scales: &mut [u16]) {
     for ((x, to), bits) in x.chunks(Q4_GROUP).zip(to.chunks_mut(Q4_GROUP)).zip(scales) {
-        let most = largest(x);
-        // mutant: last_of_equal_magnitudes
-        let first = x.iter().find(|x| x.to_bits() & !(1 << 31) == most).copied().unwrap_or(0.0);
+        let (most, first) = first_largest(x);
         let (scale_bits, scale) = scale_of(first / -8.0);
         if most >= INFINITY || scale == 0.0 {
             to.fill(8);

@@ -213,9 +213,8 @@ mod tests {
             same("sub", a.sub(b), |i| x(i) - y(i));
             same("mul", a.mul(b), |i| x(i) * y(i));
             same("div", a.div(b), |i| x(i) / y(i));
-            let pairs = |half: usize| {
-                move |i: usize| if i & half == 0 { x(i) + x(i + half) } else { x(i - half) - x(i) }
-            };
+            let pairs =
+                |half: usize| move |i: usize| if i & half == 0 { x(i) + x(i + half) } else { x(i - half) - x(i) };
             same("butterfly", a.butterfly::<1>(), pairs(1));
             same("butterfly", a.butterfly::<2>(), pairs(2));
             if V::N > 4 {

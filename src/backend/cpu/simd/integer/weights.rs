@@ -92,14 +92,8 @@ pub(super) unsafe fn weigh<I: SimdInt, C: Codes>(a: &WeighArgs) -> bool {
             }
             a.weights.add(unit(groups, group)).cast::<f32>().write(most / LIMIT);
         }
-        let sums = I::round(&Rounding {
-            products: a.products,
-            from: a.from,
-            to: a.to,
-            groups,
-            inverse,
-            weights: a.weights,
-        });
+        let sums =
+            I::round(&Rounding { products: a.products, from: a.from, to: a.to, groups, inverse, weights: a.weights });
         for (group, sums) in sums.into_iter().enumerate().take(groups) {
             let dims = group * group_dims..a.dim.min((group + 1) * group_dims);
             for (term, sum) in sums.into_iter().enumerate() {
@@ -124,9 +118,7 @@ pub(super) unsafe fn results<C: Codes>(a: &ResultArgs) {
         // SAFETY: parts of a row of the arguments.
         unsafe {
             let unit = a.weights.add(unit(groups, group)).cast::<f32>().read();
-            let sums = |term: usize| {
-                std::slice::from_raw_parts(a.sums.add(term * dim + dims.start), dims.len()).iter()
-            };
+            let sums = |term: usize| std::slice::from_raw_parts(a.sums.add(term * dim + dims.start), dims.len()).iter();
             let to = std::slice::from_raw_parts_mut(a.results.add(dims.start), dims.len());
             for ((to, &high), &low) in to.iter_mut().zip(sums(0)).zip(sums(1)) {
                 *to = (high as f32 * 256.0 + low as f32) * unit;

@@ -3,7 +3,9 @@
 use std::arch::x86_64::*;
 
 use super::avx512::Avx512;
-use crate::backend::cpu::simd::integer::rounding::{BLOCK, COLUMNS, Factors, GROUP_BYTES, MOST_GROUPS, ROUND, Rounding};
+use crate::backend::cpu::simd::integer::rounding::{
+    BLOCK, COLUMNS, Factors, GROUP_BYTES, MOST_GROUPS, ROUND, Rounding,
+};
 use crate::backend::cpu::simd::integer::vector::SimdInt;
 
 /// Sixteen i32.
@@ -144,9 +146,8 @@ unsafe fn round<const G: usize>(a: &Rounding, groups: usize) -> [[i32; 2]; MOST_
             // SAFETY: products and weights of the arguments.
             unsafe {
                 let (products, inverse) = (a.products.add(group * COLUMNS + column), _mm512_set1_ps(a.inverse[group]));
-                let [even, odd] = [0, 16].map(|at| {
-                    _mm512_castps_si512(_mm512_fmadd_ps(_mm512_loadu_ps(products.add(at)), inverse, magic))
-                });
+                let [even, odd] = [0, 16]
+                    .map(|at| _mm512_castps_si512(_mm512_fmadd_ps(_mm512_loadu_ps(products.add(at)), inverse, magic)));
                 let words = _mm512_mask_blend_epi16(0xAAAA_AAAA, even, _mm512_slli_epi32::<16>(odd));
                 let weights = _mm512_xor_si512(_mm512_shuffle_epi8(words, bytes), low_sign);
                 *sum = _mm512_dpbusd_epi32(*sum, _mm512_set1_epi8(1), weights);
