@@ -94,8 +94,7 @@ COMMON = {
     "key_not_turned": Delete(("vectors", "every_vector_every_way")),
     "window_query_not_turned": Delete(("vectors", "every_vector_every_way")),
     "sink_query_not_turned": Delete(("vectors", "every_vector_every_way")),
-    "last_of_equal_magnitudes": Replace("x.iter().find(", "x.iter().rev().find(",
-                                        QUANTISED_ROWS),
+    "last_of_equal_magnitudes": Replace("u64::from(u32::MAX >> 1) - i", "i", QUANTISED_ROWS),
     "scale_beyond_the_range": Replace("(a.from..a.to).contains(&(first + i))", "first + i < a.to.max(32)", INFINITIES),
     # Softmax and products.
     "learned_sink_scaled": Replace("logit / self.score_unit(r)", "logit", LARGE_SCORES),
