@@ -14,8 +14,8 @@ CHECK = check-format check-text check-links check-cycles check-parameters check-
 TEST = test-setup test-rust test-stream test-cpp test-python test-cuda
 ALL = all-llama all-inflight all-damaged-files all-sanitize-cpp all-sanitize-rust all-mutants all-aarch64 \
 	all-emulated-isa all-cuda-sanitize all-cuda-cubins all-cuda-variants all-cuda-nvcc all-gpu-bench
-NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-sanitize-rust nightly-aarch64 \
-	nightly-third-party nightly-fresh-machine
+NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking \
+	nightly-sanitize-rust nightly-aarch64 nightly-third-party nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
 .PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in emulator \
@@ -285,6 +285,11 @@ nightly-soak: test-setup stand-in gpu-pack
 # Others every night: the command line shows the seed.
 nightly-damaged-files:
 	$(MAKE) --no-print-directory all-damaged-files DAMAGED_FILES=2000 DAMAGED_SEED=$(shell date +%j)
+
+# A thousand parked conversations, where all-inflight has 120.
+nightly-parking: setup-engines
+	$(call cmake_build,$(WITH_ENGINES))
+	SKC_CONVERSATIONS=1000 $(CTEST) --test-dir build -R '^inflight_park_serve$$'
 
 nightly-sanitize-rust:
 	$(MAKE) --no-print-directory all-sanitize-rust ASAN_HISTORIES=20000

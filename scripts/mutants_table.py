@@ -41,6 +41,8 @@ QUANTISED_ROWS = ("lib", "backend::cpu::simd::quantise::tests::rows_are_those_of
 LOADS = ("lib", "ring::tests::a_load_brings_back_what_both_rings_allow")
 STEPS = ("cuda", "steps::a_step_stores_what_an_append_stores")
 STREAMS = ("cuda", "differential::streams_agree_with_the_cpu")
+CODES = ("cuda", "codes::rows_that_are_not_rotated_are_those_of_the_definition")
+MASKED = ("cuda", "differential::masked_infinities_do_not_reach_a_query")
 
 # Semantics, and what all instruction sets share.
 COMMON = {
@@ -92,8 +94,7 @@ COMMON = {
     "key_not_turned": Delete(("vectors", "every_vector_every_way")),
     "window_query_not_turned": Delete(("vectors", "every_vector_every_way")),
     "sink_query_not_turned": Delete(("vectors", "every_vector_every_way")),
-    "last_of_equal_magnitudes": Replace("x.iter().find(", "x.iter().rev().find(",
-                                        QUANTISED_ROWS),
+    "last_of_equal_magnitudes": Replace("u64::from(u32::MAX >> 1) - i", "i", QUANTISED_ROWS),
     "scale_beyond_the_range": Replace("(a.from..a.to).contains(&(first + i))", "first + i < a.to.max(32)", INFINITIES),
     # Softmax and products.
     "learned_sink_scaled": Replace("logit / self.score_unit(r)", "logit", LARGE_SCORES),
@@ -173,12 +174,27 @@ CUDA = {
     "step_reads_old_slots": Delete(),
     "step_without_its_own_key": Replace("> keys.stored", "> keys.stored + keys.n", STEPS),
     "new_token_in_another_tile": Replace("first > keys.stored ? first - keys.stored : 0", "0", STEPS),
-    "new_token_not_stored": Replace("i / ROW_VECTORS % 2 == 0", "true"),
+    "new_token_not_stored": Replace("piece.is_key", "true"),
     "launch_before_the_last_ended": Delete(("cuda", "steps::programmatic_launches_change_no_bit")),
-    "hidden_infinity": Replace("masked && ", "false && ",
-                               ("cuda", "differential::masked_infinities_do_not_reach_a_query")),
-    "decode_hidden_infinity": Replace("masked && ", "false && ",
-                                      ("cuda", "differential::masked_infinities_do_not_reach_a_query")),
+    "hidden_infinity": Replace("masked && ", "false && ", MASKED),
+    "decode_hidden_infinity": Replace("masked && ", "false && ", MASKED),
+    # Codes and scales.
+    "keys_not_turned": Delete(CODES),
+    "queries_not_turned": Delete(("cuda", "differential::every_pair_of_types_agrees_with_the_cpu")),
+    "fast_queries_not_turned": Delete(STREAMS),
+    "new_key_not_turned": Delete(STEPS),
+    "hadamard_without_a_sign": Replace("lane() & h ? other - row.x[j] : row.x[j] + other", "row.x[j] + other", CODES),
+    "infinite_row_with_a_scale": Replace("finite && magnitude_bits(value) < INFINITY_BITS", "true", CODES),
+    "code_not_clipped": Replace("min_f(max_f(round_even(x / value), least), most)", "round_even(x / value)", CODES),
+    "largest_of_another_lane": Replace("31 - (u32)best", "(u32)best", CODES),
+    "scale_without_a_sign": Replace("largest / -8.0f", "bits_float(magnitude_bits(largest)) / 8.0f", CODES),
+    "fork_without_scales": Delete(("cuda", "codes::a_fork_has_the_codes_and_scales_of_its_source")),
+    "code_without_its_sign": Replace("x & 0x00800080", "x & 0", STREAMS),
+    "key_scale_of_another_key": Replace("key(slot, g)", "key(slot, g ^ 1)", STREAMS),
+    "chunk_key_scale_of_another_key": Replace("key(slot, ", "key(slot ^ 1, ", STREAMS),
+    "hidden_scale": Replace("masked && ", "false && ", MASKED),
+    "hidden_block_scale": Replace("masked && ", "false && ", MASKED),
+    "last_code_left_out": Replace("key < keys.n", "key + 1 < keys.n", STREAMS),
     "attend_reported_as_append": Replace("SKC_CALL_ATTEND", "SKC_CALL_APPEND",
                                          ("cuda", "graphs::invalid_attends_are_skipped_and_reported")),
     "record_overwritten": Replace(

@@ -120,6 +120,12 @@ fn variable() -> Option<String> {
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::fp16_available;
 
+/// Whether the processor multiplies bytes in AVX-512 registers (AVX512_VNNI). It does not imply the rest of AVX-512.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn vnni_available() -> bool {
+    is_x86_feature_detected!("avx512vnni")
+}
+
 /// Features that `is_x86_feature_detected` of stable Rust does not know.
 #[cfg(target_arch = "x86_64")]
 mod x86 {

@@ -1,6 +1,7 @@
 //! Attention of few rows: all rows at once over one KV split at a time, with K and V read once, as they are stored.
 
-use super::kv_layout::{KEY_GROUP, SLOT_ALIGN, padded_dim};
+use super::decode_integers::{StoredSplit, byte_distance};
+use super::kv_layout::{CodeLayout, KEY_GROUP, SLOT_ALIGN, padded_dim};
 use super::kv_store::Slots;
 use super::query_tile::QueryTile;
 use super::scratch::{KEY_BLOCK, SPLIT_KEYS, Scratch};
@@ -27,6 +28,8 @@ pub(super) struct KvSplit<'a> {
     pub block: &'a Block,
     /// The split that this thread computes next, if known: its first keys are prefetched.
     pub next: Option<&'a Block>,
+    /// Whether the queries are rounded to integers too.
+    pub rounded: bool,
 }
 
 /// K and V of a split as they are stored.
@@ -36,8 +39,9 @@ struct Stored {
     v: *const u8,
     /// Columns: slots up to the last visible one, in whole key groups.
     n: usize,
-    /// Distance of the prefetch in keys; 0 = none.
-    prefetch: usize,
+    /// Distances of the prefetch of keys and of values, in slots; 0 = none.
+    ahead_k: usize,
+    ahead_v: usize,
 }
 
 impl KvSplit<'_> {
@@ -47,14 +51,27 @@ impl KvSplit<'_> {
         let (k, v) = self.slots.read(self.tile.head, self.block.slot, n as u64);
         let shape = self.tile.call.shape;
         let half = |storage: StorageType| matches!(storage, StorageType::F16 | StorageType::Bf16);
-        let prefetches = cfg!(target_arch = "x86_64")
-            && self.tile.rows <= PREFETCH_MAX_ROWS
-            && half(shape.k_type)
-            && half(shape.v_type);
-        let stored = Stored { k, v, n, prefetch: if prefetches { PREFETCH_KEYS } else { 0 } };
-        self.qk(&stored, scratch);
+        let prefetches = cfg!(target_arch = "x86_64") && self.tile.rows <= PREFETCH_MAX_ROWS;
+        let distance = |storage| if prefetches && half(storage) { PREFETCH_KEYS } else { 0 };
+        let stored = Stored { k, v, n, ahead_k: distance(shape.k_type), ahead_v: distance(shape.v_type) };
+        match (self.kernels.key_products, CodeLayout::new(shape.k_type, shape.head_dim)) {
+            // SAFETY: the kernels' instruction set is available. `Slots::read` has checked that `n` slots of this head
+            // follow; nobody writes them while queries run.
+            (Some(keys), Some(layout)) if self.rounded => unsafe { self.split(&stored).qk(&keys, layout, scratch) },
+            _ => self.qk(&stored, scratch),
+        }
         self.softmax(n, scratch);
         self.pv(&stored, scratch);
+    }
+
+    fn split(&self, stored: &Stored) -> StoredSplit<'_> {
+        let Stored { k, v, n, .. } = *stored;
+        StoredSplit { tile: self.tile, k, v, n, sinks: self.block.sinks, next: self.next_keys() }
+    }
+
+    /// The keys of the next split.
+    fn next_keys(&self) -> Option<*const u8> {
+        self.next.map(|next| self.slots.read(self.tile.head, next.slot, KEY_GROUP as u64).0)
     }
 
     /// QK^T of all columns into scratch's `scores`. Keys are prefetched; the last ones prefetch the first values.
@@ -82,9 +99,9 @@ impl KvSplit<'_> {
         unsafe {
             match self.kernels.qk {
                 Some(qk) => {
-                    let last = n.saturating_sub(stored.prefetch);
+                    let last = n.saturating_sub(stored.ahead_k);
                     let tail = stored.k.add(last * slot_bytes);
-                    qk(&columns(0, last, (stored.prefetch * slot_bytes) as isize));
+                    qk(&columns(0, last, (stored.ahead_k * slot_bytes) as isize));
                     qk(&columns(last, n, byte_distance(tail, stored.v)));
                 }
                 None => {
@@ -146,12 +163,16 @@ impl KvSplit<'_> {
             alpha: scratch.alpha.as_ptr(),
             prefetch_offset: 0,
         };
+        if let Some(values) = self.kernels.value_products {
+            // SAFETY: as below. A column that a row does not see has weight 0, whatever its value.
+            return unsafe { self.split(stored).pv(&values, self.kernels.pv, &all, scratch) };
+        }
         let visible = &scratch.visible[..rows];
         let same = visible.iter().all(|v| (v.from, v.to) == (from, to)); // mutant: masked_by_zero_probability
         // SAFETY: the kernels' instruction set is available; `from..to` lies within the slots that `Slots::read` has
         // checked, and rows and dims within scratch.
         unsafe {
-            match (same, stored.prefetch) {
+            match (same, stored.ahead_v) {
                 // A probability of 0 times an infinite value is NaN: each row reads only what it sees.
                 (false, _) => pv_rows(&all, visible, self.kernels),
                 (true, 0) => (self.kernels.pv)(&all),
@@ -168,13 +189,13 @@ impl KvSplit<'_> {
         let slot_bytes = self.tile.call.shape.v_type.row_bytes(all.dim);
         // A multiple of SLOT_ALIGN: bf16 values of 32 slots are stored interleaved, and addresses count from their
         // first.
-        let last = (all.to.saturating_sub(stored.prefetch) / SLOT_ALIGN as usize * SLOT_ALIGN as usize).max(all.from);
+        let last = (all.to.saturating_sub(stored.ahead_v) / SLOT_ALIGN as usize * SLOT_ALIGN as usize).max(all.from);
         // SAFETY: both ranges are parts of `all`'s, which the caller guarantees.
         unsafe {
-            let prefetch_offset = (stored.prefetch * slot_bytes) as isize;
+            let prefetch_offset = (stored.ahead_v * slot_bytes) as isize;
             (self.kernels.pv)(&PvArgs { to: last, prefetch_offset, ..*all });
             scratch.alpha[..all.rows].fill(1.0);
-            let next = self.next.map(|next| self.slots.read(self.tile.head, next.slot, KEY_GROUP as u64).0);
+            let next = self.next_keys();
             let tail = stored.v.add(last * slot_bytes);
             (self.kernels.pv)(&PvArgs {
                 from: last, // mutant: last_keys_counted_twice
@@ -184,9 +205,4 @@ impl KvSplit<'_> {
             });
         }
     }
-}
-
-/// Bytes from one address to another, which may belong to different allocations: for prefetches only.
-fn byte_distance(from: *const u8, to: *const u8) -> isize {
-    (to.addr() as isize).wrapping_sub(from.addr() as isize)
 }

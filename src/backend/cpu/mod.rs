@@ -4,6 +4,7 @@ mod append;
 mod chunk;
 mod code_store;
 mod decode;
+mod decode_integers;
 mod element;
 mod kv_layout;
 mod kv_rows;

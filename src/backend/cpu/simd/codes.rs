@@ -22,6 +22,8 @@ pub(crate) trait Codes {
     const BITS: u32;
     /// What makes a stored code one in two's complement.
     const FLIP: u32;
+    /// Terms of a query that is rounded to integers.
+    const QUERY_TERMS: usize;
     /// Dims of a row that share a scale; `usize::MAX` = all.
     const SCALE_DIMS: usize;
 }
@@ -38,6 +40,7 @@ impl Codes for CodesQ8 {
     const PER_WORD: usize = 4;
     const BITS: u32 = 8;
     const FLIP: u32 = 0;
+    const QUERY_TERMS: usize = 2;
     const SCALE_DIMS: usize = usize::MAX;
 }
 
@@ -46,11 +49,12 @@ impl Codes for CodesQ4 {
     const PER_WORD: usize = 8;
     const BITS: u32 = 4;
     const FLIP: u32 = 0x8888_8888;
+    const QUERY_TERMS: usize = 1;
     const SCALE_DIMS: usize = Q4_GROUP;
 }
 
 #[inline(always)]
-fn layout<C: Codes>(dim: usize) -> CodeLayout {
+pub(super) fn layout<C: Codes>(dim: usize) -> CodeLayout {
     CodeLayout { dim, per_word: C::PER_WORD, scales: C::TYPE.scales(dim) }
 }
 

@@ -4,11 +4,13 @@
 mod aarch64;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
-mod codes;
+pub(crate) mod codes;
 mod convert;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod fp16;
 pub(crate) mod gemm;
+mod hadamard;
+pub(crate) mod integer;
 pub(crate) mod kv_load;
 mod pack;
 pub(crate) mod prefetch;
@@ -23,11 +25,14 @@ mod vector;
 mod x86_64;
 
 use self::gemm::{PvArgs, QkArgs};
+use self::integer::{KeyProducts, ValueProducts};
 use self::softmax::{ColumnRange, SoftmaxArgs};
 use self::transpose::{GroupRows, TransposeFn};
 use crate::backend::cpu::kv_layout::KeyRange;
 use crate::config::{RopeStyle, StorageType};
 use crate::cpu_features::Isa;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu_features::vnni_available;
 use crate::rope::Frequencies;
 
 /// Style, cosines, sines, source, destination.
@@ -47,6 +52,10 @@ pub(crate) struct Kernels {
     pub pv: unsafe fn(&PvArgs),
     /// PV with values packed by `pack_values`.
     pub pv_packed: unsafe fn(&PvArgs),
+    /// Products of rounded queries and keys of codes. `None` where f32 serves them.
+    pub key_products: Option<KeyProducts>,
+    /// Products of rounded weights and values of codes. `None` where f32 serves them.
+    pub value_products: Option<ValueProducts>,
     /// Scores to probabilities.
     pub softmax: unsafe fn(&SoftmaxArgs),
     /// Stored keys to f32 groups: source, dims, groups, destination.
@@ -159,7 +168,8 @@ macro_rules! isa_kernels {
 
             $(#[$features])?
             unsafe fn hadamard(x: &mut [f32]) {
-                quantise::hadamard(x);
+                // SAFETY: the instruction set, by the contract of `Kernels`.
+                unsafe { hadamard::hadamard::<$lanes>(x) }
             }
 
             $(#[$features])?
@@ -220,6 +230,8 @@ macro_rules! isa_kernels {
                     qk_packed: f32::qk,
                     pv: f32::pv,
                     pv_packed: f32::pv,
+                    key_products: None,
+                    value_products: None,
                     softmax: if precise { softmax::<true> } else { softmax::<false> },
                     pack_keys: group_rows,
                     pack_values: f32::pack_values,
@@ -287,6 +299,8 @@ impl Kernels {
             Isa::Avx2 => avx2_kernels::kernels(k, v),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Amx => Self {
+                key_products: integer::avx512_vnni::keys(k).filter(|_| vnni_available()),
+                value_products: integer::avx512_vnni::values(v).filter(|_| vnni_available()),
                 transpose_keys: match k {
                     StorageType::F16 => Some(transpose::transpose_keys_avx512::<true>),
                     StorageType::Bf16 => Some(transpose::transpose_keys_avx512::<false>),

@@ -1,4 +1,4 @@
-//! Rows of f32 to integer codes with bf16 scales, and the Hadamard turn of keys and queries.
+//! Rows of f32 to integer codes with bf16 scales.
 //!
 //! What is stored is defined to the bit. q8: one scale for a row, max |x| / 127; codes are x / scale. q4: for every 32
 //! dims one scale, -1/8 of the element of the largest magnitude (the first of several), whose code is -8. Scales are
@@ -14,28 +14,6 @@ const NAN: u16 = 0x7FC0;
 const ROUND: f32 = 12_582_912.0;
 const INFINITY: u32 = f32::INFINITY.to_bits();
 
-/// Multiplies each block of dims by the orthonormal Hadamard matrix of its size, in Sylvester's order; blocks are as
-/// long as the largest power of two that divides `x.len()`. Twice gives the row again; q . k does not change if both
-/// are turned. It spreads a large channel over all dims, so that one scale serves a row.
-#[inline(always)]
-pub(crate) fn hadamard(x: &mut [f32]) {
-    let n = 1 << x.len().trailing_zeros();
-    let norm = ((n as f64).sqrt().recip()) as f32;
-    for block in x.chunks_exact_mut(n) {
-        let mut half = 1;
-        while half < n {
-            for pair in block.chunks_exact_mut(2 * half) {
-                let (a, b) = pair.split_at_mut(half);
-                for (a, b) in a.iter_mut().zip(b) {
-                    (*a, *b) = (*a + *b, *a - *b);
-                }
-            }
-            half *= 2;
-        }
-        block.iter_mut().for_each(|x| *x *= norm);
-    }
-}
-
 /// A bf16 scale and the number it is.
 #[inline(always)]
 fn scale_of(x: f32) -> (u16, f32) {
@@ -48,6 +26,19 @@ fn scale_of(x: f32) -> (u16, f32) {
 #[inline(always)]
 fn largest(x: &[f32]) -> u32 {
     x.iter().fold(0, |most, x| most.max(x.to_bits() & !(1 << 31)))
+}
+
+/// The largest magnitude as [`largest`], and the first number that has it. Without a branch for each number: their order
+/// and sign are part of what is compared.
+#[inline(always)]
+fn first_largest(x: &[f32]) -> (u32, f32) {
+    let ranked = x.iter().zip(0_u64..).fold(0, |most: u64, (x, i)| {
+        let bits = u64::from(x.to_bits());
+        // mutant: last_of_equal_magnitudes
+        most.max((bits & !(1 << 31)) << 32 | (u64::from(u32::MAX >> 1) - i) << 1 | bits >> 31)
+    });
+    let most = (ranked >> 32) as u32;
+    (most, f32::from_bits(most | (ranked as u32) << 31))
 }
 
 /// Nearest integers of `x / scale` between `low` and `high`, plus `offset`, an even number.
@@ -75,9 +66,7 @@ pub(crate) fn quantise_q8(x: &[f32], to: &mut [u8]) -> u16 {
 #[inline(always)]
 pub(crate) fn quantise_q4(x: &[f32], to: &mut [u8], scales: &mut [u16]) {
     for ((x, to), bits) in x.chunks(Q4_GROUP).zip(to.chunks_mut(Q4_GROUP)).zip(scales) {
-        let most = largest(x);
-        // mutant: last_of_equal_magnitudes
-        let first = x.iter().find(|x| x.to_bits() & !(1 << 31) == most).copied().unwrap_or(0.0);
+        let (most, first) = first_largest(x);
         let (scale_bits, scale) = scale_of(first / -8.0);
         if most >= INFINITY || scale == 0.0 {
             to.fill(8);

@@ -81,6 +81,14 @@ impl SimdF32 for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn butterfly<const HALF: usize>(self) -> Self {
+        Self(std::array::from_fn(|i| {
+            let other = self.0[i ^ HALF];
+            if i & HALF == 0 { self.0[i] + other } else { other - self.0[i] }
+        }))
+    }
+
+    #[inline(always)]
     unsafe fn fma(self, b: Self, c: Self) -> Self {
         // Not `mul_add`: without the instruction that is a library call.
         Self(std::array::from_fn(|i| self.0[i] * b.0[i] + c.0[i]))

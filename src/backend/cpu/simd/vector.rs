@@ -28,6 +28,9 @@ pub(crate) trait SimdF32: Copy {
     unsafe fn sub(self, b: Self) -> Self;
     unsafe fn mul(self, b: Self) -> Self;
     unsafe fn div(self, b: Self) -> Self;
+    /// Of the lanes i and i + HALF of each 2 * HALF: the sum in the first, the difference in the second. HALF is a power
+    /// of two below N.
+    unsafe fn butterfly<const HALF: usize>(self) -> Self;
     /// `self * b + c`.
     unsafe fn fma(self, b: Self, c: Self) -> Self;
     /// The larger; `other` where `self` is NaN.
@@ -210,6 +213,16 @@ mod tests {
             same("sub", a.sub(b), |i| x(i) - y(i));
             same("mul", a.mul(b), |i| x(i) * y(i));
             same("div", a.div(b), |i| x(i) / y(i));
+            let pairs =
+                |half: usize| move |i: usize| if i & half == 0 { x(i) + x(i + half) } else { x(i - half) - x(i) };
+            same("butterfly", a.butterfly::<1>(), pairs(1));
+            same("butterfly", a.butterfly::<2>(), pairs(2));
+            if V::N > 4 {
+                same("butterfly", a.butterfly::<4>(), pairs(4));
+            }
+            if V::N > 8 {
+                same("butterfly", a.butterfly::<8>(), pairs(8));
+            }
             // Small multiples of 1/8: no rounding, with one step or two.
             same("fma", a.fma(b, V::splat(-9.0)), |i| x(i) * y(i) - 9.0);
             for n in 0..=255_u32 {

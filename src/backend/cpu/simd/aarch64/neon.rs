@@ -92,6 +92,18 @@ impl SimdF32 for Neon {
     }
 
     #[inline(always)]
+    unsafe fn butterfly<const HALF: usize>(self) -> Self {
+        unsafe {
+            let x = self.0;
+            let (swapped, second): (_, [u32; 4]) = match HALF {
+                1 => (vrev64q_f32(x), [0, u32::MAX, 0, u32::MAX]),
+                _ => (vextq_f32::<2>(x, x), [0, 0, u32::MAX, u32::MAX]),
+            };
+            Self(vbslq_f32(vld1q_u32(second.as_ptr()), vsubq_f32(swapped, x), vaddq_f32(swapped, x)))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn fma(self, b: Self, c: Self) -> Self {
         Self(unsafe { vfmaq_f32(c.0, self.0, b.0) })
     }

@@ -82,6 +82,24 @@ impl SimdF32 for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn butterfly<const HALF: usize>(self) -> Self {
+        unsafe {
+            let x = self.0;
+            let swapped = match HALF {
+                1 => _mm256_permute_ps::<0b10_11_00_01>(x),
+                2 => _mm256_permute_ps::<0b01_00_11_10>(x),
+                _ => _mm256_permute2f128_ps::<1>(x, x),
+            };
+            let (sum, difference) = (_mm256_add_ps(swapped, x), _mm256_sub_ps(swapped, x));
+            Self(match HALF {
+                1 => _mm256_blend_ps::<0b1010_1010>(sum, difference),
+                2 => _mm256_blend_ps::<0b1100_1100>(sum, difference),
+                _ => _mm256_blend_ps::<0b1111_0000>(sum, difference),
+            })
+        }
+    }
+
+    #[inline(always)]
     unsafe fn fma(self, b: Self, c: Self) -> Self {
         Self(unsafe { _mm256_fmadd_ps(self.0, b.0, c.0) })
     }

@@ -91,6 +91,20 @@ impl SimdF32 for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn butterfly<const HALF: usize>(self) -> Self {
+        unsafe {
+            let x = self.0;
+            let (swapped, second) = match HALF {
+                1 => (_mm512_permute_ps::<0b10_11_00_01>(x), 0xAAAA),
+                2 => (_mm512_permute_ps::<0b01_00_11_10>(x), 0xCCCC),
+                4 => (_mm512_shuffle_f32x4::<0b10_11_00_01>(x, x), 0xF0F0),
+                _ => (_mm512_shuffle_f32x4::<0b01_00_11_10>(x, x), 0xFF00),
+            };
+            Self(_mm512_mask_sub_ps(_mm512_add_ps(swapped, x), second, swapped, x))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn fma(self, b: Self, c: Self) -> Self {
         Self(unsafe { _mm512_fmadd_ps(self.0, b.0, c.0) })
     }
