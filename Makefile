@@ -14,8 +14,8 @@ CHECK = check-format check-text check-links check-cycles check-parameters check-
 TEST = test-setup test-rust test-stream test-cpp test-python test-cuda
 ALL = all-llama all-inflight all-damaged-files all-sanitize-cpp all-sanitize-rust all-mutants all-aarch64 \
 	all-emulated-isa all-cuda-sanitize all-cuda-cubins all-cuda-variants all-cuda-nvcc all-gpu-bench
-NIGHTLY = nightly-histories nightly-soak nightly-damaged-files nightly-sanitize-rust nightly-aarch64 \
-	nightly-third-party nightly-fresh-machine
+NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking \
+	nightly-sanitize-rust nightly-aarch64 nightly-third-party nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
 .PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in emulator \
@@ -93,7 +93,8 @@ check-docs:
 
 # Unit tests, the rules at the edges, the header, and a few histories.
 check-rust:
-	SKC_HISTORIES=500 $(CARGO) test -p sinkcache --lib --test edges --test header --test histories
+	SKC_HISTORIES=500 SKC_SNAPSHOT_HISTORIES=100 SKC_MENDED=300 \
+		$(CARGO) test -p sinkcache --lib --test edges --test header --test histories --test snapshots
 
 # --- test: what the README names ---
 
@@ -133,7 +134,8 @@ stand-in:
 KERNELS = SINKCACHE_CUDA_CACHE_DIR= SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels
 ON_STAND_IN = LD_LIBRARY_PATH=$(CURDIR)/build/shim:$$LD_LIBRARY_PATH $(KERNELS)
 # A share of what all-cuda-sanitize runs, and without sanitizers.
-CUDA_SHARE = SKC_HISTORIES=30 SKC_STREAMS=11 SKC_REPLAYS=12 SKC_SOAK=120 SKC_STARTS=1
+CUDA_SHARE = SKC_HISTORIES=30 SKC_SNAPSHOT_HISTORIES=10 SKC_MENDED=10 \
+	SKC_STREAMS=11 SKC_REPLAYS=12 SKC_SOAK=120 SKC_STARTS=1
 
 # The CUDA backend without a GPU: slot arithmetic, the tests of the backend, and a C++ host with device pointers.
 test-cuda: test-setup stand-in gpu-pack
@@ -188,10 +190,10 @@ all-sanitize-cpp: setup-engines
 
 # Slow: fewer histories than test-rust has, shorter windows (still of three splits), and each vector in each way from
 # one start instead of four. Half of the programs run beside the others.
-ASAN_TEST = $(ASAN_RUST) SKC_HISTORIES=$(ASAN_HISTORIES) SKC_WINDOW=1030 SKC_STARTS=1 CARGO_TARGET_DIR=target/asan \
-	$(CARGO) test -p sinkcache --target $(HOST)
+ASAN_TEST = $(ASAN_RUST) SKC_HISTORIES=$(ASAN_HISTORIES) SKC_SNAPSHOT_HISTORIES=1000 SKC_MENDED=10000 \
+	SKC_WINDOW=1030 SKC_STARTS=1 CARGO_TARGET_DIR=target/asan $(CARGO) test -p sinkcache --target $(HOST)
 ASAN_HISTORIES = 1500
-ASAN_SHORT = --lib --test instruction_sets --test edges --test teams --test allocations
+ASAN_SHORT = --lib --test instruction_sets --test edges --test teams --test allocations --test snapshots
 ASAN_LONG = --test vectors --test histories
 
 all-sanitize-rust:
@@ -268,16 +270,26 @@ all-gpu-bench: setup-venv stand-in gpu-pack
 
 # Others every night: the command line shows the seed.
 nightly-histories:
-	SKC_HISTORIES=1000000 SKC_SEED=$(shell date +%j) $(CARGO) test -p sinkcache --test histories -- --show-output
+	SKC_HISTORIES=1000000 SKC_SNAPSHOT_HISTORIES=10000 SKC_SEED=$(shell date +%j) \
+		$(CARGO) test -p sinkcache --test histories -- --show-output
+
+# About an hour: snapshots with wrong contents and right checksums.
+nightly-snapshots:
+	SKC_MENDED=1500000 SKC_SEED=$(shell date +%j) $(CARGO) test -p sinkcache --test snapshots -- --show-output
 
 # The tests of the CUDA backend on the stand-in, with as much as on a GPU where the stand-in can do it within hours.
 nightly-soak: test-setup stand-in gpu-pack
-	SKC_HISTORIES=2000 SKC_STREAMS=220 SKC_REPLAYS=1000 SKC_SOAK=100000 $(ON_STAND_IN) \
+	SKC_HISTORIES=2000 SKC_SNAPSHOT_HISTORIES=300 SKC_STREAMS=220 SKC_REPLAYS=1000 SKC_SOAK=100000 $(ON_STAND_IN) \
 		scripts/gpu_check build/gpu_check --jobs $(JOBS) --shim build/shim --limit 14400
 
 # Others every night: the command line shows the seed.
 nightly-damaged-files:
 	$(MAKE) --no-print-directory all-damaged-files DAMAGED_FILES=2000 DAMAGED_SEED=$(shell date +%j)
+
+# A thousand parked conversations, where all-inflight has 120.
+nightly-parking: setup-engines
+	$(call cmake_build,$(WITH_ENGINES))
+	SKC_CONVERSATIONS=1000 $(CTEST) --test-dir build -R '^inflight_park_serve$$'
 
 nightly-sanitize-rust:
 	$(MAKE) --no-print-directory all-sanitize-rust ASAN_HISTORIES=20000

@@ -32,7 +32,8 @@ AXES = {
     "arch": ARCHS,
     "SKC_DIM": (64, 80, 96, 128, 256),
     "SKC_GROUP": (1, 2, 3, 4, 5, 6, 7, 8),
-    "SKC_TYPE": (2, 3),
+    # 16-bit types; q8, q8 with values in q4, q4.
+    "SKC_TYPE": (2, 3, 44, 45, 55),
     "SKC_TRANSFORM": (0, 1, 2, 3),
 }
 # A kernel that spills reads its registers from memory in its innermost loop.
@@ -173,12 +174,23 @@ def resources(log):
 def shared_bytes(kernel, macros):
     """Dynamic shared memory as launch_config.cuh has it."""
     settings = {k: int(v) for k, v in (m.split("=") for m in macros)}
-    dim, group = settings["SKC_DIM"], settings["SKC_GROUP"]
-    row = 2 * dim + 16
+    dim, group, dtype = settings["SKC_DIM"], settings["SKC_GROUP"], settings["SKC_TYPE"]
+    quantised = dtype >= 10
+
+    def tile_row(stored):
+        codes, scales = {4: (dim, 4), 5: (dim // 2, (dim + 63) // 64 * 4)}.get(stored, (2 * dim, 0))
+        return ((codes + 15) // 16 | 1) * 16 + scales
+
+    rows = [tile_row(t) for t in (divmod(dtype, 10) if quantised else (dtype, dtype))]
+    query, token = 2 * dim + 16, sum(rows)
     if kernel in ("skc_attend_decode", "skc_step_decode"):
-        new_rows = 2 * (8 // group if group > 1 else 4) if kernel == "skc_step_decode" else 0
-        return 2 * 8 * row + (2 if dim > 80 else 3) * (2 if dim > 128 else 4) * 2 * 16 * row + 64 + new_rows * row
-    return (64 + 4 * (16 if dim > 128 else 64)) * row + 64
+        new_tokens = (8 // group if group > 1 else 4) if kernel == "skc_step_decode" else 0
+        stages = 2 if dim > 80 and not quantised else 3
+        decode = 2 * 8 * query + stages * (2 if dim > 128 else 4) * 16 * token + 64
+        return decode + new_tokens * sum((row + 15) // 16 * 16 for row in rows)
+    small = 64 * query + 2 * (16 if dim > 128 else 64) * token
+    large = 128 * query + 3 * 32 * token
+    return 64 + (max(small, large) if dim <= 128 else small)
 
 
 def table(results, version):

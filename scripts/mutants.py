@@ -194,7 +194,7 @@ def cpu_suites():
             skipped |= dict.fromkeys(mutants, why)
     # The vectors catch most: the others are built and run for what they let through.
     programs = ("vectors", "edges", "instruction_sets", "histories", "lib")
-    few = {"SKC_HISTORIES": "300", "SKC_SHRINK": "0"}
+    few = {"SKC_HISTORIES": "300", "SKC_SNAPSHOT_HISTORIES": "150", "SKC_SHRINK": "0"}
     suites = [Suite(native, programs, few)]
     if emulated:
         # As scripts/emulated_isa, which builds the same dependencies: shorter windows, the library preloaded in tests

@@ -40,8 +40,11 @@ SOFTMAX = ("lib", "backend::cpu::simd::softmax::tests::weights_are_those_of_the_
 INTEGER_SCORES = ("lib", "backend::cpu::simd::integer::tests::rounded_queries_give_the_scores_of_queries")
 INTEGER_RESULTS = ("lib", "backend::cpu::simd::integer::tests::rounded_weights_give_the_results_of_weights")
 QUANTISED_ROWS = ("lib", "backend::cpu::simd::quantise::tests::rows_are_those_of_the_definition")
+LOADS = ("lib", "ring::tests::a_load_brings_back_what_both_rings_allow")
 STEPS = ("cuda", "steps::a_step_stores_what_an_append_stores")
 STREAMS = ("cuda", "differential::streams_agree_with_the_cpu")
+CODES = ("cuda", "codes::rows_that_are_not_rotated_are_those_of_the_definition")
+MASKED = ("cuda", "differential::masked_infinities_do_not_reach_a_query")
 
 # Semantics, and what all instruction sets share.
 COMMON = {
@@ -59,6 +62,15 @@ COMMON = {
     "reset_keeps_floor": Replace("Seq::default()", "Seq { floor: state.floor, ..Seq::default() }"),
     "fork_copies_too_little": Replace("state.highest.min", "state.len.saturating_sub(1).min",
                                       ("histories", "random_histories_match_the_definition")),
+    # Snapshots.
+    "rewind_below_a_load": Replace(".max(seq.loaded_from)", "", LOADS),
+    "abort_below_a_load": Replace(".max(seq.loaded_from)", "", LOADS),
+    "snapshot_of_the_window_alone": Replace(".min(back)", "",
+                                            ("histories", "random_histories_with_snapshots_match_the_definition")),
+    "saved_key_of_another_lane": Replace("KEY_GROUP + lane", "KEY_GROUP + (lane ^ 1)",
+                                         ("snapshots", "snapshots_of_all_versions_load")),
+    "saved_codes_swapped": Replace("(pair[0] ^ 8) | (pair[1] ^ 8) << 4", "(pair[1] ^ 8) | (pair[0] ^ 8) << 4",
+                                   ("snapshots", "snapshots_of_all_versions_load")),
     # Which keys a query sees, and at which distance.
     "evicted_token_visible": Replace("self.evicted..end", "self.evicted.saturating_sub(1)..end"),
     "future_token_visible": Replace("self.index + 1", "self.index + 2"),
@@ -171,12 +183,27 @@ CUDA = {
     "step_reads_old_slots": Delete(),
     "step_without_its_own_key": Replace("> keys.stored", "> keys.stored + keys.n", STEPS),
     "new_token_in_another_tile": Replace("first > keys.stored ? first - keys.stored : 0", "0", STEPS),
-    "new_token_not_stored": Replace("i / ROW_VECTORS % 2 == 0", "true"),
+    "new_token_not_stored": Replace("piece.is_key", "true"),
     "launch_before_the_last_ended": Delete(("cuda", "steps::programmatic_launches_change_no_bit")),
-    "hidden_infinity": Replace("masked && ", "false && ",
-                               ("cuda", "differential::masked_infinities_do_not_reach_a_query")),
-    "decode_hidden_infinity": Replace("masked && ", "false && ",
-                                      ("cuda", "differential::masked_infinities_do_not_reach_a_query")),
+    "hidden_infinity": Replace("masked && ", "false && ", MASKED),
+    "decode_hidden_infinity": Replace("masked && ", "false && ", MASKED),
+    # Codes and scales.
+    "keys_not_turned": Delete(CODES),
+    "queries_not_turned": Delete(("cuda", "differential::every_pair_of_types_agrees_with_the_cpu")),
+    "fast_queries_not_turned": Delete(STREAMS),
+    "new_key_not_turned": Delete(STEPS),
+    "hadamard_without_a_sign": Replace("lane() & h ? other - row.x[j] : row.x[j] + other", "row.x[j] + other", CODES),
+    "infinite_row_with_a_scale": Replace("finite && magnitude_bits(value) < INFINITY_BITS", "true", CODES),
+    "code_not_clipped": Replace("min_f(max_f(round_even(x / value), least), most)", "round_even(x / value)", CODES),
+    "largest_of_another_lane": Replace("31 - (u32)best", "(u32)best", CODES),
+    "scale_without_a_sign": Replace("largest / -8.0f", "bits_float(magnitude_bits(largest)) / 8.0f", CODES),
+    "fork_without_scales": Delete(("cuda", "codes::a_fork_has_the_codes_and_scales_of_its_source")),
+    "code_without_its_sign": Replace("x & 0x00800080", "x & 0", STREAMS),
+    "key_scale_of_another_key": Replace("key(slot, g)", "key(slot, g ^ 1)", STREAMS),
+    "chunk_key_scale_of_another_key": Replace("key(slot, ", "key(slot ^ 1, ", STREAMS),
+    "hidden_scale": Replace("masked && ", "false && ", MASKED),
+    "hidden_block_scale": Replace("masked && ", "false && ", MASKED),
+    "last_code_left_out": Replace("key < keys.n", "key + 1 < keys.n", STREAMS),
     "attend_reported_as_append": Replace("SKC_CALL_ATTEND", "SKC_CALL_APPEND",
                                          ("cuda", "graphs::invalid_attends_are_skipped_and_reported")),
     "record_overwritten": Replace(

@@ -303,6 +303,10 @@ mod tests {
             for n in 1..=there {
                 prop_assert!(other.window_start(len - n, floor) >= loaded.loaded_from);
             }
+            // A length that needs a token which was not loaded is none to go back to.
+            for shorter in (0..len).filter(|&l| other.window_start(l, floor) < loaded.loaded_from) {
+                prop_assert!(!other.intact(shorter, &loaded));
+            }
             // With the same settings nothing has changed.
             if other == ring {
                 prop_assert_eq!((loaded.highest, there), (seq.highest, here));

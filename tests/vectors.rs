@@ -192,18 +192,18 @@ fn every_vector_every_way() {
     println!("{runs} replays");
 }
 
-/// Inputs and outputs in the storage type, as hosts like TensorRT-LLM have them.
+/// Inputs and outputs in 16 bits, as hosts like TensorRT-LLM have them; K and V in the same type, or quantised.
 #[test]
 fn half_inputs_and_outputs() {
     for vector in all() {
-        for dtype in [DType::F16, DType::Bf16] {
-            let plain = reference(&vector, dtype).2;
-            for how in FEEDS {
-                for isa in instruction_sets() {
-                    let mut config = cache_config(&vector, how, dtype.into(), dtype, vector.cfg.layer.position_mode);
+        for (i, dtype) in [DType::F16, DType::Bf16].into_iter().enumerate() {
+            for types in [dtype.into(), TYPES[3 + i], TYPES[5]] {
+                let plain = reference(&vector, types).2;
+                for (how, isa) in FEEDS.into_iter().flat_map(|f| instruction_sets().into_iter().map(move |i| (f, i))) {
+                    let mut config = cache_config(&vector, how, types, dtype, vector.cfg.layer.position_mode);
                     config.isa = isa;
                     let (out, _) = replay(&vector, &config, how, 0);
-                    check(dtype.into(), &out, &vector.tensors["out"], Some(&plain))
+                    check(types, &out, &vector.tensors["out"], Some(&plain))
                         .unwrap_or_else(|e| panic!("{} {how:?} {isa:?}: {e}", vector.name));
                 }
             }

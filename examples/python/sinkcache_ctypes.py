@@ -59,6 +59,13 @@ ResetArgs = _struct("ResetArgs", *_of(c_uint32, "n_entries reserved"), ("seq_ids
                     ("start_positions", POINTER(c_uint64)), ("stream", c_void_p))
 SequenceInfo = _struct("SequenceInfo", *_of(c_uint64, "length_min length_max start_position cached_tokens "
                                                       "evicted_tokens room rewindable"))
+# Arguments of skc_save_sequence and of skc_load_sequence.
+_SNAPSHOT = (("seq_id", c_int32), ("reserved", c_uint32), ("data", c_void_p), ("n_bytes", c_uint64),
+             *_of(c_void_p, "host_tag stream"))
+SaveSequenceArgs = _struct("SaveSequenceArgs", *_SNAPSHOT)
+LoadSequenceArgs = _struct("LoadSequenceArgs", *_SNAPSHOT)
+CopySequenceArgs = _struct("CopySequenceArgs", ("src_cache", c_void_p), *_of(c_int32, "src_seq_id dst_seq_id"),
+                           *_of(c_void_p, "stream src_stream"))
 NoteReplayArgs = _struct("NoteReplayArgs", *_BATCH)
 DeviceError = _struct("DeviceError", ("n_skipped", c_uint32), ("status", c_int32), *_of(c_uint32, "call layer entry"),
                       ("seq_id", c_int32), ("value", c_uint64))
@@ -82,6 +89,10 @@ def _load():
         "skc_evict": [c_void_p, POINTER(EvictArgs)],
         "skc_rewind": [c_void_p, POINTER(RewindArgs)],
         "skc_reset": [c_void_p, POINTER(ResetArgs)],
+        "skc_snapshot_bytes": [c_void_p, POINTER(SaveSequenceArgs), POINTER(c_uint64)],
+        "skc_save_sequence": [c_void_p, POINTER(SaveSequenceArgs), POINTER(c_uint64)],
+        "skc_load_sequence": [c_void_p, POINTER(LoadSequenceArgs)],
+        "skc_copy_sequence": [c_void_p, POINTER(CopySequenceArgs)],
         "skc_seq_info": [c_void_p, c_uint32, c_int32, POINTER(SequenceInfo)],
         "skc_note_replay": [c_void_p, POINTER(NoteReplayArgs)],
         "skc_poll_error": [c_void_p, POINTER(DeviceError)],
@@ -120,6 +131,13 @@ def constant(name):
 def int_array(values, kind=c_int32):
     """A C array of integers."""
     return (kind * len(values))(*values)
+
+
+def _tag(host_tag):
+    """A host tag for the library, which reads 32 bytes."""
+    if len(host_tag) != 32:
+        raise ValueError(f"host_tag has {len(host_tag)} bytes, not 32")
+    return (ctypes.c_uint8 * 32)(*host_tag)
 
 
 def _rows(array, dtype, shape):
@@ -196,6 +214,28 @@ class Cache:
     def reset(self, seq_id=0, start_position=0):
         """Empties a sequence; its next token has the given stream position."""
         self._edit(lib.skc_reset, ResetArgs, seq_id, int_array([start_position], c_uint64))
+
+    def save(self, seq_id=0, host_tag=bytes(32)):
+        """A snapshot of a sequence, as bytes. host_tag: 32 bytes, such as a hash of the model."""
+        args, size = SaveSequenceArgs(ctypes.sizeof(SaveSequenceArgs), 0, seq_id), c_uint64()
+        check(lib.skc_snapshot_bytes(self.handle, byref(args), byref(size)))
+        data = ctypes.create_string_buffer(size.value)
+        tag = _tag(host_tag)
+        args.data, args.n_bytes, args.host_tag = ctypes.addressof(data), size.value, ctypes.addressof(tag)
+        check(lib.skc_save_sequence(self.handle, byref(args), byref(size)))
+        return data.raw
+
+    def load(self, snapshot, seq_id=0, host_tag=bytes(32)):
+        """Replaces what a sequence holds by a snapshot, which may be of another cache of the same model."""
+        data, tag = ctypes.create_string_buffer(snapshot, len(snapshot)), _tag(host_tag)
+        check(lib.skc_load_sequence(self.handle, byref(LoadSequenceArgs(
+            ctypes.sizeof(LoadSequenceArgs), 0, seq_id, 0, ctypes.addressof(data), len(snapshot),
+            ctypes.addressof(tag)))))
+
+    def copy(self, source, src_seq_id=0, seq_id=0):
+        """Makes a sequence an independent copy of one of another cache of the same model."""
+        args = CopySequenceArgs(ctypes.sizeof(CopySequenceArgs), 0, source.handle, src_seq_id, seq_id)
+        check(lib.skc_copy_sequence(self.handle, byref(args)))
 
     def info(self, seq_id=0, layer=0):
         """The SequenceInfo of a sequence in one layer."""

@@ -2,6 +2,8 @@
 
     SINKCACHE_LIBRARY=.../libsinkcache.so python3 stream_numpy.py
 """
+import hashlib
+
 import numpy as np
 
 from sinkcache_ctypes import Cache, Error, constant, lib
@@ -34,10 +36,21 @@ def main():
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((TOKENS, heads, DIM)).astype(np.float32) for heads in (Q_HEADS, KV_HEADS, KV_HEADS))
     layer = dict(n_sink=SINKS, window=WINDOW)
+    tag = hashlib.sha256(b"the model's name, its revision, this shard").digest()
     with Cache(Q_HEADS, KV_HEADS, DIM, layer, kv_dtype=constant("SKC_DTYPE_F32")) as cache:
         cache.step(0, q[:1000], k[:1000], v[:1000])
-        for i in range(1000, TOKENS):
-            out, _ = cache.step(0, q[i : i + 1], k[i : i + 1], v[i : i + 1])
+        for i in range(1000, TOKENS - 1):
+            cache.step(0, q[i : i + 1], k[i : i + 1], v[i : i + 1])
+        # The sequence goes on in this cache, and from its snapshot in another one: with the same bits.
+        snapshot = cache.save(host_tag=tag)
+        out, _ = cache.step(0, q[-1:], k[-1:], v[-1:])
+        with Cache(Q_HEADS, KV_HEADS, DIM, layer, kv_dtype=constant("SKC_DTYPE_F32"), n_seqs=3) as other:
+            other.load(snapshot, seq_id=2, host_tag=tag)
+            other.copy(other, src_seq_id=2, seq_id=0)
+            for seq_id in (2, 0):
+                again, _ = other.step(0, q[-1:], k[-1:], v[-1:], seq_ids=[seq_id])
+                assert (again == out).all()
+        print(f"a snapshot of {len(snapshot)} bytes goes on with the same bits")
         info = cache.info()
         print(f"sinkcache {lib.skc_version().decode()}: {info.length_min} tokens, {info.cached_tokens} cached, "
               f"{info.evicted_tokens} evicted")

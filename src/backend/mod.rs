@@ -59,6 +59,16 @@ impl SlotRun<'_> {
     }
 }
 
+/// Where a run of slots lies in device memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DevicePlace {
+    /// The context (`CUcontext`) as a number.
+    pub context: usize,
+    /// Addresses of codes (or numbers) and of scales.
+    pub codes: u64,
+    pub scales: u64,
+}
+
 /// A call on tokens, as opposed to an edit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenCall {
@@ -148,8 +158,8 @@ pub(crate) trait Device: Send + Sync + std::fmt::Debug {
     /// context.
     fn copy_rows(&self, stream: Stream, to: &SlotRun<'_>, other: &dyn Device, from: &SlotRun<'_>) -> Result<bool>;
 
-    /// The context (`CUcontext`) as a number, and the address in it of a run of slots.
-    fn place_of(&self, run: &SlotRun<'_>) -> Result<(usize, u64)>;
+    /// Where a run of slots lies.
+    fn place_of(&self, run: &SlotRun<'_>) -> Result<DevicePlace>;
 
     /// Puts a write of a sequence's counters in every layer, and of its start position, into the stream.
     fn write_counters(

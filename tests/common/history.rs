@@ -81,7 +81,7 @@ pub fn histories_with_snapshots() -> impl Strategy<Value = History> {
         let load = (seq(), seq(), other(1)).prop_map(|(src, dst, other)| Event::Load { src, dst, other });
         // What is appended at a time must fit the new cache, too.
         let moved = other(max_chunk).prop_map(Event::Move);
-        prop_oneof![14 => event(max_chunk, window), 1 => load, 1 => moved].boxed()
+        prop_oneof![24 => event(max_chunk, window), 1 => load, 1 => moved].boxed()
     })
 }
 

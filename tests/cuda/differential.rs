@@ -9,6 +9,7 @@ use sinkcache::{
 
 use crate::common::device::{Buf, with_host};
 use crate::common::new_cache;
+use crate::common::quantised::KvTypes;
 use crate::support::{Random, cuda};
 
 #[derive(Clone, Copy)]
@@ -16,8 +17,16 @@ struct Shape {
     head_dim: u32,
     n_q_heads: u32,
     n_kv_heads: u32,
+    /// Of rows, and of K and V where they are not quantised.
     dtype: DType,
 }
+
+/// Quantised types of K and V that have specialised kernels.
+const QUANTISED: [KvTypes; 3] = [
+    KvTypes::new(StorageType::Q8, StorageType::Q8),
+    KvTypes::new(StorageType::Q8, StorageType::Q4),
+    KvTypes::new(StorageType::Q4, StorageType::Q4),
+];
 
 const fn shape(head_dim: u32, n_q_heads: u32, n_kv_heads: u32, dtype: DType) -> Shape {
     Shape { head_dim, n_q_heads, n_kv_heads, dtype }
@@ -37,6 +46,11 @@ const SHAPES: [Shape; 11] = [
     shape(256, 8, 2, DType::F16),
     shape(40, 6, 2, DType::Bf16),
 ];
+
+/// Half of them quantised.
+fn draw_types(random: &mut Random, dtype: DType) -> KvTypes {
+    QUANTISED.get(random.below(6) as usize).copied().unwrap_or(dtype.into())
+}
 
 fn draw_config(random: &mut Random, shape: Shape) -> CacheConfig {
     let Shape { head_dim, n_q_heads, n_kv_heads, dtype } = shape;
@@ -121,8 +135,9 @@ impl Pair {
         }
         let got = out.read();
         let largest = want.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-        // The device rounds q and the probabilities to the half type, the CPU computes in f32.
-        let ulp = if c.kv_dtype == StorageType::F16 { 1e-3 } else { 8e-3 };
+        // The device rounds q and the probabilities to the half type, or to bf16 where K is quantised. The CPU computes
+        // in f32, or rounds queries to 8 bits.
+        let ulp = if KvTypes::of(c).k == StorageType::F16 { 1e-3 } else { 8e-3 };
         for (i, (a, b)) in got.iter().zip(&want).enumerate() {
             let difference = (a - b).abs();
             assert!(difference <= 6.0 * ulp * largest, "{i}: {a}, not {b}, {:?}", self.config);
@@ -142,9 +157,11 @@ fn streams_agree_with_the_cpu() {
     let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<usize>().ok());
     let (streams, shape) = (number("SKC_STREAMS").unwrap_or(44), number("SKC_SHAPE"));
     let mut random = Random(2 * number("SKC_SEED").unwrap_or(1) as u64 + 1);
-    let mut tallies: [Tally; 2] = Default::default();
+    let mut tallies: [Tally; 3] = Default::default();
     for stream in 0..streams {
-        let config = draw_config(&mut random, SHAPES[shape.unwrap_or(stream) % SHAPES.len()]);
+        let shape = SHAPES[shape.unwrap_or(stream) % SHAPES.len()];
+        let types = draw_types(&mut random, shape.dtype);
+        let config = types.config(draw_config(&mut random, shape));
         let cpu = CacheConfig { backend: BackendKind::Cpu, ..config.clone() };
         let mut pair = Pair { device: new_cache(&config), cpu: Cache::new(&cpu).unwrap(), config };
         let start = [0, (1 << 24) - 5, (1 << 32) + 7, 1 << 40][random.below(4) as usize];
@@ -159,7 +176,11 @@ fn streams_agree_with_the_cpu() {
                 _ => [random.below(250) as usize, random.below(40) as usize],
             };
             let one_call = n.iter().any(|&n| n > 96) || random.below(2) == 0;
-            let tally = &mut tallies[usize::from(pair.config.kv_dtype == StorageType::Bf16)];
+            let tally = &mut tallies[match types.k {
+                StorageType::F16 => 0,
+                StorageType::Bf16 => 1,
+                _ => 2,
+            }];
             match pair.config.in_dtype {
                 DType::F16 => pair.step(&mut random, n, one_call, f16::from_f32, tally),
                 _ => pair.step(&mut random, n, one_call, bf16::from_f32, tally),
@@ -174,10 +195,31 @@ fn streams_agree_with_the_cpu() {
         with_host(|host| host.wait());
         assert_eq!(pair.device.take_error().unwrap(), None);
     }
-    for (tally, (name, bound)) in tallies.iter().zip([("f16", 1.5e-3), ("bf16", 1.2e-2)]) {
+    for (tally, (name, bound)) in tallies.iter().zip([("f16", 1.5e-3), ("bf16", 1.2e-2), ("quantised", 1.5e-2)]) {
         let relative = (tally.errors / tally.values.max(1e-30)).sqrt();
         println!("{streams} streams, {name}: {} elements, relative rms difference {relative:.2e}", tally.n);
         assert!(relative <= bound, "{name}: {relative}");
+    }
+}
+
+/// A shape without kernels of its own, in every pair of types.
+#[test]
+fn every_pair_of_types_agrees_with_the_cpu() {
+    let Some(_turn) = cuda() else { return };
+    for (k, v) in StorageType::ALL.into_iter().flat_map(|k| StorageType::ALL.map(|v| (k, v))) {
+        let mut config = KvTypes::new(k, v).config(draw_config(&mut Random(77), SHAPES[10]));
+        config.layers[0] = LayerConfig { n_sink: 4, window: 20, ..LayerConfig::default() };
+        let cpu = CacheConfig { backend: BackendKind::Cpu, ..config.clone() };
+        let mut pair = Pair { device: new_cache(&config), cpu: Cache::new(&cpu).unwrap(), config };
+        assert_eq!(pair.device.kernel_choice(0, TokenCall::Attend, 2, 1).unwrap().kernel, "skc_attend_generic");
+        let mut tally = Tally::default();
+        for n in [[30, 3], [1, 1], [1, 20]] {
+            pair.step(&mut Random(5 + n[0] as u64), n, true, bf16::from_f32, &mut tally);
+        }
+        let relative = (tally.errors / tally.values).sqrt();
+        // Both compute in f32, but for queries and probabilities of the CPU beside quantised K or V, and bf16.
+        assert!(relative <= 6e-3, "{k:?}/{v:?}: {relative}");
+        assert_eq!(pair.device.take_error().unwrap(), None);
     }
 }
 
@@ -267,6 +309,7 @@ fn device_append_and_attend<T: Element>(
 
 /// `n` tokens of a sequence of `SHAPES[shape]`, in one call or in two, and the kernel that attends with their queries.
 struct MaskedCase {
+    types: Option<KvTypes>,
     shape: usize,
     n: usize,
     call: TokenCall,
@@ -277,9 +320,9 @@ struct MaskedCase {
 #[test]
 fn masked_infinities_do_not_reach_a_query() {
     let Some(_turn) = cuda() else { return };
-    let case = |shape, n, call, kernel| MaskedCase { shape, n, call, kernel };
+    let case = |shape, n, call, kernel| MaskedCase { types: None, shape, n, call, kernel };
     let (step, attend) = (TokenCall::Step, TokenCall::Attend);
-    for MaskedCase { shape, n, call, kernel } in [
+    let cases = [
         case(7, 2, step, "skc_attend_chunk"),
         case(7, 40, step, "skc_attend_chunk"),
         case(8, 2, step, "skc_step_decode"),
@@ -290,13 +333,17 @@ fn masked_infinities_do_not_reach_a_query() {
         case(2, 3, attend, "skc_attend_decode"),
         case(2, 4, attend, "skc_attend_decode"),
         case(10, 2, attend, "skc_attend_generic"),
-    ] {
-        let mut config = draw_config(&mut Random(77), SHAPES[shape]);
+    ];
+    let of_types = |types| cases.iter().map(move |case| MaskedCase { types, ..*case });
+    let all = of_types(None).chain(QUANTISED.into_iter().flat_map(|types| of_types(Some(types))));
+    for MaskedCase { types, shape, n, call, kernel } in all {
+        let types = types.unwrap_or(SHAPES[shape].dtype.into());
+        let mut config = types.config(draw_config(&mut Random(77), SHAPES[shape]));
         config.layers[0] = LayerConfig { n_sink: 4, window: 50, ..LayerConfig::default() };
         let (wq, wk) = ((config.n_q_heads * config.head_dim) as usize, (config.n_kv_heads * config.head_dim) as usize);
         let mut caches = [new_cache(&config), new_cache(&config)];
         let choice = caches[0].kernel_choice(0, call, 1, n as u32).unwrap();
-        assert_eq!(choice.kernel, kernel, "shape {shape}, {n} tokens");
+        assert_eq!(choice.kernel, kernel, "shape {shape}, {n} tokens, {types:?}");
         let run = if call == TokenCall::Step { device_step } else { device_append_and_attend };
         let mut random = Random(5);
         let rows = [random.rows(20 * wq), random.rows(20 * wk), random.rows(20 * wk)];
@@ -316,6 +363,6 @@ fn masked_infinities_do_not_reach_a_query() {
         // All but the last query's rows: the same, but for the order of sums.
         crate::support::close(&results[1][..(n - 1) * wq], &results[0][..(n - 1) * wq]);
         let last = &results[1][(n - 1) * wq..];
-        assert!(last.iter().any(|x| !x.is_finite()), "the last query sees them: shape {shape}, {n} tokens");
+        assert!(last.iter().any(|x| !x.is_finite()), "the last query sees them: shape {shape}, {n} tokens, {types:?}");
     }
 }

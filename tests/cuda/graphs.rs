@@ -1,9 +1,10 @@
 //! Captured calls: replayed any number of times they do the same as eager calls.
 
-use sinkcache::{AttendTensors, Batch, Cache, CacheConfig, DeviceBatch, Status};
+use sinkcache::{AttendTensors, Batch, Cache, CacheConfig, DeviceBatch, Status, StorageType};
 
 use crate::common::device::{Buf, with_host};
 use crate::common::new_cache;
+use crate::common::quantised::KvTypes;
 use crate::support::{Graph, Q, Random, Tensors, config, cuda, to_bf16};
 
 /// Replays of one graph: enough to wrap the ring many times.
@@ -19,8 +20,13 @@ fn twins(config: &CacheConfig) -> (Cache, Cache) {
 #[test]
 fn a_replayed_step_equals_eager_calls() {
     let Some(_turn) = cuda() else { return };
-    let config = config(2, 2, 4, 60);
-    let (mut replayed, mut eager) = twins(&config);
+    replay_steps(&config(2, 2, 4, 60), replays());
+    let quantised = KvTypes::new(StorageType::Q8, StorageType::Q4).config(config(2, 2, 4, 60));
+    replay_steps(&quantised, replays() / 4);
+}
+
+fn replay_steps(config: &CacheConfig, replays: usize) {
+    let (mut replayed, mut eager) = twins(config);
     let (mut a, mut b) = (Tensors::new(2), Tensors::new(2));
     let ids = [1, 0];
     let batch = Batch::new(&ids, &[1, 1]);
@@ -35,7 +41,7 @@ fn a_replayed_step_equals_eager_calls() {
         // Capturing changed no length, but the host's counters are stale: replays will.
         assert_eq!(replayed.seq_info(0, 0).unwrap_err().status(), Status::LengthUnknown);
         let mut random = Random(7);
-        for i in 0..replays() {
+        for i in 0..replays {
             let seed = random.below(u64::MAX) | 1;
             a.draw(&mut Random(seed), 2);
             b.draw(&mut Random(seed), 2);

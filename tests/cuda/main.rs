@@ -6,12 +6,14 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod codes;
 mod create;
 mod differential;
 mod edits;
 mod errors;
 mod graphs;
 mod scores;
+mod snapshots;
 mod soak;
 mod steps;
 mod support;

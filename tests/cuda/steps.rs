@@ -2,11 +2,13 @@
 
 use half::{bf16, f16};
 use sinkcache::{
-    AttendTensors, Batch, Cache, CacheConfig, DType, DeviceBatch, Element, RowsIn, Status, StepTensors, TokenCall,
+    AttendTensors, Batch, Cache, CacheConfig, DType, DeviceBatch, Element, RowsIn, Status, StepTensors, StorageType,
+    TokenCall,
 };
 
 use crate::common::device::{Buf, Host, with_host};
 use crate::common::new_cache;
+use crate::common::quantised::KvTypes;
 use crate::support::{Graph, Q, Random, Tensors, close, config, cuda};
 
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +17,8 @@ struct Case {
     n_q_heads: u32,
     n_kv_heads: u32,
     dtype: DType,
+    /// Of K and V; `None`: as rows.
+    types: Option<KvTypes>,
     /// The most tokens of one sequence that a fused step takes.
     tokens: u64,
     window: u32,
@@ -22,11 +26,17 @@ struct Case {
 }
 
 const fn case(head_dim: u32, heads: (u32, u32), dtype: DType, tokens: u64, window: u32, rounds: usize) -> Case {
-    Case { head_dim, n_q_heads: heads.0, n_kv_heads: heads.1, dtype, tokens, window, rounds }
+    Case { head_dim, n_q_heads: heads.0, n_kv_heads: heads.1, dtype, types: None, tokens, window, rounds }
+}
+
+impl Case {
+    const fn stored(self, k: StorageType, v: StorageType) -> Self {
+        Self { types: Some(KvTypes::new(k, v)), ..self }
+    }
 }
 
 /// Long windows are split among thread blocks; the last ones store the new tokens.
-const CASES: [Case; 7] = [
+const CASES: [Case; 12] = [
     case(64, (2, 2), DType::F16, 4, 37, 60),
     case(64, (4, 2), DType::Bf16, 4, 37, 60),
     case(80, (6, 2), DType::F16, 2, 37, 60),
@@ -34,12 +44,18 @@ const CASES: [Case; 7] = [
     case(256, (8, 1), DType::F16, 1, 37, 60),
     case(64, (2, 1), DType::Bf16, 4, 300, 200),
     case(128, (4, 1), DType::F16, 2, 256, 200),
+    case(64, (4, 2), DType::Bf16, 4, 37, 60).stored(StorageType::Q8, StorageType::Q8),
+    case(80, (6, 2), DType::F16, 2, 37, 60).stored(StorageType::Q4, StorageType::Q4),
+    case(96, (3, 3), DType::Bf16, 4, 37, 60).stored(StorageType::Q8, StorageType::Q4),
+    case(256, (8, 1), DType::F16, 1, 37, 60).stored(StorageType::Q8, StorageType::Q4),
+    case(128, (4, 1), DType::Bf16, 2, 256, 200).stored(StorageType::Q4, StorageType::Q4),
 ];
 
 fn shaped(case: Case) -> CacheConfig {
     let Case { head_dim, n_q_heads, n_kv_heads, dtype, window, .. } = case;
     let base = config(1, 2, 5, window);
-    CacheConfig { n_q_heads, n_kv_heads, head_dim, in_dtype: dtype, kv_dtype: dtype.into(), ..base }
+    let types = case.types.unwrap_or(dtype.into());
+    types.config(CacheConfig { n_q_heads, n_kv_heads, head_dim, in_dtype: dtype, ..base })
 }
 
 /// Two caches, one fed by fused steps and one by append and attend. Then the same attend on both must give the same

@@ -205,6 +205,30 @@ SKC_SHIM_API CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, siz
     return enqueue(call, *stream, copy_work(pointer(to), pointer(from), bytes, true, true));
 }
 
+// Between host and device, row by row.
+SKC_SHIM_API CUresult cuMemcpy2DAsync_v2(const CUmemcpy2D* copy, CUstream handle) {
+    Call call;
+    Stream* stream = nullptr;
+    if (CUresult error = call.enter(handle, stream)) return error;
+    if (!copy) return CUDA_ERROR_INVALID_VALUE;
+    const CUmemcpy2DSide &from = copy->from, &to = copy->to;
+    bool writes = from.memory_type == CU_MEMORYTYPE_HOST && to.memory_type == CU_MEMORYTYPE_DEVICE;
+    bool reads = from.memory_type == CU_MEMORYTYPE_DEVICE && to.memory_type == CU_MEMORYTYPE_HOST;
+    bool plain = !from.x_bytes && !from.y && !to.x_bytes && !to.y;
+    if (!plain || (!writes && !reads)) return CUDA_ERROR_NOT_SUPPORTED;
+    if (from.pitch < copy->width || to.pitch < copy->width) return CUDA_ERROR_INVALID_VALUE;
+    for (size_t row = 0; row < copy->height; ++row) {
+        size_t at_source = row * from.pitch, at_target = row * to.pitch;
+        CUresult error =
+            writes ? to_device(call, *stream, to.device + at_target,
+                               static_cast<const uint8_t*>(from.host.from) + at_source, copy->width)
+                   : to_host(call, *stream, static_cast<uint8_t*>(to.host.to) + at_target, from.device + at_source,
+                             copy->width);
+        if (error) return error;
+    }
+    return CUDA_SUCCESS;
+}
+
 SKC_SHIM_API CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void* from, size_t bytes) {
     Call call;
     Stream* stream = nullptr;

@@ -13,6 +13,7 @@ struct AsyncCopies {
         uint8_t* to;
         const uint8_t* from;  // NULL: `bytes` holds what is to be written
         uint32_t group;
+        uint32_t n;  // bytes: 4, 8 or 16
         uint8_t bytes[16];
     };
 
@@ -20,7 +21,7 @@ struct AsyncCopies {
     uint32_t group = 0;  // of the next copy
 
     // Zeros are written if the copy is not `valid`. `early`: the source is read now.
-    void issue(uint8_t* to, const uint8_t* from, bool valid, bool early);
+    void issue(uint8_t* to, const uint8_t* from, uint32_t n, bool valid, bool early);
     void commit() { ++group; }
     // Completes all groups but the `pending` latest ones.
     void wait(uint32_t pending);

@@ -74,6 +74,23 @@ struct CUlaunchConfig {
     unsigned n_attributes;
 };
 
+// Rows in memory that lie `pitch` bytes apart. Arrays are not implemented.
+struct CUmemcpy2DSide {
+    size_t x_bytes, y;
+    unsigned memory_type;
+    union {
+        const void* from;
+        void* to;
+    } host;
+    CUdeviceptr device;
+    void* array;
+    size_t pitch;
+};
+struct CUmemcpy2D {
+    CUmemcpy2DSide from, to;
+    size_t width, height;
+};
+
 enum {
     CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK = 0,
     CU_FUNC_ATTRIBUTE_BINARY_VERSION = 6,

@@ -36,7 +36,7 @@ struct Runtime {
     void (*sync)(DeviceThread*, SyncOp, int line);
     // Lets other threads run, sometimes.
     void (*yield)(DeviceThread*);
-    void (*copy_async16)(DeviceThread*, void* shared, const void* global, bool valid);
+    void (*copy_async)(DeviceThread*, void* shared, const void* global, uint32_t bytes, bool valid);
     void (*copy_async_commit)(DeviceThread*);
     void (*copy_async_wait)(DeviceThread*, uint32_t pending);
     // griddepcontrol.wait: the preceding kernel has ended.

@@ -105,9 +105,11 @@ SKC_DEVICE void begin_kernel() {
 
 // ---- Asynchronous copies into shared memory
 
-SKC_DEVICE void copy_async16(void* shared, const void* global, bool valid) {
+template <u32 BYTES>
+SKC_DEVICE void copy_async(void* shared, const void* global, bool valid) {
+    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "what the instruction copies");
     skc_shim::DeviceThread* self = skc_shim::current_thread();
-    self->runtime->copy_async16(self, shared, global, valid);
+    self->runtime->copy_async(self, shared, global, BYTES, valid);
 }
 
 SKC_DEVICE void copy_async_commit() {
@@ -160,6 +162,22 @@ SKC_DEVICE u16 f32_to_f16(float x) { return skc_shim::f32_to_f16(x); }
 SKC_DEVICE u16 f32_to_bf16(float x) { return skc_shim::f32_to_bf16(x); }
 SKC_DEVICE u32 pack_f16(float lo, float hi) { return f32_to_f16(lo) | static_cast<u32>(f32_to_f16(hi)) << 16; }
 SKC_DEVICE u32 pack_bf16(float lo, float hi) { return f32_to_bf16(lo) | static_cast<u32>(f32_to_bf16(hi)) << 16; }
+
+// Products are exact in f32. Sums are rounded to f32 first, which changes none that is exact, nor one with zero.
+SKC_DEVICE u32 fma_bf16x2(u32 x, u32 y, u32 z) {
+    u32 result = 0;
+    for (u32 shift = 0; shift < 32; shift += 16) {
+        auto half = [&](u32 pair) { return bf16_to_f32(static_cast<u16>(pair >> shift)); };
+        result |= static_cast<u32>(f32_to_bf16(half(x) * half(y) + half(z))) << shift;
+    }
+    return result;
+}
+SKC_DEVICE u32 byte_permute(u32 x, u32 y, u32 digits) {
+    u64 bytes = static_cast<u64>(y) << 32 | x;
+    u32 result = 0;
+    for (u32 i = 0; i < 4; ++i) result |= (static_cast<u32>(bytes >> 8 * (digits >> 4 * i & 7)) & 255) << 8 * i;
+    return result;
+}
 
 // ex2.approx.ftz: subnormal arguments and results are flushed to zero.
 SKC_DEVICE float exp2_fast(float x) {

@@ -35,19 +35,19 @@ void yield(DeviceThread* self) {
 
 void fail(DeviceThread* self, const char* reason) { self->scheduler->fail(*self, reason); }
 
-void copy_async16(DeviceThread* self, void* shared, const void* global, bool valid) {
-    require_wait(self, "copy_async16");
+void copy_async(DeviceThread* self, void* shared, const void* global, uint32_t bytes, bool valid) {
+    require_wait(self, "copy_async");
     auto to = reinterpret_cast<uintptr_t>(shared);
     auto begin = reinterpret_cast<uintptr_t>(self->shared);
-    if (to % 16 != 0) fail(self, "copy_async16: the destination is not aligned to 16 bytes");
-    if (reinterpret_cast<uintptr_t>(global) % 16 != 0) {
-        fail(self, "copy_async16: the source is not aligned to 16 bytes");
+    if (to % bytes != 0) fail(self, "copy_async: the destination is not aligned to the bytes that are copied");
+    if (reinterpret_cast<uintptr_t>(global) % bytes != 0) {
+        fail(self, "copy_async: the source is not aligned to the bytes that are copied");
     }
-    if (to < begin || to + 16 > begin + self->shared_bytes) {
-        fail(self, "copy_async16: the destination lies outside shared memory");
+    if (to < begin || to + bytes > begin + self->shared_bytes) {
+        fail(self, "copy_async: the destination lies outside shared memory");
     }
     bool early = self->scheduler->random.next() % 2 != 0;
-    self->copies->issue(static_cast<uint8_t*>(shared), static_cast<const uint8_t*>(global), valid, early);
+    self->copies->issue(static_cast<uint8_t*>(shared), static_cast<const uint8_t*>(global), bytes, valid, early);
 }
 
 void copy_async_commit(DeviceThread* self) { self->copies->commit(); }
@@ -55,8 +55,7 @@ void copy_async_wait(DeviceThread* self, uint32_t pending) { self->copies->wait(
 
 }  // namespace
 
-const Runtime kRuntime = {sync, yield, copy_async16, copy_async_commit, copy_async_wait, wait_for_preceding_kernel,
-                          fail};
+const Runtime kRuntime = {sync, yield, copy_async, copy_async_commit, copy_async_wait, wait_for_preceding_kernel, fail};
 
 void require_wait(DeviceThread* self, const char* what) {
     if (self->after_wait) return;

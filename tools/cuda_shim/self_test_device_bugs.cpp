@@ -115,7 +115,7 @@ TEST_F(DeviceBugs, a_misaligned_matrix_row_is_an_error) {
 TEST_F(DeviceBugs, a_copy_past_the_end_of_shared_memory_is_an_error) {
     EXPECT_NE(
         failure(
-            "SKC_KERNEL(128, test, P) { copy_async16(shared_memory() + 4 * thread() / 16 * 16 + 16, p.out, true); }")
+            "SKC_KERNEL(128, test, P) { copy_async<16>(shared_memory() + 4 * thread() / 16 * 16 + 16, p.out, true); }")
             .find("outside shared memory"),
         std::string::npos);
 }
@@ -128,10 +128,10 @@ struct P { const u32* in; u32* out; };
 SKC_KERNEL(32, test, P) {
     u32* mine = (u32*)shared_memory() + lane() * 12;
     for (u32 i = 0; i < 12; ++i) mine[i] = 7;
-    copy_async16(mine, p.in + lane() * 4, true);
+    copy_async<16>(mine, p.in + lane() * 4, true);
     copy_async_commit();
-    copy_async16(mine + 4, p.in + lane() * 4, true);
-    copy_async16(mine + 8, (const void*)64, false);
+    copy_async<16>(mine + 4, p.in + lane() * 4, true);
+    copy_async<16>(mine + 8, (const void*)64, false);
     copy_async_commit();
     u32* out = p.out + lane() * 9;
     for (u32 i = 0; i < 3; ++i) out[i] = mine[4 * i];
@@ -154,6 +154,43 @@ SKC_KERNEL(32, test, P) {
     }
 }
 
+// Words and pairs of words, likewise; each at a multiple of its own size.
+TEST_F(DeviceBugs, short_copies_arrive_when_waited_for) {
+    CUfunction test = kernel(R"(
+struct P { const u32* in; u32* out; };
+SKC_KERNEL(32, test, P) {
+    u32* mine = (u32*)shared_memory() + lane() * 4;
+    for (u32 i = 0; i < 4; ++i) mine[i] = 7;
+    copy_async<4>(mine, p.in + lane() * 4 + 1, true);
+    copy_async<8>(mine + 2, p.in + lane() * 4 + 2, lane() % 2 == 0);
+    copy_async_commit();
+    u32* out = p.out + lane() * 6;
+    for (u32 i = 0; i < 2; ++i) out[i] = mine[i];
+    copy_async_wait<0>();
+    for (u32 i = 0; i < 4; ++i) out[2 + i] = mine[i];
+})");
+    std::vector<uint32_t> in(128);
+    for (uint32_t i = 0; i < 128; ++i) in[i] = i + 100;
+    struct {
+        CUdeviceptr in, out;
+    } params{upload(in), upload(std::vector<uint32_t>(32 * 6))};
+    OK(launch(test, params, 1, 32, 32 * 16));
+    auto out = download<uint32_t>(params.out, 32 * 6);
+    for (uint32_t l = 0; l < 32; ++l) {
+        std::vector<uint32_t> got(out.begin() + l * 6, out.begin() + l * 6 + 6);
+        uint32_t value = l * 4 + 100, even = l % 2 == 0;
+        ASSERT_EQ(got, (std::vector<uint32_t>{~0u, 7, value + 1, 7, even * (value + 2), even * (value + 3)}));
+    }
+}
+
+TEST_F(DeviceBugs, a_misaligned_copy_is_an_error) {
+    for (const char* copy : {"<4>(shared_memory() + 2, p.out", "<8>(shared_memory() + 4, p.out",
+                             "<8>(shared_memory(), (u8*)p.out + 4", "<16>(shared_memory() + 8, p.out"}) {
+        std::string text = failure(std::string("SKC_KERNEL(128, test, P) { copy_async") + copy + ", true); }");
+        EXPECT_NE(text.find("not aligned"), std::string::npos) << copy;
+    }
+}
+
 // ldmatrix converges the warp but does not order memory: rows that other lanes write or copy need a barrier before it.
 TEST_F(DeviceBugs, a_missing_warp_sync_before_ldmatrix_shows) {
     for (bool copied : {true, false}) {
@@ -165,7 +202,7 @@ SKC_KERNEL(32, test, P) {
     u32* shared = (u32*)shared_memory();
     u32 row = lane() * 4;
 #if COPIED
-    copy_async16(shared + row, p.in + row, true);
+    copy_async<16>(shared + row, p.in + row, true);
     copy_async_commit();
     copy_async_wait<0>();
 #else

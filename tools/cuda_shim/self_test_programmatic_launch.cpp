@@ -49,7 +49,7 @@ TEST_F(LaunchTest, a_kernel_that_waits_first_runs) {
 
 TEST_F(LaunchTest, a_kernel_that_does_not_wait_first_fails) {
     for (const char* body : {"atomic_inc(p.x, ~0u); begin_kernel();", "block_sync(); begin_kernel();",
-                             "copy_async16(shared_memory(), p.x, true); begin_kernel();",
+                             "copy_async<16>(shared_memory(), p.x, true); begin_kernel();",
                              "if (thread() == 5) return; begin_kernel();", ""}) {
         CUfunction test = with(body);
         CUdeviceptr x = upload(std::vector<uint32_t>{0, 0, 0, 0});

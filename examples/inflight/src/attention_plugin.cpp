@@ -14,7 +14,8 @@ sinkcache::Config cache_config(const PluginConfig &c) {
     layer.inv_freq = c.inv_freq.empty() ? nullptr : c.inv_freq.data();
     layer.n_inv_freq = static_cast<std::uint32_t>(c.inv_freq.size());
     sinkcache::Config config;
-    config.heads(c.n_q_heads, c.n_kv_heads, c.head_dim).types(SKC_DTYPE_F32, c.kv_dtype).seqs(c.max_seqs);
+    config.heads(c.n_q_heads, c.n_kv_heads, c.head_dim).types(SKC_DTYPE_F32, SKC_DTYPE_F32).seqs(c.max_seqs);
+    config.storage(c.k_dtype, c.v_dtype);
     config.layers(c.n_layers, layer).max_chunk(c.chunk).max_rewind(c.max_draft).threads(c.n_threads);
     config.raw().alloc = c.alloc;
     config.raw().free = c.free;
@@ -29,7 +30,7 @@ sinkcache::Config cache_config(const PluginConfig &c) {
 
 AttentionPlugin::AttentionPlugin(const PluginConfig &config)
     : q_heads_(config.n_q_heads), kv_heads_(config.n_kv_heads), dim_(config.head_dim), max_seqs_(config.max_seqs),
-      chunk_(config.chunk), max_draft_(config.max_draft), cache_(cache_config(config)) {}
+      chunk_(config.chunk), max_draft_(config.max_draft), shard_(config.shard), cache_(cache_config(config)) {}
 
 CacheBytes AttentionPlugin::bytes(const PluginConfig &config) {
     const auto [host, device] = cache_config(config).bytes();

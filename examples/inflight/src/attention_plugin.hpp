@@ -21,12 +21,14 @@ struct PluginConfig {
     std::uint32_t chunk = 64;
     /** Most draft tokens of a step, all of which may be rejected. */
     std::uint32_t max_draft = 0;
-    std::uint32_t kv_dtype = SKC_DTYPE_F32;
+    std::uint32_t k_dtype = SKC_DTYPE_F32, v_dtype = SKC_DTYPE_F32;
     std::uint32_t n_threads = 1;
     /** Allocator of the cache's host memory; NULL = the process's. */
     skc_alloc_fn alloc = nullptr;
     skc_free_fn free = nullptr;
     void *memory_user = nullptr;
+    /** A hash of the model and the rank: a sequence of another one is not loaded. */
+    sinkcache::HostTag shard{};
     bool cuda = false;
     std::uint32_t cuda_device = 0;
 };
@@ -90,6 +92,11 @@ public:
     /** After a failure between layers: restores these sequences as they were before the step. */
     void abort_step(const Ids &seq_ids) { cache_.abort_step(seq_ids); }
 
+    /** A sequence as bytes. */
+    std::vector<std::uint8_t> save(std::int32_t seq) { return cache_.save(seq, shard_); }
+    /** Replaces a sequence by a saved one, of the same shard and with the same sinks, window and types. */
+    void load(std::int32_t seq, const std::vector<std::uint8_t> &saved) { cache_.load(seq, saved, shard_); }
+
     /** Length of a sequence. */
     std::uint64_t length(std::int32_t seq) const { return cache_.info(seq).length_min; }
     /** Tokens that were evicted from it. */
@@ -97,6 +104,7 @@ public:
 
 private:
     std::uint32_t q_heads_, kv_heads_, dim_, max_seqs_, chunk_, max_draft_;
+    sinkcache::HostTag shard_;
     sinkcache::Cache cache_;
 
     struct Packed {

@@ -15,6 +15,8 @@ struct Conversation {
     std::string name;
     /** -1 until its first request has a slot. */
     std::int32_t slot = -1;
+    /** Its sequence is not in a slot, but parked. */
+    bool parked = false;
     /** One of its requests is running. */
     bool busy = false;
     /** Its last request is queued. */

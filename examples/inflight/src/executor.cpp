@@ -15,7 +15,8 @@ std::string quoted(const std::string &name) { return "'" + name + "'"; }
 
 }  // namespace
 
-Executor::Executor(Model &model, ExecutorConfig config) : model_(model), config_(config), slots_(config.max_seqs) {
+Executor::Executor(Model &model, ExecutorConfig config, Parking *parking)
+    : model_(model), config_(config), parking_(parking), slots_(config.max_seqs) {
     if (config.max_seqs == 0 || config.chunk == 0) {
         throw std::invalid_argument("max_seqs and chunk must be at least 1");
     }
@@ -61,15 +62,15 @@ std::string Executor::rejection_reason(const Request &r) const {
         return "temperature is " + std::to_string(r.sampling.temperature) + ": it must be 0 or above";
     }
     if (r.start != Start::empty) {
-        const auto source = conversations_.find(r.source);
-        if (source == conversations_.end()) {
+        if (!is_known(r.source)) {
             return "there is no conversation " + quoted(r.source);
         }
-        if (source->second.ending) {
+        if (const auto source = conversations_.find(r.source);
+            source != conversations_.end() && source->second.ending) {
             return "conversation " + quoted(r.source) + " ends with an earlier request";
         }
     }
-    if (r.start != Start::continued && conversations_.count(r.conversation)) {
+    if (r.start != Start::continued && is_known(r.conversation)) {
         return "there is a conversation " + quoted(r.conversation) + " already";
     }
     if (r.start == Start::continued && !r.conversation.empty()) {
@@ -86,6 +87,9 @@ void Executor::submit(Request request) {
     const Request &r = state->request;
     const std::string reason = rejection_reason(r);
     if (!reason.empty()) {
+        if (parking_ && r.start != Start::empty && !is_known(r.source)) {
+            parking_->count_miss();
+        }
         state->result.outcome = Outcome::failed;
         state->result.error = reason;
         results_.push_back(std::move(state->result));
@@ -96,9 +100,10 @@ void Executor::submit(Request request) {
     state->request.arrival = std::max(r.arrival, iteration_);
     ids_.insert(r.id);
     if (r.start != Start::empty) {
-        Conversation &source = conversations_.at(r.source);
+        Conversation &source = record(r.source);
         source.queued.push_back(r.id);
         source.ending = r.end;
+        queue_changed(source);
     }
     if (!r.conversation.empty()) {
         conversations_[r.conversation].name = r.conversation;
@@ -128,9 +133,12 @@ bool Executor::cancel(const std::string &id) {
 }
 
 bool Executor::close(const std::string &name) {
+    if (!is_known(name)) {
+        return false;
+    }
     const auto found = conversations_.find(name);
-    if (found == conversations_.end() || found->second.slot < 0 || found->second.busy ||
-        !found->second.queued.empty()) {
+    if (found != conversations_.end() &&
+        ((found->second.slot < 0 && !found->second.parked) || found->second.busy || !found->second.queued.empty())) {
         return false;
     }
     end_conversation(name, "");
@@ -138,6 +146,10 @@ bool Executor::close(const std::string &name) {
 }
 
 std::vector<Result> Executor::take_results() {
+    if (parking_ && !results_.empty()) {
+        // Whoever gets a result relies on it: a conversation must not fall back to a round before.
+        parking_->sync();
+    }
     std::vector<Result> results;
     results.swap(results_);
     return results;
@@ -180,22 +192,24 @@ void Executor::cancel_due_requests() {
 }
 
 void Executor::admit() {
-    // First come, first served among requests that need a slot. The next round of a conversation has one: it may
-    // overtake.
+    // First come, first served among requests that need a slot. The next round of a conversation that is not parked has
+    // one: it may overtake.
     bool blocked = false;
     for (auto &state : waiting_) {
         const Request &r = state->request;
         if (!state->arrived || state->finished) {
             continue;
         }
+        bool needs_slot = true;
         if (r.start != Start::empty) {
             const Conversation &source = conversations_.at(r.source);
-            if (source.slot < 0 || source.busy || source.queued.front() != r.id) {
+            if ((source.slot < 0 && !source.parked) || source.busy || source.queued.front() != r.id) {
                 continue;
             }
+            needs_slot = r.start == Start::forked || source.parked;
         }
-        if (r.start != Start::continued) {
-            blocked = blocked || !(slots_.available() || (config_.reclaim_idle && reclaim()));
+        if (needs_slot) {
+            blocked = blocked || !(slots_.available() || reclaim());
             if (blocked) {
                 continue;
             }
@@ -217,8 +231,11 @@ void Executor::start(RequestState &state) {
     const Request &r = state.request;
     state.result.waited = seconds(Clock::now() - state.arrived_at);
     Conversation *source = r.start == Start::empty ? nullptr : &conversations_.at(r.source);
-    if (r.start == Start::continued) {
-        state.conversation = source;
+    if (source && source->parked) {
+        if (!restore(*source, state)) {
+            return;
+        }
+    } else if (r.start == Start::continued) {
         state.slot = source->slot;
     } else {
         state.slot = slots_.acquire();
@@ -227,6 +244,10 @@ void Executor::start(RequestState &state) {
         } else {
             model_.plugin().reset(state.slot);
         }
+    }
+    if (r.start == Start::continued) {
+        state.conversation = source;
+    } else {
         if (!r.conversation.empty()) {
             state.conversation = &conversations_.at(r.conversation);
             state.conversation->slot = state.slot;
@@ -247,6 +268,7 @@ void Executor::start(RequestState &state) {
             state.context.push_back(*source->pending);
         }
         source->used = iteration_;
+        queue_changed(*source);
     }
     for (Token token : r.prompt) {
         state.context.push_back(token);
@@ -271,6 +293,7 @@ void Executor::finish(RequestState &state, Outcome outcome, const std::string &e
                 auto &queued = source->second.queued;
                 queued.erase(std::remove(queued.begin(), queued.end(), r.id), queued.end());
                 source->second.ending = source->second.ending && !r.end;
+                queue_changed(source->second);
             }
         }
         if (!r.conversation.empty()) {
@@ -307,30 +330,23 @@ void Executor::finish(RequestState &state, Outcome outcome, const std::string &e
     }
 }
 
-/** Frees its slot; requests queued for it fail with this message. */
+/** Frees its slot, or what is parked of it; requests queued for it fail with this message. */
 void Executor::end_conversation(std::string name, const std::string &error) {
-    const auto found = conversations_.find(name);
-    if (found->second.slot >= 0) {
-        slots_.release(found->second.slot);
+    if (const auto found = conversations_.find(name); found != conversations_.end()) {
+        if (found->second.slot >= 0) {
+            slots_.release(found->second.slot);
+        }
+        conversations_.erase(found);
     }
-    conversations_.erase(found);
+    if (parking_) {
+        parking_->remove(name);
+    }
     for (auto &state : waiting_) {
         // A request with a slot has its own copy already.
         if (!state->finished && state->slot < 0 && state->starts_from(name)) {
             finish(*state, Outcome::failed, error);
         }
     }
-}
-
-/** Ends the conversation that has been idle longest, of those that no request is queued for. */
-bool Executor::reclaim() {
-    const Conversation *oldest = nullptr;
-    for (const auto &[name, c] : conversations_) {
-        if (c.slot >= 0 && !c.busy && c.queued.empty() && (!oldest || c.used < oldest->used)) {
-            oldest = &c;
-        }
-    }
-    return oldest && close(std::string(oldest->name));
 }
 
 /** With nothing to run: advances to the iteration of the next arrival or cancellation. False if there is none. */

@@ -3,6 +3,7 @@
 
 #include "conversations.hpp"
 #include "model.hpp"
+#include "parking.hpp"
 #include "request.hpp"
 #include "slots.hpp"
 
@@ -30,7 +31,10 @@ struct ExecutorConfig {
     std::uint32_t draft = 0;
     /** Longest prompt accepted, and largest max_tokens of a request. */
     std::uint32_t max_prompt = 1u << 20, max_tokens = 1u << 20;
-    /** If no slot is free, the conversation that has been idle longest ends, unless requests are queued for it. */
+    /**
+     * If no slot is free, the conversation that has been idle longest ends, unless requests are queued for it. One that
+     * can be parked does not end.
+     */
     bool reclaim_idle = false;
 };
 
@@ -58,8 +62,11 @@ struct Counters {
 
 class Executor {
 public:
-    /** The model must outlive the executor. Throws std::invalid_argument. */
-    Executor(Model &model, ExecutorConfig config);
+    /**
+     * Model and parking must outlive the executor. With parking, an idle conversation whose slot is wanted is parked
+     * until its next request. Throws std::invalid_argument.
+     */
+    Executor(Model &model, ExecutorConfig config, Parking *parking = nullptr);
     ~Executor();
 
     /**
@@ -69,7 +76,9 @@ public:
     void submit(Request request);
     /** Takes effect in the next iteration. False if no waiting or running request has this id. */
     bool cancel(const std::string &id);
-    /** Ends an idle conversation. False if none has this name, or its requests are running or queued. */
+    /** With parking: parks all idle conversations, as far as there is room, and moves them to the folder. */
+    void park_idle();
+    /** Ends an idle or parked conversation. False if none has this name, or its requests are running or queued. */
     bool close(const std::string &conversation);
 
     /**
@@ -91,6 +100,7 @@ private:
 
     Model &model_;
     ExecutorConfig config_;
+    Parking *parking_;
     Slots slots_;
     Conversations conversations_;
     RequestStates waiting_, running_;
@@ -109,10 +119,19 @@ private:
     void start(RequestState &state);
     void finish(RequestState &state, Outcome outcome, const std::string &error = "", bool keep_sequence = true);
     void end_conversation(std::string name, const std::string &error);
-    bool reclaim();
     bool skip_to_next_event();
     bool fail_blocked_fork();
     void remove_finished();
+
+    // park_conversations.cpp
+    bool is_known(const std::string &conversation) const;
+    Conversation &record(const std::string &name);
+    void queue_changed(Conversation &c);
+    std::vector<Conversation *> reclaim_order();
+    bool reclaim();
+    bool park(Conversation &c);
+    bool load(Conversation &c, const std::optional<Bytes> &content, std::int32_t slot);
+    bool restore(Conversation &c, RequestState &state);
 
     // iteration.cpp: composes a batch, runs it, and processes its results.
     std::vector<Entry> plan();

@@ -18,6 +18,8 @@ public:
     virtual void all_reduce(float *, std::size_t) {}
     /** All ranks get rank 0's tokens, so that rounding cannot make them continue with different ones. */
     virtual void broadcast(std::vector<Token> &) {}
+    /** Whether it is true on all ranks. */
+    virtual bool all(bool here) { return here; }
     /** This rank has failed: ends the others too, which would wait for it. With one rank it does nothing. */
     virtual void abort(const char *) {}
 };

@@ -6,6 +6,7 @@
 #include "mpi_group.hpp"
 #include "report.hpp"
 #include "requests_file.hpp"
+#include "storage_types.hpp"
 #ifdef INFLIGHT_CUDA
 #include "cuda_device.hpp"
 #include "device_model.hpp"
@@ -14,6 +15,7 @@
 #include <CLI/CLI.hpp>
 
 #include <chrono>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
@@ -31,6 +33,8 @@ struct Options {
     std::string kv_dtype = "f32";
     std::uint32_t threads = 1;
     int cuda_device = -1;
+    std::uint64_t park_memory = 0, park_disk = 0;
+    std::string park_dir;
     bool json = false, quiet = false;
 };
 
@@ -51,9 +55,9 @@ void declare(CLI::App &app, Options &o) {
         ->capture_default_str()
         ->check(CLI::Range(0u, 256u));
     app.add_option("--max-prompt", o.executor.max_prompt, "longest prompt accepted, in tokens")->capture_default_str();
-    app.add_option("--kv-dtype", o.kv_dtype, "type of K and V in the cache")
-        ->capture_default_str()
-        ->check(CLI::IsMember({"f32", "f16", "bf16"}));
+    app.add_option("--kv-dtype", o.kv_dtype,
+                   std::string("type of K and V in the cache: ") + programs::STORAGE_TYPES_ALLOWED)
+        ->capture_default_str();
     app.add_option("--threads", o.threads, "threads of attention and of matrix products")
         ->capture_default_str()
         ->check(CLI::Range(1u, 1024u));
@@ -61,6 +65,19 @@ void declare(CLI::App &app, Options &o) {
     app.add_flag("--cuda", o.plugin.cuda, "run on a GPU; each rank on its own");
     app.add_option("--cuda-device", o.cuda_device, "index of the GPU; -1 = the rank's number")->capture_default_str();
 #endif
+    const CLI::AsSizeValue bytes(false);
+    const CLI::Range size(std::uint64_t{0}, std::uint64_t{1} << 50);
+    app.add_option("--park-memory", o.park_memory, "bytes of host memory for conversations whose slot is wanted")
+        ->capture_default_str()
+        ->transform(bytes)
+        ->check(size);
+    CLI::Option *dir = app.add_option("--park-dir", o.park_dir, "private folder for those that memory does not hold");
+    CLI::Option *disk =
+        app.add_option("--park-disk", o.park_disk, "bytes of files in --park-dir, such as 10G")
+            ->transform(bytes)
+            ->check(size);
+    dir->needs(disk);
+    disk->needs(dir);
     app.add_option("--metrics", o.metrics, "file for Prometheus' textfile collectors, rewritten every second");
     app.add_flag("--json", o.json, "a JSON line per request, then one of totals");
     app.add_flag("--quiet", o.quiet, "no progress on the terminal");
@@ -83,7 +100,7 @@ public:
             }
         }
     }
-    void update(const Counters &counters) {
+    void update(const Counters &counters, const Parking *parking) {
         const auto now = Clock::now();
         if (!first_ || now - updated_ < std::chrono::milliseconds(progress_ ? 200 : 1000)) {
             return;
@@ -92,15 +109,16 @@ public:
         if (progress_) {
             show_progress(std::cerr, counters);
         }
-        metrics(counters);
+        metrics(counters, parking);
     }
-    void totals(const Counters &counters) {
+    void totals(const Counters &counters, const Parking *parking) {
         if (first_) {
             if (progress_) {
                 std::cerr << "\r\033[K" << std::flush;
             }
-            metrics(counters);
-            report_.totals({counters, std::chrono::duration<double>(Clock::now() - began_).count(), cache_, ranks_});
+            metrics(counters, parking);
+            const double seconds = std::chrono::duration<double>(Clock::now() - began_).count();
+            report_.totals({counters, counters_of(parking), seconds, cache_, ranks_});
         }
     }
 
@@ -113,9 +131,12 @@ private:
     Report report_;
     Clock::time_point began_ = Clock::now(), updated_;
 
-    void metrics(const Counters &counters) const {
+    static std::optional<ParkingCounters> counters_of(const Parking *parking) {
+        return parking ? std::optional<ParkingCounters>(parking->counters()) : std::nullopt;
+    }
+    void metrics(const Counters &counters, const Parking *parking) const {
         if (!options_.metrics.empty()) {
-            write_metrics(options_.metrics, counters, cache_.host + cache_.device);
+            write_metrics(options_.metrics, {counters, counters_of(parking), cache_.host + cache_.device});
         }
     }
 };
@@ -197,17 +218,44 @@ private:
     }
 };
 
-void serve(const Options &options, Group &group) {
+bool parks(const Options &options) { return options.park_memory > 0 || !options.park_dir.empty(); }
+
+std::string shard_name(const Group &group) {
+    return "rank-" + std::to_string(group.rank()) + "-of-" + std::to_string(group.size());
+}
+
+/** What parked conversations belong to. */
+programs::Digest shard_tag(const Options &options, const Group &group) {
+    const programs::Digest model = programs::hash_file(options.model);
+    return programs::Hash().add(model.data(), model.size()).add(shard_name(group)).digest();
+}
+
+/** Where conversations rest. Each of several ranks has a folder of its own. */
+std::unique_ptr<Parking> make_parking(const Options &options, Group &group) {
+    ParkingConfig config{options.park_memory, options.park_dir, options.park_disk, options.plugin.shard};
+    if (!config.folder.empty() && group.size() > 1) {
+        programs::Folder::open_private(config.folder);
+        config.folder += "/" + shard_name(group);
+    }
+    return std::make_unique<Parking>(config, group);
+}
+
+void serve(Options options, Group &group) {
     std::ifstream file = open_requests(options.requests);
     if (group.rank() == 0 && !options.metrics.empty()) {
         // A wrong path must not show after hours.
-        write_metrics(options.metrics, {}, 0);
+        write_metrics(options.metrics, {});
     }
     LlamaWeights weights = LlamaWeights::load(options.model, group.rank(), group.size());
+    std::unique_ptr<Parking> parking;
+    if (parks(options)) {
+        options.plugin.shard = shard_tag(options, group);
+        parking = make_parking(options, group);
+    }
     const auto cache_bytes = AttentionPlugin::bytes(with_shape(options.plugin, weights));
     const Engine engine(options, std::move(weights), group);
     Model &model = *engine.model;
-    Executor executor(model, options.executor);
+    Executor executor(model, options.executor, parking.get());
     if (group.rank() == 0 && !options.quiet) {
         std::cerr << model.describe() << std::endl;
     }
@@ -225,9 +273,12 @@ void serve(const Options &options, Group &group) {
         console.results(executor.take_results());
         idle = !executor.step();
         console.results(executor.take_results());
-        console.update(counters());
+        console.update(counters(), parking.get());
     }
-    console.totals(counters());
+    if (parking && !options.park_dir.empty()) {
+        executor.park_idle();
+    }
+    console.totals(counters(), parking.get());
 }
 
 }  // namespace
@@ -239,13 +290,19 @@ int main(int argc, char **argv) {
     if (const auto code = programs::parse(app, argc, argv)) {
         return *code;
     }
+    // A limit of file sizes is then an error of the write, and not the end of the process.
+    std::signal(SIGXFSZ, SIG_IGN);
     options.plugin.max_seqs = options.executor.max_seqs;
     options.plugin.chunk = options.executor.chunk;
     options.plugin.max_draft = options.executor.draft;
     options.plugin.n_threads = options.threads;
-    options.plugin.kv_dtype = options.kv_dtype == "f32"   ? SKC_DTYPE_F32
-                              : options.kv_dtype == "f16" ? SKC_DTYPE_F16
-                                                          : SKC_DTYPE_BF16;
+    const auto types = programs::storage_types(options.kv_dtype);
+    if (!types) {
+        return programs::fail("--kv-dtype " + programs::in_quotes(options.kv_dtype) + ": allowed are " +
+                              programs::STORAGE_TYPES_ALLOWED);
+    }
+    options.plugin.k_dtype = types->k;
+    options.plugin.v_dtype = types->v;
     options.executor.reclaim_idle = true;
     std::unique_ptr<Group> group;
     try {

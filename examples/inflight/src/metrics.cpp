@@ -23,9 +23,31 @@ struct Family {
     }
 };
 
+void parking_text(std::ostringstream &out, const ParkingCounters &p) {
+    Family(out, "parked_conversations", "gauge", "Conversations without a slot, by where they rest.")
+        .sample(p.in_memory, "{level=\"memory\"}")
+        .sample(p.on_disk, "{level=\"disk\"}");
+    Family(out, "parked_bytes", "gauge", "Bytes of parked conversations.")
+        .sample(p.memory_bytes, "{level=\"memory\"}")
+        .sample(p.disk_bytes, "{level=\"disk\"}");
+    Family(out, "parked_total", "counter", "Conversations that were parked.").sample(p.parked);
+    Family(out, "parked_written_total", "counter", "Parked conversations that were written to the folder.")
+        .sample(p.written);
+    Family(out, "parked_lookups_total", "counter", "Parked conversations that were asked for.")
+        .sample(p.memory_hits, "{result=\"memory\"}")
+        .sample(p.disk_hits, "{result=\"disk\"}")
+        .sample(p.misses, "{result=\"miss\"}");
+    Family(out, "parked_dropped_total", "counter", "Parked conversations that were dropped for lack of room.")
+        .sample(p.dropped);
+    Family(out, "parked_failures_total", "counter", "Files that could not be written, or were damaged.")
+        .sample(p.write_failures, "{kind=\"write\"}")
+        .sample(p.damaged, "{kind=\"damaged\"}");
+}
+
 }  // namespace
 
-std::string prometheus_text(const Counters &c, std::uint64_t cache_bytes) {
+std::string prometheus_text(const Metrics &metrics) {
+    const Counters &c = metrics.counters;
     std::ostringstream out;
     Family(out, "tokens_total", "counter", "Tokens added to the cache, without rejected drafts.")
         .sample(c.context_tokens, "{phase=\"context\"}")
@@ -46,14 +68,17 @@ std::string prometheus_text(const Counters &c, std::uint64_t cache_bytes) {
         .sample(c.running, "{state=\"active\"}")
         .sample(c.idle_conversations, "{state=\"idle\"}");
     Family(out, "waiting_requests", "gauge", "Requests without a sequence yet.").sample(c.waiting);
-    Family(out, "cache_bytes", "gauge", "Memory of the cache, allocated at creation.").sample(cache_bytes);
+    Family(out, "cache_bytes", "gauge", "Memory of the cache, allocated at creation.").sample(metrics.cache_bytes);
+    if (metrics.parking) {
+        parking_text(out, *metrics.parking);
+    }
     return out.str();
 }
 
-void write_metrics(const std::string &path, const Counters &counters, std::uint64_t cache_bytes) {
+void write_metrics(const std::string &path, const Metrics &metrics) {
     const std::string temporary = path + ".tmp";
     std::ofstream file(temporary, std::ios::trunc);
-    file << prometheus_text(counters, cache_bytes);
+    file << prometheus_text(metrics);
     file.close();
     if (!file || std::rename(temporary.c_str(), path.c_str()) != 0) {
         std::remove(temporary.c_str());

@@ -39,6 +39,11 @@ public:
     void broadcast(std::vector<Token> &tokens) override {
         MPI_Bcast(tokens.data(), static_cast<int>(tokens.size()), MPI_INT32_T, 0, MPI_COMM_WORLD);
     }
+    bool all(bool here) override {
+        int everywhere = here ? 1 : 0;
+        MPI_Allreduce(MPI_IN_PLACE, &everywhere, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD);
+        return everywhere == 1;
+    }
     void abort(const char *why) override {
         programs::fail("rank " + std::to_string(rank_) + ": " + why);
         MPI_Abort(MPI_COMM_WORLD, programs::ERROR_CODE);

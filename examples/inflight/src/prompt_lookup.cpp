@@ -12,6 +12,10 @@ void PromptLookup::push(Token token) {
     tokens_.push_back(token);
 }
 
+std::vector<Token> PromptLookup::recent() const {
+    return {tokens_.end() - static_cast<std::ptrdiff_t>(std::min(tokens_.size(), LOOK_BACK)), tokens_.end()};
+}
+
 std::vector<Token> PromptLookup::draft(std::size_t most) const {
     const auto begin = tokens_.end() - static_cast<std::ptrdiff_t>(std::min(tokens_.size(), LOOK_BACK));
     for (std::ptrdiff_t n : {4, 3}) {

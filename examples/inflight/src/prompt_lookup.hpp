@@ -12,6 +12,8 @@ namespace inflight {
 class PromptLookup {
 public:
     void push(Token token);
+    /** The tokens that drafts depend on. Another lookup that gets them gives the same drafts. */
+    std::vector<Token> recent() const;
     /**
      * A draft of up to `most` next tokens: those that followed the latest earlier occurrence of the last 4 tokens, or
      * if there is none, of the last 3. Otherwise empty.

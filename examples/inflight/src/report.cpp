@@ -17,6 +17,8 @@ const char *name(Outcome outcome) {
     return outcome == Outcome::done ? "done" : outcome == Outcome::cancelled ? "cancelled" : "failed";
 }
 
+const char *name(Restored restored) { return restored == Restored::from_memory ? "memory" : "disk"; }
+
 std::string rounded(double x, const char *format = "%.1f") {
     char text[64];
     std::snprintf(text, sizeof text, format, x);
@@ -24,6 +26,21 @@ std::string rounded(double x, const char *format = "%.1f") {
 }
 
 double per(std::uint64_t part, double whole) { return whole > 0 ? static_cast<double>(part) / whole : 0; }
+
+nlohmann::ordered_json parking_json(const ParkingCounters &p) {
+    return {{"in_memory", p.in_memory},
+            {"on_disk", p.on_disk},
+            {"memory_bytes", p.memory_bytes},
+            {"disk_bytes", p.disk_bytes},
+            {"parked", p.parked},
+            {"written", p.written},
+            {"memory_hits", p.memory_hits},
+            {"disk_hits", p.disk_hits},
+            {"misses", p.misses},
+            {"dropped", p.dropped},
+            {"write_failures", p.write_failures},
+            {"damaged", p.damaged}};
+}
 
 }  // namespace
 
@@ -50,6 +67,9 @@ void Report::request(const Result &r) {
         }
         line["prompt_tokens"] = r.prompt_tokens;
         line["stream_length"] = r.stream_length;
+        if (r.restored != Restored::not_parked) {
+            line["restored_from"] = name(r.restored);
+        }
         line["drafted"] = r.drafted;
         line["accepted"] = r.accepted;
         const auto add_time = [&](const char *key, double seconds) {
@@ -69,6 +89,9 @@ void Report::request(const Result &r) {
         out_ << ", " << r.prompt_tokens << " + " << r.tokens.size() << " tokens, waited " << rounded(1e3 * r.waited)
              << " ms, first token after " << rounded(1e3 * r.first_token) << " ms, " << rounded(r.tokens_per_second())
              << " tokens/s";
+        if (r.restored != Restored::not_parked) {
+            out_ << ", restored from " << name(r.restored);
+        }
         if (r.drafted > 0) {
             out_ << ", " << r.accepted << " of " << r.drafted << " draft tokens accepted";
         }
@@ -87,7 +110,7 @@ void Report::totals(const Totals &t) {
     const double fill = per(c.batch_rows, static_cast<double>(c.batch_budget));
     const double acceptance = per(c.accepted_tokens, static_cast<double>(c.drafted_tokens));
     if (json_) {
-        const nlohmann::ordered_json totals{{"done", c.done},
+        nlohmann::ordered_json totals{{"done", c.done},
                                             {"cancelled", c.cancelled},
                                             {"failed", c.failed},
                                             {"seconds", t.seconds},
@@ -103,6 +126,9 @@ void Report::totals(const Totals &t) {
                                             {"cache_bytes_host", t.cache.host},
                                             {"cache_bytes_device", t.cache.device},
                                             {"ranks", t.ranks}};
+        if (t.parking) {
+            totals["parking"] = parking_json(*t.parking);
+        }
         out_ << nlohmann::ordered_json{{"totals", totals}}.dump() << std::endl;
         return;
     }
@@ -116,7 +142,15 @@ void Report::totals(const Totals &t) {
         out_ << ", " << rounded(100 * acceptance) << " % of " << c.drafted_tokens << " draft tokens accepted";
     }
     out_ << "\ncache: " << t.cache.host << " bytes on the host, " << t.cache.device << " on the device"
-         << (t.ranks > 1 ? ", on each of " + std::to_string(t.ranks) + " ranks" : "") << std::endl;
+         << (t.ranks > 1 ? ", on each of " + std::to_string(t.ranks) + " ranks" : "");
+    if (t.parking) {
+        const ParkingCounters &p = *t.parking;
+        out_ << "\nparked: " << p.in_memory << " conversations in memory (" << p.memory_bytes << " bytes), "
+             << p.on_disk << " on disk (" << p.disk_bytes << " bytes); restored " << p.memory_hits
+             << " from memory and " << p.disk_hits << " from disk, " << p.misses << " misses, " << p.dropped
+             << " dropped, " << p.write_failures + p.damaged << " failures";
+    }
+    out_ << std::endl;
 }
 
 void show_progress(std::ostream &terminal, const Counters &c) {

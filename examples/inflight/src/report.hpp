@@ -2,8 +2,10 @@
 #pragma once
 
 #include "executor.hpp"
+#include "parking.hpp"
 
 #include <cstdint>
+#include <optional>
 #include <ostream>
 #include <string>
 #include <vector>
@@ -13,6 +15,8 @@ namespace inflight {
 /** What a report says about the whole run. */
 struct Totals {
     Counters counters;
+    /** With parking. */
+    std::optional<ParkingCounters> parking;
     double seconds = 0;
     CacheBytes cache{};
     std::size_t ranks = 1;

@@ -39,6 +39,9 @@ struct Request {
     std::optional<std::uint64_t> cancel_after;
 };
 
+/** Where the sequence of a request was parked before it began. */
+enum class Restored { not_parked, from_memory, from_disk };
+
 enum class Outcome { done, cancelled, failed };
 
 struct Result {
@@ -51,6 +54,7 @@ struct Result {
     std::size_t prompt_tokens = 0;
     /** Draft tokens verified, and those of them that were accepted. */
     std::uint64_t drafted = 0, accepted = 0;
+    Restored restored = Restored::not_parked;
     /** Length of its sequence, with earlier rounds. */
     std::uint64_t stream_length = 0;
     /** Seconds from arrival to a slot, from arrival to the first token, and from the first to the last token; negative

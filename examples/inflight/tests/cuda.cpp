@@ -91,6 +91,43 @@ TEST(Cuda, RemovesRejectedDrafts) {
     EXPECT_LT(executor.counters().accepted_tokens, executor.counters().drafted_tokens);
 }
 
+/** Rounds on two slots: sequences leave the device and come back, into its captured steps too. */
+TEST(Cuda, ParkedConversationsComeBackToTheDevice) {
+    NEEDS_SHIM(device);
+    constexpr std::size_t CONVERSATIONS = 5, ROUNDS = 3;
+    std::vector<Request> rounds;
+    for (std::size_t r = 0; r < ROUNDS; r++) {
+        for (std::size_t c = 0; c < CONVERSATIONS; c++) {
+            const std::string id = std::to_string(c) + "." + std::to_string(r), talk = "talk " + std::to_string(c);
+            Request request = new_sequence(id, 1000 * c + 100 * r, 20 + 3 * c, 8);
+            if (r == 0) {
+                request.conversation = talk;
+            } else {
+                request.prompt.erase(request.prompt.begin());
+                request.start = Start::continued;
+                request.source = talk;
+            }
+            rounds.push_back(std::move(request));
+        }
+    }
+    CpuModel cpu(weights(), plugin_config(CONVERSATIONS), single_rank(), 1);
+    Executor on_cpu(cpu, executor_config(CONVERSATIONS));
+    const auto want = run(on_cpu, rounds);
+    DeviceModel model(weights(), cuda_config(2), single_rank(), *device, 64);
+    Parking parking({std::uint64_t{1} << 30, "", 0, {}}, single_rank());
+    Executor executor(model, executor_config(2), &parking);
+    const auto got = run(executor, rounds);
+    ASSERT_EQ(got.size(), want.size());
+    expect_done(got);
+    for (const auto &[id, r] : want) {
+        EXPECT_EQ(got.at(id).tokens, r.tokens) << id;
+        EXPECT_EQ(got.at(id).stream_length, r.stream_length) << id;
+    }
+    EXPECT_GE(parking.counters().memory_hits, (ROUNDS - 1) * (CONVERSATIONS - 2));
+    EXPECT_EQ(parking.counters().misses, 0u);
+    EXPECT_GT(model.graph_launches(), 0u);
+}
+
 TEST(Cuda, AFailureIsUndone) {
     NEEDS_SHIM(device);
     DeviceModel model(weights(), cuda_config(2), single_rank(), *device, 40);

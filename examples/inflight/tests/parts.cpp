@@ -135,24 +135,34 @@ TEST(Parts, MetricsHaveThePrometheusFormat) {
     c.drafted_tokens = 7;
     c.accepted_tokens = 3;
     c.running = 5;
+    ParkingCounters p;
+    p.on_disk = 6;
+    p.memory_bytes = 7;
+    p.disk_hits = 8;
+    p.damaged = 9;
     const std::string path = testing::TempDir() + "inflight.prom";
-    write_metrics(path, c, 4096);
+    write_metrics(path, {c, p, 4096});
     std::ifstream file(path);
     const std::string text(std::istreambuf_iterator<char>(file), {});
     for (const char *line :
          {"# TYPE sinkcache_inflight_tokens_total counter\n", "sinkcache_inflight_tokens_total{phase=\"context\"} 10\n",
           "sinkcache_inflight_tokens_total{phase=\"decode\"} 20\n",
           "sinkcache_inflight_draft_tokens_total{verdict=\"rejected\"} 4\n",
-          "sinkcache_inflight_sequences{state=\"active\"} 5\n", "sinkcache_inflight_cache_bytes 4096\n"}) {
+          "sinkcache_inflight_sequences{state=\"active\"} 5\n", "sinkcache_inflight_cache_bytes 4096\n",
+          "sinkcache_inflight_parked_conversations{level=\"disk\"} 6\n",
+          "sinkcache_inflight_parked_bytes{level=\"memory\"} 7\n",
+          "sinkcache_inflight_parked_lookups_total{result=\"disk\"} 8\n",
+          "sinkcache_inflight_parked_failures_total{kind=\"damaged\"} 9\n"}) {
         EXPECT_NE(text.find(line), std::string::npos) << line << "\n" << text;
     }
+    EXPECT_EQ(prometheus_text({c, {}, 4096}).find("parked"), std::string::npos) << "without parking";
     EXPECT_FALSE(std::filesystem::exists(path + ".tmp"));
     std::filesystem::remove(path);
-    EXPECT_THROW(write_metrics("/nowhere/x.prom", c, 0), std::runtime_error);
+    EXPECT_THROW(write_metrics("/nowhere/x.prom", {c, p, 0}), std::runtime_error);
 }
 
 TEST(Parts, TheDashboardShowsExactlyTheMetrics) {
-    const std::string text = prometheus_text({}, 0);
+    const std::string text = prometheus_text({{}, ParkingCounters(), 0});
     std::ifstream file(DASHBOARD);
     const auto dashboard = nlohmann::json::parse(file);
     std::set<std::string> shown;

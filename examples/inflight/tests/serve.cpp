@@ -1,54 +1,14 @@
 // The program inflight-serve: its output and its metrics file, on one rank and on two.
-#include "support.hpp"
+#include "serve_support.hpp"
 
-#include <nlohmann/json.hpp>
-
-#include <cstdio>
 #include <cstdlib>
-#include <filesystem>
 
 namespace {
 
 using namespace test;
-using Json = nlohmann::json;
 
-struct Output {
-    int status;
-    std::string text;
-};
-
-Output shell(const std::string &command) {
-    Output out{-1, ""};
-    FILE *pipe = popen(command.c_str(), "r");
-    char buffer[4096];
-    for (std::size_t n; (n = std::fread(buffer, 1, sizeof buffer, pipe)) > 0;) {
-        out.text.append(buffer, n);
-    }
-    out.status = pclose(pipe);
-    return out;
-}
-
-class Serve : public testing::Test {
+class Serve : public ServeTest {
 protected:
-    const std::string requests = testing::TempDir() + "inflight-" + std::to_string(getpid()) + ".jsonl";
-    const std::string metrics = requests + ".prom";
-    const std::string settings = " --model " + std::string(MODEL) + " --requests " + requests +
-                                 " --max-seqs 6 --budget 80 --chunk 16" + " --sink 4 --window 32 --quiet";
-
-    void write(const std::string &lines) { std::ofstream(requests) << lines; }
-    void TearDown() override {
-        std::filesystem::remove(requests);
-        std::filesystem::remove(metrics);
-    }
-    static std::map<std::string, Json> parse(const std::string &text) {
-        std::map<std::string, Json> results;
-        std::istringstream in(text);
-        for (std::string line; std::getline(in, line);) {
-            const Json json = Json::parse(line);
-            results[json.contains("totals") ? "totals" : json["id"].get<std::string>()] = json;
-        }
-        return results;
-    }
     /** Conversations, forks, long prompts. */
     static std::string many() {
         std::string lines;
@@ -211,14 +171,12 @@ TEST_F(Serve, ReadsRequestsAsTheyAreNeeded) {
 }
 
 TEST_F(Serve, TwoRanksGiveTheTokensOfOne) {
-    const std::string mpiexec = MPIEXEC;
-    if (mpiexec.empty()) {
+    const std::string serve = serve_on_two_ranks();
+    if (serve.empty()) {
         GTEST_SKIP() << "skipped: built without MPI";
     }
     write(many());
-    // Open MPI needs options to run as root, and to run more ranks than there are cores. It leaks memory itself.
-    const std::string ranks = "ASAN_OPTIONS=detect_leaks=0 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 " +
-                              mpiexec + " --oversubscribe -n 2 " + SERVE + settings + " --json";
+    const std::string ranks = serve + settings + " --json";
     for (const char *draft : {"", " --draft 4"}) {
         const auto one = shell(std::string(SERVE) + settings + " --json" + draft), two = shell(ranks + draft);
         ASSERT_EQ(one.status, 0);

@@ -201,6 +201,7 @@ void LlamaContext::Impl::make_cache(const LlamaOptions &options) {
     Config config;
     config.heads(n32(first.n_q_heads), n32(first.n_kv_heads), n32(first.head_dim), n32(first.head_dim_v))
         .types(SKC_DTYPE_F32, options.kv_dtype)
+        .storage(options.k_dtype, options.v_dtype)
         .seqs(options.n_seqs)
         .layers(layers)
         // So that roll_back() can remove a whole micro-batch.
@@ -321,6 +322,18 @@ void LlamaContext::rewind(llama_seq_id seq_id, std::uint32_t n) {
 void LlamaContext::clear(llama_seq_id seq_id, std::uint64_t start_position) {
     impl_->sequences->existing(seq_id);
     impl_->cache->reset({seq_id}, {start_position});
+    impl_->sequences->clear(seq_id);
+}
+
+std::vector<std::uint8_t> LlamaContext::save(llama_seq_id seq_id, const HostTag &tag) const {
+    impl_->sequences->usable(seq_id);
+    return impl_->cache->save(seq_id, tag);
+}
+
+void LlamaContext::load(llama_seq_id seq_id, const std::vector<std::uint8_t> &saved, const HostTag &tag) {
+    impl_->sequences->existing(seq_id);
+    impl_->cache->load(seq_id, saved, tag);
+    // What llama.cpp's own cache holds belongs to the sequence of before. Any position may follow.
     impl_->sequences->clear(seq_id);
 }
 

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 namespace sinkcache {
 
@@ -20,8 +21,10 @@ struct LlamaOptions {
     std::uint32_t n_sink = 4;
     /** Most recent tokens a query attends to, its own included; at least 1. */
     std::uint32_t window = 2044;
-    /** Type K and V are stored in: SKC_DTYPE_F32, _F16 or _BF16. */
+    /** Type K and V are stored in, one of SKC_DTYPE_. */
     std::uint32_t kv_dtype = SKC_DTYPE_F16;
+    /** Types of K and of V where they differ; 0 = kv_dtype. */
+    std::uint32_t k_dtype = 0, v_dtype = 0;
     /** Number of sequences; their ids are 0 to n_seqs - 1. */
     std::uint32_t n_seqs = 1;
     /** How far below its highest length rewind() may cut a sequence; raised to n_ubatch if that is more. */
@@ -89,6 +92,25 @@ public:
      * @throws Error SKC_STATUS_OUT_OF_RANGE for a sequence that does not exist.
      */
     void clear(llama_seq_id seq_id, std::uint64_t start_position = 0);
+
+    /**
+     * A sequence as bytes: what its next decode() needs, in place of llama.cpp's states. `tag` tells saved sequences of
+     * different models apart, such as by a hash of the model's file: equal shapes of another model are not noticed
+     * otherwise. LoRA adapters and samplers are not saved.
+     *
+     * @throws Error as clear() does; SKC_STATUS_INVALID_ARGUMENT for a sequence that an earlier error has made
+     * unusable.
+     */
+    std::vector<std::uint8_t> save(llama_seq_id seq_id, const HostTag &tag) const;
+
+    /**
+     * Replaces a sequence by a saved one; the next token follows it. n_sink, window, kv_dtype and the model must be
+     * those of the context that saved it. There are no logits until the next decode().
+     *
+     * @throws Error SKC_STATUS_INVALID_SNAPSHOT with what differs, for bytes that are damaged or of another model, tag
+     * or setting; the sequence is then as before. As clear() does.
+     */
+    void load(llama_seq_id seq_id, const std::vector<std::uint8_t> &saved, const HostTag &tag);
 
     /** Tokens decoded since the last clear(), evicted ones included. @throws Error as clear() does. */
     std::uint64_t length(llama_seq_id seq_id) const;

@@ -2,6 +2,7 @@
 
 #include "line_reader.hpp"
 #include "measure.hpp"
+#include "saved_chat.hpp"
 #include "template.hpp"
 
 #include <nlohmann/json.hpp>
@@ -57,6 +58,12 @@ public:
 
     /** Decodes a prompt, generates the answer, and prints it with its timings. */
     void round(const std::string &prompt);
+    /** What a later conversation needs to go on. */
+    SavedChat saved(const sinkcache::HostTag &tag) const {
+        return {rounds_, processed_, pending_, template_.raw(), template_.state(), engine_.save(tag)};
+    }
+    /** Goes on with a saved conversation. */
+    void resume(const SavedChat &chat, const sinkcache::HostTag &tag);
 
 private:
     static std::string template_of(const Engine &engine, const ChatSettings &s) {
@@ -125,6 +132,22 @@ void Conversation::round(const std::string &prompt) {
     report(tokens.size(), answer);
 }
 
+void Conversation::resume(const SavedChat &chat, const sinkcache::HostTag &tag) {
+    if (chat.raw != template_.raw()) {
+        throw UserError("--load '" + settings_.load + "' was saved " + (chat.raw ? "with" : "without") +
+                        " --raw, or with a model that has " + (chat.raw ? "no" : "a") + " chat template");
+    }
+    const std::int32_t vocabulary = llama_vocab_n_tokens(engine_.vocab());
+    if (std::any_of(chat.pending.begin(), chat.pending.end(), [&](auto t) { return t < 0 || t >= vocabulary; })) {
+        throw UserError("--load '" + settings_.load + "' has a token that the model has not");
+    }
+    engine_.load(chat.sequence, tag);
+    rounds_ = chat.rounds;
+    processed_ = chat.processed;
+    pending_ = chat.pending;
+    template_.resume(chat.text);
+}
+
 void Conversation::report(std::size_t n_prompt, const Answer &answer) const {
     if (settings_.json) {
         using nlohmann::ordered_json;
@@ -150,6 +173,20 @@ void Conversation::report(std::size_t n_prompt, const Answer &answer) const {
     }
 }
 
+/** What is wrong with --save and --load must not show at the end of a conversation. */
+void check_files(const ChatSettings &settings) {
+    const bool any = !settings.save.empty() || !settings.load.empty();
+    if (any && settings.common.stock) {
+        throw UserError("--save and --load need sinkcache: not --stock");
+    }
+    if (!settings.load.empty() && !settings.system.empty()) {
+        throw UserError("--system with --load: the saved conversation has begun already");
+    }
+    if (!settings.save.empty()) {
+        check_writable(settings.save);
+    }
+}
+
 }  // namespace
 
 void chat(const ChatSettings &settings) {
@@ -169,9 +206,17 @@ void chat(const ChatSettings &settings) {
     if (!std::isfinite(settings.temperature)) {
         throw UserError("--temp " + std::to_string(settings.temperature) + ": it must be finite");
     }
+    check_files(settings);
     const llama_model_ptr model = load_model(settings.common);
     const std::unique_ptr<Engine> engine = make_engine(model.get(), settings.common);
     Conversation conversation(*engine, settings);
+    sinkcache::HostTag tag{};
+    if (!settings.save.empty() || !settings.load.empty()) {
+        tag = tag_of_model(settings.common.model);
+    }
+    if (!settings.load.empty()) {
+        conversation.resume(load_chat(settings.load, tag), tag);
+    }
     programs::LineReader lines(prompts);
     for (;;) {
         if (interactive) {
@@ -187,5 +232,8 @@ void chat(const ChatSettings &settings) {
         if (!lines.text().empty()) {
             conversation.round(lines.text());
         }
+    }
+    if (!settings.save.empty()) {
+        save_chat(settings.save, tag, conversation.saved(tag));
     }
 }

@@ -8,6 +8,8 @@ struct ChatSettings {
     Settings common;
     /** File of prompts, one per line; empty = standard input. */
     std::string file;
+    /** File to write the conversation to at its end, and file to go on from; empty = none. */
+    std::string save, load;
     /** System message at the beginning of the conversation; empty = none. */
     std::string system;
     /** Most tokens of an answer. */

@@ -3,6 +3,7 @@
 #include "llama_log.hpp"
 #include "model_checks.hpp"
 #include "sinkcache_llama.hpp"
+#include "storage_types.hpp"
 
 #include <algorithm>
 #include <limits>
@@ -41,20 +42,23 @@ public:
         context_.decode(batch_.fill(tokens, all_logits));
     }
     std::uint64_t cache_bytes() const override { return context_.cache_bytes(); }
+    std::vector<std::uint8_t> save(const sinkcache::HostTag &tag) const override { return context_.save(0, tag); }
+    void load(const std::vector<std::uint8_t> &saved, const sinkcache::HostTag &tag) override {
+        context_.load(0, saved, tag);
+    }
     const char *mode() const override { return "sink"; }
 
 private:
     static sinkcache::LlamaOptions options(const Settings &s) {
-        static const std::map<std::string, std::uint32_t> types = {
-            {"f32", SKC_DTYPE_F32}, {"f16", SKC_DTYPE_F16}, {"bf16", SKC_DTYPE_BF16}};
-        const auto type = types.find(s.kv_dtype);
-        if (type == types.end()) {
-            throw UserError("--kv-dtype " + s.kv_dtype + ": with sinkcache f32, f16 or bf16");
+        const auto types = programs::storage_types(s.kv_dtype);
+        if (!types) {
+            throw UserError("--kv-dtype " + s.kv_dtype + ": with sinkcache " + programs::STORAGE_TYPES_ALLOWED);
         }
         sinkcache::LlamaOptions o;
         o.n_sink = s.sink;
         o.window = s.window;
-        o.kv_dtype = type->second;
+        o.k_dtype = types->k;
+        o.v_dtype = types->v;
         return o;
     }
 
@@ -146,6 +150,14 @@ private:
 };
 
 }  // namespace
+
+std::vector<std::uint8_t> Engine::save(const sinkcache::HostTag &) const {
+    throw UserError("--save needs sinkcache: not --stock");
+}
+
+void Engine::load(const std::vector<std::uint8_t> &, const sinkcache::HostTag &) {
+    throw UserError("--load needs sinkcache: not --stock");
+}
 
 llama_model_ptr load_model(const Settings &settings) {
     check_file(settings.model);

@@ -2,6 +2,8 @@
 #ifndef LLAMA_STREAM_ENGINE_HPP
 #define LLAMA_STREAM_ENGINE_HPP
 
+#include "sinkcache.hpp"
+
 #include <llama-cpp.h>
 
 #include <cstdint>
@@ -46,6 +48,10 @@ public:
     virtual void decode(const std::vector<llama_token> &tokens, bool all_logits) = 0;
     /** Bytes of K and V. */
     virtual std::uint64_t cache_bytes() const = 0;
+    /** The sequence as bytes, under a tag that load() must name, too. Only with sinkcache. @throws sinkcache::Error */
+    virtual std::vector<std::uint8_t> save(const sinkcache::HostTag &tag) const;
+    /** Replaces the sequence by a saved one. @throws sinkcache::Error */
+    virtual void load(const std::vector<std::uint8_t> &saved, const sinkcache::HostTag &tag);
     /** "sink" or "stock". */
     virtual const char *mode() const = 0;
 

@@ -4,6 +4,7 @@
 #include "command_line.hpp"
 #include "llama_log.hpp"
 #include "score.hpp"
+#include "storage_types.hpp"
 
 #include <algorithm>
 #include <exception>
@@ -17,7 +18,8 @@ void add_common_options(CLI::App &app, Settings &s, bool &json, bool &verbose) {
     app.add_option("--sink", s.sink, "First tokens, which are never evicted")->capture_default_str();
     app.add_option("--window", s.window, "Most recent tokens")->capture_default_str();
     app.add_option("--kv-dtype", s.kv_dtype,
-                   "Type of K and V: f32, f16, bf16; with --stock also q8_0, q5_1, q5_0, q4_1, q4_0")
+                   std::string("Type of K and V: ") + programs::STORAGE_TYPES_ALLOWED +
+                       "; with --stock f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0")
         ->capture_default_str();
     app.add_option("-t,--threads", s.threads, "Threads")->capture_default_str()->check(CLI::Range(1, 1024));
     app.add_flag("--stock", s.stock, "Use llama.cpp's own cache of the same size, with context shift");
@@ -68,6 +70,8 @@ int main(int argc, char **argv) {
     add_common_options(chat_app, chatting.common, chatting.json, verbose);
     chat_app.add_option("-f,--file", chatting.file, "File of prompts, one per line; default standard input")
         ->check(CLI::ExistingFile);
+    chat_app.add_option("--save", chatting.save, "File that the conversation is written to at its end");
+    chat_app.add_option("--load", chatting.load, "File of a saved conversation, which goes on and is not read again");
     chat_app.add_option("--system", chatting.system, "System message");
     chat_app.add_option("-n,--predict", chatting.predict, "Most tokens of an answer")
         ->capture_default_str()

@@ -3,6 +3,7 @@
 #define LLAMA_STREAM_TEMPLATE_HPP
 
 #include <string>
+#include <utility>
 
 /**
  * The text between two answers of a conversation. A template formats a whole conversation, at a cost that grows with
@@ -11,23 +12,34 @@
 class ChatTemplate {
 public:
     /** `text`: the template; empty = none, each prompt is a line of text. */
-    ChatTemplate(std::string text, std::string system) : template_(std::move(text)), system_(std::move(system)) {}
+    ChatTemplate(std::string text, std::string system) : template_(std::move(text)) {
+        state_.system = std::move(system);
+    }
     /** The text that the model must process before it answers `prompt`. @throws UserError */
     std::string next(const std::string &prompt);
     /** Ends the round with the answer of the model. */
-    void answered(const std::string &answer) { answer_ = answer; }
+    void answered(const std::string &answer) { state_.answer = answer; }
     /** Whether there is no template. */
     bool raw() const { return template_.empty(); }
+
+    /** What the text before the next answer depends on. */
+    struct State {
+        std::string system;
+        /** The last round. */
+        std::string prompt, answer;
+        /** There was none. */
+        bool first = true;
+    };
+    const State &state() const { return state_; }
+    /** Goes on with another conversation. */
+    void resume(State state) { state_ = std::move(state); }
 
 private:
     /** The template's text of the system message, the last round if `with_last`, and `prompt`. */
     std::string apply(bool with_last, const std::string &prompt) const;
 
     std::string template_;
-    std::string system_;
-    std::string prompt_;
-    std::string answer_;
-    bool first_ = true;
+    State state_;
 };
 
 #endif

@@ -7,8 +7,10 @@
 
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <random>
+#include <sys/stat.h>
 
 namespace {
 
@@ -94,6 +96,7 @@ TEST(Program, ScoresAText) {
     EXPECT_NEAR(stock.lines().at(0)["ppl"], ppl, 3e-3 * ppl);
     const Output plain = run(MODEL + TEXT + size + " --kv-dtype f32 --chunk 1 --stock --discard 1 --no-flash");
     EXPECT_NEAR(plain.lines().at(0)["ppl"], ppl, 1e-4 * ppl);
+    EXPECT_NEAR(run(MODEL + TEXT + size + " --kv-dtype q8/q4").lines().at(0)["ppl"], ppl, 2e-2 * ppl);
     EXPECT_EQ(run(MODEL + TEXT + size + " --stride 7").lines().at(0)["scored"], 200);
     EXPECT_EQ(run(MODEL + TEXT + " -n 600 --window 252 --stock --kv-dtype q8_0 --json").status, 0);
 }
@@ -172,7 +175,8 @@ TEST(Program, ErrorsSayWhatIsWrong) {
     expect_error("chat " + MODEL + " --temp nan -f " + text.path, "--temp nan: it must be finite");
     expect_error("chat " + MODEL + " -n 0 -f " + text.path, "--predict: Value 0 not in range 1 to");
     expect_error(MODEL + " -n 9 -f " + text.path, "--tokens 9: the text has 3");
-    expect_error(MODEL + TEXT + " --kv-dtype q8_0", "--kv-dtype q8_0: with sinkcache f32, f16 or bf16");
+    expect_error(MODEL + TEXT + " --kv-dtype q8_0",
+                 "--kv-dtype q8_0: with sinkcache f32, f16, bf16, q8, q4, or two of them");
     expect_error(MODEL + TEXT + " --kv-dtype x --stock", "--kv-dtype x");
     expect_error(MODEL + TEXT + " --window 0", "--window 1 to 2^30");
     expect_error(MODEL + TEXT + " --window 100 --stock", "128 tokens at a time do not fit into a window of 100");
@@ -200,6 +204,79 @@ TEST(Program, ChatsOverATextFromAnotherSystem) {
         EXPECT_EQ(got[i]["prompt_tokens"], want[i]["prompt_tokens"]);
         EXPECT_EQ(got[i]["answer"], want[i]["answer"]);
     }
+}
+
+// Three processes hold the conversation of one: with a chat template too, and with answers that end at their limit.
+TEST(Program, ChatsGoOnInAnotherProcess) {
+    Shape shape;
+    shape.n_vocab = 259;
+    RandomModel random = decoder("llama", shape);
+    random.tokenizer_of = DATA "/tiny-llama-bytes.gguf";
+    random.strings["tokenizer.chat_template"] =
+        "{% for message in messages %}{{'<|im_start|>' + message['role']}}{% endfor %}";
+    const File model, saved, all("hello\nthere\nyou\nwho\nread\n"), first("hello\nthere\n"), second("you\n"),
+        third("who\nread\n");
+    random.write(model.path);
+    for (const std::string &with : {MODEL, "-m " + model.path + " -t 1"}) {
+        const std::string chat = "chat " + with + " --window 60 --predict 20 --temp 0 --json -f ";
+        const std::string system = with == MODEL ? "" : " --system Be.";
+        const auto want = run(chat + all.path + system).lines();
+        ASSERT_EQ(want.size(), 5U);
+        std::vector<nlohmann::json> got = run(chat + first.path + system + " --save " + saved.path).lines();
+        const std::string on = " --load " + saved.path + " --save " + saved.path;
+        for (const std::string &prompts : {second.path, third.path}) {
+            const Output out = run(chat + prompts + on);
+            EXPECT_EQ(out.status, 0);
+            const auto lines = out.lines();
+            got.insert(got.end(), lines.begin(), lines.end());
+        }
+        ASSERT_EQ(got.size(), 5U);
+        for (std::size_t i = 0; i < 5; ++i) {
+            for (const char *key : {"round", "prompt_tokens", "generated_tokens", "processed_tokens", "answer"}) {
+                EXPECT_EQ(got[i][key], want[i][key]) << with << ", round " << i + 1;
+            }
+        }
+    }
+}
+
+TEST(Program, AChatThatCannotBeLoadedIsAnError) {
+    const File saved, prompts("hello\n");
+    const std::string chat = "chat " + MODEL + " --window 60 --predict 5 --temp 0 -f " + prompts.path;
+    ASSERT_EQ(run(chat + " --save " + saved.path).status, 0);
+    const std::string load = " --load " + saved.path;
+    ASSERT_EQ(run(chat + load).status, 0);
+    expect_error(chat + " --load /nowhere/chat", "--load '/nowhere/chat' cannot be read");
+    expect_error(chat + " --load /", "--load '/' cannot be read");
+    expect_error(chat + " --load " + prompts.path, "is not a chat that this version of llama-stream has saved");
+    expect_error(chat + load + " --stock", "--save and --load need sinkcache: not --stock");
+    expect_error(chat + load + " --system Be.", "--system with --load");
+    expect_error(chat + load + " --window 61", "window");
+    expect_error(chat + load + " --kv-dtype f32", "storage type of K");
+    expect_error(chat + " --save /nowhere/chat", "folder '/nowhere' cannot be opened");
+    expect_error(chat + " --save /tmp", "--save '/tmp' is not a file");
+    // Nothing takes the place of a pipe or of a link.
+    const File pipe, link;
+    ASSERT_EQ(mkfifo(pipe.path.c_str(), 0600), 0);
+    expect_error(chat + " --save " + pipe.path, "is not a file");
+    std::filesystem::create_symlink(saved.path, link.path);
+    ASSERT_EQ(run(chat + load + " --save " + link.path).status, 0);
+    EXPECT_TRUE(std::filesystem::is_symlink(link.path));
+    ASSERT_EQ(run(chat + load).status, 0);
+
+    std::ifstream file(saved.path, std::ios::binary);
+    const std::string whole(std::istreambuf_iterator<char>(file), {});
+    for (const std::size_t at : {std::size_t{9}, std::size_t{50}, whole.size() / 2, whole.size() - 1}) {
+        std::string bytes = whole;
+        bytes[at] = static_cast<char>(bytes[at] ^ 1);
+        const File damaged(bytes), cut(whole.substr(0, at));
+        expect_error(chat + " --load " + damaged.path, "is damaged");
+        expect_error(chat + " --load " + cut.path, "is damaged");
+    }
+    std::string model = damaged("tokenizer.ggml.model", 0, "");
+    model[model.size() - 100] = static_cast<char>(model[model.size() - 100] ^ 1);
+    const File changed(model);
+    expect_error("chat -m " + changed.path + " -t 1 --window 60 -f " + prompts.path + load,
+                 "was saved with another model");
 }
 
 // More than ten times the window: every token is decoded exactly once.

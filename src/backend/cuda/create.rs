@@ -110,11 +110,8 @@ fn allocate(
         let ring = &layer.ring;
         let numbers = [ring.n_sink, ring.window, ring.ring_slots, ring.max_rewind];
         aux.write(&setup, layout.rings as usize + i * size_of_val(&numbers), &numbers)?;
-        let [k, v] = kv.offsets[i].map(|offset| kv_base + offset);
-        let k_slot = shape.k_type.row_bytes(shape.head_dim) as u64;
-        let v_slot = shape.v_type.row_bytes(shape.head_dim_v) as u64;
-        let store = SkcStore { k, v, k_slot, v_slot, slots: ring.slots() };
-        aux.write(&setup, layout.stores as usize + i * size_of::<SkcStore>(), &[store])?;
+        let [k, v] = kv.layers[i].map(|layout| layout.store(kv_base));
+        aux.write(&setup, layout.stores as usize + i * size_of::<[SkcStore; 2]>(), &[k, v])?;
         let or_null = |empty: bool, offset: u64| if empty { 0 } else { base + offset };
         settings.push(SkcLayer {
             k,

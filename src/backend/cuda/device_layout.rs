@@ -3,8 +3,9 @@
 use super::device_memory::ALIGN;
 use super::launch_config::DECODE_COLUMNS;
 use super::params::{SkcErrorLog, SkcStore};
-use crate::config::{Layer, Shape};
+use crate::config::{Layer, Shape, StorageType};
 use crate::error::{Error, Result, Status};
+use crate::memory::with_room;
 use crate::ring::Seq;
 
 /// Floats of a partial result: for each query column the accumulator, the maximum and the sum.
@@ -12,40 +13,114 @@ fn partial_floats(shape: &Shape) -> u64 {
     u64::from(DECODE_COLUMNS) * (shape.head_dim_v as u64 + 2)
 }
 
+/// Where K, or V, of one layer lies: codes (or numbers) and scales of `[n_seqs][n_kv_heads]` heads, in each a row for
+/// every slot. `kernels/stored_rows.cuh` computes the same addresses.
+///
+/// In memory, codes are in canonical order. Scales are padded to whole words, so that they can be copied to shared
+/// memory without waiting.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreLayout {
+    pub store_type: StorageType,
+    pub dim: usize,
+    /// Byte offsets in the buffer.
+    pub codes: u64,
+    pub scales: u64,
+    /// Bytes of one head.
+    pub head_codes: u64,
+    pub head_scales: u64,
+}
+
+/// Rows of K or of V that the layout has room for.
+#[derive(Clone, Copy)]
+struct StoredRows {
+    heads: u128,
+    slots: u128,
+}
+
+impl StoreLayout {
+    /// Lays out K or V of a layer from offset `at` on; `at` becomes what lies behind it. `None` on overflow.
+    fn take(store_type: StorageType, dim: usize, rows: StoredRows, at: &mut u64) -> Option<Self> {
+        // At most 2^34 slots x 2^11 bytes, 2^24 sequences x 2^16 heads: within 128 bits.
+        let mut region = |row_bytes: usize| {
+            let head = (rows.slots * row_bytes as u128).next_multiple_of(HEAD_ALIGN);
+            let (offset, end) = (*at, u64::try_from(rows.heads * head).ok()?);
+            *at = offset
+                .checked_add(end)?
+                .checked_next_multiple_of(ALIGN as u64)
+                .filter(|&end| i64::try_from(end).is_ok())?;
+            Some((offset, u64::try_from(head).ok()?))
+        };
+        let (codes, head_codes) = region(store_type.code_bytes(dim))?;
+        let (scales, head_scales) = region(row_scales(store_type, dim))?;
+        Some(Self { store_type, dim, codes, scales, head_codes, head_scales })
+    }
+
+    /// As kernels get it; `base`: the buffer's address.
+    pub fn store(&self, base: u64) -> SkcStore {
+        SkcStore {
+            codes: base + self.codes,
+            scales: base + self.scales,
+            head_codes: self.head_codes,
+            head_scales: self.head_scales,
+            // At most 2^11 bytes.
+            row_codes: self.store_type.code_bytes(self.dim) as u32,
+            row_scales: row_scales(self.store_type, self.dim) as u32,
+            store_type: self.store_type as u32,
+            dim: self.dim as u32,
+        }
+    }
+}
+
+/// Addresses of a row's codes (or numbers) and scales.
+#[derive(Clone, Copy, Debug)]
+pub struct RowAddresses {
+    pub codes: u64,
+    pub scales: u64,
+}
+
+impl SkcStore {
+    /// The row in a slot of a head, counted over all sequences: as `stored_row` of `kernels/stored_rows.cuh`. Those of
+    /// the slots that follow lie `row_codes` and `row_scales` bytes further on.
+    pub fn row_at(&self, head: u64, slot: u64) -> RowAddresses {
+        // Within the buffer of K and V, whose size was checked.
+        RowAddresses {
+            codes: self.codes + head * self.head_codes + slot * u64::from(self.row_codes),
+            scales: self.scales + head * self.head_scales + slot * u64::from(self.row_scales),
+        }
+    }
+}
+
+/// Alignment of a head's codes and scales.
+const HEAD_ALIGN: u128 = 16;
+
+/// Bytes of a row's scales: bf16, padded to whole words.
+fn row_scales(store_type: StorageType, dim: usize) -> usize {
+    (2 * store_type.scales(dim)).next_multiple_of(4)
+}
+
 /// The buffer of K and V.
 #[derive(Debug)]
 pub struct KvLayout {
-    /// Byte offsets of K and of V, for each layer.
-    pub offsets: Vec<[u64; 2]>,
+    /// K and V of each layer.
+    pub layers: Vec<[StoreLayout; 2]>,
     pub bytes: u64,
 }
 
 impl KvLayout {
-    pub fn new<'a>(shape: &Shape, layers: impl Iterator<Item = &'a Layer>, n_seqs: u32) -> Result<Self> {
+    pub fn new<'a>(shape: &Shape, layers: impl ExactSizeIterator<Item = &'a Layer>, n_seqs: u32) -> Result<Self> {
         let mut at = 0_u64;
-        let mut offsets = Vec::new();
+        let mut laid_out = with_room(layers.len(), "layer offsets")?;
         for layer in layers {
-            let slots = u128::from(layer.ring.slots()) * u128::from(n_seqs) * shape.n_kv_heads as u128;
-            let mut pair = [0; 2];
-            let rows = [shape.k_type.row_bytes(shape.head_dim), shape.v_type.row_bytes(shape.head_dim_v)];
-            for (offset, row) in pair.iter_mut().zip(rows) {
-                *offset = at;
-                // At most 2^34 slots x 2^24 sequences x 2^16 heads x 2^11 bytes: within 128 bits.
-                let bytes = slots * row as u128;
-                at = u64::try_from(bytes)
-                    .ok()
-                    .and_then(|b| at.checked_add(b)?.checked_next_multiple_of(ALIGN as u64))
-                    .filter(|&end| i64::try_from(end).is_ok())
-                    .ok_or_else(|| {
-                        Error::new(Status::OutOfMemory, "K and V of this configuration exceed the address space")
-                    })?;
-            }
-            if offsets.try_reserve(1).is_err() {
-                return Err(Error::new(Status::OutOfMemory, "layer offsets could not be allocated"));
-            }
-            offsets.push(pair);
+            let heads = u128::from(n_seqs) * shape.n_kv_heads as u128;
+            let rows = StoredRows { heads, slots: layer.ring.slots().into() };
+            let mut take = |store_type, dim| {
+                StoreLayout::take(store_type, dim, rows, &mut at).ok_or_else(|| {
+                    Error::new(Status::OutOfMemory, "K and V of this configuration exceed the address space")
+                })
+            };
+            laid_out.push([take(shape.k_type, shape.head_dim)?, take(shape.v_type, shape.head_dim_v)?]);
         }
-        Ok(Self { offsets, bytes: at })
+        Ok(Self { layers: laid_out, bytes: at })
     }
 }
 
@@ -75,7 +150,7 @@ pub struct AuxLayout {
     pub errors: u64,
     /// `[n_layers][4]` u64.
     pub rings: u64,
-    /// `[n_layers]` `SkcStore`.
+    /// `[n_layers][2]` `SkcStore`: K and V.
     pub stores: u64,
     /// Arrays of a host batch that is too long for kernel parameters: ids and tokens (i32), positions (u64).
     pub stage_ids: u64,
@@ -121,7 +196,7 @@ impl AuxLayout {
         let split_arrivals = take(max_partials(multiprocessors), 4);
         let errors = take(1, size_of::<SkcErrorLog>());
         let rings = take(n_layers * 4, 8);
-        let stores = take(n_layers, size_of::<SkcStore>());
+        let stores = take(2 * n_layers, size_of::<SkcStore>());
         let stage_ids = take(staged, 4);
         let stage_tokens = take(staged, 4);
         let stage_positions = take(staged, 8);

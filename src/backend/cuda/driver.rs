@@ -254,6 +254,48 @@ impl Drop for CurrentContext<'_> {
     }
 }
 
+/// A piece of every row of a run: `width` bytes at multiples of `pitch` on the device and of `host_pitch` on the host.
+#[derive(Clone, Copy, Debug)]
+pub struct RowPiece {
+    pub address: u64,
+    pub pitch: usize,
+    pub width: usize,
+    pub host_pitch: usize,
+}
+
+impl RowPiece {
+    /// Whether the pieces follow each other on both sides.
+    fn contiguous(&self) -> bool {
+        self.pitch == self.width && self.host_pitch == self.width
+    }
+
+    /// A copy of the pieces that end within `bytes` from `host` on.
+    fn copy(&self, host: *mut u8, bytes: usize, to_host: bool) -> sys::CUDA_MEMCPY2D {
+        use sys::CUmemorytype::{CU_MEMORYTYPE_DEVICE as DEVICE, CU_MEMORYTYPE_HOST as HOST};
+        let (from, to) = if to_host { (DEVICE, HOST) } else { (HOST, DEVICE) };
+        let pitch = |side| if side == HOST { self.host_pitch } else { self.pitch };
+        // Of each side's addresses, the one of its memory type counts.
+        sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: from,
+            srcHost: host.cast_const().cast(),
+            srcDevice: self.address,
+            srcArray: std::ptr::null_mut(),
+            srcPitch: pitch(from),
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: to,
+            dstHost: host.cast(),
+            dstDevice: self.address,
+            dstArray: std::ptr::null_mut(),
+            dstPitch: pitch(to),
+            WidthInBytes: self.width,
+            Height: if bytes < self.width { 0 } else { (bytes - self.width) / self.host_pitch + 1 },
+        }
+    }
+}
+
 impl CurrentContext<'_> {
     /// The context.
     pub fn context(&self) -> &Context {
@@ -294,12 +336,30 @@ impl CurrentContext<'_> {
         self.wait(stream)
     }
 
-    /// Puts a copy of device memory to the host into a stream. `to` may be read once the stream has been waited for.
-    pub fn read_later(&self, stream: Stream, from: u64, to: &mut [u8]) -> Result<()> {
-        // SAFETY: `to` is writable for its length; callers wait before they read it or let it go. They pass addresses
+    /// Puts a copy of rows to the host into a stream. `to` may be read once the stream has been waited for.
+    pub fn read_rows_later(&self, stream: Stream, rows: RowPiece, to: &mut [u8]) -> Result<()> {
+        if rows.contiguous() {
+            // SAFETY: `to` is writable for its length; callers wait before they read it or let it go. They pass
+            // addresses within the cache's own allocations.
+            let code =
+                unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), rows.address, to.len(), raw(stream)) };
+            return check(code, "cuMemcpyDtoHAsync");
+        }
+        let copy = rows.copy(to.as_mut_ptr(), to.len(), true);
+        // SAFETY: as above; the copy has no more rows than end within `to`.
+        check(unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, raw(stream)) }, "cuMemcpy2DAsync")
+    }
+
+    /// Puts a copy of rows from the host into a stream. Pageable memory has been read when this returns; pinned memory
+    /// must stay as it is until the stream's work has finished.
+    pub fn write_rows(&self, stream: Stream, rows: RowPiece, from: &[u8]) -> Result<()> {
+        if rows.contiguous() {
+            return self.write(stream, rows.address, from);
+        }
+        let copy = rows.copy(from.as_ptr().cast_mut(), from.len(), false);
+        // SAFETY: `from` is readable for the copy's rows, and callers keep it where it is pinned. They pass addresses
         // within the cache's own allocations.
-        let code = unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from, to.len(), raw(stream)) };
-        check(code, "cuMemcpyDtoHAsync")
+        check(unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, raw(stream)) }, "cuMemcpy2DAsync")
     }
 
     /// Puts a copy of host memory to the device into a stream. Pageable memory has been read when this returns; pinned

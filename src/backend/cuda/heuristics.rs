@@ -65,7 +65,7 @@ impl Heuristics<'_> {
         if call.n_tokens > step_tokens(variant.group) {
             return None;
         }
-        let shared_bytes = step_shared(variant.dim, variant.group);
+        let shared_bytes = step_shared(variant.dtype, variant.dim, variant.group);
         Some(self.split(TokenKernel::Step, kernels.step, shared_bytes, call))
     }
 
@@ -80,14 +80,14 @@ impl Heuristics<'_> {
         let variant = kernels.variant;
         let rows = u64::from(call.n_tokens) * u64::from(variant.group);
         if rows <= u64::from(DECODE_COLUMNS) {
-            return self.split(TokenKernel::Decode, kernels.decode, decode_shared(variant.dim), call);
+            return self.split(TokenKernel::Decode, kernels.decode, decode_shared(variant.dtype, variant.dim), call);
         }
         // Larger tiles read K and V half as often. They are not worth idle multiprocessors.
         let large_tiles = rows.div_ceil(CHUNK_LARGE_ROWS.into());
         let fills_device = u64::from(call.n_entries) * heads * large_tiles >= u64::from(self.multiprocessors);
         let small_tiles = variant.dim > 128 || !fills_device;
         let tiles = if small_tiles { rows.div_ceil(CHUNK_SMALL_ROWS.into()) } else { large_tiles };
-        let size = LaunchSize { grid: grid(call.n_entries, heads, tiles), shared_bytes: chunk_shared(variant.dim) };
+        let size = LaunchSize { grid: grid(call.n_entries, heads, tiles), shared_bytes: chunk_shared(variant.dtype, variant.dim) };
         LaunchChoice { kernel: TokenKernel::Chunk, size, n_splits: 1, small_tiles }
     }
 

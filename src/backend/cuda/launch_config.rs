@@ -28,9 +28,36 @@ pub fn generic_shared(shape: &Shape) -> u32 {
     8 * shape.head_dim as u32 + 4 * THREADS + SCRATCH
 }
 
-/// Bytes of a row of a tile, with its padding.
-const fn tile_row_bytes(dim: u32) -> u32 {
+// The specialised kernels. `dtype`: a number of `program::TYPES`.
+
+const fn is_quantised(dtype: u32) -> bool {
+    dtype >= 10
+}
+
+/// Storage types of K and of V, as numbers.
+const fn stored_types(dtype: u32) -> [u32; 2] {
+    if is_quantised(dtype) { [dtype / 10, dtype % 10] } else { [dtype, dtype] }
+}
+
+/// Bytes of a row of queries, with its padding.
+const fn query_row_bytes(dim: u32) -> u32 {
     2 * dim + 16
+}
+
+/// Bytes of a row of K or V in a tile: codes (or numbers) with padding, and scales.
+const fn tile_row_bytes(stored: u32, dim: u32) -> u32 {
+    let (codes, scales) = match stored {
+        4 => (dim, 4),
+        5 => (dim / 2, dim.div_ceil(64) * 4),
+        _ => (2 * dim, 0),
+    };
+    (codes.div_ceil(16) | 1) * 16 + scales
+}
+
+/// Bytes of K and V of one token in a tile.
+const fn tile_token_bytes(dtype: u32, dim: u32) -> u32 {
+    let [k, v] = stored_types(dtype);
+    tile_row_bytes(k, dim) + tile_row_bytes(v, dim)
 }
 
 /// Warps of a decode's block. Each has tiles of its own.
@@ -40,11 +67,10 @@ pub const fn decode_warps(dim: u32) -> u32 {
 
 /// Shared memory of a decode: queries rotated for window and sink keys, stages of keys and values for every warp,
 /// scratch.
-pub const fn decode_shared(dim: u32) -> u32 {
-    let stages = if dim > 80 { 2 } else { 3 };
-    2 * DECODE_COLUMNS * tile_row_bytes(dim)
-        + stages * decode_warps(dim) * 2 * DECODE_KEYS * tile_row_bytes(dim)
-        + SCRATCH
+pub const fn decode_shared(dtype: u32, dim: u32) -> u32 {
+    let stages = if dim > 80 && !is_quantised(dtype) { 2 } else { 3 };
+    let stage = decode_warps(dim) * DECODE_KEYS * tile_token_bytes(dtype, dim);
+    2 * DECODE_COLUMNS * query_row_bytes(dim) + stages * stage + SCRATCH
 }
 
 /// The most new tokens of a step in one launch.
@@ -53,15 +79,19 @@ pub const fn step_tokens(group: u32) -> u32 {
 }
 
 /// Shared memory of a step in one launch: a decode's, and K and V of the new tokens.
-pub const fn step_shared(dim: u32, group: u32) -> u32 {
-    decode_shared(dim) + 2 * step_tokens(group) * tile_row_bytes(dim)
+pub const fn step_shared(dtype: u32, dim: u32, group: u32) -> u32 {
+    let [k, v] = stored_types(dtype);
+    let token = tile_row_bytes(k, dim).next_multiple_of(16) + tile_row_bytes(v, dim).next_multiple_of(16);
+    decode_shared(dtype, dim) + step_tokens(group) * token
 }
 
-/// Shared memory of a chunk: 64 query rows, two stages of keys and values, scratch. The layout for 128 rows needs as
-/// much.
-pub const fn chunk_shared(dim: u32) -> u32 {
-    let keys = if dim > 128 { 16 } else { 64 };
-    (CHUNK_SMALL_ROWS + 4 * keys) * tile_row_bytes(dim) + SCRATCH
+/// Shared memory of a chunk: query rows, stages of keys and values, scratch. Query tiles of 64 rows have two stages, of
+/// 64 keys (16 with heads of 256); those of 128 rows three, of 32 keys.
+pub const fn chunk_shared(dtype: u32, dim: u32) -> u32 {
+    let (row, token) = (query_row_bytes(dim), tile_token_bytes(dtype, dim));
+    let small = CHUNK_SMALL_ROWS * row + 2 * if dim > 128 { 16 } else { 64 } * token;
+    let large = CHUNK_LARGE_ROWS * row + 3 * 32 * token;
+    SCRATCH + if dim <= 128 && large > small { large } else { small }
 }
 
 #[cfg(test)]
@@ -77,11 +107,11 @@ mod tests {
             let cells: Vec<_> = line.split('|').map(str::trim).collect();
             let number =
                 |name: &str| cells[3].split(' ').find_map(|m| m.strip_prefix(name)?.parse::<u32>().ok()).unwrap();
-            let (dim, group) = (number("dim="), number("group="));
+            let (dim, group, dtype) = (number("dim="), number("group="), number("type="));
             let shared = match cells[4] {
-                "skc_attend_decode" => decode_shared(dim),
-                "skc_step_decode" => step_shared(dim, group),
-                "skc_attend_chunk" => chunk_shared(dim),
+                "skc_attend_decode" => decode_shared(dtype, dim),
+                "skc_step_decode" => step_shared(dtype, dim, group),
+                "skc_attend_chunk" => chunk_shared(dtype, dim),
                 other => panic!("{other}"),
             };
             assert_eq!(cells[8], shared.to_string(), "{line}");

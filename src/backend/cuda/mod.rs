@@ -15,9 +15,11 @@ mod submit;
 
 pub(crate) use self::state::Cuda;
 
-use self::driver::RelaxedCapture;
+use self::device_layout::RowAddresses;
+use self::driver::{RelaxedCapture, RowPiece};
 use self::heuristics::CallSize;
-use super::{Device, DeviceCall, DeviceError, Edit, KernelChoice, SlotRun, Stream, TokenCall};
+use self::params::SkcStore;
+use super::{Device, DeviceCall, DeviceError, DevicePlace, Edit, KernelChoice, SlotRun, Stream, TokenCall};
 use crate::config::Which;
 use crate::error::{Result, bail};
 use crate::ring::Seq;
@@ -31,20 +33,31 @@ pub(crate) fn available() -> bool {
 }
 
 impl Cuda {
-    /// The address of a run of slots. The rows of a head lie one after the other, in canonical order.
-    fn rows(&self, run: &SlotRun<'_>) -> Result<u64> {
+    /// Where a run of slots lies, and the store that it belongs to.
+    fn rows(&self, run: &SlotRun<'_>) -> Result<(&SkcStore, RowAddresses)> {
         let SlotRun { shape, layer, settings, seq, which, head, slot, n } = *run;
         let slots = settings.ring.slots();
         if slot + n > slots || seq >= self.n_seqs as usize || head >= shape.n_kv_heads {
             bail!(Internal, "slots {slot} + {n} of {slots} in head {head} of sequence {seq}");
         }
-        let base = match which {
-            Which::K => self.settings[layer].k,
-            Which::V => self.settings[layer].v,
+        let store = match which {
+            Which::K => &self.settings[layer].k,
+            Which::V => &self.settings[layer].v,
         };
-        // Within the buffer of K and V, whose size was checked.
-        Ok(base + ((seq * shape.n_kv_heads + head) as u64 * slots + slot) * run.row_bytes() as u64)
+        Ok((store, store.row_at((seq * shape.n_kv_heads + head) as u64, slot)))
     }
+}
+
+/// Codes and scales of a run's rows, which lie apart on the device and in turn on the host: of each a width in bytes, an
+/// address, the distance between rows on the device, and the offset in a row on the host.
+fn pieces(store: &SkcStore, at: RowAddresses, row_bytes: usize) -> impl Iterator<Item = (RowPiece, usize)> {
+    let codes = store.row_codes as usize;
+    // Without the padding.
+    let scales = row_bytes - codes;
+    let piece = |address, pitch: u32, width| RowPiece { address, pitch: pitch as usize, width, host_pitch: row_bytes };
+    [(piece(at.codes, store.row_codes, codes), 0), (piece(at.scales, store.row_scales, scales), codes)]
+        .into_iter()
+        .filter(|(piece, _)| piece.width > 0)
 }
 
 impl Device for Cuda {
@@ -98,24 +111,40 @@ impl Device for Cuda {
     }
 
     fn read_rows(&self, stream: Stream, run: &SlotRun<'_>, out: &mut [u8]) -> Result<()> {
-        self.context.enter()?.read_later(stream, self.rows(run)?, out)
+        let current = self.context.enter()?;
+        let (store, at) = self.rows(run)?;
+        for (piece, offset) in pieces(store, at, run.row_bytes()) {
+            current.read_rows_later(stream, piece, &mut out[offset..])?;
+        }
+        Ok(())
     }
 
     fn write_rows(&self, stream: Stream, run: &SlotRun<'_>, rows: &[u8]) -> Result<()> {
-        self.context.enter()?.write(stream, self.rows(run)?, rows)
+        let current = self.context.enter()?;
+        let (store, at) = self.rows(run)?;
+        for (piece, offset) in pieces(store, at, run.row_bytes()) {
+            current.write_rows(stream, piece, &rows[offset..])?;
+        }
+        Ok(())
     }
 
     fn copy_rows(&self, stream: Stream, to: &SlotRun<'_>, other: &dyn Device, from: &SlotRun<'_>) -> Result<bool> {
-        let ((here, to_address), (there, from)) = (self.place_of(to)?, other.place_of(from)?);
-        if here != there {
+        let (here, there) = (self.place_of(to)?, other.place_of(from)?);
+        if here.context != there.context {
             return Ok(false);
         }
-        self.context.enter()?.copy(stream, to_address, from, to.n as usize * to.row_bytes())?;
+        let store = self.rows(to)?.0;
+        let current = self.context.enter()?;
+        current.copy(stream, here.codes, there.codes, to.n as usize * store.row_codes as usize)?;
+        if store.row_scales > 0 {
+            current.copy(stream, here.scales, there.scales, to.n as usize * store.row_scales as usize)?;
+        }
         Ok(true)
     }
 
-    fn place_of(&self, run: &SlotRun<'_>) -> Result<(usize, u64)> {
-        Ok((self.context.number(), self.rows(run)?))
+    fn place_of(&self, run: &SlotRun<'_>) -> Result<DevicePlace> {
+        let RowAddresses { codes, scales } = self.rows(run)?.1;
+        Ok(DevicePlace { context: self.context.number(), codes, scales })
     }
 
     fn write_counters(

@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 
 use super::driver::{CurrentContext, DEFAULT_SHARED_LIMIT, Kernel, Module};
-use super::jit::program::{COMMON, DIMS, FAST, FAST_ARCH, MAX_GROUP, Variant};
+use super::jit::program::{COMMON, DIMS, FAST, FAST_ARCH, MAX_GROUP, TYPES, Variant};
 use super::jit::{Compilation, load};
 use super::launch_config::{THREADS, chunk_shared, decode_shared, decode_warps, step_shared};
 use crate::config::{Layer, Shape, StorageType};
@@ -41,6 +41,7 @@ impl<K> Loaded<K> {
 #[derive(Debug)]
 pub struct CommonKernels {
     pub append: Kernel,
+    pub append_quantised: Kernel,
     pub attend: Kernel,
     pub edit: Kernel,
     pub fork: Kernel,
@@ -54,6 +55,7 @@ pub fn load_common(current: &CurrentContext<'_>, arch: u32, disk_cache: bool) ->
         let kernel = |name: &'static CStr| module.kernel(name, THREADS, DEFAULT_SHARED_LIMIT);
         Ok(CommonKernels {
             append: kernel(c"skc_append")?,
+            append_quantised: kernel(c"skc_append_quantised")?,
             attend: kernel(c"skc_attend_generic")?,
             edit: kernel(c"skc_edit")?,
             fork: kernel(c"skc_fork_copy")?,
@@ -62,25 +64,36 @@ pub fn load_common(current: &CurrentContext<'_>, arch: u32, disk_cache: bool) ->
     })
 }
 
+/// The number in [`TYPES`] of a pair of storage types, if it has one.
+pub fn type_of(k: StorageType, v: StorageType) -> Option<u32> {
+    let (k_number, v_number) = (k as u32, v as u32);
+    let number = match (k.is_quantised(), v.is_quantised()) {
+        (true, true) => 10 * k_number + v_number,
+        (false, false) if k == v => k_number,
+        _ => return None,
+    };
+    TYPES.iter().map(|t| t.1).find(|&t| t == number)
+}
+
 /// The variant of the specialised kernels that fits a layer; `None` where only the kernels for every shape do.
 /// `shared_limit`: bytes of shared memory that a block may use.
 pub fn variant_of(shape: &Shape, layer: &Layer, arch: u32, shared_limit: u32) -> Option<Variant> {
     let (dim, group) = (shape.head_dim as u32, shape.group as u32);
+    let dtype = type_of(shape.k_type, shape.v_type)?;
     let fits = shape.head_dim == shape.head_dim_v
         && DIMS.contains(&dim)
         && group <= MAX_GROUP
-        && shape.k_type != StorageType::F32
-        && shape.k_type == shape.v_type
-        && shape.k_type.element() == Some(shape.in_dtype)
+        // Those of numbers take rows as they are stored.
+        && shape.k_type.element().is_none_or(|stored| stored == shape.in_dtype)
         && shape.n_kv_heads as u64 <= MAX_GRID_YZ
         // These kernels compute slots in 32 bits.
         && layer.ring.slots() < 1 << 31
         && arch >= FAST_ARCH
-        && step_shared(dim, group).max(chunk_shared(dim)) <= shared_limit;
+        && step_shared(dtype, dim, group).max(chunk_shared(dtype, dim)) <= shared_limit;
     fits.then(|| Variant {
         dim,
         group,
-        dtype: shape.k_type as u32,
+        dtype,
         transform: u32::from(layer.softcap > 0.0) | u32::from(!layer.alibi_slopes.is_empty()) << 1,
     })
 }
@@ -118,9 +131,9 @@ pub fn load_variant(
         };
         Ok(VariantKernels {
             variant,
-            decode: split(c"skc_attend_decode", decode_shared(dim))?,
-            step: split(c"skc_step_decode", step_shared(dim, variant.group))?,
-            chunk: module.kernel(c"skc_attend_chunk", THREADS, chunk_shared(dim))?,
+            decode: split(c"skc_attend_decode", decode_shared(variant.dtype, dim))?,
+            step: split(c"skc_step_decode", step_shared(variant.dtype, dim, variant.group))?,
+            chunk: module.kernel(c"skc_attend_chunk", THREADS, chunk_shared(variant.dtype, dim))?,
         })
     })
 }

@@ -43,9 +43,22 @@ impl From<Strided> for SkcRows {
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
+pub struct SkcStore {
+    pub codes: Address,
+    pub scales: Address,
+    pub head_codes: u64,
+    pub head_scales: u64,
+    pub row_codes: u32,
+    pub row_scales: u32,
+    pub store_type: u32,
+    pub dim: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct SkcLayer {
-    pub k: Address,
-    pub v: Address,
+    pub k: SkcStore,
+    pub v: SkcStore,
     pub seqs: Address,
     pub starts: Address,
     pub frequencies: Address,
@@ -61,9 +74,6 @@ pub struct SkcLayer {
     pub max_chunk: u32,
     pub n_kv_heads: u32,
     pub group: u32,
-    pub head_dim: u32,
-    pub head_dim_v: u32,
-    pub kv_dtype: u32,
     pub in_dtype: u32,
     pub out_dtype: u32,
     pub position_mode: u32,
@@ -72,7 +82,6 @@ pub struct SkcLayer {
     pub mscale: f32,
     pub scale: f32,
     pub softcap: f32,
-    pub reserved: u32,
 }
 
 impl SkcLayer {
@@ -89,9 +98,6 @@ impl SkcLayer {
             max_chunk: shape.max_chunk as u32,
             n_kv_heads: shape.n_kv_heads as u32,
             group: shape.group as u32,
-            head_dim: shape.head_dim as u32,
-            head_dim_v: shape.head_dim_v as u32,
-            kv_dtype: shape.k_type as u32,
             in_dtype: shape.in_dtype as u32,
             out_dtype: shape.out_dtype as u32,
             position_mode: layer.position_mode as u32,
@@ -152,16 +158,6 @@ pub struct SkcEdit {
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct SkcStore {
-    pub k: Address,
-    pub v: Address,
-    pub k_slot: u64,
-    pub v_slot: u64,
-    pub slots: u64,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
 pub struct SkcFork {
     pub edit: SkcEdit,
     pub stores: Address,
@@ -216,8 +212,8 @@ pub struct SkcErrorLog {
 // `params.cuh` asserts the same numbers.
 const _: () = {
     assert!(size_of::<Seq>() == 40 && size_of::<SkcErrorPage>() == 256 && size_of::<SkcErrorLog>() == 24);
-    assert!(size_of::<SkcBatch>() == 560 && size_of::<SkcRows>() == 24 && size_of::<SkcLayer>() == 168);
-    assert!(size_of::<SkcAppend>() == 776 && size_of::<SkcAttend>() == 824 && size_of::<SkcStep>() == 872);
-    assert!(size_of::<SkcEdit>() == 1120 && size_of::<SkcStore>() == 40 && size_of::<SkcFork>() == 1136);
+    assert!(size_of::<SkcBatch>() == 560 && size_of::<SkcRows>() == 24 && size_of::<SkcLayer>() == 232);
+    assert!(size_of::<SkcAppend>() == 840 && size_of::<SkcAttend>() == 888 && size_of::<SkcStep>() == 936);
+    assert!(size_of::<SkcEdit>() == 1120 && size_of::<SkcStore>() == 48 && size_of::<SkcFork>() == 1136);
     assert!(size_of::<SkcStage>() == 1056);
 };

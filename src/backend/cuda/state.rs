@@ -87,6 +87,9 @@ impl Cuda {
     pub(super) fn kernel(&self, layer: usize, kernel: TokenKernel) -> Result<Kernel> {
         let specialised = || self.specialised(layer).ok_or_else(missing);
         Ok(match kernel {
+            TokenKernel::Append if self.shape.k_type.is_quantised() || self.shape.v_type.is_quantised() => {
+                self.common()?.append_quantised
+            }
             TokenKernel::Append => self.common()?.append,
             TokenKernel::Generic => self.common()?.attend,
             TokenKernel::Decode => specialised()?.decode.kernel,

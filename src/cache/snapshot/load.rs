@@ -84,9 +84,11 @@ impl Cache {
     pub fn load_sequence(&mut self, seq_id: i32, tag: &HostTag, snapshot: &[u8]) -> Result<()> {
         // SAFETY: the copies are waited for below.
         let outcome = unsafe { self.begin_load(seq_id, tag, snapshot) };
-        if let Some(device) = self.device() {
+        // A refused load has put nothing into the stream, which may be being captured; one that failed part way has made
+        // the cache unusable.
+        if let Some(device) = self.device().filter(|_| outcome.is_ok() || self.failed.is_some()) {
             let waited = device.wait(self.stream);
-            self.note_device_loss(waited)?;
+            return self.note_device_loss(outcome.and(waited));
         }
         outcome
     }

@@ -17,24 +17,36 @@ const HEADERS: &[(&str, &str)] = files![
     "attention_tile.cuh",
     "batch_entry.cuh",
     "chunk.cuh",
+    "chunk_codes.cuh",
+    "chunk_numbers.cuh",
+    "chunk_rows.cuh",
     "commit.cuh",
     "decode.cuh",
+    "decode_codes.cuh",
+    "decode_columns.cuh",
+    "decode_numbers.cuh",
     "decode_tile.cuh",
     "dtype.cuh",
     "edit.cuh",
     "error_record.cuh",
     "fork.cuh",
+    "hadamard.cuh",
     "launch_config.cuh",
     "new_tokens.cuh",
     "params.cuh",
     "ptx.cuh",
+    "quantise.cuh",
     "query.cuh",
     "ring.cuh",
     "rope.cuh",
     "softmax.cuh",
     "split_merge.cuh",
     "stage_batch.cuh",
+    "stored_rows.cuh",
+    "tile_codes.cuh",
+    "tile_numbers.cuh",
     "types.cuh",
+    "warp_row.cuh",
 ];
 
 /// The kernels that run for every configuration: append, attention of any shape, edits.
@@ -49,15 +61,16 @@ pub const MAX_GROUP: u32 = 8;
 /// The first architecture with the instructions that it uses: cp.async, ldmatrix, and mma.m16n8k16 of both 16-bit
 /// types.
 pub const FAST_ARCH: u32 = 80;
-/// Its 16-bit types by name and number.
-pub const TYPES: [(&str, u32); 2] = [("f16", 2), ("bf16", 3)];
+/// Its types by name and number: the 16-bit type of rows, K and V, or the quantised types of K and V as two digits.
+pub const TYPES: [(&str, u32); 5] = [("f16", 2), ("bf16", 3), ("q8", 44), ("q8/q4", 45), ("q4", 55)];
 /// Its transforms of scores by name and bit.
 pub const TRANSFORMS: [(&str, u32); 2] = [("softcap", 1), ("alibi", 2)];
 
 /// Lists the variants that are built in, when the library is built.
 pub const SHAPES_VARIABLE: &str = "SINKCACHE_CUBIN_SHAPES";
 
-/// What [`FAST`] is compiled for. Its text is what [`SHAPES_VARIABLE`] takes, such as `128x4:bf16+softcap`.
+/// What [`FAST`] is compiled for. Its text is what [`SHAPES_VARIABLE`] takes, such as `128x4:bf16+softcap` or
+/// `128x4:q8/q4`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Variant {
     /// Dims of K and V: one of [`DIMS`].
@@ -123,7 +136,8 @@ pub fn hash<T: Hash>(parts: &T) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::DType;
+    use super::super::super::modules::type_of;
+    use crate::config::StorageType;
 
     /// A header that is not listed could not be included by a program.
     #[test]
@@ -141,6 +155,14 @@ mod tests {
 
     #[test]
     fn types_have_the_numbers_of_the_abi() {
-        assert_eq!(TYPES, [("f16", DType::F16 as u32), ("bf16", DType::Bf16 as u32)]);
+        let (f16, bf16) = (StorageType::F16 as u32, StorageType::Bf16 as u32);
+        let (q8, q4) = (StorageType::Q8 as u32, StorageType::Q4 as u32);
+        let numbers = TYPES.map(|t| t.1);
+        assert_eq!(numbers, [f16, bf16, 10 * q8 + q8, 10 * q8 + q4, 10 * q4 + q4]);
+        assert_eq!(type_of(StorageType::Q8, StorageType::Q4), Some(45));
+        assert_eq!(type_of(StorageType::F16, StorageType::F16), Some(2));
+        for (k, v) in [(StorageType::Q4, StorageType::Q8), (StorageType::F16, StorageType::Q8)] {
+            assert_eq!(type_of(k, v), None);
+        }
     }
 }

@@ -30,7 +30,7 @@ pub fn archs(list: &str) -> Result<Vec<u32>, String> {
     Ok(archs)
 }
 
-/// Shapes of a list; empty = the default. A shape without a type stands for both 16-bit types.
+/// Shapes of a list; empty = the default. A shape without a type stands for both 16-bit types; quantised ones are named.
 pub fn shapes(list: &str) -> Result<Vec<Variant>, String> {
     let mut shapes = Vec::new();
     for item in items(list, DEFAULT_SHAPES) {
@@ -58,7 +58,7 @@ fn shape(item: &str) -> Result<Vec<Variant>, String> {
         ));
     };
     let types = match dtype {
-        None => TYPES.map(|t| t.1).to_vec(),
+        None => TYPES[..2].iter().map(|t| t.1).collect(),
         Some(name) => vec![named(name, "type", &TYPES)?],
     };
     let mut transform = 0;
@@ -100,6 +100,7 @@ mod tests {
         assert_eq!(archs(" 90, 80,90 ").unwrap(), [90, 80]);
         assert_eq!(text("128x4"), "128x4:f16 128x4:bf16");
         assert_eq!(text("128x4:bf16, 64x1:f16,128x4"), "128x4:bf16 64x1:f16 128x4:f16");
+        assert_eq!(text("128x8:q8/q4,64x2:q4+softcap,64x2:q8"), "128x8:q8/q4 64x2:q4+softcap 64x2:q8");
         assert_eq!(text("256x8:f16+softcap,80x2:bf16+alibi+softcap"), "256x8:f16+softcap 80x2:bf16+softcap+alibi");
         assert_eq!(shapes("64x2+alibi").unwrap()[1], Variant { dim: 64, group: 2, dtype: 3, transform: 2 });
     }
@@ -144,8 +145,9 @@ mod tests {
             ("128x0", "the query heads per KV head are \"0\": 1 to 8"),
             ("128x16:bf16", "the query heads per KV head are \"16\": 1 to 8"),
             ("128x99999999999", "1 to 8"),
-            ("128x4:f32", "the type is \"f32\": f16 or bf16"),
-            ("128x4:", "the type is \"\": f16 or bf16"),
+            ("128x4:f32", "the type is \"f32\": f16 or bf16 or q8 or q8/q4 or q4 is allowed"),
+            ("128x4:", "the type is \"\": f16 or bf16 or q8"),
+            ("128x4:q4/q8", "the type is \"q4/q8\": f16 or"),
             ("128x4+mask", "the transform is \"mask\": softcap or alibi"),
             ("128x4:f16+", "the transform is \"\": softcap or alibi"),
             ("64x8,", "DIMxGROUP"),

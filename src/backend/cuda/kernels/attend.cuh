@@ -3,11 +3,11 @@
 // Grid: entries, tokens (loop), query heads (loop). 128 threads. Shared: GENERIC_SHARED(head_dim) bytes.
 #pragma once
 
-#include "dtype.cuh"
+#include "hadamard.cuh"
 #include "launch_config.cuh"
 #include "query.cuh"
-#include "rope.cuh"
 #include "softmax.cuh"
+#include "stored_rows.cuh"
 
 // The block's shared memory.
 struct GenericShared {
@@ -51,9 +51,12 @@ SKC_DEVICE u64 key_distance(const VisibleKeys& keys, u64 i) {
     return keys.token - (keys.oldest + (i - keys.n_sinks));
 }
 
+// Registers of a lane that hold a row of up to 512 dims.
+constexpr u32 GENERIC_ROW = 16;
+
 // Writes a query to shared memory twice, rotated for window keys and for sink keys.
 SKC_DEVICE void load_query(const SkcLayer& l, const u8* from, u64 position, u64 evicted, const GenericShared& shared) {
-    for (u32 pair = thread(); pair < l.head_dim / 2; pair += 128) {
+    for (u32 pair = thread(); pair < l.k.dim / 2; pair += 128) {
         PairRotation window = query_rotation(l, position, evicted, false, pair);
         PairRotation sinks = query_rotation(l, position, evicted, true, pair);
         u32 first = window.first;
@@ -65,6 +68,19 @@ SKC_DEVICE void load_query(const SkcLayer& l, const u8* from, u64 position, u64 
         shared.window_query[second] = w.second;
         shared.sink_query[first] = s.first;
         shared.sink_query[second] = s.second;
+    }
+}
+
+// Turns both queries as keys of q8 and q4 are turned. The whole block must call it.
+SKC_DEVICE void turn_queries(u32 dim, const GenericShared& shared) {
+    if (warp() >= 2) return;
+    float* query = warp() == 0 ? shared.window_query : shared.sink_query;
+    WarpRow<GENERIC_ROW> row;
+    row.load((const u8*)query, SKC_F32, dim);
+    hadamard(row, dim);
+#pragma unroll
+    for (u32 j = 0; j < GENERIC_ROW; ++j) {
+        if (row.element(j) < dim) query[row.element(j)] = row.x[j];
     }
 }
 
@@ -90,14 +106,14 @@ SKC_DEVICE float block_total(float x, float* scratch) {
 
 // Product of a query and a key, for all of the eight lanes that share it: neighbouring lanes read neighbouring dims.
 // Where `valid` is false nothing is read.
-SKC_DEVICE float dot(const float* q, const u8* k, u32 dtype, u32 dim, bool valid) {
+SKC_DEVICE float dot(const float* q, const StoredRow& k, const SkcStore& store, bool valid) {
     // Four sums: shorter dependency chains and smaller rounding errors. Head dims are multiples of 8.
     float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     if (valid) {
 #pragma unroll 4
-        for (u32 i = lane() % 8 * 4; i < dim; i += 32) {
+        for (u32 i = lane() % 8 * 4; i < store.dim; i += 32) {
             float x[4];
-            load_four(x, k, dtype, i);
+            load_stored_four(x, k, store.type, i);
             for (u32 j = 0; j < 4; ++j) sum[j] += q[i + j] * x[j];
         }
     }
@@ -115,15 +131,14 @@ SKC_DEVICE float score_of(const SkcLayer& l, u32 head, float product, u64 distan
 }
 
 // Attention of query head `head` of one token, which is row `row` of the caller's tensors. The whole block must call
-// it.
-SKC_DEVICE void attend_query(const SkcAttend& p, const VisibleKeys& keys, u64 head_slots, u64 row, u32 head,
+// it. `kv_head`: its KV head, counted over all sequences.
+SKC_DEVICE void attend_query(const SkcAttend& p, const VisibleKeys& keys, u64 kv_head, u64 row, u32 head,
                              const GenericShared& shared) {
     const SkcLayer& l = p.layer;
     const float none = minus_infinity();
-    u32 size = element_size(l.kv_dtype);
     // PV: a thread has four dims of V, so that `key_shares` groups of threads have all dims: they divide the keys among
     // them.
-    u32 dim_groups = l.head_dim_v / 4;
+    u32 dim_groups = l.v.dim / 4;
     u32 key_shares = 128 / dim_groups;
     u32 dim = thread() % dim_groups * 4;
     u32 key_share = thread() / dim_groups;
@@ -136,8 +151,7 @@ SKC_DEVICE void attend_query(const SkcAttend& p, const VisibleKeys& keys, u64 he
             u64 i = block + j;
             bool valid = j < n;
             const float* query = i < keys.n_sinks ? shared.sink_query : shared.window_query;
-            const u8* k = l.k + (head_slots + (valid ? key_slot(keys, i) : 0)) * l.head_dim * size;
-            float product = dot(query, k, l.kv_dtype, l.head_dim, valid);
+            float product = dot(query, stored_row(l.k, kv_head, valid ? key_slot(keys, i) : 0), l.k, valid);
             float score = score_of(l, head, product, key_distance(keys, i));
             if (lane() % 8 == 0 && valid) probs[j] = score;
         }
@@ -157,7 +171,7 @@ SKC_DEVICE void attend_query(const SkcAttend& p, const VisibleKeys& keys, u64 he
 #pragma unroll 4
             for (u32 j = key_share; j < n; j += key_shares) {
                 float x[4];
-                load_four(x, l.v + (head_slots + key_slot(keys, block + j)) * l.head_dim_v * size, l.kv_dtype, dim);
+                load_stored_four(x, stored_row(l.v, kv_head, key_slot(keys, block + j)), l.v.type, dim);
                 for (u32 d = 0; d < 4; ++d) block_acc[d] += probs[j] * x[d];
             }
             for (u32 d = 0; d < 4; ++d) state.acc[d] = state.acc[d] * alpha + block_acc[d];
@@ -184,7 +198,7 @@ SKC_KERNEL(128, skc_attend_generic, SkcAttend) {
     begin_kernel();
     const SkcLayer& l = p.layer;
     float* floats = (float*)shared_memory();
-    GenericShared shared = {floats, floats + l.head_dim, floats + 2 * l.head_dim, floats + 2 * l.head_dim + 128};
+    GenericShared shared = {floats, floats + l.k.dim, floats + 2 * l.k.dim, floats + 2 * l.k.dim + 128};
     Queries q = find_queries(p, (u64*)shared.scratch, 4);
     if (!q.active) return;
     Ring ring = ring_of(l);
@@ -195,9 +209,11 @@ SKC_KERNEL(128, skc_attend_generic, SkcAttend) {
         for (u32 head = block_z(); head < l.n_kv_heads * l.group; head += grid_z()) {
             load_query(l, row_at(p.q, row, head), q.start + token, keys.evicted, shared);
             block_sync();
-            // Slots before this KV head's.
-            u64 head_slots = ((u64)q.seq * l.n_kv_heads + head / l.group) * ring_total_slots(ring);
-            attend_query(p, keys, head_slots, row, head, shared);
+            if (is_quantised(l.k.type)) {
+                turn_queries(l.k.dim, shared); // mutant: queries_not_turned
+                block_sync();
+            }
+            attend_query(p, keys, (u64)q.seq * l.n_kv_heads + head / l.group, row, head, shared);
         }
     }
 }

@@ -3,137 +3,15 @@
 // row sees are masked.
 //
 // Grid: entries, KV heads, tiles of 64 or 128 rows (loop). 128 threads. Shared: CHUNK_SHARED bytes.
-//
-// Fragments are those of mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"): a lane with g = lane / 4 and
-// t = lane % 4 has rows g and g + 8 of columns 2t and 2t + 1 of a product.
 #pragma once
 
-#include "attention_tile.cuh"
+#include "launch_config.cuh"
 
-constexpr u32 DIM_BLOCKS = DIM / 8;
-
-// A row is shared by the four lanes with the same g. Of QK^T a lane has keys 2t and 2t + 1 of every 8, of PV dims
-// likewise.
-struct ChunkLayout {
-    static constexpr u32 LANES = 4;
-    static constexpr u32 LOW = 1;
-    static constexpr u32 HIGH = 4;
-    SKC_DEVICE static u32 own() { return lane() % 4; }
-    SKC_DEVICE static u32 lane_of(u32 i) { return lane() / 4 * 4 + i; }
-    SKC_DEVICE static u32 key(u32 slot, u32 i) { return slot / 2 * 8 + 2 * i + slot % 2; }
-    SKC_DEVICE static u32 dim(u32 i) { return i / 2 * 8 + 2 * (lane() % 4) + i % 2; }
-};
-
-// Mask and bias of a row for one range of keys. Stored in the padding behind the row's query in shared memory, since
-// registers are scarce and only tiles at an edge need the mask.
-struct alignas(16) RowMask {
-    VisibleRange visible;
-    AlibiBias bias;
-};
-static_assert(sizeof(RowMask) == ROW_BYTES - 2 * DIM, "fits into the padding");
-
-SKC_DEVICE RowMask* row_mask(u8* queries, u32 row) { return (RowMask*)(queries + row * ROW_BYTES + 2 * DIM); }
-
-// A lane's rows, 8 apart, in M_BLOCKS blocks of 16.
-template <u32 M_BLOCKS>
-struct ChunkRows {
-    SoftmaxState<2 * DIM_BLOCKS> rows[2 * M_BLOCKS];
-    Scorer scorer;
-};
-
-// The rows that a block works on. In shared memory: the loops over keys need the registers.
-struct QueryTile {
-    Queries q;
-    u64 query;  // the query that the first row belongs to
-    u32 skip;   // heads of it that lie in the tile before
-    u32 rows;
-};
-static_assert(sizeof(QueryTile) == 64, "fits behind the tiles of keys");
-
-// The query, the token and the query head of a row.
-SKC_DEVICE u64 query_of(const QueryTile& tile, u32 row) { return tile.query + (tile.skip + row) / GROUP; }
-SKC_DEVICE u64 token_of(const QueryTile& tile, u32 row) { return tile.q.first + query_of(tile, row); }
-SKC_DEVICE u32 head_of(const QueryTile& tile, u32 row) { return block_y() * GROUP + (tile.skip + row) % GROUP; }
-
-// What the block works on.
-struct ChunkBlock {
-    const QueryTile& tile;
-    WindowTokens tokens;
-    u8* queries;  // shared memory: rows of queries, each with its mask
-    u8* stages;   // shared memory: tiles of keys
-};
-
-// product += A B for 8 columns: a lane's elements are lo[2 * i], lo[2 * i + 1] of its row g, and hi[2 * i],
-// hi[2 * i + 1] of its row g + 8.
-template <u32 N>
-SKC_DEVICE void mma_rows(float (&lo)[N], float (&hi)[N], u32 i, const u32 (&a)[4], const u32 (&b)[2]) {
-    float c[4] = {lo[2 * i], lo[2 * i + 1], hi[2 * i], hi[2 * i + 1]};
-    mma(c, a, b);
-    lo[2 * i] = c[0];
-    lo[2 * i + 1] = c[1];
-    hi[2 * i] = c[2];
-    hi[2 * i + 1] = c[3];
-}
-
-// s += QK^T of the warp's rows, which begin at `queries`, and a tile of keys.
-template <u32 M_BLOCKS, u32 KEYS>
-SKC_DEVICE void add_qk(float (&s)[2 * M_BLOCKS][KEYS / 4], const u8* queries, const u8* k) {
-    u32 matrix = lane() / 8;
-    u32 line = lane() % 8;
-    // ldmatrix loads, in this order, of the queries rows 0-7 and 8-15 of dims 0-7, then of dims 8-15; of the keys dims
-    // 0-7 and 8-15 of keys 0-7, then of keys 8-15.
-    const u8* q_row = queries + (line + matrix % 2 * 8) * ROW_BYTES + matrix / 2 * 16;
-    const u8* k_row = k + (line + matrix / 2 * 8) * ROW_BYTES + matrix % 2 * 16;
-#pragma unroll
-    for (u32 step = 0; step < DIM / 16; ++step) {
-        u32 a[M_BLOCKS][4];
-#pragma unroll
-        for (u32 m = 0; m < M_BLOCKS; ++m) load_matrix_x4(a[m], q_row + 16 * m * ROW_BYTES + 32 * step);
-#pragma unroll
-        for (u32 pair = 0; pair < KEYS / 16; ++pair) {
-            u32 b[4];
-            load_matrix_x4(b, k_row + 16 * pair * ROW_BYTES + 32 * step);
-#pragma unroll
-            for (u32 m = 0; m < M_BLOCKS; ++m) {
-                mma_rows(s[2 * m], s[2 * m + 1], 2 * pair, a[m], {b[0], b[1]});
-                mma_rows(s[2 * m], s[2 * m + 1], 2 * pair + 1, a[m], {b[2], b[3]});
-            }
-        }
-    }
-}
-
-// Adds PV of the warp's rows and a tile of values.
-template <u32 M_BLOCKS, u32 KEYS>
-SKC_DEVICE void add_pv(ChunkRows<M_BLOCKS>& c, const float (&probs)[2 * M_BLOCKS][KEYS / 4], const u8* v) {
-    u32 matrix = lane() / 8;
-    u32 line = lane() % 8;
-    // ldmatrix transposes values as it loads, in this order, keys 0-7 and 8-15 of dims 0-7, then of dims 8-15.
-    const u8* v_row = v + (line + matrix % 2 * 8) * ROW_BYTES + matrix / 2 * 16;
-#pragma unroll
-    for (u32 step = 0; step < KEYS / 16; ++step) {
-        // A product's fragments of 16 keys are a left-hand fragment as they are.
-        u32 a[M_BLOCKS][4];
-#pragma unroll
-        for (u32 m = 0; m < M_BLOCKS; ++m) {
-            const float* lo = &probs[2 * m][4 * step];
-            const float* hi = &probs[2 * m + 1][4 * step];
-            a[m][0] = pack(lo[0], lo[1]);
-            a[m][1] = pack(hi[0], hi[1]); // mutant: chunk_wrong_fragment
-            a[m][2] = pack(lo[2], lo[3]);
-            a[m][3] = pack(hi[2], hi[3]);
-        }
-#pragma unroll
-        for (u32 pair = 0; pair < DIM_BLOCKS / 2; ++pair) {
-            u32 b[4];
-            load_matrix_x4_trans(b, v_row + 16 * step * ROW_BYTES + 32 * pair);
-#pragma unroll
-            for (u32 m = 0; m < M_BLOCKS; ++m) {
-                mma_rows(c.rows[2 * m].acc, c.rows[2 * m + 1].acc, 2 * pair, a[m], {b[0], b[1]});
-                mma_rows(c.rows[2 * m].acc, c.rows[2 * m + 1].acc, 2 * pair + 1, a[m], {b[2], b[3]});
-            }
-        }
-    }
-}
+#if !QUANTISED(SKC_TYPE)
+#include "chunk_numbers.cuh"
+#else
+#include "chunk_codes.cuh"
+#endif
 
 // Adds a tile to the warp's rows, which begin at `queries`; `first`: the tile's first key in its range. `masked`: not
 // all of the rows see all of its keys.
@@ -172,11 +50,7 @@ SKC_DEVICE void add_tile(ChunkRows<M_BLOCKS>& c, u8* queries, const KvTile& tile
 #pragma unroll
         for (u32 r = 0; r < 2 * M_BLOCKS; ++r) c.rows[r].rescale(alpha[r]);
     }
-    if (masked && has_non_finite(tile.v, KEYS)) { // mutant: hidden_infinity
-        add_values_one_by_one<ChunkLayout>(c.rows, s, tile.v);
-    } else {
-        add_pv<M_BLOCKS, KEYS>(c, s, tile.v);
-    }
+    add_pv<M_BLOCKS, KEYS>(c, s, tile.v, masked);
 }
 
 // Loads the block's queries, rotated for the keys of one range, and their masks.
@@ -185,16 +59,15 @@ SKC_DEVICE void load_rows(const SkcAttend& p, const ChunkBlock& b, bool sinks) {
     Ring ring = ring_of(p.layer);
     // Tokens that have rows here, the first and the last of them perhaps not with all of their heads.
     u32 tokens = (tile.skip + tile.rows + GROUP - 1) / GROUP;
-    for (u32 i = thread(); i < tokens * (DIM / 2); i += 128) {
-        u32 pair = i % (DIM / 2);
-        u32 index = i / (DIM / 2);
+    for (u32 i = thread(); i < tokens * QUERY_ITEMS; i += 128) {
+        u32 index = i / QUERY_ITEMS;
         u32 skip = index == 0 ? tile.skip : 0;
         u32 row = index * GROUP + skip - tile.skip;
         u32 n = GROUP - skip < tile.rows - row ? GROUP - skip : tile.rows - row;
         u64 token = tile.q.first + tile.query + index;
         // Few heads at a time: the accumulators hold most registers.
-        load_query_pair<GROUP < 4 ? GROUP : 4>(
-            p, tile.q, {token, block_y() * GROUP + skip, n, sinks, b.queries + row * ROW_BYTES}, pair);
+        load_query_item<CHUNK_UNROLL>(
+            p, tile.q, {token, block_y() * GROUP + skip, n, sinks, b.queries + row * ROW_BYTES}, i % QUERY_ITEMS);
     }
     for (u32 row = thread(); row < tile.rows; row += 128) {
         u64 token = token_of(tile, row);
@@ -209,12 +82,13 @@ SKC_DEVICE void load_rows(const SkcAttend& p, const ChunkBlock& b, bool sinks) {
 // copied.
 template <u32 M_BLOCKS, u32 KEYS, u32 STAGES>
 SKC_DEVICE void add_keys(ChunkRows<M_BLOCKS>& c, const SkcAttend& p, const ChunkBlock& b, const KeyRange& keys) {
-    constexpr u32 TILE_BYTES = KEYS * ROW_BYTES;
+    constexpr u32 K_BYTES = tile_bytes<KeyForm>(KEYS);
+    constexpr u32 V_BYTES = tile_bytes<ValueForm>(KEYS);
     const QueryTile& tile = b.tile;
     if (keys.n == 0) return;
     auto stage_tile = [&](u32 stage) -> KvTile {
-        u8* k = b.stages + stage * 2 * TILE_BYTES;
-        return {k, k + TILE_BYTES};
+        u8* k = b.stages + stage * (K_BYTES + V_BYTES);
+        return {k, k + K_BYTES};
     };
     auto start_tile = [&](u32 first, u32 stage) {
         if (first < keys.n) copy_tile<KEYS, 128>(p.layer, keys, first, stage_tile(stage), thread());
@@ -249,13 +123,6 @@ SKC_DEVICE void add_keys(ChunkRows<M_BLOCKS>& c, const SkcAttend& p, const Chunk
     }
 }
 
-// The lane's dims of one of its rows.
-template <u32 DTYPE>
-SKC_DEVICE void store_row(u8* out, const float (&acc)[2 * DIM_BLOCKS]) {
-#pragma unroll
-    for (u32 b = 0; b < DIM_BLOCKS; ++b) store_two(out, DTYPE, ChunkLayout::dim(2 * b), acc[2 * b], acc[2 * b + 1]);
-}
-
 // Normalises the lane's rows and writes them and their lse.
 template <u32 M_BLOCKS>
 SKC_DEVICE void store_rows(const SkcAttend& p, const QueryTile& tile, ChunkRows<M_BLOCKS>& c) {
@@ -286,7 +153,8 @@ SKC_DEVICE void store_rows(const SkcAttend& p, const QueryTile& tile, ChunkRows<
 template <u32 M_BLOCKS, u32 KEYS, u32 STAGES>
 SKC_DEVICE void attend_rows(const SkcAttend& p, QueryTile& tile) {
     constexpr u32 ROWS = 64 * M_BLOCKS;
-    static_assert((ROWS + 2 * STAGES * KEYS) * ROW_BYTES + 64 <= CHUNK_SHARED(SKC_DIM), "queries and stages fit");
+    constexpr u32 TILES = STAGES * (tile_bytes<KeyForm>(KEYS) + tile_bytes<ValueForm>(KEYS));
+    static_assert(ROWS * ROW_BYTES + TILES + sizeof(QueryTile) <= CHUNK_SHARED(SKC_TYPE, SKC_DIM), "they fit");
     const SkcLayer& l = p.layer;
     u8* queries = shared_memory();
     u64 row0 = (u64)block_z() * ROWS;
@@ -322,7 +190,7 @@ SKC_KERNEL(128, skc_attend_chunk, SkcAttend) {
     // Scratch lies where the queries will be.
     Queries q = find_queries(p, (u64*)shared_memory(), 4);
     if (!q.active) return;
-    QueryTile& tile = *(QueryTile*)(shared_memory() + CHUNK_SHARED(SKC_DIM) - sizeof(QueryTile));
+    QueryTile& tile = *(QueryTile*)(shared_memory() + CHUNK_SHARED(SKC_TYPE, SKC_DIM) - sizeof(QueryTile));
     if (thread() == 0) tile.q = q;
     block_sync();
 #if SKC_DIM <= 128
@@ -331,5 +199,5 @@ SKC_KERNEL(128, skc_attend_chunk, SkcAttend) {
         return;
     }
 #endif
-    attend_rows<1, CHUNK_SMALL_KEYS(SKC_DIM), 2>(p, tile);
+    attend_rows<1, CHUNK_SMALL_KEYS(SKC_DIM), CHUNK_SMALL_STAGES>(p, tile);
 }

@@ -44,7 +44,7 @@ struct DecodeBlock {
 SKC_DEVICE KeyRange range_of_tile(const DecodeBlock& b, u32 tile) {
     bool sinks = tile < b.share.sink_tiles;
     KeyRange r;
-    r.base = b.window.base;
+    r.head = b.window.head;
     r.first_slot = sinks ? b.sinks.first_slot : b.window.first_slot;
     r.end_slot = sinks ? b.sinks.end_slot : b.window.end_slot;
     r.wrap_slot = sinks ? b.sinks.wrap_slot : b.window.wrap_slot;
@@ -60,9 +60,10 @@ SKC_DEVICE u32 first_key(const DecodeBlock& b, u32 tile) {
 
 // The calling warp's tile in a stage.
 SKC_DEVICE KvTile warp_tile(const DecodeBlock& b, u32 stage) {
-    constexpr u32 TILE_BYTES = DECODE_KEYS * ROW_BYTES;
-    u8* k = b.stages + warp() * 2 * TILE_BYTES + stage * DECODE_STAGE_BYTES(SKC_DIM);
-    return {k, k + TILE_BYTES};
+    constexpr u32 K_BYTES = tile_bytes<KeyForm>(DECODE_KEYS);
+    constexpr u32 V_BYTES = tile_bytes<ValueForm>(DECODE_KEYS);
+    u8* k = b.stages + warp() * (K_BYTES + V_BYTES) + stage * STAGE_BYTES;
+    return {k, k + K_BYTES};
 }
 
 // Starts copying a tile into a stage, and commits the copies as a group. Beyond the block's share the group is empty.
@@ -83,13 +84,19 @@ SKC_DEVICE void load_queries(const SkcAttend& p, const DecodeBlock& b) {
         ((U32x4*)for_window)[i] = {0, 0, 0, 0};
         ((U32x4*)for_sinks)[i] = {0, 0, 0, 0};
     }
-    // Items: pairs, for window and sinks, of each token.
-    for (u32 i = thread(); i < (u32)q.m * 2 * (DIM / 2); i += DECODE_THREADS) {
-        u32 pair = i % (DIM / 2);
-        u32 index = i / (DIM / 2) / 2;
-        bool sinks = i / (DIM / 2) % 2 != 0;
-        u8* to = (sinks ? for_sinks : for_window) + index * GROUP * ROW_BYTES;
-        load_query_pair<GROUP>(p, q, {q.first + index, b.d.kv_head * GROUP, GROUP, sinks, to}, pair);
+    // Heads of a token are loaded in parts where a warp loads them, so that all warps have some.
+    constexpr u32 PARTS = QUANTISED(SKC_TYPE) && GROUP > 1 ? 2 : 1;
+    constexpr u32 HEADS = (GROUP + PARTS - 1) / PARTS;
+    // Items: for window and sinks, of each token.
+    for (u32 i = thread(); i < (u32)q.m * 2 * PARTS * QUERY_ITEMS; i += DECODE_THREADS) {
+        u32 part = i / QUERY_ITEMS;
+        u32 first = part % PARTS * HEADS;
+        u32 index = part / PARTS / 2;
+        bool sinks = part / PARTS % 2 != 0;
+        u32 n = GROUP - first < HEADS ? GROUP - first : HEADS;
+        u8* to = (sinks ? for_sinks : for_window) + (index * GROUP + first) * ROW_BYTES;
+        u64 token = q.first + index;
+        load_query_item<HEADS>(p, q, {token, b.d.kv_head * GROUP + first, n, sinks, to}, i % QUERY_ITEMS);
     }
 }
 
@@ -106,8 +113,7 @@ SKC_DEVICE TileShare tile_share(u32 n_sinks, u32 n_window, u32 n_splits) {
 // `new_tokens`: new tokens, used by a step only.
 template <bool STEP>
 SKC_DEVICE DecodeColumns run_tiles(const SkcAttend& p, const DecodeBlock& b, const NewTokens& new_tokens) {
-    constexpr u32 STAGES = DECODE_STAGES(SKC_DIM);
-    const SkcLayer& l = p.layer;
+        const SkcLayer& l = p.layer;
     u32 tile = b.share.begin + warp();
     bool sinks = tile < b.share.sink_tiles;
     DecodeColumns c;
@@ -144,12 +150,11 @@ SKC_DEVICE DecodeColumns run_tiles(const SkcAttend& p, const DecodeBlock& b, con
 template <bool STEP>
 SKC_DEVICE void decode(const SkcAttend& p, const SkcStep* step) {
     begin_kernel();
-    constexpr u32 STAGES = DECODE_STAGES(SKC_DIM);
-    const SkcLayer& l = p.layer;
+        const SkcLayer& l = p.layer;
     DecodeBlock b;
     b.queries = shared_memory();
     b.stages = shared_memory() + 2 * DECODE_COLUMNS * ROW_BYTES;
-    u8* scratch = b.stages + STAGES * DECODE_STAGE_BYTES(SKC_DIM);
+    u8* scratch = b.stages + STAGES * STAGE_BYTES;
     Queries q = STEP ? find_step(*step, (u64*)scratch) : find_queries(p, (u64*)scratch, WARPS);
     if (!q.active) return;
     u32 kv_head = block_y();
@@ -158,7 +163,8 @@ SKC_DEVICE void decode(const SkcAttend& p, const SkcStep* step) {
     b.sinks = key_range(l, q.seq, kv_head, true, tokens);
     b.window = key_range(l, q.seq, kv_head, false, tokens);
     b.share = tile_share(b.sinks.n, b.window.n, p.n_splits);
-    NewTokens new_tokens = {shared_memory() + DECODE_SHARED(SKC_DIM), q.first, tokens.oldest, (u32)q.m, 0, b.share};
+    u8* new_rows = shared_memory() + DECODE_SHARED(SKC_TYPE, SKC_DIM);
+    NewTokens new_tokens = {new_rows, q.first, tokens.oldest, (u32)q.m, 0, b.share};
     if (STEP) {
         // The new tokens are not in memory yet: no copy may read their slots.
         new_tokens.n_sinks = (u32)min_u64(saturating_sub(ring_of(l).n_sink, q.first), q.m);
@@ -171,7 +177,7 @@ SKC_DEVICE void decode(const SkcAttend& p, const SkcStep* step) {
     if (STEP) load_new_tokens<DECODE_THREADS>(new_tokens, *step, q, kv_head);
     block_sync(); // mutant: decode_missing_barrier
     if (STEP) {
-        store_new_tokens<DECODE_THREADS>(new_tokens, l, b.window.base);
+        store_new_tokens<DECODE_THREADS>(new_tokens, l, b.window.head);
         // All threads have read the counters. The atomic's latency overlaps with the first tiles'.
         if (thread() == 0) arrive(l, p.batch, q.seq, {q.m, 0, false}, grid_y() * grid_z());
     }

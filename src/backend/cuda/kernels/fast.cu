@@ -1,9 +1,15 @@
 // Program 2: attention specialised for one shape. SKC_DIM: dims of K and V; SKC_GROUP: query heads per KV head;
-// SKC_TYPE: the number of the 16-bit type of q, K and V; SKC_TRANSFORM: bit 0 softcap, bit 1 ALiBi. Position mode, RoPE
-// style and the type of out are branches at run time: they lie outside of all loops over keys.
+// SKC_TYPE: the number of the 16-bit type of q, K and V, or, for quantised ones, the numbers of the types of K and of V
+// as two digits; SKC_TRANSFORM: bit 0 softcap, bit 1 ALiBi. Position mode, RoPE style, the type of out, and beside
+// quantised K and V that of q, k and v are branches at run time: they lie outside of all loops over keys.
 
-#if SKC_DIM % 16 != 0 || SKC_GROUP < 1 || SKC_GROUP > 8 || (SKC_TYPE != 2 && SKC_TYPE != 3)
+#include "launch_config.cuh"
+
+#if SKC_DIM % 16 != 0 || SKC_GROUP < 1 || SKC_GROUP > 8
 #error "no kernel for this shape"
+#endif
+#if SKC_TYPE != 2 && SKC_TYPE != 3 && SKC_TYPE != 44 && SKC_TYPE != 45 && SKC_TYPE != 55
+#error "no kernel for these types"
 #endif
 
 #include "chunk.cuh"

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "edit.cuh"
+#include "stored_rows.cuh"
 
 // Copies n vectors as one of the threads of the grid's z blocks.
 SKC_DEVICE void copy_vectors(U32x4* to, const U32x4* from, u64 n) {
@@ -23,6 +24,16 @@ SKC_DEVICE void copy_vectors(U32x4* to, const U32x4* from, u64 n) {
     }
 }
 
+// Copies n bytes, a multiple of 4, from and to multiples of 16.
+SKC_DEVICE void copy_bytes(u8* to, const u8* from, u64 n) {
+    copy_vectors((U32x4*)to, (const U32x4*)from, n / 16);
+    u64 left = n % 16 / 4;
+    if (block_z() == 0 && thread() < left) {
+        u64 at = n / 16 * 4 + thread();
+        ((u32*)to)[at] = ((const u32*)from)[at];
+    }
+}
+
 SKC_KERNEL(128, skc_fork_copy, SkcFork) {
     begin_kernel();
     u64* scratch = (u64*)shared_memory();
@@ -31,18 +42,16 @@ SKC_KERNEL(128, skc_fork_copy, SkcFork) {
     if (!t.active) return;
     if (check_edit(edit, t, lengths_of(edit, t.src, scratch), scratch) != 0) return;
     for (u32 layer = block_y(); layer < edit.n_layers; layer += grid_y()) {
-        SkcStore store = p.stores[layer];
         u64 written = edit.seqs[(u64)layer * edit.batch.n_seqs + t.src].highest;
-        u64 slots = min_u64(written, store.slots);
+        u64 slots = min_u64(written, ring_total_slots(edit_ring(edit, layer)));
         for (u32 which = 0; which < 2; ++which) {
-            u8* base = which == 0 ? store.k : store.v;
-            // Heads hold a multiple of 8 elements of 2 or 4 bytes: slots are multiples of 16 bytes.
-            u64 slot_bytes = which == 0 ? store.k_slot : store.v_slot;
-            u64 head_bytes = store.slots * slot_bytes;
+            const SkcStore& store = p.stores[2 * (u64)layer + which];
             for (u32 head = 0; head < p.n_kv_heads; ++head) {
-                u8* from = base + ((u64)t.src * p.n_kv_heads + head) * head_bytes;
-                u8* to = base + ((u64)t.dst * p.n_kv_heads + head) * head_bytes;
-                copy_vectors((U32x4*)to, (const U32x4*)from, slots * slot_bytes / 16);
+                StoredRow from = stored_row(store, (u64)t.src * p.n_kv_heads + head, 0);
+                StoredRow to = stored_row(store, (u64)t.dst * p.n_kv_heads + head, 0);
+                copy_bytes(to.codes, from.codes, slots * store.row_codes);
+                // mutant: fork_without_scales
+                copy_bytes((u8*)to.scales, (const u8*)from.scales, slots * store.row_scales);
             }
         }
     }

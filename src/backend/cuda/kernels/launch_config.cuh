@@ -6,9 +6,24 @@
 // skc_edit, skc_fork_copy: scratch for block-wide sums.
 #define EDIT_SHARED 64
 
-// A row (of a query, of K or of V) in a shared-memory tile. The 16 bytes of padding put the eight rows that one
-// ldmatrix reads into different banks.
-#define TILE_ROW_BYTES(dim) (2 * (dim) + 16)
+// ---- The kernels specialised for a shape. `type` is SKC_TYPE: the number of a 16-bit type, or those of the types of K
+// and of V as two digits.
+#define QUANTISED(type) ((type) >= 10)
+#define K_TYPE(type) (QUANTISED(type) ? (type) / 10 : (type))
+#define V_TYPE(type) (QUANTISED(type) ? (type) % 10 : (type))
+
+// A row of queries in shared memory. The 16 bytes of padding put the eight rows that one ldmatrix reads into different
+// banks.
+#define QUERY_ROW_BYTES(dim) (2 * (dim) + 16)
+// A row's codes (or numbers) and its scales; `stored` is a storage type. Scales are padded to whole words.
+#define ROW_CODES(stored, dim) ((stored) == 5 ? (dim) / 2 : (stored) == 4 ? (dim) : 2 * (dim))
+#define ROW_SCALES(stored, dim) ((stored) == 5 ? ((dim) + 63) / 64 * 4 : (stored) == 4 ? 4 : 0)
+// From a row's codes to the next row's in a tile: an odd multiple of 16 bytes, which puts eight rows into different
+// banks. A tile's scales lie behind its codes.
+#define TILE_STRIDE(stored, dim) (((ROW_CODES(stored, dim) + 15) / 16 | 1) * 16)
+#define TILE_ROW_BYTES(stored, dim) (TILE_STRIDE(stored, dim) + ROW_SCALES(stored, dim))
+// K and V of one token in a tile.
+#define TILE_TOKEN_BYTES(type, dim) (TILE_ROW_BYTES(K_TYPE(type), dim) + TILE_ROW_BYTES(V_TYPE(type), dim))
 
 // ---- skc_attend_decode and skc_step_decode. Every warp has tiles of 16 keys of its own, in a pipeline of
 // DECODE_STAGES tiles. Query columns are tokens times query heads per KV head.
@@ -16,27 +31,41 @@
 #define DECODE_KEYS 16
 #define DECODE_COLUMNS 8
 // One stage: a tile of K and a tile of V for every warp.
-#define DECODE_STAGE_BYTES(dim) (DECODE_WARPS(dim) * 2 * DECODE_KEYS * TILE_ROW_BYTES(dim))
-#define DECODE_STAGES(dim) ((dim) > 80 ? 2 : 3)
+#define DECODE_STAGE_BYTES(type, dim) (DECODE_WARPS(dim) * DECODE_KEYS * TILE_TOKEN_BYTES(type, dim))
+// Tiles of codes are small: three of them leave room for as many blocks as two of numbers.
+#define DECODE_STAGES(type, dim) (!QUANTISED(type) && (dim) > 80 ? 2 : 3)
 // Queries rotated for window keys, queries rotated for sink keys, stages, scratch.
-#define DECODE_SHARED(dim) \
-    (2 * DECODE_COLUMNS * TILE_ROW_BYTES(dim) + DECODE_STAGES(dim) * DECODE_STAGE_BYTES(dim) + 64)
+#define DECODE_SHARED(type, dim) \
+    (2 * DECODE_COLUMNS * QUERY_ROW_BYTES(dim) + DECODE_STAGES(type, dim) * DECODE_STAGE_BYTES(type, dim) + 64)
 // The most new tokens of a step in one launch. Four with one query head per KV head: K and V of eight would leave room
 // for two blocks on a multiprocessor with 228 KiB of shared memory instead of three, with heads of 128. (With heads of
 // 256 two blocks fit instead of a decode's three.)
 #define STEP_TOKENS(group) ((group) > 1 ? DECODE_COLUMNS / (group) : 4)
+// A new token's key, or its value, with its scales.
+#define NEW_ROW_BYTES(stored, dim) ((TILE_ROW_BYTES(stored, dim) + 15) / 16 * 16)
+#define NEW_TOKEN_BYTES(type, dim) (NEW_ROW_BYTES(K_TYPE(type), dim) + NEW_ROW_BYTES(V_TYPE(type), dim))
 // A decode's shared memory, and K and V of the new tokens.
-#define STEP_SHARED(dim, group) (DECODE_SHARED(dim) + 2 * STEP_TOKENS(group) * TILE_ROW_BYTES(dim))
+#define STEP_SHARED(type, dim, group) (DECODE_SHARED(type, dim) + STEP_TOKENS(group) * NEW_TOKEN_BYTES(type, dim))
 
 // ---- skc_attend_chunk. The warps of a block share tiles of keys. Large query tiles have 32 rows for each warp, so
 // that every fragment of K and V that is loaded from shared memory is used twice. Small ones have 16: for few rows, and
 // for heads of 256, whose accumulators alone fill the registers.
 #define CHUNK_SMALL_ROWS 64
 #define CHUNK_SMALL_KEYS(dim) ((dim) > 128 ? 16 : 64)
+#define CHUNK_SMALL_STAGES 2
 #define CHUNK_LARGE_ROWS 128
 #define CHUNK_LARGE_KEYS 32
 #define CHUNK_LARGE_STAGES 3
-// Queries, stages of K and V, scratch. The two layouts (64 rows with 2 stages of 64 keys; 128 rows with 3 stages of 32
-// keys) need the same number of bytes.
-#define CHUNK_SHARED(dim) \
-    (CHUNK_SMALL_ROWS * TILE_ROW_BYTES(dim) + 2 * 2 * CHUNK_SMALL_KEYS(dim) * TILE_ROW_BYTES(dim) + 64)
+// Queries and stages of K and V, of either layout.
+#define CHUNK_SMALL_BYTES(type, dim)                    \
+    (CHUNK_SMALL_ROWS * QUERY_ROW_BYTES(dim) +          \
+     CHUNK_SMALL_STAGES * CHUNK_SMALL_KEYS(dim) * TILE_TOKEN_BYTES(type, dim))
+#define CHUNK_LARGE_BYTES(type, dim)                    \
+    (CHUNK_LARGE_ROWS * QUERY_ROW_BYTES(dim) +          \
+     CHUNK_LARGE_STAGES * CHUNK_LARGE_KEYS * TILE_TOKEN_BYTES(type, dim))
+// What the larger layout needs (heads of 256 have the small one only), and scratch.
+#define CHUNK_SHARED(type, dim)                                                                       \
+    (((dim) <= 128 && CHUNK_LARGE_BYTES(type, dim) > CHUNK_SMALL_BYTES(type, dim)                     \
+          ? CHUNK_LARGE_BYTES(type, dim)                                                              \
+          : CHUNK_SMALL_BYTES(type, dim)) +                                                           \
+     64)

@@ -7,7 +7,7 @@
 #include "types.cuh"
 
 // Numbers of the C ABI.
-enum { SKC_F32 = 1, SKC_F16 = 2, SKC_BF16 = 3 };
+enum { SKC_F32 = 1, SKC_F16 = 2, SKC_BF16 = 3, SKC_Q8 = 4, SKC_Q4 = 5 };
 enum { SKC_ROPE = 1, SKC_ROPE_APPLIED = 2, SKC_ALIBI = 3, SKC_NONE = 4 };
 enum { SKC_NEOX = 1, SKC_INTERLEAVED = 2 };
 enum {
@@ -94,10 +94,23 @@ struct SkcRows {
     i64 head_stride;
 };
 
+// Where K, or V, of one layer lies: [n_seqs][n_kv_heads] heads, each with a row for every slot. A row is `dim` numbers,
+// or codes and scales, which lie apart. stored_rows.cuh computes addresses of rows, device_layout.rs the layout.
+struct SkcStore {
+    u8* codes;        // numbers; of q8 signed bytes; of q4 two codes to a byte, even dims in the low half
+    u8* scales;       // bf16: one for each row of q8, one for every 32 dims of q4
+    u64 head_codes;   // bytes of a head's codes, and of its scales: multiples of 16
+    u64 head_scales;
+    u32 row_codes;    // bytes of a row's codes, and of its scales: multiples of 4
+    u32 row_scales;
+    u32 type;
+    u32 dim;
+};
+
 // One layer of a cache.
 struct SkcLayer {
-    u8* k;  // [n_seqs][n_kv_heads][slots][head_dim] of kv_dtype
-    u8* v;  // [n_seqs][n_kv_heads][slots][head_dim_v] of kv_dtype
+    SkcStore k;
+    SkcStore v;
     SkcSeq* seqs;             // [n_seqs]
     const u64* starts;        // [n_seqs] stream position of token 0
     const u64* frequencies;   // [rope_pairs] turns per token, 64-bit fixed point
@@ -113,9 +126,6 @@ struct SkcLayer {
     u32 max_chunk;
     u32 n_kv_heads;
     u32 group;       // query heads per KV head
-    u32 head_dim;
-    u32 head_dim_v;
-    u32 kv_dtype;
     u32 in_dtype;
     u32 out_dtype;
     u32 position_mode;
@@ -124,7 +134,6 @@ struct SkcLayer {
     float mscale;
     float scale;
     float softcap;   // 0 = none
-    u32 reserved;
 };
 
 // skc_append: rotate and store.
@@ -168,19 +177,10 @@ struct SkcEdit {
     u64 inline_positions[SKC_INLINE_ENTRIES];
 };
 
-// K and V of one layer, for fork.
-struct SkcStore {
-    u8* k;
-    u8* v;
-    u64 k_slot;      // bytes of one slot of one head
-    u64 v_slot;
-    u64 slots;       // slots of one head of one sequence
-};
-
 // Copies K and V of forked sequences. The counters follow in a launch of their own.
 struct SkcFork {
     SkcEdit edit;
-    const SkcStore* stores;   // [n_layers]
+    const SkcStore* stores;   // [n_layers][2]: K, V
     u32 n_kv_heads;
     u32 reserved;
 };
@@ -198,7 +198,7 @@ struct SkcStage {
 };
 
 static_assert(sizeof(SkcSeq) == 40 && sizeof(SkcErrorPage) == 256 && sizeof(SkcErrorLog) == 24, "as in params.rs");
-static_assert(sizeof(SkcBatch) == 560 && sizeof(SkcRows) == 24 && sizeof(SkcLayer) == 168, "as in params.rs");
-static_assert(sizeof(SkcAppend) == 776 && sizeof(SkcAttend) == 824 && sizeof(SkcStep) == 872, "as in params.rs");
-static_assert(sizeof(SkcEdit) == 1120 && sizeof(SkcStore) == 40 && sizeof(SkcFork) == 1136, "as in params.rs");
+static_assert(sizeof(SkcBatch) == 560 && sizeof(SkcRows) == 24 && sizeof(SkcLayer) == 232, "as in params.rs");
+static_assert(sizeof(SkcAppend) == 840 && sizeof(SkcAttend) == 888 && sizeof(SkcStep) == 936, "as in params.rs");
+static_assert(sizeof(SkcEdit) == 1120 && sizeof(SkcStore) == 48 && sizeof(SkcFork) == 1136, "as in params.rs");
 static_assert(sizeof(SkcStage) == 1056, "as in params.rs");

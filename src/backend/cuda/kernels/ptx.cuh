@@ -8,6 +8,10 @@
 #include "ptx_host.hpp"
 SKC_DEVICE float minus_infinity() { return -__builtin_inff(); }
 SKC_DEVICE float max_f(float x, float y) { return __builtin_fmaxf(x, y); }
+SKC_DEVICE float min_f(float x, float y) { return __builtin_fminf(x, y); }
+SKC_DEVICE float round_even(float x) { return __builtin_rintf(x); }
+SKC_DEVICE u32 float_bits(float x) { return __builtin_bit_cast(u32, x); }
+SKC_DEVICE float bits_float(u32 x) { return __builtin_bit_cast(float, x); }
 SKC_DEVICE float fma_f(float x, float y, float z) { return __builtin_fmaf(x, y, z); }
 #else
 
@@ -52,12 +56,21 @@ SKC_DEVICE void begin_kernel() {
 #endif
 }
 
-// ---- Asynchronous copies of 16 bytes. Where `valid` is false nothing is read and zeros are written.
+// ---- Asynchronous copies of 4, 8 or 16 bytes. Where `valid` is false nothing is read and zeros are written.
 
-SKC_DEVICE void copy_async16(void* shared, const void* global, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
-                 "l"(global), "r"(valid ? 16 : 0)
-                 : "memory");
+template <u32 BYTES>
+SKC_DEVICE void copy_async(void* shared, const void* global, bool valid) {
+    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "what the instruction copies");
+    u32 to = shared_address(shared);
+    // Only whole vectors may bypass the L1 cache.
+    if constexpr (BYTES == 16) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid ? 16 : 0)
+                     : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(BYTES),
+                     "r"(valid ? BYTES : 0)
+                     : "memory");
+    }
 }
 SKC_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N>
@@ -125,9 +138,22 @@ SKC_DEVICE u32 pack_bf16(float lo, float hi) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(x) : "f"(hi), "f"(lo));
     return x;
 }
+// x * y + z of two pairs of bf16, each rounded once.
+SKC_DEVICE u32 fma_bf16x2(u32 x, u32 y, u32 z) {
+    u32 result;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(x), "r"(y), "r"(z));
+    return result;
+}
+// Bytes of x (0 to 3) and of y (4 to 7): byte i of the result is the one that the i-th hexadecimal digit names.
+SKC_DEVICE u32 byte_permute(u32 x, u32 y, u32 digits) { return __byte_perm(x, y, digits); }
 SKC_DEVICE float minus_infinity() { return __uint_as_float(0xff800000u); }
 // The larger number; of a NaN and a number, the number.
 SKC_DEVICE float max_f(float x, float y) { return fmaxf(x, y); }
+SKC_DEVICE float min_f(float x, float y) { return fminf(x, y); }
+// The nearest integer; of two the even one.
+SKC_DEVICE float round_even(float x) { return rintf(x); }
+SKC_DEVICE u32 float_bits(float x) { return __float_as_uint(x); }
+SKC_DEVICE float bits_float(u32 x) { return __uint_as_float(x); }
 // x * y + z, rounded once.
 SKC_DEVICE float fma_f(float x, float y, float z) { return __fmaf_rn(x, y, z); }
 // x - y of the rounded x and y: the compiler does not contract it with the product that one of them is.
@@ -181,3 +207,7 @@ struct alignas(16) F32x4 {
 struct alignas(8) F32x2 {
     float x, y;
 };
+
+// Sums and products of two pairs of bf16: instructions of their own need sm_90.
+SKC_DEVICE u32 add_bf16x2(u32 x, u32 y) { return fma_bf16x2(x, 0x3f803f80, y); }
+SKC_DEVICE u32 multiply_bf16x2(u32 x, u32 y) { return fma_bf16x2(x, y, 0x80008000); }

@@ -49,6 +49,11 @@ SKC_DEVICE Pair rotate(Pair x, SinCos angle) {
     return {fma_f(x.first, angle.cos, -(x.second * angle.sin)), fma_f(x.second, angle.cos, x.first * angle.sin)};
 }
 
+// A rotated pair as one of its two elements sees it.
+SKC_DEVICE float rotate_member(float own, float other, bool second, SinCos angle) {
+    return fma_f(own, angle.cos, second ? other * angle.sin : -(other * angle.sin));
+}
+
 // What RoPE does to one pair of dims of a row.
 struct PairRotation {
     u32 first;      // dims of the pair
@@ -62,6 +67,19 @@ struct PairRotation {
 SKC_DEVICE PairRotation unrotated_pair(const SkcLayer& l, u32 pair) {
     if (l.rope_style == SKC_NEOX && pair < l.rope_pairs) return {pair, pair + l.rope_pairs, false, {1.0f, 0.0f}};
     return {2 * pair, 2 * pair + 1, false, {1.0f, 0.0f}};
+}
+
+// The pair that a rotated dim belongs to.
+struct PairMember {
+    u32 pair;
+    u32 other;    // the pair's other dim
+    bool second;  // the dim is the pair's second
+};
+
+SKC_DEVICE PairMember pair_member(const SkcLayer& l, u32 dim) {
+    if (l.rope_style != SKC_NEOX) return {dim / 2, dim ^ 1, dim % 2 != 0};
+    bool second = dim >= l.rope_pairs;
+    return {second ? dim - l.rope_pairs : dim, second ? dim - l.rope_pairs : dim + l.rope_pairs, second};
 }
 
 // Whether the kernels rotate keys; where the host has applied RoPE it is done, and other modes have none.

@@ -25,8 +25,7 @@ struct Partials {
 using WarpPartials = Partials<DIM + 4>;
 // In device memory.
 using SplitPartials = Partials<DIM>;
-static_assert(4 * (WARPS * WarpPartials::SIZE + 2 * DECODE_COLUMNS) <=
-                  DECODE_STAGES(SKC_DIM) * DECODE_STAGE_BYTES(SKC_DIM),
+static_assert(4 * (WARPS * WarpPartials::SIZE + 2 * DECODE_COLUMNS) <= STAGES * STAGE_BYTES,
               "the warps' partial results fit where the stages were");
 
 // Writes the partial result of the calling warp. The sums of its lanes have not been added up yet.
