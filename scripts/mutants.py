@@ -181,9 +181,12 @@ def cpu_suites():
     native, emulated, skipped = dict(mutants_table.COMMON), {}, {}
     for what, mutants, own, for_emulator in (
             ("AMX", mutants_table.AMX, {"amx_bf16"}, {"avx512bw", "avx512vl", "avx512_bf16"}),
-            ("AVX-512 FP16", mutants_table.FP16, {"avx512_fp16"}, {"avx512bw", "avx512vl"})):
+            ("AVX-512 FP16", mutants_table.FP16, {"avx512_fp16"}, {"avx512bw", "avx512vl"}),
+            ("AVX512_VNNI", mutants_table.VNNI, {"avx512_vnni"}, None)):
         if own <= flags:
             native |= mutants
+        elif for_emulator is None:
+            skipped |= dict.fromkeys(mutants, f"the processor has no {what}")
         elif platform.system() == "Linux" and for_emulator <= flags:
             emulated |= mutants
         else:

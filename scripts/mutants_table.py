@@ -37,6 +37,8 @@ class Delete:
 LARGE_SCORES = ("instruction_sets", "the_largest_key_wins")
 INFINITIES = ("instruction_sets", "edges_keep_infinities_out")
 SOFTMAX = ("lib", "backend::cpu::simd::softmax::tests::weights_are_those_of_the_plain_way")
+INTEGER_SCORES = ("lib", "backend::cpu::simd::integer::tests::rounded_queries_give_the_scores_of_queries")
+INTEGER_RESULTS = ("lib", "backend::cpu::simd::integer::tests::rounded_weights_give_the_results_of_weights")
 QUANTISED_ROWS = ("lib", "backend::cpu::simd::quantise::tests::rows_are_those_of_the_definition")
 LOADS = ("lib", "ring::tests::a_load_brings_back_what_both_rings_allow")
 STEPS = ("cuda", "steps::a_step_stores_what_an_append_stores")
@@ -152,6 +154,13 @@ FP16 = {
     "fp16_queries_unscaled": Replace("_mm512_fmadd_ps(high, alpha, c1)", "_mm512_add_ps(high, c1)"),
 }
 
+# Products of codes in integers, AVX512_VNNI.
+VNNI = {
+    "bias_of_codes_left_in": Replace("-bias * sum", "0 * sum", INTEGER_SCORES),
+    "scale_of_masked_column": Replace("_mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(p, zero)", "0xFFFF_u16", INTEGER_RESULTS),
+}
+
+
 # Of NEON: the library's own tests must catch them on AArch64, elsewhere under QEMU.
 NEON = {
     "neon_maximum_hides_nan": Replace("vbslq_f32(vcgtq_f32(self.0, other.0), self.0, other.0)",
@@ -205,5 +214,5 @@ CUDA = {
                                            ("cuda", "scores::the_largest_key_wins_however_large_the_scores")),
 }
 
-ALL = {**COMMON, **AMX, **FP16, **NEON, **CUDA}
-assert len(ALL) == sum(map(len, (COMMON, AMX, FP16, NEON, CUDA))), "a name stands twice"
+ALL = {**COMMON, **AMX, **FP16, **VNNI, **NEON, **CUDA}
+assert len(ALL) == sum(map(len, (COMMON, AMX, FP16, VNNI, NEON, CUDA))), "a name stands twice"

@@ -8,23 +8,28 @@ from sinkcache_layer import HEAD_DIM
 
 
 class _Shape(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int) for name in "q_heads kv_heads dim cached queries threads".split()]
+    _fields_ = [
+        (name, ctypes.c_int) for name in "q_heads kv_heads dim cached queries threads k_type v_type".split()
+    ]
+
+
+# Numbers of ggml's types.
+GGML_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}
 
 
 class Ggml:
-    """ggml's flash attention with a thread pool of its own (ggml_peer.cpp), f32 queries over f16 K and V."""
+    """ggml's flash attention with a thread pool of its own (ggml_peer.cpp), f32 queries over K and V in a type of its."""
 
-    def __init__(self, lib, case, n_threads):
+    def __init__(self, lib, case, n_threads, kv_dtype="f16"):
         rng = np.random.default_rng(1)
         q = rng.standard_normal((case.queries, case.q_heads, HEAD_DIM), np.float32)
-        k, v = (
-            rng.standard_normal((case.kv_heads, case.cached, HEAD_DIM), np.float32).astype(np.float16) for _ in range(2)
-        )
+        k, v = (rng.standard_normal((case.kv_heads, case.cached, HEAD_DIM), np.float32) for _ in range(2))
         lib.ggml_peer_new.restype = ctypes.c_void_p
         for f in ("run", "resume", "pause", "free"):
             getattr(lib, "ggml_peer_" + f).argtypes = [ctypes.c_void_p]
         self.lib = lib
-        shape = _Shape(case.q_heads, case.kv_heads, HEAD_DIM, case.cached, case.queries, n_threads)
+        k_type, v_type = (GGML_TYPES[name] for name in (kv_dtype + "/" + kv_dtype).split("/")[:2])
+        shape = _Shape(case.q_heads, case.kv_heads, HEAD_DIM, case.cached, case.queries, n_threads, k_type, v_type)
         self.peer = lib.ggml_peer_new(ctypes.byref(shape), *(x.ctypes.data_as(ctypes.c_void_p) for x in (q, k, v)))
         if not self.peer:
             raise MemoryError("ggml")

@@ -1,5 +1,5 @@
-// ggml's CPU flash attention as a function: f32 queries, f16 K and V, one thread pool, one graph that every call
-// computes.
+// ggml's CPU flash attention as a function: f32 queries, K and V in any type of its, one thread pool, one graph that
+// every call computes.
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -32,16 +32,17 @@ extern "C" {
 
 struct ggml_peer_shape {
     int q_heads, kv_heads, dim, cached, queries, threads;
+    int k_type, v_type;  // ggml_type
 };
 
-// q [queries][q_heads][dim] f32; k, v [kv_heads][cached][dim] f16, the layout of llama.cpp's cache with V not
-// transposed.
-void * ggml_peer_new(const ggml_peer_shape * s, const float * q, const uint16_t * k, const uint16_t * v) {
+// q [queries][q_heads][dim], k and v [kv_heads][cached][dim], all f32. K and V are converted; their layout is that of
+// llama.cpp's cache with V not transposed.
+void * ggml_peer_new(const ggml_peer_shape * s, const float * q, const float * k, const float * v) {
     auto peer = std::make_unique<Peer>();
     peer->ctx = ggml_init({ggml_tensor_overhead() * 16 + ggml_graph_overhead(), nullptr, true});
     peer->q = ggml_new_tensor_3d(peer->ctx, GGML_TYPE_F32, s->dim, s->q_heads, s->queries);
-    peer->k = ggml_new_tensor_3d(peer->ctx, GGML_TYPE_F16, s->dim, s->cached, s->kv_heads);
-    peer->v = ggml_new_tensor_3d(peer->ctx, GGML_TYPE_F16, s->dim, s->cached, s->kv_heads);
+    peer->k = ggml_new_tensor_3d(peer->ctx, static_cast<ggml_type>(s->k_type), s->dim, s->cached, s->kv_heads);
+    peer->v = ggml_new_tensor_3d(peer->ctx, static_cast<ggml_type>(s->v_type), s->dim, s->cached, s->kv_heads);
     ggml_tensor * rows = ggml_permute(peer->ctx, peer->q, 0, 2, 1, 3);
     const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(s->dim));
     peer->out = ggml_flash_attn_ext(peer->ctx, rows, peer->k, peer->v, nullptr, scale, 0.0f, 0.0f);
@@ -55,8 +56,9 @@ void * ggml_peer_new(const ggml_peer_shape * s, const float * q, const uint16_t 
     ggml_backend_cpu_set_n_threads(peer->backend, s->threads);
     ggml_backend_cpu_set_threadpool(peer->backend, peer->pool);
     std::memcpy(peer->q->data, q, ggml_nbytes(peer->q));
-    std::memcpy(peer->k->data, k, ggml_nbytes(peer->k));
-    std::memcpy(peer->v->data, v, ggml_nbytes(peer->v));
+    const int64_t kv_rows = static_cast<int64_t>(s->cached) * s->kv_heads;
+    ggml_quantize_chunk(peer->k->type, k, peer->k->data, 0, kv_rows, s->dim, nullptr);
+    ggml_quantize_chunk(peer->v->type, v, peer->v->data, 0, kv_rows, s->dim, nullptr);
     ggml_threadpool_pause(peer->pool);
     return peer.release();
 }

@@ -7,7 +7,8 @@ Needs NumPy and, for its rows, torch; builds the library and, with scripts/llama
 timed in bursts that alternate. A time is the median call of all bursts; a ratio is the median over the rounds of the
 ratio of the bursts' medians. sinkcache does more than the others: `step` also rotates and appends the new tokens, its
 window has wrapped, and queries and results are f32. `roofline` is the smallest possible time over the measured time.
-For one query the smallest time is that of reading K and V once, at the bandwidth measured here. For a chunk it is that
+For one query the smallest time is that of reading K and V once as the contender stores them, at the bandwidth
+measured here. For a chunk it is that
 of QK^T and PV at the peak measured here of the unit that computes them: AMX in bf16 for bf16 (FMA in fp16 where AVX-512
 is forced and has it), a third of it for sinkcache's f16 (three products), FMA in f32 for the rest.
 """
@@ -45,6 +46,17 @@ def build():
     output_of("cmake", "--build", str(out))
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     return target / "release" / "libsinkcache.so", out / "libggml_peer.so"
+
+
+# Bytes of a row of HEAD_DIM dims, its scales included.
+ROW_BYTES = {"f32": 512, "f16": 256, "bf16": 256, "q8": 130, "q4": 72, "q8_0": 136, "q4_0": 72}
+
+
+def bytes_of_token(contender):
+    """K and V of one token and head, as the contender of this name stores them."""
+    types = [word for word in contender.split() if word.split("/")[0] in ROW_BYTES] or ["bf16"]
+    k, v = (types[0] + "/" + types[0]).split("/")[:2]
+    return ROW_BYTES[k] + ROW_BYTES[v]
 
 
 class Benchmark:
@@ -116,11 +128,11 @@ class Benchmark:
         finally:
             for contender in opened:
                 contender.close()
-        size = 2 * case.cached * case.kv_heads * HEAD_DIM * 2
-        floor = size / bandwidth(self.ggml, n_threads, size) / 1e9
+        sizes = {name: case.cached * case.kv_heads * bytes_of_token(name) for name in times}
+        floors = {size: size / bandwidth(self.ggml, n_threads, size) / 1e9 for size in set(sizes.values())}
         flops, shares = 4 * case.queries * case.cached * case.q_heads * HEAD_DIM, {}
         for name, seconds in times.items():
-            shares[name], rate = floor / seconds, ""
+            shares[name], rate = floors[sizes[name]] / seconds, ""
             if case.queries > 1:
                 peak = peak_of(name, self.o.isa, found)
                 shares[name] = flops / seconds / 1e9 / peak if peak else 0
@@ -140,7 +152,7 @@ class Benchmark:
                 "threads": n_threads,
                 "us": {k: round(t * 1e6, 1) for k, t in times.items()},
                 "ratio": {k: round(r, 3) for k, r in ratios.items()},
-                "floor_us": round(floor * 1e6, 1),
+                "floor_us": {name: round(floors[size] * 1e6, 1) for name, size in sizes.items()},
                 "roofline": {k: round(s, 3) for k, s in shares.items()},
             }
         )
@@ -154,9 +166,10 @@ class Benchmark:
                 layer = SinkcacheLayer(self.sc, case, Settings(kv_dtype, n_threads))
                 opened.append(layer)
                 calls[f"sinkcache {kv_dtype} {name}"] = getattr(layer, name)()
-        ggml = Ggml(self.ggml, case, n_threads)
-        opened.append(ggml)
-        calls["ggml f16"] = ggml
+        for kv_dtype in self.o.ggml.split(","):
+            ggml = Ggml(self.ggml, case, n_threads, kv_dtype)
+            opened.append(ggml)
+            calls[f"ggml {kv_dtype}"] = ggml
         if self.torch:
             calls.update(torch_calls(self.torch, case, n_threads))
         return calls, opened
@@ -204,7 +217,8 @@ def options():
     p.add_argument("--quick", action="store_true", help="two cases, short bursts: does it run?")
     p.add_argument("--threads", default="1,2")
     p.add_argument("--isa", default="", help="SINKCACHE_CPU for sinkcache: an instruction set")
-    p.add_argument("--kv", default="f16,bf16")
+    p.add_argument("--kv", default="f16,bf16", help="storage types of sinkcache; a ratio is to the first")
+    p.add_argument("--ggml", default="f16", help="types of ggml: f16, q8_0, q4_0")
     p.add_argument("--json", type=pathlib.Path)
     p.add_argument("--no-torch", action="store_true")
     p.add_argument("--cases", default="decode,chunk,large,position")

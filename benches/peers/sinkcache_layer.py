@@ -27,7 +27,7 @@ class Case:
 class Settings:
     """Of a cache."""
 
-    kv_dtype: str  # f16, bf16 or f32
+    kv_dtype: str  # f32, f16, bf16, q8 or q4, or K/V
     n_threads: int
     n_layers: int = 1
 
@@ -70,13 +70,15 @@ class SinkcacheLayer:
     def __init__(self, sc, case, settings, *, rows=None, position=0):
         self.sc, self.case, self.n_layers = sc, case, settings.n_layers
         self.rows = rows or Rows(case)
+        k_dtype, v_dtype = ((settings.kv_dtype + "/" + settings.kv_dtype).split("/"))[:2]
         self.cache = sc.Cache(
             case.q_heads,
             case.kv_heads,
             HEAD_DIM,
             {"n_sink": N_SINK, "window": case.cached - N_SINK},
             n_threads=settings.n_threads,
-            kv_dtype=sc.constant(f"SKC_DTYPE_{settings.kv_dtype.upper()}"),
+            k_dtype=sc.constant(f"SKC_DTYPE_{k_dtype.upper()}"),
+            v_dtype=sc.constant(f"SKC_DTYPE_{v_dtype.upper()}"),
             max_chunk=MAX_CHUNK,
             n_layers=settings.n_layers,
         )

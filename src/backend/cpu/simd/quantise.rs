@@ -28,8 +28,8 @@ fn largest(x: &[f32]) -> u32 {
     x.iter().fold(0, |most, x| most.max(x.to_bits() & !(1 << 31)))
 }
 
-/// The largest magnitude as [`largest`], and the first number that has it. Without a branch for each number: their order
-/// and sign are part of what is compared.
+/// The largest magnitude as [`largest`], and the first number that has it. Without a branch for each number: their
+/// order and sign are part of what is compared.
 #[inline(always)]
 fn first_largest(x: &[f32]) -> (u32, f32) {
     let ranked = x.iter().zip(0_u64..).fold(0, |most: u64, (x, i)| {

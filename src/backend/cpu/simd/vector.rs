@@ -28,8 +28,8 @@ pub(crate) trait SimdF32: Copy {
     unsafe fn sub(self, b: Self) -> Self;
     unsafe fn mul(self, b: Self) -> Self;
     unsafe fn div(self, b: Self) -> Self;
-    /// Of the lanes i and i + HALF of each 2 * HALF: the sum in the first, the difference in the second. HALF is a power
-    /// of two below N.
+    /// Of the lanes i and i + HALF of each 2 * HALF: the sum in the first, the difference in the second. HALF is a
+    /// power of two below N.
     unsafe fn butterfly<const HALF: usize>(self) -> Self;
     /// `self * b + c`.
     unsafe fn fma(self, b: Self, c: Self) -> Self;

@@ -43,9 +43,8 @@ pub(crate) struct ValueScales {
     pub bytes: usize,
 }
 
-/// [`QkArgs`], one block after the other. A processor's prefetchers
-/// follow one stream best, so one row multiplies one group at a time; with more rows, computation is the limit, and two
-/// groups share the loads of queries.
+/// [`QkArgs`], one block after the other. A processor's prefetchers follow one stream best, so one row multiplies one
+/// group at a time; with more rows, computation is the limit, and two groups share the loads of queries.
 ///
 /// # Safety
 /// As [`SimdInt`] and [`QkArgs`].

@@ -79,8 +79,8 @@ pub(super) unsafe fn round_row<C: Codes>(q: &[f32], bias: i32, row: usize, to: R
             *high = (x * inverse + ROUND).to_bits() as u8;
         }
     }
-    // SAFETY: all parts (two bytes for a dim; a unit and at most two corrections, or one for each 32 dims) fit the rows,
-    // which are the caller's.
+    // SAFETY: all parts (two bytes for a dim; a unit and at most two corrections, or one for each 32 dims) fit the
+    // rows, which are the caller's.
     unsafe {
         to.bytes.add(parts.unit(row)).cast::<f32>().write(most / limit);
         for (term, bytes) in bytes.iter().enumerate().take(C::QUERY_TERMS) {

@@ -89,8 +89,8 @@ impl SimdInt for Avx512Vnni {
     }
 }
 
-/// Products of a block in the order of its scales' words: columns 0, 2, 4 ... 30, then 1, 3, 5 ... 31. At most `G` groups,
-/// `groups` of them.
+/// Products of a block in the order of its scales' words: columns 0, 2, 4 ... 30, then 1, 3, 5 ... 31. At most `G`
+/// groups, `groups` of them.
 ///
 /// # Safety
 /// As [`Factors`].
@@ -110,7 +110,7 @@ unsafe fn multiply<const G: usize>(a: &Factors, groups: usize) -> [u32; MOST_GRO
             let first = _mm512_loadu_ps(probs);
             let second = if (block + 1) * BLOCK <= a.n { _mm512_loadu_ps(probs.add(16)) } else { zero };
             let p = [even, odd].map(|order| _mm512_permutex2var_ps(first, order, second));
-            let seen = p.map(|p| _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(p, zero));
+            let seen = p.map(|p| _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(p, zero)); // mutant: scale_of_masked_column
             let scales = a.scales.add(block * a.block_bytes).cast::<[u16; BLOCK]>();
             for (group, most) in most.iter_mut().enumerate().take(groups) {
                 let pairs = _mm512_loadu_si512(scales.add(group).cast());
