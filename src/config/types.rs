@@ -36,7 +36,7 @@ pub enum StorageType {
     Bf16 = 3,
     /// 8-bit codes, one scale for each row.
     Q8 = 4,
-    /// 4-bit codes, one scale for each group of [`Q4_GROUP`] dims.
+    /// 4-bit codes, one scale for each group of 32 dims.
     Q4 = 5,
 }
 
