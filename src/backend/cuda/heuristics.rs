@@ -87,7 +87,10 @@ impl Heuristics<'_> {
         let fills_device = u64::from(call.n_entries) * heads * large_tiles >= u64::from(self.multiprocessors);
         let small_tiles = variant.dim > 128 || !fills_device;
         let tiles = if small_tiles { rows.div_ceil(CHUNK_SMALL_ROWS.into()) } else { large_tiles };
-        let size = LaunchSize { grid: grid(call.n_entries, heads, tiles), shared_bytes: chunk_shared(variant.dtype, variant.dim) };
+        let size = LaunchSize {
+            grid: grid(call.n_entries, heads, tiles),
+            shared_bytes: chunk_shared(variant.dtype, variant.dim),
+        };
         LaunchChoice { kernel: TokenKernel::Chunk, size, n_splits: 1, small_tiles }
     }
 

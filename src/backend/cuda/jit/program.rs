@@ -135,8 +135,8 @@ pub fn hash<T: Hash>(parts: &T) -> u128 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use super::super::super::modules::type_of;
+    use super::*;
     use crate::config::StorageType;
 
     /// A header that is not listed could not be included by a program.
