@@ -194,7 +194,8 @@ mod tests {
         /// and groups. A key whose scale is NaN has a score of NaN, and no other key has.
         #[test]
         fn rounded_queries_give_the_scores_of_queries(
-            isa in instruction_sets(), storage in types(), dim in select(vec![8_usize, 16, 24, 40, 64, 96, 128, 256]), rows in 1_usize..10,
+            isa in instruction_sets(), storage in types(),
+            dim in select(vec![8_usize, 16, 24, 40, 64, 96, 128, 256]), rows in 1_usize..10,
             groups in (0_usize..5, 1_usize..7), ahead in any::<bool>(), seed in any::<u64>()
         ) {
             let Some((keys, _, kernels, layout)) = products(isa, storage, dim) else { return Ok(()) };
@@ -252,7 +253,8 @@ mod tests {
         /// see change nothing, whatever their scales; a column that it sees with a scale of NaN is left to f32.
         #[test]
         fn rounded_weights_give_the_results_of_weights(
-            isa in instruction_sets(), storage in types(), dim in select(vec![8_usize, 24, 40, 64, 80, 128, 256]), rows in 1_usize..5,
+            isa in instruction_sets(), storage in types(),
+            dim in select(vec![8_usize, 24, 40, 64, 80, 128, 256]), rows in 1_usize..5,
             n in 1_usize..33, split in 0_usize..17, seed in any::<u64>()
         ) {
             let dim = padded_dim(dim);
