@@ -14,7 +14,7 @@ const TERMS: usize = 2;
 const LINE: usize = 64;
 /// Blocks of values that several rows multiply before the next dims: they stay in L1. One row reads every block once,
 /// as its sums fit the registers.
-const BLOCKS_AT_ONCE: usize = 2;
+const BLOCKS_AT_ONCE: usize = 4;
 
 /// PV: adds to each row's sums the products of its weights and codes.
 #[derive(Clone, Copy, Debug)]
