@@ -126,6 +126,12 @@ pub(crate) fn vnni_available() -> bool {
     is_x86_feature_detected!("avx512vnni")
 }
 
+/// Whether the processor multiplies bytes in AVX2 registers (AVX-VNNI).
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn avx_vnni_available() -> bool {
+    is_x86_feature_detected!("avxvnni")
+}
+
 /// Features that `is_x86_feature_detected` of stable Rust does not know.
 #[cfg(target_arch = "x86_64")]
 mod x86 {

@@ -103,8 +103,8 @@ std::optional<Bytes> Parking::take(const std::string &name) {
     }
     const bool in_memory = found->second.content.has_value();
     auto content = in_memory ? std::move(found->second.content) : folder_->read(name, found->second.stamp);
-    // Before the ranks agree: none parks the conversation again while another has its file of before. A file that cannot
-    // be removed would come back after a restart, older than the conversation: it is left as the newest there is.
+    // Before the ranks agree: none parks the conversation again while another has its file of before. A file that
+    // cannot be removed would come back after a restart, older than the conversation: it is left as the newest.
     if (!erase(found, in_memory)) {
         content.reset();
     }

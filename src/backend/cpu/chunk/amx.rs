@@ -1,6 +1,7 @@
 //! Chunks with products of bf16 tiles, by AMX.
 //!
 //! Stored bf16 is multiplied as it is; queries and probabilities are rounded to bf16, as plain attention in bf16 does.
+//! Quantised keys and values are rounded to bf16, block by block: their own rounding was coarser.
 //! f16 values are split exactly into a high and a low bf16. A product is computed as hi*hi + hi*lo + lo*hi; the dropped
 //! lo*lo term is below f32 rounding.
 
@@ -12,6 +13,7 @@ use crate::backend::cpu::simd::amx::fused_softmax::qk_softmax;
 use crate::backend::cpu::simd::amx::gemm::{self, DEPTH, SplitMatrix, SplitMut, TileConfig};
 use crate::backend::cpu::simd::amx::pack;
 use crate::backend::cpu::simd::amx::softmax::softmax_bf16;
+use crate::backend::cpu::simd::codes::{CodesQ4, CodesQ8};
 use crate::config::{Shape, StorageType};
 
 const _: () = assert!(SLOT_ALIGN as usize == DEPTH && KEY_BLOCK.is_multiple_of(DEPTH));
@@ -20,8 +22,14 @@ const _: () = assert!(TILE_ROWS.is_multiple_of(gemm::ROWS) && SUBTILE_ROWS >= ge
 
 /// Whether a cache's shape fits the tiles.
 pub(super) fn fits(shape: &Shape) -> bool {
-    let half = matches!(shape.k_type, StorageType::F16 | StorageType::Bf16);
-    half && shape.v_type == shape.k_type
+    let types = [shape.k_type, shape.v_type];
+    // Beside quantised keys, plain attention does not round probabilities to bf16; quantised values hide it.
+    let one_term = match shape.k_type {
+        StorageType::Bf16 => types[1] == StorageType::Bf16 || types[1].is_quantised(),
+        StorageType::Q8 | StorageType::Q4 => types[1].is_quantised(),
+        StorageType::F32 | StorageType::F16 => false,
+    };
+    (types == [StorageType::F16; 2] || one_term)
         && shape.head_dim.is_multiple_of(DEPTH)
         && shape.head_dim_v.is_multiple_of(DEPTH)
 }
@@ -81,6 +89,22 @@ impl Amx {
         }
     }
 
+    /// The keys of a block in bf16: where they are stored, or rounded, in `room`.
+    fn bf16_keys(&self, shape: &Shape, block: &KeyBlock, room: &mut [f32]) -> *const u16 {
+        let (dim, n) = (shape.head_dim, block.keys.n);
+        let to = split(room, n * dim, false).high;
+        // SAFETY: the instruction set is available; `Slots::read` has checked the slots, which nobody writes while
+        // queries run; `split` has checked the room.
+        unsafe {
+            match shape.k_type {
+                StorageType::Q8 => pack::round_keys::<CodesQ8>(block.k, dim, n, to),
+                StorageType::Q4 => pack::round_keys::<CodesQ4>(block.k, dim, n, to),
+                StorageType::F32 | StorageType::F16 | StorageType::Bf16 => return block.k.cast(),
+            }
+        }
+        to
+    }
+
     /// Where the probabilities of a subtile go.
     fn probs(&self, scratch: &mut Scratch<'_>) -> SplitMut {
         split(scratch.probs, gemm::ROWS * SCORE_STRIDE, self.two)
@@ -119,7 +143,20 @@ impl ChunkKernel for Amx {
                 separate: false,
             });
         }
-        let whole = SplitMatrix { high: k, low: std::ptr::null() };
+        let whole = SplitMatrix { high: self.bf16_keys(shape, block, scratch.k), low: std::ptr::null() };
+        if shape.v_type.is_quantised() {
+            let to_v = split(scratch.v, keys.n * dim_v, false);
+            // SAFETY: as above.
+            let finite = unsafe {
+                if shape.v_type == StorageType::Q8 {
+                    pack::round_values::<CodesQ8>(block.v, dim_v, keys, to_v.high)
+                } else {
+                    pack::round_values::<CodesQ4>(block.v, dim_v, keys, to_v.high)
+                }
+            };
+            let separate = !block.all_visible && !finite;
+            return Some(Packed { k: whole, v: to_v.as_matrix(), stored_v: block.v, separate });
+        }
         // Where every key of whole tiles is visible to every row, or all values are finite and probabilities of 0 mask
         // the rest, values are multiplied where they lie.
         // mutant: amx_stale_values

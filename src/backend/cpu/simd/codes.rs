@@ -63,7 +63,7 @@ pub(super) fn layout<C: Codes>(dim: usize) -> CodeLayout {
 /// # Safety
 /// As [`SimdF32`].
 #[inline(always)]
-unsafe fn code<V: SimdF32, C: Codes>(words: *const u32, layout: CodeLayout, i: usize) -> V {
+pub(super) unsafe fn code<V: SimdF32, C: Codes>(words: *const u32, layout: CodeLayout, i: usize) -> V {
     // SAFETY: as the caller's.
     unsafe { V::load_field(words, C::FLIP, 32 - C::BITS - layout.shift(i) as u32, 32 - C::BITS) }
 }

@@ -32,7 +32,7 @@ use crate::backend::cpu::kv_layout::KeyRange;
 use crate::config::{RopeStyle, StorageType};
 use crate::cpu_features::Isa;
 #[cfg(target_arch = "x86_64")]
-use crate::cpu_features::vnni_available;
+use crate::cpu_features::{avx_vnni_available, vnni_available};
 use crate::rope::Frequencies;
 
 /// Style, cosines, sines, source, destination.
@@ -296,7 +296,11 @@ impl Kernels {
     pub fn new(isa: Isa, k: StorageType, v: StorageType) -> Self {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => avx2_kernels::kernels(k, v),
+            Isa::Avx2 => Self {
+                key_products: integer::avx_vnni::keys(k).filter(|_| avx_vnni_available()),
+                value_products: integer::avx_vnni::values(v).filter(|_| avx_vnni_available()),
+                ..avx2_kernels::kernels(k, v)
+            },
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Amx => Self {
                 key_products: integer::avx512_vnni::keys(k).filter(|_| vnni_available()),

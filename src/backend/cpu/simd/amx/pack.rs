@@ -4,8 +4,13 @@
 use std::arch::x86_64::*;
 
 use super::gemm::SplitMut;
-use crate::backend::cpu::kv_layout::{KEY_GROUP, KeyRange, bf16_pair_index};
-use crate::backend::cpu::simd::x86_64::avx512::visible;
+use crate::backend::cpu::kv_layout::{KEY_GROUP, KeyRange, SLOT_ALIGN, bf16_pair_index};
+use crate::backend::cpu::simd::codes::{Codes, code, layout};
+use crate::backend::cpu::simd::vector::SimdF32;
+use crate::backend::cpu::simd::x86_64::avx512::{Avx512, visible};
+
+/// Slots of a block of codes.
+const SLOTS: usize = SLOT_ALIGN as usize;
 
 /// Two f32 rows as interleaved pairs of bf16: the numbers rounded towards zero, and the remainder. Exact for values of
 /// f16.
@@ -128,6 +133,77 @@ pub(crate) unsafe fn copy_values(src: *const u16, dim: usize, keys: KeyRange, ds
     non_finite == 0
 }
 
+/// Two f32 rows as interleaved pairs of bf16, rounded to nearest.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn rounded_pairs(even: __m512, odd: __m512) -> __m512i {
+    let order: [u16; 32] = std::array::from_fn(|i| (i % 2 * 16 + i / 2) as u16);
+    // SAFETY: 64 bytes are read; the transmute renames 64 bytes to the type that the permutation takes.
+    unsafe {
+        let order = _mm512_loadu_si512(order.as_ptr().cast());
+        _mm512_permutexvar_epi16(order, std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(odd, even)))
+    }
+}
+
+/// Quantised keys of whole key groups as bf16 pairs `[dim / 2][16][2]`, rounded: their own rounding was coarser.
+///
+/// # Safety
+/// AMX with AVX512-BF16 must be available; `src` holds the blocks of `n` keys, a multiple of 16; `dst` has room for
+/// them.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(crate) unsafe fn round_keys<C: Codes>(src: *const u8, dim: usize, n: usize, dst: *mut u16) {
+    let layout = layout::<C>(dim);
+    for key in (0..n).step_by(KEY_GROUP) {
+        // SAFETY: AVX-512 is available, and all addresses lie within `src` and `dst`, by the caller.
+        unsafe {
+            let block = src.add(key / SLOTS * layout.block_bytes());
+            for word in 0..dim / C::PER_WORD {
+                let d = word * C::PER_WORD;
+                let scale = Avx512::load_bf16(block.cast::<u16>().add(layout.scale(key % SLOTS, d / C::SCALE_DIMS)));
+                let words = block.cast::<u32>().add(layout.key_word(key % SLOTS, word));
+                for i in (0..C::PER_WORD).step_by(2) {
+                    let x = |i: usize| code::<Avx512, C>(words, layout, i).mul(scale).0;
+                    let to = dst.add(key * dim + (d + i) * KEY_GROUP);
+                    _mm512_storeu_si512(to.cast(), rounded_pairs(x(i), x(i + 1)));
+                }
+            }
+        }
+    }
+}
+
+/// Visible quantised values as bf16 in tiles `[n / 32][dim / 16]`, rounded; other keys become 0. False if a visible
+/// number is not finite.
+///
+/// # Safety
+/// As [`round_keys`]; `dim` and `keys.n` are multiples of 32.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(crate) unsafe fn round_values<C: Codes>(src: *const u8, dim: usize, keys: KeyRange, dst: *mut u16) -> bool {
+    let layout = layout::<C>(dim);
+    let mut non_finite = 0;
+    for first in (0..keys.n).step_by(C::PER_WORD) {
+        for d in (0..dim).step_by(16) {
+            // SAFETY: AVX-512 is available, and all addresses lie within `src` and `dst`, by the caller.
+            unsafe {
+                let block = src.add(first / SLOTS * layout.block_bytes());
+                let words = block.cast::<u32>().add(layout.value_word(first % SLOTS, d));
+                let scales = block.cast::<u16>().add(layout.scale(first % SLOTS, d / C::SCALE_DIMS));
+                for i in (0..C::PER_WORD).step_by(2) {
+                    let x = |i: usize| {
+                        // A scale that is masked may be NaN.
+                        let bits = if keys.contains(first + i) { scales.add(i).read() } else { 0 };
+                        code::<Avx512, C>(words, layout, i).mul(Avx512::splat(f32::from_bits(u32::from(bits) << 16))).0
+                    };
+                    let (even, odd) = (x(i), x(i + 1));
+                    non_finite |= not_finite(even) | not_finite(odd);
+                    let to = dst.add(2 * bf16_pair_index(dim, first + i, d));
+                    _mm512_storeu_si512(to.cast(), rounded_pairs(even, odd));
+                }
+            }
+        }
+    }
+    non_finite == 0
+}
+
 /// f32 to bf16, rounded to nearest; with a low half, the high half is rounded towards zero and the low half holds the
 /// remainder, rounded to nearest.
 ///
@@ -162,5 +238,82 @@ pub(crate) unsafe fn split_vectors(a: __m512, b: __m512, dst: SplitMut) {
         let (ta, tb) = (high(a), high(b));
         _mm512_storeu_si512(dst.high.cast(), round(ta, tb));
         _mm512_storeu_si512(dst.low.cast(), round(_mm512_sub_ps(a, ta), _mm512_sub_ps(b, tb)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::backend::cpu::simd::Kernels;
+    use crate::backend::cpu::simd::codes::{CodesQ4, CodesQ8};
+    use crate::config::StorageType;
+    use crate::cpu_features::Isa;
+
+    const N: usize = 96;
+
+    /// Blocks of [`N`] slots with any codes and scales of all magnitudes; the scales of `bad` slots are NaN.
+    fn blocks(dim: usize, storage: StorageType, bad: &[usize]) -> Vec<u32> {
+        let layout = crate::backend::cpu::kv_layout::CodeLayout::new(storage, dim).unwrap();
+        let mut state = dim as u64;
+        let mut words: Vec<u32> = (0..N / SLOTS * layout.block_bytes() / 4)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 32) as u32
+            })
+            .collect();
+        for (i, block) in words.chunks_mut(layout.block_bytes() / 4).enumerate() {
+            for (at, pair) in block[..layout.scales * SLOTS / 2].iter_mut().enumerate() {
+                *pair = *pair & 0x9FFF_9FFF | 0x2000_2000;
+                for half in 0..2 {
+                    if bad.contains(&(i * SLOTS + (2 * at + half) % SLOTS)) {
+                        *pair |= 0x7FC0 << (16 * half);
+                    }
+                }
+            }
+        }
+        words
+    }
+
+    fn hold<C: Codes>(dim: usize) {
+        let kernels = Kernels::new(Isa::Avx512, C::TYPE, C::TYPE);
+        let keys = KeyRange { from: 5, to: 90, n: N };
+        for (bad, finite) in [(&[2, 93][..], true), (&[2, 5, 93], false), (&[89], false)] {
+            let stored = blocks(dim, C::TYPE, bad);
+            let src: *const u8 = stored.as_ptr().cast();
+            let (mut k, mut v) = (vec![1_u16; N * dim], vec![1_u16; N * dim]);
+            let (mut wide_k, mut wide_v) = (vec![0.0_f32; N * dim], vec![0.0_f32; N * dim]);
+            // SAFETY: the instructions are there; arrays of these sizes.
+            unsafe {
+                round_keys::<C>(src, dim, N, k.as_mut_ptr());
+                assert_eq!(round_values::<C>(src, dim, keys, v.as_mut_ptr()), finite, "{:?}, {bad:?}", C::TYPE);
+                (kernels.pack_keys)(src, dim, N / KEY_GROUP, wide_k.as_mut_ptr());
+                (kernels.pack_values)(src, dim, keys, wide_v.as_mut_ptr());
+            }
+            let same = |bits: u16, wide: f32| {
+                let (got, want) = (bf16::from_bits(bits).to_f32(), bf16::from_f32(wide).to_f32());
+                got == want || got.is_nan() && want.is_nan()
+            };
+            for (key, d) in (0..N).flat_map(|key| (0..dim).map(move |d| (key, d))) {
+                let (group, lane) = (key / KEY_GROUP * KEY_GROUP * dim, key % KEY_GROUP);
+                let got = k[group + d / 2 * 2 * KEY_GROUP + lane * 2 + d % 2];
+                assert!(same(got, wide_k[group + d * KEY_GROUP + lane]), "{:?}, key {key}, dim {d}", C::TYPE);
+                let got = v[2 * bf16_pair_index(dim, key, d) + key % 2];
+                assert!(same(got, wide_v[key * dim + d]), "{:?}, value {key}, dim {d}", C::TYPE);
+            }
+        }
+    }
+
+    /// Codes become the bf16 next to what they stand for, where AMX looks for it; values that are not seen become 0.
+    #[test]
+    fn codes_are_rounded_to_tiles() {
+        if !(Isa::Avx512.available() && is_x86_feature_detected!("avx512bf16")) {
+            return;
+        }
+        for dim in [32, 96, 128] {
+            hold::<CodesQ8>(dim);
+            hold::<CodesQ4>(dim);
+        }
     }
 }

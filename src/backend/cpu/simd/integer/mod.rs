@@ -115,6 +115,13 @@ integer_kernels!(
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 );
 
+#[cfg(target_arch = "x86_64")]
+integer_kernels!(
+    avx_vnni,
+    crate::backend::cpu::simd::x86_64::avx_vnni::AvxVnni,
+    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+);
+
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
     use proptest::prelude::*;
@@ -131,10 +138,14 @@ mod tests {
 
     type Cases = (KeyProducts, ValueProducts, Kernels, CodeLayout);
 
-    fn products(storage: StorageType, dim: usize) -> Option<Cases> {
-        let there = Isa::Avx512.available() && vnni_available();
-        let kernels = there.then(|| Kernels::new(Isa::Avx512, storage, storage))?;
+    /// `None` where the processor has no products of bytes in the registers of that instruction set.
+    fn products(isa: Isa, storage: StorageType, dim: usize) -> Option<Cases> {
+        let kernels = isa.available().then(|| Kernels::new(isa, storage, storage))?;
         Some((kernels.key_products?, kernels.value_products?, kernels, CodeLayout::new(storage, dim)?))
+    }
+
+    fn instruction_sets() -> impl Strategy<Value = Isa> {
+        select(vec![Isa::Avx2, Isa::Avx512])
     }
 
     fn types() -> impl Strategy<Value = StorageType> {
@@ -183,10 +194,11 @@ mod tests {
         /// and groups. A key whose scale is NaN has a score of NaN, and no other key has.
         #[test]
         fn rounded_queries_give_the_scores_of_queries(
-            storage in types(), dim in select(vec![8_usize, 16, 24, 40, 64, 96, 128, 256]), rows in 1_usize..10,
+            isa in instruction_sets(), storage in types(),
+            dim in select(vec![8_usize, 16, 24, 40, 64, 96, 128, 256]), rows in 1_usize..10,
             groups in (0_usize..5, 1_usize..7), ahead in any::<bool>(), seed in any::<u64>()
         ) {
-            let Some((keys, _, kernels, layout)) = products(storage, dim) else { return Ok(()) };
+            let Some((keys, _, kernels, layout)) = products(isa, storage, dim) else { return Ok(()) };
             let (mut draw, columns) = (Draw(seed), (groups.0 + groups.1) * KEY_GROUP);
             let mut k = blocks(&mut draw, layout, columns.div_ceil(BLOCK));
             let bad = draw.bits() as usize % columns;
@@ -241,11 +253,12 @@ mod tests {
         /// see change nothing, whatever their scales; a column that it sees with a scale of NaN is left to f32.
         #[test]
         fn rounded_weights_give_the_results_of_weights(
-            storage in types(), dim in select(vec![8_usize, 24, 40, 64, 80, 128, 256]), rows in 1_usize..5,
+            isa in instruction_sets(), storage in types(),
+            dim in select(vec![8_usize, 24, 40, 64, 80, 128, 256]), rows in 1_usize..5,
             n in 1_usize..33, split in 0_usize..17, seed in any::<u64>()
         ) {
             let dim = padded_dim(dim);
-            let Some((_, values, kernels, layout)) = products(storage, dim) else { return Ok(()) };
+            let Some((_, values, kernels, layout)) = products(isa, storage, dim) else { return Ok(()) };
             let (mut draw, n) = (Draw(seed), n * KEY_GROUP);
             let (from, to) = (draw.bits() as usize % n, n - draw.bits() as usize % 16);
             let (from, to) = (from.min(to - 1), to);
@@ -369,8 +382,9 @@ mod tests {
     /// Queries that integers cannot stand for are refused; zeros are not.
     #[test]
     fn odd_queries_stay_f32() {
-        for storage in [StorageType::Q8, StorageType::Q4] {
-            let Some((keys, ..)) = products(storage, 64) else { return };
+        let isas = [Isa::Avx2, Isa::Avx512];
+        for (isa, storage) in isas.into_iter().flat_map(|isa| [StorageType::Q8, StorageType::Q4].map(|s| (isa, s))) {
+            let Some((keys, ..)) = products(isa, storage, 64) else { continue };
             let mut bytes = vec![0_u32; query_bytes(64) / 4];
             let to = RoundedRows { rows: 1, bytes: bytes.as_mut_ptr().cast() };
             let rounds = |odd: f32| {

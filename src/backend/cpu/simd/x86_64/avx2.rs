@@ -6,7 +6,7 @@ use crate::backend::cpu::simd::vector::SimdF32;
 
 /// Eight f32.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx2(__m256);
+pub(crate) struct Avx2(pub __m256);
 
 // The contract of the trait is the contract of each `unsafe` below.
 #[expect(clippy::undocumented_unsafe_blocks, reason = "the processor has the instructions, by the trait's contract")]
