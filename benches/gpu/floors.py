@@ -27,11 +27,13 @@ NOT_MEASURED = "not measured on a GPU"
 
 
 def resources():
-    """{(kernel, arch, dim): (most registers, most shared memory)} of the tensor-core kernels, over their variants."""
+    """{(kernel, arch, dim): (most registers, most shared memory)} of the tensor-core kernels, over their variants of
+    16-bit types."""
     found = {}
     for line in RESOURCES.read_text().splitlines():
         cells = [c.strip() for c in line.strip("|").split("|")]
-        if len(cells) == 8 and cells[0] == "fast.cu":
+        # Numbers of quantised types have two digits.
+        if len(cells) == 8 and cells[0] == "fast.cu" and re.search(r"type=\d\b", cells[2]):
             dim = int(re.search(r"dim=(\d+)", cells[2])[1])
             key = cells[3], cells[1], dim
             registers, shared = found.get(key, (0, 0))
@@ -111,8 +113,8 @@ def text(measured, title):
                 "",
                 "## Occupancy",
                 "",
-                "Registers and shared memory: the most of all variants compiled for an architecture. Bytes in flight:",
-                "copies that a multiprocessor has issued while its warps compute.",
+                "Registers and shared memory: the most of all variants of 16-bit types compiled for an architecture.",
+                "Bytes in flight: copies that a multiprocessor has issued while its warps compute.",
                 "",
                 *occupancy(table),
             ]
