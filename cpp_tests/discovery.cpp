@@ -56,12 +56,12 @@ TEST(Discovery, EveryConstant) {
 }
 
 TEST(Discovery, StatusNames) {
-    for (skc_status status = 0; status >= -15; status--) {
+    for (skc_status status = 0; status >= SKC_STATUS_INVALID_SNAPSHOT; status--) {
         std::int64_t value = 1;
         ASSERT_OK(skc_constant(skc_status_name(status), &value));
         EXPECT_EQ(value, status);
     }
-    for (skc_status status : {1, -16, INT32_MIN, INT32_MAX}) {
+    for (skc_status status : {1, SKC_STATUS_INVALID_SNAPSHOT - 1, INT32_MIN, INT32_MAX}) {
         EXPECT_STREQ(skc_status_name(status), "unknown status");
     }
 }
@@ -71,6 +71,7 @@ TEST(Discovery, Capabilities) {
     ASSERT_OK(skc_capabilities(&can));
     EXPECT_EQ(can.abi_version, std::uint32_t{SKC_ABI_VERSION});
     EXPECT_TRUE(can.backends & 1u << SKC_BACKEND_CPU);
+    EXPECT_EQ(can.snapshot_version, std::uint32_t{SKC_SNAPSHOT_VERSION});
     EXPECT_EQ(can.io_dtypes, 0b1110u);
     EXPECT_EQ(can.kv_dtypes, 0b111110u);
     EXPECT_EQ(can.position_modes, 0b11110u);

@@ -111,6 +111,43 @@ fn a_loaded_sequence_goes_on_with_the_same_bits() {
     }
 }
 
+/// Layers are divided among threads where they are large.
+#[test]
+fn threads_change_no_byte_and_find_every_damage() {
+    let layer = LayerConfig { window: 300, ..LayerConfig::default() };
+    let long = LayerConfig { window: 700, ..layer.clone() };
+    let layers = vec![layer.clone(), long, layer.clone(), layer.clone(), layer];
+    let one = config(TYPES[2]);
+    let one = CacheConfig { n_layers: 5, head_dim: 128, head_dim_v: 128, max_chunk: 64, layers, ..one };
+    let three = CacheConfig { n_threads: 3, ..one.clone() };
+    let (mut alone, mut shared) = (new_cache(&one), new_cache(&three));
+    (0..13).for_each(|i| drop(step(&mut alone, &one, 0, 60, i)));
+    let bytes = save(&mut alone, 0);
+    assert!(bytes.len() > 3 << 19);
+    shared.load_sequence(2, &TAG, &bytes).unwrap();
+    assert!(save(&mut shared, 2) == bytes);
+    let mut parts = Parts::of(&bytes);
+    let offset = |layer: usize| 64 + parts.sections[..2 + layer].iter().map(Part::len).sum::<usize>();
+    for layer in 0..5 {
+        let mut broken = bytes.clone();
+        // The first and the last byte of the rows.
+        for at in [offset(layer) + 24, offset(layer + 1) - 9] {
+            broken[at] ^= 1;
+            let error = shared.load_sequence(2, &TAG, &broken).unwrap_err();
+            let text = format!("the checksum of section {} (ROWS) is wrong", 2 + layer);
+            assert!(error.status() == Status::InvalidSnapshot && error.message().starts_with(&text), "{error}");
+        }
+    }
+    // Layers of one length may not change places.
+    parts.sections.swap(2, 4);
+    let error = shared.load_sequence(2, &TAG, &parts.bytes()).unwrap_err();
+    assert!(error.message().starts_with("the K and V of layer 0 are not in their place"), "{error}");
+    assert!(save(&mut shared, 2) == bytes);
+    for seed in 50..53 {
+        assert!(step(&mut alone, &one, 0, 9, seed) == step(&mut shared, &three, 2, 9, seed));
+    }
+}
+
 /// By way of caches of every other size, in one of which more drafts are appended and rejected.
 #[test]
 fn sizes_of_caches_on_the_way_change_no_bit() {
@@ -182,6 +219,13 @@ struct Part {
     tag: [u8; 4],
     flags: u32,
     content: Vec<u8>,
+}
+
+impl Part {
+    /// Bytes of the section.
+    fn len(&self) -> usize {
+        24 + self.content.len().next_multiple_of(8)
+    }
 }
 
 impl Parts {

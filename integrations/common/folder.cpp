@@ -105,7 +105,7 @@ Folder::~Folder() {
 }
 
 bool Folder::lock() {
-    lock_ = ::openat(fd_, LOCK, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, PRIVATE_FILE);
+    lock_ = ::openat(fd_, LOCK, O_RDONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, PRIVATE_FILE);
     if (lock_ < 0) {
         fail_with(path_, std::string("cannot be locked: ") + std::strerror(errno));
     }

@@ -13,8 +13,8 @@ namespace programs {
 using Digest = std::array<std::uint8_t, 32>;
 
 /**
- * XXH3 with 128 bits of two seeds: at the speed of memory, and the same on every machine. It finds damage and accidental
- * mix-ups; it is no defence against someone who searches for two inputs of one hash.
+ * XXH3 with 128 bits of two seeds: at the speed of memory, and the same on every machine. It finds damage and
+ * accidental mix-ups; it is no defence against someone who searches for two inputs of one hash.
  */
 class Hash {
 public:

@@ -223,6 +223,37 @@ fn every_pair_of_types_agrees_with_the_cpu() {
     }
 }
 
+/// Rows of magnitudes at which an f16 of a turned query, or of a probability times a scale, would overflow or vanish.
+#[test]
+fn magnitudes_do_not_matter_to_codes() {
+    let Some(_turn) = cuda() else { return };
+    for types in QUANTISED {
+        let relative = |magnitude: f32, in_dtype: DType| {
+            let mut config = types.config(draw_config(&mut Random(77), SHAPES[7]));
+            let scale = f64::from(magnitude).powi(-2) / 12.0;
+            config.layers[0] = LayerConfig { n_sink: 4, window: 50, scale, ..LayerConfig::default() };
+            config.in_dtype = in_dtype;
+            let cpu = CacheConfig { backend: BackendKind::Cpu, ..config.clone() };
+            let mut pair = Pair { device: new_cache(&config), cpu: Cache::new(&cpu).unwrap(), config };
+            let mut tally = Tally::default();
+            for n in [[90, 3], [1, 1], [1, 1], [2, 40]] {
+                let random = &mut Random(5 + n[0] as u64);
+                match in_dtype {
+                    DType::F16 => pair.step(random, n, true, |x| f16::from_f32(x * HUGE), &mut tally),
+                    _ => pair.step(random, n, true, |x| x * TINY, &mut tally),
+                }
+            }
+            (tally.errors / tally.values).sqrt()
+        };
+        let (huge, tiny) = (relative(HUGE, DType::F16), relative(TINY, DType::F32));
+        println!("{types:?}: relative rms difference {huge:.2e} of huge rows, {tiny:.2e} of tiny ones");
+        assert!(huge < 6e-3 && tiny < 6e-3, "{types:?}: {huge} {tiny}");
+    }
+}
+
+const HUGE: f32 = 3e4;
+const TINY: f32 = 1e-9;
+
 /// Enough rows to fill the device, whatever its size: then it uses the larger tiles.
 #[test]
 fn large_tiles_agree_with_the_cpu() {

@@ -4,7 +4,7 @@
 #include "request_state.hpp"
 
 #include <algorithm>
-#include <new>
+#include <exception>
 
 namespace inflight {
 
@@ -85,8 +85,8 @@ bool Executor::park(Conversation &c) {
     std::optional<Bytes> content;
     try {
         content = to_bytes({c.pending, c.lookup.recent(), model_.plugin().save(c.slot)});
-    } catch (const sinkcache::Error &) {
-    } catch (const std::bad_alloc &) {
+    } catch (const std::exception &) {
+        // A miss on this rank, and so on all.
     }
     if (!parking_->put(c.name, std::move(content), !c.queued.empty())) {
         return false;
@@ -116,8 +116,8 @@ bool Executor::load(Conversation &c, const std::optional<Bytes> &content, std::i
             }
             loaded = true;
         }
-    } catch (const sinkcache::Error &) {
-    } catch (const std::bad_alloc &) {
+    } catch (const std::exception &) {
+        // A miss on this rank, and so on all.
     }
     return parking_->on_all_ranks(loaded);
 }

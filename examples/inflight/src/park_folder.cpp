@@ -96,6 +96,10 @@ std::optional<ParkedFile> ParkFolder::examine(const std::string &file_name) cons
 }
 
 bool ParkFolder::write(const std::string &name, std::uint64_t stamp, const Bytes &content) {
+    if (name.size() > RequestReader::MAX_NAME) {
+        // A restart would not read it.
+        return false;
+    }
     const Bytes start = header({name, stamp, file_bytes(name, content.size())});
     // The content's hash begins with the header's: parts of two files do not go together.
     const Digest check = Hash().add(start.data(), start.size()).add(content.data(), content.size()).digest();
@@ -133,9 +137,9 @@ std::optional<Bytes> ParkFolder::read(const std::string &name, std::uint64_t sta
     }
 }
 
-void ParkFolder::remove(const std::string &name) {
-    folder_.remove(file_name(name));
+bool ParkFolder::remove(const std::string &name) {
     removed_ = true;
+    return folder_.remove(file_name(name)) == 0;
 }
 
 void ParkFolder::sync() {

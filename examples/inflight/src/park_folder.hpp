@@ -42,7 +42,8 @@ public:
     /** False if it could not be written: a full disk, a quota, a limit. The conversation is then not in the folder. */
     bool write(const std::string &name, std::uint64_t stamp, const Bytes &content);
     std::optional<Bytes> read(const std::string &name, std::uint64_t stamp) const;
-    void remove(const std::string &name);
+    /** False if it is still there. */
+    bool remove(const std::string &name);
     /** After it what was removed stays removed, also after a loss of power. */
     void sync();
 

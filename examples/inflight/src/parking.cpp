@@ -103,8 +103,11 @@ std::optional<Bytes> Parking::take(const std::string &name) {
     }
     const bool in_memory = found->second.content.has_value();
     auto content = in_memory ? std::move(found->second.content) : folder_->read(name, found->second.stamp);
-    // Before the ranks agree: none parks the conversation again while another has its file of before.
-    erase(found, in_memory);
+    // Before the ranks agree: none parks the conversation again while another has its file of before. A file that
+    // cannot be removed would come back after a restart, older than the conversation: it is left as the newest.
+    if (!erase(found, in_memory)) {
+        content.reset();
+    }
     return agreed(std::move(content), in_memory);
 }
 
@@ -145,19 +148,22 @@ void Parking::remove(const std::string &name) {
     }
 }
 
-void Parking::erase(Entries::iterator entry, bool in_memory) {
+/** False if its file is still there. */
+bool Parking::erase(Entries::iterator entry, bool in_memory) {
     const auto &[name, e] = *entry;
+    bool gone = true;
     if (in_memory) {
         memory_order_.erase(e.stamp);
         counters_.in_memory--;
         counters_.memory_bytes -= e.bytes;
     } else {
-        folder_->remove(name);
+        gone = folder_->remove(name);
         disk_order_.erase(e.stamp);
         counters_.on_disk--;
         counters_.disk_bytes -= e.bytes;
     }
     entries_.erase(entry);
+    return gone;
 }
 
 bool Parking::make_room_in_memory(std::uint64_t bytes) {

@@ -112,7 +112,7 @@ private:
     bool write(const std::string &name, std::uint64_t stamp, const Bytes &content, bool wanted);
     bool move_to_disk(const std::string &oldest);
     void add_to_disk(const ParkedFile &file, bool wanted);
-    void erase(Entries::iterator entry, bool in_memory);
+    bool erase(Entries::iterator entry, bool in_memory);
 };
 
 }  // namespace inflight

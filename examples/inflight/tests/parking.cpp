@@ -328,6 +328,48 @@ TEST_F(ParkingTest, AFullDiskIsAMissAndWhatIsThereStays) {
     EXPECT_EQ(code, 0);
 }
 
+/** What cannot be removed must not be taken: a restart would find it, older than the conversation. */
+TEST_F(ParkingTest, AFileThatCannotBeRemovedIsNotTaken) {
+    fs::create_directory(folder);
+    const pid_t on_small_disk = child([&] {
+        if (!mount_small_disk(folder)) {
+            return CANNOT_MOUNT;
+        }
+        {
+            Parking parking(config(0, 100'000), group);
+            if (!parking.put("a", content("a"), false)) {
+                return 1;
+            }
+            if (mount("small", folder.c_str(), "tmpfs", MS_REMOUNT | MS_RDONLY, nullptr) != 0) {
+                return CANNOT_MOUNT;
+            }
+            if (parking.copy("a") != content("a") || parking.take("a") || parking.contains("a") ||
+                parking.put("b", content("b"), false)) {
+                return 2;
+            }
+            mount("small", folder.c_str(), "tmpfs", MS_REMOUNT, nullptr);
+        }
+        return Parking(config(0, 100'000), group).take("a") == content("a") ? 0 : 3;
+    });
+    const int code = exit_code(on_small_disk);
+    if (code == CANNOT_MOUNT) {
+        GTEST_SKIP() << "skipped: no tmpfs can be mounted here";
+    }
+    EXPECT_EQ(code, 0);
+}
+
+TEST_F(ParkingTest, NamesThatARestartWouldNotReadAreNotWritten) {
+    const std::string longest(256, 'n');
+    {
+        ParkFolder f = files();
+        EXPECT_TRUE(f.write(longest, 1, content(longest)));
+        EXPECT_FALSE(f.write(longest + "n", 2, content("n")));
+    }
+    ParkFolder f = files();
+    ASSERT_EQ(f.found().size(), 1u);
+    EXPECT_EQ(f.read(longest, 1), content(longest));
+}
+
 TEST_F(ParkingTest, NoKillDamagesAFile) {
     constexpr std::size_t KILLS = 40, NAMES = 5;
     std::mt19937 random(11);

@@ -77,13 +77,20 @@ impl CodeBlock {
     /// The block is one of `layout`, and nobody writes it.
     pub unsafe fn read_key(&self, slot: usize, codes: &mut [u8], scales: &mut [u16]) {
         self.check(slot, codes.len(), scales.len());
-        let n = self.layout.per_word;
+        let from = self.block.cast::<u32>();
         // SAFETY: within the block, by `check`; nobody writes it.
         unsafe {
             self.read_scales(slot, scales);
-            for (dim, code) in codes.iter_mut().enumerate() {
-                let word = self.block.cast::<u32>().add(self.layout.key_word(slot, dim / n)).read();
-                *code = (word >> self.layout.shift(dim % n) & self.mask()) as u8;
+            if self.layout.per_word == 4 {
+                for (word, codes) in codes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                    *codes = from.add(self.layout.key_word(slot, word)).read().to_le_bytes();
+                }
+            } else {
+                for (word, codes) in codes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+                    let word = from.add(self.layout.key_word(slot, word)).read();
+                    let halves = [word & 0x0F0F_0F0F, word >> 4 & 0x0F0F_0F0F];
+                    *codes = (u64::from(halves[0]) | u64::from(halves[1]) << 32).to_le_bytes();
+                }
             }
         }
     }

@@ -1,6 +1,8 @@
 //! Attention of few rows: all rows at once over one KV split at a time, with K and V read once, as they are stored.
 
-use super::decode_integers::{StoredSplit, byte_distance};
+use std::ops::Range;
+
+use super::decode_integers::{RowSet, StoredSplit, byte_distance};
 use super::kv_layout::{CodeLayout, KEY_GROUP, SLOT_ALIGN, padded_dim};
 use super::kv_store::Slots;
 use super::query_tile::QueryTile;
@@ -28,8 +30,8 @@ pub(super) struct KvSplit<'a> {
     pub block: &'a Block,
     /// The split that this thread computes next, if known: its first keys are prefetched.
     pub next: Option<&'a Block>,
-    /// Whether the queries are rounded to integers too.
-    pub rounded: bool,
+    /// Where queries are rounded to integers too: the rows that are left to f32.
+    pub left_f32: Option<RowSet>,
 }
 
 /// K and V of a split as they are stored.
@@ -54,11 +56,15 @@ impl KvSplit<'_> {
         let prefetches = cfg!(target_arch = "x86_64") && self.tile.rows <= PREFETCH_MAX_ROWS;
         let distance = |storage| if prefetches && half(storage) { PREFETCH_KEYS } else { 0 };
         let stored = Stored { k, v, n, ahead_k: distance(shape.k_type), ahead_v: distance(shape.v_type) };
-        match (self.kernels.key_products, CodeLayout::new(shape.k_type, shape.head_dim)) {
-            // SAFETY: the kernels' instruction set is available. `Slots::read` has checked that `n` slots of this head
-            // follow; nobody writes them while queries run.
-            (Some(keys), Some(layout)) if self.rounded => unsafe { self.split(&stored).qk(&keys, layout, scratch) },
-            _ => self.qk(&stored, scratch),
+        let codes = self.kernels.key_products.zip(CodeLayout::new(shape.k_type, shape.head_dim));
+        match codes.zip(self.left_f32) {
+            Some(((keys, layout), left)) => {
+                // SAFETY: the kernels' instruction set is available. `Slots::read` has checked that `n` slots of this
+                // head follow; nobody writes them while queries run.
+                unsafe { self.split(&stored).qk(&keys, layout, scratch) };
+                left.rows().for_each(|row| self.qk(&stored, row..row + 1, scratch));
+            }
+            None => self.qk(&stored, 0..self.tile.rows, scratch),
         }
         self.softmax(n, scratch);
         self.pv(&stored, scratch);
@@ -75,16 +81,17 @@ impl KvSplit<'_> {
     }
 
     /// QK^T of all columns into scratch's `scores`. Keys are prefetched; the last ones prefetch the first values.
-    fn qk(&self, stored: &Stored, scratch: &mut Scratch<'_>) {
-        let (shape, rows) = (self.tile.call.shape, self.tile.rows);
+    fn qk(&self, stored: &Stored, rows: Range<usize>, scratch: &mut Scratch<'_>) {
+        let shape = self.tile.call.shape;
         let (dim, slot_bytes) = (shape.head_dim, shape.k_type.row_bytes(shape.head_dim));
         let n = stored.n;
-        let q = if self.block.sinks { scratch.q_sink.as_ptr() } else { scratch.q.as_ptr() };
-        let scores = scratch.scores.as_mut_ptr();
+        let q = if self.block.sinks { &scratch.q_sink } else { &scratch.q };
+        let q = q[rows.start * dim..].as_ptr();
+        let scores = scratch.scores[rows.start * SPLIT_KEYS..].as_mut_ptr();
         let columns = |from: usize, to: usize, prefetch_offset: isize| QkArgs {
             q,
             q_stride: dim,
-            rows,
+            rows: rows.len(),
             k: stored.k,
             dim,
             first: from / KEY_GROUP,
@@ -93,7 +100,9 @@ impl KvSplit<'_> {
             stride: SPLIT_KEYS,
             prefetch_offset,
         };
-        debug_assert!(scratch.scores.len() >= rows * SPLIT_KEYS && scratch.q.len() >= rows * dim && n <= SPLIT_KEYS);
+        debug_assert!(
+            scratch.scores.len() >= rows.end * SPLIT_KEYS && scratch.q.len() >= rows.end * dim && n <= SPLIT_KEYS
+        );
         // SAFETY: the kernels' instruction set is available. `Slots::read` has checked that `n` slots of this head
         // follow; nobody writes them while queries run. Scratch has room for the rows and columns by the assertion.
         unsafe {

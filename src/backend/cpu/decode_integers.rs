@@ -3,7 +3,7 @@
 
 use super::kv_layout::{CodeLayout, KEY_GROUP, SLOT_ALIGN, padded_dim};
 use super::query_tile::QueryTile;
-use super::scratch::{SPLIT_KEYS, Scratch};
+use super::scratch::{SPLIT_KEYS, Scratch, TILE_ROWS};
 use super::simd::gemm::PvArgs;
 use super::simd::integer::pv::PvArgs as CodePvArgs;
 use super::simd::integer::qk::{QkArgs as CodeQkArgs, ValueScales};
@@ -22,16 +22,43 @@ const ROWS: usize = 4;
 
 const _: () = assert!(SPLIT_KEYS <= COLUMNS);
 
-/// Rounds the loaded queries of a tile, for window keys and for sink keys. False if one must stay f32.
-pub(super) fn round_queries(tile: &QueryTile<'_>, keys: &KeyProducts, scratch: &mut Scratch<'_>) -> bool {
+/// Rows of a tile.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct RowSet([u64; TILE_ROWS / 64]);
+
+impl RowSet {
+    fn insert(&mut self, row: usize) {
+        self.0[row / 64] |= 1 << (row % 64);
+    }
+
+    /// The rows, in order.
+    pub fn rows(mut self) -> impl Iterator<Item = usize> {
+        std::iter::from_fn(move || {
+            let at = self.0.iter().position(|&word| word != 0)?;
+            let bit = self.0[at].trailing_zeros() as usize;
+            self.0[at] &= self.0[at] - 1;
+            Some(at * 64 + bit)
+        })
+    }
+}
+
+/// Rounds the loaded queries of a tile, for window keys and for sink keys. Returns the rows that must stay f32: what one
+/// row holds does not change how the others are computed.
+pub(super) fn round_queries(tile: &QueryTile<'_>, keys: &KeyProducts, scratch: &mut Scratch<'_>) -> RowSet {
     let dim = tile.call.shape.head_dim;
+    let mut left = RowSet::default();
     let both = [(&*scratch.q, &mut *scratch.q_packed), (&*scratch.q_sink, &mut *scratch.q_sink_packed)];
-    both.into_iter().all(|(q, rounded)| {
+    for (q, rounded) in both {
         assert!(size_of_val(rounded) >= tile.rows * query::row_bytes(dim), "{} rows of {dim} dims", tile.rows);
         let to = RoundedRows { rows: tile.rows, bytes: rounded.as_mut_ptr().cast() };
-        // SAFETY: the kernels' instruction set is available; the rows have room by the assertion.
-        q.chunks_exact(dim).take(tile.rows).enumerate().all(|(r, q)| unsafe { (keys.round_query)(q, r, to) })
-    })
+        for (r, q) in q.chunks_exact(dim).take(tile.rows).enumerate() {
+            // SAFETY: the kernels' instruction set is available; the rows have room by the assertion.
+            if !unsafe { (keys.round_query)(q, r, to) } {
+                left.insert(r); // mutant: a_query_of_nan_rounded
+            }
+        }
+    }
+    left
 }
 
 /// K and V of one KV split.

@@ -20,27 +20,78 @@ struct HeadRows {
     row_bytes: usize,
 }
 
+/// How the numbers of one row lie in memory, in pieces of some numbers.
+#[derive(Clone, Copy)]
+struct Pieces {
+    /// Bytes of a piece: all of the row, one number, or a pair of 16-bit numbers.
+    bytes: usize,
+    /// Bytes from one piece to the next, within a block.
+    stride: usize,
+    /// Pieces of a block, and bytes from one block to the next.
+    per_block: usize,
+    block: usize,
+}
+
 impl HeadRows {
-    /// The first byte of number `d` of a slot, of a type without codes.
-    #[inline(always)]
-    fn at(&self, dtype: DType, slot: usize, d: usize) -> *mut u8 {
-        let padded = self.layout.dim;
+    /// The first byte of a slot's row of a type without codes, and its pieces.
+    fn row(&self, dtype: DType, slot: usize) -> (*mut u8, Pieces) {
         let (group, lane) = (slot - slot % KEY_GROUP, slot % KEY_GROUP);
         let (tile, in_tile) = (slot - slot % SLOT_ALIGN as usize, slot % SLOT_ALIGN as usize);
-        let index = match (self.which, dtype) {
-            (_, DType::F32) | (Which::V, DType::F16) => slot * padded + d,
-            (Which::K, DType::F16) => group * padded + d * KEY_GROUP + lane, // mutant: saved_key_of_another_lane
-            (Which::K, DType::Bf16) => group * padded + d / 2 * (2 * KEY_GROUP) + 2 * lane + d % 2,
-            (Which::V, DType::Bf16) => tile * padded + 2 * bf16_pair_index(padded, in_tile, d) + in_tile % 2,
+        let (padded, slot_bytes, all) = (self.layout.dim, self.layout.slot_bytes, self.row_bytes);
+        let in_line = |bytes, stride| Pieces { bytes, stride, per_block: usize::MAX, block: 0 };
+        let (at, pieces) = match (self.which, dtype) {
+            (_, DType::F32) | (Which::V, DType::F16) => (slot * slot_bytes, in_line(all, all)),
+            // mutant: saved_key_of_another_lane
+            (Which::K, DType::F16) => (group * slot_bytes + 2 * lane, in_line(2, 2 * KEY_GROUP)),
+            (Which::K, DType::Bf16) => (group * slot_bytes + 4 * lane, in_line(4, 4 * KEY_GROUP)),
+            (Which::V, DType::Bf16) => {
+                let first = 4 * bf16_pair_index(padded, in_tile, 0) + 2 * (in_tile % 2);
+                let block = 4 * bf16_pair_index(padded, 0, KEY_GROUP);
+                (tile * slot_bytes + first, Pieces { bytes: 2, stride: 4, per_block: KEY_GROUP, block })
+            }
         };
-        self.base.wrapping_add(index * dtype.size())
+        (self.base.wrapping_add(at), pieces)
     }
 
-    /// Calls `copy` with the first byte of every number of a slot's row, of `N` bytes, and its place in the row.
+    /// Calls `copy` with the first byte of every piece of a slot's row and its place in the row. All have `N` bytes, or
+    /// with `N` = 0 there is one, the whole row.
     #[inline(always)]
-    fn for_each<const N: usize>(&self, dtype: DType, slot: usize, mut copy: impl FnMut(*mut [u8; N], usize)) {
-        for d in 0..self.row_bytes / N {
-            copy(self.at(dtype, slot, d).cast(), N * d);
+    fn for_each<const N: usize>(&self, first: *mut u8, pieces: Pieces, mut copy: impl FnMut(*mut u8, usize)) {
+        if N == 0 {
+            return copy(first, 0);
+        }
+        let n = self.row_bytes / N;
+        let per_block = pieces.per_block.min(n);
+        for (block, from) in (0..n).step_by(per_block).enumerate() {
+            let at = first.wrapping_add(block * pieces.block);
+            for i in 0..per_block.min(n - from) {
+                copy(at.wrapping_add(i * pieces.stride), N * (from + i));
+            }
+        }
+    }
+
+    /// Copies the row of a slot to `row`, or from there.
+    ///
+    /// # Safety
+    /// The slot is of the head, whose numbers are of `dtype`; the caller has the cache alone. `row` is writable for a
+    /// row's bytes, or with `TO_SLOT` readable.
+    unsafe fn copy_row<const TO_SLOT: bool>(&self, dtype: DType, slot: usize, row: *mut u8) {
+        let (first, pieces) = self.row(dtype, slot);
+        // A constant length is unrolled.
+        macro_rules! copy {
+            ($n:literal, $bytes:expr) => {
+                self.for_each::<$n>(first, pieces, |p, i| {
+                    let row = row.wrapping_add(i);
+                    let (from, to) = if TO_SLOT { (row, p) } else { (p, row) };
+                    // SAFETY: a piece of the slot's row, and its place in `row`.
+                    unsafe { std::ptr::copy_nonoverlapping(from, to, $bytes) };
+                })
+            };
+        }
+        match pieces.bytes {
+            2 => copy!(2, 2),
+            4 if pieces.stride > 4 => copy!(4, 4),
+            _ => copy!(0, self.row_bytes),
         }
     }
 
@@ -120,14 +171,9 @@ impl KvStore {
         }
         let dtype = storage.element().unwrap_or(DType::F32);
         for (slot, row) in rows {
-            // SAFETY: the slots of a run are of the head, and its numbers initialised and of the size that `dtype`
-            // says; the call has the cache alone.
-            unsafe {
-                match dtype {
-                    DType::F32 => head.for_each::<4>(dtype, slot, |p, i| row[i..i + 4].copy_from_slice(&*p)),
-                    _ => head.for_each::<2>(dtype, slot, |p, i| row[i..i + 2].copy_from_slice(&*p)),
-                }
-            }
+            // SAFETY: the slots of a run are of the head, and its numbers initialised and of `dtype`; the call has the
+            // cache alone. `row` has a row's bytes.
+            unsafe { head.copy_row::<false>(dtype, slot, row.as_mut_ptr()) };
         }
     }
 
@@ -154,13 +200,8 @@ impl KvStore {
         }
         let dtype = storage.element().unwrap_or(DType::F32);
         for (slot, row) in rows {
-            // SAFETY: as in `read_rows`; a number may be any bits.
-            unsafe {
-                match dtype {
-                    DType::F32 => head.for_each::<4>(dtype, slot, |p, i| (*p).copy_from_slice(&row[i..i + 4])),
-                    _ => head.for_each::<2>(dtype, slot, |p, i| (*p).copy_from_slice(&row[i..i + 2])),
-                }
-            }
+            // SAFETY: as in `read_rows`; a number may be any bits, and `row` is only read.
+            unsafe { head.copy_row::<true>(dtype, slot, row.as_ptr().cast_mut()) };
         }
     }
 

@@ -78,11 +78,11 @@ impl<'a> Worker<'a> {
             AttendPath::Nothing => return,
             AttendPath::Decode => {
                 tile.load(kernels, &mut self.angles, scratch);
-                let rounded = kernels.key_products.is_some_and(|keys| round_queries(&tile, &keys, scratch));
+                let left_f32 = kernels.key_products.map(|keys| round_queries(&tile, &keys, scratch));
                 let mut blocks = tile.blocks(SPLIT_KEYS as u64).peekable();
                 while let Some(block) = blocks.next() {
                     let next = blocks.peek();
-                    KvSplit { tile: &tile, slots: &slots, kernels, block: &block, next, rounded }.attend(scratch);
+                    KvSplit { tile: &tile, slots: &slots, kernels, block: &block, next, left_f32 }.attend(scratch);
                     let (mut total, partial) = partials(scratch);
                     merge(&tile, &mut total, &partial);
                 }
@@ -103,9 +103,9 @@ impl<'a> Worker<'a> {
         let slots = self.store.slots(self.call.layer_index, entry.seq);
         let (kernels, scratch) = (self.kernels, &mut self.scratch);
         tile.load(kernels, &mut self.angles, scratch);
-        let rounded = kernels.key_products.is_some_and(|keys| round_queries(&tile, &keys, scratch));
+        let left_f32 = kernels.key_products.map(|keys| round_queries(&tile, &keys, scratch));
         let Some(block) = tile.blocks(SPLIT_KEYS as u64).nth(split as usize) else { return };
-        KvSplit { tile: &tile, slots: &slots, kernels, block: &block, next: None, rounded }.attend(scratch);
+        KvSplit { tile: &tile, slots: &slots, kernels, block: &block, next: None, left_f32 }.attend(scratch);
         let dim = padded_dim(self.call.shape.head_dim_v);
         let (mut total, partial) = self::partials(scratch);
         // SAFETY: each split is given to one thread; `SplitPartials::begin` has checked that it is in range.

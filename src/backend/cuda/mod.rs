@@ -48,8 +48,8 @@ impl Cuda {
     }
 }
 
-/// Codes and scales of a run's rows, which lie apart on the device and in turn on the host: of each a width in bytes, an
-/// address, the distance between rows on the device, and the offset in a row on the host.
+/// Codes and scales of a run's rows, which lie apart on the device and in turn on the host; each with its offset in a
+/// row on the host.
 fn pieces(store: &SkcStore, at: RowAddresses, row_bytes: usize) -> impl Iterator<Item = (RowPiece, usize)> {
     let codes = store.row_codes as usize;
     // Without the padding.

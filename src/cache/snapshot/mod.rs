@@ -5,6 +5,7 @@ mod copy;
 mod counters;
 mod format;
 mod load;
+mod parts;
 mod rows;
 mod save;
 mod settings;

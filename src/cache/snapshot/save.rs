@@ -1,5 +1,7 @@
 //! Saving a sequence.
 
+use std::ops::Range;
+
 use super::counters;
 use super::format::{HEADER_BYTES, HostTag, Tag, section_bytes, write_header, write_section};
 use super::rows::{self, SavedTokens};
@@ -10,10 +12,30 @@ use crate::config::Which;
 use crate::error::{Result, bail};
 use crate::ring::Seq;
 
+/// Bytes of which each thread writes a part of its own.
+struct SharedBytes(*mut [u8]);
+
+// SAFETY: `part` demands that nobody else uses a part.
+unsafe impl Sync for SharedBytes {}
+
+impl SharedBytes {
+    /// The `n` bytes from `at` on.
+    ///
+    /// # Safety
+    /// Nobody else may use them while the result lives; nor may the bytes that `self` was made from end before.
+    #[expect(clippy::mut_from_ref, reason = "parts do not overlap")]
+    unsafe fn part(&self, at: usize, n: usize) -> &mut [u8] {
+        assert!(at.checked_add(n).is_some_and(|end| end <= self.0.len()), "bytes {at} + {n} of {}", self.0.len());
+        // SAFETY: within the bytes, by the assertion; the caller alone uses them.
+        unsafe { std::slice::from_raw_parts_mut(self.0.cast::<u8>().add(at), n) }
+    }
+}
+
 /// Where the parts of a snapshot begin.
 struct Plan {
     settings: usize,
     counters: usize,
+    rows: usize,
     /// The whole snapshot.
     bytes: usize,
 }
@@ -45,33 +67,42 @@ impl Cache {
         // Every layer's rows, settings and counters.
         let n_sections = 2 + self.layers.len() as u32;
         write_header(out, n_sections, plan.bytes as u64, tag);
-        let (front, mut rest) = out.split_at_mut(plan.counters);
         let n = settings::bytes(&self.layers) as usize;
-        write_section(&mut front[plan.settings..], Tag::SETTINGS, n, |to| {
+        write_section(&mut out[plan.settings..plan.counters], Tag::SETTINGS, n, |to| {
             settings::write(&self.shape, &self.layers, to);
         });
         let n = counters::bytes(self.layers.len()) as usize;
-        let (section, after) = rest.split_at_mut(section_bytes(n as u64).unwrap_or(0) as usize);
         let (start, len) = (self.counters.starts[seq], self.counters.seq(0, seq).len);
-        write_section(section, Tag::COUNTERS, n, |to| {
+        write_section(&mut out[plan.counters..plan.rows], Tag::COUNTERS, n, |to| {
             let layers = (0..self.layers.len()).map(|layer| self.saved_counters(layer, seq));
             counters::write(start, len, layers, to);
         });
-        rest = after;
-        for layer in 0..self.layers.len() {
-            let n = self.saved_tokens(layer, seq).content_bytes(&self.shape).unwrap_or(0);
-            let (section, after) = rest.split_at_mut(section_bytes(n).unwrap_or(0) as usize);
+        let rows = SharedBytes(&raw mut out[plan.rows..]);
+        let outcome = self.for_layers(plan.bytes, &|range| self.save_layers(range, seq, &rows));
+        let outcome = self.note_panic(outcome);
+        self.note_device_loss(outcome)?;
+        Ok(plan.bytes)
+    }
+
+    /// Writes the sections of some layers. `rows` are those of all.
+    fn save_layers(&self, range: Range<usize>, seq: usize, rows: &SharedBytes) -> Result<()> {
+        let content = |layer| self.saved_tokens(layer, seq).content_bytes(&self.shape).unwrap_or(0);
+        let section_len = |layer| section_bytes(content(layer)).unwrap_or(0) as usize;
+        let mut at = (0..range.start).map(section_len).sum();
+        for layer in range {
+            // SAFETY: the sections of different layers do not overlap, and each layer is in one range.
+            let section = unsafe { rows.part(at, section_len(layer)) };
+            at += section.len();
             let mut outcome = Ok(());
-            write_section(section, Tag::ROWS, n as usize, |to| {
+            write_section(section, Tag::ROWS, content(layer) as usize, |to| {
                 outcome = self.save_rows(layer, seq, to);
                 // The checksum follows. Copies must not go on after an error either.
                 let waited = self.device().map_or(Ok(()), |device| device.wait(self.stream));
                 outcome = std::mem::replace(&mut outcome, Ok(())).and(waited);
             });
-            self.note_device_loss(outcome)?;
-            rest = after;
+            outcome?;
         }
-        Ok(plan.bytes)
+        Ok(())
     }
 
     /// Checks that a sequence can be saved now.
@@ -112,7 +143,7 @@ impl Cache {
                 sum.checked_add(section_bytes(self.saved_tokens(layer, seq).content_bytes(&self.shape)?)?)
             })?;
             let bytes = usize::try_from(bytes).ok()?;
-            Some(Plan { settings: settings as usize, counters: counters as usize, bytes })
+            Some(Plan { settings: settings as usize, counters: counters as usize, rows: rows as usize, bytes })
         };
         match whole() {
             Some(plan) => Ok(plan),

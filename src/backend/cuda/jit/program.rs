@@ -135,9 +135,7 @@ pub fn hash<T: Hash>(parts: &T) -> u128 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::modules::type_of;
     use super::*;
-    use crate::config::StorageType;
 
     /// A header that is not listed could not be included by a program.
     #[test]
@@ -151,18 +149,5 @@ mod tests {
         there.sort();
         let listed: Vec<_> = HEADERS.iter().map(|h| h.0).collect();
         assert_eq!(listed, there);
-    }
-
-    #[test]
-    fn types_have_the_numbers_of_the_abi() {
-        let (f16, bf16) = (StorageType::F16 as u32, StorageType::Bf16 as u32);
-        let (q8, q4) = (StorageType::Q8 as u32, StorageType::Q4 as u32);
-        let numbers = TYPES.map(|t| t.1);
-        assert_eq!(numbers, [f16, bf16, 10 * q8 + q8, 10 * q8 + q4, 10 * q4 + q4]);
-        assert_eq!(type_of(StorageType::Q8, StorageType::Q4), Some(45));
-        assert_eq!(type_of(StorageType::F16, StorageType::F16), Some(2));
-        for (k, v) in [(StorageType::Q4, StorageType::Q8), (StorageType::F16, StorageType::Q8)] {
-            assert_eq!(type_of(k, v), None);
-        }
     }
 }

@@ -30,7 +30,7 @@ pub fn archs(list: &str) -> Result<Vec<u32>, String> {
     Ok(archs)
 }
 
-/// Shapes of a list; empty = the default. A shape without a type stands for both 16-bit types; quantised ones are named.
+/// Shapes of a list; empty = the default. A shape without a type stands for both 16-bit types.
 pub fn shapes(list: &str) -> Result<Vec<Variant>, String> {
     let mut shapes = Vec::new();
     for item in items(list, DEFAULT_SHAPES) {

@@ -1,5 +1,5 @@
 // skc_append, and skc_append_quantised where K or V is quantised: rotates each key once, at its stream position, and
-// stores K and V in their slots. The last block of an entry to finish commits the counters. They are two kernels because
+// stores K and V in their slots. The last block of an entry to finish commits the counters. There are two kernels since
 // rows in registers would leave the first fewer blocks on a multiprocessor.
 //
 // Grid: entries, blocks over tokens (loop). 128 threads. Shared: cosines and sines of one token, 8 x rope_pairs bytes
