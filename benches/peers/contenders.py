@@ -18,7 +18,7 @@ GGML_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}
 
 
 class Ggml:
-    """ggml's flash attention with a thread pool of its own (ggml_peer.cpp), f32 queries, K and V in a type of its."""
+    """ggml's flash attention with a thread pool of its own (ggml_peer.cpp): f32 queries, K and V in its types."""
 
     def __init__(self, lib, case, n_threads, kv_dtype="f16"):
         rng = np.random.default_rng(1)
