@@ -42,8 +42,8 @@ impl RowSet {
     }
 }
 
-/// Rounds the loaded queries of a tile, for window keys and for sink keys. Returns the rows that must stay f32: what one
-/// row holds does not change how the others are computed.
+/// Rounds the loaded queries of a tile, for window keys and for sink keys. Returns the rows that must stay f32: what
+/// one row holds does not change how the others are computed.
 pub(super) fn round_queries(tile: &QueryTile<'_>, keys: &KeyProducts, scratch: &mut Scratch<'_>) -> RowSet {
     let dim = tile.call.shape.head_dim;
     let mut left = RowSet::default();
