@@ -180,8 +180,11 @@ impl Run {
             assert!(again == before, "the same queries gave other results");
             return;
         }
-        // Keys are what they are for both; queries and probabilities may be rounded to the narrow type, or to 8 bits.
-        let step = match KvTypes::of(config).k {
+        // Keys are what they are for both; queries and probabilities may be rounded to the narrow type, or to integers:
+        // probabilities of values with codes to 16 bits of the largest.
+        let types = KvTypes::of(config);
+        let step = match types.k {
+            StorageType::F32 if matches!(types.v, StorageType::Q8 | StorageType::Q4) => 1e-4,
             StorageType::F32 => 1e-5,
             StorageType::F16 => 2e-3,
             StorageType::Bf16 | StorageType::Q8 | StorageType::Q4 => 1.6e-2,
