@@ -10,6 +10,10 @@ mod convert;
 pub(crate) mod fp16;
 pub(crate) mod gemm;
 mod hadamard;
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(dead_code, unused_imports, unused_macros, reason = "products of bytes are written for x86-64 alone")
+)]
 pub(crate) mod integer;
 pub(crate) mod kv_load;
 mod pack;
