@@ -308,11 +308,14 @@ TEST_F(RefusedSnapshots, Copies) {
     refuse(host::copy_args(c, 0, 3), SKC_STATUS_OUT_OF_RANGE, "seq_id is 3");
     refuse(host::copy_args(c, -1, 0), SKC_STATUS_OUT_OF_RANGE, "seq_id is -1");
     refuse(host::copy_args(cache(), 0, -1), SKC_STATUS_OUT_OF_RANGE, "seq_id is -1");
-    refuse(host::copy_args(cache(), 0, 0), SKC_STATUS_INVALID_ARGUMENT, "destination");
+    refuse(host::copy_args(cache(), 0, 0), SKC_STATUS_INVALID_ARGUMENT, "src_seq_id and dst_seq_id are both 0");
+    auto within = host::copy_args(cache(), 0, 1);
+    within.src_stream = &within;
+    refuse(within, SKC_STATUS_INVALID_ARGUMENT, "src_stream is 0x");
     refuse(host::copy_args(nullptr, 0, 0), SKC_STATUS_INVALID_HANDLE, "src_cache");
     auto a = host::copy_args(c, 0, 0);
     a.src_stream = &a;
-    refuse(a, SKC_STATUS_INVALID_ARGUMENT, "a CPU cache has none");
+    refuse(a, SKC_STATUS_INVALID_ARGUMENT, "src_stream is 0x");
     EXPECT_REJECTED(skc_copy_sequence(cache(), nullptr), SKC_STATUS_NULL_POINTER, "skc_copy_sequence_args");
     other.close();
     refuse(host::copy_args(c, 0, 0), SKC_STATUS_INVALID_HANDLE, "src_cache");

@@ -968,7 +968,9 @@ typedef struct skc_copy_sequence_args {
     int32_t dst_seq_id;
     /** CUDA: the stream of the cache that is copied to; NULL = the legacy default stream. CPU: NULL. */
     void *stream;
-    /** CUDA: the stream of src_cache; NULL = the legacy default stream. CPU: NULL. */
+    /**
+     * CUDA: the stream of src_cache; NULL = the legacy default stream, or stream where both caches are one. CPU: NULL.
+     */
     void *src_stream;
 } skc_copy_sequence_args;
 

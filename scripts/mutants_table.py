@@ -157,6 +157,8 @@ FP16 = {
 
 # Products of codes in integers, AVX512_VNNI.
 VNNI = {
+    "small_block_of_query_rounded": Replace("q.len() > block", "false",
+                                            ("instruction_sets", "large_channels_of_queries_stay_in_their_block")),
     "bias_of_codes_left_in": Replace("-bias * sum", "0 * sum", INTEGER_SCORES),
     "scale_of_masked_column": Replace("_mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(p, zero)", "0xFFFF_u16", INTEGER_RESULTS),
 }

@@ -130,6 +130,48 @@ fn hold_long_windows(dims: (u32, u32), window: u32, types: &[KvTypes]) {
     }
 }
 
+/// One channel of the queries is a thousand times as large as the others, and meets keys of zero: the Hadamard turn
+/// keeps it to its block of dims, and the other blocks must keep their precision.
+#[test]
+fn large_channels_of_queries_stay_in_their_block() {
+    for (types, dim) in [StorageType::Q8, StorageType::Q4].into_iter().flat_map(|t| [72, 80, 96].map(|d| (t, d))) {
+        let base = config(Isa::Scalar, types, (dim, dim), 90);
+        let mut layer = base.layers[0].clone();
+        layer.position_mode = PositionMode::None;
+        let (nq, nkv, d) = (4 * dim as usize, 2 * dim as usize, dim as usize);
+        let cfg = OracleConfig {
+            n_q_heads: 4,
+            n_kv_heads: 2,
+            head_dim: d,
+            head_dim_v: d,
+            max_rewind: 16,
+            layer: layer.clone(),
+        };
+        let n = 160;
+        let (mut q, mut k, v) = (draw(n * nq, 1), draw(n * nkv, 2), draw(n * nkv, 3));
+        q.chunks_mut(d).for_each(|q| q[0] = 1000.0);
+        let block = 1 << dim.trailing_zeros();
+        k.chunks_mut(d).for_each(|k| k[..block].fill(0.0));
+        let (mut oracle, mut plain) = (Oracle::new(cfg), Plain::new(types));
+        let (mut want, mut lse, mut rough) = (vec![], vec![], vec![]);
+        for t in 0..n {
+            let rows = Rows { q: &q[t * nq..][..nq], k: &k[t * nkv..][..nkv], v: &v[t * nkv..][..nkv] };
+            oracle.step(rows.q, rows.k, rows.v, &mut want, &mut lse);
+            plain.step(&oracle, rows, &mut rough);
+        }
+        for isa in Isa::all() {
+            let config = CacheConfig { layers: vec![layer.clone()], ..config(isa, types, (dim, dim), 90) };
+            let mut cache = Cache::new(&config).unwrap();
+            let mut got = vec![];
+            for t in 0..n {
+                let rows = Rows { q: &q[t * nq..][..nq], k: &k[t * nkv..][..nkv], v: &v[t * nkv..][..nkv] };
+                got.extend(feed(&mut cache, &config, 0, Batch::new(&[0], &[1]), rows, Call::Step).0);
+            }
+            check(types.into(), &got, &want, Some(&rough)).unwrap_or_else(|e| panic!("{isa:?} {dim} dims: {e}"));
+        }
+    }
+}
+
 /// One token of a chunk is infinite, overflows its storage type, or is NaN: it must not change a query that it is not
 /// visible to.
 #[test]

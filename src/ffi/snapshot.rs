@@ -7,7 +7,7 @@ use super::c_struct::{c_struct, read_array, read_struct, write_array};
 use super::constants::{SKC_HOST_TAG_BYTES, SKC_READ_BACK, skc_status};
 use super::registry::{on_stream, skc_cache, with_two_caches};
 use crate::cache::{Cache, HostTag};
-use crate::error::{Result, bail};
+use crate::error::{Error, Result, bail};
 
 /// Arguments of skc_snapshot_bytes and skc_save_sequence.
 #[repr(C)]
@@ -75,7 +75,7 @@ pub struct skc_copy_sequence_args {
     pub dst_seq_id: i32,
     /// CUDA: the stream of the cache that is copied to; NULL = the legacy default stream. CPU: NULL.
     pub stream: *mut c_void,
-    /// CUDA: the stream of src_cache; NULL = the legacy default stream. CPU: NULL.
+    /// CUDA: the stream of src_cache; NULL = the legacy default stream, or stream where both caches are one. CPU: NULL.
     pub src_stream: *mut c_void,
 }
 c_struct!(skc_copy_sequence_args, SKC_READ_BACK, 24);
@@ -259,6 +259,21 @@ pub unsafe extern "C" fn skc_copy_sequence(cache: *mut skc_cache, args: *const s
             // SAFETY: the header demands a live stream of the cache's context.
             return unsafe {
                 on_stream(cache, a.stream, |cache| {
+                    if a.dst_seq_id == a.src_seq_id {
+                        bail!(
+                            InvalidArgument,
+                            "src_seq_id and dst_seq_id are both {}: a sequence is no copy of itself",
+                            a.src_seq_id
+                        );
+                    }
+                    if !a.src_stream.is_null() && a.src_stream != a.stream {
+                        bail!(
+                            InvalidArgument,
+                            "src_stream is {:p}: within one cache it is stream, {:p}",
+                            a.src_stream,
+                            a.stream
+                        );
+                    }
                     refresh(cache, a.flags, a.src_seq_id)?;
                     cache.copy_within(a.dst_seq_id, a.src_seq_id)
                 })
@@ -268,7 +283,9 @@ pub unsafe extern "C" fn skc_copy_sequence(cache: *mut skc_cache, args: *const s
             // SAFETY: the header demands live streams of the caches' contexts.
             unsafe {
                 cache.set_stream(a.stream)?;
-                source.set_stream(a.src_stream)?;
+                source
+                    .set_stream(a.src_stream)
+                    .map_err(|e| Error::new(e.status(), format_args!("src_{}", e.message())))?;
             }
             refresh(source, a.flags, a.src_seq_id)?;
             cache.copy_sequence(a.dst_seq_id, source, a.src_seq_id)

@@ -19,6 +19,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <regex>
 #include <unistd.h>
 
 namespace {
@@ -66,15 +67,26 @@ void declare(CLI::App &app, Options &o) {
     app.add_option("--cuda-device", o.cuda_device, "index of the GPU; -1 = the rank's number")->capture_default_str();
 #endif
     const CLI::AsSizeValue bytes(false);
+    const CLI::Validator digits(
+        [](std::string &text) {
+            static const std::regex sizes("(0|[1-9][0-9]*) ?([kmgtKMGT]i?)?[bB]?");
+            const bool size = std::regex_match(text, sizes);
+            return size ? "" : "'" + text + "' is no size: digits, then K, M, G or T are allowed: 64M";
+        },
+        "SIZE");
+    const CLI::Validator named([](std::string &text) { return text.empty() ? "the name is empty" : ""; }, "FOLDER");
     const CLI::Range size(std::uint64_t{0}, std::uint64_t{1} << 50);
     app.add_option("--park-memory", o.park_memory, "bytes of host memory for conversations whose slot is wanted")
         ->capture_default_str()
         ->transform(bytes)
+        ->transform(digits)
         ->check(size);
-    CLI::Option *dir = app.add_option("--park-dir", o.park_dir, "private folder for those that memory does not hold");
+    CLI::Option *dir =
+        app.add_option("--park-dir", o.park_dir, "private folder for those that memory does not hold")->check(named);
     CLI::Option *disk =
         app.add_option("--park-disk", o.park_disk, "bytes of files in --park-dir, such as 10G")
             ->transform(bytes)
+            ->transform(digits)
             ->check(size);
     dir->needs(disk);
     disk->needs(dir);
@@ -224,10 +236,15 @@ std::string shard_name(const Group &group) {
     return "rank-" + std::to_string(group.rank()) + "-of-" + std::to_string(group.size());
 }
 
-/** What parked conversations belong to. */
+/** What parked conversations belong to. Those of other settings, which the cache would refuse, are left alone. */
 programs::Digest shard_tag(const Options &options, const Group &group) {
     const programs::Digest model = programs::hash_file(options.model);
-    return programs::Hash().add(model.data(), model.size()).add(shard_name(group)).digest();
+    const PluginConfig &plugin = options.plugin;
+    std::string settings;
+    for (const std::uint32_t setting : {plugin.n_sink, plugin.window, plugin.k_dtype, plugin.v_dtype}) {
+        settings += " " + std::to_string(setting);
+    }
+    return programs::Hash().add(model.data(), model.size()).add(shard_name(group)).add(settings).digest();
 }
 
 /** Where conversations rest. Each of several ranks has a folder of its own. */

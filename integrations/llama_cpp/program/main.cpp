@@ -70,8 +70,10 @@ int main(int argc, char **argv) {
     add_common_options(chat_app, chatting.common, chatting.json, verbose);
     chat_app.add_option("-f,--file", chatting.file, "File of prompts, one per line; default standard input")
         ->check(CLI::ExistingFile);
-    chat_app.add_option("--save", chatting.save, "File that the conversation is written to at its end");
-    chat_app.add_option("--load", chatting.load, "File of a saved conversation, which goes on and is not read again");
+    const CLI::Validator named([](std::string &text) { return text.empty() ? "the name is empty" : ""; }, "FILE");
+    chat_app.add_option("--save", chatting.save, "File that the conversation is written to at its end")->check(named);
+    chat_app.add_option("--load", chatting.load, "File of a saved conversation, which goes on and is not read again")
+        ->check(named);
     chat_app.add_option("--system", chatting.system, "System message");
     chat_app.add_option("-n,--predict", chatting.predict, "Most tokens of an answer")
         ->capture_default_str()

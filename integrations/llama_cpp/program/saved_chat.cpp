@@ -45,8 +45,12 @@ Bytes content_of(const SavedChat &chat) {
 }
 
 Bytes content_of_file(const std::string &path) try {
+    std::error_code error;
+    // A device or a pipe may never end.
+    if (!std::filesystem::is_regular_file(path, error)) {
+        throw UserError("--load '" + path + "' cannot be read: it is no file");
+    }
     std::ifstream file;
-    // A folder can be opened, but not read.
     file.exceptions(std::ios::failbit | std::ios::badbit);
     file.open(path, std::ios::binary);
     return {std::istreambuf_iterator<char>(file), {}};

@@ -49,7 +49,7 @@ impl Codes for CodesQ4 {
     const PER_WORD: usize = 8;
     const BITS: u32 = 4;
     const FLIP: u32 = 0x8888_8888;
-    const QUERY_TERMS: usize = 1;
+    const QUERY_TERMS: usize = 2;
     const SCALE_DIMS: usize = Q4_GROUP;
 }
 

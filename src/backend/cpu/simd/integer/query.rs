@@ -1,7 +1,7 @@
 //! Queries as integers.
 //!
-//! A row is rounded to integers relative to its largest magnitude: to 16 bits for keys in q8, whose own rounding is not
-//! much coarser than that of a query in 8 bits; to 8 bits for keys in q4, whose rounding is thirteen times as coarse.
+//! A row is rounded to integers of 16 bits relative to its largest magnitude. 8 bits would be as coarse as q8 itself,
+//! and show wherever keys are nearer to their codes than their type's rounding.
 
 use crate::backend::cpu::simd::codes::Codes;
 use crate::config::MAX_HEAD_DIM;
@@ -47,6 +47,10 @@ pub(super) const LIMITS: [f32; 2] = [127.0, 32_639.0];
 /// Magnitudes outside these bounds are left to f32: a unit or its inverse might not be a normal number.
 pub(super) const MAGNITUDES: std::ops::Range<f32> = 1e-30..1e30;
 
+/// The most that the largest magnitudes of two Hadamard blocks of a row may differ by: 16 bits less 4 leave as many as
+/// f16 has.
+const MOST_BETWEEN_BLOCKS: f32 = 16.0;
+
 /// Where rows of rounded queries go.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RoundedRows {
@@ -63,6 +67,14 @@ pub(super) unsafe fn round_row<C: Codes>(q: &[f32], bias: i32, row: usize, to: R
     // As integers: NaN is above infinity, which is above every number.
     let most = f32::from_bits(q.iter().fold(0, |most, x| most.max(x.to_bits() & !(1 << 31))));
     if most != 0.0 && !MAGNITUDES.contains(&most) {
+        return false;
+    }
+    // The Hadamard turn spreads a large channel over its block only. Beside it, another block would keep fewer bits
+    // than f16 has, and keys may make up for it.
+    let block = 1 << q.len().trailing_zeros();
+    let of_block = |q: &[f32]| f32::from_bits(q.iter().fold(0, |most, x| most.max(x.to_bits() & !(1 << 31))));
+    // mutant: small_block_of_query_rounded
+    if q.len() > block && q.chunks_exact(block).any(|q| (1e-30..most / MOST_BETWEEN_BLOCKS).contains(&of_block(q))) {
         return false;
     }
     let limit = LIMITS[C::QUERY_TERMS - 1];
