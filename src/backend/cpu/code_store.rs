@@ -1,6 +1,6 @@
 //! Quantised rows in the cache's memory: a token's codes and scales written and read.
 
-use super::kv_layout::CodeLayout;
+use super::kv_layout::{CODE_BLOCK, CodeLayout};
 
 /// A block of quantised keys or values.
 #[derive(Clone, Copy, Debug)]
@@ -10,9 +10,14 @@ pub(super) struct CodeBlock {
 }
 
 impl CodeBlock {
+    /// The block of a slot of the head that begins at `base`, and its slot there.
+    pub fn of(base: *mut u8, layout: CodeLayout, slot: usize) -> (Self, usize) {
+        (Self { layout, block: base.wrapping_add(slot / CODE_BLOCK * layout.block_bytes()) }, slot % CODE_BLOCK)
+    }
+
     fn check(&self, slot: usize, codes: usize, scales: usize) {
         let CodeLayout { dim, scales: n, .. } = self.layout;
-        assert!(slot < 32 && codes <= dim && scales <= n, "slot {slot}: {codes} codes, {scales} scales");
+        assert!(slot < CODE_BLOCK && codes <= dim && scales <= n, "slot {slot}: {codes} codes, {scales} scales");
     }
 
     /// # Safety

@@ -1,7 +1,7 @@
 //! The products of a decode over quantised keys or values in integers. A row that cannot be rounded to integers is left
 //! to f32: its query, a score or a scale of a value that it sees is not finite, or its magnitude is extreme.
 
-use super::kv_layout::{CodeLayout, KEY_GROUP, SLOT_ALIGN, padded_dim};
+use super::kv_layout::{CODE_BLOCK, CodeLayout, KEY_GROUP, padded_dim};
 use super::query_tile::QueryTile;
 use super::scratch::{SPLIT_KEYS, Scratch, TILE_ROWS};
 use super::simd::gemm::PvArgs;
@@ -13,9 +13,7 @@ use super::simd::integer::weights::{ResultArgs, WeighArgs, row_bytes};
 use super::simd::integer::{KeyProducts, ValueProducts};
 use super::simd::softmax::ColumnRange;
 
-/// Slots of a block.
-const BLOCK: usize = SLOT_ALIGN as usize;
-/// Distance of the software prefetch: four pages of half of L1 would leave no room for scores and weights.
+/// Distance of the software prefetch. A longer one would drive scores and weights out of L1.
 const PREFETCH_BYTES: usize = 8192;
 /// Rows that are multiplied together.
 const ROWS: usize = 4;
@@ -85,13 +83,13 @@ impl StoredSplit<'_> {
     /// # Safety
     /// The instruction set of `keys` is available; K and V hold the split's slots, which nobody writes.
     pub unsafe fn qk(&self, keys: &KeyProducts, layout: CodeLayout, scratch: &mut Scratch<'_>) {
-        let (shape, blocks) = (self.tile.call.shape, self.n.div_ceil(BLOCK));
+        let (shape, blocks) = (self.tile.call.shape, self.n.div_ceil(CODE_BLOCK));
         let values = CodeLayout::new(shape.v_type, padded_dim(shape.head_dim_v));
         let value_scales = ValueScales {
             v: self.v,
             blocks: if values.is_some() { blocks } else { 0 },
             block_bytes: values.map_or(0, CodeLayout::block_bytes),
-            bytes: values.map_or(0, |v| v.scales * size_of::<u16>() * BLOCK),
+            bytes: values.map_or(0, |v| v.scales * size_of::<u16>() * CODE_BLOCK),
         };
         let queries = if self.sinks { &scratch.q_sink_packed } else { &scratch.q_packed };
         let groups = |first: usize, end: usize, prefetch_offset: isize| CodeQkArgs {
@@ -109,7 +107,7 @@ impl StoredSplit<'_> {
         let (ahead, bytes) = (blocks_ahead(layout), layout.block_bytes());
         let last = blocks.saturating_sub(ahead);
         let tail = self.k.wrapping_add(last * bytes);
-        let (last, end) = (last * BLOCK / KEY_GROUP, self.n / KEY_GROUP);
+        let (last, end) = (last * CODE_BLOCK / KEY_GROUP, self.n / KEY_GROUP);
         assert!(scratch.scores.len() >= self.tile.rows * SPLIT_KEYS && self.n <= SPLIT_KEYS, "{} columns", self.n);
         // SAFETY: the caller's contract; scratch has room for the rows and columns by the assertion.
         unsafe {
@@ -125,12 +123,12 @@ impl StoredSplit<'_> {
     pub unsafe fn pv(&self, values: &ValueProducts, pv: unsafe fn(&PvArgs), all: &PvArgs, scratch: &mut Scratch<'_>) {
         let layout = CodeLayout::new(self.tile.call.shape.v_type, all.dim).expect("values that have codes");
         let dim = layout.dim;
-        let (from, to) = (all.from / BLOCK, all.to.div_ceil(BLOCK));
+        let (from, to) = (all.from / CODE_BLOCK, all.to.div_ceil(CODE_BLOCK));
         // Chunks pack values into this field.
         let weight_bytes = row_bytes(layout.scales);
         let n_products = layout.scales * COLUMNS;
         let room = ROWS * (weight_bytes + 2 * dim * size_of::<i32>()) + n_products * size_of::<f32>();
-        assert!(size_of_val(scratch.v) >= room && to * BLOCK <= COLUMNS, "{} dims, blocks up to {to}", dim);
+        assert!(size_of_val(scratch.v) >= room && to * CODE_BLOCK <= COLUMNS, "{} dims, blocks up to {to}", dim);
         let products = scratch.v.as_mut_ptr();
         let sums = products.wrapping_add(n_products).cast::<i32>();
         let weights = sums.wrapping_add(ROWS * 2 * dim).cast::<u8>();

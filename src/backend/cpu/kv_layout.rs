@@ -7,6 +7,8 @@ use crate::ring::Ring;
 pub(super) const KEY_GROUP: usize = 16;
 /// Sinks and ring each begin and end at a multiple of so many slots.
 pub(super) const SLOT_ALIGN: u64 = 32;
+/// Slots of a block of quantised rows.
+pub(super) const CODE_BLOCK: usize = SLOT_ALIGN as usize;
 
 /// Dims of a stored row of V: padded to whole vectors.
 pub(super) fn padded_dim(dim: usize) -> usize {
@@ -42,7 +44,7 @@ pub(super) fn bf16_pair_index(dim: usize, key: usize, d: usize) -> usize {
     key / 32 * (16 * dim) + d / 16 * 256 + key % 32 / 2 * 16 + d % 16
 }
 
-/// Where the scales and the codes of quantised rows lie. Each [`SLOT_ALIGN`] slots are a block, a multiple of 64 bytes:
+/// Where the scales and the codes of quantised rows lie. Each [`CODE_BLOCK`] slots are a block, a multiple of 64 bytes:
 /// the scales of its slots, `[scales of a row][slot]`, then their codes in words of 32 bits.
 ///
 /// A word holds four codes of q8 or eight of q4: of consecutive dims of one key, or of one dim of consecutive values.
@@ -71,12 +73,12 @@ impl CodeLayout {
 
     /// Bytes of a block.
     pub const fn block_bytes(self) -> usize {
-        SLOT_ALIGN as usize * (2 * self.scales + 4 * self.dim / self.per_word)
+        CODE_BLOCK * (2 * self.scales + 4 * self.dim / self.per_word)
     }
 
     /// Offset of a slot's scale in its block, in scales.
     pub const fn scale(self, slot: usize, scale: usize) -> usize {
-        scale * SLOT_ALIGN as usize + slot
+        scale * CODE_BLOCK + slot
     }
 
     /// Offset of a key's word in its block, in words.
@@ -91,7 +93,7 @@ impl CodeLayout {
     }
 
     const fn first_word(self) -> usize {
-        SLOT_ALIGN as usize * self.scales / 2
+        CODE_BLOCK * self.scales / 2
     }
 
     /// The lowest bit of a code in its word: codes `i` and `i + 4` of q4 are the halves of byte `i`.

@@ -94,13 +94,6 @@ impl HeadRows {
             _ => copy!(0, self.row_bytes),
         }
     }
-
-    /// The block of a slot of quantised rows, and its slot there.
-    fn block(&self, layout: CodeLayout, slot: usize) -> (CodeBlock, usize) {
-        let in_block = slot % SLOT_ALIGN as usize;
-        let block = self.base.wrapping_add((slot - in_block) * self.layout.slot_bytes);
-        (CodeBlock { layout, block }, in_block)
-    }
 }
 
 /// The codes and scales of a row as [`CodeBlock`] has them.
@@ -155,7 +148,7 @@ impl KvStore {
         if let Some(layout) = CodeLayout::new(storage, padded) {
             let mut buf = Codes::new();
             for (slot, row) in rows {
-                let (block, slot) = head.block(layout, slot);
+                let (block, slot) = CodeBlock::of(head.base, layout, slot);
                 let (codes, scales) = (&mut buf.codes[..head.dim], &mut buf.scales[..layout.scales]);
                 // SAFETY: the slots of a run are of the head, whose blocks are of `layout`; the call has the cache
                 // alone.
@@ -186,7 +179,7 @@ impl KvStore {
             let mut buf = Codes::new();
             for (slot, row) in rows {
                 buf.unpack(storage, head.dim, row);
-                let (block, slot) = head.block(layout, slot);
+                let (block, slot) = CodeBlock::of(head.base, layout, slot);
                 let (codes, scales) = (&buf.codes[..head.dim], &buf.scales[..layout.scales]);
                 // SAFETY: as in `read_rows`.
                 unsafe {

@@ -258,10 +258,8 @@ impl Slots<'_> {
     }
 
     fn code_block(&self, head: usize, slot: u64, base: *mut u8, rows: RowLayout) -> (CodeBlock, usize) {
-        let at = self.check(head, slot, 1);
-        let in_block = at % SLOT_ALIGN as usize;
         let layout = CodeLayout::new(rows.storage, rows.dim).expect("only quantised rows lie in blocks of codes");
-        (CodeBlock { layout, block: base.wrapping_add((at - in_block) * rows.slot_bytes) }, in_block)
+        CodeBlock::of(base, layout, self.check(head, slot, 1))
     }
 
     /// Stores the keys of a whole key group in f16 or bf16, as [`Self::write_key`] of each would. `slot` is a multiple

@@ -1,7 +1,8 @@
 //! The layers of a snapshot, divided among the threads of a CPU cache.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use crate::cache::state::{Cache, Place};
 use crate::error::{Result, Status};
@@ -23,13 +24,13 @@ impl Cache {
         exec.run(parts, &|ith| {
             let begin = |i: u32| n * i as usize / parts as usize;
             if let Err(error) = body(begin(ith)..begin(ith + 1)) {
-                let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut failure = failure.lock();
                 if failure.as_ref().is_none_or(|&(first, _)| ith < first) {
                     *failure = Some((ith, error));
                 }
             }
         })?;
-        failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), |(_, error)| Err(error))
+        failure.into_inner().map_or(Ok(()), |(_, error)| Err(error))
     }
 
     /// Makes the cache unusable after a panic of a thread.

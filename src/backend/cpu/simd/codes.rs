@@ -5,11 +5,9 @@
 use super::gemm::{PvArgs, QkArgs};
 use super::unroll::unrolled;
 use super::vector::SimdF32;
-use crate::backend::cpu::kv_layout::{CodeLayout, KEY_GROUP, KeyRange, SLOT_ALIGN};
+use crate::backend::cpu::kv_layout::{CODE_BLOCK, CodeLayout, KEY_GROUP, KeyRange};
 use crate::config::{Q4_GROUP, StorageType};
 
-/// Slots of a block.
-const BLOCK: usize = SLOT_ALIGN as usize;
 /// Dims of a register tile of PV.
 const TILE_DIMS: usize = 16;
 
@@ -22,8 +20,6 @@ pub(crate) trait Codes {
     const BITS: u32;
     /// What makes a stored code one in two's complement.
     const FLIP: u32;
-    /// Terms of a query that is rounded to integers.
-    const QUERY_TERMS: usize;
     /// Dims of a row that share a scale; `usize::MAX` = all.
     const SCALE_DIMS: usize;
 }
@@ -40,7 +36,6 @@ impl Codes for CodesQ8 {
     const PER_WORD: usize = 4;
     const BITS: u32 = 8;
     const FLIP: u32 = 0;
-    const QUERY_TERMS: usize = 2;
     const SCALE_DIMS: usize = usize::MAX;
 }
 
@@ -49,7 +44,6 @@ impl Codes for CodesQ4 {
     const PER_WORD: usize = 8;
     const BITS: u32 = 4;
     const FLIP: u32 = 0x8888_8888;
-    const QUERY_TERMS: usize = 2;
     const SCALE_DIMS: usize = Q4_GROUP;
 }
 
@@ -97,13 +91,13 @@ unsafe fn qk_tile<V: SimdF32, C: Codes, const R: usize>(a: &QkArgs, row: usize, 
     let per_scale = words.min(C::SCALE_DIMS / C::PER_WORD);
     // SAFETY: the instruction set is available, and all addresses are rows and columns of the arguments, by the caller.
     unsafe {
-        let block = a.k.add(at / BLOCK * layout.block_bytes());
+        let block = a.k.add(at / CODE_BLOCK * layout.block_bytes());
         let q = a.q.add(row * a.q_stride);
         let mut total = [V::splat(0.0); R];
         for (scale, from) in (0..words).step_by(per_scale).enumerate() {
             let mut sum = [V::splat(0.0); R];
             for word in from..words.min(from + per_scale) {
-                let p = block.cast::<u32>().add(layout.key_word(at % BLOCK, word));
+                let p = block.cast::<u32>().add(layout.key_word(at % CODE_BLOCK, word));
                 unrolled!(8, i, {
                     if i < C::PER_WORD {
                         let k = code::<V, C>(p, layout, i);
@@ -112,7 +106,7 @@ unsafe fn qk_tile<V: SimdF32, C: Codes, const R: usize>(a: &QkArgs, row: usize, 
                     }
                 });
             }
-            let scale = V::load_bf16(block.cast::<u16>().add(layout.scale(at % BLOCK, scale)));
+            let scale = V::load_bf16(block.cast::<u16>().add(layout.scale(at % CODE_BLOCK, scale)));
             unrolled!(R, r, total[r] = sum[r].fma(scale, total[r]));
         }
         unrolled!(R, r, total[r].store(a.scores.add((row + r) * a.stride + at)));
@@ -154,9 +148,9 @@ unsafe fn pv_tile<V: SimdF32, C: Codes, const R: usize>(a: &PvArgs, row: usize, 
         let p = a.probs.add(row * a.stride);
         let mut first = a.from - a.from % C::PER_WORD;
         while first < a.to {
-            let block = a.v.add(first / BLOCK * layout.block_bytes());
-            let words = block.cast::<u32>().add(layout.value_word(first % BLOCK, d));
-            let scales = block.cast::<u16>().add(layout.scale(first % BLOCK, d / C::SCALE_DIMS));
+            let block = a.v.add(first / CODE_BLOCK * layout.block_bytes());
+            let words = block.cast::<u32>().add(layout.value_word(first % CODE_BLOCK, d));
+            let scales = block.cast::<u16>().add(layout.scale(first % CODE_BLOCK, d / C::SCALE_DIMS));
             unrolled!(8, i, {
                 // What lies in other slots is not read: the scale of one may be NaN.
                 // mutant: scale_beyond_the_range
@@ -197,12 +191,12 @@ pub(crate) unsafe fn pack_keys<V: SimdF32, C: Codes>(src: *const u8, dim: usize,
     for at in (0..groups * KEY_GROUP).step_by(V::N) {
         // SAFETY: the addresses lie within `src` and `dst` by the sizes that the caller guarantees.
         unsafe {
-            let block = src.add(at / BLOCK * layout.block_bytes());
+            let block = src.add(at / CODE_BLOCK * layout.block_bytes());
             let to = dst.add(at / KEY_GROUP * KEY_GROUP * dim + at % KEY_GROUP);
             for word in 0..dim / C::PER_WORD {
                 let d = word * C::PER_WORD;
-                let scale = V::load_bf16(block.cast::<u16>().add(layout.scale(at % BLOCK, d / C::SCALE_DIMS)));
-                let p = block.cast::<u32>().add(layout.key_word(at % BLOCK, word));
+                let scale = V::load_bf16(block.cast::<u16>().add(layout.scale(at % CODE_BLOCK, d / C::SCALE_DIMS)));
+                let p = block.cast::<u32>().add(layout.key_word(at % CODE_BLOCK, word));
                 unrolled!(8, i, {
                     if i < C::PER_WORD {
                         code::<V, C>(p, layout, i).mul(scale).store(to.add((d + i) * KEY_GROUP));
@@ -231,10 +225,10 @@ pub(crate) unsafe fn pack_values<V: SimdF32, C: Codes>(
         // x * 0 is NaN iff x is infinite or NaN.
         let mut zero_or_nan = zero;
         for first in (0..keys.n).step_by(C::PER_WORD) {
-            let block = src.add(first / BLOCK * layout.block_bytes());
+            let block = src.add(first / CODE_BLOCK * layout.block_bytes());
             for d in (0..dim).step_by(V::N) {
-                let words = block.cast::<u32>().add(layout.value_word(first % BLOCK, d));
-                let scales = block.cast::<u16>().add(layout.scale(first % BLOCK, d / C::SCALE_DIMS));
+                let words = block.cast::<u32>().add(layout.value_word(first % CODE_BLOCK, d));
+                let scales = block.cast::<u16>().add(layout.scale(first % CODE_BLOCK, d / C::SCALE_DIMS));
                 unrolled!(8, i, {
                     if i < C::PER_WORD {
                         let x = if keys.contains(first + i) {

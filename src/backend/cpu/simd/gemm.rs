@@ -4,13 +4,10 @@
 //! values in rows padded to 16 dims.
 
 use super::kv_load::{Keys, Values};
-use super::prefetch::prefetch_l2;
+use super::prefetch::{LINE, prefetch_l2};
 use super::unroll::unrolled;
 use super::vector::SimdF32;
 use crate::backend::cpu::kv_layout::KEY_GROUP;
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// QK^T: `scores[r][c] = q[r] . k[c]` for all keys of whole groups.
 #[derive(Clone, Copy, Debug)]

@@ -1,10 +1,13 @@
 //! Hints that memory will be read or written soon.
 
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
 /// Prefetches `n` bytes from `p` on, to read or, if `WRITE`, to write them. A hint, whatever the address.
 #[inline(always)]
 pub(crate) fn prefetch<const WRITE: bool>(p: *const u8, n: usize) {
     #[cfg(target_arch = "x86_64")]
-    for line in (0..n).step_by(64) {
+    for line in (0..n).step_by(LINE) {
         use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
         let p = p.wrapping_add(line).cast();
         // SAFETY: SSE is part of the target; a hint reads nothing and changes nothing.

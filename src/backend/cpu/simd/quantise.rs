@@ -24,7 +24,7 @@ fn scale_of(x: f32) -> (u16, f32) {
 
 /// The largest magnitude, as bits: from infinity's on, a number is not finite.
 #[inline(always)]
-fn largest(x: &[f32]) -> u32 {
+pub(crate) fn largest(x: &[f32]) -> u32 {
     x.iter().fold(0, |most, x| most.max(x.to_bits() & !(1 << 31)))
 }
 

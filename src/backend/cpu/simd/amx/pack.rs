@@ -4,13 +4,10 @@
 use std::arch::x86_64::*;
 
 use super::gemm::SplitMut;
-use crate::backend::cpu::kv_layout::{KEY_GROUP, KeyRange, SLOT_ALIGN, bf16_pair_index};
+use crate::backend::cpu::kv_layout::{CODE_BLOCK, KEY_GROUP, KeyRange, bf16_pair_index};
 use crate::backend::cpu::simd::codes::{Codes, code, layout};
 use crate::backend::cpu::simd::vector::SimdF32;
 use crate::backend::cpu::simd::x86_64::avx512::{Avx512, visible};
-
-/// Slots of a block of codes.
-const SLOTS: usize = SLOT_ALIGN as usize;
 
 /// Two f32 rows as interleaved pairs of bf16: the numbers rounded towards zero, and the remainder. Exact for values of
 /// f16.
@@ -156,11 +153,12 @@ pub(crate) unsafe fn round_keys<C: Codes>(src: *const u8, dim: usize, n: usize, 
     for key in (0..n).step_by(KEY_GROUP) {
         // SAFETY: AVX-512 is available, and all addresses lie within `src` and `dst`, by the caller.
         unsafe {
-            let block = src.add(key / SLOTS * layout.block_bytes());
+            let block = src.add(key / CODE_BLOCK * layout.block_bytes());
             for word in 0..dim / C::PER_WORD {
                 let d = word * C::PER_WORD;
-                let scale = Avx512::load_bf16(block.cast::<u16>().add(layout.scale(key % SLOTS, d / C::SCALE_DIMS)));
-                let words = block.cast::<u32>().add(layout.key_word(key % SLOTS, word));
+                let scale =
+                    Avx512::load_bf16(block.cast::<u16>().add(layout.scale(key % CODE_BLOCK, d / C::SCALE_DIMS)));
+                let words = block.cast::<u32>().add(layout.key_word(key % CODE_BLOCK, word));
                 for i in (0..C::PER_WORD).step_by(2) {
                     let x = |i: usize| code::<Avx512, C>(words, layout, i).mul(scale).0;
                     let to = dst.add(key * dim + (d + i) * KEY_GROUP);
@@ -184,9 +182,9 @@ pub(crate) unsafe fn round_values<C: Codes>(src: *const u8, dim: usize, keys: Ke
         for d in (0..dim).step_by(16) {
             // SAFETY: AVX-512 is available, and all addresses lie within `src` and `dst`, by the caller.
             unsafe {
-                let block = src.add(first / SLOTS * layout.block_bytes());
-                let words = block.cast::<u32>().add(layout.value_word(first % SLOTS, d));
-                let scales = block.cast::<u16>().add(layout.scale(first % SLOTS, d / C::SCALE_DIMS));
+                let block = src.add(first / CODE_BLOCK * layout.block_bytes());
+                let words = block.cast::<u32>().add(layout.value_word(first % CODE_BLOCK, d));
+                let scales = block.cast::<u16>().add(layout.scale(first % CODE_BLOCK, d / C::SCALE_DIMS));
                 for i in (0..C::PER_WORD).step_by(2) {
                     let x = |i: usize| {
                         // A scale that is masked may be NaN.
@@ -257,17 +255,17 @@ mod tests {
     fn blocks(dim: usize, storage: StorageType, bad: &[usize]) -> Vec<u32> {
         let layout = crate::backend::cpu::kv_layout::CodeLayout::new(storage, dim).unwrap();
         let mut state = dim as u64;
-        let mut words: Vec<u32> = (0..N / SLOTS * layout.block_bytes() / 4)
+        let mut words: Vec<u32> = (0..N / CODE_BLOCK * layout.block_bytes() / 4)
             .map(|_| {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 (state >> 32) as u32
             })
             .collect();
         for (i, block) in words.chunks_mut(layout.block_bytes() / 4).enumerate() {
-            for (at, pair) in block[..layout.scales * SLOTS / 2].iter_mut().enumerate() {
+            for (at, pair) in block[..layout.scales * CODE_BLOCK / 2].iter_mut().enumerate() {
                 *pair = *pair & 0x9FFF_9FFF | 0x2000_2000;
                 for half in 0..2 {
-                    if bad.contains(&(i * SLOTS + (2 * at + half) % SLOTS)) {
+                    if bad.contains(&(i * CODE_BLOCK + (2 * at + half) % CODE_BLOCK)) {
                         *pair |= 0x7FC0 << (16 * half);
                     }
                 }

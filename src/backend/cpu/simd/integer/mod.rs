@@ -8,12 +8,21 @@ pub(crate) mod rounding;
 pub(crate) mod vector;
 pub(crate) mod weights;
 
+use std::ops::Range;
+
 use self::pv::PvArgs;
 use self::qk::QkArgs;
 use self::query::RoundedRows;
 use self::vector::bias;
 use self::weights::{ResultArgs, WeighArgs};
 use crate::config::StorageType;
+
+/// Bytes of a query's dim or of a weight: the high and the low term of 16 bits.
+const TERMS: usize = 2;
+/// The largest integer of two terms. The high one is rounded, so that the low one is signed too.
+const LIMIT: f32 = 32_639.0;
+/// Magnitudes outside these bounds are left to f32: a unit or its inverse might not be a normal number.
+const MAGNITUDES: Range<f32> = 1e-30..1e30;
 
 /// Products of queries and codes of keys.
 ///
@@ -128,10 +137,10 @@ mod tests {
     use proptest::sample::select;
 
     use super::query::{RoundedRows, row_bytes as query_bytes};
-    use super::rounding::{BLOCK, COLUMNS, Factors, GROUP_BYTES, MOST_GROUPS, Rounding};
+    use super::rounding::{COLUMNS, Factors, GROUP_BYTES, MOST_GROUPS, Rounding};
     use super::vector::SimdInt;
     use super::*;
-    use crate::backend::cpu::kv_layout::{CodeLayout, KEY_GROUP, padded_dim};
+    use crate::backend::cpu::kv_layout::{CODE_BLOCK, CodeLayout, KEY_GROUP, padded_dim};
     use crate::backend::cpu::simd::x86_64::vnni::Avx512Vnni;
     use crate::backend::cpu::simd::{Kernels, gemm};
     use crate::cpu_features::{Isa, vnni_available};
@@ -171,7 +180,7 @@ mod tests {
     fn blocks(draw: &mut Draw, layout: CodeLayout, n: usize) -> Vec<u32> {
         let mut words: Vec<u32> = (0..n * layout.block_bytes() / 4).map(|_| draw.bits()).collect();
         for block in words.chunks_mut(layout.block_bytes() / 4) {
-            for pair in &mut block[..layout.scales * BLOCK / 2] {
+            for pair in &mut block[..layout.scales * CODE_BLOCK / 2] {
                 let sign = if layout.per_word == 8 { *pair & 0x8000_8000 } else { 0 };
                 *pair = *pair & 0x01FF_01FF | 0x3B80_3B80 | sign;
             }
@@ -181,9 +190,9 @@ mod tests {
 
     /// Sets the scales of a slot.
     fn set_scales(words: &mut [u32], layout: CodeLayout, slot: usize, bits: u16) {
-        let block = slot / BLOCK * layout.block_bytes() / 2;
+        let block = slot / CODE_BLOCK * layout.block_bytes() / 2;
         for scale in 0..layout.scales {
-            let at = block + layout.scale(slot % BLOCK, scale);
+            let at = block + layout.scale(slot % CODE_BLOCK, scale);
             let (word, shift) = (at / 2, at % 2 * 16);
             words[word] = words[word] & !(0xFFFF << shift) | u32::from(bits) << shift;
         }
@@ -200,7 +209,7 @@ mod tests {
         ) {
             let Some((keys, _, kernels, layout)) = products(isa, storage, dim) else { return Ok(()) };
             let (mut draw, columns) = (Draw(seed), (groups.0 + groups.1) * KEY_GROUP);
-            let mut k = blocks(&mut draw, layout, columns.div_ceil(BLOCK));
+            let mut k = blocks(&mut draw, layout, columns.div_ceil(CODE_BLOCK));
             let bad = draw.bits() as usize % columns;
             set_scales(&mut k, layout, bad, 0x7FC0);
             let q: Vec<f32> = (0..rows * dim).map(|_| draw.number()).collect();
@@ -240,9 +249,9 @@ mod tests {
                     prefetch_offset: 0,
                 });
             }
-            let (most, limit) = if storage == StorageType::Q8 { (127.0, 32_639.0) } else { (8.0, 127.0) };
+            let most = if storage == StorageType::Q8 { 127.0 } else { 8.0 };
             // The largest scale is below 2^-3.
-            let bound = dim as f32 * most * 0.125 * (0.51 / limit + 1e-6);
+            let bound = dim as f32 * most * 0.125 * (0.51 / LIMIT + 1e-6);
             for (i, (got, want)) in got.iter().zip(&want).enumerate() {
                 let same = got.is_nan() && want.is_nan() || (got - want).abs() <= bound;
                 prop_assert!(same, "row {}, column {}: {got} instead of {want}", i / COLUMNS, i % COLUMNS);
@@ -262,9 +271,9 @@ mod tests {
             let (mut draw, n) = (Draw(seed), n * KEY_GROUP);
             let (from, to) = (draw.bits() as usize % n, n - draw.bits() as usize % 16);
             let (from, to) = (from.min(to - 1), to);
-            let end = n.div_ceil(BLOCK);
+            let end = n.div_ceil(CODE_BLOCK);
             let mut v = blocks(&mut draw, layout, end);
-            (0..from).chain(to..end * BLOCK).for_each(|slot| set_scales(&mut v, layout, slot, 0x7FC0));
+            (0..from).chain(to..end * CODE_BLOCK).for_each(|slot| set_scales(&mut v, layout, slot, 0x7FC0));
             let mut probs = vec![f32::NAN; rows * COLUMNS];
             for row in probs.chunks_mut(COLUMNS) {
                 row[..n].fill(0.0);
@@ -280,8 +289,8 @@ mod tests {
                 n,
                 v: v.as_ptr().cast(),
                 dim,
-                from: from / BLOCK,
-                to: to.div_ceil(BLOCK),
+                from: from / CODE_BLOCK,
+                to: to.div_ceil(CODE_BLOCK),
                 products,
                 weights: weights.cast::<u8>().wrapping_add(row * weight_bytes),
                 sums: row_sums.wrapping_add(row * 2 * dim),
@@ -290,8 +299,8 @@ mod tests {
             let rounded = (0..rows).filter(|&row| unsafe { (values.weigh)(&args(row, &v)) }).count();
             prop_assert_eq!(rounded, rows);
             let (mut got, mut want) = (vec![7.0; rows * dim], vec![0.0; rows * dim]);
-            let split = (from / BLOCK).max(split.min(to.div_ceil(BLOCK)));
-            for (from, to) in [(from / BLOCK, split), (split, to.div_ceil(BLOCK))] {
+            let split = (from / CODE_BLOCK).max(split.min(to.div_ceil(CODE_BLOCK)));
+            for (from, to) in [(from / CODE_BLOCK, split), (split, to.div_ceil(CODE_BLOCK))] {
                 let prefetch_offset = 64;
                 let (weights, v, sums) = (weights.cast(), v.as_ptr().cast(), row_sums);
                 // SAFETY: as above.
@@ -320,7 +329,7 @@ mod tests {
                 });
             }
             let most = if storage == StorageType::Q8 { 128.0 } else { 8.0 };
-            let bound = (to - from) as f32 * most * 0.125 * (0.51 / 32_639.0 + 1e-6);
+            let bound = (to - from) as f32 * most * 0.125 * (0.51 / LIMIT + 1e-6);
             for (i, (got, want)) in got.iter().zip(&want).enumerate() {
                 prop_assert!((got - want).abs() <= bound, "row {}, dim {}: {got} not {want}", i / dim, i % dim);
             }
@@ -338,8 +347,8 @@ mod tests {
             }
             let (mut draw, n) = (Draw(seed), n * KEY_GROUP);
             let probs: Vec<f32> = (0..n).map(|_| draw.number().max(0.0)).collect();
-            let block_bytes = groups * 2 * BLOCK + 64;
-            let words = COLUMNS / BLOCK * block_bytes / 4;
+            let block_bytes = groups * 2 * CODE_BLOCK + 64;
+            let words = COLUMNS / CODE_BLOCK * block_bytes / 4;
             let scales: Vec<u8> = (0..words).flat_map(|_| (draw.bits() & 0xBFFF_BFFF).to_le_bytes()).collect();
             let results = [false, true].map(|own| {
                 let mut products = vec![0.0; groups * COLUMNS];
@@ -348,7 +357,7 @@ mod tests {
                     probs: probs.as_ptr(),
                     n,
                     from: 0,
-                    to: n.div_ceil(BLOCK),
+                    to: n.div_ceil(CODE_BLOCK),
                     scales: scales.as_ptr(),
                     block_bytes,
                     groups,
@@ -365,7 +374,7 @@ mod tests {
                 let rounding = Rounding {
                     products: products.as_ptr(),
                     from: 0,
-                    to: n.div_ceil(BLOCK),
+                    to: n.div_ceil(CODE_BLOCK),
                     groups,
                     inverse,
                     weights: bytes.as_mut_ptr(),

@@ -2,16 +2,13 @@
 
 use std::ops::Range;
 
-use super::rounding::BLOCK;
+use super::TERMS;
 use super::vector::SimdInt;
 use super::weights::{row_bytes, weight};
+use crate::backend::cpu::kv_layout::CODE_BLOCK;
 use crate::backend::cpu::simd::codes::{Codes, layout};
-use crate::backend::cpu::simd::prefetch::prefetch;
+use crate::backend::cpu::simd::prefetch::{LINE, prefetch};
 
-/// Terms of a weight.
-const TERMS: usize = 2;
-/// Bytes of a cache line.
-const LINE: usize = 64;
 /// Blocks of values that several rows multiply before the next dims: they stay in L1. One row reads every block once,
 /// as its sums fit the registers.
 const BLOCKS_AT_ONCE: usize = 4;
@@ -99,7 +96,7 @@ unsafe fn pv_tile<I: SimdInt, C: Codes, const R: usize, const NV: usize, const F
         let sums: [*mut i32; R] = std::array::from_fn(|r| a.sums.add((row + r) * TERMS * a.dim + d));
         let weights: [*const u8; R] = std::array::from_fn(|r| a.weights.add((row + r) * row_bytes(layout.scales)));
         // With a known count, the compiler unrolls the loop over slots and spills the weights of all of them.
-        let slots = std::hint::black_box(BLOCK);
+        let slots = std::hint::black_box(CODE_BLOCK);
         let mut sum = [[[I::splat(0); NV]; TERMS]; R];
         for r in 0..R {
             for t in 0..TERMS {
@@ -111,7 +108,7 @@ unsafe fn pv_tile<I: SimdInt, C: Codes, const R: usize, const NV: usize, const F
         for block in blocks.clone() {
             let codes = a.v.add(block * layout.block_bytes());
             if FIRST && a.prefetch_offset != 0 && d == 0 {
-                prefetch::<false>(codes.wrapping_offset(a.prefetch_offset), 2 * BLOCK * layout.scales);
+                prefetch::<false>(codes.wrapping_offset(a.prefetch_offset), 2 * CODE_BLOCK * layout.scales);
             }
             let codes = codes.cast::<i32>();
             let mut slot = 0;
@@ -121,7 +118,7 @@ unsafe fn pv_tile<I: SimdInt, C: Codes, const R: usize, const NV: usize, const F
                 macro_rules! four {
                     ($r:expr, $t:expr, $v:expr, $slot:expr) => {{
                         let group = d / C::SCALE_DIMS + $v * I::N / C::SCALE_DIMS;
-                        let p = weights[$r].add(weight(group, $t, block * BLOCK + $slot));
+                        let p = weights[$r].add(weight(group, $t, block * CODE_BLOCK + $slot));
                         I::splat(p.cast::<i32>().read_unaligned())
                     }};
                 }

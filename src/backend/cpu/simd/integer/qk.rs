@@ -1,16 +1,12 @@
 //! QK^T of integer queries and codes.
 
+use super::TERMS;
 use super::query::RoundedQueries;
 use super::vector::SimdInt;
-use crate::backend::cpu::kv_layout::{KEY_GROUP, SLOT_ALIGN};
+use crate::backend::cpu::kv_layout::{CODE_BLOCK, KEY_GROUP};
 use crate::backend::cpu::simd::codes::{Codes, layout};
-use crate::backend::cpu::simd::prefetch::prefetch;
+use crate::backend::cpu::simd::prefetch::{LINE, prefetch};
 use crate::backend::cpu::simd::vector::SimdF32;
-
-/// Slots of a block.
-const BLOCK: usize = SLOT_ALIGN as usize;
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// QK^T: `scores[r][c] = q[r] . k[c]` for all keys of whole groups.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +48,7 @@ pub(crate) struct ValueScales {
 pub(super) unsafe fn qk<I: SimdInt, C: Codes>(a: &QkArgs) {
     let (mut at, end) = (a.first * KEY_GROUP, (a.first + a.groups) * KEY_GROUP);
     while at < end {
-        let block_end = end.min(at / BLOCK * BLOCK + BLOCK);
+        let block_end = end.min(at / CODE_BLOCK * CODE_BLOCK + CODE_BLOCK);
         // SAFETY: the caller's contract; rows and columns are among the arguments'.
         unsafe {
             prefetch_scales::<C>(a, at);
@@ -79,9 +75,9 @@ fn prefetch_scales<C: Codes>(a: &QkArgs, at: usize) {
     if a.prefetch_offset == 0 {
         return;
     }
-    let (layout, block, values) = (layout::<C>(a.dim), at / BLOCK, &a.value_scales);
+    let (layout, block, values) = (layout::<C>(a.dim), at / CODE_BLOCK, &a.value_scales);
     let scales = a.k.wrapping_add(block * layout.block_bytes()).wrapping_offset(a.prefetch_offset);
-    prefetch::<false>(scales, layout.scales * 2 * BLOCK);
+    prefetch::<false>(scales, layout.scales * 2 * CODE_BLOCK);
     for value_block in 2 * block..(2 * block + 2).min(values.blocks) {
         prefetch::<false>(values.v.wrapping_add(value_block * values.block_bytes), values.bytes);
     }
@@ -95,7 +91,7 @@ unsafe fn qk_rows<I: SimdInt, C: Codes, const R: usize, const FIRST: bool>(
     mut at: usize,
     end: usize,
 ) -> usize {
-    let wide = I::TILE[R / 2].min(if R == 1 { KEY_GROUP / I::N } else { BLOCK / I::N });
+    let wide = I::TILE[R / 2].min(if R == 1 { KEY_GROUP / I::N } else { CODE_BLOCK / I::N });
     while at < end {
         // SAFETY: as the caller's.
         unsafe {
@@ -122,16 +118,16 @@ unsafe fn qk_tile<I: SimdInt, C: Codes, const R: usize, const NV: usize, const F
     let per_scale = words.min(C::SCALE_DIMS / C::PER_WORD);
     // SAFETY: the instruction set is available, and all addresses are rows and columns of the arguments, by the caller.
     unsafe {
-        let block = a.k.add(at / BLOCK * layout.block_bytes());
-        let column = |v: usize| at % BLOCK + v * I::N;
+        let block = a.k.add(at / CODE_BLOCK * layout.block_bytes());
+        let column = |v: usize| at % CODE_BLOCK + v * I::N;
         let codes: [*const i32; NV] = std::array::from_fn(|v| block.cast::<i32>().add(layout.key_word(column(v), 0)));
-        let parts = RoundedQueries { rows: a.rows, dim, terms: C::QUERY_TERMS };
+        let parts = RoundedQueries { rows: a.rows, dim };
         let mut total = [[I::F::splat(0.0); NV]; R];
         for (scale, from) in (0..words).step_by(per_scale).enumerate() {
             // Two sums of one term, of even and odd words or low and high halves: products wait for one another less.
-            let mut sum = [[[[I::splat(0); NV]; 2]; 2]; R];
+            let mut sum = [[[[I::splat(0); NV]; 2]; TERMS]; R];
             for r in 0..R {
-                for term in 0..C::QUERY_TERMS {
+                for term in 0..TERMS {
                     let correction = a.queries.add(parts.correction(scale, row + r, term)).cast::<i32>();
                     sum[r][term][0] = [I::splat(correction.read()); NV];
                 }
@@ -141,8 +137,8 @@ unsafe fn qk_tile<I: SimdInt, C: Codes, const R: usize, const NV: usize, const F
                 ($codes:expr, $d:expr, $parity:expr) => {
                     let q = a.queries.add(parts.word($d, row, 0)).cast::<i32>();
                     for r in 0..R {
-                        for term in 0..C::QUERY_TERMS {
-                            let q = I::splat(q.add(r * C::QUERY_TERMS + term).read());
+                        for term in 0..TERMS {
+                            let q = I::splat(q.add(r * TERMS + term).read());
                             // With more rows there are sums enough.
                             let parity = if R == 1 { $parity } else { 0 };
                             for v in 0..NV {
@@ -184,11 +180,8 @@ unsafe fn qk_tile<I: SimdInt, C: Codes, const R: usize, const NV: usize, const F
             for v in 0..NV {
                 let scale = I::F::load_bf16(block.cast::<u16>().add(layout.scale(column(v), scale)));
                 for r in 0..R {
-                    let mut x = sum[r][0][0][v].add(sum[r][0][1][v]).to_f32();
-                    if C::QUERY_TERMS == 2 {
-                        let low = sum[r][1][0][v].add(sum[r][1][1][v]).to_f32();
-                        x = x.fma(I::F::splat(256.0), low);
-                    }
+                    let [high, low] = [0, 1].map(|term| sum[r][term][0][v].add(sum[r][term][1][v]).to_f32());
+                    let x = high.fma(I::F::splat(256.0), low);
                     // The unit first: products overflow where those of f32 queries do.
                     let unit = I::F::splat(a.queries.add(parts.unit(row + r)).cast::<f32>().read());
                     total[r][v] = x.mul(unit).fma(scale, total[r][v]);

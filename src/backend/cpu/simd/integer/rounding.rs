@@ -1,10 +1,8 @@
 //! Probabilities times scales, and their rounding to 16 bits: what an instruction set may have its own way for.
 
-use crate::backend::cpu::kv_layout::SLOT_ALIGN;
+use crate::backend::cpu::kv_layout::CODE_BLOCK;
 use crate::config::{MAX_HEAD_DIM, Q4_GROUP};
 
-/// Slots of a block.
-pub(crate) const BLOCK: usize = SLOT_ALIGN as usize;
 /// The most columns of a row: sums of their products are exact in f32.
 pub(crate) const COLUMNS: usize = 512;
 /// 1.5 x 2^23: added to a small number, it leaves the nearest integer in the lowest bits. With half of the low byte's
@@ -26,7 +24,7 @@ pub(crate) struct Factors {
     /// Blocks that are multiplied.
     pub from: usize,
     pub to: usize,
-    /// Block 0, which begins with `[group][BLOCK]` scales, and bytes from block to block.
+    /// Block 0, which begins with `[group][CODE_BLOCK]` scales, and bytes from block to block.
     pub scales: *const u8,
     pub block_bytes: usize,
     pub groups: usize,
@@ -56,15 +54,15 @@ pub(crate) struct Rounding {
 pub(crate) unsafe fn multiply(a: &Factors) -> [u32; MOST_GROUPS] {
     let mut most = [0; MOST_GROUPS];
     for block in a.from..a.to {
-        let n = a.n.saturating_sub(block * BLOCK).min(BLOCK);
+        let n = a.n.saturating_sub(block * CODE_BLOCK).min(CODE_BLOCK);
         // SAFETY: the first `n` columns of the block have a probability.
-        let probs = unsafe { std::slice::from_raw_parts(a.probs.add(block * BLOCK), n) };
+        let probs = unsafe { std::slice::from_raw_parts(a.probs.add(block * CODE_BLOCK), n) };
         for (group, most) in most.iter_mut().enumerate().take(a.groups) {
             // SAFETY: scales and products of the arguments.
             let (scales, products) = unsafe {
                 (
-                    &*a.scales.add(block * a.block_bytes).cast::<[u16; BLOCK]>().add(group),
-                    &mut *a.products.add(group * COLUMNS + block * BLOCK).cast::<[f32; BLOCK]>(),
+                    &*a.scales.add(block * a.block_bytes).cast::<[u16; CODE_BLOCK]>().add(group),
+                    &mut *a.products.add(group * COLUMNS + block * CODE_BLOCK).cast::<[f32; CODE_BLOCK]>(),
                 )
             };
             for ((x, &p), &scale) in products.iter_mut().zip(probs).zip(scales) {
@@ -86,7 +84,7 @@ pub(crate) unsafe fn multiply(a: &Factors) -> [u32; MOST_GROUPS] {
 pub(crate) unsafe fn round(a: &Rounding) -> [[i32; 2]; MOST_GROUPS] {
     let mut sums = [[0; 2]; MOST_GROUPS];
     for (group, sums) in sums.iter_mut().enumerate().take(a.groups) {
-        let columns = a.from * BLOCK..a.to * BLOCK;
+        let columns = a.from * CODE_BLOCK..a.to * CODE_BLOCK;
         // SAFETY: products and weights of the arguments.
         let (products, weights) = unsafe {
             let products = a.products.add(group * COLUMNS + columns.start);

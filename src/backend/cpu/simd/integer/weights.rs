@@ -1,16 +1,10 @@
 //! Weights of values as integers: probabilities times the scales of values, rounded to 16 bits relative to the largest
 //! magnitude of a row and group of dims.
 
-use std::ops::Range;
-
 use super::rounding::{Factors, GROUP_BYTES, MOST_GROUPS, Rounding};
 use super::vector::{SimdInt, bias};
+use super::{LIMIT, MAGNITUDES};
 use crate::backend::cpu::simd::codes::{Codes, layout};
-
-/// The largest weight: its high byte is rounded, so that the low one is signed too.
-const LIMIT: f32 = 32_639.0;
-/// Magnitudes outside these bounds are left to f32: a unit or its inverse might not be a normal number.
-const MAGNITUDES: Range<f32> = 1e-30..1e30;
 
 /// Bytes of a row for so many groups of dims: weights, then a unit (f32) for each group.
 pub(crate) const fn row_bytes(groups: usize) -> usize {

@@ -3,9 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::avx512::Avx512;
-use crate::backend::cpu::simd::integer::rounding::{
-    BLOCK, COLUMNS, Factors, GROUP_BYTES, MOST_GROUPS, ROUND, Rounding,
-};
+use crate::backend::cpu::kv_layout::CODE_BLOCK;
+use crate::backend::cpu::simd::integer::rounding::{COLUMNS, Factors, GROUP_BYTES, MOST_GROUPS, ROUND, Rounding};
 use crate::backend::cpu::simd::integer::vector::SimdInt;
 
 /// Sixteen i32.
@@ -106,16 +105,16 @@ unsafe fn multiply<const G: usize>(a: &Factors, groups: usize) -> [u32; MOST_GRO
     for block in a.from..a.to {
         // SAFETY: scales, probabilities and products of the arguments.
         unsafe {
-            let probs = a.probs.add(block * BLOCK);
+            let probs = a.probs.add(block * CODE_BLOCK);
             let first = _mm512_loadu_ps(probs);
-            let second = if (block + 1) * BLOCK <= a.n { _mm512_loadu_ps(probs.add(16)) } else { zero };
+            let second = if (block + 1) * CODE_BLOCK <= a.n { _mm512_loadu_ps(probs.add(16)) } else { zero };
             let p = [even, odd].map(|order| _mm512_permutex2var_ps(first, order, second));
             let seen = p.map(|p| _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(p, zero)); // mutant: scale_of_masked_column
-            let scales = a.scales.add(block * a.block_bytes).cast::<[u16; BLOCK]>();
+            let scales = a.scales.add(block * a.block_bytes).cast::<[u16; CODE_BLOCK]>();
             for (group, most) in most.iter_mut().enumerate().take(groups) {
                 let pairs = _mm512_loadu_si512(scales.add(group).cast());
                 let scales = [_mm512_slli_epi32::<16>(pairs), _mm512_and_si512(pairs, high_half)];
-                let products = a.products.add(group * COLUMNS + block * BLOCK);
+                let products = a.products.add(group * COLUMNS + block * CODE_BLOCK);
                 for i in 0..2 {
                     let x = _mm512_maskz_mul_ps(seen[i], p[i], _mm512_castsi512_ps(scales[i]));
                     *most = _mm512_max_epu32(*most, _mm512_and_si512(_mm512_castps_si512(x), magnitude));
@@ -141,7 +140,7 @@ unsafe fn round<const G: usize>(a: &Rounding, groups: usize) -> [[i32; 2]; MOST_
     let low_sign = _mm512_set1_epi64(0x8080_8080_u64.cast_signed() << 32);
     let magic = _mm512_set1_ps(ROUND);
     let mut sums = [_mm512_setzero_si512(); G];
-    for column in (a.from * BLOCK..a.to * BLOCK).step_by(BLOCK) {
+    for column in (a.from * CODE_BLOCK..a.to * CODE_BLOCK).step_by(CODE_BLOCK) {
         for (group, sum) in sums.iter_mut().enumerate().take(groups) {
             // SAFETY: products and weights of the arguments.
             unsafe {
