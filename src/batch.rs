@@ -44,6 +44,8 @@ pub struct DeviceEdit {
     pub seq_ids: u64,
     /// Tokens per entry; of a fork, the sources. Unused by reset.
     pub n_tokens: u64,
+    /// Index of each range's first token (u64 each), of pin and `evict_range`; 0 where the call has none.
+    pub first: u64,
     /// Start positions (u64 each) of a reset; address 0 = every sequence starts at position 0.
     pub positions: u64,
     /// Elements of each array.

@@ -199,6 +199,9 @@ pub(crate) enum EditCall {
     Reset = 5,
     Fork = 6,
     Abort = 7,
+    // 8 is SKC_CALL_STEP.
+    Pin = 9,
+    EvictRange = 10,
 }
 
 /// An edit of sequences.

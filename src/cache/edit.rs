@@ -61,6 +61,35 @@ impl Cache {
         Ok(())
     }
 
+    /// Holds the tokens `first[i]..first[i] + n_tokens[i]` of each sequence permanently, in all layers whose
+    /// `max_pinned` is above 0. They no longer count as the window's.
+    ///
+    /// # Errors
+    /// `OutOfRange` for an end beyond the sequence, `TokensGone` when a token is no longer held, `NoRoom` for more than
+    /// `max_pinned` tokens or `max_segments` segments, `LayersOutOfStep`.
+    pub fn pin(&mut self, seq_ids: &[i32], first: &[u64], n_tokens: &[i32]) -> Result<()> {
+        self.edit_range(EditCall::Pin, seq_ids, first, n_tokens)
+    }
+
+    /// Permanently drops what is held of the tokens `first[i]..first[i] + n_tokens[i]` of each sequence, in all layers:
+    /// window tokens and pinned ones. Newer tokens close the gap.
+    ///
+    /// # Errors
+    /// `OutOfRange` for a sink in the range or an end beyond the sequence, `NoRoom` for more than `max_segments`
+    /// segments, `LayersOutOfStep`.
+    pub fn evict_range(&mut self, seq_ids: &[i32], first: &[u64], n_tokens: &[i32]) -> Result<()> {
+        self.edit_range(EditCall::EvictRange, seq_ids, first, n_tokens)
+    }
+
+    fn edit_range(&mut self, call: EditCall, seq_ids: &[i32], first: &[u64], n_tokens: &[i32]) -> Result<()> {
+        if first.len() != seq_ids.len() {
+            bail!(InvalidArgument, "{} sequence ids but {} first tokens", seq_ids.len(), first.len());
+        }
+        self.plan_cut(seq_ids, n_tokens, |_, index, seq, _| {
+            bail!(NoRoom, "n_tokens[{index}]: {call:?} is not there yet, sequence {seq} stays as it is")
+        })
+    }
+
     /// Empties sequences. Their next tokens get the stream positions from `start_positions[i]`, or from 0, on.
     ///
     /// # Errors

@@ -14,14 +14,20 @@ pub struct SeqInfo {
     pub len_max: u64,
     /// Stream position of token 0.
     pub start_position: u64,
-    /// Tokens held: sinks and window.
+    /// Tokens held: sinks, pinned tokens and window.
     pub cached: u64,
-    /// Tokens dropped between sinks and window.
+    /// Tokens dropped: those of the sequence that are not held.
     pub evicted: u64,
     /// Tokens that can be appended before one is dropped.
     pub room: u64,
     /// The largest count that [`Cache::rewind`] accepts.
     pub rewindable: u64,
+    /// Pinned tokens, sinks not included.
+    pub pinned: u64,
+    /// Runs of consecutive tokens held.
+    pub segments: u64,
+    /// What `max_segments` counts: runs of pinned tokens, and dropped ranges that the window has not moved past.
+    pub counted: u64,
 }
 
 impl Cache {
@@ -77,6 +83,7 @@ impl Cache {
         self.check_known(seq)?;
         let (state, ring) = (self.counters.seq(layer, seq), &self.layers[layer].ring);
         let cached = ring.held(state.len, state.floor);
+        let gap = ring.evicted(state.len, state.floor) > 0 && ring.n_sink > 0 && cached > ring.n_sink;
         Ok(SeqInfo {
             len_min: self.counters.layers(seq).map(|(_, s)| s.len).min().unwrap_or(0),
             len_max: self.counters.layers(seq).map(|(_, s)| s.len).max().unwrap_or(0),
@@ -85,6 +92,9 @@ impl Cache {
             evicted: ring.evicted(state.len, state.floor),
             room: ring.n_sink + ring.window - cached,
             rewindable: ring.rewindable(state),
+            pinned: 0,
+            segments: u64::from(cached > 0) + u64::from(gap),
+            counted: 0,
         })
     }
 }
