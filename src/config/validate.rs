@@ -175,7 +175,8 @@ impl CacheConfig {
             positive("softcap", c.softcap)?;
         }
         Ok(Layer {
-            ring: Ring::new(c.n_sink, c.window, self.max_chunk, self.max_rewind),
+            ring: Ring::new(c.n_sink, c.window, self.max_chunk, self.max_rewind)
+                .with_edits(c.max_pinned, c.max_segments),
             position_mode: c.position_mode,
             rope_style: c.rope_style,
             frequencies,
