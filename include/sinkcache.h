@@ -141,6 +141,9 @@
  */
 #define SKC_STATUS_INVALID_SNAPSHOT (-16)
 
+/** A sequence would have more pinned tokens than max_pinned, or more segments than max_segments. */
+#define SKC_STATUS_NO_ROOM (-17)
+
 /* ---- Backends: skc_cache_config.backend ---- */
 
 /** K and V in host memory, kernels on CPU threads. */
@@ -273,6 +276,12 @@
 /** skc_step, as an argument of skc_kernel_choice only. */
 #define SKC_CALL_STEP 8
 
+/** skc_pin. */
+#define SKC_CALL_PIN 9
+
+/** skc_evict_range. */
+#define SKC_CALL_EVICT_RANGE 10
+
 /* ---- Initialisers ---- */
 
 /** Initialiser of a skc_cache_config with its defaults, the same as skc_cache_config_init. */
@@ -283,7 +292,7 @@
 /** Initialiser of a skc_layer_config with its defaults, the same as skc_layer_config_init. */
 #define SKC_LAYER_CONFIG_INIT                                                                                          \
     {sizeof(skc_layer_config), 0, 4, 2044, SKC_POSITION_ROPE, SKC_ROPE_NEOX, 0, 0, 10000.0, 1.0, 1.0, 0.0, 0.0, NULL,  \
-     NULL, NULL, 0, 0}
+     NULL, NULL, 0, 0, 0, 0}
 
 /* ---- Types ---- */
 
@@ -345,6 +354,16 @@ typedef struct skc_layer_config {
     uint32_t n_alibi_slopes;
     /** Number of elements of sink_logits: n_q_heads, or 0 for none. */
     uint32_t n_sink_logits;
+    /**
+     * The most tokens of a sequence that skc_pin may hold at a time, 0 to 2^24. A layer with 0 ignores pins. Default
+     * 0.
+     */
+    uint32_t max_pinned;
+    /**
+     * The most segments of a sequence at a time, 0 to 1024: runs of pinned tokens, and ranges dropped by
+     * skc_evict_range that the window has not moved past. Default 0.
+     */
+    uint32_t max_segments;
 } skc_layer_config;
 
 /**
@@ -777,14 +796,23 @@ typedef struct skc_sequence_info {
     uint64_t length_max;
     /** Stream position of the sequence's first token. */
     uint64_t start_position;
-    /** Tokens that the layer holds: sinks and window tokens. */
+    /** Tokens that the layer holds: sinks, pinned tokens and window tokens. */
     uint64_t cached_tokens;
-    /** Tokens that the layer has dropped between sinks and window. */
+    /** Tokens of the sequence that the layer has dropped. */
     uint64_t evicted_tokens;
     /** Tokens that can be appended before the layer drops one. */
     uint64_t room;
     /** The largest count that skc_rewind accepts in this layer. */
     uint64_t rewindable;
+    /** Tokens that skc_pin holds in this layer; sinks are not counted. */
+    uint64_t pinned_tokens;
+    /** Runs of consecutive tokens that the layer holds. */
+    uint64_t segments;
+    /**
+     * What max_segments counts: runs of pinned tokens, and ranges dropped by skc_evict_range that the window has not
+     * moved past.
+     */
+    uint64_t counted_segments;
 } skc_sequence_info;
 
 /**
@@ -822,6 +850,8 @@ typedef struct skc_capability_info {
     uint32_t max_chunk;
     /** SKC_SNAPSHOT_VERSION of the library. */
     uint32_t snapshot_version;
+    /** Largest max_segments of a layer. */
+    uint32_t max_segments;
 } skc_capability_info;
 
 /**

@@ -44,6 +44,8 @@ pub struct DeviceEdit {
     pub seq_ids: u64,
     /// Tokens per entry; of a fork, the sources. Unused by reset.
     pub n_tokens: u64,
+    /// Index of each range's first token (u64 each), of pin and `evict_range`; 0 where the call has none.
+    pub first: u64,
     /// Start positions (u64 each) of a reset; address 0 = every sequence starts at position 0.
     pub positions: u64,
     /// Elements of each array.
@@ -138,12 +140,15 @@ pub struct Entry {
     pub start: u64,
     /// Lower bound on the evicted tokens (see [`Seq`]).
     pub floor: u64,
+    /// Ranges in the sequence's list, and pinned tokens.
+    pub n_ranges: u32,
+    pub n_pinned: u32,
 }
 
 impl Entry {
     /// An entry whose sequence's counters are stale: the device checks what depends on them.
     pub fn unchecked(e: &RawEntry, seq: usize) -> Self {
-        Self { seq, row: e.row, n: e.n, first: 0, start: 0, floor: 0 }
+        Self { seq, row: e.row, n: e.n, first: 0, start: 0, floor: 0, n_ranges: 0, n_pinned: 0 }
     }
 
     /// Tokens to append, after those that the sequence holds.
@@ -160,7 +165,7 @@ impl Entry {
         if !ring.intact(held, state) {
             bail!(TokensGone, "sequence {seq}: an aborted step has overwritten tokens of its window; reset it");
         }
-        Ok(Self { seq, row: e.row, n: e.n, first: held, start, floor: state.floor })
+        Ok(Self::of(e, seq, state, start, held))
     }
 
     /// Queries of the last tokens appended.
@@ -178,7 +183,13 @@ impl Entry {
         if ring.window_start(first + 1, state.floor) < ring.intact_from(state.highest) {
             bail!(TokensGone, "sequence {seq}: tokens that query {first} attends to have been overwritten");
         }
-        Ok(Self { seq, row: e.row, n: e.n, first, start, floor: state.floor })
+        Ok(Self::of(e, seq, state, start, first))
+    }
+
+    /// The tokens from index `first` on.
+    fn of(e: &RawEntry, seq: usize, state: &Seq, start: u64, first: u64) -> Self {
+        let Seq { floor, n_ranges, n_pinned, .. } = *state;
+        Self { seq, row: e.row, n: e.n, first, start, floor, n_ranges, n_pinned }
     }
 }
 

@@ -45,6 +45,8 @@ macro_rules! for_each_status {
             /// The bytes are not a snapshot that this cache can load: damaged, cut off, of a later version, or of a
             /// cache whose settings or host tag differ. The text of the error names what differs.
             InvalidSnapshot = -16, SKC_STATUS_INVALID_SNAPSHOT;
+            /// A sequence would have more pinned tokens than max_pinned, or more segments than max_segments.
+            NoRoom = -17, SKC_STATUS_NO_ROOM;
         }
     };
 }

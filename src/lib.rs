@@ -21,6 +21,7 @@ mod exec;
 pub mod ffi;
 mod memory;
 mod process;
+pub mod ranges;
 pub mod ring;
 pub mod rope;
 mod tensor;

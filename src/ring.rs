@@ -1,9 +1,16 @@
 //! Slot arithmetic: which slot a token is stored in, and which tokens are visible at which length. Pure functions of
 //! counters; no K or V is touched.
 //!
-//! A token is named by its index `t` in its sequence, counted from 0 since the last reset. Tokens below `n_sink` have
-//! slots of their own; the others use `ring_slots` slots in a circle. The visible range follows from indices alone,
-//! never from what a slot holds, so an overwritten slot cannot become visible.
+//! A token is named by its index in its sequence, counted from 0 since the last reset. Tokens below `n_sink`, and pinned
+//! ones, have slots of their own; the others use `ring_slots` slots in a circle. The visible range follows from indices
+//! alone, never from what a slot holds, so an overwritten slot cannot become visible.
+//!
+//! The place of a window token in the circle is its **ring index**: its index plus the tokens that edits (pin,
+//! evict_range) have taken out of the window behind it (`ranges.rs`). Without such edits, and for all tokens that come
+//! after the last one, it is the index. So ring indices of the window are consecutive, and all arithmetic of this file
+//! is that of a plain window.
+
+use crate::ranges::{self, EditedRange};
 
 /// Geometry of the cache of one layer, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +23,10 @@ pub struct Ring {
     pub ring_slots: u64,
     /// How far below its highest length a sequence may be rewound.
     pub max_rewind: u64,
+    /// The most pinned tokens, sinks not counted.
+    pub max_pinned: u64,
+    /// The most pinned runs and evicted ranges.
+    pub max_segments: u64,
 }
 
 /// Counters of one sequence in one layer, in tokens. The CUDA kernels read and write the same struct in device memory.
@@ -26,19 +37,25 @@ pub struct Seq {
     pub len: u64,
     /// Highest `len` since the last reset: any token below it may have overwritten a slot.
     pub highest: u64,
-    /// Lower bound on the evicted tokens (those dropped between sinks and window), raised by `evict`.
+    /// Lower bound on the evicted tokens (ring indices between sinks and window), raised by edits.
     pub floor: u64,
     /// Tokens of the latest append whose queries may still be passed to attend.
     pub attendable: u64,
-    /// Oldest window token that the load of a snapshot has restored; 0 in a sequence that was not loaded. Older ones
-    /// are in no slot.
+    /// Ring index of the oldest window token that the load of a snapshot has restored; 0 in a sequence that was not
+    /// loaded. Older ones are in no slot.
     pub loaded_from: u64,
+    /// End of what explicit edits have touched: no rewind may cut below it. 0 = nothing.
+    pub edited: u64,
+    /// Pinned and evicted ranges in the sequence's list.
+    pub n_ranges: u32,
+    /// Pinned tokens, sinks not counted.
+    pub n_pinned: u32,
 }
 
 /// Consecutive tokens in consecutive slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// Index of the first token.
+    /// Ring index of the first token.
     pub first: u64,
     /// Slot of the first token.
     pub slot: u64,
@@ -53,8 +70,8 @@ pub enum EditRejection {
     TooMany(u64),
     /// Tokens that would become visible again have been overwritten. Value: the most tokens that can be removed.
     Overwritten(u64),
-    /// Tokens that would become visible again were dropped by an explicit evict. Value: the most that can be removed.
-    Evicted(u64),
+    /// An explicit edit has touched what would be cut. Value: the most that can be removed.
+    Edited(u64),
 }
 
 impl Ring {
@@ -67,28 +84,48 @@ impl Ring {
     pub fn new(n_sink: u32, window: u32, max_chunk: u32, max_rewind: u32) -> Self {
         let (window, max_rewind) = (u64::from(window), u64::from(max_rewind));
         let ring_slots = window + max_rewind.max(u64::from(max_chunk)); // mutant: ring_without_chunk_room
-        Self { n_sink: n_sink.into(), window, ring_slots, max_rewind }
+        Self { n_sink: n_sink.into(), window, ring_slots, max_rewind, max_pinned: 0, max_segments: 0 }
     }
 
-    /// Slots of one sequence: those of the sinks, then the ring.
+    /// The ring with room for pinned tokens and for pinned and evicted ranges.
+    #[must_use]
+    pub fn with_edits(self, max_pinned: u32, max_segments: u32) -> Self {
+        Self { max_pinned: max_pinned.into(), max_segments: max_segments.into(), ..self }
+    }
+
+    /// Slots of tokens that stay for ever: sinks, then pinned tokens in order of index.
+    #[must_use]
+    pub fn fixed_slots(&self) -> u64 {
+        self.n_sink + self.max_pinned
+    }
+
+    /// Slots of one sequence: those of sinks and pinned tokens, then the ring.
     #[must_use]
     pub fn slots(&self) -> u64 {
-        self.n_sink + self.ring_slots
+        self.fixed_slots() + self.ring_slots
     }
 
-    /// Slot of token `t`.
+    /// Slot of the sink, or of the window token, with ring index `t`.
     #[must_use]
     pub fn slot(&self, t: u64) -> u64 {
-        if t < self.n_sink { t } else { self.n_sink + (t - self.n_sink) % self.ring_slots }
+        if t < self.n_sink { t } else { self.fixed_slots() + (t - self.n_sink) % self.ring_slots }
     }
 
-    /// E(len): tokens dropped between sinks and window when the sequence holds `len` tokens.
+    /// Slots in use of sinks and pinned tokens, and of the ring, in a sequence with these counters.
+    #[must_use]
+    pub fn used_slots(&self, seq: &Seq) -> [u64; 2] {
+        let fixed = seq.highest.min(self.n_sink) + u64::from(seq.n_pinned); // mutant: fork_without_pins
+        [fixed, seq.highest.saturating_sub(self.n_sink).min(self.ring_slots)]
+    }
+
+    /// E(len): ring indices between sinks and window when the sequence holds `len` tokens. Those are the dropped tokens,
+    /// and the pinned ones.
     #[must_use]
     pub fn evicted(&self, len: u64, floor: u64) -> u64 {
         floor.max(len.saturating_sub(self.n_sink + self.window)) // mutant: evicted_one_too_few
     }
 
-    /// Index of the oldest window token at length `len`.
+    /// Ring index of the oldest window token at length `len`.
     #[must_use]
     pub fn window_start(&self, len: u64, floor: u64) -> u64 {
         self.n_sink + self.evicted(len, floor)
@@ -100,14 +137,14 @@ impl Ring {
         len.saturating_sub(self.window_start(len, floor))
     }
 
-    /// Tokens held at length `len`: sinks and window tokens.
+    /// Tokens held: sinks, pinned tokens and window.
     #[must_use]
-    pub fn held(&self, len: u64, floor: u64) -> u64 {
-        len.min(self.n_sink) + self.window_len(len, floor)
+    pub fn held(&self, seq: &Seq) -> u64 {
+        seq.len.min(self.n_sink) + u64::from(seq.n_pinned) + self.window_len(seq.len, seq.floor)
     }
 
-    /// Tokens `first..end` as runs of consecutive slots, in order. A run ends where the sinks end and where the ring
-    /// wraps.
+    /// Sinks and window tokens with ring indices `first..end` as runs of consecutive slots, in order. A run ends where
+    /// the sinks end and where the ring wraps.
     pub fn runs(&self, first: u64, end: u64) -> impl Iterator<Item = Run> + use<> {
         let ring = *self;
         let mut at = first;
@@ -157,8 +194,8 @@ impl Ring {
             return Ok(());
         }
         let new = seq.len - n;
-        if seq.floor > 0 && new < self.n_sink + seq.floor {
-            return Err(EditRejection::Evicted(self.rewindable(seq)));
+        if new < seq.edited {
+            return Err(EditRejection::Edited(self.rewindable(seq))); // mutant: rewind_across_an_edit
         }
         if self.window_start(new, seq.floor) < self.rewind_limit(seq) {
             return Err(EditRejection::Overwritten(self.rewindable(seq)));
@@ -166,7 +203,7 @@ impl Ring {
         Ok(())
     }
 
-    /// Oldest window token that a rewind may make visible again.
+    /// Ring index of the oldest window token that a rewind may make visible again.
     fn rewind_limit(&self, seq: &Seq) -> u64 {
         seq.highest.saturating_sub(self.window + self.max_rewind).max(seq.loaded_from) // mutant: rewind_below_a_load
     }
@@ -194,12 +231,11 @@ impl Ring {
     /// The most tokens that [`Self::check_rewind`] accepts.
     #[must_use]
     pub fn rewindable(&self, seq: &Seq) -> u64 {
-        let below_evict = if seq.floor > 0 { self.n_sink + seq.floor } else { 0 };
         // window_start(new) >= limit, solved for new. The floor alone may satisfy it; otherwise new must be large
         // enough.
         let limit = self.rewind_limit(seq);
         let below_ring = if self.n_sink + seq.floor >= limit { 0 } else { limit + self.window };
-        seq.len.saturating_sub(below_evict.max(below_ring))
+        seq.len.saturating_sub(seq.edited.max(below_ring))
     }
 }
 
@@ -212,8 +248,15 @@ impl Seq {
     }
 
     /// Drops the `n > 0` oldest window tokens, as checked before. Keys of the latest append's queries may be among
-    /// them.
-    pub fn evict(&mut self, ring: &Ring, n: u64) {
+    /// them. `ranges` are those of the sequence.
+    pub fn evict(&mut self, ring: &Ring, ranges: &[EditedRange], n: u64) {
+        self.shorten(ring, n);
+        let last = ring.n_sink + self.floor - 1;
+        self.edited = self.edited.max(ranges::index_of(ranges, last) + 1);
+    }
+
+    /// Takes `n` tokens out of the window: those older than them have moved up by `n` ring indices.
+    pub fn shorten(&mut self, ring: &Ring, n: u64) {
         self.floor = ring.evicted(self.len, self.floor) + n; // mutant: evict_counts_from_zero
         self.attendable = 0;
     }
@@ -267,7 +310,8 @@ mod tests {
                                               floor in 0u64..40, loaded_from in 0u64..60) {
             let floor = floor.min(len.saturating_sub(ring.n_sink));
             let loaded_from = loaded_from.min(ring.window_start(len, floor));
-            let seq = Seq { len, highest: len + above, floor, loaded_from, ..Seq::default() };
+            let edited = if floor > 0 { ring.n_sink + floor } else { 0 };
+            let seq = Seq { len, highest: len + above, floor, loaded_from, edited, ..Seq::default() };
             let best = (0..=len).filter(|&n| ring.check_rewind(&seq, n).is_ok()).max();
             prop_assert_eq!(best, Some(ring.rewindable(&seq)));
         }
@@ -290,7 +334,8 @@ mod tests {
             // As far above its length as a sequence can be that has all of its window.
             let highest = (len + above).min(ring.window_start(len, floor) + ring.ring_slots);
             let above = highest - len;
-            let mut seq = Seq { len, highest, floor, ..Seq::default() };
+            let edited = if floor > 0 { ring.n_sink + floor } else { 0 };
+            let mut seq = Seq { len, highest, floor, edited, ..Seq::default() };
             let here = ring.rewindable(&seq);
             seq.loaded_from = ring.kept_from(&seq);
             prop_assert_eq!(ring.rewindable(&seq), here);

@@ -12,6 +12,7 @@ use crate::batch::{BatchArrays, DeviceEdit, Entry};
 use crate::config::{Layer, Shape, Which};
 use crate::error::Result;
 use crate::exec::Executor;
+use crate::ranges::EditedRange;
 use crate::ring::Seq;
 use crate::tensor::Strided;
 
@@ -26,8 +27,12 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     /// Runs part `ith` of `nth` of a call. Parts may run concurrently and in any order; each `ith` must run once.
     fn run_part(&self, call: &LayerCall<'_>, ith: u32, nth: u32);
 
-    /// Copies the first `slots` slots of every head of sequence `src` to `dst`, in one layer.
-    fn copy_sequence(&self, layer: usize, settings: &Layer, src: usize, dst: usize, slots: u64);
+    /// Copies the used slots of every head of sequence `src` to `dst`, in one layer: the first ones of sinks and pinned
+    /// tokens, and the first ones of the ring.
+    fn copy_sequence(&self, layer: usize, settings: &Layer, src: usize, dst: usize, used: [u64; 2]);
+
+    /// Moves the rows of `n` slots of every head of a sequence in one layer, which may overlap.
+    fn move_rows(&self, layer: usize, settings: &Layer, seq: usize, rows: RowMove);
 
     /// Reads the stored rows of a run of slots in canonical order, one after the other.
     fn read_rows(&self, run: &SlotRun<'_>, out: &mut [u8]);
@@ -49,6 +54,14 @@ pub(crate) struct SlotRun<'a> {
     pub which: Which,
     pub head: usize,
     pub slot: u64,
+    pub n: u64,
+}
+
+/// A move of the rows in `n` slots from slot `from` on to those from slot `to` on. Neither crosses the end of its region.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowMove {
+    pub from: u64,
+    pub to: u64,
     pub n: u64,
 }
 
@@ -105,8 +118,17 @@ pub(crate) struct LayerCall<'a> {
     pub layer: &'a Layer,
     pub shape: &'a Shape,
     pub entries: &'a [Entry],
+    /// Room for the ranges of the layer's sequences: `[sequence][max_segments]`.
+    pub ranges: &'a [EditedRange],
     pub append: Option<AppendRows>,
     pub attend: Option<AttendRows>,
+}
+
+impl LayerCall<'_> {
+    /// The pinned and evicted ranges of an entry's sequence.
+    pub fn ranges_of(&self, entry: &Entry) -> &[EditedRange] {
+        &self.ranges[entry.seq * self.layer.ring.max_segments as usize..][..entry.n_ranges as usize]
+    }
 }
 
 /// Keys and values to store.
@@ -199,6 +221,9 @@ pub(crate) enum EditCall {
     Reset = 5,
     Fork = 6,
     Abort = 7,
+    // 8 is SKC_CALL_STEP.
+    Pin = 9,
+    EvictRange = 10,
 }
 
 /// An edit of sequences.

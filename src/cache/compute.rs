@@ -70,6 +70,7 @@ impl Cache {
             layer: &self.layers[call.layer],
             shape: &self.shape,
             entries: &self.entries,
+            ranges: self.counters.layer_ranges(call.layer),
             append: call.append,
             attend: call.attend,
         }

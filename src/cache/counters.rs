@@ -4,14 +4,20 @@
 //! become stale: the host does not see length changes made by graph replays or by counts in device memory. A stale
 //! sequence becomes known again when it is reset, read back, or when the host reports the change (`note_replay`).
 
+use crate::config::Layers;
 use crate::error::Result;
-use crate::memory::filled;
+use crate::memory::{filled, with_room};
+use crate::ranges::EditedRange;
 use crate::ring::Seq;
 
 #[derive(Debug)]
 pub(super) struct HostCounters {
     /// `[layer][sequence]`.
     seqs: Vec<Seq>,
+    /// `[layer][sequence][max_segments of the layer]`.
+    ranges: Vec<EditedRange>,
+    /// Per layer: where its ranges begin. Empty where no layer has room for any.
+    range_offsets: Vec<usize>,
     /// Stream position of token 0, per sequence.
     pub starts: Vec<u64>,
     /// `None` for a CPU cache, whose counters are never stale.
@@ -31,7 +37,18 @@ struct Staleness {
 }
 
 impl HostCounters {
-    pub fn new(n_layers: usize, n_seqs: usize, on_device: bool) -> Result<Self> {
+    pub fn new(layers: &Layers, n_seqs: usize, on_device: bool) -> Result<Self> {
+        let n_layers = layers.len();
+        let n_ranges = Self::n_ranges(layers, n_seqs as u64) as usize;
+        let mut range_offsets = Vec::new();
+        if n_ranges > 0 {
+            range_offsets = with_room(n_layers, "layer counters")?;
+            let mut at = 0;
+            for layer in layers.iter() {
+                range_offsets.push(at);
+                at += layer.ring.max_segments as usize * n_seqs;
+            }
+        }
         let staleness = if on_device {
             let refreshed = filled(n_layers * n_seqs, 1, "sequence counters")?;
             Some(Staleness { epoch: 1, invalidated: filled(n_layers, 1, "layer counters")?, refreshed })
@@ -40,15 +57,26 @@ impl HostCounters {
         };
         Ok(Self {
             seqs: filled(n_layers * n_seqs, Seq::default(), "sequence counters")?,
+            ranges: filled(n_ranges, EditedRange::default(), "pinned and evicted ranges")?,
+            range_offsets,
             starts: filled(n_seqs, 0, "start positions")?,
             staleness,
         })
     }
 
-    /// Host bytes that [`Self::new`] allocates. At most 2^16 layers x 2^24 sequences: the product cannot overflow.
-    pub fn bytes(n_layers: u64, n_seqs: u64, on_device: bool) -> u64 {
+    /// Host bytes that [`Self::new`] allocates. At most 2^16 layers x 2^24 sequences x 2^10 ranges of 32 bytes: the
+    /// product cannot overflow.
+    pub fn bytes(layers: &Layers, n_seqs: u64, on_device: bool) -> u64 {
+        let n_layers = layers.len() as u64;
         let per_seq = size_of::<Seq>() as u64 + if on_device { 8 } else { 0 };
-        n_layers * n_seqs * per_seq + 8 * n_seqs + if on_device { 8 * n_layers } else { 0 }
+        let n_ranges = Self::n_ranges(layers, n_seqs);
+        let ranges = n_ranges * size_of::<EditedRange>() as u64 + if n_ranges > 0 { 8 * n_layers } else { 0 };
+        n_layers * n_seqs * per_seq + 8 * n_seqs + if on_device { 8 * n_layers } else { 0 } + ranges
+    }
+
+    /// Ranges that all sequences of all layers have room for.
+    fn n_ranges(layers: &Layers, n_seqs: u64) -> u64 {
+        layers.iter().map(|layer| layer.ring.max_segments * n_seqs).sum()
     }
 
     pub fn n_seqs(&self) -> usize {
@@ -66,6 +94,39 @@ impl HostCounters {
     pub fn seq_mut(&mut self, layer: usize, seq: usize) -> &mut Seq {
         let index = self.index(layer, seq);
         &mut self.seqs[index]
+    }
+
+    /// Room for the ranges of all sequences in a layer: `[sequence][room]`.
+    pub fn layer_ranges(&self, layer: usize) -> &[EditedRange] {
+        let Some(&from) = self.range_offsets.get(layer) else { return &[] };
+        let end = self.range_offsets.get(layer + 1).copied().unwrap_or(self.ranges.len());
+        &self.ranges[from..end]
+    }
+
+    /// The ranges of a sequence in a layer.
+    pub fn ranges(&self, layer: usize, seq: usize) -> &[EditedRange] {
+        let all = self.layer_ranges(layer);
+        let room = all.len() / self.starts.len();
+        &all[seq * room..][..self.seq(layer, seq).n_ranges as usize]
+    }
+
+    /// The counters of a sequence in a layer, and its room for ranges.
+    pub fn seq_and_ranges(&mut self, layer: usize, seq: usize) -> (&mut Seq, &mut [EditedRange]) {
+        let index = self.index(layer, seq);
+        let room = self.layer_ranges(layer).len() / self.starts.len();
+        let from = self.range_offsets.get(layer).map_or(0, |from| from + seq * room);
+        (&mut self.seqs[index], &mut self.ranges[from..from + room])
+    }
+
+    /// Copies the counters and ranges of a sequence to another.
+    pub fn copy(&mut self, layer: usize, src: usize, dst: usize) {
+        let state = *self.seq(layer, src);
+        *self.seq_mut(layer, dst) = state;
+        let room = self.layer_ranges(layer).len() / self.starts.len();
+        if let Some(from) = self.range_offsets.get(layer) {
+            let src = from + src * room;
+            self.ranges.copy_within(src..src + state.n_ranges as usize, from + dst * room);
+        }
     }
 
     /// The counters of one sequence in every layer, in order.
@@ -118,10 +179,16 @@ impl HostCounters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::CacheConfig;
+
+    fn layers(n: u32) -> Layers {
+        let (n_q_heads, n_kv_heads, head_dim) = (1, 1, 8);
+        CacheConfig { n_layers: n, n_q_heads, n_kv_heads, head_dim, ..CacheConfig::default() }.validate().unwrap().1
+    }
 
     #[test]
     fn an_invalidated_layer_is_stale_until_refreshed() {
-        let mut counters = HostCounters::new(2, 3, true).unwrap();
+        let mut counters = HostCounters::new(&layers(2), 3, true).unwrap();
         assert!((0..3).all(|s| counters.known_in_all_layers(s)));
         counters.invalidate_layer(1);
         assert!((0..3).all(|s| counters.known(0, s) && !counters.known(1, s)));
@@ -135,7 +202,7 @@ mod tests {
 
     #[test]
     fn counters_of_a_cpu_cache_are_never_stale() {
-        let mut counters = HostCounters::new(1, 1, false).unwrap();
+        let mut counters = HostCounters::new(&layers(1), 1, false).unwrap();
         counters.invalidate_all();
         assert!(counters.known(0, 0));
     }

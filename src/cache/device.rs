@@ -108,6 +108,9 @@ impl Cache {
     /// Puts an edit into the stream of a CUDA cache. The caller then updates the host's counters.
     pub(super) fn enqueue_edit(&mut self, call: EditCall, entries: EditEntries<'_>) -> Result<()> {
         let Some(device) = self.device() else { return Ok(()) };
+        if matches!(call, EditCall::Pin | EditCall::EvictRange) {
+            bail!(NoRoom, "{call:?}: the kernels do not have it yet");
+        }
         let outcome = device.edit(&Edit { call, entries, stream: self.stream });
         let outcome = self.note_device_loss(outcome);
         if outcome.is_err() {
@@ -165,7 +168,31 @@ impl Cache {
         unsafe { self.edit_on_device(EditCall::Fork, edit) }
     }
 
-    /// Any of the four edits with arrays in device memory.
+    /// Pin with arrays in device memory.
+    ///
+    /// # Errors
+    /// Argument errors.
+    ///
+    /// # Safety
+    /// As for [`Cache::evict_on_device`].
+    pub unsafe fn pin_on_device(&mut self, edit: DeviceEdit) -> Result<()> {
+        // SAFETY: as in `evict_on_device`.
+        unsafe { self.edit_on_device(EditCall::Pin, edit) }
+    }
+
+    /// `evict_range` with arrays in device memory.
+    ///
+    /// # Errors
+    /// Argument errors.
+    ///
+    /// # Safety
+    /// As for [`Cache::evict_on_device`].
+    pub unsafe fn evict_range_on_device(&mut self, edit: DeviceEdit) -> Result<()> {
+        // SAFETY: as in `evict_on_device`.
+        unsafe { self.edit_on_device(EditCall::EvictRange, edit) }
+    }
+
+    /// Any edit but abort with arrays in device memory.
     ///
     /// # Safety
     /// The arrays must be readable on the device whenever the work runs: at every replay if it is captured into a
@@ -179,6 +206,9 @@ impl Cache {
         if call != EditCall::Reset {
             let name = if call == EditCall::Fork { "src_seq_ids" } else { "n_tokens" };
             check_array(name, e.n_tokens, 4, e.n_entries)?;
+        }
+        if matches!(call, EditCall::Pin | EditCall::EvictRange) {
+            check_array("first", e.first, 8, e.n_entries)?;
         }
         if e.positions != 0 {
             check_array("start_positions", e.positions, 8, e.n_entries)?;

@@ -1,10 +1,11 @@
-//! Edits of a batch of sequences, in all layers. They change counters only, except fork, which copies K and V.
+//! Edits of a batch of sequences, in all layers, that change counters only; and fork, which copies K and V.
 
-use super::state::{Cache, Place};
+use super::state::{Cache, Place, SeqEdit};
 use crate::backend::{EditCall, EditEntries};
 use crate::batch::{HostBatch, check_seq};
 use crate::config::Layer;
 use crate::error::{Result, bail};
+use crate::ranges::EditedRange;
 use crate::ring::{EditRejection, Seq};
 
 impl Cache {
@@ -19,10 +20,10 @@ impl Cache {
                     bail!(OutOfRange, "n_tokens[{index}] is {n}: the window of layer {layer} holds {held}");
                 }
             }
-            Ok(n)
+            Ok((n, 0))
         })?;
         self.enqueue_edit(EditCall::Evict, EditEntries::Host { ids: seq_ids, tokens: n_tokens, positions: &[] })?;
-        self.apply(|layer, state, n| state.evict(&layer.ring, n));
+        self.apply(|layer, state, ranges, n| state.evict(&layer.ring, &ranges[..state.n_ranges as usize], n));
         Ok(())
     }
 
@@ -46,18 +47,18 @@ impl Cache {
                          with max_rewind {}",
                         ring.max_rewind
                     ),
-                    Err(EditRejection::Evicted(most)) => bail!(
+                    Err(EditRejection::Edited(most)) => bail!(
                         TokensGone,
                         "n_tokens[{index}] is {n}: tokens of layer {layer} are gone, at most {most} can be removed \
-                         after the last evict"
+                         after the last edit"
                     ),
                 }
             }
             // The host's length of a stale sequence may be below the real one, and below n.
-            Ok(cache.counters.seq(0, seq).len.saturating_sub(n))
+            Ok((cache.counters.seq(0, seq).len.saturating_sub(n), 0))
         })?;
         self.enqueue_edit(EditCall::Rewind, EditEntries::Host { ids: seq_ids, tokens: n_tokens, positions: &[] })?;
-        self.apply(|_, state, len| state.cut(len)); // mutant: rewind_keeps_evicted
+        self.apply(|_, state, _, len| state.cut(len)); // mutant: rewind_keeps_evicted
         Ok(())
     }
 
@@ -71,12 +72,12 @@ impl Cache {
         {
             bail!(InvalidArgument, "{} sequence ids but {} start positions", seq_ids.len(), starts.len());
         }
-        self.collect_edits(seq_ids, |_| true, |_, index, _| Ok(start_positions.map_or(0, |s| s[index])))?;
+        self.collect_edits(seq_ids, |_| true, |_, index, _| Ok((start_positions.map_or(0, |s| s[index]), 0)))?;
         let positions = start_positions.unwrap_or(&[]);
         self.enqueue_edit(EditCall::Reset, EditEntries::Host { ids: seq_ids, tokens: &[], positions })?;
-        self.apply(|_, state, _| *state = Seq::default()); // mutant: reset_keeps_floor
+        self.apply(|_, state, _, _| *state = Seq::default()); // mutant: reset_keeps_floor
         if !self.capturing {
-            for &(seq, start) in &self.edits {
+            for &SeqEdit { seq, amount: start, .. } in &self.edits {
                 self.counters.starts[seq] = start;
                 (0..self.layers.len()).for_each(|layer| self.counters.refresh(layer, seq));
             }
@@ -103,13 +104,14 @@ impl Cache {
             let src = check_seq("src_seq_ids", index, src, self.counters.starts.len())?;
             let dst = self.seq_ids.insert("dst_seq_ids", index, dst)?;
             self.check_equal_lengths(src)?;
-            self.edits.push((dst, src as u64));
+            self.edits.push(SeqEdit { seq: dst, amount: src as u64, n: 0 });
         }
-        if let Some(&(dst, src)) = self.edits.iter().find(|&&(_, src)| self.seq_ids.contains(src as usize)) {
+        let is_destination = |edit: &&SeqEdit| self.seq_ids.contains(edit.amount as usize);
+        if let Some(&SeqEdit { seq: dst, amount: src, .. }) = self.edits.iter().find(is_destination) {
             bail!(InvalidArgument, "sequence {src}, copied to {dst}, is also a destination");
         }
         self.enqueue_edit(EditCall::Fork, EditEntries::Host { ids: dst_seq_ids, tokens: src_seq_ids, positions: &[] })?;
-        for &(dst, src) in &self.edits {
+        for &SeqEdit { seq: dst, amount: src, .. } in &self.edits {
             let src = src as usize;
             if self.capturing {
                 (0..self.layers.len()).for_each(|layer| self.counters.invalidate(layer, dst));
@@ -120,9 +122,9 @@ impl Cache {
                 let state = *self.counters.seq(index, src);
                 if let Place::Host { backend, .. } = &self.place {
                     // mutant: fork_copies_too_little
-                    backend.copy_sequence(index, layer, src, dst, state.highest.min(layer.ring.slots()));
+                    backend.copy_sequence(index, layer, src, dst, layer.ring.used_slots(&state));
                 }
-                *self.counters.seq_mut(index, dst) = state;
+                self.counters.copy(index, src, dst);
                 if self.counters.known(index, src) {
                     self.counters.refresh(index, dst);
                 } else {
@@ -154,12 +156,12 @@ impl Cache {
             Ok(len)
         };
         if let Some(ids) = seq_ids {
-            self.collect_edits(ids, |_| true, |cache, _, seq| shortest(cache, seq))?;
+            self.collect_edits(ids, |_| true, |cache, _, seq| Ok((shortest(cache, seq)?, 0)))?;
         } else {
             self.edits.clear();
             for seq in 0..self.counters.starts.len() {
                 let len = shortest(self, seq)?;
-                self.edits.push((seq, len));
+                self.edits.push(SeqEdit { seq, amount: len, n: 0 });
             }
         }
         let entries = match seq_ids {
@@ -167,7 +169,7 @@ impl Cache {
             None => EditEntries::All,
         };
         self.enqueue_edit(EditCall::Abort, entries)?;
-        self.apply(|_, state, len| match len {
+        self.apply(|_, state, _, len| match len {
             0 => *state = Seq::default(),
             _ => state.cut(len),
         });
@@ -177,12 +179,17 @@ impl Cache {
     /// Checks the sequence ids of [`Self::abort_step`].
     pub(crate) fn check_abort(&mut self, seq_ids: Option<&[i32]>) -> Result<()> {
         self.check_usable()?;
-        seq_ids.map_or(Ok(()), |ids| self.collect_edits(ids, |_| true, |_, _, _| Ok(0)))
+        seq_ids.map_or(Ok(()), |ids| self.collect_edits(ids, |_| true, |_, _, _| Ok((0, 0))))
+    }
+
+    /// Whether the host does not know a sequence when an edit runs: then the device checks it.
+    pub(super) fn is_unknown(&self, seq: usize) -> bool {
+        self.capturing || !self.counters.known_in_all_layers(seq)
     }
 
     /// A sequence's counters in every layer, or nothing if they are stale: then the device checks the edit.
-    fn known_layers(&self, seq: usize) -> impl Iterator<Item = (usize, &Seq)> {
-        let known = !self.capturing && self.counters.known_in_all_layers(seq);
+    pub(super) fn known_layers(&self, seq: usize) -> impl Iterator<Item = (usize, &Seq)> {
+        let known = !self.is_unknown(seq);
         self.counters.layers(seq).filter(move |_| known)
     }
 
@@ -201,11 +208,11 @@ impl Cache {
 
     /// Fills `edits` for an edit with a token count per sequence. `amount` checks one and returns the amount to apply.
     /// An entry of 0 tokens is padding.
-    fn plan_cut(
+    pub(super) fn plan_cut(
         &mut self,
         seq_ids: &[i32],
         n_tokens: &[i32],
-        amount: impl Fn(&Self, usize, usize, u64) -> Result<u64>,
+        amount: impl Fn(&Self, usize, usize, u64) -> Result<(u64, u64)>,
     ) -> Result<()> {
         HostBatch { seq_ids, n_tokens }.check()?;
         self.collect_edits(
@@ -220,32 +227,33 @@ impl Cache {
 
     /// Fills `edits`. Entries that are not `wanted`, and those with id -1, are padding: nothing of them is checked.
     /// `amount` checks one sequence and returns the amount to apply.
-    fn collect_edits(
+    pub(super) fn collect_edits(
         &mut self,
         seq_ids: &[i32],
         wanted: impl Fn(usize) -> bool,
-        amount: impl Fn(&Self, usize, usize) -> Result<u64>,
+        amount: impl Fn(&Self, usize, usize) -> Result<(u64, u64)>,
     ) -> Result<()> {
         self.check_usable()?;
         self.edits.clear();
         self.seq_ids.clear();
         for (index, &id) in seq_ids.iter().enumerate().filter(|&(index, &id)| id != -1 && wanted(index)) {
             let seq = self.seq_ids.insert("seq_ids", index, id)?;
-            let amount = amount(self, index, seq)?;
-            self.edits.push((seq, amount));
+            let (amount, n) = amount(self, index, seq)?;
+            self.edits.push(SeqEdit { seq, amount, n });
         }
         Ok(())
     }
 
     /// Applies `edits` to the host's counters of every layer. While the stream is captured they become stale instead:
     /// the edit happens at each replay.
-    fn apply(&mut self, edit: impl Fn(&Layer, &mut Seq, u64)) {
-        for &(seq, amount) in &self.edits {
+    fn apply(&mut self, edit: impl Fn(&Layer, &mut Seq, &[EditedRange], u64)) {
+        for &SeqEdit { seq, amount, .. } in &self.edits {
             for (index, layer) in self.layers.iter().enumerate() {
                 if self.capturing {
                     self.counters.invalidate(index, seq);
                 } else {
-                    edit(layer, self.counters.seq_mut(index, seq), amount);
+                    let (state, ranges) = self.counters.seq_and_ranges(index, seq);
+                    edit(layer, state, ranges, amount);
                 }
             }
         }

@@ -4,6 +4,7 @@ use super::state::{Cache, Place};
 use crate::backend::{KernelChoice, TokenCall};
 use crate::config::MAX_SEQS;
 use crate::error::{Result, bail};
+use crate::ranges;
 
 /// State of one sequence. Lengths are over all layers, the other values are those of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,14 +15,20 @@ pub struct SeqInfo {
     pub len_max: u64,
     /// Stream position of token 0.
     pub start_position: u64,
-    /// Tokens held: sinks and window.
+    /// Tokens held: sinks, pinned tokens and window.
     pub cached: u64,
-    /// Tokens dropped between sinks and window.
+    /// Tokens that are not held any more.
     pub evicted: u64,
     /// Tokens that can be appended before one is dropped.
     pub room: u64,
     /// The largest count that [`Cache::rewind`] accepts.
     pub rewindable: u64,
+    /// Pinned tokens, sinks not counted.
+    pub pinned: u64,
+    /// Held runs of consecutive indices.
+    pub segments: u64,
+    /// What `max_segments` counts: pinned runs, and evicted ranges younger than the oldest window token.
+    pub counted: u64,
 }
 
 impl Cache {
@@ -76,15 +83,20 @@ impl Cache {
         let seq = self.check_seq_id(seq_id)?;
         self.check_known(seq)?;
         let (state, ring) = (self.counters.seq(layer, seq), &self.layers[layer].ring);
-        let cached = ring.held(state.len, state.floor);
+        let cached = ring.held(state);
+        let pinned = u64::from(state.n_pinned);
+        let (segments, counted) = ranges::segments(ring, state, self.counters.ranges(layer, seq));
         Ok(SeqInfo {
             len_min: self.counters.layers(seq).map(|(_, s)| s.len).min().unwrap_or(0),
             len_max: self.counters.layers(seq).map(|(_, s)| s.len).max().unwrap_or(0),
             start_position: self.counters.starts[seq],
             cached,
-            evicted: ring.evicted(state.len, state.floor),
-            room: ring.n_sink + ring.window - cached,
+            evicted: state.len - cached,
+            room: ring.n_sink + ring.window + pinned - cached,
             rewindable: ring.rewindable(state),
+            pinned,
+            segments,
+            counted,
         })
     }
 }

@@ -5,6 +5,7 @@ mod compute;
 mod counters;
 mod device;
 mod edit;
+mod edit_ranges;
 mod info;
 mod plan;
 mod snapshot;

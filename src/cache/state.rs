@@ -26,13 +26,24 @@ pub struct Cache {
     /// Entries of the current call; has capacity for every sequence.
     pub(super) entries: Vec<Entry>,
     /// Sequences of the current edit, each with its amount; has capacity for every sequence.
-    pub(super) edits: Vec<(usize, u64)>,
+    pub(super) edits: Vec<SeqEdit>,
     /// Finds sequences that appear twice in the current call.
     pub(super) seq_ids: SeqIdSet,
     /// See [`Cache::warnings`].
     pub(super) warnings: Vec<String>,
     /// Set by a failure after which the cache can only be dropped.
     pub(super) failed: Option<Status>,
+}
+
+/// What an edit does to one sequence.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SeqEdit {
+    pub seq: usize,
+    /// Tokens of an evict, the length after a rewind, the start position of a reset, the source of a fork; of a pin or
+    /// an evict_range the first token.
+    pub amount: u64,
+    /// Tokens of a pin or an evict_range.
+    pub n: u64,
 }
 
 /// Where a cache's memory is and its kernels run.
@@ -69,7 +80,7 @@ impl Cache {
         };
         Ok(Self {
             shape,
-            counters: HostCounters::new(layers.len(), n_seqs, matches!(place, Place::Device(_)))?,
+            counters: HostCounters::new(&layers, n_seqs, matches!(place, Place::Device(_)))?,
             layers,
             place,
             stream: Stream::default(),
@@ -95,9 +106,9 @@ impl Cache {
         } else {
             (Cpu::bytes(&shape, layers.iter(), config.n_seqs, config.n_threads)?, 0)
         };
-        let per_seq = size_of::<Entry>() + size_of::<(usize, u64)>() + size_of::<u64>();
-        let counters = HostCounters::bytes(layers.len() as u64, n_seqs, cuda);
-        // At most 2^16 layers x 2^24 sequences x 40 bytes: only the sum can overflow.
+        let per_seq = size_of::<Entry>() + size_of::<SeqEdit>() + size_of::<u64>();
+        let counters = HostCounters::bytes(&layers, n_seqs, cuda);
+        // At most 2^16 layers x 2^24 sequences x 2^10 ranges of 32 bytes: only the sum can overflow.
         let Some(host) = kernels.checked_add(per_seq as u64 * n_seqs + counters) else {
             bail!(OutOfMemory, "K, V and counters exceed 2^64 bytes");
         };

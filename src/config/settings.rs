@@ -36,6 +36,12 @@ pub struct LayerConfig {
     pub softcap: f64,
     /// Learned sink logit per query head `[n_q_heads]`, added to the softmax denominator unscaled; empty = none.
     pub sink_logits: Vec<f32>,
+    /// The most tokens of a sequence that [`Cache::pin`](crate::Cache::pin) may hold at a time, at most 2^24. A layer
+    /// with 0 ignores pins.
+    pub max_pinned: u32,
+    /// The most runs of pinned tokens and ranges dropped by [`Cache::evict_range`](crate::Cache::evict_range) that a
+    /// sequence may have at a time, at most 1,024. A dropped range counts until the window has moved past it.
+    pub max_segments: u32,
 }
 
 impl Default for LayerConfig {
@@ -54,6 +60,8 @@ impl Default for LayerConfig {
             scale: 0.0,
             softcap: 0.0,
             sink_logits: Vec::new(),
+            max_pinned: 0,
+            max_segments: 0,
         }
     }
 }

@@ -42,6 +42,8 @@ pub const MAX_HEAD_DIM: u32 = 512;
 pub const HEAD_DIM_MULTIPLE: u32 = 8;
 pub const MAX_CHUNK: u32 = 1 << 30;
 pub const MAX_THREADS: u32 = 1_024;
+pub const MAX_PINNED: u32 = 1 << 24;
+pub const MAX_SEGMENTS: u32 = 1_024;
 const MIN_SCALE: f64 = 1e-30;
 
 fn in_range(name: &str, value: u32, low: u32, high: u32) -> Result<()> {
@@ -130,6 +132,8 @@ impl CacheConfig {
     /// Checks the settings of one layer.
     pub(crate) fn layer(&self, c: &LayerConfig) -> Result<Layer> {
         in_range("window", c.window, 1, u32::MAX)?;
+        in_range("max_pinned", c.max_pinned, 0, MAX_PINNED)?;
+        in_range("max_segments", c.max_segments, 0, MAX_SEGMENTS)?;
         let rope = matches!(c.position_mode, PositionMode::Rope | PositionMode::RopeApplied);
         if !rope && !c.inv_freq.is_empty() {
             bail!(
@@ -171,7 +175,8 @@ impl CacheConfig {
             positive("softcap", c.softcap)?;
         }
         Ok(Layer {
-            ring: Ring::new(c.n_sink, c.window, self.max_chunk, self.max_rewind),
+            ring: Ring::new(c.n_sink, c.window, self.max_chunk, self.max_rewind)
+                .with_edits(c.max_pinned, c.max_segments),
             position_mode: c.position_mode,
             rope_style: c.rope_style,
             frequencies,
@@ -239,6 +244,8 @@ mod tests {
         assert!(rejection(|c, _| c.n_threads = 0).starts_with("n_threads is 0"));
         assert!(rejection(|c, _| c.layers.clear()).starts_with("0 layer configurations"));
         assert!(rejection(|_, l| l.window = 0).starts_with("window is 0"));
+        assert_eq!(rejection(|_, l| l.max_pinned = (1 << 24) + 1), "max_pinned is 16777217: 0 to 16777216 is allowed");
+        assert_eq!(rejection(|_, l| l.max_segments = 1_025), "max_segments is 1025: 0 to 1024 is allowed");
         assert!(rejection(|_, l| l.rope_dim = 7).starts_with("rope_dim is 7"));
         assert!(rejection(|_, l| l.rope_dim = 66).starts_with("rope_dim is 66"));
         assert!(rejection(|_, l| l.rope_base = -1.0).starts_with("rope_base is -1"));

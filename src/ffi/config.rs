@@ -96,8 +96,14 @@ pub struct skc_layer_config {
     pub n_alibi_slopes: u32,
     /// Number of elements of sink_logits: n_q_heads, or 0 for none.
     pub n_sink_logits: u32,
+    /// The most tokens of a sequence that skc_pin may hold at a time, 0 to 2^24. A layer with 0 ignores pins. Default
+    /// 0.
+    pub max_pinned: u32,
+    /// The most segments of a sequence at a time, 0 to 1024: runs of pinned tokens, and ranges dropped by
+    /// skc_evict_range that the window has not moved past. Default 0.
+    pub max_segments: u32,
 }
-c_struct!(skc_layer_config);
+c_struct!(skc_layer_config, 0, 104);
 
 /// Settings of a cache. Initialise it with skc_cache_config_init or SKC_CACHE_CONFIG_INIT, then set what differs from
 /// the defaults; n_q_heads, n_kv_heads, head_dim and layers have none.
@@ -202,6 +208,8 @@ impl Default for skc_layer_config {
             sink_logits: std::ptr::null(),
             n_alibi_slopes: 0,
             n_sink_logits: 0,
+            max_pinned: d.max_pinned,
+            max_segments: d.max_segments,
         }
     }
 }
@@ -470,5 +478,7 @@ unsafe fn read_layer(c: &skc_layer_config, config: &CacheConfig) -> Result<Layer
         scale: c.scale,
         softcap: c.softcap,
         sink_logits: floats("sink_logits", c.sink_logits, c.n_sink_logits, config.n_q_heads)?,
+        max_pinned: c.max_pinned,
+        max_segments: c.max_segments,
     })
 }

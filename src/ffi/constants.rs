@@ -169,6 +169,10 @@ constants! {
         SKC_CALL_ABORT: u32 = EditCall::Abort as u32;
         /// skc_step, as an argument of skc_kernel_choice only.
         SKC_CALL_STEP: u32 = 8;
+        /// skc_pin.
+        SKC_CALL_PIN: u32 = EditCall::Pin as u32;
+        /// skc_evict_range.
+        SKC_CALL_EVICT_RANGE: u32 = EditCall::EvictRange as u32;
     }
 }
 
@@ -205,5 +209,11 @@ mod tests {
         let names: Vec<_> = CONSTANT_GROUPS.iter().flat_map(|group| group.constants).map(|c| c.name).collect();
         assert!(names.iter().all(|name| name.to_bytes().starts_with(b"SKC_")));
         assert_eq!(names.len(), names.iter().collect::<std::collections::HashSet<_>>().len());
+    }
+
+    #[test]
+    fn calls_have_numbers_of_their_own() {
+        let numbers: Vec<_> = CALLS.constants.iter().map(|c| c.value).collect();
+        assert_eq!(numbers, (1..=numbers.len() as i64).collect::<Vec<_>>());
     }
 }

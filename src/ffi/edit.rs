@@ -180,6 +180,7 @@ unsafe fn edit<A: EditArgs>(cache: *mut skc_cache, args: *const A) -> skc_status
             let edit = DeviceEdit {
                 seq_ids: a.seq_ids.expose_provenance() as u64,
                 n_tokens: a.n_tokens.expose_provenance() as u64,
+                first: 0,
                 positions: a.start_positions.expose_provenance() as u64,
                 n_entries: a.n_entries,
             };
@@ -204,7 +205,9 @@ unsafe fn edit<A: EditArgs>(cache: *mut skc_cache, args: *const A) -> skc_status
                 EditCall::Rewind => cache.rewind(ids, tokens),
                 EditCall::Reset => cache.reset(ids, starts),
                 EditCall::Fork => cache.fork(tokens, ids),
-                EditCall::Abort => bail!(Internal, "abort has arguments of its own"),
+                EditCall::Abort | EditCall::Pin | EditCall::EvictRange => {
+                    bail!(Internal, "{:?} has arguments of its own", A::CALL)
+                }
             })
         }
     })

@@ -13,7 +13,9 @@ use super::constants::{
 use super::registry::{skc_cache, with_cache};
 use crate::backend::TokenCall;
 use crate::backend::cuda::available;
-use crate::config::{HEAD_DIM_MULTIPLE, MAX_CHUNK, MAX_HEAD_DIM, MAX_LAYERS, MAX_SEQS, MAX_THREADS, StorageType};
+use crate::config::{
+    HEAD_DIM_MULTIPLE, MAX_CHUNK, MAX_HEAD_DIM, MAX_LAYERS, MAX_SEGMENTS, MAX_SEQS, MAX_THREADS, StorageType,
+};
 use crate::error::{Result, bail};
 
 /// State of a sequence, filled by skc_seq_info. Set struct_size, and flags if wanted, and zero the rest before the
@@ -31,16 +33,23 @@ pub struct skc_sequence_info {
     pub length_max: u64,
     /// Stream position of the sequence's first token.
     pub start_position: u64,
-    /// Tokens that the layer holds: sinks and window tokens.
+    /// Tokens that the layer holds: sinks, pinned tokens and window tokens.
     pub cached_tokens: u64,
-    /// Tokens that the layer has dropped between sinks and window.
+    /// Tokens of the sequence that the layer has dropped.
     pub evicted_tokens: u64,
     /// Tokens that can be appended before the layer drops one.
     pub room: u64,
     /// The largest count that skc_rewind accepts in this layer.
     pub rewindable: u64,
+    /// Tokens that skc_pin holds in this layer; sinks are not counted.
+    pub pinned_tokens: u64,
+    /// Runs of consecutive tokens that the layer holds.
+    pub segments: u64,
+    /// What max_segments counts: runs of pinned tokens, and ranges dropped by skc_evict_range that the window has not
+    /// moved past.
+    pub counted_segments: u64,
 }
-c_struct!(skc_sequence_info, SKC_READ_BACK, size_of::<skc_sequence_info>());
+c_struct!(skc_sequence_info, SKC_READ_BACK, 64);
 
 /// What this build can do, filled by skc_capabilities. Set struct_size and zero the rest before the call. In a mask,
 /// bit n stands for the constant of value n.
@@ -77,6 +86,8 @@ pub struct skc_capability_info {
     pub max_chunk: u32,
     /// SKC_SNAPSHOT_VERSION of the library.
     pub snapshot_version: u32,
+    /// Largest max_segments of a layer.
+    pub max_segments: u32,
 }
 c_struct!(skc_capability_info, 0, 56);
 
@@ -149,6 +160,9 @@ pub unsafe extern "C" fn skc_seq_info(
             evicted_tokens: state.evicted,
             room: state.room,
             rewindable: state.rewindable,
+            pinned_tokens: state.pinned,
+            segments: state.segments,
+            counted_segments: state.counted,
             ..old
         };
         // SAFETY: NULL or a writable struct of struct_size bytes.
@@ -184,6 +198,7 @@ pub unsafe extern "C" fn skc_capabilities(info: *mut skc_capability_info) -> skc
         max_threads: MAX_THREADS,
         max_chunk: MAX_CHUNK,
         snapshot_version: SKC_SNAPSHOT_VERSION,
+        max_segments: MAX_SEGMENTS,
         ..old
     };
     // SAFETY: NULL or a writable struct of struct_size bytes.

@@ -14,6 +14,7 @@ fn arrays(ids: &Buf<i32>, tokens: Option<&Buf<i32>>, positions: Option<&Buf<u64>
     DeviceEdit {
         seq_ids: ids.address,
         n_tokens: tokens.map_or(0, |b| b.address),
+        first: 0,
         positions: positions.map_or(0, |b| b.address),
         n_entries: ids.len as u32,
     }

@@ -78,7 +78,7 @@ fn the_device_rewinds_no_further_than_what_was_loaded() {
         cache.load_sequence(0, &TAG, &bytes).unwrap();
         assert_eq!(cache.seq_info(0, 0).unwrap().rewindable, 2);
         let counts = Buf::new(&[n]);
-        let edit = DeviceEdit { seq_ids: ids.address, n_tokens: counts.address, positions: 0, n_entries: 1 };
+        let edit = DeviceEdit { seq_ids: ids.address, n_tokens: counts.address, first: 0, positions: 0, n_entries: 1 };
         // SAFETY: the arrays live until the read-back has waited.
         unsafe { cache.rewind_on_device(edit) }.unwrap();
         cache.read_back(0).unwrap();

@@ -5,7 +5,7 @@ use crate::ring::Ring;
 
 /// Slots whose keys are stored together, dims outermost.
 pub(super) const KEY_GROUP: usize = 16;
-/// Sinks and ring each begin and end at a multiple of so many slots.
+/// The slots of sinks and pinned tokens, and those of the ring, each begin and end at a multiple of so many slots.
 pub(super) const SLOT_ALIGN: u64 = 32;
 /// Slots of a block of quantised rows.
 pub(super) const CODE_BLOCK: usize = SLOT_ALIGN as usize;
@@ -15,9 +15,9 @@ pub(super) fn padded_dim(dim: usize) -> usize {
     dim.next_multiple_of(KEY_GROUP)
 }
 
-/// Physical slots of a layer's sinks, padded: where its ring begins.
+/// Physical slots of a layer's sinks and pinned tokens, padded: where its ring begins.
 pub(super) fn ring_begin(ring: &Ring) -> u64 {
-    ring.n_sink.next_multiple_of(SLOT_ALIGN)
+    ring.fixed_slots().next_multiple_of(SLOT_ALIGN)
 }
 
 /// Physical slots of one sequence in one layer.
@@ -26,9 +26,11 @@ pub(super) fn physical_slots(ring: &Ring) -> u64 {
     ring_begin(ring) + ring.ring_slots.next_multiple_of(SLOT_ALIGN)
 }
 
-/// The padded slot in memory of a slot of the ring's numbering, and where its region (sinks or ring) begins.
+/// The padded slot in memory of a slot of the ring's numbering, and where its region (sinks and pinned tokens, or ring)
+/// begins.
 pub(super) fn physical(ring: &Ring, slot: u64) -> (u64, u64) {
-    if slot < ring.n_sink { (slot, 0) } else { (ring_begin(ring) + slot - ring.n_sink, ring_begin(ring)) }
+    let fixed = ring.fixed_slots();
+    if slot < fixed { (slot, 0) } else { (ring_begin(ring) + slot - fixed, ring_begin(ring)) }
 }
 
 /// Most KV splits of `size` physical slots that the visible range of one query can touch.

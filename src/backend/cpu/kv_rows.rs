@@ -7,17 +7,17 @@ use super::kv_store::{KvStore, RowLayout};
 use crate::backend::SlotRun;
 use crate::config::{DType, MAX_HEAD_DIM, Q4_GROUP, StorageType, Which};
 
-/// A run of slots of a head.
-struct HeadRows {
+/// The rows of K or V of one head.
+pub(super) struct HeadRows {
     /// The head's first byte.
-    base: *mut u8,
+    pub base: *mut u8,
     which: Which,
-    layout: RowLayout,
-    /// The first slot.
-    first: usize,
-    /// Dims of a row, without padding.
+    pub layout: RowLayout,
+    /// Physical slots.
+    end: usize,
+    /// Dims of a row that are read and written.
     dim: usize,
-    row_bytes: usize,
+    pub row_bytes: usize,
 }
 
 /// How the numbers of one row lie in memory, in pieces of some numbers.
@@ -139,51 +139,51 @@ impl Codes {
     }
 }
 
-impl KvStore {
-    /// Reads the rows of a run of slots, one after the other.
-    pub fn read_rows(&self, run: &SlotRun<'_>, out: &mut [u8]) {
-        let head = self.head_rows(run);
-        let RowLayout { storage, dim: padded, .. } = head.layout;
-        let rows = (head.first..).zip(out.chunks_exact_mut(head.row_bytes));
+impl HeadRows {
+    /// Reads the rows of the slots from `slot` on, one after the other.
+    pub fn read(&self, slot: usize, out: &mut [u8]) {
+        let RowLayout { storage, dim: padded, .. } = self.layout;
+        let rows = (slot..).zip(out.chunks_exact_mut(self.row_bytes));
         if let Some(layout) = CodeLayout::new(storage, padded) {
             let mut buf = Codes::new();
             for (slot, row) in rows {
-                let (block, slot) = CodeBlock::of(head.base, layout, slot);
-                let (codes, scales) = (&mut buf.codes[..head.dim], &mut buf.scales[..layout.scales]);
-                // SAFETY: the slots of a run are of the head, whose blocks are of `layout`; the call has the cache
-                // alone.
+                assert!(slot < self.end, "slot {slot} of {}", self.end);
+                let (block, slot) = CodeBlock::of(self.base, layout, slot);
+                let (codes, scales) = (&mut buf.codes[..self.dim], &mut buf.scales[..layout.scales]);
+                // SAFETY: the slot is of the head, whose blocks are of `layout`; the call has the cache alone.
                 unsafe {
-                    match head.which {
+                    match self.which {
                         Which::K => block.read_key(slot, codes, scales),
                         Which::V => block.read_value(slot, codes, scales),
                     }
                 }
-                buf.pack(storage, head.dim, row);
+                buf.pack(storage, self.dim, row);
             }
             return;
         }
         let dtype = storage.element().unwrap_or(DType::F32);
         for (slot, row) in rows {
-            // SAFETY: the slots of a run are of the head, and its numbers initialised and of `dtype`; the call has the
-            // cache alone. `row` has a row's bytes.
-            unsafe { head.copy_row::<false>(dtype, slot, row.as_mut_ptr()) };
+            assert!(slot < self.end, "slot {slot} of {}", self.end);
+            // SAFETY: the slot is of the head, and its numbers initialised and of `dtype`; the call has the cache
+            // alone. `row` has a row's bytes.
+            unsafe { self.copy_row::<false>(dtype, slot, row.as_mut_ptr()) };
         }
     }
 
-    /// Writes the rows of a run of slots, as [`Self::read_rows`] reads them.
-    pub fn write_rows(&self, run: &SlotRun<'_>, rows: &[u8]) {
-        let head = self.head_rows(run);
-        let RowLayout { storage, dim: padded, .. } = head.layout;
-        let rows = (head.first..).zip(rows.chunks_exact(head.row_bytes));
+    /// Writes what [`Self::read`] reads.
+    pub fn write(&self, slot: usize, rows: &[u8]) {
+        let RowLayout { storage, dim: padded, .. } = self.layout;
+        let rows = (slot..).zip(rows.chunks_exact(self.row_bytes));
         if let Some(layout) = CodeLayout::new(storage, padded) {
             let mut buf = Codes::new();
             for (slot, row) in rows {
-                buf.unpack(storage, head.dim, row);
-                let (block, slot) = CodeBlock::of(head.base, layout, slot);
-                let (codes, scales) = (&buf.codes[..head.dim], &buf.scales[..layout.scales]);
-                // SAFETY: as in `read_rows`.
+                assert!(slot < self.end, "slot {slot} of {}", self.end);
+                buf.unpack(storage, self.dim, row);
+                let (block, slot) = CodeBlock::of(self.base, layout, slot);
+                let (codes, scales) = (&buf.codes[..self.dim], &buf.scales[..layout.scales]);
+                // SAFETY: as in `read`.
                 unsafe {
-                    match head.which {
+                    match self.which {
                         Which::K => block.write_key(slot, codes, scales),
                         Which::V => block.write_value(slot, codes, scales),
                     }
@@ -193,19 +193,42 @@ impl KvStore {
         }
         let dtype = storage.element().unwrap_or(DType::F32);
         for (slot, row) in rows {
-            // SAFETY: as in `read_rows`; a number may be any bits, and `row` is only read.
-            unsafe { head.copy_row::<true>(dtype, slot, row.as_ptr().cast_mut()) };
+            assert!(slot < self.end, "slot {slot} of {}", self.end);
+            // SAFETY: as in `read`; a number may be any bits, and `row` is only read.
+            unsafe { self.copy_row::<true>(dtype, slot, row.as_ptr().cast_mut()) };
         }
     }
+}
 
-    fn head_rows(&self, run: &SlotRun<'_>) -> HeadRows {
+impl KvStore {
+    /// Reads the rows of a run of slots, one after the other.
+    pub fn read_rows(&self, run: &SlotRun<'_>, out: &mut [u8]) {
+        let (head, first) = self.rows_of(run);
+        head.read(first, out);
+    }
+
+    /// Writes the rows of a run of slots, as [`Self::read_rows`] reads them.
+    pub fn write_rows(&self, run: &SlotRun<'_>, rows: &[u8]) {
+        let (head, first) = self.rows_of(run);
+        head.write(first, rows);
+    }
+
+    /// The rows of K or V of one head below physical slot `end`.
+    pub fn head_rows(&self, layer: usize, seq: usize, which: Which, head: usize, end: usize) -> HeadRows {
+        let (base, layout) = self.head(layer, seq, which, head, end);
+        let dim = layout.dim;
+        HeadRows { base, which, layout, end, dim, row_bytes: layout.storage.row_bytes(dim) }
+    }
+
+    /// The rows of a run's head, without padding, and the physical slot of the run's first.
+    fn rows_of(&self, run: &SlotRun<'_>) -> (HeadRows, usize) {
         let SlotRun { shape, layer, settings, seq, which, head, slot, n } = *run;
         let first = physical(&settings.ring, slot).0 as usize;
-        let (base, layout) = self.head(layer, seq, which, head, first + n as usize);
+        let rows = self.head_rows(layer, seq, which, head, first + n as usize);
         let dim = match which {
             Which::K => shape.head_dim,
             Which::V => shape.head_dim_v,
         };
-        HeadRows { base, which, layout, first, dim, row_bytes: run.row_bytes() }
+        (HeadRows { dim, row_bytes: run.row_bytes(), ..rows }, first)
     }
 }

@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 
 use super::code_store::CodeBlock;
 use super::element::Stored;
-use super::kv_layout::{CodeLayout, KEY_GROUP, SLOT_ALIGN, bf16_pair_index, padded_dim, physical, physical_slots};
+use super::kv_layout::{CodeLayout, KEY_GROUP, SLOT_ALIGN, bf16_pair_index, padded_dim, physical_slots, ring_begin};
 use super::simd::transpose::{GroupRows, TransposeFn};
 use crate::config::{DType, Layer, Shape, StorageType, Which};
 use crate::error::{Error, Result, Status};
@@ -124,6 +124,10 @@ impl KvStore {
         }
     }
 
+    pub fn n_kv_heads(&self) -> usize {
+        self.n_kv_heads
+    }
+
     /// The first byte of K or V of a head, which has at least `slots` slots, and how its rows are stored.
     pub fn head(&self, layer: usize, seq: usize, which: Which, head: usize, slots: usize) -> (*mut u8, RowLayout) {
         let of = self.slots(layer, seq);
@@ -144,19 +148,23 @@ impl KvStore {
         unsafe { std::slice::from_raw_parts_mut(self.buffer.as_ptr(), last) }
     }
 
-    /// Copies the first `slots` slots of every head of `src` over those of `dst`.
-    pub fn copy_sequence(&self, layer: usize, ring: &Ring, src: usize, dst: usize, slots: u64) {
-        if slots == 0 {
-            return;
-        }
+    /// Copies the used slots of every head of `src` over those of `dst`: the first ones of both regions.
+    pub fn copy_sequence(&self, layer: usize, ring: &Ring, (src, dst): (usize, usize), [fixed, in_ring]: [u64; 2]) {
+        self.copy_slots(layer, (src, dst), 0, fixed);
+        self.copy_slots(layer, (src, dst), ring_begin(ring), in_ring);
+    }
+
+    /// Copies `n` physical slots from `first` on, a multiple of [`SLOT_ALIGN`].
+    fn copy_slots(&self, layer: usize, (src, dst): (usize, usize), first: u64, n: u64) {
         let l = self.layers[layer];
         // Whole groups: the further slots that are copied are not visible.
-        let n = (physical(ring, slots - 1).0 + 1).next_multiple_of(SLOT_ALIGN) as usize;
-        assert!(n <= l.slots && src != dst, "{n} slots of {}, {src} to {dst}", l.slots);
+        let (first, n) = (first as usize, n.next_multiple_of(SLOT_ALIGN) as usize);
+        assert!(first + n <= l.slots && src != dst, "{first}+{n} slots of {}, {src} to {dst}", l.slots);
         for (base, slot) in [(l.k, self.k_rows.slot_bytes), (l.v, self.v_rows.slot_bytes)] {
             for head in 0..self.n_kv_heads {
                 let at = |seq: usize| {
-                    self.buffer.as_ptr().wrapping_add(base + (seq * self.n_kv_heads + head) * l.slots * slot)
+                    let head = (seq * self.n_kv_heads + head) * l.slots;
+                    self.buffer.as_ptr().wrapping_add(base + (head + first) * slot)
                 };
                 // SAFETY: the offsets are within the block, which was allocated for all layers, sequences and heads;
                 // sequences do not overlap.

@@ -11,6 +11,7 @@ mod kv_rows;
 mod kv_store;
 mod query_tile;
 mod rope_cache;
+mod row_moves;
 mod schedule;
 mod scratch;
 mod simd;
@@ -26,7 +27,7 @@ use self::scratch::ScratchPool;
 use self::simd::Kernels;
 use self::split_kv::SplitPartials;
 use self::worker::{SplitUnit, Worker};
-use super::{Backend, KernelChoice, LayerCall, SlotRun, TokenCall};
+use super::{Backend, KernelChoice, LayerCall, RowMove, SlotRun, TokenCall};
 use crate::batch::Entry;
 use crate::config::{Layer, Shape};
 use crate::cpu_features::Isa;
@@ -228,8 +229,12 @@ impl Backend for Cpu {
         KernelChoice { kernel, launches: 0, grid: [0; 3], threads: 0, shared_bytes: 0, n_splits: 0 }
     }
 
-    fn copy_sequence(&self, layer: usize, settings: &Layer, src: usize, dst: usize, slots: u64) {
-        self.store.copy_sequence(layer, &settings.ring, src, dst, slots);
+    fn copy_sequence(&self, layer: usize, settings: &Layer, src: usize, dst: usize, used: [u64; 2]) {
+        self.store.copy_sequence(layer, &settings.ring, (src, dst), used);
+    }
+
+    fn move_rows(&self, layer: usize, settings: &Layer, seq: usize, rows: RowMove) {
+        self.store.move_rows(layer, &settings.ring, seq, rows);
     }
 
     fn read_rows(&self, run: &SlotRun<'_>, out: &mut [u8]) {

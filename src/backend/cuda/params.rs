@@ -211,7 +211,7 @@ pub struct SkcErrorLog {
 
 // `params.cuh` asserts the same numbers.
 const _: () = {
-    assert!(size_of::<Seq>() == 40 && size_of::<SkcErrorPage>() == 256 && size_of::<SkcErrorLog>() == 24);
+    assert!(size_of::<Seq>() == 56 && size_of::<SkcErrorPage>() == 256 && size_of::<SkcErrorLog>() == 24);
     assert!(size_of::<SkcBatch>() == 560 && size_of::<SkcRows>() == 24 && size_of::<SkcLayer>() == 232);
     assert!(size_of::<SkcAppend>() == 840 && size_of::<SkcAttend>() == 888 && size_of::<SkcStep>() == 936);
     assert!(size_of::<SkcEdit>() == 1120 && size_of::<SkcStore>() == 48 && size_of::<SkcFork>() == 1136);

@@ -76,6 +76,7 @@ impl<'a> SavedCounters<'a> {
                 "layer {index}: its window tokens begin at {loaded_from}: {least} to {window_start} is possible"
             );
         }
-        Ok(Seq { len, highest, floor, attendable: 0, loaded_from })
+        let edited = if floor > 0 { ring.n_sink + floor } else { 0 };
+        Ok(Seq { len, highest, floor, loaded_from, edited, ..Seq::default() })
     }
 }

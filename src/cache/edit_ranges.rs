@@ -1,0 +1,124 @@
+//! Pins and evicted ranges of a batch of sequences, in all layers. Every layer is checked before any is changed.
+
+use super::state::{Cache, Place, SeqEdit};
+use crate::backend::{EditCall, EditEntries, RowMove};
+use crate::error::{Result, bail};
+use crate::ranges::{RangeEdit, RangeRejection};
+
+impl Cache {
+    /// Holds the tokens `first[i]..first[i] + n_tokens[i]` of each sequence permanently, in all layers whose
+    /// `max_pinned` is above 0. They no longer count as the window's. Tokens are named by their index since the last
+    /// reset; those that are sinks or pinned already stay so.
+    ///
+    /// # Errors
+    /// `OutOfRange` for an end beyond the sequence, `TokensGone` when a token is no longer held, `NoRoom` for more than
+    /// `max_pinned` tokens or `max_segments` segments, `LayersOutOfStep`.
+    pub fn pin(&mut self, seq_ids: &[i32], first: &[u64], n_tokens: &[i32]) -> Result<()> {
+        self.edit_ranges(EditCall::Pin, seq_ids, first, n_tokens)
+    }
+
+    /// Permanently drops what is held of the tokens `first[i]..first[i] + n_tokens[i]` of each sequence, in all layers:
+    /// window tokens and pinned ones. Newer tokens close the gap.
+    ///
+    /// # Errors
+    /// `OutOfRange` for a sink in the range or an end beyond the sequence, `NoRoom` for more than `max_segments`
+    /// segments, `LayersOutOfStep`.
+    pub fn evict_range(&mut self, seq_ids: &[i32], first: &[u64], n_tokens: &[i32]) -> Result<()> {
+        self.edit_ranges(EditCall::EvictRange, seq_ids, first, n_tokens)
+    }
+
+    fn edit_ranges(&mut self, call: EditCall, seq_ids: &[i32], first: &[u64], n_tokens: &[i32]) -> Result<()> {
+        if first.len() != seq_ids.len() {
+            bail!(InvalidArgument, "{} sequence ids but {} first tokens", seq_ids.len(), first.len());
+        }
+        self.plan_cut(seq_ids, n_tokens, |cache, index, seq, n| {
+            cache.check_range(call, index, seq, (first[index], n))?;
+            Ok((first[index], n))
+        })?;
+        self.enqueue_edit(call, EditEntries::Host { ids: seq_ids, tokens: n_tokens, positions: first })?;
+        for i in 0..self.edits.len() {
+            self.apply_range(call, self.edits[i]);
+        }
+        Ok(())
+    }
+
+    /// Checks an edit in all layers, if the host knows the sequence; otherwise what it can.
+    fn check_range(&self, call: EditCall, index: usize, seq: usize, (first, n): (u64, u64)) -> Result<()> {
+        if call == EditCall::Pin && self.layers.iter().all(|layer| layer.ring.max_pinned == 0) {
+            bail!(NoRoom, "n_tokens[{index}] is {n}: max_pinned is 0 in all layers");
+        }
+        for (layer, _) in self.known_layers(seq) {
+            let ring = &self.layers[layer].ring;
+            match self.range_edit(call, layer, seq, (first, n)) {
+                Ok(_) => {}
+                Err(RangeRejection::Beyond(len)) => {
+                    bail!(OutOfRange, "first[{index}] is {first}, n_tokens[{index}] is {n}: sequence {seq} holds {len}")
+                }
+                Err(RangeRejection::Sink) => bail!(
+                    OutOfRange,
+                    "first[{index}] is {first}: the first {} tokens of layer {layer} are sinks",
+                    ring.n_sink
+                ),
+                Err(RangeRejection::NotHeld) => bail!(
+                    TokensGone,
+                    "first[{index}] is {first}, n_tokens[{index}] is {n}: layer {layer} does not hold all of them"
+                ),
+                Err(RangeRejection::Pinned(would_be)) => bail!(
+                    NoRoom,
+                    "n_tokens[{index}] is {n}: layer {layer} would pin {would_be} tokens, max_pinned is {}",
+                    ring.max_pinned
+                ),
+                Err(RangeRejection::Segments(would_be)) => bail!(
+                    NoRoom,
+                    "n_tokens[{index}] is {n}: layer {layer} would have {would_be} segments, max_segments is {}",
+                    ring.max_segments
+                ),
+            }
+        }
+        Ok(())
+    }
+
+    fn range_edit(
+        &self,
+        call: EditCall,
+        layer: usize,
+        seq: usize,
+        (first, n): (u64, u64),
+    ) -> std::result::Result<RangeEdit, RangeRejection> {
+        let (ring, state) = (&self.layers[layer].ring, self.counters.seq(layer, seq));
+        let ranges = self.counters.ranges(layer, seq);
+        match call {
+            EditCall::Pin => RangeEdit::pin(ring, state, ranges, first, n),
+            _ => RangeEdit::evict(ring, state, ranges, first, n),
+        }
+    }
+
+    /// Moves rows and brings the counters of a checked edit up to date.
+    fn apply_range(&mut self, call: EditCall, SeqEdit { seq, amount: first, n }: SeqEdit) {
+        if self.is_unknown(seq) {
+            // The device decides; the host no longer knows the sequence's ranges.
+            (0..self.layers.len()).for_each(|layer| self.counters.invalidate(layer, seq));
+            return;
+        }
+        let mut changes = false;
+        for index in 0..self.layers.len() {
+            let Ok(edit) = self.range_edit(call, index, seq, (first, n)) else { continue };
+            let layer = &self.layers[index];
+            if let Place::Host { backend, .. } = &self.place {
+                let (state, ranges) = (self.counters.seq(index, seq), self.counters.ranges(index, seq));
+                edit.moves(&layer.ring, state, ranges, |from, to, n| {
+                    if n > 0 {
+                        backend.move_rows(index, layer, seq, RowMove { from, to, n });
+                    }
+                });
+            }
+            let (state, ranges) = self.counters.seq_and_ranges(index, seq);
+            edit.apply(&layer.ring, state, ranges);
+            changes |= edit.changes();
+        }
+        if changes {
+            // No query sees the sequence as it was, in any layer.
+            (0..self.layers.len()).for_each(|layer| self.counters.seq_mut(layer, seq).attendable = 0);
+        }
+    }
+}
