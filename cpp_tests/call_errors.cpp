@@ -154,6 +154,19 @@ TEST_F(RejectedCalls, Edits) {
     EXPECT_REJECTED(host::fork(cache(), 0, 0), SKC_STATUS_INVALID_ARGUMENT, "destination");
 }
 
+// This cache has room for neither pins nor segments.
+TEST_F(RejectedCalls, Ranges) {
+    const auto both = [this](std::uint64_t first, std::int32_t n, std::int32_t seq, skc_status status,
+                             const char *text) {
+        EXPECT_REJECTED(host::edit_range(skc_pin, cache(), first, n, seq), status, text);
+        EXPECT_REJECTED(host::edit_range(skc_evict_range, cache(), first, n, seq), status, text);
+    };
+    both(5, -1, 0, SKC_STATUS_INVALID_ARGUMENT, "n_tokens[0] is -1");
+    both(5, INT32_MIN, 0, SKC_STATUS_INVALID_ARGUMENT, "-2147483648");
+    both(5, 1, 3, SKC_STATUS_OUT_OF_RANGE, "seq_ids[0] is 3");
+    both(20, 1, 0, SKC_STATUS_NO_ROOM, "");
+}
+
 // One invalid entry in a batch of edits: none is done.
 TEST_F(RejectedCalls, EditsOfABatchAreAllOrNothing) {
     const Ints seqs{0, 1}, counts_{1, 4}, twice{0, 0};
@@ -181,6 +194,20 @@ TEST_F(RejectedCalls, EditsOfABatchAreAllOrNothing) {
     broken = evict;
     broken.n_tokens = nullptr;
     EXPECT_REJECTED(skc_evict(cache(), &broken), SKC_STATUS_NULL_POINTER, "n_tokens is NULL");
+    const host::Indices first{20, 0};
+    const auto range = host::range_args<skc_pin_args>(seqs, first, counts_);
+    auto no_range = range;
+    no_range.first = nullptr;
+    EXPECT_REJECTED(skc_pin(cache(), &no_range), SKC_STATUS_NULL_POINTER, "first is NULL");
+    no_range.first = misaligned(range.first);
+    EXPECT_REJECTED(skc_pin(cache(), &no_range), SKC_STATUS_INVALID_ARGUMENT, "first");
+    no_range = range;
+    no_range.n_tokens = nullptr;
+    EXPECT_REJECTED(skc_pin(cache(), &no_range), SKC_STATUS_NULL_POINTER, "n_tokens is NULL");
+    no_range = range;
+    no_range.seq_ids = twice.data();
+    no_range.n_tokens = counts_.data();
+    EXPECT_REJECTED(skc_pin(cache(), &no_range), SKC_STATUS_NO_ROOM, "");
 }
 
 TEST_F(RejectedCalls, SeqInfo) {
@@ -247,7 +274,13 @@ TEST_F(RejectedCalls, TooManyEntries) {
         auto reset = host::sequence_args<skc_reset_args>(ids);
         auto fork = host::fork_args(ids, counts);
         auto abort = host::sequence_args<skc_abort_step_args>(ids);
+        const host::Indices first{0, 0};
+        auto pin = host::range_args<skc_pin_args>(ids, first, counts);
+        auto evict_range = host::range_args<skc_evict_range_args>(ids, first, counts);
         evict.n_entries = rewind.n_entries = reset.n_entries = fork.n_entries = abort.n_entries = n;
+        pin.n_entries = evict_range.n_entries = n;
+        EXPECT_REJECTED(skc_pin(cache(), &pin), SKC_STATUS_OUT_OF_RANGE, "n_entries is");
+        EXPECT_REJECTED(skc_evict_range(cache(), &evict_range), SKC_STATUS_OUT_OF_RANGE, "n_entries is");
         EXPECT_REJECTED(skc_evict(cache(), &evict), SKC_STATUS_OUT_OF_RANGE, "n_entries is");
         EXPECT_REJECTED(skc_rewind(cache(), &rewind), SKC_STATUS_OUT_OF_RANGE, "n_entries is");
         EXPECT_REJECTED(skc_reset(cache(), &reset), SKC_STATUS_OUT_OF_RANGE, "n_entries is");

@@ -32,6 +32,10 @@ TEST(CudaRejections, ACpuCacheHasNoStreamAndNoDeviceArrays) {
     auto evict = host::edit_args<skc_evict_args>(SEQ, ONE);
     evict.flags = SKC_ON_DEVICE;
     EXPECT_REJECTED(skc_evict(cache, &evict), SKC_STATUS_INVALID_ARGUMENT, "this cache is on the CPU");
+    const host::Indices first{0};
+    auto range = host::range_args<skc_evict_range_args>(SEQ, first, ONE);
+    range.flags = SKC_ON_DEVICE;
+    EXPECT_REJECTED(skc_evict_range(cache, &range), SKC_STATUS_INVALID_ARGUMENT, "this cache is on the CPU");
     EXPECT_EQ(owner.info(0).length_min, 0u);
     auto note = host::sized<skc_note_replay_args>();
     EXPECT_REJECTED(skc_note_replay(cache, &note), SKC_STATUS_INVALID_ARGUMENT, "this cache is on the CPU");

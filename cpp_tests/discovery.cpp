@@ -56,12 +56,12 @@ TEST(Discovery, EveryConstant) {
 }
 
 TEST(Discovery, StatusNames) {
-    for (skc_status status = 0; status >= SKC_STATUS_INVALID_SNAPSHOT; status--) {
+    for (skc_status status = 0; status >= SKC_STATUS_NO_ROOM; status--) {
         std::int64_t value = 1;
         ASSERT_OK(skc_constant(skc_status_name(status), &value));
         EXPECT_EQ(value, status);
     }
-    for (skc_status status : {1, SKC_STATUS_INVALID_SNAPSHOT - 1, INT32_MIN, INT32_MAX}) {
+    for (skc_status status : {1, SKC_STATUS_NO_ROOM - 1, INT32_MIN, INT32_MAX}) {
         EXPECT_STREQ(skc_status_name(status), "unknown status");
     }
 }
@@ -94,6 +94,14 @@ TEST(Discovery, Capabilities) {
     EXPECT_EQ(status_with([&](auto &c) { c.n_threads = can.max_threads + 1; }), SKC_STATUS_INVALID_CONFIG);
     EXPECT_EQ(status_with([&](auto &c) { c.max_chunk = can.max_chunk; }), SKC_STATUS_OK);
     EXPECT_EQ(status_with([&](auto &c) { c.max_chunk = can.max_chunk + 1; }), SKC_STATUS_INVALID_CONFIG);
+    EXPECT_EQ(can.max_segments, 1024u);
+    for (const std::uint32_t more : {0u, 1u}) {
+        auto config = host::config();
+        config.layers({sinkcache::Layer(host::SINKS, host::WINDOW).room(0, can.max_segments + more)});
+        const auto c = config.get();
+        std::uint64_t bytes;
+        EXPECT_EQ(skc_cache_bytes(&c, &bytes, &bytes), more ? SKC_STATUS_INVALID_CONFIG : SKC_STATUS_OK);
+    }
 }
 
 TEST(Discovery, AnUnavailableBackend) {

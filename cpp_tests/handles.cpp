@@ -121,6 +121,8 @@ TEST(NullArguments, EveryCall) {
     EXPECT_NULL(skc_rewind(c, nullptr));
     EXPECT_NULL(skc_reset(c, nullptr));
     EXPECT_NULL(skc_fork(c, nullptr));
+    EXPECT_NULL(skc_pin(c, nullptr));
+    EXPECT_NULL(skc_evict_range(c, nullptr));
     EXPECT_NULL(skc_abort_step(c, nullptr));
     EXPECT_NULL(skc_seq_info(c, 0, 0, nullptr));
     EXPECT_NULL(skc_kernel_choice(c, 0, SKC_CALL_STEP, 1, 1, nullptr));

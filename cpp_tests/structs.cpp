@@ -26,6 +26,12 @@ constexpr std::uint32_t first_size(long) {
     if (std::is_same<T, skc_cache_config>::value) {
         return offsetof(skc_cache_config, cuda_device);
     }
+    if (std::is_same<T, skc_layer_config>::value) {
+        return offsetof(skc_layer_config, max_pinned);
+    }
+    if (std::is_same<T, skc_sequence_info>::value) {
+        return offsetof(skc_sequence_info, pinned_tokens);
+    }
     return std::is_same<T, skc_capability_info>::value ? offsetof(skc_capability_info, snapshot_version) : sizeof(T);
 }
 
@@ -96,6 +102,13 @@ TEST(Structs, ArgumentsOfEveryCall) {
     const auto fork = host::fork_args(seq, other);
     check_sizes<skc_fork_args>("fork", fork, [&](auto *a) { return skc_fork(cache, a); });
     check_reserved(fork, skc_fork, cache);
+    const host::Indices first{0};
+    const auto pin = host::range_args<skc_pin_args>(seq, first, none);
+    check_sizes<skc_pin_args>("pin", pin, [&](auto *a) { return skc_pin(cache, a); });
+    check_reserved(pin, skc_pin, cache);
+    const auto evict_range = host::range_args<skc_evict_range_args>(seq, first, none);
+    check_sizes<skc_evict_range_args>("evict_range", evict_range, [&](auto *a) { return skc_evict_range(cache, a); });
+    check_reserved(evict_range, skc_evict_range, cache);
     const auto abort = host::sized<skc_abort_step_args>();
     check_sizes<skc_abort_step_args>("abort_step", abort, [&](auto *a) { return skc_abort_step(cache, a); });
     check_reserved(abort, skc_abort_step, cache);

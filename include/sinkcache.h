@@ -131,7 +131,8 @@
 
 /**
  * The host does not know the sequence's length, because graph replays or counts in device memory have
- * changed it. skc_note_replay, skc_reset, or skc_seq_info with SKC_READ_BACK make it known again.
+ * changed it. skc_note_replay, skc_reset, or skc_seq_info with SKC_READ_BACK make it known again; after
+ * skc_pin and skc_evict_range only the last two.
  */
 #define SKC_STATUS_LENGTH_UNKNOWN (-15)
 
@@ -221,9 +222,9 @@
 /* ---- Flags, each of the struct that its text names ---- */
 
 /**
- * Flag of the argument structs of calls and edits, for CUDA caches: seq_ids, n_tokens and start_positions are
- * in device memory. The host does not read them; the device checks them when the work runs, skips invalid
- * entries and records them for skc_poll_error.
+ * Flag of the argument structs of calls and edits, for CUDA caches: seq_ids, n_tokens, first and
+ * start_positions are in device memory. The host does not read them; the device checks them when the work runs,
+ * skips invalid entries and records them for skc_poll_error.
  */
 #define SKC_ON_DEVICE 1
 
@@ -762,6 +763,52 @@ typedef struct skc_fork_args {
     void *stream;
 } skc_fork_args;
 
+/** Arguments of skc_pin. */
+typedef struct skc_pin_args {
+    /** Set to sizeof(skc_pin_args): says which version of the struct the caller was built with. */
+    uint32_t struct_size;
+    /** Flags: 0, or SKC_ON_DEVICE. */
+    uint32_t flags;
+    /** Number of entries: elements of seq_ids, of first and of n_tokens. */
+    uint32_t n_entries;
+    /** Unused: set to 0. */
+    uint32_t reserved;
+    /** Sequence of each entry; SKC_PADDING skips an entry. A sequence may appear once. */
+    const int32_t *seq_ids;
+    /** Index of each range's first token, counted from 0 since the last reset. A start position is not part of it. */
+    const uint64_t *first;
+    /** Tokens to pin from there on; 0 skips an entry. */
+    const int32_t *n_tokens;
+    /**
+     * CUDA: the stream that the work is put into (CUstream, cudaStream_t); NULL = the legacy default stream. CPU:
+     * NULL.
+     */
+    void *stream;
+} skc_pin_args;
+
+/** Arguments of skc_evict_range. */
+typedef struct skc_evict_range_args {
+    /** Set to sizeof(skc_evict_range_args): says which version of the struct the caller was built with. */
+    uint32_t struct_size;
+    /** Flags: 0, or SKC_ON_DEVICE. */
+    uint32_t flags;
+    /** Number of entries: elements of seq_ids, of first and of n_tokens. */
+    uint32_t n_entries;
+    /** Unused: set to 0. */
+    uint32_t reserved;
+    /** Sequence of each entry; SKC_PADDING skips an entry. A sequence may appear once. */
+    const int32_t *seq_ids;
+    /** Index of each range's first token, counted from 0 since the last reset. A start position is not part of it. */
+    const uint64_t *first;
+    /** Tokens to drop from there on; 0 skips an entry. */
+    const int32_t *n_tokens;
+    /**
+     * CUDA: the stream that the work is put into (CUstream, cudaStream_t); NULL = the legacy default stream. CPU:
+     * NULL.
+     */
+    void *stream;
+} skc_evict_range_args;
+
 /** Arguments of skc_abort_step. */
 typedef struct skc_abort_step_args {
     /** Set to sizeof(skc_abort_step_args): says which version of the struct the caller was built with. */
@@ -1230,6 +1277,52 @@ SKC_API skc_status skc_reset(struct skc_cache *cache, const struct skc_reset_arg
 SKC_API skc_status skc_fork(struct skc_cache *cache, const struct skc_fork_args *args);
 
 /**
+ * Holds a range of tokens of each sequence permanently, such as a system prompt, in all layers whose max_pinned is
+ * above 0; other layers ignore it. Pinned tokens no longer count as window tokens: the window has room for as many new
+ * ones. Sinks, and tokens that are pinned already, cost nothing. Only skc_evict_range gives a pin up, or what empties
+ * or replaces the whole sequence.
+ *
+ * If a layer changes, tokens that are not held then are gone for good: a later rewind may cut neither into what was
+ * pinned nor below the oldest token that the window held; and queries of the latest append can no longer be asked. The
+ * call moves rows: it costs what it moves.
+ *
+ * Returns: SKC_STATUS_OK, the common statuses, and
+ * - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist; a range ends beyond the sequence; too many entries.
+ * - SKC_STATUS_TOKENS_GONE: a layer whose max_pinned is above 0 no longer holds a token of a range.
+ * - SKC_STATUS_NO_ROOM: a layer would have more pinned tokens than its max_pinned, or more segments than its
+ *   max_segments; no layer has a max_pinned above 0.
+ * - SKC_STATUS_LAYERS_OUT_OF_STEP: a sequence has different lengths in its layers.
+ *
+ * Lifetime: args and its arrays until the call returns. With SKC_ON_DEVICE the arrays until the work has finished, and
+ * at every replay of a graph that has captured it.
+ *
+ * Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY.
+ */
+SKC_API skc_status skc_pin(struct skc_cache *cache, const struct skc_pin_args *args);
+
+/**
+ * Permanently drops a range of tokens of each sequence, such as a model's thoughts or an old tool result, in all
+ * layers: from each layer what it holds of the range, pinned or in the window. Older tokens stay, newer ones close the
+ * gap. What has left the cache already does not matter.
+ *
+ * If a layer changes, tokens that are not held then are gone for good: a later rewind may cut neither into the range
+ * nor below the oldest token that the window held; and queries of the latest append can no longer be asked. The call
+ * moves rows: it costs what it moves.
+ *
+ * Returns: SKC_STATUS_OK, the common statuses, and
+ * - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist; a sink is in a range; a range ends beyond the sequence; too
+ *   many entries.
+ * - SKC_STATUS_NO_ROOM: a layer would have more segments than its max_segments.
+ * - SKC_STATUS_LAYERS_OUT_OF_STEP: a sequence has different lengths in its layers.
+ *
+ * Lifetime: args and its arrays until the call returns. With SKC_ON_DEVICE the arrays until the work has finished, and
+ * at every replay of a graph that has captured it.
+ *
+ * Threads: any thread; a second call on the same cache returns SKC_STATUS_BUSY.
+ */
+SKC_API skc_status skc_evict_range(struct skc_cache *cache, const struct skc_evict_range_args *args);
+
+/**
  * Aborts a step that failed between layers: cuts every layer of the sequences to the length of the shortest, so that
  * the step can be repeated. It also ends an unfinished step of skc_step_part, even if it then returns
  * SKC_STATUS_TOKENS_GONE; after other errors that step goes on.
@@ -1347,7 +1440,9 @@ SKC_API skc_status skc_kernel_choice(
  * appended to sequences or removed from them. It updates the host's counters, so that skc_seq_info can answer again
  * and edits are checked by the host again. Lengths and positions on the device are correct without it.
  *
- * Report all changes of a sequence, in order. Work that has not finished yet may be reported too.
+ * Report all changes of a sequence, in order. Work that has not finished yet may be reported too. It cannot report
+ * what skc_pin or skc_evict_range have changed in a graph or with SKC_ON_DEVICE: after them only skc_reset, or
+ * skc_seq_info with SKC_READ_BACK, brings the host's counters of the sequence up to date.
  *
  * Returns: SKC_STATUS_OK, the common statuses, and
  * - SKC_STATUS_INVALID_ARGUMENT: also for a CPU cache.

@@ -140,6 +140,12 @@ struct Layer : skc_layer_config {
         n_sink = sinks;
         window = recent;
     }
+    /** Room for pin() and evict_range(): `pinned` as max_pinned and `segments` as max_segments. */
+    Layer &room(std::uint32_t pinned, std::uint32_t segments) {
+        max_pinned = pinned;
+        max_segments = segments;
+        return *this;
+    }
 };
 
 /**
@@ -397,6 +403,30 @@ public:
      */
     void rewind(Span<std::int32_t> seq_ids, Span<std::int32_t> n_tokens) { edit(skc_rewind, seq_ids, n_tokens); }
     /**
+     * Holds the tokens first[i] to first[i] + n_tokens[i] of seq_ids[i] permanently, in all layers with room for pins
+     * (skc_pin). Tokens are counted from 0 since the last reset. They no longer take places of the window. Queries of
+     * the latest append can then no longer be asked.
+     *
+     * Throws SKC_STATUS_OUT_OF_RANGE for an end beyond the sequence; SKC_STATUS_TOKENS_GONE where a token is no longer
+     * held; SKC_STATUS_NO_ROOM for more than max_pinned tokens or max_segments segments (see Layer::room());
+     * SKC_STATUS_LAYERS_OUT_OF_STEP; SKC_STATUS_INVALID_ARGUMENT. All entries are done or none.
+     */
+    void pin(Span<std::int32_t> seq_ids, Span<std::uint64_t> first, Span<std::int32_t> n_tokens) {
+        edit_range(skc_pin, seq_ids, first, n_tokens);
+    }
+    /**
+     * Drops what is held of the tokens first[i] to first[i] + n_tokens[i] of seq_ids[i] permanently, in all layers
+     * (skc_evict_range): window tokens and pinned ones. Newer tokens close the gap. Queries of the latest append can
+     * then no longer be asked.
+     *
+     * Throws SKC_STATUS_OUT_OF_RANGE for a sink in the range, and for an end beyond the sequence; SKC_STATUS_NO_ROOM
+     * for more than max_segments segments; SKC_STATUS_LAYERS_OUT_OF_STEP; SKC_STATUS_INVALID_ARGUMENT. All entries are
+     * done or none.
+     */
+    void evict_range(Span<std::int32_t> seq_ids, Span<std::uint64_t> first, Span<std::int32_t> n_tokens) {
+        edit_range(skc_evict_range, seq_ids, first, n_tokens);
+    }
+    /**
      * Empties sequences in all layers (skc_reset). The next token of seq_ids[i] gets the stream position
      * start_positions[i]; without start_positions it is 0.
      *
@@ -507,7 +537,8 @@ public:
 
     /**
      * Reports to the host's counters what graph replays or a DeviceBatch have appended to each sequence (negative: have
-     * removed), in one layer or in all (skc_note_replay). Report everything, in order. CUDA only.
+     * removed), in one layer or in all (skc_note_replay). Report everything, in order. CUDA only. After a pin() or
+     * evict_range() in a graph only reset() and info() with `read_back` bring the host's counters up to date.
      *
      * Throws SKC_STATUS_OUT_OF_RANGE; SKC_STATUS_INVALID_ARGUMENT.
      */
@@ -640,6 +671,16 @@ private:
     void edit(skc_status (*call)(skc_cache *, const Args *), Span<std::int32_t> seq_ids, Span<std::int32_t> n_tokens) {
         auto a = sized<Args>(seq_ids, n_tokens.size());
         a.seq_ids = seq_ids.data();
+        a.n_tokens = n_tokens.data();
+        check(call(handle_, &a));
+    }
+    template <class Args>
+    void edit_range(skc_status (*call)(skc_cache *, const Args *), Span<std::int32_t> seq_ids,
+                    Span<std::uint64_t> first, Span<std::int32_t> n_tokens) {
+        auto a = sized<Args>(seq_ids, n_tokens.size());
+        entry_count(seq_ids, first.size());
+        a.seq_ids = seq_ids.data();
+        a.first = first.data();
         a.n_tokens = n_tokens.data();
         check(call(handle_, &a));
     }

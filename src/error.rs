@@ -40,7 +40,8 @@ macro_rules! for_each_status {
             /// skc_destroy_cache.
             Internal = -14, SKC_STATUS_INTERNAL;
             /// The host does not know the sequence's length, because graph replays or counts in device memory have
-            /// changed it. skc_note_replay, skc_reset, or skc_seq_info with SKC_READ_BACK make it known again.
+            /// changed it. skc_note_replay, skc_reset, or skc_seq_info with SKC_READ_BACK make it known again; after
+            /// skc_pin and skc_evict_range only the last two.
             LengthUnknown = -15, SKC_STATUS_LENGTH_UNKNOWN;
             /// The bytes are not a snapshot that this cache can load: damaged, cut off, of a later version, or of a
             /// cache whose settings or host tag differ. The text of the error names what differs.

@@ -17,6 +17,7 @@ struct HandleCall {
 /** Arguments that are made before the calls. */
 struct HandleCallArgs {
     const Ints seq{0}, other{1}, none{0}, one{1};
+    const Indices first{0};
     const std::uint64_t start = 0;
     const Rows rows = host::rows(1, 1);
     Results results = Results::of(1);
@@ -27,6 +28,8 @@ struct HandleCallArgs {
     const skc_rewind_args rewind = edit_args<skc_rewind_args>(seq, one);
     const skc_reset_args reset = sequence_args<skc_reset_args>(seq);
     const skc_fork_args fork = fork_args(seq, other);
+    const skc_pin_args pin = range_args<skc_pin_args>(seq, first, none);
+    const skc_evict_range_args evict_range = range_args<skc_evict_range_args>(seq, first, none);
     const skc_abort_step_args abort = sized<skc_abort_step_args>();
     std::vector<std::uint8_t> snapshot = std::vector<std::uint8_t>(1 << 15);
     std::uint64_t n_bytes = 0;
@@ -51,6 +54,8 @@ inline std::vector<HandleCall> handle_calls() {
         {"rewind", [a](skc_cache *c) { return skc_rewind(c, &a->rewind); }},
         {"reset", [a](skc_cache *c) { return skc_reset(c, &a->reset); }},
         {"fork", [a](skc_cache *c) { return skc_fork(c, &a->fork); }},
+        {"pin", [a](skc_cache *c) { return skc_pin(c, &a->pin); }},
+        {"evict_range", [a](skc_cache *c) { return skc_evict_range(c, &a->evict_range); }},
         {"abort_step", [a](skc_cache *c) { return skc_abort_step(c, &a->abort); }},
         {"snapshot_bytes", [a](skc_cache *c) { return skc_snapshot_bytes(c, &a->save, &a->n_bytes); }},
         {"save_sequence", [a](skc_cache *c) { return skc_save_sequence(c, &a->save, &a->n_bytes); }},

@@ -149,6 +149,16 @@ Args edit_args(const Ints &ids, const Ints &counts) {
     return a;
 }
 
+using Indices = std::vector<std::uint64_t>;
+
+/** Arguments of pin and evict_range. */
+template <class Args>
+Args range_args(const Ints &ids, const Indices &first, const Ints &counts) {
+    auto a = edit_args<Args>(ids, counts);
+    a.first = first.data();
+    return a;
+}
+
 /** Arguments of reset (start positions 0) and abort_step. */
 template <class Args>
 Args sequence_args(const Ints &ids) {
@@ -248,6 +258,16 @@ template <class Args>
 skc_status edit(skc_status (*call)(skc_cache *, const Args *), skc_cache *cache, std::int32_t n, std::int32_t seq = 0) {
     const Ints ids{seq}, counts{n};
     const auto a = edit_args<Args>(ids, counts);
+    return call(cache, &a);
+}
+
+/** skc_pin or skc_evict_range of one sequence. */
+template <class Args>
+skc_status edit_range(skc_status (*call)(skc_cache *, const Args *), skc_cache *cache, std::uint64_t first,
+                      std::int32_t n, std::int32_t seq = 0) {
+    const Ints ids{seq}, counts{n};
+    const Indices firsts{first};
+    const auto a = range_args<Args>(ids, firsts, counts);
     return call(cache, &a);
 }
 

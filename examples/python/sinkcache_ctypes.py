@@ -29,7 +29,7 @@ LayerConfig = _struct(
     *_of(c_uint32, "n_sink window position_mode rope_style rope_dim n_inv_freq"),
     *_of(c_double, "rope_base rope_scale rope_mscale scale softcap"),
     *_of(POINTER(c_float), "inv_freq alibi_slopes sink_logits"),
-    *_of(c_uint32, "n_alibi_slopes n_sink_logits"))
+    *_of(c_uint32, "n_alibi_slopes n_sink_logits max_pinned max_segments"))
 CacheConfig = _struct(
     "CacheConfig",
     *_of(c_uint32, "backend n_layers n_seqs n_q_heads n_kv_heads head_dim head_dim_v in_dtype out_dtype kv_dtype "
@@ -57,8 +57,14 @@ EvictArgs = _struct("EvictArgs", *_EDIT)
 RewindArgs = _struct("RewindArgs", *_EDIT)
 ResetArgs = _struct("ResetArgs", *_of(c_uint32, "n_entries reserved"), ("seq_ids", POINTER(c_int32)),
                     ("start_positions", POINTER(c_uint64)), ("stream", c_void_p))
+# Arguments of skc_pin and of skc_evict_range.
+_RANGES = (*_of(c_uint32, "n_entries reserved"), ("seq_ids", POINTER(c_int32)), ("first", POINTER(c_uint64)),
+           ("n_tokens", POINTER(c_int32)), ("stream", c_void_p))
+PinArgs = _struct("PinArgs", *_RANGES)
+EvictRangeArgs = _struct("EvictRangeArgs", *_RANGES)
 SequenceInfo = _struct("SequenceInfo", *_of(c_uint64, "length_min length_max start_position cached_tokens "
-                                                      "evicted_tokens room rewindable"))
+                                                      "evicted_tokens room rewindable pinned_tokens segments "
+                                                      "counted_segments"))
 # Arguments of skc_save_sequence and of skc_load_sequence.
 _SNAPSHOT = (("seq_id", c_int32), ("reserved", c_uint32), ("data", c_void_p), ("n_bytes", c_uint64),
              *_of(c_void_p, "host_tag stream"))
@@ -89,6 +95,8 @@ def _load():
         "skc_evict": [c_void_p, POINTER(EvictArgs)],
         "skc_rewind": [c_void_p, POINTER(RewindArgs)],
         "skc_reset": [c_void_p, POINTER(ResetArgs)],
+        "skc_pin": [c_void_p, POINTER(PinArgs)],
+        "skc_evict_range": [c_void_p, POINTER(EvictRangeArgs)],
         "skc_snapshot_bytes": [c_void_p, POINTER(SaveSequenceArgs), POINTER(c_uint64)],
         "skc_save_sequence": [c_void_p, POINTER(SaveSequenceArgs), POINTER(c_uint64)],
         "skc_load_sequence": [c_void_p, POINTER(LoadSequenceArgs)],
@@ -199,8 +207,8 @@ class Cache:
         check(lib.skc_step(self.handle, byref(args)))
         return out, lse
 
-    def _edit(self, call, kind, seq_id, values):
-        args = kind(ctypes.sizeof(kind), 0, 1, 0, int_array([seq_id]), values)
+    def _edit(self, call, kind, seq_id, *values):
+        args = kind(ctypes.sizeof(kind), 0, 1, 0, int_array([seq_id]), *values)
         check(call(self.handle, byref(args)))
 
     def evict(self, n, seq_id=0):
@@ -214,6 +222,14 @@ class Cache:
     def reset(self, seq_id=0, start_position=0):
         """Empties a sequence; its next token has the given stream position."""
         self._edit(lib.skc_reset, ResetArgs, seq_id, int_array([start_position], c_uint64))
+
+    def pin(self, first, n, seq_id=0):
+        """Holds n tokens from index `first` on permanently. The layers need max_pinned and max_segments."""
+        self._edit(lib.skc_pin, PinArgs, seq_id, int_array([first], c_uint64), int_array([n]))
+
+    def evict_range(self, first, n, seq_id=0):
+        """Drops what is held of n tokens from index `first` on permanently; newer tokens close the gap."""
+        self._edit(lib.skc_evict_range, EvictRangeArgs, seq_id, int_array([first], c_uint64), int_array([n]))
 
     def save(self, seq_id=0, host_tag=bytes(32)):
         """A snapshot of a sequence, as bytes. host_tag: 32 bytes, such as a hash of the model."""

@@ -56,7 +56,9 @@ c_struct!(skc_device_error);
 /// appended to sequences or removed from them. It updates the host's counters, so that skc_seq_info can answer again
 /// and edits are checked by the host again. Lengths and positions on the device are correct without it.
 ///
-/// Report all changes of a sequence, in order. Work that has not finished yet may be reported too.
+/// Report all changes of a sequence, in order. Work that has not finished yet may be reported too. It cannot report
+/// what skc_pin or skc_evict_range have changed in a graph or with SKC_ON_DEVICE: after them only skc_reset, or
+/// skc_seq_info with SKC_READ_BACK, brings the host's counters of the sequence up to date.
 ///
 /// Returns: SKC_STATUS_OK, the common statuses, and
 /// - SKC_STATUS_INVALID_ARGUMENT: also for a CPU cache.

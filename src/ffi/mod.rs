@@ -34,8 +34,8 @@ pub use config::{
 pub use constants::*;
 pub use device::{skc_device_error, skc_note_replay, skc_note_replay_args, skc_poll_error};
 pub use edit::{
-    skc_abort_step, skc_abort_step_args, skc_evict, skc_evict_args, skc_fork, skc_fork_args, skc_reset, skc_reset_args,
-    skc_rewind, skc_rewind_args,
+    skc_abort_step, skc_abort_step_args, skc_evict, skc_evict_args, skc_evict_range, skc_evict_range_args, skc_fork,
+    skc_fork_args, skc_pin, skc_pin_args, skc_reset, skc_reset_args, skc_rewind, skc_rewind_args,
 };
 pub use info::{
     skc_abi_version, skc_capabilities, skc_capability_info, skc_constant, skc_kernel_choice, skc_kernel_info,
