@@ -6,6 +6,8 @@ mod common;
 mod edits;
 mod run;
 
+use std::collections::BTreeSet;
+
 use common::history::{Event, History, Other, histories, histories_with_snapshots};
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
@@ -102,6 +104,7 @@ fn random_histories_with_snapshots_match_the_definition() {
 /// Prints the distribution of events, and checks that no kind is rare.
 fn report(summaries: &[Summary], more: &[&str]) {
     let n = summaries.len();
+    let share = |part: usize| 100.0 * part as f64 / n as f64;
     let mut ratios: Vec<_> = summaries.iter().map(|s| s.length as f64 / s.capacity as f64).collect();
     ratios.sort_by(f64::total_cmp);
     let wrapped = summaries.iter().filter(|s| s.wrapped).count();
@@ -111,24 +114,43 @@ fn report(summaries: &[Summary], more: &[&str]) {
         ratios[n / 10],
         ratios[n * 9 / 10]
     );
-    println!("wrapped: {:.1} %", 100.0 * wrapped as f64 / n as f64);
+    println!("wrapped: {:.1} %", share(wrapped));
     assert!(ratios[n / 2] >= 3.0 && 2 * wrapped >= n);
+    let ranges = |s: &&Summary| s.counts.contains_key("pin") && s.counts.contains_key("evicted range");
+    let edited = summaries.iter().filter(ranges).count();
+    let wrapped = summaries.iter().filter(ranges).filter(|s| s.wrapped_after_edit).count();
+    println!("with pins and evicted ranges: {:.1} %, that wrapped after one: {:.1} %", share(edited), share(wrapped));
+    let rejected: BTreeSet<&str> = summaries.iter().flat_map(|s| s.counts.keys()).map(String::as_str).collect();
+    let rejected: Vec<_> = rejected.into_iter().filter(|kind| kind.contains(", ")).collect();
     let kinds = [
         "append + attend",
         "step",
         "evict",
+        "rejected evict",
         "rewind",
+        "rejected rewind",
+        "pin",
+        "rejected pin",
+        "evicted range",
+        "rejected range",
+        "range without effect",
         "reset",
         "fork",
         "poisoned draft",
         "poisoned window",
-        "rejected",
+        "poisoned range",
     ];
-    for kind in kinds.iter().chain(more) {
-        let with = summaries.iter().filter(|s| s.counts.contains_key(*kind)).count();
-        println!("with {kind}: {:.1} %", 100.0 * with as f64 / n as f64);
-        // Chance has much to say in few, and those with snapshots have more kinds of events.
-        let few = n < 200 && !more.is_empty();
-        assert!(5 * with >= n || few, "too few histories with {kind}");
+    let mut rare: Vec<&str> = vec![];
+    for kind in kinds.iter().chain(more).chain(&rejected) {
+        let of_kind = || summaries.iter().filter_map(|s| s.counts.get(*kind));
+        println!("with {kind}: {:.1} %, {} in all", share(of_kind().count()), of_kind().sum::<usize>());
+        rare.extend((5 * of_kind().count() < n && !rejected.contains(kind)).then_some(kind));
+    }
+    // Chance has much to say in few, and those with snapshots have more kinds of events.
+    if n >= 200 || more.is_empty() {
+        assert!(rare.is_empty(), "too few histories with {rare:?}");
+        let percent = if n >= 1000 && more.is_empty() { 50 } else { 40 };
+        assert!(100 * edited >= percent * n, "too few histories with pins and evicted ranges");
+        assert!(100 * wrapped >= 95 * edited, "too few histories that wrap after an edit");
     }
 }
