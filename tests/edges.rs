@@ -1,6 +1,8 @@
 //! Cases that random histories do not reach: steps that stop between layers, the last stream positions, huge settings.
 
-use sinkcache::{AttendTensors, Batch, Cache, CacheConfig, Error, LayerConfig, RowsIn, RowsOut, Status, StepTensors};
+use sinkcache::{
+    AttendTensors, Batch, Cache, CacheConfig, Error, LayerConfig, RowsIn, RowsOut, Status, StepTensors, StorageType,
+};
 
 fn config(n_layers: u32, max_chunk: u32, max_rewind: u32) -> CacheConfig {
     CacheConfig {
@@ -251,4 +253,32 @@ fn long_windows_keep_their_digits() {
     }
     let worst = attend(&mut cache, 0, 0, 4, 0).unwrap().iter().fold(0.0_f32, |m, x| m.max((x - 1.0).abs()));
     assert!(worst <= 3e-6, "{worst:e}");
+}
+
+/// Rows of scratch are as long as the longer of K and V: those of short heads take a part.
+#[test]
+fn queries_of_short_heads_are_turned() {
+    let layer = LayerConfig { n_sink: 1, window: 12, max_pinned: 4, max_segments: 4, ..LayerConfig::default() };
+    let base = config(1, 4, 0);
+    let config = CacheConfig { head_dim: 24, head_dim_v: 64, layers: vec![layer], ..base };
+    let outputs = [StorageType::F32, StorageType::Q8].map(|k| {
+        let mut cache = Cache::new(&CacheConfig { k_dtype: Some(k), ..config.clone() }).unwrap();
+        let mut out = vec![f32::NAN; 2 * 64];
+        for at in 0..30 {
+            let [q, k, v] = [2 * 24, 24, 64].map(|n| (0..n).map(move |i| ((at * n + i) * 37 % 64) as f32 / 32.0 - 1.0));
+            let [q, k, v] = [q.collect::<Vec<_>>(), k.collect(), v.collect()];
+            let [q, k, v] = [&q, &k, &v].map(|x| RowsIn::packed(x));
+            let tensors = StepTensors { k, v, q, out: RowsOut::packed(&mut out), lse: None };
+            cache.step(0, Batch::new(&[0], &[1]), tensors).unwrap();
+            if at == 10 {
+                cache.pin(&[0], &[5], &[3]).unwrap();
+                cache.evict_range(&[0], &[9], &[1]).unwrap();
+            }
+        }
+        assert_eq!(cache.seq_info(0, 0).unwrap().segments, 3);
+        out
+    });
+    for (a, b) in outputs[0].iter().zip(&outputs[1]) {
+        assert!((a - b).abs() < 2e-2, "{a}, {b} with keys in q8");
+    }
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::oracle::{Oracle, Rejected};
+use common::oracle::{Oracle, RangeEdit, Rejected};
 use common::plain::Plain;
 use common::quantised::KvTypes;
 use common::vectors::{Edit, Event, Vector, all};
@@ -110,6 +110,7 @@ fn replay(vector: &Vector, config: &CacheConfig, how: Feed, start: u64) -> (Vec<
                 assert_eq!(cache.seq_info(0, 0).unwrap(), before);
             }
         }
+        assert_eq!(cache.seq_info(0, 0).unwrap(), oracle.info(start), "{}: after {event:?}", vector.name);
     }
     (out, lse)
 }
@@ -119,7 +120,8 @@ fn cache_edit(cache: &mut Cache, edit: Edit, start: u64) -> sinkcache::Result<()
         Edit::Evict(n) => cache.evict(&[0], &[n as i32]),
         Edit::Rewind(n) => cache.rewind(&[0], &[n as i32]),
         Edit::Reset => cache.reset(&[0], Some(&[start])),
-        Edit::Range(edit, ..) => unimplemented!("{edit:?}"),
+        Edit::Range(RangeEdit::Pin, first, n) => cache.pin(&[0], &[first], &[n as i32]),
+        Edit::Range(RangeEdit::Evict, first, n) => cache.evict_range(&[0], &[first], &[n as i32]),
     }
 }
 
@@ -192,7 +194,7 @@ fn the_oracle_is_the_definition() {
 #[test]
 fn every_vector_every_way() {
     let mut runs = 0;
-    for vector in all().into_iter().filter(|v| v.cfg.max_segments == 0) {
+    for vector in all() {
         let modes = match vector.cfg.layer.position_mode {
             PositionMode::Rope => vec![PositionMode::Rope, PositionMode::RopeApplied],
             other => vec![other],
@@ -223,7 +225,7 @@ fn every_vector_every_way() {
 /// Inputs and outputs in 16 bits, as hosts like TensorRT-LLM have them; K and V in the same type, or quantised.
 #[test]
 fn half_inputs_and_outputs() {
-    for vector in all().into_iter().filter(|v| v.cfg.max_segments == 0) {
+    for vector in all() {
         for (i, dtype) in [DType::F16, DType::Bf16].into_iter().enumerate() {
             for types in [dtype.into(), TYPES[3 + i], TYPES[5]] {
                 let plain = reference(&vector, types).2;
@@ -242,7 +244,7 @@ fn half_inputs_and_outputs() {
 /// The same cut into chunks gives the same bits for every start position, call and number of threads.
 #[test]
 fn one_cut_one_result() {
-    for vector in all().into_iter().filter(|v| v.cfg.max_segments == 0) {
+    for vector in all() {
         let two = Feed { cut: 6, max_chunk: 6, call: Call::Two };
         let mode = vector.cfg.layer.position_mode;
         let mut config = cache_config(&vector, two, StorageType::F16.into(), DType::F32, mode);

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use sinkcache::{BackendKind, CacheConfig, DType, Isa, LayerConfig, PositionMode, RopeStyle, StorageType};
 
 use super::device::backend;
-use super::oracle::OracleConfig;
+use super::oracle::{OracleConfig, RangeEdit};
 use super::quantised::KvTypes;
 
 /// Sequences of every history.
@@ -28,6 +28,10 @@ pub enum Event {
     Evict { seq: u8, n: u8 },
     /// Rewinds a sequence.
     Rewind { seq: u8, n: u8 },
+    /// Rewinds a sequence to a length close to one from which on rewinds are refused.
+    RewindTo { seq: u8, layer: u8, limit: Limit, offset: i8 },
+    /// Pins, or evicts, ranges of two sequences (or one, if they are the same) in one batch.
+    Ranges { edit: RangeEdit, ranges: [TokenRange; 2] },
     /// Resets a sequence to a start position.
     Reset { seq: u8, start: u64 },
     /// Copies a sequence to another.
@@ -36,10 +40,52 @@ pub enum Event {
     Poison { seq: u8, n: u8 },
     /// Appends tokens of NaN and infinity, and evicts them with the whole window.
     PoisonEvicted { seq: u8, n: u8 },
+    /// Appends tokens of NaN and infinity between others, and evicts these alone; `pinned`: pins them before.
+    PoisonRange { seq: u8, n: [u8; 3], pinned: bool },
     /// Saves a sequence, loads it into another cache, saves it there, and loads it into a sequence of this cache.
     Load { src: u8, dst: u8, other: Other },
     /// Replaces the cache by another, into which all sequences are loaded.
     Move(Other),
+}
+
+/// A range of a sequence's tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenRange {
+    pub seq: u8,
+    /// The layer whose window, pins and holes `from` names, modulo their number.
+    pub layer: u8,
+    pub from: Anchor,
+    pub n: u8,
+    /// Cut to what lies behind all sinks and ends within the sequence.
+    pub cut: bool,
+}
+
+/// Where a range begins: mostly beside the edge of something.
+#[derive(Clone, Copy, Debug)]
+pub enum Anchor {
+    /// So that it ends so many tokens before the sequence's end.
+    End(i8),
+    /// Beside the oldest token of the window.
+    Window(i8),
+    /// Beside one end of a pinned run.
+    Pin(u8, i8),
+    /// Beside one end of an evicted range.
+    Hole(u8, i8),
+    /// Beside the last sink.
+    Sinks(i8),
+    /// Anywhere: so many 256ths of the length.
+    Any(u8),
+    /// So many below 2^64.
+    Huge(u8),
+}
+
+/// A length from which on rewinds are refused.
+#[derive(Clone, Copy, Debug)]
+pub enum Limit {
+    /// Below what was edited.
+    Edited,
+    /// By any rule.
+    Rewindable,
 }
 
 /// How another cache differs from the one that a sequence is saved from.
@@ -49,6 +95,8 @@ pub struct Other {
     pub max_rewind: u8,
     pub n_seqs: u8,
     pub n_threads: u8,
+    /// Room for so many more pinned tokens and segments in each layer.
+    pub spare: u8,
     /// On the other backend, if there is one.
     pub elsewhere: bool,
     /// By `copy_sequence`, without bytes.
@@ -65,62 +113,79 @@ impl History {
             head_dim: c.head_dim as usize,
             head_dim_v: c.head_dim_v as usize,
             max_rewind: c.max_rewind as usize,
-            max_pinned: 0,
-            max_segments: 0,
             layer: c.layers[layer].clone(),
         }
     }
 }
 
 pub fn histories() -> impl Strategy<Value = History> {
-    histories_of(|max_chunk, window| event(max_chunk, window).boxed())
+    histories_of(|config| event(config).boxed())
 }
 
 /// Histories in which sequences are saved and loaded, too.
 pub fn histories_with_snapshots() -> impl Strategy<Value = History> {
-    histories_of(|max_chunk, window| {
+    histories_of(|config| {
         let seq = || 0..N_SEQS as u8;
         let load = (seq(), seq(), other(1)).prop_map(|(src, dst, other)| Event::Load { src, dst, other });
         // What is appended at a time must fit the new cache, too.
-        let moved = other(max_chunk).prop_map(Event::Move);
-        prop_oneof![24 => event(max_chunk, window), 1 => load, 1 => moved].boxed()
+        let moved = other(longest_chunk(config)).prop_map(Event::Move);
+        prop_oneof![24 => event(config), 1 => load, 1 => moved].boxed()
     })
 }
 
 fn other(least_chunk: u8) -> impl Strategy<Value = Other> {
-    let sizes = (least_chunk..least_chunk + 20, 0..14_u8);
+    let sizes = (least_chunk..least_chunk + 20, 0..14_u8, 0..3_u8);
     (sizes, N_SEQS as u8..6, 1..3_u8, any::<bool>(), any::<bool>()).prop_map(
-        |((max_chunk, max_rewind), n_seqs, n_threads, elsewhere, copied)| Other {
+        |((max_chunk, max_rewind, spare), n_seqs, n_threads, elsewhere, copied)| Other {
             max_chunk,
             max_rewind,
             n_seqs,
             n_threads,
+            spare,
             elsewhere,
             copied,
         },
     )
 }
 
-fn histories_of(events: impl Fn(u8, u8) -> BoxedStrategy<Event> + Clone) -> impl Strategy<Value = History> {
+fn histories_of(events: impl Fn(&CacheConfig) -> BoxedStrategy<Event> + Clone) -> impl Strategy<Value = History> {
     let caches = match backend() {
         // Some in shapes that AMX tiles fit.
         BackendKind::Cpu => prop_oneof![6 => cache(), 1 => wide_cache()].boxed(),
         // Half of them in shapes that have specialised CUDA kernels.
         BackendKind::Cuda => prop_oneof![cache(), special_cache()].boxed(),
     };
+    // One in ten has no room for pins and ranges in any layer.
+    let caches = (caches, prop::bool::weighted(0.1)).prop_map(|(mut config, none)| {
+        for layer in config.layers.iter_mut().filter(|_| none) {
+            (layer.max_pinned, layer.max_segments) = (0, 0);
+        }
+        config
+    });
     (caches, any::<prop::sample::Index>()).prop_flat_map(move |(mut config, isa)| {
         config.backend = backend();
         config.isa = (config.backend == BackendKind::Cpu).then(|| isa.get(&Isa::all()).to_owned());
-        let wide = config.head_dim >= 32 && config.backend == BackendKind::Cpu;
-        let most = config.max_chunk.min(if wide { 60 } else { 9 }) as u8;
-        let window = config.layers.iter().map(|l| l.window).max().unwrap() as u8;
-        let n = if wide { 6..12_usize } else { 12..30 };
-        (Just(config), prop::collection::vec(events(most, window), n), any::<u64>())
-            .prop_map(|(config, events, seed)| History { config, events, seed })
+        let n = if is_wide(&config) { 10..20_usize } else { 16..40 };
+        let events = events(&config);
+        (Just(config), prop::collection::vec(events, n), any::<u64>()).prop_map(|(config, events, seed)| History {
+            config,
+            events,
+            seed,
+        })
     })
 }
 
-fn event(max_chunk: u8, window: u8) -> impl Strategy<Value = Event> {
+fn is_wide(config: &CacheConfig) -> bool {
+    config.head_dim >= 32 && config.backend == BackendKind::Cpu
+}
+
+/// The most tokens that an event appends in one call of `append`.
+fn longest_chunk(config: &CacheConfig) -> u8 {
+    config.max_chunk.min(if is_wide(config) { 60 } else { 9 }) as u8
+}
+
+fn event(config: &CacheConfig) -> impl Strategy<Value = Event> + use<> {
+    let (max_chunk, window) = (longest_chunk(config), config.layers.iter().map(|l| l.window).max().unwrap() as u8);
     let seq = prop_oneof![3 => Just(0_u8), 1 => Just(1), 1 => Just(2)];
     let start = prop_oneof![Just(0), Just(1_u64 << 24), Just((1_u64 << 32) + 7), Just(1_u64 << 40), 0..u64::MAX / 2];
     let feed = (1..=max_chunk, 0..=max_chunk, 0..=max_chunk, 0_u8..4).prop_map(|(a, b, c, repeat)| Event::Feed {
@@ -133,16 +198,56 @@ fn event(max_chunk: u8, window: u8) -> impl Strategy<Value = Event> {
         step: true,
         repeat: 0,
     });
+    let rewind = prop_oneof![
+        (seq.clone(), 0..12_u8).prop_map(|(seq, n)| Event::Rewind { seq, n }),
+        (seq.clone(), any::<u8>(), prop_oneof![Just(Limit::Edited), Just(Limit::Rewindable)], -2..=2_i8)
+            .prop_map(|(seq, layer, limit, offset)| Event::RewindTo { seq, layer, limit, offset }),
+    ];
+    let ranges = |edit: RangeEdit, near_end: u32| {
+        let seq = prop_oneof![5 => Just(0_u8), 1 => Just(1), 1 => Just(2)];
+        let range = token_range(seq.boxed(), window, near_end);
+        // The second one is mostly left out.
+        let ranges = (range.clone(), range, prop::bool::weighted(0.8));
+        ranges.prop_map(move |(a, b, one)| Event::Ranges { edit, ranges: [a, if one { a } else { b }] })
+    };
+    let poison_range = (seq.clone(), 0..=max_chunk, 1..=max_chunk.min(5), 0..=window.min(6), any::<bool>())
+        .prop_map(|(seq, before, n, after, pinned)| Event::PoisonRange { seq, n: [before, n, after], pinned });
     prop_oneof![
         10 => feed,
         4 => step,
         3 => (seq.clone(), 0..window + 2).prop_map(|(seq, n)| Event::Evict { seq, n }),
-        3 => (seq.clone(), 0..12_u8).prop_map(|(seq, n)| Event::Rewind { seq, n }),
+        4 => rewind,
+        // Only what is held can be pinned.
+        14 => ranges(RangeEdit::Pin, 12),
+        9 => ranges(RangeEdit::Evict, 5),
         1 => (seq.clone(), start).prop_map(|(seq, start)| Event::Reset { seq, start }),
         1 => (seq.clone(), 0..N_SEQS as u8).prop_map(|(src, dst)| Event::Fork { src, dst }),
         2 => (seq.clone(), 1..=max_chunk).prop_map(|(seq, n)| Event::Poison { seq, n }),
-        1 => (seq, 1..=max_chunk).prop_map(|(seq, n)| Event::PoisonEvicted { seq, n }),
+        2 => (seq, 1..=max_chunk).prop_map(|(seq, n)| Event::PoisonEvicted { seq, n }),
+        2 => poison_range,
     ]
+}
+
+fn token_range(seq: BoxedStrategy<u8>, window: u8, near_end: u32) -> impl Strategy<Value = TokenRange> + Clone {
+    let from = prop_oneof![
+        1 => (-1..window as i8 + 3).prop_map(Anchor::End),
+        near_end => (0..4_i8).prop_map(Anchor::End),
+        4 => (-2..=3_i8).prop_map(Anchor::Window),
+        3 => (any::<u8>(), -3..=2_i8).prop_map(|(which, offset)| Anchor::Pin(which, offset)),
+        3 => (any::<u8>(), -3..=2_i8).prop_map(|(which, offset)| Anchor::Hole(which, offset)),
+        1 => (-2..=2_i8).prop_map(Anchor::Sinks),
+        1 => any::<u8>().prop_map(Anchor::Any),
+    ];
+    // Seldom: it is never allowed.
+    let from = prop_oneof![60 => from, 1 => any::<u8>().prop_map(Anchor::Huge)];
+    let n = prop_oneof![1 => Just(0), 40 => 1..4_u8, 10 => 1..9_u8, 5 => 1..=window + 2];
+    (seq, any::<u8>(), from, n, prop::bool::weighted(0.8)).prop_map(|(seq, layer, from, n, cut)| TokenRange {
+        seq,
+        layer,
+        from,
+        n,
+        cut,
+    })
 }
 
 /// Types of K and V: f32 for both with a weight of `f32` in about 12, 16-bit and quantised ones, and any pair.
@@ -264,7 +369,13 @@ fn layer(n_q_heads: u32, head_dim: u32) -> impl Strategy<Value = LayerConfig> {
         any::<bool>(),
     );
     let score = (prop_oneof![Just(0.0), Just(0.4)], prop_oneof![2 => Just(0.0), 1 => Just(3.0)], any::<bool>());
-    (0..6_u32, 1..12_u32, mode, rope, score).prop_map(move |(n_sink, window, position_mode, rope, score)| {
+    // Some layers ignore pins; in others there is little room.
+    let room = (
+        prop_oneof![2 => Just(0), 2 => 1..5_u32, 10 => 5..20_u32],
+        prop_oneof![1 => Just(0), 4 => 1..3_u32, 15 => 3..9_u32],
+    );
+    let sizes = (0..6_u32, prop_oneof![1 => 1..5_u32, 2 => 5..14_u32], room);
+    (sizes, mode, rope, score).prop_map(move |((n_sink, window, room), position_mode, rope, score)| {
         let (rope_style, half, rope_mscale, rope_scale, explicit) = rope;
         let (scale, softcap, learned) = score;
         let rotates = matches!(position_mode, PositionMode::Rope | PositionMode::RopeApplied);
@@ -285,6 +396,8 @@ fn layer(n_q_heads: u32, head_dim: u32) -> impl Strategy<Value = LayerConfig> {
             scale,
             softcap,
             sink_logits: if learned { per_head(&|h| h - 1.0) } else { vec![] },
+            max_pinned: room.0,
+            max_segments: room.1,
         }
     })
 }

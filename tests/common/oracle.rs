@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use sinkcache::{LayerConfig, PositionMode, RopeStyle, Status};
+use sinkcache::{LayerConfig, PositionMode, RopeStyle, SeqInfo, Status};
 
 /// One sequence in one layer.
 #[derive(Clone, Debug)]
@@ -33,8 +33,6 @@ pub struct OracleConfig {
     pub head_dim: usize,
     pub head_dim_v: usize,
     pub max_rewind: usize,
-    pub max_pinned: usize,
-    pub max_segments: usize,
     pub layer: LayerConfig,
 }
 
@@ -92,7 +90,7 @@ impl Rejected {
         match self {
             Self::OutOfRange => Status::OutOfRange,
             Self::TokensGone => Status::TokensGone,
-            Self::NoRoom => unimplemented!(),
+            Self::NoRoom => Status::NoRoom,
         }
     }
 }
@@ -114,7 +112,7 @@ pub struct Segment {
 }
 
 /// Maximal runs of consecutive tokens as (first, end).
-fn runs(tokens: impl IntoIterator<Item = usize>) -> Vec<(usize, usize)> {
+pub fn runs(tokens: impl IntoIterator<Item = usize>) -> Vec<(usize, usize)> {
     let mut runs: Vec<(usize, usize)> = vec![];
     for t in tokens {
         match runs.last_mut() {
@@ -138,6 +136,13 @@ impl Oracle {
             loaded_from: 0,
             cfg,
         }
+    }
+
+    /// The same without K and V: its lengths.
+    pub fn without_rows(&self) -> Self {
+        let rows = vec![vec![]; self.len()];
+        let (cfg, pins, holes) = (self.cfg.clone(), self.pins.clone(), self.holes.clone());
+        Self { cfg, pins, holes, k: rows.clone(), v: rows, ..*self }
     }
 
     fn n_sink(&self) -> usize {
@@ -213,6 +218,22 @@ impl Oracle {
         runs(pins.iter().copied()).len() + young
     }
 
+    /// What a cache says of the sequence in this layer.
+    pub fn info(&self, start: u64) -> SeqInfo {
+        SeqInfo {
+            len_min: self.len() as u64,
+            len_max: self.len() as u64,
+            start_position: start,
+            cached: self.held().len() as u64,
+            evicted: self.evicted() as u64,
+            room: self.room() as u64,
+            rewindable: self.rewindable() as u64,
+            pinned: self.pins.len() as u64,
+            segments: self.segments().len() as u64,
+            counted: self.counted() as u64,
+        }
+    }
+
     /// Drops the `n` oldest tokens of the window.
     pub fn evict(&mut self, n: usize) -> Result<(), Rejected> {
         self.check_evict(n)?;
@@ -256,7 +277,8 @@ impl Oracle {
             return Ok(None);
         }
         let (pins, holes) = self.with(edit, &tokens);
-        let too_many = pins.len() > self.cfg.max_pinned || self.counted_with(&pins, &holes) > self.cfg.max_segments;
+        let (max_pinned, max_segments) = (self.cfg.layer.max_pinned as usize, self.cfg.layer.max_segments as usize);
+        let too_many = pins.len() > max_pinned || self.counted_with(&pins, &holes) > max_segments;
         if too_many { Err(Rejected::NoRoom) } else { Ok(Some(tokens)) }
     }
 

@@ -90,8 +90,6 @@ fn config_of(c: &Value, tensors: &HashMap<String, Vec<f32>>) -> OracleConfig {
         head_dim: head_dim as usize,
         head_dim_v: int("head_dim_v").unwrap_or(head_dim) as usize,
         max_rewind: int("max_rewind").unwrap() as usize,
-        max_pinned: int("max_pinned").unwrap_or(0) as usize,
-        max_segments: int("max_segments").unwrap_or(0) as usize,
         layer: LayerConfig {
             n_sink: int("n_sink").unwrap(),
             window: int("window").unwrap(),
@@ -106,6 +104,8 @@ fn config_of(c: &Value, tensors: &HashMap<String, Vec<f32>>) -> OracleConfig {
             scale: float("scale").unwrap_or(0.0),
             softcap: float("softcap").unwrap(),
             sink_logits: array("sink_logits"),
+            max_pinned: int("max_pinned").unwrap_or(0),
+            max_segments: int("max_segments").unwrap_or(0),
         },
     }
 }

@@ -189,9 +189,10 @@ impl QueryTile<'_> {
             unsafe {
                 if shape.k_type.is_quantised() {
                     // The Hadamard matrix is its own inverse.
-                    scratch.row.copy_from_slice(q);
-                    (kernels.hadamard)(scratch.row);
-                    (kernels.rotate)(layer.rope_style, cos, sin, scratch.row, turned);
+                    let row = &mut scratch.row[..dim];
+                    row.copy_from_slice(q);
+                    (kernels.hadamard)(row);
+                    (kernels.rotate)(layer.rope_style, cos, sin, row, turned);
                     (kernels.hadamard)(turned);
                 } else {
                     (kernels.rotate)(layer.rope_style, cos, sin, q, turned);
