@@ -86,8 +86,9 @@ pub fn ring_index_from(ranges: &[EditedRange], index: u64) -> u64 {
 /// A run of window tokens whose distance to a query's position is one number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WindowSegment {
-    /// Ring index of the first token, and of the token after the last.
+    /// Ring index of the first token.
     pub from: u64,
+    /// Ring index of the token after the last.
     pub end: u64,
     /// Tokens that were dropped behind it, before the query: the query meets it rotated back by so many positions.
     pub offset: u64,

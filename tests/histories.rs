@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::history::{Event, History, N_SEQS, Other, histories, histories_with_snapshots};
-use common::oracle::Oracle;
+use common::oracle::{Oracle, Rejected};
 use common::plain::Plain;
 use common::quantised::KvTypes;
 use common::{Call, Rows, check, feed};
@@ -42,7 +42,7 @@ struct Summary {
 
 /// An edit: the oracle's half and the cache's.
 struct EditCalls {
-    allowed: fn(&Oracle, usize) -> bool,
+    check: fn(&Oracle, usize) -> Result<(), Rejected>,
     apply: fn(&mut Oracle, usize),
     call: fn(&mut Cache, &[i32], &[i32]) -> sinkcache::Result<()>,
 }
@@ -214,7 +214,7 @@ impl Run {
 
     /// An edit of one sequence: the cache must accept it if the oracles of all layers do. Returns whether it did.
     fn edit(&mut self, what: &'static str, seq: usize, n: usize, edit: &EditCalls) -> Result<bool, TestCaseError> {
-        let allowed = self.oracles.iter().all(|l| (edit.allowed)(&l[seq], n));
+        let allowed = self.oracles.iter().all(|l| (edit.check)(&l[seq], n).is_ok());
         let before: Vec<_> =
             (0..self.oracles.len() as u32).map(|l| self.cache.seq_info(l, seq as i32).unwrap()).collect();
         match (edit.call)(&mut self.cache, &[seq as i32], &[n as i32]) {
@@ -296,12 +296,12 @@ impl Run {
     }
 
     fn evict(&mut self, what: &'static str, seq: usize, n: usize) -> Result<bool, TestCaseError> {
-        let evict = EditCalls { allowed: Oracle::can_evict, apply: |o, n| o.evict(n).unwrap(), call: Cache::evict };
+        let evict = EditCalls { check: Oracle::check_evict, apply: |o, n| o.evict(n).unwrap(), call: Cache::evict };
         self.edit(what, seq, n, &evict)
     }
 
     fn rewind(&mut self, what: &'static str, seq: usize, n: usize) -> Result<bool, TestCaseError> {
-        let rewind = EditCalls { allowed: Oracle::can_rewind, apply: |o, n| o.rewind(n).unwrap(), call: Cache::rewind };
+        let rewind = EditCalls { check: Oracle::check_rewind, apply: |o, n| o.rewind(n).unwrap(), call: Cache::rewind };
         self.edit(what, seq, n, &rewind)
     }
 
@@ -345,7 +345,7 @@ impl Run {
                 let rejectable = |o: &Oracle| {
                     let mut o = o.clone();
                     (0..n).for_each(|_| o.push(&[], &[]));
-                    o.can_rewind(n)
+                    o.check_rewind(n).is_ok()
                 };
                 if n > 0 && self.oracles.iter().all(|l| rejectable(&l[seq])) {
                     self.poison(seq, n);

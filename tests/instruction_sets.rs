@@ -90,6 +90,8 @@ fn hold_long_windows(dims: (u32, u32), window: u32, types: &[KvTypes]) {
             head_dim: dims.0 as usize,
             head_dim_v: dims.1 as usize,
             max_rewind: 16,
+            max_pinned: 0,
+            max_segments: 0,
             layer: base.layers[0].clone(),
         };
         let (mut oracle, mut plain) = (Oracle::new(cfg), Plain::new(types));
@@ -145,6 +147,8 @@ fn large_channels_of_queries_stay_in_their_block() {
             head_dim: d,
             head_dim_v: d,
             max_rewind: 16,
+            max_pinned: 0,
+            max_segments: 0,
             layer: layer.clone(),
         };
         let n = 160;

@@ -23,6 +23,8 @@ pub struct Shape {
     pub k_type: StorageType,
     pub v_type: StorageType,
     pub max_chunk: u64,
+    /// Whether a layer has room for pinned or evicted ranges.
+    pub edits: bool,
 }
 
 impl Shape {
@@ -126,6 +128,7 @@ impl CacheConfig {
             k_type: self.k_dtype.unwrap_or(self.kv_dtype),
             v_type: self.v_dtype.unwrap_or(self.kv_dtype),
             max_chunk: self.max_chunk.into(),
+            edits: self.layers.iter().any(|layer| layer.max_segments > 0),
         })
     }
 

@@ -114,6 +114,8 @@ impl ExactScores {
             head_dim: self.dims.0,
             head_dim_v: self.dims.1,
             max_rewind: 16,
+            max_pinned: 0,
+            max_segments: 0,
             layer: LayerConfig { scale: f64::from(self.layer.scale as f32), ..self.layer.clone() },
         });
         let (mut out, mut lse) = (vec![], vec![]);

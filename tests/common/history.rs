@@ -65,6 +65,8 @@ impl History {
             head_dim: c.head_dim as usize,
             head_dim_v: c.head_dim_v as usize,
             max_rewind: c.max_rewind as usize,
+            max_pinned: 0,
+            max_segments: 0,
             layer: c.layers[layer].clone(),
         }
     }

@@ -1,7 +1,9 @@
 //! The oracle: the definition of the cache, naive and in f64. It keeps all tokens un-rotated, and rotates them anew for
-//! every query.
+//! every query. A token's position is its rank among the tokens held.
 
-use sinkcache::{LayerConfig, PositionMode, RopeStyle};
+use std::collections::BTreeSet;
+
+use sinkcache::{LayerConfig, PositionMode, RopeStyle, Status};
 
 /// One sequence in one layer.
 #[derive(Clone, Debug)]
@@ -9,8 +11,16 @@ pub struct Oracle {
     pub cfg: OracleConfig,
     pub k: Vec<Vec<f64>>,
     pub v: Vec<Vec<f64>>,
-    pub floor: usize,
+    /// Highest length since the last reset.
     pub highest: usize,
+    /// What is neither sink nor pin below this index is gone for good.
+    pub below: usize,
+    /// Tokens that are held for ever, sinks not counted.
+    pub pins: BTreeSet<usize>,
+    /// Tokens that were evicted from the middle.
+    pub holes: BTreeSet<usize>,
+    /// A rewind may not cut below it.
+    pub edited: usize,
     /// Window tokens below it were not in the snapshot that was loaded.
     pub loaded_from: usize,
 }
@@ -23,6 +33,8 @@ pub struct OracleConfig {
     pub head_dim: usize,
     pub head_dim_v: usize,
     pub max_rewind: usize,
+    pub max_pinned: usize,
+    pub max_segments: usize,
     pub layer: LayerConfig,
 }
 
@@ -38,20 +50,23 @@ impl OracleConfig {
 
     /// Heads of `x` rotated to position `pos`; unchanged in modes without RoPE.
     pub fn rotate(&self, x: &[f64], pos: f64) -> Vec<f64> {
+        self.rotate_by(&self.inv_freq(), x, pos)
+    }
+
+    fn rotate_by(&self, inv_freq: &[f64], x: &[f64], pos: f64) -> Vec<f64> {
         let l = &self.layer;
         let mut y = x.to_vec();
         if !matches!(l.position_mode, PositionMode::Rope | PositionMode::RopeApplied) {
             return y;
         }
-        let inv_freq = self.inv_freq();
         let half = inv_freq.len();
-        for head in y.chunks_exact_mut(self.head_dim) {
-            for (i, f) in inv_freq.iter().enumerate() {
-                let (sin, cos) = (pos * l.rope_scale * f).sin_cos();
-                let (a, b) = match l.rope_style {
-                    RopeStyle::Neox => (i, i + half),
-                    RopeStyle::Interleaved => (2 * i, 2 * i + 1),
-                };
+        for (i, f) in inv_freq.iter().enumerate() {
+            let (sin, cos) = (pos * l.rope_scale * f).sin_cos();
+            let (a, b) = match l.rope_style {
+                RopeStyle::Neox => (i, i + half),
+                RopeStyle::Interleaved => (2 * i, 2 * i + 1),
+            };
+            for head in y.chunks_exact_mut(self.head_dim) {
                 let (x0, x1) = (head[a], head[b]);
                 head[a] = (x0 * cos - x1 * sin) * l.rope_mscale;
                 head[b] = (x1 * cos + x0 * sin) * l.rope_mscale;
@@ -61,20 +76,75 @@ impl OracleConfig {
     }
 }
 
-/// An edit that the definition does not allow.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Rejected;
+/// Why an edit is not allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejected {
+    /// More than there is, or a sink in an evicted range.
+    OutOfRange,
+    /// Tokens that are needed are no longer held.
+    TokensGone,
+    /// More pinned tokens or segments than the layer's settings allow.
+    NoRoom,
+}
+
+impl Rejected {
+    pub fn status(self) -> Status {
+        match self {
+            Self::OutOfRange => Status::OutOfRange,
+            Self::TokensGone => Status::TokensGone,
+            Self::NoRoom => unimplemented!(),
+        }
+    }
+}
+
+/// An edit of the tokens `first..first + n`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RangeEdit {
+    Pin,
+    Evict,
+}
+
+/// Consecutive tokens that are held, and how many more tokens were dropped behind them than before the query: a query
+/// at stream position p meets their keys rotated to p - `offset`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    pub first: usize,
+    pub end: usize,
+    pub offset: usize,
+}
+
+/// Maximal runs of consecutive tokens as (first, end).
+fn runs(tokens: impl IntoIterator<Item = usize>) -> Vec<(usize, usize)> {
+    let mut runs: Vec<(usize, usize)> = vec![];
+    for t in tokens {
+        match runs.last_mut() {
+            Some((_, end)) if *end == t => *end += 1,
+            _ => runs.push((t, t + 1)),
+        }
+    }
+    runs
+}
 
 impl Oracle {
     pub fn new(cfg: OracleConfig) -> Self {
-        Self { cfg, k: Vec::new(), v: Vec::new(), floor: 0, highest: 0, loaded_from: 0 }
+        Self {
+            k: Vec::new(),
+            v: Vec::new(),
+            highest: 0,
+            below: cfg.layer.n_sink as usize,
+            pins: BTreeSet::new(),
+            holes: BTreeSet::new(),
+            edited: 0,
+            loaded_from: 0,
+            cfg,
+        }
     }
 
     fn n_sink(&self) -> usize {
         self.cfg.layer.n_sink as usize
     }
 
-    fn window(&self) -> usize {
+    fn window_size(&self) -> usize {
         self.cfg.layer.window as usize
     }
 
@@ -82,57 +152,159 @@ impl Oracle {
         self.k.len()
     }
 
-    /// E at length `len`.
-    pub fn evicted(&self, len: usize) -> usize {
-        self.floor.max(len.saturating_sub(self.n_sink() + self.window()))
+    /// The window's tokens at a length, in order.
+    fn window_at(&self, len: usize) -> Vec<usize> {
+        let others = (self.below..len).rev().filter(|t| !self.pins.contains(t) && !self.holes.contains(t));
+        let mut window: Vec<_> = others.take(self.window_size()).collect();
+        window.reverse();
+        window
     }
 
-    /// Indices of the tokens held.
-    pub fn held(&self) -> Vec<usize> {
-        let n = self.len();
-        (0..self.n_sink().min(n)).chain(self.n_sink() + self.evicted(n)..n).collect()
+    /// The window's tokens, in order.
+    pub fn window(&self) -> Vec<usize> {
+        self.window_at(self.len())
     }
 
     /// Tokens in the window.
     pub fn window_len(&self) -> usize {
-        self.len().saturating_sub(self.n_sink() + self.evicted(self.len()))
+        self.window().len()
     }
 
+    /// Indices of the tokens held, in order.
+    pub fn held(&self) -> Vec<usize> {
+        let sinks = 0..self.n_sink().min(self.len());
+        let mut held: Vec<_> = sinks.chain(self.pins.iter().copied()).chain(self.window()).collect();
+        held.sort_unstable();
+        held
+    }
+
+    /// The tokens held as maximal runs of consecutive indices.
+    pub fn segments(&self) -> Vec<Segment> {
+        let dropped = self.evicted();
+        let mut rank = 0;
+        let segment = |(first, end): (usize, usize)| {
+            let offset = dropped - (first - rank);
+            rank += end - first;
+            Segment { first, end, offset }
+        };
+        runs(self.held()).into_iter().map(segment).collect()
+    }
+
+    /// Tokens that are no longer held.
+    pub fn evicted(&self) -> usize {
+        self.len() - self.held().len()
+    }
+
+    /// Tokens that can be appended before one is dropped.
+    pub fn room(&self) -> usize {
+        self.n_sink().saturating_sub(self.len()) + self.window_size() - self.window_len()
+    }
+
+    /// What `max_segments` limits: pinned runs, and evicted ranges younger than the window's oldest token.
+    pub fn counted(&self) -> usize {
+        self.counted_with(&self.pins, &self.holes)
+    }
+
+    fn counted_with(&self, pins: &BTreeSet<usize>, holes: &BTreeSet<usize>) -> usize {
+        // What has left the window does not come back.
+        let oldest = self.window().into_iter().find(|t| !pins.contains(t) && !holes.contains(t));
+        let oldest = oldest.unwrap_or(self.len());
+        let young = runs(holes.iter().copied()).into_iter().filter(|&(first, _)| first > oldest).count();
+        runs(pins.iter().copied()).len() + young
+    }
+
+    /// Drops the `n` oldest tokens of the window.
     pub fn evict(&mut self, n: usize) -> Result<(), Rejected> {
-        self.can_evict(n).then_some(()).ok_or(Rejected)?;
+        self.check_evict(n)?;
         if n > 0 {
-            self.floor = self.evicted(self.len()) + n;
+            let end = self.window()[n - 1] + 1;
+            self.below = self.below.max(end);
+            self.edited = self.edited.max(end);
         }
         Ok(())
     }
 
-    pub fn can_evict(&self, n: usize) -> bool {
-        n <= self.window_len()
+    pub fn check_evict(&self, n: usize) -> Result<(), Rejected> {
+        if n > self.window_len() { Err(Rejected::OutOfRange) } else { Ok(()) }
+    }
+
+    /// Pins a range, or drops what is held of it. Returns whether that changed anything.
+    pub fn edit_range(&mut self, edit: RangeEdit, first: u64, n: u64) -> Result<bool, Rejected> {
+        let Some(tokens) = self.changed_by(edit, first, n)? else { return Ok(false) };
+        // What is not held now never comes back, so a rewind may cut neither that nor what is edited.
+        self.below = self.below.max(self.window().first().copied().unwrap_or(self.len()));
+        self.edited = self.edited.max(tokens.last().unwrap() + 1).max(self.below);
+        (self.pins, self.holes) = self.with(edit, &tokens);
+        Ok(true)
+    }
+
+    pub fn check_range(&self, edit: RangeEdit, first: u64, n: u64) -> Result<(), Rejected> {
+        self.changed_by(edit, first, n).map(drop)
+    }
+
+    /// The tokens that a range edit changes; `None`: no token.
+    fn changed_by(&self, edit: RangeEdit, first: u64, n: u64) -> Result<Option<BTreeSet<usize>>, Rejected> {
+        let end = first.checked_add(n).filter(|&end| end <= self.len() as u64).ok_or(Rejected::OutOfRange)?;
+        let (asked, held) = (first as usize..end as usize, BTreeSet::from_iter(self.held()));
+        let tokens: BTreeSet<usize> = match edit {
+            RangeEdit::Pin if !asked.clone().all(|t| held.contains(&t)) => return Err(Rejected::TokensGone),
+            RangeEdit::Pin => asked.filter(|t| *t >= self.n_sink() && !self.pins.contains(t)).collect(),
+            RangeEdit::Evict if n > 0 && asked.start < self.n_sink() => return Err(Rejected::OutOfRange),
+            RangeEdit::Evict => asked.filter(|t| held.contains(t)).collect(),
+        };
+        if tokens.is_empty() {
+            return Ok(None);
+        }
+        let (pins, holes) = self.with(edit, &tokens);
+        let too_many = pins.len() > self.cfg.max_pinned || self.counted_with(&pins, &holes) > self.cfg.max_segments;
+        if too_many { Err(Rejected::NoRoom) } else { Ok(Some(tokens)) }
+    }
+
+    /// Pins and holes after an edit of these tokens.
+    fn with(&self, edit: RangeEdit, tokens: &BTreeSet<usize>) -> (BTreeSet<usize>, BTreeSet<usize>) {
+        match edit {
+            RangeEdit::Pin => (&self.pins | tokens, self.holes.clone()),
+            RangeEdit::Evict => (&self.pins - tokens, &self.holes | tokens),
+        }
     }
 
     pub fn rewind(&mut self, n: usize) -> Result<(), Rejected> {
-        self.can_rewind(n).then_some(()).ok_or(Rejected)?;
+        self.check_rewind(n)?;
         self.k.truncate(self.len() - n);
         self.v.truncate(self.k.len());
         Ok(())
     }
 
-    pub fn can_rewind(&self, n: usize) -> bool {
+    pub fn check_rewind(&self, n: usize) -> Result<(), Rejected> {
+        let new = self.len().checked_sub(n).ok_or(Rejected::OutOfRange)?;
         if n == 0 {
-            return true;
+            return Ok(());
         }
-        let Some(new) = self.len().checked_sub(n) else { return false };
-        if self.floor > 0 && new < self.n_sink() + self.floor {
-            return false;
-        }
-        let oldest = self.n_sink() + self.evicted(new);
-        oldest + self.window() + self.cfg.max_rewind >= self.highest && oldest >= self.loaded_from
+        let oldest = self.oldest_at(new);
+        let intact = self.turns(oldest) + self.window_size() + self.cfg.max_rewind >= self.turns(self.highest);
+        let held = (self.edited == 0 || new >= self.edited) && oldest >= self.loaded_from;
+        if intact && held { Ok(()) } else { Err(Rejected::TokensGone) }
+    }
+
+    /// The most tokens that can be rewound.
+    pub fn rewindable(&self) -> usize {
+        (1..=self.len()).take_while(|&n| self.check_rewind(n).is_ok()).last().unwrap_or(0)
+    }
+
+    /// The oldest token of the window at a length, or where it would begin.
+    fn oldest_at(&self, len: usize) -> usize {
+        self.window_at(len).first().copied().unwrap_or(len.max(self.below))
+    }
+
+    /// Tokens before `t` that took turns in the window.
+    fn turns(&self, t: usize) -> usize {
+        t.saturating_sub(self.n_sink()) - self.pins.range(..t).count() - self.holes.range(..t).count()
     }
 
     /// Oldest window token that is visible now, or after a rewind: those from it on are in a snapshot.
     pub fn saved_from(&self) -> usize {
-        let after = |n: usize| self.n_sink() + self.evicted(self.len() - n);
-        (0..=self.len()).filter(|&n| self.can_rewind(n)).map(after).min().unwrap()
+        let after = |n: usize| self.oldest_at(self.len() - n);
+        (0..=self.rewindable()).map(after).min().unwrap()
     }
 
     /// Saved, and loaded into a cache with other settings: a rewind there may bring back what is in the snapshot, and
@@ -140,8 +312,10 @@ impl Oracle {
     pub fn load(&mut self, max_chunk: usize, max_rewind: usize) {
         self.loaded_from = self.saved_from();
         self.cfg.max_rewind = max_rewind;
-        let slots = self.window() + max_chunk.max(max_rewind);
-        self.highest = self.highest.min(self.n_sink() + self.evicted(self.len()) + slots);
+        let slots = self.window_size() + max_chunk.max(max_rewind);
+        // The length at which the last of these turns is taken.
+        let last = self.turns(self.oldest_at(self.len())) + slots;
+        self.highest = self.highest.min(self.n_sink() + last + self.pins.len() + self.holes.len());
         self.loaded_from = self.saved_from();
     }
 
@@ -160,27 +334,26 @@ impl Oracle {
     pub fn step(&mut self, q: &[f32], k: &[f32], v: &[f32], out: &mut Vec<f32>, lse: &mut Vec<f32>) {
         self.push(k, v);
         let (c, held) = (&self.cfg, self.held());
-        let evicted = self.evicted(self.len());
-        let position = |p: usize| if p < self.n_sink() { p } else { p - evicted };
-        let here = position(self.len() - 1);
-        let keys: Vec<_> = held.iter().map(|&p| c.rotate(&self.k[p], position(p) as f64)).collect();
+        let (here, inv_freq) = (held.len() - 1, c.inv_freq());
+        let rotated = |(rank, &t): (usize, &usize)| c.rotate_by(&inv_freq, &self.k[t], rank as f64);
+        let keys: Vec<_> = held.iter().enumerate().map(rotated).collect();
         let q: Vec<f64> = q.iter().map(|&x| f64::from(x)).collect();
-        let q = c.rotate(&q, here as f64);
+        let q = c.rotate_by(&inv_freq, &q, here as f64);
         let (d, dv, group) = (c.head_dim, c.head_dim_v, c.n_q_heads / c.n_kv_heads);
         let scale = if c.layer.scale == 0.0 { (d as f64).sqrt().recip() } else { c.layer.scale };
         for h in 0..c.n_q_heads {
             let kv = h / group;
             let scores: Vec<f64> = keys
                 .iter()
-                .zip(&held)
-                .map(|(key, &p)| {
+                .enumerate()
+                .map(|(rank, key)| {
                     let dot: f64 = key[kv * d..(kv + 1) * d].iter().zip(&q[h * d..]).map(|(a, b)| a * b).sum();
                     let mut s = dot * scale;
                     if c.layer.softcap > 0.0 {
                         s = c.layer.softcap * (s / c.layer.softcap).tanh();
                     }
                     if let Some(&slope) = c.layer.alibi_slopes.get(h) {
-                        s -= f64::from(slope) * (here - position(p)) as f64;
+                        s -= f64::from(slope) * (here - rank) as f64;
                     }
                     s
                 })

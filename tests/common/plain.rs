@@ -5,7 +5,7 @@
 use sinkcache::DType;
 
 use super::Rows;
-use super::oracle::Oracle;
+use super::oracle::{Oracle, OracleConfig, Segment};
 use super::quantised::{KvTypes, round};
 
 /// One sequence in one layer. The oracle knows its length and which tokens are held.
@@ -19,9 +19,9 @@ pub struct Plain {
 }
 
 /// Rows of all heads, rotated.
-fn rotated(oracle: &Oracle, x: &[f32], pos: f64) -> Vec<f32> {
+fn rotated(cfg: &OracleConfig, x: &[f32], pos: f64) -> Vec<f32> {
     let x: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
-    oracle.cfg.rotate(&x, pos).into_iter().map(|x| x as f32).collect()
+    cfg.rotate(&x, pos).into_iter().map(|x| x as f32).collect()
 }
 
 impl Plain {
@@ -29,7 +29,7 @@ impl Plain {
         Self { types: types.into(), hosted: None, keys: Vec::new(), values: Vec::new() }
     }
 
-    /// The host rotates q and k and passes them in `dtype`: q is rounded before it is rotated again for the sinks, k
+    /// The host rotates q and k and passes them in `dtype`: q is rounded before it is rotated again for older segments, k
     /// before it is stored.
     pub fn hosted(self, dtype: DType) -> Self {
         Self { hosted: Some(dtype), ..self }
@@ -38,7 +38,7 @@ impl Plain {
     /// A row of all heads, rotated, as the host passes it.
     fn passed(&self, oracle: &Oracle, x: &[f32], pos: usize) -> Vec<f32> {
         let dtype = self.hosted.unwrap_or(DType::F32);
-        rotated(oracle, x, pos as f64).into_iter().map(|x| round(dtype, x)).collect()
+        rotated(&oracle.cfg, x, pos as f64).into_iter().map(|x| round(dtype, x)).collect()
     }
 
     /// Drops the tokens that the oracle has rewound.
@@ -60,18 +60,21 @@ impl Plain {
     pub fn step(&mut self, oracle: &Oracle, token: Rows<'_>, out: &mut Vec<f32>) {
         self.push(oracle, token.k, token.v);
         let (c, types) = (&oracle.cfg, self.types);
-        let (p, evicted, n_sink) = (oracle.len() - 1, oracle.evicted(oracle.len()), c.layer.n_sink as usize);
-        let position = |p: usize| if p < n_sink { p } else { p - evicted };
-        let q_window = self.passed(oracle, token.q, p);
-        let q_sink = if self.hosted.is_some() {
-            let mut back = oracle.clone();
-            back.cfg.layer.rope_mscale = 1.0;
-            rotated(&back, &q_window, position(p) as f64 - p as f64)
-        } else {
-            rotated(oracle, token.q, position(p) as f64)
+        let p = oracle.len() - 1;
+        // A pure rotation: the host has applied mscale.
+        let mut back = oracle.cfg.clone();
+        back.layer.rope_mscale = 1.0;
+        let q = self.passed(oracle, token.q, p);
+        // Of each segment: its tokens and their query, rotated to where their keys are.
+        let segment = |s: Segment| {
+            let q = if self.hosted.is_some() {
+                rotated(&back, &q, -(s.offset as f64))
+            } else {
+                rotated(&oracle.cfg, token.q, p as f64 - s.offset as f64)
+            };
+            (s, q.chunks(c.head_dim).flat_map(|q| types.query(q)).collect())
         };
-        let [q_window, q_sink] =
-            [q_window, q_sink].map(|q| q.chunks(c.head_dim).flat_map(|q| types.query(q)).collect::<Vec<f32>>());
+        let segments: Vec<(Segment, Vec<f32>)> = oracle.segments().into_iter().map(segment).collect();
         let narrow = |x: f32| round(types.narrow(), x);
         let held = oracle.held();
         let (d, dv, group) = (c.head_dim, c.head_dim_v, c.n_q_heads / c.n_kv_heads);
@@ -79,19 +82,17 @@ impl Plain {
         let cap = c.layer.softcap as f32;
         for h in 0..c.n_q_heads {
             let kv = h / group;
-            let mut s: Vec<f32> = held
-                .iter()
-                .map(|&j| {
-                    let q = if j < n_sink { &q_sink } else { &q_window };
-                    self.keys[j][kv * d..(kv + 1) * d].iter().zip(&q[h * d..]).map(|(a, b)| a * b).sum::<f32>() * scale
-                })
-                .collect();
-            for (s, &j) in s.iter_mut().zip(&held) {
+            let score = |j: usize, q: &[f32]| {
+                self.keys[j][kv * d..(kv + 1) * d].iter().zip(&q[h * d..]).map(|(a, b)| a * b).sum::<f32>() * scale
+            };
+            let mut s: Vec<f32> =
+                segments.iter().flat_map(|(s, q)| (s.first..s.end).map(move |j| score(j, q))).collect();
+            for (rank, s) in s.iter_mut().enumerate() {
                 if cap > 0.0 {
                     *s = cap * (*s / cap).tanh();
                 }
                 if let Some(slope) = c.layer.alibi_slopes.get(h) {
-                    *s -= slope * (position(p) - position(j)) as f32;
+                    *s -= slope * (held.len() - 1 - rank) as f32;
                 }
             }
             let logit = c.layer.sink_logits.get(h).copied();

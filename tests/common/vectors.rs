@@ -1,4 +1,4 @@
-//! The shared vectors: `tests/vectors/*.safetensors`.
+//! The shared vectors: `tests/vectors/*.safetensors`, and those with pins and evicted ranges in `segments/`.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -7,7 +7,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use sinkcache::{LayerConfig, PositionMode, RopeStyle};
 
-use super::oracle::OracleConfig;
+use super::oracle::{OracleConfig, RangeEdit};
 
 /// One case: settings, events, and what goes in and comes out.
 #[derive(Debug)]
@@ -22,18 +22,26 @@ pub struct Vector {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     Chunk(usize),
+    Edit(Edit),
+    /// An edit that must be an error, and change nothing.
+    Reject(Edit),
+}
+
+/// An edit of the sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Edit {
     Evict(usize),
     Rewind(usize),
     Reset,
-    RejectEvict(usize),
-    RejectRewind(usize),
+    /// Of the tokens from the first number on, counted from the last reset.
+    Range(RangeEdit, u64, usize),
 }
 
 /// All cases, by name.
 pub fn all() -> Vec<Vector> {
     // Cargo runs tests in the package; elsewhere they are run from its root.
-    let dir = Path::new("tests/vectors");
-    let mut paths: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+    let in_dir = |dir| std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+    let mut paths: Vec<_> = ["tests/vectors", "tests/vectors/segments"].into_iter().flat_map(in_dir).collect();
     paths.retain(|p| p.extension().is_some_and(|e| e == "safetensors"));
     paths.sort();
     paths.iter().map(|p| load(p)).collect()
@@ -82,6 +90,8 @@ fn config_of(c: &Value, tensors: &HashMap<String, Vec<f32>>) -> OracleConfig {
         head_dim: head_dim as usize,
         head_dim_v: int("head_dim_v").unwrap_or(head_dim) as usize,
         max_rewind: int("max_rewind").unwrap() as usize,
+        max_pinned: int("max_pinned").unwrap_or(0) as usize,
+        max_segments: int("max_segments").unwrap_or(0) as usize,
         layer: LayerConfig {
             n_sink: int("n_sink").unwrap(),
             window: int("window").unwrap(),
@@ -101,17 +111,25 @@ fn config_of(c: &Value, tensors: &HashMap<String, Vec<f32>>) -> OracleConfig {
 }
 
 fn event(e: &Value) -> Event {
-    let n = |v: &Value| usize::try_from(v.as_u64().unwrap()).unwrap();
-    match (e[0].as_str().unwrap(), &e[1]) {
-        ("chunk", v) => Event::Chunk(n(v)),
-        ("evict", v) => Event::Evict(n(v)),
-        ("rewind", v) => Event::Rewind(n(v)),
-        ("reset", _) => Event::Reset,
-        ("refuse", v) => match v[0].as_str().unwrap() {
-            "evict" => Event::RejectEvict(n(&v[1])),
-            "rewind" => Event::RejectRewind(n(&v[1])),
-            other => panic!("refuse {other}"),
-        },
-        other => panic!("event {other:?}"),
+    match e[0].as_str().unwrap() {
+        "chunk" => Event::Chunk(number(&e[1])),
+        "refuse" => Event::Reject(edit(&e[1])),
+        _ => Event::Edit(edit(e)),
     }
+}
+
+fn edit(e: &Value) -> Edit {
+    let range = |edit| Edit::Range(edit, e[1].as_u64().unwrap(), number(&e[2]));
+    match e[0].as_str().unwrap() {
+        "evict" => Edit::Evict(number(&e[1])),
+        "rewind" => Edit::Rewind(number(&e[1])),
+        "reset" => Edit::Reset,
+        "pin" => range(RangeEdit::Pin),
+        "evict_range" => range(RangeEdit::Evict),
+        other => panic!("event {other}"),
+    }
+}
+
+fn number(v: &Value) -> usize {
+    usize::try_from(v.as_u64().unwrap()).unwrap()
 }

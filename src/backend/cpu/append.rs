@@ -297,12 +297,13 @@ mod tests {
             let (k, v) = (rows(shape.head_dim, 3), rows(shape.head_dim_v, 5));
             let resolved = |x, dim| RowsIn::packed(x).resolve("rows", n, shape.n_kv_heads, dim, I::DTYPE).unwrap();
             let io = AppendRows { k: resolved(&k, shape.head_dim), v: resolved(&v, shape.head_dim_v) };
-            let entry = Entry { seq: 0, row: 0, n, first: at, start: 1 << 40, floor: 0 };
+            let entry = Entry { seq: 0, row: 0, n, first: at, start: 1 << 40, floor: 0, n_ranges: 0, n_pinned: 0 };
             let call = LayerCall {
                 layer_index: 0,
                 layer: &layer,
                 shape: &shape,
                 entries: &[entry],
+                ranges: &[],
                 append: Some(io),
                 attend: None,
             };

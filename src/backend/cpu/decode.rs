@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use super::decode_integers::{RowSet, StoredSplit, byte_distance};
+use super::decode_integers::{RowSet, StoredSplit, byte_distance, round_turned};
 use super::kv_layout::{CodeLayout, KEY_GROUP, SLOT_ALIGN, padded_dim};
 use super::kv_store::Slots;
 use super::query_tile::QueryTile;
 use super::scratch::{KEY_BLOCK, SPLIT_KEYS, Scratch};
+use super::segments::{Piece, SegmentQuery};
 use super::simd::gemm::{PvArgs, QkArgs};
 use super::simd::softmax::{SoftmaxArgs, visible_union};
 use super::simd::{Kernels, pv_rows};
@@ -56,15 +57,12 @@ impl KvSplit<'_> {
         let prefetches = cfg!(target_arch = "x86_64") && self.tile.rows <= PREFETCH_MAX_ROWS;
         let distance = |storage| if prefetches && half(storage) { PREFETCH_KEYS } else { 0 };
         let stored = Stored { k, v, n, ahead_k: distance(shape.k_type), ahead_v: distance(shape.v_type) };
-        let codes = self.kernels.key_products.zip(CodeLayout::new(shape.k_type, shape.head_dim));
-        match codes.zip(self.left_f32) {
-            Some(((keys, layout), left)) => {
-                // SAFETY: the kernels' instruction set is available. `Slots::read` has checked that `n` slots of this
-                // head follow; nobody writes them while queries run.
-                unsafe { self.split(&stored).qk(&keys, layout, scratch) };
-                left.rows().for_each(|row| self.qk(&stored, row..row + 1, scratch));
-            }
-            None => self.qk(&stored, 0..self.tile.rows, scratch),
+        let mut pieces = self.tile.pieces(self.block).peekable();
+        while let Some(piece) = pieces.next() {
+            // From the first slot on, and up to the last: what lies outside is masked.
+            let from = if piece.from == self.block.lo { 0 } else { piece.from };
+            let to = if pieces.peek().is_some() { piece.to.next_multiple_of(KEY_GROUP) } else { n };
+            self.qk_piece(&stored, Piece { from, to, ..piece }, scratch);
         }
         self.softmax(n, scratch);
         self.pv(&stored, scratch);
@@ -72,7 +70,39 @@ impl KvSplit<'_> {
 
     fn split(&self, stored: &Stored) -> StoredSplit<'_> {
         let Stored { k, v, n, .. } = *stored;
-        StoredSplit { tile: self.tile, k, v, n, sinks: self.block.sinks, next: self.next_keys() }
+        StoredSplit { tile: self.tile, k, v, n, next: self.next_keys() }
+    }
+
+    /// QK^T of the columns of a piece, which ends at a whole key group.
+    fn qk_piece(&self, stored: &Stored, piece: Piece, scratch: &mut Scratch<'_>) {
+        let (rows, shape) = (self.tile.rows, self.tile.call.shape);
+        let group = piece.from / KEY_GROUP * KEY_GROUP;
+        // Kernels write whole key groups: the columns before the piece are those of another.
+        let before = piece.from - group;
+        let keep = before * rows;
+        for (r, kept) in scratch.kept[..keep].chunks_exact_mut(before.max(1)).enumerate() {
+            kept.copy_from_slice(&scratch.scores[r * SPLIT_KEYS + group..][..before]);
+        }
+        let mut left = self.left_f32;
+        if let SegmentQuery::Turned(turn) = &piece.query {
+            self.tile.turn(turn, 0, rows, self.kernels, scratch);
+            left = self.kernels.key_products.map(|keys| round_turned(self.tile, &keys, scratch));
+        }
+        let columns = group..piece.to;
+        let codes = self.kernels.key_products.zip(CodeLayout::new(shape.k_type, shape.head_dim));
+        match codes.zip(left) {
+            Some(((keys, layout), left)) => {
+                // SAFETY: the kernels' instruction set is available. `Slots::read` has checked that `n` slots of this
+                // head follow; nobody writes them while queries run.
+                unsafe { self.split(stored).qk(&keys, layout, &columns, &piece.query, scratch) };
+                left.rows().for_each(|row| self.qk(stored, row..row + 1, &columns, &piece.query, scratch));
+            }
+            None => self.qk(stored, 0..rows, &columns, &piece.query, scratch),
+        }
+        // mutant: segment_overwrites_its_neighbour
+        for (r, kept) in scratch.kept[..keep].chunks_exact(before.max(1)).enumerate() {
+            scratch.scores[r * SPLIT_KEYS + group..][..before].copy_from_slice(kept);
+        }
     }
 
     /// The keys of the next split.
@@ -80,12 +110,24 @@ impl KvSplit<'_> {
         self.next.map(|next| self.slots.read(self.tile.head, next.slot, KEY_GROUP as u64).0)
     }
 
-    /// QK^T of all columns into scratch's `scores`. Keys are prefetched; the last ones prefetch the first values.
-    fn qk(&self, stored: &Stored, rows: Range<usize>, scratch: &mut Scratch<'_>) {
+    /// QK^T of whole key groups into scratch's `scores`. Keys are prefetched; the split's last ones prefetch its first
+    /// values.
+    fn qk(
+        &self,
+        stored: &Stored,
+        rows: Range<usize>,
+        piece: &Range<usize>,
+        query: &SegmentQuery,
+        scratch: &mut Scratch<'_>,
+    ) {
         let shape = self.tile.call.shape;
         let (dim, slot_bytes) = (shape.head_dim, shape.k_type.row_bytes(shape.head_dim));
         let n = stored.n;
-        let q = if self.block.sinks { &scratch.q_sink } else { &scratch.q };
+        let q = match query {
+            SegmentQuery::Window => &scratch.q,
+            SegmentQuery::Sinks => &scratch.q_sink,
+            SegmentQuery::Turned(_) => &scratch.q_turned,
+        };
         let q = q[rows.start * dim..].as_ptr();
         let scores = scratch.scores[rows.start * SPLIT_KEYS..].as_mut_ptr();
         let columns = |from: usize, to: usize, prefetch_offset: isize| QkArgs {
@@ -101,7 +143,7 @@ impl KvSplit<'_> {
             prefetch_offset,
         };
         debug_assert!(
-            scratch.scores.len() >= rows.end * SPLIT_KEYS && scratch.q.len() >= rows.end * dim && n <= SPLIT_KEYS
+            scratch.scores.len() >= rows.end * SPLIT_KEYS && scratch.q.len() >= rows.end * dim && piece.end <= n
         );
         // SAFETY: the kernels' instruction set is available. `Slots::read` has checked that `n` slots of this head
         // follow; nobody writes them while queries run. Scratch has room for the rows and columns by the assertion.
@@ -110,12 +152,13 @@ impl KvSplit<'_> {
                 Some(qk) => {
                     let last = n.saturating_sub(stored.ahead_k);
                     let tail = stored.k.add(last * slot_bytes);
-                    qk(&columns(0, last, (stored.ahead_k * slot_bytes) as isize));
-                    qk(&columns(last, n, byte_distance(tail, stored.v)));
+                    let at = last.clamp(piece.start, piece.end);
+                    qk(&columns(piece.start, at, (stored.ahead_k * slot_bytes) as isize));
+                    qk(&columns(at, piece.end, byte_distance(tail, stored.v)));
                 }
                 None => {
-                    for at in (0..n).step_by(KEY_BLOCK) {
-                        let end = n.min(at + KEY_BLOCK);
+                    for at in piece.clone().step_by(KEY_BLOCK) {
+                        let end = piece.end.min(at + KEY_BLOCK);
                         let keys = stored.k.add(at * slot_bytes);
                         (self.kernels.pack_keys)(keys, dim, (end - at) / KEY_GROUP, scratch.k.as_mut_ptr());
                         let packed = QkArgs {

@@ -1,9 +1,12 @@
 //! The products of a decode over quantised keys or values in integers. A row that cannot be rounded to integers is left
 //! to f32: its query, a score or a scale of a value that it sees is not finite, or its magnitude is extreme.
 
+use std::ops::Range;
+
 use super::kv_layout::{CODE_BLOCK, CodeLayout, KEY_GROUP, padded_dim};
 use super::query_tile::QueryTile;
 use super::scratch::{SPLIT_KEYS, Scratch, TILE_ROWS};
+use super::segments::SegmentQuery;
 use super::simd::gemm::PvArgs;
 use super::simd::integer::pv::PvArgs as CodePvArgs;
 use super::simd::integer::qk::{QkArgs as CodeQkArgs, ValueScales};
@@ -47,16 +50,29 @@ pub(super) fn round_queries(tile: &QueryTile<'_>, keys: &KeyProducts, scratch: &
     let mut left = RowSet::default();
     let both = [(&*scratch.q, &mut *scratch.q_packed), (&*scratch.q_sink, &mut *scratch.q_sink_packed)];
     for (q, rounded) in both {
-        assert!(size_of_val(rounded) >= tile.rows * query::row_bytes(dim), "{} rows of {dim} dims", tile.rows);
-        let to = RoundedRows { rows: tile.rows, bytes: rounded.as_mut_ptr().cast() };
-        for (r, q) in q.chunks_exact(dim).take(tile.rows).enumerate() {
-            // SAFETY: the kernels' instruction set is available; the rows have room by the assertion.
-            if !unsafe { (keys.round_query)(q, r, to) } {
-                left.insert(r); // mutant: a_query_of_nan_rounded
-            }
-        }
+        round_rows(&mut left, q, (tile.rows, dim), keys, rounded);
     }
     left
+}
+
+/// Rounds turned queries.
+pub(super) fn round_turned(tile: &QueryTile<'_>, keys: &KeyProducts, scratch: &mut Scratch<'_>) -> RowSet {
+    let mut left = RowSet::default();
+    let shape = (tile.rows, tile.call.shape.head_dim);
+    round_rows(&mut left, scratch.q_turned, shape, keys, scratch.q_turned_packed);
+    left
+}
+
+/// Rounds rows of queries; adds those to `left` that must stay f32.
+fn round_rows(left: &mut RowSet, q: &[f32], (rows, dim): (usize, usize), keys: &KeyProducts, rounded: &mut [f32]) {
+    assert!(size_of_val(rounded) >= rows * query::row_bytes(dim), "{rows} rows of {dim} dims");
+    let to = RoundedRows { rows, bytes: rounded.as_mut_ptr().cast() };
+    for (r, q) in q.chunks_exact(dim).take(rows).enumerate() {
+        // SAFETY: the kernels' instruction set is available; the rows have room by the assertion.
+        if !unsafe { (keys.round_query)(q, r, to) } {
+            left.insert(r); // mutant: a_query_of_nan_rounded
+        }
+    }
 }
 
 /// K and V of one KV split.
@@ -67,7 +83,6 @@ pub(super) struct StoredSplit<'a> {
     pub v: *const u8,
     /// Columns: slots up to the last visible one, in whole key groups.
     pub n: usize,
-    pub sinks: bool,
     /// The keys of the split that is computed next, if known.
     pub next: Option<*const u8>,
 }
@@ -78,11 +93,19 @@ fn blocks_ahead(layout: CodeLayout) -> usize {
 }
 
 impl StoredSplit<'_> {
-    /// QK^T of rounded queries into scratch's `scores`. The last keys prefetch the first values.
+    /// QK^T of rounded queries and whole key groups into scratch's `scores`. The split's last keys prefetch its first
+    /// values.
     ///
     /// # Safety
     /// The instruction set of `keys` is available; K and V hold the split's slots, which nobody writes.
-    pub unsafe fn qk(&self, keys: &KeyProducts, layout: CodeLayout, scratch: &mut Scratch<'_>) {
+    pub unsafe fn qk(
+        &self,
+        keys: &KeyProducts,
+        layout: CodeLayout,
+        piece: &Range<usize>,
+        query: &SegmentQuery,
+        scratch: &mut Scratch<'_>,
+    ) {
         let (shape, blocks) = (self.tile.call.shape, self.n.div_ceil(CODE_BLOCK));
         let values = CodeLayout::new(shape.v_type, padded_dim(shape.head_dim_v));
         let value_scales = ValueScales {
@@ -91,7 +114,11 @@ impl StoredSplit<'_> {
             block_bytes: values.map_or(0, CodeLayout::block_bytes),
             bytes: values.map_or(0, |v| v.scales * size_of::<u16>() * CODE_BLOCK),
         };
-        let queries = if self.sinks { &scratch.q_sink_packed } else { &scratch.q_packed };
+        let queries = match query {
+            SegmentQuery::Window => &scratch.q_packed,
+            SegmentQuery::Sinks => &scratch.q_sink_packed,
+            SegmentQuery::Turned(_) => &scratch.q_turned_packed,
+        };
         let groups = |first: usize, end: usize, prefetch_offset: isize| CodeQkArgs {
             queries: queries.as_ptr().cast(),
             rows: self.tile.rows,
@@ -107,11 +134,12 @@ impl StoredSplit<'_> {
         let (ahead, bytes) = (blocks_ahead(layout), layout.block_bytes());
         let last = blocks.saturating_sub(ahead);
         let tail = self.k.wrapping_add(last * bytes);
-        let (last, end) = (last * CODE_BLOCK / KEY_GROUP, self.n / KEY_GROUP);
+        let (first, end) = (piece.start / KEY_GROUP, piece.end / KEY_GROUP);
+        let last = (last * CODE_BLOCK / KEY_GROUP).clamp(first, end);
         assert!(scratch.scores.len() >= self.tile.rows * SPLIT_KEYS && self.n <= SPLIT_KEYS, "{} columns", self.n);
         // SAFETY: the caller's contract; scratch has room for the rows and columns by the assertion.
         unsafe {
-            (keys.qk)(&groups(0, last, (ahead * bytes) as isize));
+            (keys.qk)(&groups(first, last, (ahead * bytes) as isize));
             (keys.qk)(&groups(last, end, byte_distance(tail, self.v)));
         }
     }

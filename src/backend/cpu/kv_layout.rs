@@ -1,6 +1,6 @@
 //! How slots of K and V are laid out: key groups, alignment, addresses.
 
-use crate::config::StorageType;
+use crate::config::{Layer, StorageType};
 use crate::ring::Ring;
 
 /// Slots whose keys are stored together, dims outermost.
@@ -34,9 +34,12 @@ pub(super) fn physical(ring: &Ring, slot: u64) -> (u64, u64) {
 }
 
 /// Most KV splits of `size` physical slots that the visible range of one query can touch.
-pub(super) fn max_splits(ring: &Ring, size: u64) -> u64 {
+pub(super) fn max_splits(layer: &Layer, size: u64) -> u64 {
+    let ring = &layer.ring;
+    // With ALiBi each segment begins a split: pinned runs, and the window before each range.
+    let segments = if layer.alibi_slopes.is_empty() { 0 } else { 2 * ring.max_segments };
     // The ring's run may break in two where it wraps.
-    ring_begin(ring).div_ceil(size) + ring.ring_slots.div_ceil(size) + 1
+    ring_begin(ring).div_ceil(size) + ring.ring_slots.div_ceil(size) + 1 + segments
 }
 
 /// Offset of dim `d` of `key`'s pair of tokens in the interleaved layout of bf16 values, in 32-bit pairs. Keys count

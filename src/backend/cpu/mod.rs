@@ -14,6 +14,7 @@ mod rope_cache;
 mod row_moves;
 mod schedule;
 mod scratch;
+mod segments;
 mod simd;
 mod split_kv;
 mod visibility;

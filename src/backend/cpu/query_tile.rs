@@ -6,6 +6,7 @@ use super::element::{as_f32, store_scaled};
 use super::kv_layout::padded_dim;
 use super::rope_cache::{EntryTokens, RopeCache};
 use super::scratch::Scratch;
+use super::segments::{Piece, Segment, SegmentQuery, Turn, fixed_segments, pieces, ring_segments};
 use super::simd::Kernels;
 use super::simd::prefetch::prefetch;
 use super::simd::softmax::{ColumnRange, score_unit};
@@ -50,7 +51,8 @@ impl QueryTile<'_> {
     /// What a row's visible range follows from.
     pub fn visible_range(&self, row: usize) -> VisibleRange {
         let index = self.entry.first + self.token(row);
-        VisibleRange { index, evicted: self.call.layer.ring.evicted(index + 1, self.entry.floor) }
+        let evicted = self.call.layer.ring.evicted(index + 1, self.entry.floor);
+        VisibleRange { index, evicted, pinned: self.entry.n_pinned.into() }
     }
 
     /// At most `rows` rows of the tile, from `first` on.
@@ -67,28 +69,55 @@ impl QueryTile<'_> {
         last.start == block.lo && first.end == block.hi
     }
 
-    /// The sinks and the window tokens that any row sees.
-    pub fn keys(&self) -> [Range<u64>; 2] {
+    /// The slots of sinks and pinned tokens, and the ring indices of window tokens, that any row sees.
+    fn keys(&self) -> [Range<u64>; 2] {
         let (ring, first, last) = (&self.call.layer.ring, self.visible_range(0), self.visible_range(self.rows - 1));
         [last.keys(ring, true), first.keys(ring, false).start..last.index + 1]
     }
 
     /// All blocks of keys that any row sees.
     pub fn blocks(&self, size: u64) -> impl Iterator<Item = Block> + use<'_> {
-        let [sinks, window] = self.keys();
         let ring = &self.call.layer.ring;
-        blocks(ring, sinks, size).chain(blocks(ring, window, size))
+        let [fixed, window] = self.keys();
+        [(true, fixed), (false, window)].into_iter().flat_map(move |(fixed, keys)| {
+            // The ALiBi bias of a block is one line: with edits it has one segment.
+            let whole = [keys.clone()].into_iter().filter(|_| !self.divides_blocks());
+            let segments = [keys].into_iter().filter(|_| self.divides_blocks());
+            let segments = segments.flat_map(move |keys| self.segments(fixed, keys)).map(|s| s.from..s.end);
+            whole.chain(segments).flat_map(move |keys| blocks(ring, fixed, keys, size))
+        })
+    }
+
+    fn divides_blocks(&self) -> bool {
+        self.entry.n_ranges > 0 && !self.call.layer.alibi_slopes.is_empty()
+    }
+
+    /// The segments of some places of keys.
+    fn segments(&self, fixed: bool, places: Range<u64>) -> impl Iterator<Item = Segment> + use<'_> {
+        let ranges = self.call.ranges_of(self.entry);
+        let in_ring = (!fixed).then(|| ring_segments(ranges, places.clone())).into_iter().flatten();
+        fixed.then(|| fixed_segments(&self.call.layer.ring, ranges, places)).into_iter().flatten().chain(in_ring)
+    }
+
+    /// The columns of a block by the queries that they meet, in order; all of them without RoPE or edits.
+    pub fn pieces(&self, block: &Block) -> impl Iterator<Item = Piece> + use<'_> {
+        let one = self.entry.n_ranges == 0 || self.call.layer.frequencies.is_empty();
+        let query = if block.fixed { SegmentQuery::Sinks } else { SegmentQuery::Window };
+        let all = one.then_some(Piece { from: block.lo, to: block.hi, query });
+        let several = (!one).then(|| pieces(*block, self.segments(block.fixed, block.places())));
+        all.into_iter().chain(several.into_iter().flatten())
     }
 
     /// The columns of a block that each row sees, into `visible`.
     pub fn visible_columns(&self, block: &Block, ranges: &[VisibleRange], visible: &mut [ColumnRange]) {
         let layer = self.call.layer;
+        let segment = (!layer.alibi_slopes.is_empty()).then(|| self.segments(block.fixed, block.places()).next());
         for (r, (visible_range, visible)) in ranges.iter().zip(visible).enumerate() {
             let columns = block.columns(&layer.ring, *visible_range);
             *visible = ColumnRange { from: columns.start, to: columns.end, ..ColumnRange::default() };
-            if !layer.alibi_slopes.is_empty() && !columns.is_empty() {
+            if let Some(Some(segment)) = segment.filter(|_| !columns.is_empty()) {
                 visible.slope = layer.alibi_slopes[self.q_head(r)];
-                visible.distance = visible_range.distance(block.sinks, block.token(columns.end - 1)) as f32;
+                visible.distance = segment.distance(&layer.ring, *visible_range, block.place(columns.end - 1)) as f32;
             }
         }
     }
@@ -136,6 +165,39 @@ impl QueryTile<'_> {
             };
         }
         scratch.acc[..self.rows * padded_dim(shape.head_dim_v)].fill(0.0);
+    }
+
+    /// Turns the queries of `rows` rows from `first` on, into scratch's `q_turned`.
+    pub fn turn(&self, turn: &Turn, first: usize, rows: usize, kernels: &Kernels, scratch: &mut Scratch<'_>) {
+        let (layer, shape) = (self.call.layer, self.call.shape);
+        let (dim, half) = (shape.head_dim, layer.frequencies.len());
+        let (cos, sin) = scratch.turn_angles.split_at_mut(2 * half);
+        // Back from the window's queries, on from the sinks'.
+        for (i, positions) in [0_u64.wrapping_sub(turn.behind), turn.before].into_iter().enumerate() {
+            let (cos, sin) = (&mut cos[i * half..][..half], &mut sin[i * half..][..half]);
+            // SAFETY: the kernels' instruction set is available.
+            unsafe { (kernels.angles)(&layer.frequencies, positions, 1.0, cos, sin) };
+        }
+        for (i, r) in (first..first + rows).enumerate() {
+            let from_sinks = turn.from_sinks(&layer.ring, scratch.ranges[r]); // mutant: passed_pin_as_new
+            let angles = usize::from(from_sinks) * half..usize::from(from_sinks) * half + half;
+            let q = if from_sinks { &scratch.q_sink } else { &scratch.q };
+            let q = &q[r * dim..(r + 1) * dim];
+            let turned = &mut scratch.q_turned[i * dim..(i + 1) * dim];
+            let (cos, sin) = (&cos[angles.clone()], &sin[angles]);
+            // SAFETY: the kernels' instruction set is available.
+            unsafe {
+                if shape.k_type.is_quantised() {
+                    // The Hadamard matrix is its own inverse.
+                    scratch.row.copy_from_slice(q);
+                    (kernels.hadamard)(scratch.row);
+                    (kernels.rotate)(layer.rope_style, cos, sin, scratch.row, turned);
+                    (kernels.hadamard)(turned);
+                } else {
+                    (kernels.rotate)(layer.rope_style, cos, sin, q, turned);
+                }
+            }
+        }
     }
 
     /// Divides by the row sums and writes results and lse.

@@ -37,18 +37,18 @@ impl RopeCache {
         self.row(at, token, true, |index, at| {
             let (cos, sin) = (&mut scratch.cos[at.clone()], &mut scratch.sin[at.clone()]);
             let (cos_sink, sin_sink) = (&mut scratch.cos_sink[at.clone()], &mut scratch.sin_sink[at]);
-            let evicted = layer.ring.evicted(index + 1, entry.floor);
+            let dropped = layer.ring.evicted(index + 1, entry.floor) - u64::from(entry.n_pinned);
             let position = entry.start.wrapping_add(index);
             // SAFETY: the kernels' instruction set is available.
             unsafe {
                 if layer.position_mode == PositionMode::Rope {
                     (kernels.angles)(&layer.frequencies, position, layer.mscale, cos, sin);
-                    let rotated = position.wrapping_sub(evicted); // mutant: sink_rotation_dropped
+                    let rotated = position.wrapping_sub(dropped); // mutant: sink_rotation_dropped
                     (kernels.angles)(&layer.frequencies, rotated, layer.mscale, cos_sink, sin_sink);
                 } else {
-                    // The host has applied RoPE and mscale: rotate by -E, without mscale.
+                    // The host has applied RoPE and mscale: rotate back, without mscale.
                     // mutant: sink_rotated_other_way, mscale_twice
-                    (kernels.angles)(&layer.frequencies, 0_u64.wrapping_sub(evicted), 1.0, cos_sink, sin_sink);
+                    (kernels.angles)(&layer.frequencies, 0_u64.wrapping_sub(dropped), 1.0, cos_sink, sin_sink);
                 }
             }
         })

@@ -117,7 +117,7 @@ mod tests {
         #[test]
         fn every_head_of_every_entry_is_shared_out_once(counts in prop::collection::vec(1u64..1000, 0..6),
                                                          heads in 1usize..9, nth in 1u32..12) {
-            let entry = |(seq, &n)| Entry { seq, row: 0, n, first: 0, start: 0, floor: 0 };
+            let entry = |(seq, &n)| Entry { seq, row: 0, n, first: 0, start: 0, floor: 0, n_ranges: 0, n_pinned: 0 };
             let entries: Vec<_> = counts.iter().enumerate().map(entry).collect();
             let mut taken = vec![vec![0; heads]; entries.len()];
             for ith in 0..nth {

@@ -1,6 +1,6 @@
 //! Working memory of the kernels: one part per thread, allocated at creation.
 
-use super::kv_layout::{KEY_GROUP, padded_dim};
+use super::kv_layout::{KEY_GROUP, SLOT_ALIGN, padded_dim};
 use super::simd::softmax::ColumnRange;
 use super::visibility::VisibleRange;
 use crate::config::Shape;
@@ -35,6 +35,8 @@ struct Sizes {
     dim_v: usize,
     /// Rows of a decode.
     decode_rows: usize,
+    /// Rows whose queries are turned together, in whole tiles of AMX; 0 where no layer has room for edits.
+    turned_rows: usize,
     /// 1 on x86-64, else 0: fields that only its kernels use take no memory elsewhere.
     x86_64: usize,
 }
@@ -46,6 +48,7 @@ impl Sizes {
             dim: shape.head_dim,
             dim_v: padded_dim(shape.head_dim_v),
             decode_rows: decode_rows(shape),
+            turned_rows: if shape.edits { decode_rows(shape).max(SUBTILE_ROWS).next_multiple_of(32) } else { 0 },
             x86_64: usize::from(cfg!(target_arch = "x86_64")),
         }
     }
@@ -100,6 +103,15 @@ scratch! { s;
     /// fp16.
     q_packed: s.x86_64 * TILE_ROWS * s.dim,
     q_sink_packed: s.x86_64 * TILE_ROWS * s.dim,
+    /// `[turned_rows][head_dim]` queries of another segment; the same as a kernel multiplies them; `[turned_rows]` the
+    /// scales of those in fp16.
+    q_turned: s.turned_rows * s.dim,
+    q_turned_packed: s.x86_64 * s.turned_rows * s.dim,
+    turned_scale: s.x86_64 * s.turned_rows,
+    /// `[2][2][rope_dim / 2]` cosines, then sines, of the two turns of a segment.
+    turn_angles: s.turned_rows.min(1) * 2 * s.dim,
+    /// `[rows][columns]` scores of another segment in the same group of columns.
+    kept: s.turned_rows.min(1) * (s.decode_rows * KEY_GROUP).max(SUBTILE_ROWS * SLOT_ALIGN as usize),
     /// `[TILE_ROWS][head_dim_v]` accumulated PV.
     acc: TILE_ROWS * s.dim_v,
     /// `[TILE_ROWS]` running maximum and sum.

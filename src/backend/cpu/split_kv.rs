@@ -39,7 +39,7 @@ fn units(shape: &Shape, n_seqs: u32, n_threads: u32) -> u64 {
 }
 
 fn most_splits<'a>(layers: impl Iterator<Item = &'a Layer>) -> u64 {
-    layers.map(|l| max_splits(&l.ring, SPLIT_KEYS as u64)).max().unwrap_or(0)
+    layers.map(|l| max_splits(l, SPLIT_KEYS as u64)).max().unwrap_or(0)
 }
 
 /// f32 elements of a partial result: maxima, sums, accumulators.

@@ -9,6 +9,7 @@ use super::tile_loop::{ChunkKernel, ChunkTile, KeyBlock, Subtile};
 use crate::backend::cpu::kv_layout::{SLOT_ALIGN, padded_dim};
 use crate::backend::cpu::query_tile::QueryTile;
 use crate::backend::cpu::scratch::{KEY_BLOCK, SCORE_STRIDE, SUBTILE_ROWS, Scratch, TILE_ROWS};
+use crate::backend::cpu::segments::SegmentQuery;
 use crate::backend::cpu::simd::amx::fused_softmax::qk_softmax;
 use crate::backend::cpu::simd::amx::gemm::{self, DEPTH, SplitMatrix, SplitMut, TileConfig};
 use crate::backend::cpu::simd::amx::pack;
@@ -113,9 +114,15 @@ impl Amx {
     /// Packed queries and keys of a subtile.
     fn operands(&self, packed: &Packed, sub: &Subtile<'_>, scratch: &mut Scratch<'_>) -> (SplitMatrix, SplitMatrix) {
         let dim = sub.rows.call.shape.head_dim;
-        let q = if sub.sinks { &mut *scratch.q_sink_packed } else { &mut *scratch.q_packed };
-        let q = split(q, self.q_rows * dim, self.two).as_matrix();
-        (q.offset(sub.first * dim), packed.k.offset(sub.from * dim))
+        let k = packed.k.offset(sub.from * dim);
+        let q = match sub.query {
+            SegmentQuery::Window => &mut *scratch.q_packed,
+            SegmentQuery::Sinks => &mut *scratch.q_sink_packed,
+            SegmentQuery::Turned(_) => {
+                return (split(scratch.q_turned_packed, gemm::ROWS * dim, self.two).as_matrix(), k);
+            }
+        };
+        (split(q, self.q_rows * dim, self.two).as_matrix().offset(sub.first * dim), k)
     }
 }
 
@@ -174,11 +181,19 @@ impl ChunkKernel for Amx {
         Some(Packed { k: whole, v: copy.as_matrix(), stored_v: block.v, separate })
     }
 
+    fn pack_turned(&self, chunk: &ChunkTile<'_>, rows: usize, scratch: &mut Scratch<'_>) {
+        let dim = chunk.tile.call.shape.head_dim;
+        assert!(rows <= gemm::ROWS && scratch.q_turned.len() >= rows * dim, "{rows} rows of {dim} dims");
+        let packed = split(scratch.q_turned_packed, gemm::ROWS * dim, self.two);
+        // SAFETY: the instruction set is available; dims are multiples of 32. Rows of padding keep what they hold.
+        unsafe { pack::split_f32(scratch.q_turned.as_ptr(), rows * dim, packed) };
+    }
+
     fn qk(&self, _: &ChunkTile<'_>, packed: &Packed, sub: &Subtile<'_>, scratch: &mut Scratch<'_>) {
         let (q, k) = self.operands(packed, sub, scratch);
         let dim = sub.rows.call.shape.head_dim;
         // SAFETY: tiles are configured; 32 rows of queries and scores lie in scratch, the subtile's keys in the block.
-        unsafe { gemm::qk(q, k, dim, sub.n, scratch.scores.as_mut_ptr(), SCORE_STRIDE) };
+        unsafe { gemm::qk(q, k, dim, sub.n, scratch.scores[sub.scores_at..].as_mut_ptr(), SCORE_STRIDE) };
     }
 
     fn softmax(&self, chunk: &ChunkTile<'_>, packed: &Packed, sub: &Subtile<'_>, scratch: &mut Scratch<'_>) {

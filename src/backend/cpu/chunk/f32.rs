@@ -3,6 +3,7 @@
 use super::tile_loop::{ChunkKernel, ChunkTile, KeyBlock, Subtile};
 use crate::backend::cpu::kv_layout::{KEY_GROUP, padded_dim};
 use crate::backend::cpu::scratch::{SCORE_STRIDE, SUBTILE_ROWS, Scratch};
+use crate::backend::cpu::segments::SegmentQuery;
 use crate::backend::cpu::simd::gemm::QkArgs;
 
 /// The chunk kernel in f32.
@@ -37,20 +38,26 @@ impl ChunkKernel for F32 {
         Some(Packed { stored_v: block.v, separate: !block.all_visible && !finite })
     }
 
+    fn pack_turned(&self, _: &ChunkTile<'_>, _: usize, _: &mut Scratch<'_>) {}
+
     fn qk(&self, chunk: &ChunkTile<'_>, _: &Packed, sub: &Subtile<'_>, scratch: &mut Scratch<'_>) {
         let dim = chunk.tile.call.shape.head_dim;
-        let q = if sub.sinks { &scratch.q_sink } else { &scratch.q };
+        let q = match sub.query {
+            SegmentQuery::Window => &scratch.q[sub.first * dim..],
+            SegmentQuery::Sinks => &scratch.q_sink[sub.first * dim..],
+            SegmentQuery::Turned(_) => &*scratch.q_turned,
+        };
         // SAFETY: the kernels' instruction set is available; the subtile's rows and columns lie in scratch.
         unsafe {
             (chunk.kernels.qk_packed)(&QkArgs {
-                q: q[sub.first * dim..].as_ptr(),
+                q: q.as_ptr(),
                 q_stride: dim,
                 rows: sub.rows.rows,
                 k: scratch.k[sub.from * dim..].as_ptr().cast(),
                 dim,
                 first: 0,
                 groups: sub.n / KEY_GROUP,
-                scores: scratch.scores.as_mut_ptr(),
+                scores: scratch.scores[sub.scores_at..].as_mut_ptr(),
                 stride: SCORE_STRIDE,
                 prefetch_offset: 0,
             });

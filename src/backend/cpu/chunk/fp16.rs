@@ -7,6 +7,7 @@ use super::tile_loop::{ChunkKernel, ChunkTile, KeyBlock, Subtile};
 use crate::backend::cpu::kv_layout::{SLOT_ALIGN, padded_dim};
 use crate::backend::cpu::query_tile::QueryTile;
 use crate::backend::cpu::scratch::{KEY_BLOCK, SCORE_STRIDE, SUBTILE_ROWS, Scratch};
+use crate::backend::cpu::segments::SegmentQuery;
 use crate::backend::cpu::simd::fp16::gemm::{DEPTH, GemmArgs, gemm};
 use crate::backend::cpu::simd::fp16::pack::{pack_keys, pack_rows, pack_values};
 use crate::backend::cpu::simd::fp16::softmax::softmax_fp16;
@@ -77,26 +78,34 @@ impl ChunkKernel for Fp16 {
         Some(Packed { k, v, k_unscale, v_unscale })
     }
 
+    fn pack_turned(&self, chunk: &ChunkTile<'_>, rows: usize, scratch: &mut Scratch<'_>) {
+        let dim = chunk.tile.call.shape.head_dim;
+        assert!(scratch.q_turned_packed.len() >= rows * dim && scratch.q_turned.len() >= rows * dim);
+        let packed = scratch.q_turned_packed.as_mut_ptr().cast();
+        // SAFETY: the instruction set is available; the assertion has checked scratch.
+        unsafe { pack_rows(scratch.q_turned.as_ptr(), (rows, dim), scratch.turned_scale, packed) };
+    }
+
     fn qk(&self, _: &ChunkTile<'_>, packed: &Packed, sub: &Subtile<'_>, scratch: &mut Scratch<'_>) {
         let dim = sub.rows.call.shape.head_dim;
-        let (q, scales) = if sub.sinks {
-            (&*scratch.q_sink_packed, &*scratch.partial_sum)
-        } else {
-            (&*scratch.q_packed, &*scratch.partial_max)
+        let (q, scales) = match sub.query {
+            SegmentQuery::Window => (&scratch.q_packed[sub.first * dim..], &scratch.partial_max[sub.first..]),
+            SegmentQuery::Sinks => (&scratch.q_sink_packed[sub.first * dim..], &scratch.partial_sum[sub.first..]),
+            SegmentQuery::Turned(_) => (&*scratch.q_turned_packed, &*scratch.turned_scale),
         };
         let mut alpha = [0.0; SUBTILE_ROWS];
-        alpha.iter_mut().zip(&scales[sub.first..]).for_each(|(alpha, scale)| *alpha = scale * packed.k_unscale);
+        alpha.iter_mut().zip(scales).for_each(|(alpha, scale)| *alpha = scale * packed.k_unscale);
         // SAFETY: the instruction set is available; the subtile's rows and columns lie in scratch.
         unsafe {
             gemm(&GemmArgs {
                 m: sub.rows.rows,
                 n: sub.n,
                 k: dim,
-                a: q[sub.first * dim..].as_ptr().cast(),
+                a: q.as_ptr().cast(),
                 lda: dim,
                 b: packed.k.wrapping_add(sub.from),
                 ldb: SCORE_STRIDE,
-                c: scratch.scores.as_mut_ptr(),
+                c: scratch.scores[sub.scores_at..].as_mut_ptr(),
                 ldc: SCORE_STRIDE,
                 alpha: alpha.as_ptr(),
                 beta: std::ptr::null(),

@@ -4,6 +4,7 @@ use crate::backend::cpu::kv_layout::{KeyRange, SLOT_ALIGN, padded_dim};
 use crate::backend::cpu::kv_store::Slots;
 use crate::backend::cpu::query_tile::QueryTile;
 use crate::backend::cpu::scratch::{KEY_BLOCK, SCORE_STRIDE, Scratch};
+use crate::backend::cpu::segments::{Piece, SegmentQuery};
 use crate::backend::cpu::simd::gemm::PvArgs;
 use crate::backend::cpu::simd::softmax::{ColumnRange, SoftmaxArgs, visible_union};
 use crate::backend::cpu::simd::{Kernels, pv_rows};
@@ -35,10 +36,12 @@ pub(super) struct Subtile<'a> {
     pub rows: QueryTile<'a>,
     /// Index of the first row in the tile.
     pub first: usize,
-    /// First column, a multiple of [`SLOT_ALIGN`], and columns.
+    /// First column, a multiple of the kernel's `COLUMN_ALIGN`, and columns.
     pub from: usize,
     pub n: usize,
-    pub sinks: bool,
+    /// Columns of scratch's `scores` before those of the first column.
+    pub scores_at: usize,
+    pub query: SegmentQuery,
 }
 
 /// QK^T, softmax and PV of a chunk in one arithmetic: f32, bf16 tiles or fp16.
@@ -54,6 +57,9 @@ pub(super) trait ChunkKernel {
 
     /// Packs a block. `None`, and nothing is changed but packed data, where the element type cannot hold its numbers.
     fn pack(&self, chunk: &ChunkTile<'_>, block: &KeyBlock, scratch: &mut Scratch<'_>) -> Option<Self::Packed>;
+
+    /// Converts `rows` turned queries for products.
+    fn pack_turned(&self, chunk: &ChunkTile<'_>, rows: usize, scratch: &mut Scratch<'_>);
 
     /// QK^T of a subtile, unscaled, into scratch's `scores`.
     fn qk(&self, chunk: &ChunkTile<'_>, packed: &Self::Packed, sub: &Subtile<'_>, scratch: &mut Scratch<'_>);
@@ -118,11 +124,56 @@ fn add_block<K: ChunkKernel>(kernel: &K, chunk: &ChunkTile<'_>, block: &Block, s
         let rows = tile.part(first, K::ROWS);
         rows.visible_columns(block, &scratch.ranges[first..first + rows.rows], scratch.visible);
         let Some((from, to)) = narrow_columns(&mut scratch.visible[..rows.rows], K::COLUMN_ALIGN) else { continue };
-        let sub = Subtile { rows, first, from, n: to - from, sinks: block.sinks };
-        let softmax = kernel.qk_softmax(chunk, &packed, &sub, scratch);
+        let mut pieces = tile.pieces(block).filter(|p| p.from < to && from < p.to).peekable();
+        let Some(piece) = pieces.next() else { continue };
+        let sub = Subtile { rows, first, from, n: to - from, scores_at: 0, query: piece.query };
+        let softmax = if pieces.peek().is_none() {
+            turn(kernel, chunk, &sub, scratch);
+            kernel.qk_softmax(chunk, &packed, &sub, scratch)
+        } else {
+            let pieces = std::iter::once(piece).chain(pieces);
+            pieces.for_each(|piece| qk_piece(kernel, chunk, &packed, &sub, piece, scratch));
+            kernel.softmax(chunk, &packed, &sub, scratch)
+        };
         kernel.pv(chunk, &packed, softmax, &sub, scratch);
     }
     true
+}
+
+/// Turns and converts the queries of a subtile, where its segment has queries of its own.
+fn turn<K: ChunkKernel>(kernel: &K, chunk: &ChunkTile<'_>, sub: &Subtile<'_>, scratch: &mut Scratch<'_>) {
+    if let SegmentQuery::Turned(turn) = &sub.query {
+        let rows = sub.rows.rows;
+        chunk.tile.turn(turn, sub.first, rows, chunk.kernels, scratch);
+        kernel.pack_turned(chunk, rows, scratch);
+    }
+}
+
+/// QK^T of the columns of a subtile that belong to a piece.
+fn qk_piece<K: ChunkKernel>(
+    kernel: &K,
+    chunk: &ChunkTile<'_>,
+    packed: &K::Packed,
+    whole: &Subtile<'_>,
+    piece: Piece,
+    scratch: &mut Scratch<'_>,
+) {
+    let (first, end) = (piece.from.max(whole.from), piece.to.min(whole.from + whole.n));
+    let from = first / K::COLUMN_ALIGN * K::COLUMN_ALIGN;
+    let scores_at = from - whole.from;
+    let n = (end - from).next_multiple_of(K::COLUMN_ALIGN);
+    let sub = Subtile { rows: whole.rows.clone(), first: whole.first, from, n, scores_at, query: piece.query };
+    // Kernels write whole groups of columns: those before the piece are those of another.
+    let before = first - from;
+    let keep = before * whole.rows.rows;
+    for (r, kept) in scratch.kept[..keep].chunks_exact_mut(before.max(1)).enumerate() {
+        kept.copy_from_slice(&scratch.scores[r * SCORE_STRIDE + scores_at..][..before]);
+    }
+    turn(kernel, chunk, &sub, scratch);
+    kernel.qk(chunk, packed, &sub, scratch);
+    for (r, kept) in scratch.kept[..keep].chunks_exact(before.max(1)).enumerate() {
+        scratch.scores[r * SCORE_STRIDE + scores_at..][..before].copy_from_slice(kept);
+    }
 }
 
 /// The union of the rows' visible columns, widened to a multiple of [`SLOT_ALIGN`] at its start and of `align` at its
