@@ -7,7 +7,7 @@
 use crate::config::Layers;
 use crate::error::Result;
 use crate::memory::{filled, with_room};
-use crate::ranges::EditedRange;
+use crate::ranges::{self, EditedRange};
 use crate::ring::Seq;
 
 #[derive(Debug)]
@@ -118,6 +118,15 @@ impl HostCounters {
         (&mut self.seqs[index], &mut self.ranges[from..from + room])
     }
 
+    /// Sets the counters of a sequence in a layer, and its `state.n_ranges` ranges, for which there is room.
+    pub fn replace(&mut self, layer: usize, seq: usize, state: &Seq, ranges: impl Iterator<Item = EditedRange>) {
+        let (to, room) = self.seq_and_ranges(layer, seq);
+        *to = *state;
+        let list = &mut room[..state.n_ranges as usize];
+        list.iter_mut().zip(ranges).for_each(|(to, range)| *to = range);
+        ranges::sum_later(list);
+    }
+
     /// Copies the counters and ranges of a sequence to another.
     pub fn copy(&mut self, layer: usize, src: usize, dst: usize) {
         let state = *self.seq(layer, src);
@@ -130,7 +139,7 @@ impl HostCounters {
     }
 
     /// The counters of one sequence in every layer, in order.
-    pub fn layers(&self, seq: usize) -> impl Iterator<Item = (usize, &Seq)> {
+    pub fn layers(&self, seq: usize) -> impl Iterator<Item = (usize, &Seq)> + Clone {
         self.seqs.iter().skip(seq).step_by(self.starts.len()).enumerate()
     }
 

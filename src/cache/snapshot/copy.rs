@@ -1,5 +1,6 @@
 //! Copying a sequence from one cache to another.
 
+use super::load::check_room;
 use super::rows::SavedTokens;
 use super::settings;
 use crate::backend::SlotRun;
@@ -7,7 +8,6 @@ use crate::cache::state::{Cache, Place};
 use crate::config::Which;
 use crate::error::Result;
 use crate::memory::filled;
-use crate::ring::Run;
 
 /// Bytes of rows that are copied at a time between caches on the CPU: on the stack, as such calls allocate nothing. A
 /// row is at most 2 KiB.
@@ -35,6 +35,9 @@ impl Cache {
         self.check_not_capturing()?;
         let src = source.check_saveable(src_seq_id)?;
         settings::check_equal((&source.shape, &source.layers), (&self.shape, &self.layers))?;
+        for (layer, state) in source.counters.layers(src) {
+            check_room(layer, &self.layers[layer].ring, state)?;
+        }
         let mut staged = match (&self.place, &source.place) {
             (Place::Host { .. }, Place::Host { .. }) => Vec::new(),
             _ => filled(STAGED_BYTES, 0, "a copy between caches")?,
@@ -62,14 +65,18 @@ impl Cache {
             let restored = here.restored(&saved);
             let tokens = SavedTokens::new(there, &saved);
             for run in tokens.runs(here, restored.loaded_from) {
+                let Some(first) = run.ring_index else {
+                    let piece = Piece { n: run.n, from: run.slot, to: run.slot };
+                    self.copy_piece((layer, dst), (source, src), &piece, staged)?;
+                    continue;
+                };
                 // Where the rings are of different lengths they wrap at different tokens.
-                for part in there.runs(run.first, run.first + run.n) {
-                    let Run { first, slot, n } = part;
-                    let piece = Piece { n, from: slot, to: run.slot + (first - run.first) };
+                for part in there.runs(first, first + run.n) {
+                    let piece = Piece { n: part.n, from: part.slot, to: run.slot + (part.first - first) };
                     self.copy_piece((layer, dst), (source, src), &piece, staged)?;
                 }
             }
-            *self.counters.seq_mut(layer, dst) = restored;
+            self.counters.replace(layer, dst, &restored, source.counters.ranges(layer, src).iter().copied());
             self.counters.refresh(layer, dst);
         }
         self.counters.starts[dst] = source.counters.starts[src];

@@ -1,8 +1,10 @@
 //! The counters of a sequence in a snapshot: start position, length, and for each layer what bounds a rewind.
 
+use super::edits::{SavedEdits, edited_by_evict};
 use super::format::{Reader, Writer};
 use crate::config::MAX_CHUNK;
 use crate::error::{Result, bail};
+use crate::ranges::EditedRange;
 use crate::ring::{Ring, Seq};
 
 const HEAD_BYTES: u64 = 16;
@@ -31,10 +33,12 @@ pub struct SavedCounters<'a> {
     pub start: u64,
     pub len: u64,
     layers: &'a [u8],
+    edits: Option<SavedEdits<'a>>,
 }
 
 impl<'a> SavedCounters<'a> {
-    pub fn new(content: &'a [u8], n_layers: usize) -> Result<Self> {
+    /// Of the sections of counters and of edits.
+    pub fn new(content: &'a [u8], edits: Option<&'a [u8]>, n_layers: usize) -> Result<Self> {
         if content.len() as u64 != bytes(n_layers) {
             let n = content.len();
             bail!(InvalidSnapshot, "the snapshot has {n} bytes of counters: {} are needed", bytes(n_layers));
@@ -44,7 +48,13 @@ impl<'a> SavedCounters<'a> {
         if start.checked_add(len).is_none() {
             bail!(InvalidSnapshot, "the snapshot has {len} tokens from stream position {start}: that exceeds 2^64 - 1");
         }
-        Ok(Self { start, len, layers: &content[HEAD_BYTES as usize..] })
+        let edits = edits.map(|edits| SavedEdits::new(edits, n_layers)).transpose()?;
+        Ok(Self { start, len, layers: &content[HEAD_BYTES as usize..], edits })
+    }
+
+    /// The ranges of a layer, without what is summed over later ones.
+    pub fn ranges(&self, layer: usize) -> impl Iterator<Item = EditedRange> + use<'a> {
+        self.edits.into_iter().flat_map(move |edits| edits.ranges(layer))
     }
 
     /// The counters in a layer, with `loaded_from` the first window token that is in the snapshot.
@@ -76,7 +86,9 @@ impl<'a> SavedCounters<'a> {
                 "layer {index}: its window tokens begin at {loaded_from}: {least} to {window_start} is possible"
             );
         }
-        let edited = if floor > 0 { ring.n_sink + floor } else { 0 };
-        Ok(Seq { len, highest, floor, loaded_from, edited, ..Seq::default() })
+        let edited = edited_by_evict(ring, floor);
+        let mut seq = Seq { len, highest, floor, loaded_from, edited, ..Seq::default() };
+        self.edits.map_or(Ok(()), |edits| edits.complete(index, ring, &mut seq))?;
+        Ok(seq)
     }
 }

@@ -31,6 +31,8 @@ impl Tag {
     pub const SETTINGS: Self = Self(*b"CONF");
     /// Lengths and positions.
     pub const COUNTERS: Self = Self(*b"SEQN");
+    /// Pinned and evicted ranges, if there are any.
+    pub const EDITS: Self = Self(*b"EDIT");
     /// K and V of one layer.
     pub const ROWS: Self = Self(*b"ROWS");
 }

@@ -10,15 +10,29 @@ use crate::backend::SlotRun;
 use crate::cache::state::Cache;
 use crate::config::Which;
 use crate::error::{Result, bail};
+use crate::ring::{Ring, Seq};
 
 /// A snapshot whose sections are those that this version needs. The checksums of K and V may be wrong.
 struct Snapshot<'a> {
     tag: HostTag,
     settings: &'a [u8],
     counters: &'a [u8],
+    edits: Option<&'a [u8]>,
     /// Sections of K and V.
     n_rows: usize,
     sections: Sections<'a>,
+}
+
+/// Checks that a layer has room for the pinned tokens and the ranges of a saved sequence.
+pub(super) fn check_room(layer: usize, ring: &Ring, saved: &Seq) -> Result<()> {
+    let (pinned, segments) = (saved.n_pinned, saved.n_ranges);
+    if u64::from(pinned) > ring.max_pinned {
+        bail!(NoRoom, "layer {layer}: {pinned} tokens are pinned, max_pinned is {}", ring.max_pinned);
+    }
+    if u64::from(segments) > ring.max_segments {
+        bail!(NoRoom, "layer {layer}: there are {segments} segments, max_segments is {}", ring.max_segments);
+    }
+    Ok(())
 }
 
 /// A tag as hexadecimal digits.
@@ -34,7 +48,7 @@ impl<'a> Snapshot<'a> {
     fn open(bytes: &'a [u8]) -> Result<Self> {
         let header = read_header(bytes)?;
         let sections = Sections::new(bytes, &header);
-        let (mut settings, mut counters, mut n_rows) = (None, None, 0);
+        let (mut settings, mut counters, mut edits, mut n_rows) = (None, None, None, 0);
         let mut all = sections.clone();
         while let Some(section) = all.next()? {
             let Section { tag, content, .. } = section;
@@ -46,8 +60,9 @@ impl<'a> Snapshot<'a> {
                 // What follows is understood by what comes before it.
                 Tag::SETTINGS if settings.is_none() => settings = Some(content),
                 Tag::COUNTERS if settings.is_some() && counters.is_none() => counters = Some(content),
+                Tag::EDITS if counters.is_some() && edits.is_none() && n_rows == 0 => edits = Some(content),
                 Tag::ROWS if counters.is_some() => n_rows += 1,
-                Tag::SETTINGS | Tag::COUNTERS | Tag::ROWS => {
+                Tag::SETTINGS | Tag::COUNTERS | Tag::EDITS | Tag::ROWS => {
                     bail!(InvalidSnapshot, "a section {tag} of the snapshot is in the wrong place, or there twice")
                 }
                 _ if section.mandatory => {
@@ -59,7 +74,7 @@ impl<'a> Snapshot<'a> {
         let (Some(settings), Some(counters)) = (settings, counters) else {
             bail!(InvalidSnapshot, "the snapshot has no settings (CONF) or no counters (SEQN)");
         };
-        Ok(Self { tag: header.tag, settings, counters, n_rows, sections })
+        Ok(Self { tag: header.tag, settings, counters, edits, n_rows, sections })
     }
 
     /// The sections of each layer's rows, in order.
@@ -109,9 +124,12 @@ impl Cache {
         let (shape, n_layers) = (self.shape, self.layers.len());
         let n_bytes = snapshot.len();
         let snapshot = self.check_snapshot(tag, snapshot)?;
-        let saved = SavedCounters::new(snapshot.counters, n_layers)?;
+        let saved = SavedCounters::new(snapshot.counters, snapshot.edits, n_layers)?;
         for (layer, Section { content, .. }) in snapshot.rows().enumerate() {
-            let tokens = SavedTokens::new(&self.layers[layer].ring, &saved.layer(layer, &self.layers[layer].ring)?);
+            let ring = &self.layers[layer].ring;
+            let seq = saved.layer(layer, ring)?;
+            check_room(layer, ring, &seq)?;
+            let tokens = SavedTokens::new(ring, &seq);
             let n = content.len();
             if tokens.content_bytes(&shape) != Some(n as u64) {
                 bail!(InvalidSnapshot, "layer {layer}: {n} bytes are not the K and V of {} tokens", tokens.n());
@@ -155,7 +173,8 @@ impl Cache {
         self.counters.starts[seq] = saved.start;
         for layer in 0..self.layers.len() {
             let ring = &self.layers[layer].ring;
-            *self.counters.seq_mut(layer, seq) = ring.restored(&saved.layer(layer, ring)?);
+            let restored = ring.restored(&saved.layer(layer, ring)?);
+            self.counters.replace(layer, seq, &restored, saved.ranges(layer));
             self.counters.refresh(layer, seq);
         }
         self.send_counters(seq)

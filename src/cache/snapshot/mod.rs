@@ -3,6 +3,7 @@
 
 mod copy;
 mod counters;
+mod edits;
 mod format;
 mod load;
 mod parts;

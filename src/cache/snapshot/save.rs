@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::counters;
+use super::edits;
 use super::format::{HEADER_BYTES, HostTag, Tag, section_bytes, write_header, write_section};
 use super::rows::{self, SavedTokens};
 use super::settings;
@@ -35,6 +36,7 @@ impl SharedBytes {
 struct Plan {
     settings: usize,
     counters: usize,
+    edits: usize,
     rows: usize,
     /// The whole snapshot.
     bytes: usize,
@@ -65,7 +67,8 @@ impl Cache {
         }
         let out = &mut out[..plan.bytes];
         // Every layer's rows, settings and counters.
-        let n_sections = 2 + self.layers.len() as u32;
+        let n_edits = self.edit_bytes(seq) as usize;
+        let n_sections = 2 + u32::from(n_edits > 0) + self.layers.len() as u32;
         write_header(out, n_sections, plan.bytes as u64, tag);
         let n = settings::bytes(&self.layers) as usize;
         write_section(&mut out[plan.settings..plan.counters], Tag::SETTINGS, n, |to| {
@@ -73,10 +76,15 @@ impl Cache {
         });
         let n = counters::bytes(self.layers.len()) as usize;
         let (start, len) = (self.counters.starts[seq], self.counters.seq(0, seq).len);
-        write_section(&mut out[plan.counters..plan.rows], Tag::COUNTERS, n, |to| {
+        write_section(&mut out[plan.counters..plan.edits], Tag::COUNTERS, n, |to| {
             let layers = (0..self.layers.len()).map(|layer| self.saved_counters(layer, seq));
             counters::write(start, len, layers, to);
         });
+        if n_edits > 0 {
+            write_section(&mut out[plan.edits..plan.rows], Tag::EDITS, n_edits, |to| {
+                edits::write(self.counters.layers(seq).map(|(i, s)| (s, self.counters.ranges(i, seq))), to);
+            });
+        }
         let rows = SharedBytes(&raw mut out[plan.rows..]);
         let outcome = self.for_layers(plan.bytes, &|range| self.save_layers(range, seq, &rows));
         let outcome = self.note_panic(outcome);
@@ -129,6 +137,12 @@ impl Cache {
         Seq { loaded_from: self.layers[layer].ring.kept_from(state), ..*state }
     }
 
+    /// Bytes of the content of the section of edits; 0: there is none.
+    fn edit_bytes(&self, seq: usize) -> u64 {
+        let any = self.counters.layers(seq).any(|(i, state)| edits::needed(&self.layers[i].ring, state));
+        if any { edits::bytes(self.counters.layers(seq).map(|(_, state)| state)) } else { 0 }
+    }
+
     fn saved_tokens(&self, layer: usize, seq: usize) -> SavedTokens {
         SavedTokens::new(&self.layers[layer].ring, &self.saved_counters(layer, seq))
     }
@@ -138,12 +152,15 @@ impl Cache {
         let whole = || {
             let settings = HEADER_BYTES as u64;
             let counters = settings.checked_add(section_bytes(settings::bytes(&self.layers))?)?;
-            let rows = counters.checked_add(section_bytes(counters::bytes(n_layers))?)?;
+            let edits = counters.checked_add(section_bytes(counters::bytes(n_layers))?)?;
+            let n_edits = self.edit_bytes(seq);
+            let rows = edits.checked_add(if n_edits > 0 { section_bytes(n_edits)? } else { 0 })?;
             let bytes = (0..n_layers).try_fold(rows, |sum, layer| {
                 sum.checked_add(section_bytes(self.saved_tokens(layer, seq).content_bytes(&self.shape)?)?)
             })?;
             let bytes = usize::try_from(bytes).ok()?;
-            Some(Plan { settings: settings as usize, counters: counters as usize, rows: rows as usize, bytes })
+            let [settings, counters, edits, rows] = [settings, counters, edits, rows].map(|at| at as usize);
+            Some(Plan { settings, counters, edits, rows, bytes })
         };
         match whole() {
             Some(plan) => Ok(plan),
