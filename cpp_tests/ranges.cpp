@@ -124,7 +124,7 @@ TEST_F(Ranges, OldestTokensAsARangeEqualEvict) {
     expect_close(host::step(cache, next, 0), host::step(twin, next, 0));
 }
 
-TEST_F(Ranges, ForksKeepThem) {
+TEST_F(Ranges, ForksAndSnapshotsKeepThem) {
     forward(cache, host::rows(10, 1));
     ASSERT_OK(host::edit_range(skc_pin, cache, 3, 4));
     forward(cache, host::rows(9, 2));
@@ -133,9 +133,11 @@ TEST_F(Ranges, ForksKeepThem) {
     for (std::uint32_t layer = 0; layer < LAYERS; layer++) {
         EXPECT_TRUE(host::operator==(host::info(cache, layer, 0), host::info(cache, layer, 1)));
     }
+    ASSERT_OK(host::load(twin, host::save(cache), 1));
     const Rows next = host::rows(25, 3);
     const Results want = forward(cache, next);
     EXPECT_EQ(forward(cache, next, 1), want);
+    EXPECT_EQ(forward(twin, next, 1), want);
 }
 
 TEST_F(Ranges, RewindStopsAtWhatWasEdited) {
