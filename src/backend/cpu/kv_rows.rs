@@ -11,7 +11,7 @@ use crate::config::{DType, MAX_HEAD_DIM, Q4_GROUP, StorageType, Which};
 pub(super) struct HeadRows {
     /// The head's first byte.
     pub base: *mut u8,
-    which: Which,
+    pub which: Which,
     pub layout: RowLayout,
     /// Physical slots.
     end: usize,

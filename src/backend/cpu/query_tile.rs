@@ -179,9 +179,9 @@ impl QueryTile<'_> {
             unsafe { (kernels.angles)(&layer.frequencies, positions, 1.0, cos, sin) };
         }
         for (i, r) in (first..first + rows).enumerate() {
-            let from_sinks = turn.from_sinks(&layer.ring, scratch.ranges[r]); // mutant: passed_pin_as_new
-            let angles = usize::from(from_sinks) * half..usize::from(from_sinks) * half + half;
-            let q = if from_sinks { &scratch.q_sink } else { &scratch.q };
+            let passed = turn.has_passed(&layer.ring, scratch.ranges[r]); // mutant: passed_pin_as_new
+            let angles = usize::from(passed) * half..usize::from(passed) * half + half;
+            let q = if passed { &scratch.q_sink } else { &scratch.q };
             let q = &q[r * dim..(r + 1) * dim];
             let turned = &mut scratch.q_turned[i * dim..(i + 1) * dim];
             let (cos, sin) = (&cos[angles.clone()], &sin[angles]);

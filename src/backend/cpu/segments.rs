@@ -30,7 +30,7 @@ pub(super) struct Turn {
 
 impl Turn {
     /// Whether a row's query is that of the sinks, turned on.
-    pub fn from_sinks(&self, ring: &Ring, row: VisibleRange) -> bool {
+    pub fn has_passed(&self, ring: &Ring, row: VisibleRange) -> bool {
         ring.n_sink + row.evicted > self.ring_end
     }
 }
@@ -52,7 +52,7 @@ impl Segment {
         let offset = match self.query {
             SegmentQuery::Window => 0,
             SegmentQuery::Sinks => row.sink_offset(),
-            SegmentQuery::Turned(turn) if turn.from_sinks(ring, row) => row.sink_offset() - turn.before,
+            SegmentQuery::Turned(turn) if turn.has_passed(ring, row) => row.sink_offset() - turn.before,
             SegmentQuery::Turned(turn) => turn.behind,
         };
         // mutant: sink_distance_in_stream
