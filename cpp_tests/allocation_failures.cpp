@@ -186,7 +186,7 @@ TEST_F(AllocationFailures, OfDiscovery) {
 }
 
 TEST_F(AllocationFailures, OfCallsOnACache) {
-    sinkcache::Cache owner(host::config(4).log(discard));
+    sinkcache::Cache owner(host::config(4, 1, 4, 8).log(discard));
     skc_cache *cache = owner.handle();
     const host::Rows rows = host::rows(20, 1);
     host::step(cache, rows);
@@ -201,6 +201,16 @@ TEST_F(AllocationFailures, OfCallsOnACache) {
     auto info = host::sized<skc_sequence_info>();
     check("step of a chunk", [&] { return skc_step(cache, &step); }, SKC_STATUS_OK, false);
     check("evict a token", [&] { return skc_evict(cache, &evict); }, SKC_STATUS_OK, false);
+    const std::uint64_t length = host::info(cache).length_max;
+    const host::Indices pinned{length - 5}, dropped{length - 3}, beyond{length};
+    const auto pin = host::range_args<skc_pin_args>(seq, pinned, one);
+    const auto drop = host::range_args<skc_evict_range_args>(seq, dropped, one);
+    check("pin", [&] { return skc_pin(cache, &pin); }, SKC_STATUS_OK, false);
+    check("evict_range", [&] { return skc_evict_range(cache, &drop); }, SKC_STATUS_OK, false);
+    ASSERT_OK(skc_pin(cache, &pin));
+    ASSERT_OK(skc_evict_range(cache, &drop));
+    EXPECT_EQ(host::info(cache).counted_segments, 2u);
+    check("step over segments", [&] { return skc_step(cache, &step); }, SKC_STATUS_OK, false);
 
     // Rejected by the cache's state or by their arguments, with a log callback.
     auto bad = step;
@@ -215,6 +225,9 @@ TEST_F(AllocationFailures, OfCallsOnACache) {
     check("destroy NULL", [&] { return skc_destroy_cache(nullptr); }, SKC_STATUS_INVALID_HANDLE, false);
     const auto far = host::edit_args<skc_rewind_args>(seq, twenty);
     check("rewind, too far", [&] { return skc_rewind(cache, &far); }, SKC_STATUS_TOKENS_GONE, false);
+    const auto no_range = host::range_args<skc_evict_range_args>(seq, beyond, twenty);
+    check("evict_range, gone", [&] { return skc_evict_range(cache, &drop); }, SKC_STATUS_OK, false);
+    check("evict_range, beyond", [&] { return skc_evict_range(cache, &no_range); }, SKC_STATUS_OUT_OF_RANGE, false);
     check("seq_info, no such layer", [&] { return skc_seq_info(cache, 9, 0, &info); }, SKC_STATUS_OUT_OF_RANGE, false);
 }
 

@@ -154,17 +154,79 @@ TEST_F(RejectedCalls, Edits) {
     EXPECT_REJECTED(host::fork(cache(), 0, 0), SKC_STATUS_INVALID_ARGUMENT, "destination");
 }
 
-// This cache has room for neither pins nor segments.
-TEST_F(RejectedCalls, Ranges) {
-    const auto both = [this](std::uint64_t first, std::int32_t n, std::int32_t seq, skc_status status,
-                             const char *text) {
+TEST_F(RejectedCalls, RangesWithoutRoomForThem) {
+    EXPECT_REJECTED(host::edit_range(skc_pin, cache(), 20, 1), SKC_STATUS_NO_ROOM, "max_pinned is 0");
+    EXPECT_REJECTED(host::edit_range(skc_evict_range, cache(), 20, 1), SKC_STATUS_NO_ROOM, "max_segments is 0");
+    // With count 0 an entry is padding, whatever its first token is.
+    EXPECT_OK(host::edit_range(skc_pin, cache(), UINT64_MAX, 0, 99));
+    EXPECT_OK(host::edit_range(skc_evict_range, cache(), UINT64_MAX, 0, 99));
+}
+
+/** The same with room for 4 pinned tokens (in layer 0) and 2 segments. */
+class RejectedRanges : public RejectedCalls {
+protected:
+    RejectedRanges() : RejectedCalls(4, 2) {}
+    void both(std::uint64_t first, std::int32_t n, std::int32_t seq, skc_status status, const char *text) {
         EXPECT_REJECTED(host::edit_range(skc_pin, cache(), first, n, seq), status, text);
         EXPECT_REJECTED(host::edit_range(skc_evict_range, cache(), first, n, seq), status, text);
-    };
-    both(5, -1, 0, SKC_STATUS_INVALID_ARGUMENT, "n_tokens[0] is -1");
-    both(5, INT32_MIN, 0, SKC_STATUS_INVALID_ARGUMENT, "-2147483648");
-    both(5, 1, 3, SKC_STATUS_OUT_OF_RANGE, "seq_ids[0] is 3");
-    both(20, 1, 0, SKC_STATUS_NO_ROOM, "");
+    }
+};
+
+TEST_F(RejectedRanges, Arguments) {
+    both(20, -1, 0, SKC_STATUS_INVALID_ARGUMENT, "n_tokens[0] is -1");
+    both(20, INT32_MIN, 0, SKC_STATUS_INVALID_ARGUMENT, "-2147483648");
+    both(20, 1, 3, SKC_STATUS_OUT_OF_RANGE, "seq_ids[0] is 3");
+    both(20, 1, -2, SKC_STATUS_OUT_OF_RANGE, "seq_ids[0] is -2");
+}
+
+// Sequence 0 has 26 tokens: layer 0 holds 0 to 2 and from 17 on.
+TEST_F(RejectedRanges, EndsBeyondTheSequence) {
+    both(26, 1, 0, SKC_STATUS_OUT_OF_RANGE, "first[0] is 26");
+    both(20, 7, 0, SKC_STATUS_OUT_OF_RANGE, "holds 26");
+    both(25, INT32_MAX, 0, SKC_STATUS_OUT_OF_RANGE, "n_tokens[0] is 2147483647");
+    both(0, 1, 2, SKC_STATUS_OUT_OF_RANGE, "holds 0");
+    const host::Indices far{UINT64_MAX, UINT64_MAX - 1, UINT64_MAX - 25, 1ull << 63, 1ull << 32};
+    for (const std::uint64_t first : far) {
+        both(first, 1, 0, SKC_STATUS_OUT_OF_RANGE, "first[0] is");
+        both(first, 26, 0, SKC_STATUS_OUT_OF_RANGE, "first[0] is");
+        both(first, INT32_MAX, 0, SKC_STATUS_OUT_OF_RANGE, "first[0] is");
+    }
+}
+
+TEST_F(RejectedRanges, WhatIsHeldAndWhatThereIsRoomFor) {
+    EXPECT_REJECTED(host::edit_range(skc_evict_range, cache(), 2, 1), SKC_STATUS_OUT_OF_RANGE, "sinks");
+    EXPECT_REJECTED(host::edit_range(skc_evict_range, cache(), 0, 26), SKC_STATUS_OUT_OF_RANGE, "sinks");
+    EXPECT_REJECTED(host::edit_range(skc_pin, cache(), 16, 2), SKC_STATUS_TOKENS_GONE, "layer 0");
+    EXPECT_REJECTED(host::edit_range(skc_pin, cache(), 17, 5), SKC_STATUS_NO_ROOM, "max_pinned is 4");
+    // Two segments of sequence 1 in layer 0, and then no room for a third.
+    for (skc_cache *c : {cache(), twin()}) {
+        for (const std::uint32_t layer : {0u, 1u}) {
+            host::step(c, host::rows(7, 7), layer, 1);
+        }
+        EXPECT_OK(host::edit_range(skc_pin, c, 0, 5, 1));
+        EXPECT_OK(host::edit_range(skc_evict_range, c, 6, 1, 1));
+        // Sinks, and what is pinned, are no new segments.
+        EXPECT_OK(host::edit_range(skc_pin, c, 1, 4, 1));
+        for (const std::uint32_t layer : {0u, 1u}) {
+            host::step(c, host::rows(2, 9), layer, 1);
+        }
+    }
+    EXPECT_REJECTED(host::edit_range(skc_evict_range, cache(), 8, 1, 1), SKC_STATUS_NO_ROOM, "max_segments is 2");
+    EXPECT_REJECTED(host::edit_range(skc_pin, cache(), 8, 1, 1), SKC_STATUS_NO_ROOM, "max_segments is 2");
+}
+
+TEST_F(RejectedRanges, LayersOutOfStep) {
+    for (skc_cache *c : {cache(), twin()}) {
+        host::step(c, host::rows(2, 7), 0, 1);
+    }
+    both(3, 1, 1, SKC_STATUS_LAYERS_OUT_OF_STEP, "sequence 1 has 5 tokens in layer 0");
+    ASSERT_OK(host::abort_step(cache()));
+    ASSERT_OK(host::abort_step(twin()));
+    for (skc_cache *c : {cache(), twin()}) {
+        for (const std::uint32_t layer : {0u, 1u}) {
+            host::step(c, host::rows(2, 7), layer, 1);
+        }
+    }
 }
 
 // One invalid entry in a batch of edits: none is done.
@@ -204,10 +266,19 @@ TEST_F(RejectedCalls, EditsOfABatchAreAllOrNothing) {
     no_range = range;
     no_range.n_tokens = nullptr;
     EXPECT_REJECTED(skc_pin(cache(), &no_range), SKC_STATUS_NULL_POINTER, "n_tokens is NULL");
-    no_range = range;
-    no_range.seq_ids = twice.data();
-    no_range.n_tokens = counts_.data();
-    EXPECT_REJECTED(skc_pin(cache(), &no_range), SKC_STATUS_NO_ROOM, "");
+}
+
+TEST_F(RejectedRanges, ABatchIsAllOrNothing) {
+    const Ints seqs{0, 1}, counts_{2, 1}, twice{0, 0};
+    const host::Indices beyond{20, 3}, good{20, 2};
+    auto pin = host::range_args<skc_pin_args>(seqs, beyond, counts_);
+    EXPECT_REJECTED(skc_pin(cache(), &pin), SKC_STATUS_OUT_OF_RANGE, "first[1] is 3");
+    auto evict = host::range_args<skc_evict_range_args>(seqs, good, counts_);
+    EXPECT_REJECTED(skc_evict_range(cache(), &evict), SKC_STATUS_OUT_OF_RANGE, "first[1] is 2");
+    pin.seq_ids = evict.seq_ids = twice.data();
+    pin.first = good.data();
+    EXPECT_REJECTED(skc_pin(cache(), &pin), SKC_STATUS_INVALID_ARGUMENT, "seq_ids[1] is 0");
+    EXPECT_REJECTED(skc_evict_range(cache(), &evict), SKC_STATUS_INVALID_ARGUMENT, "seq_ids[1] is 0");
 }
 
 TEST_F(RejectedCalls, SeqInfo) {

@@ -97,7 +97,7 @@ TEST(Discovery, Capabilities) {
     EXPECT_EQ(can.max_segments, 1024u);
     for (const std::uint32_t more : {0u, 1u}) {
         auto config = host::config();
-        config.layers({sinkcache::Layer(host::SINKS, host::WINDOW).room(0, can.max_segments + more)});
+        config.layers(1, sinkcache::Layer(host::SINKS, host::WINDOW).room(0, can.max_segments + more));
         const auto c = config.get();
         std::uint64_t bytes;
         EXPECT_EQ(skc_cache_bytes(&c, &bytes, &bytes), more ? SKC_STATUS_INVALID_CONFIG : SKC_STATUS_OK);

@@ -53,7 +53,7 @@ TEST_F(Edits, EvictIsPermanent) {
     EXPECT_EQ(i.evicted_tokens, 17u);
     EXPECT_EQ(i.room, host::WINDOW + 0u);
     EXPECT_EQ(i.rewindable, 0u);
-    EXPECT_REJECTED(host::edit(skc_rewind, cache, 1), SKC_STATUS_TOKENS_GONE, "evict");
+    EXPECT_REJECTED(host::edit(skc_rewind, cache, 1), SKC_STATUS_TOKENS_GONE, "after the last edit");
     // Evicted tokens, the newest one included, can no longer be attended to.
     Results results = Results::of(1);
     const Rows rows = host::rows(1, 2);

@@ -90,6 +90,8 @@ struct Host {
         call("cache_config_init", [&] { return skc_cache_config_init(&config, sizeof config); });
         layer.n_sink = 4;
         layer.window = 260;
+        layer.max_pinned = 40;
+        layer.max_segments = 2;
         config.n_layers = 1;
         config.n_seqs = 2;
         config.n_q_heads = heads;
@@ -111,28 +113,19 @@ struct Host {
         const std::vector<float> k = host::noise(std::size_t{tokens} * kv_heads * setting.dim, 2);
         std::vector<float> out(q.size()), lse(std::size_t{tokens} * heads);
         const host::Ints seq{0}, other{1};
+        auto step = host::sized<skc_step_args>();
+        step.q = q.data();
+        step.k = step.v = k.data();
+        step.out = out.data();
+        step.lse = lse.data();
         // Decodes of one and of a few rows, chunks of few tokens and of more than a block of keys.
         for (const std::int32_t n : {1, 2, 7, 40, 300, 1}) {
-            const host::Ints count{n};
-            auto append = host::batch_args<skc_append_kv_args>(0, seq, count);
-            append.k = append.v = k.data();
-            call("append_kv", [&] { return skc_append_kv(cache, &append); });
-            auto attend = host::batch_args<skc_attend_args>(0, seq, count);
-            attend.q = q.data();
-            attend.out = out.data();
-            attend.lse = lse.data();
-            call("attend", [&] { return skc_attend(cache, &attend); });
-            auto step = host::batch_args<skc_step_args>(0, seq, count);
-            step.q = q.data();
-            step.k = step.v = k.data();
-            step.out = out.data();
-            step.lse = lse.data();
-            call("step", [&] { return skc_step(cache, &step); });
-            call("step_part", [&] { return skc_step_part(cache, &step, 0, 1); });
-            auto kernel = host::sized<skc_kernel_info>();
-            const auto most_tokens = static_cast<std::uint32_t>(n);
-            call("kernel_choice",
-                 [&] { return skc_kernel_choice(cache, 0, SKC_CALL_STEP, 1, most_tokens, &kernel); });
+            rows(cache, step, seq, n);
+        }
+        ranges(cache, seq);
+        // The same over several segments.
+        for (const std::int32_t n : {1, 2, 7, 40, 300, 1}) {
+            rows(cache, step, seq, n);
         }
         skc_cache *twin = nullptr;
         EXPECT_OK(skc_create_cache(&config, &twin));
@@ -140,6 +133,41 @@ struct Host {
         EXPECT_OK(skc_destroy_cache(twin));
         call("destroy_cache", [&] { return skc_destroy_cache(cache); });
         call("destroyed", [&] { return skc_destroy_cache(cache); }, SKC_STATUS_INVALID_HANDLE);
+    }
+
+    /** The calls on `n` tokens, with the tensors of `step`. */
+    void rows(skc_cache *cache, skc_step_args step, const host::Ints &seq, std::int32_t n) {
+        const host::Ints count{n};
+        auto append = host::batch_args<skc_append_kv_args>(0, seq, count);
+        append.k = step.k;
+        append.v = step.v;
+        call("append_kv", [&] { return skc_append_kv(cache, &append); });
+        auto attend = host::batch_args<skc_attend_args>(0, seq, count);
+        attend.q = step.q;
+        attend.out = step.out;
+        attend.lse = step.lse;
+        call("attend", [&] { return skc_attend(cache, &attend); });
+        step.n_entries = 1;
+        step.seq_ids = seq.data();
+        step.n_tokens = count.data();
+        call("step", [&] { return skc_step(cache, &step); });
+        call("step_part", [&] { return skc_step_part(cache, &step, 0, 1); });
+        auto kernel = host::sized<skc_kernel_info>();
+        const auto most_tokens = static_cast<std::uint32_t>(n);
+        call("kernel_choice", [&] { return skc_kernel_choice(cache, 0, SKC_CALL_STEP, 1, most_tokens, &kernel); });
+    }
+
+    /** Pins tokens in the middle of the window and drops others behind them: both move rows. */
+    void ranges(skc_cache *cache, const host::Ints &seq) {
+        const std::uint64_t length = host::info(cache).length_max;
+        const host::Indices pinned{length - 200}, dropped{length - 50};
+        const host::Ints n_pinned{40}, n_dropped{7};
+        const auto pin = host::range_args<skc_pin_args>(seq, pinned, n_pinned);
+        call("pin", [&] { return skc_pin(cache, &pin); });
+        const auto drop = host::range_args<skc_evict_range_args>(seq, dropped, n_dropped);
+        call("evict_range", [&] { return skc_evict_range(cache, &drop); });
+        const auto too_many = host::range_args<skc_pin_args>(seq, dropped, n_dropped);
+        call("rejected", [&] { return skc_pin(cache, &too_many); }, SKC_STATUS_TOKENS_GONE);
     }
 
     void edits(skc_cache *cache, skc_cache *twin, const host::Ints &seq, const host::Ints &other) {

@@ -223,8 +223,8 @@
 
 /**
  * Flag of the argument structs of calls and edits, for CUDA caches: seq_ids, n_tokens, first and
- * start_positions are in device memory. The host does not read them; the device checks them when the work runs,
- * skips invalid entries and records them for skc_poll_error.
+ * start_positions are in device memory. The host does not read them; the device checks them when the work
+ * runs, skips invalid entries and records them for skc_poll_error.
  */
 #define SKC_ON_DEVICE 1
 

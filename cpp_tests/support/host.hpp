@@ -33,14 +33,19 @@ enum : std::size_t {
     OUT_ROW = Q_HEADS * DIM_V
 };
 
-/** A tiny cache whose window is soon full; every other layer has different settings. */
-inline sinkcache::Config config(std::uint32_t n_seqs = 1, std::uint32_t n_layers = 1) {
+/**
+ * A tiny cache whose window is soon full; every other layer has different settings, and no room for pins. No layer has
+ * room for pins or evicted ranges unless it is asked for.
+ */
+inline sinkcache::Config config(std::uint32_t n_seqs = 1, std::uint32_t n_layers = 1, std::uint32_t max_pinned = 0,
+                                std::uint32_t max_segments = 0) {
     sinkcache::Config c;
     c.heads(Q_HEADS, KV_HEADS, DIM, DIM_V).seqs(n_seqs).max_chunk(8).max_rewind(4);
-    std::vector<sinkcache::Layer> layers(n_layers, sinkcache::Layer(SINKS, WINDOW));
+    std::vector<sinkcache::Layer> layers(n_layers, sinkcache::Layer(SINKS, WINDOW).room(max_pinned, max_segments));
     for (std::uint32_t i = 1; i < n_layers; i += 2) {
         layers[i].window = WINDOW + 5;
         layers[i].rope_style = SKC_ROPE_INTERLEAVED;
+        layers[i].max_pinned = 0;
     }
     c.layers(layers);
     return c;

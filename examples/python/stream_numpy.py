@@ -19,9 +19,8 @@ def rotate(x, positions, base=10000.0):
     return np.concatenate([lo * cos - hi * sin, hi * cos + lo * sin], -1)
 
 
-def reference(q, k, v):
-    """Attention of the last query over sinks and window, rotated at their cache positions."""
-    held = np.r_[:SINKS, len(k) - WINDOW : len(k)]
+def reference(q, k, v, held):
+    """Attention of the last query over the tokens held, rotated at their ranks among them."""
     positions = np.arange(len(held), dtype=np.float64)
     keys, query = rotate(k[held].astype(np.float64), positions), rotate(q[-1:].astype(np.float64), positions[-1:])[0]
     out = np.empty((Q_HEADS, DIM))
@@ -30,6 +29,35 @@ def reference(q, k, v):
         probs = np.exp(keys[:, kv_head] @ query[h] / np.sqrt(DIM))
         out[h] = probs @ v[held, kv_head] / probs.sum()
     return out
+
+
+def pins_and_ranges(q, k, v, layer):
+    """Pins a prompt, drops thoughts, and compares with NumPy."""
+    layer = dict(layer, max_pinned=30, max_segments=2)
+    with Cache(Q_HEADS, KV_HEADS, DIM, layer, kv_dtype=constant("SKC_DTYPE_F32")) as cache:
+        cache.step(0, q[:200], k[:200], v[:200])
+        cache.pin(10, 30)
+        cache.step(0, q[200:600], k[200:600], v[200:600])
+        cache.evict_range(400, 150)
+        out, _ = cache.step(0, q[600:650], k[600:650], v[600:650])
+        pinned, info = np.arange(10, 40), cache.info()
+        # The window had 348 to 599 at the edit; 50 tokens are new.
+        window = np.r_[348:400, 550:650]
+        held = np.r_[:SINKS, pinned, window]
+        print(f"{info.pinned_tokens} pinned, {info.segments} runs of tokens held, room for {info.room} more")
+        assert (info.pinned_tokens, info.cached_tokens, info.room) == (30, len(held), WINDOW - len(window))
+        assert (info.segments, info.counted_segments) == (4, 2)
+        want = reference(q[:650], k[:650], v[:650], held)
+        difference = np.abs(out[-1] - want).max() / np.abs(want).max()
+        print(f"largest difference from NumPy: {difference:.1e} of the largest value")
+        assert difference <= 1e-5
+        try:
+            cache.pin(500, 1)
+        except Error as error:
+            print(f"expected error: {error}")
+            assert error.status == constant("SKC_STATUS_TOKENS_GONE")
+        else:
+            raise AssertionError("a token that is gone was pinned")
 
 
 def main():
@@ -55,7 +83,7 @@ def main():
         print(f"sinkcache {lib.skc_version().decode()}: {info.length_min} tokens, {info.cached_tokens} cached, "
               f"{info.evicted_tokens} evicted")
         assert info.cached_tokens == SINKS + WINDOW and info.evicted_tokens == TOKENS - SINKS - WINDOW
-        want = reference(q, k, v)
+        want = reference(q, k, v, np.r_[:SINKS, TOKENS - WINDOW : TOKENS])
         difference = np.abs(out[0] - want).max() / np.abs(want).max()
         print(f"largest difference from NumPy: {difference:.1e} of the largest value")
         assert difference <= 1e-5
@@ -66,6 +94,7 @@ def main():
             assert error.status == constant("SKC_STATUS_TOKENS_GONE")
         else:
             raise AssertionError("a rewind of more than max_rewind tokens succeeded")
+    pins_and_ranges(q, k, v, layer)
 
 
 if __name__ == "__main__":

@@ -134,8 +134,8 @@ constants! {
     }
     FLAGS, "Flags, each of the struct that its text names" {
         /// Flag of the argument structs of calls and edits, for CUDA caches: seq_ids, n_tokens, first and
-        /// start_positions are in device memory. The host does not read them; the device checks them when the work runs,
-        /// skips invalid entries and records them for skc_poll_error.
+        /// start_positions are in device memory. The host does not read them; the device checks them when the work
+        /// runs, skips invalid entries and records them for skc_poll_error.
         SKC_ON_DEVICE: u32 = 1;
         /// Flag of skc_cache_config: do not keep compiled kernels on disk. The environment variable
         /// SINKCACHE_CUDA_CACHE_DIR names the folder, and disables the disk cache if it is empty.
