@@ -203,8 +203,9 @@ void LlamaContext::Impl::make_cache(const LlamaOptions &options) {
         const bool beyond = held > static_cast<std::uint64_t>(s.rope.n_ctx_orig);
         if (factors.find(beyond ? "rope_factors_short" : "rope_factors_long") != std::string::npos) {
             invalid_config("LongRoPE has other frequencies above " + std::to_string(s.rope.n_ctx_orig) +
-                           " tokens: n_sink + max_pinned + window = " + std::to_string(held) + " and n_batch + n_seqs = " +
-                           std::to_string(llama_n_ctx(ctx.get())) + " (padded) must be both above it or both not");
+                           " tokens: n_sink + max_pinned + window = " + std::to_string(held) +
+                           " and n_batch + n_seqs = " + std::to_string(llama_n_ctx(ctx.get())) +
+                           " (padded) must be both above it or both not");
         }
     }
     const auto n32 = [](std::int64_t n) { return static_cast<std::uint32_t>(n); };

@@ -354,8 +354,8 @@ void chat(const ChatSettings &settings) {
     if (!settings.load.empty()) {
         conversation.resume(load_chat(settings.load, tag), tag);
     }
-    warn_of_context(model.get(), common);
     programs::LineReader lines(prompts);
+    bool warned = false;
     for (;;) {
         if (interactive) {
             std::fprintf(stderr, "> ");
@@ -368,6 +368,10 @@ void chat(const ChatSettings &settings) {
                             std::to_string(lines.max_bytes()) + " bytes");
         }
         if (!lines.text().empty()) {
+            if (!warned) {
+                warn_of_context(model.get(), common);
+                warned = true;
+            }
             conversation.round(lines.text());
         }
     }

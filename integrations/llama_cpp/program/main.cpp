@@ -35,7 +35,8 @@ void add_common_options(CLI::App &app, Settings &s, bool &json, bool &verbose) {
 
 /** The markers given, or the default ones. */
 ThoughtMarkers markers_of(const std::vector<std::string> &given) {
-    if (given.empty()) {
+    // Without values CLI11 stores one empty text.
+    if (given.empty() || (given.size() == 1 && given[0].empty())) {
         return {};
     }
     if (given.size() != 2 || given[0].empty() || given[1].empty()) {

@@ -18,7 +18,10 @@ std::vector<TokenSpan> find_thoughts(const std::vector<std::string> &pieces, std
     std::size_t at = 0;
     for (;;) {
         const std::size_t open = text.find(markers.open, at);
-        const std::size_t close = open == std::string::npos ? open : text.find(markers.close, open + markers.open.size());
+        if (open == std::string::npos) {
+            return found;
+        }
+        const std::size_t close = text.find(markers.close, open + markers.open.size());
         if (close == std::string::npos) {
             return found;
         }
