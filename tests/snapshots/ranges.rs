@@ -168,10 +168,6 @@ fn threads_move_the_same_rows() {
             (save(cache, 0), step(cache, &one, 0, 30, 50))
         });
         assert!(saved[0] == saved[1], "{of:?}");
-        assert!(
-            saved[0].0.len() > 3 << 19 || of.0 == StorageType::Q4,
-            "{} bytes are moved by one thread",
-            saved[0].0.len()
-        );
+        assert!(of.0 != StorageType::F32 || saved[0].0.len() > 1 << 22, "so few rows are moved by one thread");
     }
 }
