@@ -1,7 +1,7 @@
 //! What pins and evicted ranges cost: decodes over several segments beside a plain window, and edits beside a copy of
 //! the rows that they move. Both sides are timed in alternated bursts of one process.
 //!
-//!     cargo bench --bench segments
+//!     cargo bench --bench segments [-- TEXT]     only cases whose line contains the text
 //!
 //! Printed per case: the median of the pairs' ratios, and a 95 % bootstrap interval of it.
 
@@ -15,6 +15,11 @@ use sinkcache::{Cache, CacheConfig, LayerConfig, StorageType};
 
 const PAIRS: usize = 25;
 const BURST: Duration = Duration::from_millis(60);
+
+/// Whether a case is asked for.
+fn wanted(case: &str) -> bool {
+    std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).all(|text| case.contains(&text))
+}
 
 /// A layer with a window, and room for so many segments.
 fn cache(window: u32, kv_dtype: StorageType, n_q_heads: usize, max_segments: u32) -> Cache {
@@ -107,6 +112,12 @@ fn decodes() {
     for kv_dtype in [StorageType::F32, StorageType::F16, StorageType::Bf16, StorageType::Q8, StorageType::Q4] {
         for n_q_heads in [N_KV_HEADS, N_Q_HEADS] {
             for (window, ranges) in [(2_044, 0), (2_044, 4), (16_380, 0), (16_380, 62)] {
+                let (cached, segments) = (window + N_SINK, ranges + 2);
+                let case =
+                    format!("{kv_dtype:?}, {n_q_heads}/{N_KV_HEADS} heads, {cached} cached, {segments} segments");
+                if !wanted(&case) {
+                    continue;
+                }
                 let x = rows(1, N_KV_HEADS);
                 let mut plain = cache(window, kv_dtype, n_q_heads, 0);
                 append(&mut plain, 1, &x);
@@ -116,11 +127,7 @@ fn decodes() {
                     divide(&mut edited, window, ranges);
                 }
                 let [r, lo, hi] = ratio(|| decode(&mut edited, n_q_heads), || decode(&mut plain, n_q_heads));
-                let (cached, segments) = (window + N_SINK, ranges + 2);
-                println!(
-                    "  {kv_dtype:?}, {n_q_heads}/{N_KV_HEADS} heads, {cached} cached, {segments} segments: \
-                     {r:.3} ({lo:.3} to {hi:.3})"
-                );
+                println!("  {case}: {r:.3} ({lo:.3} to {hi:.3})");
             }
         }
     }
@@ -132,6 +139,10 @@ fn edits() {
     println!("evict_range that moves {moved} rows of K and of V of {N_KV_HEADS} heads, beside memcpy of these rows");
     for kv_dtype in [StorageType::F32, StorageType::F16, StorageType::Bf16, StorageType::Q8, StorageType::Q4] {
         for taken in [32_usize, 16, 7, 20] {
+            let case = format!("{kv_dtype:?}, by {taken}");
+            if !wanted(&case) {
+                continue;
+            }
             let mut cache = cache(window, kv_dtype, N_KV_HEADS, 64);
             let x = rows(taken, N_KV_HEADS);
             let row = match kv_dtype {
@@ -167,7 +178,7 @@ fn edits() {
                 })
             };
             let [r, lo, hi] = ratio(edit, copy);
-            println!("  {kv_dtype:?}, by {taken}: {r:.2} ({lo:.2} to {hi:.2})");
+            println!("  {case}: {r:.2} ({lo:.2} to {hi:.2})");
         }
     }
 }

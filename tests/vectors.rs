@@ -3,12 +3,15 @@
 
 mod common;
 
-use common::oracle::{Oracle, RangeEdit, Rejected};
+use std::collections::BTreeSet;
+
+use common::oracle::{Oracle, OracleConfig, RangeEdit, Rejected};
 use common::plain::Plain;
 use common::quantised::KvTypes;
 use common::vectors::{Edit, Event, Vector, all};
 use common::{Call, Rows, check, feed};
-use sinkcache::{BackendKind, Batch, Cache, CacheConfig, DType, Isa, PositionMode, StorageType};
+use serde_json::{Value, json};
+use sinkcache::{BackendKind, Batch, Cache, CacheConfig, DType, Isa, LayerConfig, PositionMode, StorageType};
 
 const STARTS: [u64; 4] = [0, 1 << 24, (1 << 32) + 7, 1 << 40];
 const TYPES: [KvTypes; 7] = [
@@ -189,6 +192,50 @@ fn the_oracle_is_the_definition() {
         let (_, max_lse) = common::errors(&lse, &vector.tensors["lse"]);
         assert!(max <= 1e-6 && max_lse <= 2e-6, "{}: {max:.3e} {max_lse:.3e}", vector.name);
     }
+}
+
+/// Which tokens are held after random edits, and which edits are refused, by the definition in NumPy.
+#[test]
+fn the_oracle_edits_as_the_definition() {
+    let file: Value = serde_json::from_slice(&std::fs::read("tests/data/range_histories.json").unwrap()).unwrap();
+    let number = |v: &Value| usize::try_from(v.as_u64().unwrap()).unwrap();
+    let mut refused = BTreeSet::new();
+    for (i, history) in file["histories"].as_array().unwrap().iter().enumerate() {
+        let setting = |key: &str| number(&history[key]) as u32;
+        let layer = LayerConfig {
+            n_sink: setting("n_sink"),
+            window: setting("window"),
+            max_pinned: setting("max_pinned"),
+            max_segments: setting("max_segments"),
+            ..LayerConfig::default()
+        };
+        let heads = OracleConfig { n_q_heads: 1, n_kv_heads: 1, head_dim: 8, head_dim_v: 8, max_rewind: 0, layer };
+        let mut oracle = Oracle::new(OracleConfig { max_rewind: setting("max_rewind") as usize, ..heads });
+        for (j, event) in history["events"].as_array().unwrap().iter().enumerate() {
+            let event = event.as_array().unwrap();
+            let (call, after) = event.split_at(event.len() - 4);
+            let (what, n) = (call[0].as_str().unwrap(), number(&call[call.len() - 1]));
+            let range = |edit| Edit::Range(edit, call[1].as_u64().unwrap(), n);
+            let outcome = match what {
+                "append" => {
+                    (0..n).for_each(|_| oracle.push(&[], &[]));
+                    Ok(())
+                }
+                "evict" => oracle_edit(&mut oracle, Edit::Evict(n)),
+                "rewind" => oracle_edit(&mut oracle, Edit::Rewind(n)),
+                "reset" => oracle_edit(&mut oracle, Edit::Reset),
+                "pin" => oracle_edit(&mut oracle, range(RangeEdit::Pin)),
+                "evict_range" => oracle_edit(&mut oracle, range(RangeEdit::Evict)),
+                other => panic!("event {other}"),
+            };
+            let name = outcome.map_or_else(|e| format!("{e:?}"), |()| "Ok".into());
+            let runs: Vec<_> = oracle.segments().iter().map(|s| (s.first, s.end)).collect();
+            let got = json!([name, runs, oracle.rewindable(), oracle.counted()]);
+            assert_eq!(got, Value::from(after), "history {i}, event {j}: {call:?} in {history}");
+            refused.extend(outcome.err().map(|e| format!("{what} {e:?}")));
+        }
+    }
+    assert_eq!(refused.len(), 8, "{refused:?}");
 }
 
 #[test]

@@ -16,10 +16,25 @@
 namespace vectors {
 
 struct Event {
-    /** "chunk", "evict", "rewind", "reset", "refuse evict" or "refuse rewind". */
+    /** "chunk", "evict", "rewind", "reset", "pin" or "evict_range". */
     std::string kind;
+    /** The edit must be an error, and change nothing. */
+    bool refused;
+    /** Index of the first token of "pin" and "evict_range". */
+    std::uint64_t first;
     int n;
 };
+
+inline Event event(const nlohmann::json &json, bool refused = false) {
+    const std::string kind = json.at(0);
+    if (kind == "refuse") {
+        return event(json.at(1), true);
+    }
+    if (kind == "pin" || kind == "evict_range") {
+        return {kind, refused, json.at(1), json.at(2)};
+    }
+    return {kind, refused, 0, json.at(1)};
+}
 
 /** One file. */
 struct Vector {
@@ -28,9 +43,10 @@ struct Vector {
     std::vector<Event> events;
     std::map<std::string, std::vector<float>> tensors;
 
-    /** A number of the configuration, or `fallback` where it is null. */
+    /** A number of the configuration, or `fallback` where it is null or missing. */
     std::uint32_t number(const char *key, std::uint32_t fallback = 0) const {
-        return config.at(key).is_null() ? fallback : config.at(key).get<std::uint32_t>();
+        const auto found = config.find(key);
+        return found == config.end() || found->is_null() ? fallback : found->get<std::uint32_t>();
     }
     /** NULL if there is no such tensor. */
     const std::vector<float> *find(const char *tensor) const {
@@ -54,12 +70,7 @@ inline Vector load(const std::filesystem::path &path) {
     v.name = path.stem().string();
     v.config = nlohmann::json::parse(json.at("__metadata__").at("config").get<std::string>());
     for (const auto &e : nlohmann::json::parse(json.at("__metadata__").at("events").get<std::string>())) {
-        const std::string kind = e.at(0);
-        if (kind == "refuse") {
-            v.events.push_back({"refuse " + e.at(1).at(0).get<std::string>(), e.at(1).at(1)});
-        } else {
-            v.events.push_back({kind, e.at(1)});
-        }
+        v.events.push_back(event(e));
     }
     for (const auto &[name, tensor] : json.items()) {
         if (name == "__metadata__") {
@@ -77,15 +88,17 @@ inline Vector load(const std::filesystem::path &path) {
     return v;
 }
 
-/** All vectors of a folder, sorted by name. */
+/** All vectors of a folder and of its folder `segments`, sorted by name. */
 inline std::vector<Vector> all(const std::filesystem::path &folder) {
     std::vector<std::filesystem::path> paths;
-    for (const auto &entry : std::filesystem::directory_iterator(folder)) {
-        if (entry.path().extension() == ".safetensors") {
-            paths.push_back(entry.path());
+    for (const auto &in : {folder, folder / "segments"}) {
+        for (const auto &entry : std::filesystem::directory_iterator(in)) {
+            if (entry.path().extension() == ".safetensors") {
+                paths.push_back(entry.path());
+            }
         }
     }
-    std::sort(paths.begin(), paths.end());
+    std::sort(paths.begin(), paths.end(), [](const auto &a, const auto &b) { return a.stem() < b.stem(); });
     std::vector<Vector> loaded;
     for (const auto &path : paths) {
         loaded.push_back(load(path));

@@ -42,6 +42,8 @@ pub enum Event {
     PoisonEvicted { seq: u8, n: u8 },
     /// Appends tokens of NaN and infinity between others, and evicts these alone; `pinned`: pins them before.
     PoisonRange { seq: u8, n: [u8; 3], pinned: bool },
+    /// Appends tokens of NaN and infinity to the first of two layers, and aborts the step.
+    Abort { seq: u8, n: u8 },
     /// Saves a sequence, loads it into another cache, saves it there, and loads it into a sequence of this cache.
     Load { src: u8, dst: u8, other: Other },
     /// Replaces the cache by another, into which all sequences are loaded.
@@ -166,11 +168,17 @@ fn histories_of(events: impl Fn(&CacheConfig) -> BoxedStrategy<Event> + Clone) -
         config.backend = backend();
         config.isa = (config.backend == BackendKind::Cpu).then(|| isa.get(&Isa::all()).to_owned());
         let n = if is_wide(&config) { 10..20_usize } else { 16..40 };
-        let events = events(&config);
-        (Just(config), prop::collection::vec(events, n), any::<u64>()).prop_map(|(config, events, seed)| History {
-            config,
-            events,
-            seed,
+        let window = config.layers.iter().map(|l| l.window).max().unwrap() as u8;
+        // Edits have something to edit from the beginning on.
+        let first = (window..2 * window + 8, 0..window + 6, 0..window + 6).prop_map(|(a, b, c)| Event::Feed {
+            n: [a, b, c],
+            step: true,
+            repeat: 0,
+        });
+        let events = prop::collection::vec(events(&config), n);
+        (Just(config), first, events, any::<u64>()).prop_map(|(config, first, mut events, seed)| {
+            events.insert(0, first);
+            History { config, events, seed }
         })
     })
 }
@@ -212,6 +220,7 @@ fn event(config: &CacheConfig) -> impl Strategy<Value = Event> + use<> {
     };
     let poison_range = (seq.clone(), 0..=max_chunk, 1..=max_chunk.min(5), 0..=window.min(6), any::<bool>())
         .prop_map(|(seq, before, n, after, pinned)| Event::PoisonRange { seq, n: [before, n, after], pinned });
+    let abort = (seq.clone(), 1..=max_chunk).prop_map(|(seq, n)| Event::Abort { seq, n });
     prop_oneof![
         10 => feed,
         4 => step,
@@ -225,6 +234,7 @@ fn event(config: &CacheConfig) -> impl Strategy<Value = Event> + use<> {
         2 => (seq.clone(), 1..=max_chunk).prop_map(|(seq, n)| Event::Poison { seq, n }),
         2 => (seq, 1..=max_chunk).prop_map(|(seq, n)| Event::PoisonEvicted { seq, n }),
         2 => poison_range,
+        2 => abort,
     ]
 }
 

@@ -308,6 +308,23 @@ impl Oracle {
         if intact && held { Ok(()) } else { Err(Rejected::TokensGone) }
     }
 
+    /// Cuts the last `n` tokens, which other layers do not have yet: they may have taken all slots but those of the
+    /// window before them.
+    pub fn abort(&mut self, n: usize, slots: usize) -> Result<(), Rejected> {
+        let new = self.len() - n;
+        if new == 0 {
+            self.reset();
+            return Ok(());
+        }
+        let oldest = self.oldest_at(new);
+        if self.turns(oldest) + slots < self.turns(self.highest) || oldest < self.loaded_from {
+            return Err(Rejected::TokensGone);
+        }
+        self.k.truncate(new);
+        self.v.truncate(new);
+        Ok(())
+    }
+
     /// The most tokens that can be rewound.
     pub fn rewindable(&self) -> usize {
         (1..=self.len()).take_while(|&n| self.check_rewind(n).is_ok()).last().unwrap_or(0)

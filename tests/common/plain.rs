@@ -29,8 +29,8 @@ impl Plain {
         Self { types: types.into(), hosted: None, keys: Vec::new(), values: Vec::new() }
     }
 
-    /// The host rotates q and k and passes them in `dtype`: q is rounded before it is rotated again for older segments, k
-    /// before it is stored.
+    /// The host rotates q and k and passes them in `dtype`: q is rounded before it is rotated again for older segments,
+    /// k before it is stored.
     pub fn hosted(self, dtype: DType) -> Self {
         Self { hosted: Some(dtype), ..self }
     }

@@ -32,6 +32,7 @@ const EVICT: Names = Names::new("evict", "rejected evict");
 const REWIND: Names = Names::new("rewind", "rejected rewind");
 const PIN: Names = Names::new("pin", "rejected pin");
 const EVICT_RANGE: Names = Names::new("evicted range", "rejected range");
+const ABORT: Names = Names::new("abort", "rejected abort");
 // They are never rejected.
 const DRAFT: Names = Names::new("poisoned draft", "rejected rewind");
 const WINDOW: Names = Names::new("poisoned window", "rejected evict");
@@ -59,7 +60,7 @@ impl Run {
             plains[seq].follow(&oracles[seq]);
         }
         if n > 0 {
-            self.attendable[seq] = 0;
+            self.attendable[seq] = Some(0);
             self.note(what.accepted);
         }
         Ok(true)
@@ -162,7 +163,7 @@ impl Run {
             }
             if changed {
                 self.note(what.accepted);
-                self.attendable[seq] = 0;
+                self.attendable[seq] = Some(0);
                 let len = self.oracles[0][seq].len();
                 self.edited_at[seq].get_or_insert(len);
             } else {
@@ -200,6 +201,42 @@ impl Run {
             self.note("poisoned range");
         }
         Ok(())
+    }
+
+    /// Appends tokens to the first layer alone, and aborts the step. Between, no edit is possible.
+    fn abort(&mut self, seq: usize, n: usize) -> Result<(), TestCaseError> {
+        if self.oracles.len() == 1 {
+            return Ok(());
+        }
+        let before = self.oracles[0][seq].len();
+        self.poison_first_layer(seq, n);
+        let (ids, first, one) = ([seq as i32], [before as u64], [1]);
+        let outcomes = [self.cache.pin(&ids, &first, &one), self.cache.evict_range(&ids, &first, &one)];
+        for error in outcomes.map(Result::unwrap_err) {
+            assert_eq!(error.status(), Status::LayersOutOfStep, "{error}");
+        }
+        let slots = |l: &LayerConfig| (l.window + self.config.max_chunk.max(self.config.max_rewind)) as usize;
+        let slots: Vec<_> = self.config.layers.iter().map(slots).collect();
+        let allowed: Vec<_> = (0..slots.len())
+            .map(|layer| self.oracles[layer][seq].clone().abort(if layer == 0 { n } else { 0 }, slots[layer]))
+            .collect();
+        let rejections: Vec<_> = allowed.into_iter().filter_map(Result::err).collect();
+        let outcome = self.cache.abort_step(Some(&ids));
+        if self.expect(ABORT, &[(seq, format!("{n}"))], rejections, outcome)? {
+            for (layer, slots) in slots.into_iter().enumerate() {
+                let oracle = &mut self.oracles[layer][seq];
+                oracle.abort(if layer == 0 { n } else { 0 }, slots).unwrap();
+                self.plains[layer][seq].follow(oracle);
+            }
+            self.attendable[seq] = None;
+            if before == 0 {
+                self.edited_at[seq] = None;
+            }
+            self.note("abort");
+            return Ok(());
+        }
+        // Only a reset helps.
+        self.run_event(&Event::Reset { seq: seq as u8, start: 5 })
     }
 
     /// The settings of another cache that a sequence of this one can be loaded into.
@@ -241,7 +278,7 @@ impl Run {
         }
         self.copied(src, dst);
         if !self.forks {
-            self.attendable[dst] = 0;
+            self.attendable[dst] = Some(0);
         }
     }
 
@@ -269,7 +306,7 @@ impl Run {
                 oracle.cfg.layer = layer.clone();
             }
         }
-        self.attendable = [0; N_SEQS];
+        self.attendable = [Some(0); N_SEQS];
     }
 
     fn evict(&mut self, what: Names, seq: usize, n: usize) -> Result<bool, TestCaseError> {
@@ -327,7 +364,7 @@ impl Run {
                     plains[usize::from(seq)].follow(&oracles[usize::from(seq)]);
                 }
                 let seq = usize::from(seq);
-                (self.starts[seq], self.attendable[seq], self.edited_at[seq]) = (start, 0, None);
+                (self.starts[seq], self.attendable[seq], self.edited_at[seq]) = (start, Some(0), None);
             }
             Event::Fork { src, dst } => {
                 let (src, dst) = (usize::from(src), usize::from(dst));
@@ -370,6 +407,7 @@ impl Run {
                     assert!(self.evict(WINDOW, seq, window)?);
                 }
             }
+            Event::Abort { seq, n } => self.abort(seq.into(), n.into())?,
             Event::Load { src, dst, other } => self.load(src.into(), dst.into(), other),
             Event::Move(other) => self.move_all(other),
         }

@@ -139,6 +139,7 @@ fn report(summaries: &[Summary], more: &[&str]) {
         "poisoned draft",
         "poisoned window",
         "poisoned range",
+        "abort",
     ];
     let mut rare: Vec<&str> = vec![];
     for kind in kinds.iter().chain(more).chain(&rejected) {

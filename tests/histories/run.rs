@@ -25,8 +25,8 @@ pub struct Run {
     pub plains: Vec<Vec<Plain>>,
     /// Position of token 0, per sequence.
     pub starts: [u64; N_SEQS],
-    /// Queries of the latest append that may still be passed, per sequence.
-    pub attendable: [usize; N_SEQS],
+    /// Queries of the latest append that may still be passed, per sequence; `None`: layers differ.
+    pub attendable: [Option<usize>; N_SEQS],
     /// Length at the first pin or evicted range since the last reset, per sequence.
     pub edited_at: [Option<usize>; N_SEQS],
     random: u64,
@@ -50,6 +50,10 @@ pub struct Summary {
     pub counts: BTreeMap<String, usize>,
 }
 
+fn poison(n: usize) -> Vec<f32> {
+    (0..n).map(|i| [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][i % 3]).collect()
+}
+
 impl Run {
     pub fn new(history: &History) -> Self {
         let oracles: Vec<Vec<_>> = (0..history.config.layers.len())
@@ -70,7 +74,7 @@ impl Run {
                 .collect(),
             oracles,
             starts: [0; N_SEQS],
-            attendable: [0; N_SEQS],
+            attendable: [Some(0); N_SEQS],
             edited_at: [None; N_SEQS],
             random: history.seed | 1,
             got: vec![],
@@ -200,12 +204,22 @@ impl Run {
         }
     }
 
+    /// Appends tokens of NaN and infinity to one sequence in the first layer alone.
+    pub fn poison_first_layer(&mut self, seq: usize, n: usize) {
+        let (nq, nk, nv) = self.dims();
+        let (q, k, v) = (self.draw(n * nq), poison(n * nk), poison(n * nv));
+        let (ids, counts) = ([seq as i32], [n as i32]);
+        let rows = Rows { q: &q, k: &k, v: &v };
+        feed(&mut self.cache, &self.config, 0, Batch::new(&ids, &counts), rows, Call::Two);
+        (0..n).for_each(|_| self.oracles[0][seq].push(&[], &[]));
+    }
+
     /// Brings up to date what is known of a sequence to which `n` tokens were appended.
     fn appended(&mut self, seq: usize, n: usize) {
         let len = self.oracles[0][seq].len();
         self.longest = self.longest.max(len);
         if n > 0 {
-            self.attendable[seq] = n.min(self.config.max_chunk as usize);
+            self.attendable[seq] = Some(n.min(self.config.max_chunk as usize));
         }
         let slots = self.slots();
         self.wrapped_after_edit |= self.edited_at[seq].is_some_and(|at| len > at + slots);
@@ -221,7 +235,6 @@ impl Run {
     /// instead of those. Results are compared where no such token is visible.
     pub fn poison(&mut self, seq: usize, [before, n, after]: [usize; 3]) {
         let (nq, nk, nv) = self.dims();
-        let poison = |n: usize| (0..n).map(|i| [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][i % 3]).collect::<Vec<_>>();
         let all = before + n + after;
         for layer in 0..self.oracles.len() {
             let at = self.oracles[layer][seq].len();
@@ -265,9 +278,7 @@ impl Run {
 
     /// Checks that the latest append's queries can be passed again, or no longer can after an edit.
     pub fn check_attendable(&mut self, seq: usize) {
-        if self.cache.is_on_device() {
-            return;
-        }
+        let Some(attendable) = self.attendable[seq].filter(|_| !self.cache.is_on_device()) else { return };
         let c = &self.config;
         let q = vec![0.0_f32; (c.n_q_heads * c.head_dim) as usize];
         let mut out = vec![f32::NAN; (c.n_q_heads * c.head_dim_v) as usize];
@@ -276,11 +287,11 @@ impl Run {
             let outcome = self.cache.attend(layer, Batch::new(&[seq as i32], &[1]), tensors);
             match outcome {
                 Ok(()) => {
-                    assert!(self.attendable[seq] > 0, "layer {layer}: a query of before an edit was taken");
+                    assert!(attendable > 0, "layer {layer}: a query of before an edit was taken");
                     assert!(out.iter().all(|x| x.is_finite()), "layer {layer}: {out:?}");
                 }
                 Err(e) => {
-                    assert!(self.attendable[seq] == 0 && e.status() == Status::OutOfRange, "layer {layer}: {e}");
+                    assert!(attendable == 0 && e.status() == Status::OutOfRange, "layer {layer}: {e}");
                 }
             }
         }

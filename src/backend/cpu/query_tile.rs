@@ -171,20 +171,19 @@ impl QueryTile<'_> {
     pub fn turn(&self, turn: &Turn, first: usize, rows: usize, kernels: &Kernels, scratch: &mut Scratch<'_>) {
         let (layer, shape) = (self.call.layer, self.call.shape);
         let (dim, half) = (shape.head_dim, layer.frequencies.len());
-        let (cos, sin) = scratch.turn_angles.split_at_mut(2 * half);
-        // Back from the window's queries, on from the sinks'.
-        for (i, positions) in [0_u64.wrapping_sub(turn.behind), turn.before].into_iter().enumerate() {
-            let (cos, sin) = (&mut cos[i * half..][..half], &mut sin[i * half..][..half]);
-            // SAFETY: the kernels' instruction set is available.
-            unsafe { (kernels.angles)(&layer.frequencies, positions, 1.0, cos, sin) };
-        }
         for (i, r) in (first..first + rows).enumerate() {
             let passed = turn.has_passed(&layer.ring, scratch.ranges[r]); // mutant: passed_pin_as_new
-            let angles = usize::from(passed) * half..usize::from(passed) * half + half;
+            // On from the sinks' queries, or back from the window's.
+            let positions = if passed { turn.before } else { 0_u64.wrapping_sub(turn.behind) };
+            let at = scratch.turns.place(positions);
+            let (cos, sin) = scratch.turn_angles[2 * half * at.index..2 * half * (at.index + 1)].split_at_mut(half);
+            if at.is_new {
+                // SAFETY: the kernels' instruction set is available.
+                unsafe { (kernels.angles)(&layer.frequencies, positions, 1.0, cos, sin) };
+            }
             let q = if passed { &scratch.q_sink } else { &scratch.q };
             let q = &q[r * dim..(r + 1) * dim];
             let turned = &mut scratch.q_turned[i * dim..(i + 1) * dim];
-            let (cos, sin) = (&cos[angles.clone()], &sin[angles]);
             // SAFETY: the kernels' instruction set is available.
             unsafe {
                 if shape.k_type.is_quantised() {

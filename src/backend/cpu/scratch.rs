@@ -1,6 +1,7 @@
 //! Working memory of the kernels: one part per thread, allocated at creation.
 
 use super::kv_layout::{KEY_GROUP, SLOT_ALIGN, padded_dim};
+use super::rope_cache::{TURNS, TurnCache};
 use super::simd::softmax::ColumnRange;
 use super::visibility::VisibleRange;
 use crate::config::Shape;
@@ -66,6 +67,8 @@ macro_rules! scratch {
             pub ranges: &'a mut [VisibleRange],
             /// `[TILE_ROWS]` the columns of the current block that each row sees.
             pub visible: &'a mut [ColumnRange],
+            /// Whose angles are in `turn_angles`: those of the call's layer.
+            pub turns: TurnCache,
         }
 
         const FIELDS: usize = [$(stringify!($name)),*].len();
@@ -83,7 +86,7 @@ macro_rules! scratch {
                 ranges: &'a mut [VisibleRange],
                 visible: &'a mut [ColumnRange],
             ) -> Self {
-                Self { $($name,)* ranges, visible }
+                Self { $($name,)* ranges, visible, turns: TurnCache::new() }
             }
         }
     };
@@ -108,8 +111,8 @@ scratch! { s;
     q_turned: s.turned_rows * s.dim,
     q_turned_packed: s.x86_64 * s.turned_rows * s.dim,
     turned_scale: s.x86_64 * s.turned_rows,
-    /// `[2][2][rope_dim / 2]` cosines, then sines, of the two turns of a segment.
-    turn_angles: s.turned_rows.min(1) * 2 * s.dim,
+    /// `[TURNS][2][rope_dim / 2]` cosines and sines of turns of queries.
+    turn_angles: s.turned_rows.min(1) * TURNS * s.dim,
     /// `[rows][columns]` scores of another segment in the same group of columns.
     kept: s.turned_rows.min(1) * (s.decode_rows * KEY_GROUP).max(SUBTILE_ROWS * SLOT_ALIGN as usize),
     /// `[TILE_ROWS][head_dim_v]` accumulated PV.
