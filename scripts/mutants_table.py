@@ -46,6 +46,9 @@ STREAMS = ("cuda", "differential::streams_agree_with_the_cpu")
 CODES = ("cuda", "codes::rows_that_are_not_rotated_are_those_of_the_definition")
 MASKED = ("cuda", "differential::masked_infinities_do_not_reach_a_query")
 
+HISTORIES = ("histories", "random_histories_match_the_definition")
+VECTORS = ("vectors", "every_vector_every_way")
+
 # Semantics, and what all instruction sets share.
 COMMON = {
     # The record of entries that a device has skipped.
@@ -56,12 +59,25 @@ COMMON = {
     "ring_without_chunk_room": Replace("u64::from(max_chunk)", "u64::from(max_chunk) - 1",
                                        ("edges", "an_aborted_step_can_be_done_again")),
     "evict_counts_from_zero": Replace("= ring.evicted(self.len, self.floor) + n", "+= n"),
-    "rewind_keeps_evicted": Line("self.apply(|layer, state, len| { state.floor = layer.ring.evicted(state.len, "
+    "rewind_keeps_evicted": Line("self.apply(|layer, state, _, len| { state.floor = layer.ring.evicted(state.len, "
                                  "state.floor); state.cut(len) });"),
     "rewind_forgets_highest": Line("self.len = len; self.highest = len;"),
     "reset_keeps_floor": Replace("Seq::default()", "Seq { floor: state.floor, ..Seq::default() }"),
-    "fork_copies_too_little": Replace("state.highest.min", "state.len.saturating_sub(1).min",
-                                      ("histories", "random_histories_match_the_definition")),
+    "fork_copies_too_little": Replace("used_slots(&state)",
+                                      "used_slots(&Seq { highest: state.len.saturating_sub(1), ..state })", HISTORIES),
+    # Pins and evicted ranges.
+    "fork_without_pins": Replace(" + u64::from(seq.n_pinned)", "", HISTORIES),
+    "rewind_across_an_edit": Line("let _ = EditRejection::Edited;", HISTORIES),
+    "segment_border_off_by_one": Replace("self.end() + self.later", "self.end() + self.later + 1", VECTORS),
+    "pin_counted_as_dropped": Replace("{ 0 } else { self.n }", "{ self.n } else { self.n }", VECTORS),
+    "passed_range_kept": Replace("r.first > self.oldest_after", "r.first > 0", HISTORIES),
+    "edit_forgets_the_window": Replace(".max(self.oldest_index)", "", HISTORIES),
+    "pin_overwrites_a_pin": Replace("rank + taken", "rank", HISTORIES),
+    "evicted_pin_stays": Replace("slot_of_pinned(before), after", "slot_of_pinned(before + 1), after", VECTORS),
+    "window_moves_one_too_far": Replace("end + self.taken", "end + self.taken + 1", VECTORS),
+    "pinned_from_its_old_slot": Replace("move_rows(run.slot, ", "move_rows(run.slot + 1, ", VECTORS),
+    "pins_not_saved": Replace(" + u64::from(seq.n_pinned)", "",
+                              ("histories", "random_histories_with_snapshots_match_the_definition")),
     # Snapshots.
     "rewind_below_a_load": Replace(".max(seq.loaded_from)", "", LOADS),
     "abort_below_a_load": Replace(".max(seq.loaded_from)", "", LOADS),
@@ -74,14 +90,19 @@ COMMON = {
     # Which keys a query sees, and at which distance.
     "evicted_token_visible": Replace("self.evicted..end", "self.evicted.saturating_sub(1)..end"),
     "future_token_visible": Replace("self.index + 1", "self.index + 2"),
-    "sink_distance_in_stream": Replace("self.index - self.evicted - key", "self.index - key"),
+    "sink_distance_in_stream": Replace("row.index - offset", "row.index", VECTORS),
     "block_begins_late": Replace("offset % SLOT_ALIGN", "offset % SLOT_ALIGN + u64::from(offset % SLOT_ALIGN == 7)"),
+    "pins_dropped_for_sinks": Replace(" - self.pinned", "", VECTORS),
+    "passed_pin_as_new": Replace("turn.has_passed(&layer.ring, scratch.ranges[r])", "false", VECTORS),
+    "segment_overwrites_its_neighbour": Replace("..keep", "..0", VECTORS),
+    "rows_moved_oldest_first": Replace("from < to", "from > to",
+                                       ("lib", "backend::cpu::row_moves::tests::moved_rows_are_the_same")),
     "part_of_another_tile": Replace("self.first_row + first as u64", "self.first_row"),
     "columns_counted_from_block": Replace("(v.from - from, v.to - from)", "(v.from, v.to)"),
     # RoPE.
     "float_positions": Replace("position.wrapping_mul(f)", "(position as f32 as u64).wrapping_mul(f)"),
-    "sink_rotation_dropped": Replace("position.wrapping_sub(evicted)", "position"),
-    "sink_rotated_other_way": Replace("0_u64.wrapping_sub(evicted)", "evicted"),
+    "sink_rotation_dropped": Replace("position.wrapping_sub(dropped)", "position"),
+    "sink_rotated_other_way": Replace("0_u64.wrapping_sub(dropped)", "evicted"),
     "mscale_twice": Replace("1.0", "layer.mscale"),
     "key_angle_of_first_token": Replace("wrapping_add(index)", "wrapping_add(entry.first)"),
     "angles_of_another_slab": Replace("(token - start) as usize", "(token - tokens.start) as usize % half.max(1)",

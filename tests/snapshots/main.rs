@@ -1,13 +1,15 @@
 //! Snapshots: sequences that go on elsewhere, snapshots of earlier versions, and what no snapshot may do.
 
+#[path = "../common/mod.rs"]
 mod common;
 
+mod changed;
+mod parts;
+mod ranges;
+
 use common::{Call, Rows, feed, new_cache, transfer};
-use proptest::prelude::*;
-use proptest::sample::Index;
-use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use sinkcache::{BackendKind, Batch, Cache, CacheConfig, HostTag, LayerConfig, SeqInfo, Status, StorageType};
-use twox_hash::XxHash3_64;
+use parts::{Part, Parts, refused, saved};
+use sinkcache::{Batch, Cache, CacheConfig, HostTag, LayerConfig, SeqInfo, Status, StorageType};
 
 const TAG: HostTag = [7; 32];
 
@@ -206,103 +208,6 @@ fn snapshots_of_all_versions_load() {
     }
 }
 
-/// The parts of a snapshot, which can be put together again with the right lengths and checksums.
-#[derive(Clone, Debug)]
-struct Parts {
-    version: u32,
-    /// Tag, flags, content.
-    sections: Vec<Part>,
-}
-
-#[derive(Clone, Debug)]
-struct Part {
-    tag: [u8; 4],
-    flags: u32,
-    content: Vec<u8>,
-}
-
-impl Part {
-    /// Bytes of the section.
-    fn len(&self) -> usize {
-        24 + self.content.len().next_multiple_of(8)
-    }
-}
-
-impl Parts {
-    fn of(bytes: &[u8]) -> Self {
-        let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
-        let mut at = 64;
-        let sections = (0..u32_at(12))
-            .map(|_| {
-                let n = u32_at(at + 8) as usize;
-                let (tag, flags) = (bytes[at..at + 4].try_into().unwrap(), u32_at(at + 4));
-                let content = bytes[at + 16..at + 16 + n].to_vec();
-                at += 24 + n.next_multiple_of(8);
-                Part { tag, flags, content }
-            })
-            .collect();
-        assert_eq!(at, bytes.len());
-        Self { version: u32_at(8), sections }
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        let hashed = |mut part: Vec<u8>| {
-            part.extend(XxHash3_64::oneshot(&part).to_le_bytes());
-            part
-        };
-        let mut sections = vec![];
-        for Part { tag, flags, content } in &self.sections {
-            let mut section = [tag.as_slice(), &flags.to_le_bytes(), &(content.len() as u64).to_le_bytes()].concat();
-            section.extend(content);
-            section.resize(section.len().next_multiple_of(8), 0);
-            sections.extend(hashed(section));
-        }
-        let mut header = b"SKC-SEQ\n".to_vec();
-        header.extend(self.version.to_le_bytes());
-        header.extend((self.sections.len() as u32).to_le_bytes());
-        header.extend((64 + sections.len() as u64).to_le_bytes());
-        header.extend(TAG);
-        [hashed(header), sections].concat()
-    }
-
-    fn part(&mut self, tag: &[u8; 4]) -> &mut Part {
-        self.sections.iter_mut().find(|s| s.tag == *tag).unwrap()
-    }
-
-    /// Sets a number of the counters: 0 is the start position, 1 the length, then three for each layer.
-    fn set(&mut self, index: usize, value: u64) {
-        self.part(b"SEQN").content[8 * index..8 * index + 8].copy_from_slice(&value.to_le_bytes());
-    }
-
-    fn number(&mut self, index: usize) -> u64 {
-        u64::from_le_bytes(self.part(b"SEQN").content[8 * index..8 * index + 8].try_into().unwrap())
-    }
-}
-
-/// A cache with a sequence of 130 tokens, 7 of them evicted, and its snapshot.
-fn saved() -> (CacheConfig, Cache, Parts) {
-    let config = config(TYPES[1]);
-    let mut cache = new_cache(&config);
-    (0..13).for_each(|i| drop(step(&mut cache, &config, 0, 10, i)));
-    cache.evict(&[0], &[7]).unwrap();
-    step(&mut cache, &config, 0, 3, 77);
-    cache.rewind(&[0], &[2]).unwrap();
-    let bytes = save(&mut cache, 0);
-    let parts = Parts::of(&bytes);
-    assert!(parts.bytes() == bytes, "a snapshot is not made as its description says");
-    (config, cache, parts)
-}
-
-/// Loads a snapshot that must be refused, with a text that contains `text`; the sequence stays as it is.
-#[track_caller]
-fn refused(cache: &mut Cache, parts: &Parts, text: &str) {
-    let before = (infos(cache, 0), save(cache, 0));
-    let error = cache.load_sequence(0, &TAG, &parts.bytes()).unwrap_err();
-    assert_eq!(error.status(), Status::InvalidSnapshot, "{error}");
-    assert!(error.message().contains(text), "\"{error}\" lacks \"{text}\"");
-    assert!((infos(cache, 0), save(cache, 0)) == before, "a refused snapshot changed something");
-}
-
 #[test]
 fn wrong_counters_with_right_checksums_are_refused() {
     let (_, mut cache, parts) = saved();
@@ -384,120 +289,4 @@ fn equal_settings_may_be_given_once_or_for_each_layer() {
         assert_eq!(infos(&a, 2)[1], SeqInfo { room: infos(&a, 0)[1].room, ..infos(&b, 1)[1] });
     }
     assert_eq!(infos(&b, 1), infos(&a, 2));
-}
-
-/// A change of a snapshot, whose checksums are put right afterwards.
-#[derive(Clone, Debug)]
-enum Change {
-    Byte { section: Index, at: Index, value: u8 },
-    Counter { index: Index, value: u64 },
-    Length { section: Index, longer: i16 },
-    Remove(Index),
-    Repeat(Index, Index),
-    Swap(Index, Index),
-    Head { section: Index, tag: u8, flags: u32 },
-}
-
-fn change() -> impl Strategy<Value = Change> {
-    let index = any::<Index>;
-    let number = prop_oneof![
-        0..300_u64,
-        Just(u64::MAX),
-        any::<u64>(),
-        (0..64_u32, -3..4_i64).prop_map(|(bit, n)| (1_u64 << bit).wrapping_add_signed(n)),
-    ];
-    prop_oneof![
-        3 => (index(), index(), any::<u8>()).prop_map(|(section, at, value)| Change::Byte { section, at, value }),
-        6 => (index(), number).prop_map(|(index, value)| Change::Counter { index, value }),
-        1 => (index(), -900..900_i16).prop_map(|(section, longer)| Change::Length { section, longer }),
-        1 => index().prop_map(Change::Remove),
-        1 => (index(), index()).prop_map(|(a, b)| Change::Repeat(a, b)),
-        1 => (index(), index()).prop_map(|(a, b)| Change::Swap(a, b)),
-        1 => (index(), any::<u8>(), 0..3_u32).prop_map(|(section, tag, flags)| Change::Head { section, tag, flags }),
-    ]
-}
-
-impl Parts {
-    fn apply(&mut self, change: &Change) {
-        let n = self.sections.len();
-        match *change {
-            _ if n == 0 => {}
-            Change::Byte { section, at, value } => {
-                let content = &mut self.sections[section.index(n)].content;
-                if !content.is_empty() {
-                    let at = at.index(content.len());
-                    content[at] = value;
-                }
-            }
-            Change::Counter { index, value } => {
-                if let Some(counters) = self.sections.iter_mut().find(|s| s.tag == *b"SEQN" && s.content.len() >= 8) {
-                    let at = 8 * index.index(counters.content.len() / 8);
-                    counters.content[at..at + 8].copy_from_slice(&value.to_le_bytes());
-                }
-            }
-            Change::Length { section, longer } => {
-                let content = &mut self.sections[section.index(n)].content;
-                content.resize(content.len().saturating_add_signed(longer.into()), 0);
-            }
-            Change::Remove(at) => drop(self.sections.remove(at.index(n))),
-            Change::Repeat(from, to) => self.sections.insert(to.index(n), self.sections[from.index(n)].clone()),
-            Change::Swap(a, b) => self.sections.swap(a.index(n), b.index(n)),
-            Change::Head { section, tag, flags } => {
-                let section = &mut self.sections[section.index(n)];
-                (section.tag[0], section.flags) = (tag, flags);
-            }
-        }
-    }
-}
-
-/// What was loaded can be used: it is saved as it is, rewound as far as it says, and goes on.
-fn use_loaded(cache: &mut Cache, config: &CacheConfig) {
-    let bytes = save(cache, 1);
-    cache.load_sequence(2, &TAG, &bytes).unwrap();
-    assert!(save(cache, 2) == bytes && infos(cache, 1) == infos(cache, 2));
-    for seq in [1, 2] {
-        let most = infos(cache, seq).map(|i| i.rewindable).into_iter().min().unwrap().min(i32::MAX as u64);
-        let more = cache.rewind(&[seq], &[most as i32 + 1]);
-        assert!(most == i32::MAX as u64 || more.is_err(), "more than rewindable was rewound");
-        cache.rewind(&[seq], &[most as i32]).unwrap();
-        let info = infos(cache, seq)[0];
-        if info.start_position.checked_add(info.len_max + 60).is_some() {
-            step(cache, config, seq, 50, 5);
-            step(cache, config, seq, 1, 6);
-        }
-    }
-}
-
-/// Runs `SKC_MENDED` snapshots (default 2,000) with one to three changes and right checksums: each is refused without
-/// a trace, or leaves a sequence that works. `SKC_SEED` says which.
-#[test]
-fn changed_snapshots_with_right_checksums_do_no_harm() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u32>().ok());
-    let (config, cache, parts) = saved();
-    let cases = number("SKC_MENDED").unwrap_or(if config.backend == BackendKind::Cpu { 2_000 } else { 50 });
-    let seed = number("SKC_SEED").unwrap_or(1).to_le_bytes().repeat(8);
-    let runner = Config { cases, failure_persistence: None, ..Config::default() };
-    let mut runner = TestRunner::new_with_rng(runner, TestRng::from_seed(RngAlgorithm::ChaCha, &seed));
-    let (cache, loaded) = (std::cell::RefCell::new(cache), std::cell::Cell::new(0));
-    runner
-        .run(&prop::collection::vec(change(), 1..4), |changes| {
-            let mut parts = parts.clone();
-            changes.iter().for_each(|change| parts.apply(change));
-            let cache = &mut *cache.borrow_mut();
-            let before = (infos(cache, 1), save(cache, 1));
-            match cache.load_sequence(1, &TAG, &parts.bytes()) {
-                Ok(()) => {
-                    loaded.set(loaded.get() + 1);
-                    use_loaded(cache, &config);
-                }
-                Err(e) => {
-                    assert!(e.status() == Status::InvalidSnapshot && e.message().len() > 20, "{e}");
-                    assert!((infos(cache, 1), save(cache, 1)) == before, "a refused snapshot changed something");
-                }
-            }
-            Ok(())
-        })
-        .unwrap();
-    println!("{cases} changed snapshots, {} of them loaded", loaded.get());
-    assert!(10 * loaded.get() >= cases || cases < 500, "too few changes are harmless");
 }
