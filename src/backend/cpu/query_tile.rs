@@ -6,7 +6,7 @@ use super::element::{as_f32, store_scaled};
 use super::kv_layout::padded_dim;
 use super::rope_cache::{EntryTokens, RopeCache};
 use super::scratch::Scratch;
-use super::segments::{Piece, Segment, SegmentQuery, Turn, fixed_segments, pieces, ring_segments};
+use super::segments::{Piece, Segment, SegmentQuery, Turn, fixed_segments, ring_segments};
 use super::simd::Kernels;
 use super::simd::prefetch::prefetch;
 use super::simd::softmax::{ColumnRange, score_unit};
@@ -99,13 +99,29 @@ impl QueryTile<'_> {
         fixed.then(|| fixed_segments(&self.call.layer.ring, ranges, places)).into_iter().flatten().chain(in_ring)
     }
 
-    /// The columns of a block by the queries that they meet, in order; all of them without RoPE or edits.
-    pub fn pieces(&self, block: &Block) -> impl Iterator<Item = Piece> + use<'_> {
-        let one = self.entry.n_ranges == 0 || self.call.layer.frequencies.is_empty();
-        let query = if block.fixed { SegmentQuery::Sinks } else { SegmentQuery::Window };
-        let all = one.then_some(Piece { from: block.lo, to: block.hi, query });
-        let several = (!one).then(|| pieces(*block, self.segments(block.fixed, block.places())));
-        all.into_iter().chain(several.into_iter().flatten())
+    /// Calls `visit` with the columns of a block by the queries that they meet, in order; with all of them without RoPE
+    /// or edits. Neighbours that meet the same queries are one piece.
+    pub fn for_each_piece(&self, block: &Block, mut visit: impl FnMut(Piece)) {
+        if self.entry.n_ranges == 0 || self.call.layer.frequencies.is_empty() {
+            let query = if block.fixed { SegmentQuery::Sinks } else { SegmentQuery::Window };
+            return visit(Piece { from: block.lo, to: block.hi, query });
+        }
+        let mut last: Option<Piece> = None;
+        let mut add = |s: Segment| {
+            let column = |place: u64| block.lo + (place - block.first) as usize;
+            let piece = Piece { from: column(s.from), to: column(s.end), query: s.query };
+            match &mut last {
+                Some(last) if last.query == piece.query => last.to = piece.to,
+                _ => last.replace(piece).into_iter().for_each(&mut visit),
+            }
+        };
+        let ranges = self.call.ranges_of(self.entry);
+        if block.fixed {
+            fixed_segments(&self.call.layer.ring, ranges, block.places()).for_each(&mut add);
+        } else {
+            ring_segments(ranges, block.places()).for_each(&mut add);
+        }
+        last.into_iter().for_each(visit);
     }
 
     /// The columns of a block that each row sees, into `visible`.
