@@ -2,6 +2,7 @@
 
 use super::state::{Cache, Place, SeqEdit};
 use crate::backend::{EditCall, EditEntries, RowMove};
+use crate::config::Which;
 use crate::error::{Result, bail};
 use crate::ranges::{RangeEdit, RangeRejection};
 
@@ -37,7 +38,7 @@ impl Cache {
         })?;
         self.enqueue_edit(call, EditEntries::Host { ids: seq_ids, tokens: n_tokens, positions: first })?;
         for i in 0..self.edits.len() {
-            self.apply_range(call, self.edits[i]);
+            self.apply_range(call, self.edits[i])?;
         }
         Ok(())
     }
@@ -94,31 +95,50 @@ impl Cache {
     }
 
     /// Moves rows and brings the counters of a checked edit up to date.
-    fn apply_range(&mut self, call: EditCall, SeqEdit { seq, amount: first, n }: SeqEdit) {
+    fn apply_range(&mut self, call: EditCall, edit @ SeqEdit { seq, amount: first, n }: SeqEdit) -> Result<()> {
         if self.is_unknown(seq) {
             // The device decides; the host no longer knows the sequence's ranges.
             (0..self.layers.len()).for_each(|layer| self.counters.invalidate(layer, seq));
-            return;
+            return Ok(());
         }
+        let mut rows = 0;
+        (0..self.layers.len()).for_each(|layer| self.for_each_move(call, layer, edit, |_, _, n| rows += n));
+        let row = self.shape.row_bytes(Which::K) + self.shape.row_bytes(Which::V);
+        let bytes = (rows as usize).saturating_mul(self.shape.n_kv_heads * row);
+        let moved = self.for_layers(bytes, &|layers| {
+            layers.for_each(|layer| self.move_rows(call, layer, edit));
+            Ok(())
+        });
+        self.note_panic(moved)?;
         let mut changes = false;
         for index in 0..self.layers.len() {
             let Ok(edit) = self.range_edit(call, index, seq, (first, n)) else { continue };
-            let layer = &self.layers[index];
-            if let Place::Host { backend, .. } = &self.place {
-                let (state, ranges) = (self.counters.seq(index, seq), self.counters.ranges(index, seq));
-                edit.moves(&layer.ring, state, ranges, |from, to, n| {
-                    if n > 0 {
-                        backend.move_rows(index, layer, seq, RowMove { from, to, n });
-                    }
-                });
-            }
             let (state, ranges) = self.counters.seq_and_ranges(index, seq);
-            edit.apply(&layer.ring, state, ranges);
+            edit.apply(&self.layers[index].ring, state, ranges);
             changes |= edit.changes();
         }
         if changes {
             // No query sees the sequence as it was, in any layer.
             (0..self.layers.len()).for_each(|layer| self.counters.seq_mut(layer, seq).attendable = 0);
+        }
+        Ok(())
+    }
+
+    /// Calls `visit` with the slots that an edit moves in a layer: from, to and their number.
+    fn for_each_move(&self, call: EditCall, layer: usize, edit: SeqEdit, visit: impl FnMut(u64, u64, u64)) {
+        let SeqEdit { seq, amount: first, n } = edit;
+        if let Ok(edit) = self.range_edit(call, layer, seq, (first, n)) {
+            let (state, ranges) = (self.counters.seq(layer, seq), self.counters.ranges(layer, seq));
+            edit.moves(&self.layers[layer].ring, state, ranges, visit);
+        }
+    }
+
+    /// Moves the rows of an edit in a layer of a CPU cache.
+    fn move_rows(&self, call: EditCall, layer: usize, edit: SeqEdit) {
+        if let Place::Host { backend, .. } = &self.place {
+            self.for_each_move(call, layer, edit, |from, to, n| {
+                backend.move_rows(layer, &self.layers[layer], edit.seq, RowMove { from, to, n });
+            });
         }
     }
 }

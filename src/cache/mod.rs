@@ -7,6 +7,7 @@ mod device;
 mod edit;
 mod edit_ranges;
 mod info;
+mod layer_parts;
 mod plan;
 mod snapshot;
 mod state;

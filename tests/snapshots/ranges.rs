@@ -150,3 +150,24 @@ fn the_committed_snapshot_with_ranges_loads() {
         assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 2e-2), "{got:?}, not {want:?}");
     }
 }
+
+/// Layers are divided among threads where many rows move.
+#[test]
+fn threads_move_the_same_rows() {
+    for of in types() {
+        let config = config_with_ranges(of);
+        let layer = |window| LayerConfig { window, max_pinned: 90, ..config.layers[0].clone() };
+        let layers = [900, 700, 80, 900, 900].map(layer).to_vec();
+        let one = CacheConfig { n_layers: 5, head_dim: 128, head_dim_v: 128, max_chunk: 100, layers, ..config };
+        let mut caches = [1, 3].map(|n_threads| new_cache(&CacheConfig { n_threads, ..one.clone() }));
+        let saved = caches.each_mut().map(|cache| {
+            (0..11).for_each(|i| drop(step(cache, &one, 0, 97, i)));
+            cache.pin(&[0], &[1000], &[35]).unwrap();
+            cache.evict_range(&[0], &[1050], &[13]).unwrap();
+            cache.evict_range(&[0], &[1005], &[9]).unwrap();
+            (save(cache, 0), step(cache, &one, 0, 30, 50))
+        });
+        assert!(saved[0] == saved[1], "{of:?}");
+        assert!(of.0 != StorageType::F32 || saved[0].0.len() > 1 << 22, "so few rows are moved by one thread");
+    }
+}

@@ -233,7 +233,7 @@ impl Groups {
                 Line::Nibbles => self.words(lo, hi, to, |lo, hi| {
                     let wide = |x: u32| u64::from(x & 0x0F0F_0F0F) | u64::from(x >> 4 & 0x0F0F_0F0F) << 32;
                     let codes = wide(lo) >> (8 * shift) | wide(hi) << (64 - 8 * shift);
-                    codes as u32 | (codes >> 32) as u32 * 16
+                    (codes as u32) | ((codes >> 32) as u32) << 4
                 }),
             }
         }

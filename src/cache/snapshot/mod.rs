@@ -6,7 +6,6 @@ mod counters;
 mod edits;
 mod format;
 mod load;
-mod parts;
 mod rows;
 mod save;
 mod settings;

@@ -1,10 +1,10 @@
-//! The layers of a snapshot, divided among the threads of a CPU cache.
+//! Layers, divided among the threads of a CPU cache: for snapshots and for edits that move rows.
 
 use std::ops::Range;
 
 use parking_lot::Mutex;
 
-use crate::cache::state::{Cache, Place};
+use super::state::{Cache, Place};
 use crate::error::{Result, Status};
 
 /// Below this many bytes, waking threads costs more than it saves.
