@@ -182,9 +182,9 @@ TEST_F(RejectedRanges, Arguments) {
 // Sequence 0 has 26 tokens: layer 0 holds 0 to 2 and from 17 on.
 TEST_F(RejectedRanges, EndsBeyondTheSequence) {
     both(26, 1, 0, SKC_STATUS_OUT_OF_RANGE, "first[0] is 26");
-    both(20, 7, 0, SKC_STATUS_OUT_OF_RANGE, "holds 26");
+    both(20, 7, 0, SKC_STATUS_OUT_OF_RANGE, "has 26 tokens");
     both(25, INT32_MAX, 0, SKC_STATUS_OUT_OF_RANGE, "n_tokens[0] is 2147483647");
-    both(0, 1, 2, SKC_STATUS_OUT_OF_RANGE, "holds 0");
+    both(0, 1, 2, SKC_STATUS_OUT_OF_RANGE, "has 0 tokens");
     const host::Indices far{UINT64_MAX, UINT64_MAX - 1, UINT64_MAX - 25, 1ull << 63, 1ull << 32};
     for (const std::uint64_t first : far) {
         both(first, 1, 0, SKC_STATUS_OUT_OF_RANGE, "first[0] is");

@@ -150,7 +150,7 @@ TEST_F(Ranges, ALoadNeedsRoomForThem) {
     EXPECT_OK(host::load(fits.handle(), snapshot));
     EXPECT_OK(skc_copy_sequence(fits.handle(), &copy));
     for (const auto &[other, text] : {std::pair{few_pins.handle(), "4 tokens are pinned, max_pinned is 3"},
-                                      {few_segments.handle(), "2 segments, max_segments is 1"}}) {
+                                      {few_segments.handle(), "2, max_segments is 1"}}) {
         EXPECT_REJECTED(host::load(other, snapshot), SKC_STATUS_NO_ROOM, text);
         EXPECT_REJECTED(skc_copy_sequence(other, &copy), SKC_STATUS_NO_ROOM, text);
         EXPECT_EQ(host::info(other).length_max, 0u);

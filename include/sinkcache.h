@@ -1166,7 +1166,7 @@ SKC_API skc_status skc_append_kv(struct skc_cache *cache, const struct skc_appen
  *
  * Returns: SKC_STATUS_OK, the common statuses, and
  * - SKC_STATUS_OUT_OF_RANGE: the layer or a sequence does not exist; more entries than the cache accepts; more
- *   queries than the sequence's latest append had tokens (after an evict, rewind or reset: any query).
+ *   queries than the sequence's latest append had tokens (after an edit: any query).
  * - SKC_STATUS_TOKENS_GONE: tokens that a query attends to have been overwritten.
  *
  * Lifetime: args, its arrays and its tensors until the call returns. For a CUDA cache the tensors, and with
@@ -1238,7 +1238,8 @@ SKC_API skc_status skc_evict(struct skc_cache *cache, const struct skc_evict_arg
  *
  * Returns: SKC_STATUS_OK, the common statuses, and
  * - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist, or is shorter; too many entries.
- * - SKC_STATUS_TOKENS_GONE: tokens that would be visible again have been overwritten (see max_rewind) or evicted.
+ * - SKC_STATUS_TOKENS_GONE: tokens that would be visible again have been overwritten (see max_rewind) or evicted; the
+ *   cut would go below the end of a pinned or evicted range.
  * - SKC_STATUS_LAYERS_OUT_OF_STEP: a sequence has different lengths in its layers.
  *
  * Lifetime: args and its arrays until the call returns. With SKC_ON_DEVICE the arrays until the work has finished, and
@@ -1485,8 +1486,8 @@ SKC_API skc_status skc_snapshot_bytes(
 /**
  * Saves a sequence: writes a snapshot of its state, which skc_load_sequence restores, in this cache or in another one,
  * on either backend, in another process. The sequence stays as it is. docs/snapshot.md describes the bytes.
- * *n_written, unless it is NULL, gets their number. A snapshot has the sinks, the window, and what a rewind of
- * max_rewind tokens may bring back.
+ * *n_written, unless it is NULL, gets their number. A snapshot has the sinks, pinned tokens, the window, and what a
+ * rewind of max_rewind tokens may bring back.
  *
  * Returns: SKC_STATUS_OK, the common statuses, and
  * - SKC_STATUS_OUT_OF_RANGE: the sequence does not exist; n_bytes is less than the snapshot has. Nothing is written.

@@ -93,6 +93,7 @@ COMMON = {
     "sink_distance_in_stream": Replace("row.index - offset", "row.index", VECTORS),
     "block_begins_late": Replace("offset % SLOT_ALIGN", "offset % SLOT_ALIGN + u64::from(offset % SLOT_ALIGN == 7)"),
     "pins_dropped_for_sinks": Replace(" - self.pinned", "", VECTORS),
+    "turned_query_without_hadamard": Line("()", VECTORS),
     "passed_pin_as_new": Replace("turn.has_passed(&layer.ring, scratch.ranges[r])", "false", VECTORS),
     "segment_overwrites_its_neighbour": Replace("..keep", "..0", VECTORS),
     "rows_moved_oldest_first": Replace("from < to", "from > to",

@@ -5,8 +5,8 @@
 //! ones have slots of their own; the others use `ring_slots` slots in a circle. The visible range follows from indices
 //! alone, never from what a slot holds, so an overwritten slot cannot become visible.
 //!
-//! The place of a window token in the circle is its **ring index**: its index plus the tokens that edits (pin,
-//! evict_range) have taken out of the window behind it (`ranges.rs`). Without such edits, and for all tokens that come
+//! The place of a window token in the circle is its **ring index**: its index plus the newer tokens that edits
+//! (pin, evict_range) have taken out of the window (`ranges.rs`). Without such edits, and for all tokens that come
 //! after the last one, it is the index. So ring indices of the window are consecutive, and all arithmetic of this file
 //! is that of a plain window.
 

@@ -61,7 +61,10 @@ impl Cache {
             match self.range_edit(call, layer, seq, (first, n)) {
                 Ok(_) => {}
                 Err(RangeRejection::Beyond(len)) => {
-                    bail!(OutOfRange, "first[{index}] is {first}, n_tokens[{index}] is {n}: sequence {seq} holds {len}")
+                    bail!(
+                        OutOfRange,
+                        "first[{index}] is {first}, n_tokens[{index}] is {n}: sequence {seq} has {len} tokens"
+                    )
                 }
                 Err(RangeRejection::Sink) => bail!(
                     OutOfRange,
@@ -79,7 +82,8 @@ impl Cache {
                 ),
                 Err(RangeRejection::Segments(would_be)) => bail!(
                     NoRoom,
-                    "n_tokens[{index}] is {n}: layer {layer} would have {would_be} segments, max_segments is {}",
+                    "n_tokens[{index}] is {n}: pinned runs and evicted ranges of layer {layer} would be {would_be}, \
+                     max_segments is {}",
                     ring.max_segments
                 ),
             }

@@ -46,7 +46,7 @@ pub unsafe extern "C" fn skc_append_kv(cache: *mut skc_cache, args: *const skc_a
 ///
 /// Returns: SKC_STATUS_OK, the common statuses, and
 /// - SKC_STATUS_OUT_OF_RANGE: the layer or a sequence does not exist; more entries than the cache accepts; more
-///   queries than the sequence's latest append had tokens (after an evict, rewind or reset: any query).
+///   queries than the sequence's latest append had tokens (after an edit: any query).
 /// - SKC_STATUS_TOKENS_GONE: tokens that a query attends to have been overwritten.
 ///
 /// Lifetime: args, its arrays and its tensors until the call returns. For a CUDA cache the tensors, and with

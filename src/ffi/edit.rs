@@ -307,7 +307,8 @@ pub unsafe extern "C" fn skc_evict(cache: *mut skc_cache, args: *const skc_evict
 ///
 /// Returns: SKC_STATUS_OK, the common statuses, and
 /// - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist, or is shorter; too many entries.
-/// - SKC_STATUS_TOKENS_GONE: tokens that would be visible again have been overwritten (see max_rewind) or evicted.
+/// - SKC_STATUS_TOKENS_GONE: tokens that would be visible again have been overwritten (see max_rewind) or evicted; the
+///   cut would go below the end of a pinned or evicted range.
 /// - SKC_STATUS_LAYERS_OUT_OF_STEP: a sequence has different lengths in its layers.
 ///
 /// Lifetime: args and its arrays until the call returns. With SKC_ON_DEVICE the arrays until the work has finished, and

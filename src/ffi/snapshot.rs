@@ -147,8 +147,8 @@ pub unsafe extern "C" fn skc_snapshot_bytes(
 
 /// Saves a sequence: writes a snapshot of its state, which skc_load_sequence restores, in this cache or in another one,
 /// on either backend, in another process. The sequence stays as it is. docs/snapshot.md describes the bytes.
-/// *n_written, unless it is NULL, gets their number. A snapshot has the sinks, the window, and what a rewind of
-/// max_rewind tokens may bring back.
+/// *n_written, unless it is NULL, gets their number. A snapshot has the sinks, pinned tokens, the window, and what a
+/// rewind of max_rewind tokens may bring back.
 ///
 /// Returns: SKC_STATUS_OK, the common statuses, and
 /// - SKC_STATUS_OUT_OF_RANGE: the sequence does not exist; n_bytes is less than the snapshot has. Nothing is written.

@@ -70,8 +70,8 @@ fn what_there_is_no_room_for_is_refused() {
         assert!((infos(&other, 0), save(&mut other, 0)) == before, "a refused snapshot changed something");
     };
     check(of(0, &|l| l.max_pinned = 5), "layer 0: 6 tokens are pinned, max_pinned is 5");
-    check(of(0, &|l| l.max_segments = 2), "layer 0: there are 3 segments, max_segments is 2");
-    check(of(1, &|l| l.max_segments = 1), "layer 1: there are 2 segments, max_segments is 1");
+    check(of(0, &|l| l.max_segments = 2), "layer 0: pinned runs and evicted ranges are 3, max_segments is 2");
+    check(of(1, &|l| l.max_segments = 1), "layer 1: pinned runs and evicted ranges are 2, max_segments is 1");
     let mut just = of(0, &|l| (l.max_pinned, l.max_segments) = (6, 3));
     just.load_sequence(0, &TAG, &bytes).unwrap();
 }

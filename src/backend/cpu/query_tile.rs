@@ -177,6 +177,10 @@ impl QueryTile<'_> {
                     q.copy_from_slice(x);
                 }
                 if shape.k_type.is_quantised() {
+                    if self.entry.n_ranges > 0 {
+                        scratch.q_kept[r * dim..(r + 1) * dim].copy_from_slice(q);
+                        scratch.q_sink_kept[r * dim..(r + 1) * dim].copy_from_slice(q_sink);
+                    }
                     // As the keys.
                     (kernels.hadamard)(q); // mutant: window_query_not_turned
                     (kernels.hadamard)(q_sink); // mutant: sink_query_not_turned
@@ -208,20 +212,19 @@ impl QueryTile<'_> {
                 // SAFETY: the kernels' instruction set is available.
                 unsafe { (kernels.angles)(&layer.frequencies, positions, 1.0, cos, sin) };
             }
-            let q = if passed { &scratch.q_sink } else { &scratch.q };
-            let q = &q[r * dim..(r + 1) * dim];
+            let (window, sinks) = if shape.k_type.is_quantised() {
+                (&*scratch.q_kept, &*scratch.q_sink_kept)
+            } else {
+                (&*scratch.q, &*scratch.q_sink)
+            };
+            let q = &if passed { sinks } else { window }[r * dim..(r + 1) * dim];
             let turned = &mut scratch.q_turned[i * dim..(i + 1) * dim];
             // SAFETY: the kernels' instruction set is available.
             unsafe {
+                (kernels.rotate)(layer.rope_style, cos, sin, q, turned);
                 if shape.k_type.is_quantised() {
-                    // The Hadamard matrix is its own inverse.
-                    let row = &mut scratch.row[..dim];
-                    row.copy_from_slice(q);
-                    (kernels.hadamard)(row);
-                    (kernels.rotate)(layer.rope_style, cos, sin, row, turned);
-                    (kernels.hadamard)(turned);
-                } else {
-                    (kernels.rotate)(layer.rope_style, cos, sin, q, turned);
+                    // As the keys.
+                    (kernels.hadamard)(turned); // mutant: turned_query_without_hadamard
                 }
             }
         }

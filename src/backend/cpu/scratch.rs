@@ -38,6 +38,8 @@ struct Sizes {
     decode_rows: usize,
     /// Rows whose queries are turned together, in whole tiles of AMX; 0 where no layer has room for edits.
     turned_rows: usize,
+    /// Rows whose queries are kept without the Hadamard turn, too: those that may be turned otherwise.
+    kept_rows: usize,
     /// 1 on x86-64, else 0: fields that only its kernels use take no memory elsewhere.
     x86_64: usize,
 }
@@ -50,6 +52,7 @@ impl Sizes {
             dim_v: padded_dim(shape.head_dim_v),
             decode_rows: decode_rows(shape),
             turned_rows: if shape.edits { decode_rows(shape).max(SUBTILE_ROWS).next_multiple_of(32) } else { 0 },
+            kept_rows: if shape.edits && shape.k_type.is_quantised() { TILE_ROWS } else { 0 },
             x86_64: usize::from(cfg!(target_arch = "x86_64")),
         }
     }
@@ -111,6 +114,9 @@ scratch! { s;
     q_turned: s.turned_rows * s.dim,
     q_turned_packed: s.x86_64 * s.turned_rows * s.dim,
     turned_scale: s.x86_64 * s.turned_rows,
+    /// `[TILE_ROWS][head_dim]` queries for window keys and for sink keys, before their Hadamard turn.
+    q_kept: s.kept_rows * s.dim,
+    q_sink_kept: s.kept_rows * s.dim,
     /// `[TURNS][2][rope_dim / 2]` cosines and sines of turns of queries.
     turn_angles: s.turned_rows.min(1) * TURNS * s.dim,
     /// `[rows][columns]` scores of another segment in the same group of columns.

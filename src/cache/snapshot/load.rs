@@ -30,7 +30,11 @@ pub(super) fn check_room(layer: usize, ring: &Ring, saved: &Seq) -> Result<()> {
         bail!(NoRoom, "layer {layer}: {pinned} tokens are pinned, max_pinned is {}", ring.max_pinned);
     }
     if u64::from(segments) > ring.max_segments {
-        bail!(NoRoom, "layer {layer}: there are {segments} segments, max_segments is {}", ring.max_segments);
+        bail!(
+            NoRoom,
+            "layer {layer}: pinned runs and evicted ranges are {segments}, max_segments is {}",
+            ring.max_segments
+        );
     }
     Ok(())
 }
