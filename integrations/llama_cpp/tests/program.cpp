@@ -317,7 +317,8 @@ TEST(Program, PinsTheSystemMessageAndDropsThoughts) {
         (i < 10 ? first : second) += "question " + std::to_string(i) + "\n";
     }
     const File prompts(all), half(first), rest(second), saved;
-    const std::string chat = "chat " + MODEL + " --sink 4 --window 120 --predict 12 --temp 0 --json -f ";
+    const std::string any = "chat " + MODEL + " --sink 4 --window 120 --predict 12 --json";
+    const std::string chat = any + " --temp 0 -f ";
     const std::string edits = " --pin-system --drop-thoughts ' ' ' '";
     const Output out = run(chat + prompts.path + edits + " --system 'It was a dark and stormy night.'");
     ASSERT_EQ(out.status, 0);
@@ -335,12 +336,15 @@ TEST(Program, PinsTheSystemMessageAndDropsThoughts) {
         EXPECT_TRUE(&line == &lines[0] || !line.contains("pinned_tokens"));
     }
     EXPECT_GT(dropped, 40U);
-    // Without the edits other answers follow.
-    const auto plain = run(chat + prompts.path + " --system 'It was a dark and stormy night.'").lines();
-    EXPECT_EQ(plain[0]["answer"], lines[0]["answer"]);
+    // Without the edits other answers follow the first. Drawn ones: the most likely tokens repeat themselves.
+    const std::string drawn = any + " --temp 1 --system 'It was a dark and stormy night.' -f " + prompts.path;
+    const auto edited = run(drawn + edits).lines(), plain = run(drawn).lines();
+    ASSERT_EQ(edited.size(), 20U);
+    ASSERT_EQ(plain.size(), 20U);
+    EXPECT_EQ(plain[0]["answer"], edited[0]["answer"]);
     std::size_t different = 0;
-    for (std::size_t i = 0; i < lines.size(); ++i) {
-        different += plain[i]["answer"] != lines[i]["answer"];
+    for (std::size_t i = 0; i < plain.size(); ++i) {
+        different += plain[i]["answer"] != edited[i]["answer"];
     }
     EXPECT_GT(different, 3U);
     // A saved conversation goes on with pins and ranges, if there is room for them.

@@ -78,13 +78,24 @@ impl QueryTile<'_> {
     /// All blocks of keys that any row sees.
     pub fn blocks(&self, size: u64) -> impl Iterator<Item = Block> + use<'_> {
         let ring = &self.call.layer.ring;
-        let [fixed, window] = self.keys();
-        [(true, fixed), (false, window)].into_iter().flat_map(move |(fixed, keys)| {
-            // The ALiBi bias of a block is one line: with edits it has one segment.
-            let whole = [keys.clone()].into_iter().filter(|_| !self.divides_blocks());
-            let segments = [keys].into_iter().filter(|_| self.divides_blocks());
-            let segments = segments.flat_map(move |keys| self.segments(fixed, keys)).map(|s| s.from..s.end);
-            whole.chain(segments).flat_map(move |keys| blocks(ring, fixed, keys, size))
+        let [mut rest, window] = self.keys();
+        let (mut fixed, mut window) = (true, Some(window));
+        let mut places = 0..0;
+        // One state for all levels: iterators inside one another would take kilobytes of stack.
+        std::iter::from_fn(move || {
+            while places.is_empty() {
+                if rest.is_empty() {
+                    (fixed, rest) = (false, window.take()?);
+                    continue;
+                }
+                // The ALiBi bias of a block is one line: with edits it has one segment.
+                let segment = self.divides_blocks().then(|| self.segments(fixed, rest.clone()).next());
+                places = segment.map_or(rest.clone(), |s| s.map_or(0..0, |s| s.from..s.end));
+                rest.start = if places.is_empty() { rest.end } else { places.end };
+            }
+            let block = blocks(ring, fixed, places.clone(), size).next()?;
+            places.start = block.places().end;
+            Some(block)
         })
     }
 
