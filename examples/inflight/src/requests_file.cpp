@@ -127,8 +127,8 @@ std::vector<TokenRange> ranges(const Json &line) {
         return ranges;
     }
     const Json &list = line["drop"];
-    if (!list.is_array() || list.empty()) {
-        reject("drop", list, "an array of ranges [first, n] that is not empty");
+    if (!list.is_array() || list.empty() || list.size() > RequestReader::MAX_RANGES) {
+        reject("drop", list, "an array of 1 to " + std::to_string(RequestReader::MAX_RANGES) + " ranges [first, n]");
     }
     for (const Json &range : list) {
         constexpr std::uint64_t MOST = std::numeric_limits<std::int32_t>::max();

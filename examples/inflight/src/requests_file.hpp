@@ -39,7 +39,9 @@ struct Line {
 class RequestReader {
 public:
     static constexpr std::size_t MAX_NAME = 256;
-    /** Arrays and objects that may lie inside one another. A request needs two: the line, and its tokens. */
+    /** Ranges of a `drop`: each is an edit, and one that is refused a note. */
+    static constexpr std::size_t MAX_RANGES = 1024;
+    /** Arrays and objects that may lie inside one another. A request needs three: line, ranges to drop, range. */
     static constexpr int MAX_DEPTH = 16;
 
     /** Stream and model must outlive the reader. */

@@ -14,7 +14,8 @@ std::vector<TokenRange> find_thoughts(const std::vector<Token> &tokens, std::siz
                 found.push_back({*open, static_cast<std::uint32_t>(i + 1 - *open)});
             }
             open.reset();
-        } else if (!open && tokens[i] == markers.open) {
+        } else if (tokens[i] == markers.open && (!open || *open < answer)) {
+            // What a user has written about a marker opens no thought: a later one does.
             open = i;
         }
     }

@@ -21,7 +21,8 @@ struct ThoughtMarkers {
 
 /**
  * The thoughts that end in the answer, markers included, as indices of `tokens`: a prompt, and from index `answer` on
- * its answer. Templates may open a thought at the end of the prompt. One that is not closed is none.
+ * its answer. Templates may open a thought at the end of the prompt: of several markers that do, the last counts, and
+ * the answer's own first one before it. One that is not closed is none.
  */
 std::vector<TokenRange> find_thoughts(const std::vector<Token> &tokens, std::size_t answer, ThoughtMarkers markers);
 

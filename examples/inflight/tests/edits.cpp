@@ -65,6 +65,9 @@ TEST(Edits, ThoughtsAreWhatStandsBetweenMarkers) {
     // Opened by the prompt; and one that the prompt closes, too.
     EXPECT_EQ(found({5, 1, 7, 2, 5}, 2), (Pairs{{1, 3}}));
     EXPECT_EQ(found({1, 7, 2, 5, 5}, 3), Pairs());
+    // A marker in what the user has written: the template opens the thought, or the answer does.
+    EXPECT_EQ(found({5, 1, 5, 5, 1, 7, 2, 5}, 5), (Pairs{{4, 3}}));
+    EXPECT_EQ(found({5, 1, 5, 5, 1, 7, 1, 2}, 4), (Pairs{{4, 4}}));
     // Not closed, not opened, opened twice.
     EXPECT_EQ(found({5, 1, 7, 7}, 1), Pairs());
     EXPECT_EQ(found({5, 2, 7, 7}, 1), Pairs());

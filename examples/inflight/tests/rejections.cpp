@@ -194,6 +194,55 @@ TEST(Rejections, ErrorsShowLargeValuesInPart) {
     EXPECT_NE(lines[4].error.find("field 'end' is \"\u00e4\\n\" (text)"), std::string::npos) << lines[4].error;
 }
 
+TEST(Rejections, OfPinsAndDroppedRanges) {
+    LlamaConfig config = weights().config;
+    std::string many = "[[9,1]";
+    for (int i = 0; i < 1024; i++) {
+        many += ",[9,1]";
+    }
+    const std::string of = "{\"id\":\"x\",\"prompt\":\"abc\",";
+    const std::vector<std::pair<std::string, std::string>> wrong{
+        {"\"pin_prompt\":4", "field 'pin_prompt' is 4 (number): it must be true, false, or a number of the prompt's 3"},
+        {"\"pin_prompt\":-1", "field 'pin_prompt' is -1"},
+        {"\"pin_prompt\":1.0", "field 'pin_prompt' is 1.0"},
+        {"\"drop\":[[9,1]]", "field 'drop' needs 'continue' or 'fork'"},
+        {"\"continue\":\"t\",\"drop\":[]", "field 'drop' is an array of 0: it must be an array of 1 to 1024 ranges"},
+        {"\"continue\":\"t\",\"drop\":" + many + "]", "field 'drop' is an array of 1025"},
+        {"\"continue\":\"t\",\"drop\":[9,1]", "field 'drop' is 9"},
+        {"\"continue\":\"t\",\"drop\":[[9,1,1]]", "field 'drop' is an array of 3"},
+        {"\"continue\":\"t\",\"drop\":[[-9,1]]", "field 'drop' is -9"},
+        {"\"continue\":\"t\",\"drop\":[[9,0]]", "field 'drop' is 0"},
+        {"\"continue\":\"t\",\"drop\":[[9,2147483648]]", "field 'drop' is 2147483648"},
+        {"\"continue\":\"t\",\"drop\":[[18446744073709551616,1]]", "field 'drop' is 1.84"},
+        {"\"drop_thoughts\":[5]", "field 'drop_thoughts' is an array of 1"},
+        {"\"drop_thoughts\":[5,259]", "field 'drop_thoughts' is 259"},
+        {"\"drop_thoughts\":[\"<\",\"</\"]", "field 'drop_thoughts' is \"</\""},
+        {"\"drop_thoughts\":[\"\",5]", "field 'drop_thoughts' is \"\""}};
+    std::stringstream in;
+    for (const auto &[fields, part] : wrong) {
+        in << of << fields << "}\n";
+    }
+    in << of << "\"continue\":\"t\",\"pin_prompt\":3,\"drop\":[[18446744073709551615,2147483647]]}\n";
+    const auto lines = all_lines(in, config);
+    ASSERT_EQ(lines.size(), wrong.size() + 1);
+    for (std::size_t i = 0; i < wrong.size(); i++) {
+        EXPECT_FALSE(lines[i].request) << wrong[i].first;
+        EXPECT_NE(lines[i].error.find(wrong[i].second), std::string::npos)
+            << "\"" << lines[i].error << "\" lacks \"" << wrong[i].second << "\"";
+    }
+    // The numbers are possible: whether the conversation has so many tokens shows when the request starts.
+    ASSERT_TRUE(lines.back().request) << lines.back().error;
+    const Request good = *lines.back().request;
+    EXPECT_EQ(good.pin_prompt, 3u);
+    CpuModel model(weights(), plugin_config(1), single_rank(), 1);
+    Executor executor(model, executor_config(1));
+    Request first = new_sequence("first", 0, 10, 5);
+    first.conversation = "t";
+    const auto results = run(executor, {first, good});
+    EXPECT_EQ(results.at("first").outcome, Outcome::done);
+    expect_failed(results.at("x"), "has 2147483647 tokens from 18446744073709551615 on: the conversation has 15");
+}
+
 TEST(Rejections, ARequestThatIsSubmittedLateArrivesThen) {
     CpuModel model(weights(), plugin_config(2), single_rank(), 1);
     Executor executor(model, executor_config(2));

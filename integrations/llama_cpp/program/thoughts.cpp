@@ -17,13 +17,18 @@ std::vector<TokenSpan> find_thoughts(const std::vector<std::string> &pieces, std
     std::vector<TokenSpan> found;
     std::size_t at = 0;
     for (;;) {
-        const std::size_t open = text.find(markers.open, at);
+        std::size_t open = text.find(markers.open, at);
         if (open == std::string::npos) {
             return found;
         }
         const std::size_t close = text.find(markers.close, open + markers.open.size());
         if (close == std::string::npos) {
             return found;
+        }
+        // What a user has written about a marker opens no thought: a later one does.
+        for (std::size_t next = open; next < close && token_of(open) < answer;) {
+            next = text.find(markers.open, open + markers.open.size());
+            open = next < close ? next : open;
         }
         at = close + markers.close.size();
         const TokenSpan span{token_of(open), token_of(at - 1) + 1};

@@ -17,8 +17,8 @@ struct TokenSpan {
 
 /**
  * The thoughts that end in the answer, with all tokens that have a part of a marker. `pieces`: the texts of the tokens
- * of a prompt, and from `answer` on those of its answer. A template may open a thought at the end of the prompt. One
- * that is not closed is none.
+ * of a prompt, and from `answer` on those of its answer. A template may open a thought at the end of the prompt: of
+ * several markers that do, the last counts, and the answer's own first one before it. One that is not closed is none.
  */
 std::vector<TokenSpan> find_thoughts(const std::vector<std::string> &pieces, std::size_t answer,
                                      const ThoughtMarkers &markers);

@@ -103,6 +103,10 @@ TEST(Parts, ThoughtsAreFoundInTheTextsOfTokens) {
     EXPECT_EQ(found({"<think>", "well", "</think>", "yes"}, 3), Spans());
     EXPECT_EQ(found({"hi", "<think>", "well"}, 1), Spans());
     EXPECT_EQ(found({"hi", "</think>", "well"}, 1), Spans());
+    // A marker in what the user has written: the template opens the thought, or the answer does.
+    EXPECT_EQ(found({"<think>?", "<think>", "well", "</think>", "yes"}, 2), (Spans{{1, 4}}));
+    EXPECT_EQ(found({"<think>?", "<think>", "well", "</think>", "yes"}, 1), (Spans{{1, 4}}));
+    EXPECT_EQ(found({"<think>?", "hi", "<think>", "<think>", "</think>"}, 2), (Spans{{2, 5}}));
     EXPECT_EQ(found({}, 0), Spans());
 }
 
