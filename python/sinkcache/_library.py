@@ -3,6 +3,7 @@ import ctypes
 import ctypes.util
 import os
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -47,11 +48,21 @@ def _load() -> tuple[Any, str]:
 lib, path = _load()
 
 
+# The library's texts name fields of its structs; here they have other names.
+_NAMES = {
+    "n_tokens": "num_tokens", "n_layers": "num_layers", "n_seqs": "max_batch_size", "n_q_heads": "num_qo_heads",
+    "n_kv_heads": "num_kv_heads", "head_dim_v": "head_dim_vo", "n_sink": "num_sink_tokens", "n_threads": "num_threads",
+    "in_dtype": "dtype", "softcap": "logits_soft_cap", "rope_dim": "rope.dim", "rope_base": "rope.theta",
+    "rope_scale": "rope.scale", "rope_mscale": "rope.mscale", "host_tag": "tag",
+}
+_NAMED = re.compile(rf"\b({'|'.join(_NAMES)})\b")
+
+
 def check(status: int) -> None:
     """Raises the exception of a status other than SKC_STATUS_OK."""
     if status:
         name, text = lib.skc_status_name(status).decode(), lib.skc_last_error().decode()
-        raise error(status, f"{name}: {text}")
+        raise error(status, f"{name}: {_NAMED.sub(lambda match: _NAMES[match[0]], text)}")
 
 
 def version() -> str:
