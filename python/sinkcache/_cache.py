@@ -17,6 +17,7 @@ from ._settings import (IO_DTYPES, KV_DTYPES, Layer, Rope, device_index, dtype_n
                         invalid_config, unsigned)
 
 _UNSET: Any = object()
+_NOTHING = (ctypes.c_double * 8)()
 _F32_POINTER = ctypes.POINTER(ctypes.c_float)
 
 
@@ -393,7 +394,8 @@ class KVCache:
         if tensor.device != self._device:
             where = "cpu" if tensor.device is None else f"cuda:{tensor.device}"
             raise invalid_argument(f"{name} is on {where}, and the cache is on {self.device}")
-        return tensor
+        # Without rows an array may have no address, which the library would not take.
+        return tensor if tensor.shape[0] else tensor._replace(address=ctypes.addressof(_NOTHING))
 
     def _input(self, name: str, value: Any, heads: int, dim: int, stream: int | None, rows: int = -1) -> Any:
         tensor = self._tensor(name, value, (rows, heads, dim), self.dtype, stream)

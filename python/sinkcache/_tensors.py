@@ -117,6 +117,8 @@ def describe(name: str, value: Any, stream: int | None) -> Tensor:
 def strides_of(name: str, tensor: Tensor) -> tuple[int, int]:
     """Elements between rows and between heads, as the library takes them: there 0 stands for packed rows."""
     strides = [0, 0]
+    if not tensor.shape[0]:
+        return 0, 0
     for axis, what in enumerate(("rows", "heads")):
         if tensor.shape[axis] > 1:
             strides[axis] = tensor.strides[axis]
