@@ -96,7 +96,8 @@ class Torch(CacheTest):
             self.rejects(InvalidArgumentError, "k has the layout", cache,
                          lambda: cache.step(0, q, k.to_sparse(), v))
             self.rejects(InvalidArgumentError, "stride 0", cache, lambda: cache.step(0, q, k[:1].expand(3, 2, 64), v))
-            self.rejects(InvalidArgumentError, "q is of type bfloat16", cache, lambda: cache.step(0, q.bfloat16(), k, v))
+            self.rejects(InvalidArgumentError, "q is of type bfloat16", cache,
+                         lambda: cache.step(0, q.bfloat16(), k, v))
             with torch.no_grad():
                 cache.step(0, wanted, k, v)
             with torch.inference_mode():
