@@ -273,10 +273,18 @@ all-gpu-bench: setup-venv stand-in gpu-pack
 		$(TORCH_PYTHON) -W ignore benches/gpu/run.py --device shim --smoke --strict --seconds 0.01 --limit 0 \
 		--out build/gpu-bench/shim
 
-# The Python package with PyTorch, then as a wheel for any Linux in every Python of this machine.
+# transformers beside PyTorch: the newest version tested, and the oldest that sinkcache.transformers takes.
+TRANSFORMERS = $(CACHE)/transformers-
+$(TRANSFORMERS)%/complete: $(TORCH)/complete
+	rm -rf $(@D)
+	$(TORCH_PYTHON) -m pip install --quiet --no-compile --target $(@D) transformers==$*
+	touch $@
+TRANSFORMERS_VERSIONS = 5.24.0 5.16.1
+
+# The Python package with PyTorch and transformers, then as a wheel for any Linux in every Python of this machine.
 all-python: setup-venv
-	$(MAKE) --no-print-directory $(TORCH)/complete
-	CARGO="$(CARGO)" scripts/python_wheel torch $(TORCH_PYTHON)
+	$(MAKE) --no-print-directory $(TORCH)/complete $(TRANSFORMERS_VERSIONS:%=$(TRANSFORMERS)%/complete)
+	CARGO="$(CARGO)" scripts/python_wheel torch $(TORCH_PYTHON) $(TRANSFORMERS_VERSIONS:%=$(TRANSFORMERS)%)
 	CARGO="$(CARGO)" PYTHON="$(PYTHON)" scripts/python_wheel manylinux
 
 # --- nightly ---

@@ -21,6 +21,15 @@ CHANGING = ("dynamic", "longrope")
 KINDS = ("full_attention", "sliding_attention")
 
 
+class MaskLength(int):
+    """A mask size that says that a cache of this package was asked for it, and not one of transformers."""
+
+
+def cache_argument(model: Any) -> str:
+    """"cache", or "past_key_values" as transformers called it before."""
+    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+
+
 @dataclass(frozen=True)
 class Measured:
     """One layer. window: of a layer that slides."""
@@ -71,9 +80,7 @@ class _Seen(CacheLayerMixin):
         return 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        from .transformers import _Length
-
-        return _Length(query_length), 0
+        return MaskLength(query_length), 0
 
     def get_max_length(self) -> int:
         return -1
@@ -89,7 +96,7 @@ def measure(model: Any, unrotated: bool) -> list[Measured]:
     layers = [_Seen() for _ in range(config.num_hidden_layers)]
     cache = Cache(layers=layers)
     cache._skc_unrotated = unrotated
-    argument = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+    argument = cache_argument(model)
     device = model.get_input_embeddings().weight.device
     token = torch.full((1, 2), min(5, config.vocab_size - 1), device=device)
     training = model.training
@@ -119,8 +126,8 @@ def _layer(seen: _Seen, kind: str | None, frequencies: list[tuple[str, Any, floa
     if seen.k is None:
         raise ValueError("gives no keys to the cache")
     if seen.q is None:
-        raise ValueError("changes its keys after it has given them to the cache, as latent attention (MLA) does, or does "
-                         "not use transformers' attention interface")
+        raise ValueError("changes its keys after it has given them to the cache, as latent attention (MLA) does, or "
+                         "does not use transformers' attention interface")
     sliding = seen.kwargs.get("sliding_window") if kind in (None, "sliding_attention") else None
     sinks = seen.kwargs.get("s_aux")
     return Measured(
@@ -171,11 +178,12 @@ def _rope(seen: _Seen, frequencies: list[tuple[str, Any, float]]) -> Rope | None
         if 2 * len(values) > seen.k.shape[-1]:
             continue
         for interleaved in (False, True):
-            rope = Rope(dim=2 * len(values), interleaved=interleaved, inv_freq=values.float().tolist(), mscale=factor)
-            candidates.append((error(lambda x: _rotated(x, values, interleaved)), kind, rope))
+            found = Rope(dim=2 * len(values), interleaved=interleaved, inv_freq=values.float().tolist(), mscale=factor)
+            candidates.append((error(lambda x: _rotated(x, values, interleaved)), kind, found))
     best, kind, rope = min(candidates, key=lambda candidate: candidate[0])
     if best > bound:
-        raise ValueError(f"turns its keys or queries in a way that is not known; the nearest is {kind}, off by {best:.2g}")
+        raise ValueError("turns its keys or queries in a way that is not known; the nearest is "
+                         f"{kind}, off by {best:.2g}")
     if kind in CHANGING:
         raise ValueError(f"has RoPE of type {kind!r}, whose frequencies change with the length of the text: a key is "
                          "rotated once")

@@ -6,7 +6,6 @@ cache, and without one, such a model computes what it did before, with PyTorch's
 from __future__ import annotations
 
 import copy
-import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from ._cache import KVCache, SequenceInfo
-from ._probe import Measured, measure
+from ._probe import MaskLength, Measured, cache_argument, measure
 from ._settings import Layer
 
 NAME = "sinkcache"
@@ -29,10 +28,6 @@ OLDEST = (5, 16)
 if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < OLDEST:
     raise ImportError(f"sinkcache.transformers needs transformers {OLDEST[0]}.{OLDEST[1]} or later, not "
                       f"{transformers.__version__}")
-
-
-class _Length(int):
-    """A mask size that says that a SinkCache was asked for it: see `_mask`."""
 
 
 class _SinkLayer(CacheLayerMixin):
@@ -71,7 +66,7 @@ class _SinkLayer(CacheLayerMixin):
         return self._skc_cache().get_seq_length()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return _Length(self.get_seq_length() + query_length), 0
+        return MaskLength(self.get_seq_length() + query_length), 0
 
     def get_max_length(self) -> int:
         return -1
@@ -142,8 +137,8 @@ class SinkCache(Cache):
 
     def _skc_begin(self, index: int, k: Any, v: Any) -> None:
         if self._skc_pending is not None and index > self._skc_pending:
-            raise RuntimeError(f"layer {self._skc_pending} gave its keys to the cache and did not attend with sinkcache: "
-                               f"the model's attention implementation is not {NAME!r} any more")
+            raise RuntimeError(f"layer {self._skc_pending} gave its keys to the cache and did not attend with "
+                               f"sinkcache: the model's attention implementation is not {NAME!r} any more")
         if self._skc_kv is None:
             self._skc_create(k, v)
         if index == 0:
@@ -376,7 +371,7 @@ def _attention(module: Any, query: Any, key: Any, value: Any, attention_mask: An
 def _mask(batch_size: int, q_length: int, kv_length: int, *args: Any, attention_mask: Any = None,
           **kwargs: Any) -> Any:
     """For a SinkCache the mask of the new columns, or None where there are no pads."""
-    if not isinstance(kv_length, _Length):
+    if not isinstance(kv_length, MaskLength):
         return sdpa_mask(batch_size, q_length, kv_length, *args, attention_mask=attention_mask, **kwargs)
     if attention_mask is None:
         return None
@@ -388,17 +383,12 @@ AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, _mask)
 
 
-def cache_argument(model: Any) -> str:
-    """"cache", or "past_key_values" as transformers called it before."""
-    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
-
-
 @torch.no_grad()
 def stream(model: Any, input_ids: Any, cache: SinkCache, *, sample: Callable[[Any], int] | None = None,
            chunk: int = 512) -> Iterator[int]:
-    """Feeds a prompt, [1, tokens], and yields one token after the other for ever: memory and time per token do not grow,
-    as they do in generate(), which keeps the whole text. sample(logits [vocabulary]) chooses a token; without it the
-    most likely one."""
+    """Feeds a prompt, [1, tokens], and yields one token after the other for ever. Memory and time per token do not
+    grow, as they do in generate(), which keeps the whole text. sample(logits [vocabulary]) chooses a token; without it
+    the most likely one is taken."""
     if input_ids.ndim != 2 or input_ids.shape[0] != 1 or not input_ids.shape[1]:
         raise ValueError(f"input_ids has the shape {list(input_ids.shape)}; [1, tokens] is allowed")
     name = cache_argument(model)

@@ -107,7 +107,8 @@ class Plain:
         x = self.model.model.embed_tokens(torch.tensor([token]))
         for layer, (keys, values) in zip(self.model.model.layers, self.kept):
             h, attention = layer.input_layernorm(x), layer.self_attn
-            q, k, v = (p(h).view(-1, attention.head_dim) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+            projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+            q, k, v = (project(h).view(-1, attention.head_dim) for project in projections)
             keys.append(k)
             values.append(v)
             if len(keys) > self.sinks + self.window:
