@@ -140,6 +140,23 @@ TEST_F(Ranges, ForksAndSnapshotsKeepThem) {
     EXPECT_EQ(forward(twin, next, 1), want);
 }
 
+TEST_F(Ranges, ALoadNeedsRoomForThem) {
+    forward(cache, host::rows(10, 1));
+    ASSERT_OK(host::edit_range(skc_pin, cache, 3, 4));
+    ASSERT_OK(host::edit_range(skc_evict_range, cache, 8, 1));
+    const auto snapshot = host::save(cache);
+    sinkcache::Cache fits(config(4, 2)), few_pins(config(3, 2)), few_segments(config(4, 1));
+    const auto copy = host::copy_args(cache, 0, 1);
+    EXPECT_OK(host::load(fits.handle(), snapshot));
+    EXPECT_OK(skc_copy_sequence(fits.handle(), &copy));
+    for (const auto &[other, text] : {std::pair{few_pins.handle(), "4 tokens are pinned, max_pinned is 3"},
+                                      {few_segments.handle(), "2 segments, max_segments is 1"}}) {
+        EXPECT_REJECTED(host::load(other, snapshot), SKC_STATUS_NO_ROOM, text);
+        EXPECT_REJECTED(skc_copy_sequence(other, &copy), SKC_STATUS_NO_ROOM, text);
+        EXPECT_EQ(host::info(other).length_max, 0u);
+    }
+}
+
 TEST_F(Ranges, RewindStopsAtWhatWasEdited) {
     forward(cache, host::rows(12, 1));
     ASSERT_OK(host::edit_range(skc_evict_range, cache, 8, 2));

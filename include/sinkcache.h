@@ -1288,7 +1288,8 @@ SKC_API skc_status skc_fork(struct skc_cache *cache, const struct skc_fork_args 
  *
  * Returns: SKC_STATUS_OK, the common statuses, and
  * - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist; a range ends beyond the sequence; too many entries.
- * - SKC_STATUS_TOKENS_GONE: a layer whose max_pinned is above 0 no longer holds a token of a range.
+ * - SKC_STATUS_TOKENS_GONE: a layer whose max_pinned is above 0 no longer holds a token of a range; an aborted step has
+ *   overwritten tokens of a sequence's window: reset it.
  * - SKC_STATUS_NO_ROOM: a layer would have more pinned tokens than its max_pinned, or more segments than its
  *   max_segments; no layer has a max_pinned above 0.
  * - SKC_STATUS_LAYERS_OUT_OF_STEP: a sequence has different lengths in its layers.
@@ -1312,6 +1313,7 @@ SKC_API skc_status skc_pin(struct skc_cache *cache, const struct skc_pin_args *a
  * Returns: SKC_STATUS_OK, the common statuses, and
  * - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist; a sink is in a range; a range ends beyond the sequence; too
  *   many entries.
+ * - SKC_STATUS_TOKENS_GONE: an aborted step has overwritten tokens of a sequence's window: reset it.
  * - SKC_STATUS_NO_ROOM: a layer would have more segments than its max_segments.
  * - SKC_STATUS_LAYERS_OUT_OF_STEP: a sequence has different lengths in its layers.
  *
@@ -1512,6 +1514,7 @@ SKC_API skc_status skc_save_sequence(
  * Returns: SKC_STATUS_OK, the common statuses, and
  * - SKC_STATUS_INVALID_SNAPSHOT: the bytes are damaged, cut off, of a later version, or of a cache whose settings or
  *   whose host_tag differ. The text names what differs.
+ * - SKC_STATUS_NO_ROOM: the sequence has more pinned tokens than max_pinned, or more segments than max_segments.
  * - SKC_STATUS_OUT_OF_RANGE: the sequence does not exist.
  * - SKC_STATUS_INVALID_ARGUMENT: also while the stream is being captured.
  *
@@ -1533,6 +1536,7 @@ SKC_API skc_status skc_load_sequence(struct skc_cache *cache, const struct skc_l
  * - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist.
  * - SKC_STATUS_INVALID_ARGUMENT: also for settings that differ, for a sequence copied to itself, and while a stream is
  *   being captured.
+ * - SKC_STATUS_NO_ROOM: as for skc_load_sequence.
  * - SKC_STATUS_LAYERS_OUT_OF_STEP: the source has different lengths in its layers.
  * - SKC_STATUS_TOKENS_GONE: an aborted step has overwritten tokens of the source's window.
  * - SKC_STATUS_LENGTH_UNKNOWN: the host's counters of the source are stale, and SKC_READ_BACK is not set.

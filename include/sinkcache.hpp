@@ -486,7 +486,8 @@ public:
      * pinned memory must stay as it is until the stream's work has finished.
      *
      * Throws SKC_STATUS_INVALID_SNAPSHOT for one that is damaged, of a later version, or of a cache whose settings or
-     * whose host_tag differ; SKC_STATUS_OUT_OF_RANGE; SKC_STATUS_INVALID_ARGUMENT while the stream is being captured.
+     * whose host_tag differ; SKC_STATUS_NO_ROOM for more pins or segments than there is room for;
+     * SKC_STATUS_OUT_OF_RANGE; SKC_STATUS_INVALID_ARGUMENT while the stream is being captured.
      */
     void load(std::int32_t seq_id, Span<std::uint8_t> snapshot, const HostTag &host_tag = {}) {
         skc_load_sequence_args a{};

@@ -337,7 +337,8 @@ impl RangeEdit {
                 let (first, last) = (r.first.max(self.first), r.end().min(self.end));
                 (rank, taken) = self.pin_rows(ring, rank, taken, end.saturating_sub(last), &mut move_rows);
                 rank -= last - first;
-                move_rows(slot_of_pinned(rank), slot_of_pinned(rank + taken), last - first); // mutant: pin_overwrites_a_pin
+                // mutant: pin_overwrites_a_pin
+                move_rows(slot_of_pinned(rank), slot_of_pinned(rank + taken), last - first);
                 end = first;
             }
             self.pin_rows(ring, rank, taken, end - self.first, &mut move_rows);
@@ -370,9 +371,20 @@ impl RangeEdit {
     ) -> (u64, u64) {
         let left = taken - n;
         for run in ring.runs(self.from + left, self.from + taken) {
-            move_rows(run.slot, ring.n_sink + rank + (run.first - self.from), run.n); // mutant: pinned_from_its_old_slot
+            // mutant: pinned_from_its_old_slot
+            move_rows(run.slot, ring.n_sink + rank + (run.first - self.from), run.n);
         }
         (rank, left)
+    }
+}
+
+impl Seq {
+    /// Drops the `n > 0` oldest window tokens, as checked before. Keys of the latest append's queries may be among
+    /// them. `ranges` are those of the sequence.
+    pub fn evict(&mut self, ring: &Ring, ranges: &[EditedRange], n: u64) {
+        self.shorten(ring, n);
+        let last = ring.n_sink + self.floor - 1;
+        self.edited = self.edited.max(index_of(ranges, last) + 1);
     }
 }
 

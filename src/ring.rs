@@ -1,16 +1,14 @@
 //! Slot arithmetic: which slot a token is stored in, and which tokens are visible at which length. Pure functions of
 //! counters; no K or V is touched.
 //!
-//! A token is named by its index in its sequence, counted from 0 since the last reset. Tokens below `n_sink`, and pinned
-//! ones, have slots of their own; the others use `ring_slots` slots in a circle. The visible range follows from indices
+//! A token is named by its index in its sequence, counted from 0 since the last reset. Tokens below `n_sink` and pinned
+//! ones have slots of their own; the others use `ring_slots` slots in a circle. The visible range follows from indices
 //! alone, never from what a slot holds, so an overwritten slot cannot become visible.
 //!
 //! The place of a window token in the circle is its **ring index**: its index plus the tokens that edits (pin,
 //! evict_range) have taken out of the window behind it (`ranges.rs`). Without such edits, and for all tokens that come
 //! after the last one, it is the index. So ring indices of the window are consecutive, and all arithmetic of this file
 //! is that of a plain window.
-
-use crate::ranges::{self, EditedRange};
 
 /// Geometry of the cache of one layer, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,8 +116,8 @@ impl Ring {
         [fixed, seq.highest.saturating_sub(self.n_sink).min(self.ring_slots)]
     }
 
-    /// E(len): ring indices between sinks and window when the sequence holds `len` tokens. Those are the dropped tokens,
-    /// and the pinned ones.
+    /// E(len): ring indices between sinks and window when the sequence holds `len` tokens: as many as there are dropped
+    /// and pinned tokens.
     #[must_use]
     pub fn evicted(&self, len: u64, floor: u64) -> u64 {
         floor.max(len.saturating_sub(self.n_sink + self.window)) // mutant: evicted_one_too_few
@@ -245,14 +243,6 @@ impl Seq {
         self.len += n;
         self.highest = self.highest.max(self.len);
         self.attendable = n;
-    }
-
-    /// Drops the `n > 0` oldest window tokens, as checked before. Keys of the latest append's queries may be among
-    /// them. `ranges` are those of the sequence.
-    pub fn evict(&mut self, ring: &Ring, ranges: &[EditedRange], n: u64) {
-        self.shorten(ring, n);
-        let last = ring.n_sink + self.floor - 1;
-        self.edited = self.edited.max(ranges::index_of(ranges, last) + 1);
     }
 
     /// Takes `n` tokens out of the window: those older than them have moved up by `n` ring indices.

@@ -7,13 +7,17 @@ use sinkcache::ffi::{self, skc_cache, skc_cache_config, skc_layer_config, skc_st
 const N: usize = 16;
 
 fn create() -> *mut skc_cache {
-    let layer = skc_layer_config { n_sink: 1, window: 4, ..Default::default() };
+    create_with(skc_layer_config { n_sink: 1, window: 4, ..Default::default() }, N as u32)
+}
+
+fn create_with(layer: skc_layer_config, max_chunk: u32) -> *mut skc_cache {
     let config = skc_cache_config {
         n_q_heads: 2,
         n_kv_heads: 2,
         head_dim: 8,
         kv_dtype: ffi::SKC_DTYPE_F32,
-        max_chunk: N as u32,
+        max_chunk,
+        max_rewind: 0,
         n_threads: 2,
         n_layer_configs: 1,
         layers: &raw const layer,
@@ -110,5 +114,47 @@ fn a_call_during_a_panic_leaves_the_cache_sound() {
     let (x, mut out) = (vec![0.5_f32; N * 16], vec![0.0_f32; N * 16]);
     // SAFETY: arguments are as the header demands.
     assert_eq!(unsafe { ffi::skc_step(cache, &args(&x, &mut out)) }, 0);
+    assert_eq!(ffi::skc_destroy_cache(cache), 0);
+}
+
+/// Tokens that an aborted team step has overwritten are not held: no edit moves, or pins, what lies in their slots.
+#[test]
+fn no_edit_brings_back_what_an_aborted_team_step_has_overwritten() {
+    let layer = skc_layer_config { n_sink: 1, window: 24, max_pinned: 4, max_segments: 4, ..Default::default() };
+    let cache = create_with(layer, 8);
+    let (x, wild) = (vec![0.5_f32; N * 16], vec![f32::NAN; N * 16]);
+    let mut out = vec![0.0_f32; N * 16];
+    let (seq, n) = (0_i32, 20_i32);
+    // SAFETY: arguments are as the header demands.
+    unsafe {
+        for _ in 0..2 {
+            assert_eq!(ffi::skc_step(cache, &args(&x, &mut out)), 0);
+        }
+        // 32 ring slots: 16 tokens more overwrite the oldest 8 of the window.
+        assert_eq!(ffi::skc_step_part(cache, &args(&wild, &mut out), 0, 2), 0);
+        let mut abort: ffi::skc_abort_step_args = std::mem::zeroed();
+        abort.struct_size = size_of::<ffi::skc_abort_step_args>() as u32;
+        assert_eq!(ffi::skc_abort_step(cache, &raw const abort), ffi::SKC_STATUS_TOKENS_GONE);
+        assert_eq!(ffi::skc_step(cache, &args(&x, &mut out)), ffi::SKC_STATUS_TOKENS_GONE);
+        let range = |first: &u64, n: &i32| {
+            let mut a: ffi::skc_pin_args = std::mem::zeroed();
+            a.struct_size = size_of::<ffi::skc_pin_args>() as u32;
+            (a.n_entries, a.seq_ids, a.first, a.n_tokens) = (1, &raw const seq, first, n);
+            a
+        };
+        assert_eq!(ffi::skc_pin(cache, &range(&9, &1)), ffi::SKC_STATUS_TOKENS_GONE);
+        let mut drop: ffi::skc_evict_range_args = std::mem::zeroed();
+        drop.struct_size = size_of::<ffi::skc_evict_range_args>() as u32;
+        (drop.n_entries, drop.seq_ids, drop.first, drop.n_tokens) = (1, &raw const seq, &12, &raw const n);
+        assert_eq!(ffi::skc_evict_range(cache, &raw const drop), ffi::SKC_STATUS_TOKENS_GONE);
+        // The oldest tokens may go.
+        let (mut evict, oldest): (ffi::skc_evict_args, i32) = (std::mem::zeroed(), 8);
+        evict.struct_size = size_of::<ffi::skc_evict_args>() as u32;
+        (evict.n_entries, evict.seq_ids, evict.n_tokens) = (1, &raw const seq, &raw const oldest);
+        assert_eq!(ffi::skc_evict(cache, &raw const evict), 0);
+        assert_eq!(ffi::skc_pin(cache, &range(&17, &1)), 0);
+        assert_eq!(ffi::skc_step(cache, &args(&x, &mut out)), 0);
+        assert!(out.iter().all(|&x| (x - 0.5).abs() < 1e-6));
+    }
     assert_eq!(ffi::skc_destroy_cache(cache), 0);
 }

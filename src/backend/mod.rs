@@ -57,7 +57,8 @@ pub(crate) struct SlotRun<'a> {
     pub n: u64,
 }
 
-/// A move of the rows in `n` slots from slot `from` on to those from slot `to` on. Neither crosses the end of its region.
+/// A move of the rows in `n` slots from slot `from` on to those from slot `to` on. Neither crosses the end of its
+/// region.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RowMove {
     pub from: u64,

@@ -12,8 +12,9 @@ impl Cache {
     /// reset; those that are sinks or pinned already stay so.
     ///
     /// # Errors
-    /// `OutOfRange` for an end beyond the sequence, `TokensGone` when a token is no longer held, `NoRoom` for more than
-    /// `max_pinned` tokens or `max_segments` segments, `LayersOutOfStep`.
+    /// `OutOfRange` for an end beyond the sequence, `TokensGone` when a token is no longer held, or an aborted step has
+    /// overwritten tokens of the window, `NoRoom` for more than `max_pinned` tokens or `max_segments` segments,
+    /// `LayersOutOfStep`.
     pub fn pin(&mut self, seq_ids: &[i32], first: &[u64], n_tokens: &[i32]) -> Result<()> {
         self.edit_ranges(EditCall::Pin, seq_ids, first, n_tokens)
     }
@@ -23,7 +24,7 @@ impl Cache {
     ///
     /// # Errors
     /// `OutOfRange` for a sink in the range or an end beyond the sequence, `NoRoom` for more than `max_segments`
-    /// segments, `LayersOutOfStep`.
+    /// segments, `TokensGone` when an aborted step has overwritten tokens of the window, `LayersOutOfStep`.
     pub fn evict_range(&mut self, seq_ids: &[i32], first: &[u64], n_tokens: &[i32]) -> Result<()> {
         self.edit_ranges(EditCall::EvictRange, seq_ids, first, n_tokens)
     }
@@ -48,8 +49,15 @@ impl Cache {
         if call == EditCall::Pin && self.layers.iter().all(|layer| layer.ring.max_pinned == 0) {
             bail!(NoRoom, "n_tokens[{index}] is {n}: max_pinned is 0 in all layers");
         }
-        for (layer, _) in self.known_layers(seq) {
+        for (layer, state) in self.known_layers(seq) {
             let ring = &self.layers[layer].ring;
+            // No row that is not the sequence's may move to where it is visible again.
+            if !ring.intact(state.len, state) {
+                bail!(
+                    TokensGone,
+                    "sequence {seq}: an aborted step has overwritten tokens of its window in layer {layer}; reset it"
+                );
+            }
             match self.range_edit(call, layer, seq, (first, n)) {
                 Ok(_) => {}
                 Err(RangeRejection::Beyond(len)) => {

@@ -372,7 +372,8 @@ pub unsafe extern "C" fn skc_fork(cache: *mut skc_cache, args: *const skc_fork_a
 ///
 /// Returns: SKC_STATUS_OK, the common statuses, and
 /// - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist; a range ends beyond the sequence; too many entries.
-/// - SKC_STATUS_TOKENS_GONE: a layer whose max_pinned is above 0 no longer holds a token of a range.
+/// - SKC_STATUS_TOKENS_GONE: a layer whose max_pinned is above 0 no longer holds a token of a range; an aborted step has
+///   overwritten tokens of a sequence's window: reset it.
 /// - SKC_STATUS_NO_ROOM: a layer would have more pinned tokens than its max_pinned, or more segments than its
 ///   max_segments; no layer has a max_pinned above 0.
 /// - SKC_STATUS_LAYERS_OUT_OF_STEP: a sequence has different lengths in its layers.
@@ -401,6 +402,7 @@ pub unsafe extern "C" fn skc_pin(cache: *mut skc_cache, args: *const skc_pin_arg
 /// Returns: SKC_STATUS_OK, the common statuses, and
 /// - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist; a sink is in a range; a range ends beyond the sequence; too
 ///   many entries.
+/// - SKC_STATUS_TOKENS_GONE: an aborted step has overwritten tokens of a sequence's window: reset it.
 /// - SKC_STATUS_NO_ROOM: a layer would have more segments than its max_segments.
 /// - SKC_STATUS_LAYERS_OUT_OF_STEP: a sequence has different lengths in its layers.
 ///

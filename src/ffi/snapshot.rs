@@ -205,6 +205,7 @@ pub unsafe extern "C" fn skc_save_sequence(
 /// Returns: SKC_STATUS_OK, the common statuses, and
 /// - SKC_STATUS_INVALID_SNAPSHOT: the bytes are damaged, cut off, of a later version, or of a cache whose settings or
 ///   whose host_tag differ. The text names what differs.
+/// - SKC_STATUS_NO_ROOM: the sequence has more pinned tokens than max_pinned, or more segments than max_segments.
 /// - SKC_STATUS_OUT_OF_RANGE: the sequence does not exist.
 /// - SKC_STATUS_INVALID_ARGUMENT: also while the stream is being captured.
 ///
@@ -239,6 +240,7 @@ pub unsafe extern "C" fn skc_load_sequence(cache: *mut skc_cache, args: *const s
 /// - SKC_STATUS_OUT_OF_RANGE: a sequence does not exist.
 /// - SKC_STATUS_INVALID_ARGUMENT: also for settings that differ, for a sequence copied to itself, and while a stream is
 ///   being captured.
+/// - SKC_STATUS_NO_ROOM: as for skc_load_sequence.
 /// - SKC_STATUS_LAYERS_OUT_OF_STEP: the source has different lengths in its layers.
 /// - SKC_STATUS_TOKENS_GONE: an aborted step has overwritten tokens of the source's window.
 /// - SKC_STATUS_LENGTH_UNKNOWN: the host's counters of the source are stale, and SKC_READ_BACK is not set.

@@ -96,16 +96,18 @@ fn use_loaded(cache: &mut Cache, config: &CacheConfig) {
 /// a trace, or leaves a sequence that works. `SKC_SEED` says which.
 #[test]
 fn changed_snapshots_with_right_checksums_do_no_harm() {
-    change_snapshots(saved());
+    let (config, cache, parts) = saved();
+    change_snapshots(&config, cache, &parts);
 }
 
 /// The same of a sequence with pins and evicted ranges.
 #[test]
 fn changed_snapshots_with_ranges_do_no_harm() {
-    change_snapshots(saved_with_ranges());
+    let (config, cache, parts) = saved_with_ranges();
+    change_snapshots(&config, cache, &parts);
 }
 
-fn change_snapshots((config, cache, parts): (CacheConfig, Cache, Parts)) {
+fn change_snapshots(config: &CacheConfig, cache: Cache, parts: &Parts) {
     let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u32>().ok());
     let cases = number("SKC_MENDED").unwrap_or(if config.backend == BackendKind::Cpu { 2_000 } else { 50 });
     let seed = number("SKC_SEED").unwrap_or(1).to_le_bytes().repeat(8);
@@ -121,7 +123,7 @@ fn change_snapshots((config, cache, parts): (CacheConfig, Cache, Parts)) {
             match cache.load_sequence(1, &TAG, &parts.bytes()) {
                 Ok(()) => {
                     loaded.set(loaded.get() + 1);
-                    use_loaded(cache, &config);
+                    use_loaded(cache, config);
                 }
                 Err(e) => {
                     let statuses = [Status::InvalidSnapshot, Status::NoRoom];

@@ -7,6 +7,7 @@ namespace {
 
 sinkcache::Config cache_config(const PluginConfig &c) {
     sinkcache::Layer layer(c.n_sink, c.window);
+    layer.room(c.max_pinned, c.max_segments);
     // In a GGUF of a Llama the rows of W_q and W_k are permuted for interleaved RoPE.
     layer.rope_style = SKC_ROPE_INTERLEAVED;
     layer.rope_dim = c.rope_dim;
@@ -16,7 +17,12 @@ sinkcache::Config cache_config(const PluginConfig &c) {
     sinkcache::Config config;
     config.heads(c.n_q_heads, c.n_kv_heads, c.head_dim).types(SKC_DTYPE_F32, SKC_DTYPE_F32).seqs(c.max_seqs);
     config.storage(c.k_dtype, c.v_dtype);
-    config.layers(c.n_layers, layer).max_chunk(c.chunk).max_rewind(c.max_draft).threads(c.n_threads);
+    std::vector<sinkcache::Layer> layers(c.n_layers, layer);
+    for (std::uint32_t i = 1; c.local_window != 0 && i < c.n_layers; i += 2) {
+        layers[i].window = c.local_window;
+        layers[i].max_pinned = 0;
+    }
+    config.layers(layers).max_chunk(c.chunk).max_rewind(c.max_draft).threads(c.n_threads);
     config.raw().alloc = c.alloc;
     config.raw().free = c.free;
     config.raw().memory_user = c.memory_user;
@@ -30,7 +36,8 @@ sinkcache::Config cache_config(const PluginConfig &c) {
 
 AttentionPlugin::AttentionPlugin(const PluginConfig &config)
     : q_heads_(config.n_q_heads), kv_heads_(config.n_kv_heads), dim_(config.head_dim), max_seqs_(config.max_seqs),
-      chunk_(config.chunk), max_draft_(config.max_draft), shard_(config.shard), cache_(cache_config(config)) {}
+      chunk_(config.chunk), max_draft_(config.max_draft), n_sink_(config.n_sink), window_(config.window),
+      max_pinned_(config.max_pinned), shard_(config.shard), cache_(cache_config(config)) {}
 
 CacheBytes AttentionPlugin::bytes(const PluginConfig &config) {
     const auto [host, device] = cache_config(config).bytes();

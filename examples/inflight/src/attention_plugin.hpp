@@ -16,6 +16,10 @@ struct PluginConfig {
     /** Angular frequencies; empty = those of rope_base. */
     std::vector<float> inv_freq;
     std::uint32_t n_sink = 4, window = 252;
+    /** Window of every second layer, the second, fourth, ...; those ignore pins. 0 = all layers have `window`. */
+    std::uint32_t local_window = 0;
+    /** Room for pinned tokens, and for runs of them and dropped ranges, of a sequence. */
+    std::uint32_t max_pinned = 0, max_segments = 0;
     std::uint32_t max_seqs = 8;
     /** Prompts are split at multiples of this, see ExecutorConfig. */
     std::uint32_t chunk = 64;
@@ -36,6 +40,13 @@ struct PluginConfig {
 /** Bytes of a cache. They are allocated at creation, and no others later. */
 struct CacheBytes {
     std::uint64_t host, device;
+};
+
+/** What the first layer holds of a sequence. */
+struct SequenceState {
+    std::uint64_t length, cached, evicted, pinned;
+    /** What takes room of max_segments: pinned runs, and dropped ranges that the window has not moved past. */
+    std::uint64_t counted_segments;
 };
 
 /** Arguments of an enqueue. */
@@ -67,6 +78,12 @@ public:
     std::uint32_t max_seqs() const { return max_seqs_; }
     std::uint32_t chunk() const { return chunk_; }
     std::uint32_t max_draft() const { return max_draft_; }
+    /** First tokens of a sequence, which are never dropped. */
+    std::uint32_t n_sink() const { return n_sink_; }
+    /** Most pinned tokens of a sequence. */
+    std::uint32_t max_pinned() const { return max_pinned_; }
+    /** Positions that attention reaches with so many pinned tokens. */
+    std::uint64_t positions(std::uint64_t pinned) const { return std::uint64_t{n_sink_} + pinned + window_; }
 
     /** Workspace that enqueue needs from the engine: none, the cache has allocated its own. */
     std::size_t workspace_bytes() const { return 0; }
@@ -88,6 +105,14 @@ public:
     void reset(std::int32_t seq) { cache_.reset(Ids{seq}); }
     /** Removes rejected draft tokens. */
     void rewind(const Ids &seq_ids, const Ids &n_tokens) { cache_.rewind(seq_ids, n_tokens); }
+    /** Holds `n` tokens from index `first` on permanently. SKC_STATUS_NO_ROOM changes nothing, as any other error. */
+    void pin(std::int32_t seq, std::uint64_t first, std::uint32_t n) {
+        cache_.pin(Ids{seq}, {first}, {static_cast<std::int32_t>(n)});
+    }
+    /** Drops what is held of them permanently; newer tokens close the gap. */
+    void evict_range(std::int32_t seq, std::uint64_t first, std::uint32_t n) {
+        cache_.evict_range(Ids{seq}, {first}, {static_cast<std::int32_t>(n)});
+    }
     void fork(std::int32_t from, std::int32_t to) { cache_.fork(Ids{from}, Ids{to}); }
     /** After a failure between layers: restores these sequences as they were before the step. */
     void abort_step(const Ids &seq_ids) { cache_.abort_step(seq_ids); }
@@ -97,13 +122,17 @@ public:
     /** Replaces a sequence by a saved one, of the same shard and with the same sinks, window and types. */
     void load(std::int32_t seq, const std::vector<std::uint8_t> &saved) { cache_.load(seq, saved, shard_); }
 
+    SequenceState state(std::int32_t seq) const {
+        const skc_sequence_info i = cache_.info(seq);
+        return {i.length_min, i.cached_tokens, i.evicted_tokens, i.pinned_tokens, i.counted_segments};
+    }
     /** Length of a sequence. */
-    std::uint64_t length(std::int32_t seq) const { return cache_.info(seq).length_min; }
+    std::uint64_t length(std::int32_t seq) const { return state(seq).length; }
     /** Tokens that were evicted from it. */
-    std::uint64_t evicted(std::int32_t seq) const { return cache_.info(seq).evicted_tokens; }
+    std::uint64_t evicted(std::int32_t seq) const { return state(seq).evicted; }
 
 private:
-    std::uint32_t q_heads_, kv_heads_, dim_, max_seqs_, chunk_, max_draft_;
+    std::uint32_t q_heads_, kv_heads_, dim_, max_seqs_, chunk_, max_draft_, n_sink_, window_, max_pinned_;
     sinkcache::HostTag shard_;
     sinkcache::Cache cache_;
 

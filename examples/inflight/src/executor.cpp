@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 
 namespace inflight {
@@ -78,6 +79,19 @@ std::string Executor::rejection_reason(const Request &r) const {
     }
     if (r.end && r.start != Start::continued) {
         return "only a conversation that is continued can end";
+    }
+    if (!r.drop.empty() && r.start == Start::empty) {
+        return "ranges can be dropped of a conversation that is continued or forked only";
+    }
+    for (const TokenRange &range : r.drop) {
+        if (range.n == 0 || range.n > std::numeric_limits<std::int32_t>::max()) {
+            return "a range to drop has " + std::to_string(range.n) + " tokens: 1 to " +
+                   std::to_string(std::numeric_limits<std::int32_t>::max()) + " are allowed";
+        }
+    }
+    if (r.pin_prompt > r.prompt.size()) {
+        return "the prompt has " + std::to_string(r.prompt.size()) + " tokens: " + std::to_string(r.pin_prompt) +
+               " cannot be pinned";
     }
     return "";
 }
@@ -270,10 +284,19 @@ void Executor::start(RequestState &state) {
         source->used = iteration_;
         queue_changed(*source);
     }
+    state.begin = model_.plugin().length(state.slot);
+    state.pin_from = state.context.size();
+    state.pin_end = state.pin_from + r.pin_prompt;
     for (Token token : r.prompt) {
         state.context.push_back(token);
         state.lookup.push(token);
     }
+    if (const std::string reason = range_rejection(state); !reason.empty()) {
+        // A fork that never began leaves no conversation.
+        finish(state, Outcome::failed, reason, r.start == Start::continued);
+        return;
+    }
+    drop_ranges(state);
 }
 
 /**
@@ -303,6 +326,9 @@ void Executor::finish(RequestState &state, Outcome outcome, const std::string &e
         return;
     }
     if (keep_sequence) {
+        if (state.conversation && !r.end && outcome != Outcome::failed) {
+            drop_thoughts(state);
+        }
         state.result.stream_length = model_.plugin().length(state.slot);
     }
     if (!state.result.tokens.empty()) {
@@ -318,7 +344,7 @@ void Executor::finish(RequestState &state, Outcome outcome, const std::string &e
     c->used = iteration_;
     if (state.context_done > 0) {
         c->pending.reset();
-        if (!state.result.tokens.empty()) {
+        if (!state.result.tokens.empty() && !state.last_dropped) {
             c->pending = state.last();
         }
         c->lookup = state.lookup;

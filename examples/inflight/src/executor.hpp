@@ -43,8 +43,10 @@ struct Counters {
     /** Tokens added to the cache in the context phase, and generated ones; without rejected drafts. */
     std::uint64_t context_tokens = 0, decode_tokens = 0;
     std::uint64_t generated_tokens = 0, drafted_tokens = 0, accepted_tokens = 0;
-    /** Tokens evicted from the cache. */
+    /** Tokens evicted from the cache by its window. */
     std::uint64_t evicted_tokens = 0;
+    /** Tokens pinned and dropped by requests, and edits that were refused for lack of room. */
+    std::uint64_t pinned_tokens = 0, dropped_tokens = 0, refused_edits = 0;
     /** Tokens of all batches, and the sum of their budgets. */
     std::uint64_t batch_rows = 0, batch_budget = 0;
     std::uint64_t done = 0, cancelled = 0, failed = 0;
@@ -132,6 +134,14 @@ private:
     bool park(Conversation &c);
     bool load(Conversation &c, const std::optional<Bytes> &content, std::int32_t slot);
     bool restore(Conversation &c, RequestState &state);
+
+    // edits.cpp: pins and dropped ranges.
+    std::string range_rejection(const RequestState &state) const;
+    template <class Edit>
+    bool edit(RequestState &state, const std::string &what, const Edit &edit);
+    void drop_ranges(RequestState &state);
+    void pin_fed(RequestState &state);
+    void drop_thoughts(RequestState &state);
 
     // iteration.cpp: composes a batch, runs it, and processes its results.
     std::vector<Entry> plan();

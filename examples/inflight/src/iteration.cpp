@@ -43,12 +43,16 @@ std::size_t Executor::plan_steps(std::vector<Entry> &entries, std::size_t left) 
     return left;
 }
 
-/** Adds prompts in the order in which they started: all that is left of one, or whole chunks. */
+/**
+ * Adds prompts in the order in which they started: all that is left of one, or whole chunks. A prompt that is being
+ * pinned enters chunk by chunk under any schedule: each is pinned before the window moves past it.
+ */
 void Executor::plan_contexts(std::vector<Entry> &entries, std::size_t left) const {
     for (const auto &state : running_) {
         if (state->in_context()) {
-            const std::size_t n =
-                state->context_left() <= left ? state->context_left() : left / config_.chunk * config_.chunk;
+            const std::size_t most = state->pinning() ? std::min<std::size_t>(state->context_left(), config_.chunk)
+                                                      : state->context_left();
+            const std::size_t n = most <= left ? most : left / config_.chunk * config_.chunk;
             if (n > 0) {
                 entries.push_back({state.get(), n, {}});
                 left -= n;
@@ -141,6 +145,7 @@ void Executor::commit(std::vector<Entry> &entries, const std::vector<Token> &tok
 void Executor::commit_context(Entry &e, const std::vector<Token> &tokens, std::size_t &next) {
     e.state->context_done += e.n;
     counters_.context_tokens += e.n;
+    pin_fed(*e.state);
     if (!e.state->in_context()) {
         e.state->first_token_at = Clock::now();
         e.state->result.first_token =

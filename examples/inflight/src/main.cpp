@@ -52,6 +52,13 @@ void declare(CLI::App &app, Options &o) {
         ->check(count);
     app.add_option("--sink", o.plugin.n_sink, "sink tokens of a sequence")->capture_default_str();
     app.add_option("--window", o.plugin.window, "most recent tokens a query sees")->capture_default_str()->check(count);
+    app.add_option("--max-pinned", o.plugin.max_pinned, "room for pinned tokens of a sequence (pin_prompt)")
+        ->capture_default_str()
+        ->check(CLI::Range(0u, 1u << 24));
+    app.add_option("--max-segments", o.plugin.max_segments,
+                   "room for pinned runs and dropped ranges of a sequence (pin_prompt, drop, drop_thoughts)")
+        ->capture_default_str()
+        ->check(CLI::Range(0u, 1024u));
     app.add_option("--draft", o.executor.draft, "most draft tokens of a step, by prompt lookup; 0 = none")
         ->capture_default_str()
         ->check(CLI::Range(0u, 256u));
@@ -109,6 +116,7 @@ public:
         for (const Result &r : results) {
             if (first_) {
                 report_.request(r);
+                log_notes(std::cerr, r);
             }
         }
     }
@@ -275,6 +283,11 @@ void serve(Options options, Group &group) {
     Executor executor(model, options.executor, parking.get());
     if (group.rank() == 0 && !options.quiet) {
         std::cerr << model.describe() << std::endl;
+    }
+    const std::uint64_t trained = model.config().trained_context, reached = model.plugin().positions(0);
+    if (group.rank() == 0 && trained != 0 && reached > trained) {
+        std::cerr << "warning: --sink and --window reach " << reached << " positions: the model was trained with "
+                  << trained << std::endl;
     }
     Console console(options, group, model.config().bytes, cache_bytes);
     Feed feed(file, executor, model.config());

@@ -56,7 +56,13 @@ std::string prometheus_text(const Metrics &metrics) {
     Family(out, "draft_tokens_total", "counter", "Draft tokens verified.")
         .sample(c.accepted_tokens, "{verdict=\"accepted\"}")
         .sample(c.drafted_tokens - c.accepted_tokens, "{verdict=\"rejected\"}");
-    Family(out, "evicted_tokens_total", "counter", "Tokens evicted from the cache.").sample(c.evicted_tokens);
+    Family(out, "evicted_tokens_total", "counter", "Tokens evicted from the cache by its window.")
+        .sample(c.evicted_tokens);
+    Family(out, "edited_tokens_total", "counter", "Tokens pinned in the cache, and dropped from it by ranges.")
+        .sample(c.pinned_tokens, "{edit=\"pinned\"}")
+        .sample(c.dropped_tokens, "{edit=\"dropped\"}");
+    Family(out, "refused_edits_total", "counter", "Pins and dropped ranges that there was no room for.")
+        .sample(c.refused_edits);
     Family(out, "iterations_total", "counter", "Batches run.").sample(c.iterations);
     Family(out, "batch_rows_total", "counter", "Tokens in all batches.").sample(c.batch_rows);
     Family(out, "batch_budget_rows_total", "counter", "Token budget of all batches.").sample(c.batch_budget);

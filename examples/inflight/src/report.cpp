@@ -70,6 +70,15 @@ void Report::request(const Result &r) {
         if (r.restored != Restored::not_parked) {
             line["restored_from"] = name(r.restored);
         }
+        if (r.pinned > 0) {
+            line["pinned_tokens"] = r.pinned;
+        }
+        if (r.dropped > 0) {
+            line["dropped_tokens"] = r.dropped;
+        }
+        if (!r.notes.empty()) {
+            line["notes"] = r.notes;
+        }
         line["drafted"] = r.drafted;
         line["accepted"] = r.accepted;
         const auto add_time = [&](const char *key, double seconds) {
@@ -91,6 +100,12 @@ void Report::request(const Result &r) {
              << " tokens/s";
         if (r.restored != Restored::not_parked) {
             out_ << ", restored from " << name(r.restored);
+        }
+        if (r.pinned > 0) {
+            out_ << ", " << r.pinned << " pinned";
+        }
+        if (r.dropped > 0) {
+            out_ << ", " << r.dropped << " dropped";
         }
         if (r.drafted > 0) {
             out_ << ", " << r.accepted << " of " << r.drafted << " draft tokens accepted";
@@ -120,6 +135,9 @@ void Report::totals(const Totals &t) {
                                             {"generated_tokens", c.generated_tokens},
                                             {"generated_per_s", per(c.generated_tokens, t.seconds)},
                                             {"evicted_tokens", c.evicted_tokens},
+                                            {"pinned_tokens", c.pinned_tokens},
+                                            {"dropped_tokens", c.dropped_tokens},
+                                            {"refused_edits", c.refused_edits},
                                             {"batch_fill", fill},
                                             {"drafted", c.drafted_tokens},
                                             {"accepted", c.accepted_tokens},
@@ -138,6 +156,10 @@ void Report::totals(const Totals &t) {
          << " generated (" << rounded(per(c.generated_tokens, t.seconds)) << " tokens/s)\n"
          << c.iterations << " iterations, " << rounded(100 * fill) << " % of the budget used, " << c.evicted_tokens
          << " tokens evicted";
+    if (c.pinned_tokens + c.dropped_tokens + c.refused_edits > 0) {
+        out_ << ", " << c.pinned_tokens << " pinned, " << c.dropped_tokens << " dropped, " << c.refused_edits
+             << " edits refused";
+    }
     if (c.drafted_tokens > 0) {
         out_ << ", " << rounded(100 * acceptance) << " % of " << c.drafted_tokens << " draft tokens accepted";
     }
@@ -151,6 +173,13 @@ void Report::totals(const Totals &t) {
              << " dropped, " << p.write_failures + p.damaged << " failures";
     }
     out_ << std::endl;
+}
+
+void log_notes(std::ostream &log, const Result &result) {
+    for (const std::string &note : result.notes) {
+        log << "request " << programs::in_quotes(result.id) << ": " << programs::one_line(note, MAX_SHOWN)
+            << std::endl;
+    }
 }
 
 void show_progress(std::ostream &terminal, const Counters &c) {

@@ -36,6 +36,9 @@ private:
     std::string text(const std::vector<Token> &tokens) const;
 };
 
+/** Writes the notes of a result, each in a line. */
+void log_notes(std::ostream &log, const Result &result);
+
 /** Overwrites the current line of a terminal. */
 void show_progress(std::ostream &terminal, const Counters &counters);
 

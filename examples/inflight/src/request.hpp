@@ -2,6 +2,7 @@
 #pragma once
 
 #include "sampling.hpp"
+#include "thoughts.hpp"
 
 #include <cstdint>
 #include <optional>
@@ -29,6 +30,12 @@ struct Request {
     Sampling sampling;
     Start start = Start::empty;
     std::string source;
+    /** Tokens of the prompt, from its first on, that stay in the cache permanently. */
+    std::size_t pin_prompt = 0;
+    /** Tokens of the continued or forked sequence that are dropped from the cache before the prompt is fed. */
+    std::vector<TokenRange> drop;
+    /** When the answer is complete, its thoughts are dropped from the cache. */
+    std::optional<ThoughtMarkers> drop_thoughts;
     /** The name under which the sequence stays in the cache; empty = it is dropped when the request ends. */
     std::string conversation;
     /** The continued conversation ends with this request. */
@@ -55,6 +62,10 @@ struct Result {
     /** Draft tokens verified, and those of them that were accepted. */
     std::uint64_t drafted = 0, accepted = 0;
     Restored restored = Restored::not_parked;
+    /** Tokens that it has pinned, and those that it has dropped from the cache by ranges. */
+    std::uint64_t pinned = 0, dropped = 0;
+    /** Edits of the cache that were refused, which then keeps the tokens, and warnings: for a log. */
+    std::vector<std::string> notes;
     /** Length of its sequence, with earlier rounds. */
     std::uint64_t stream_length = 0;
     /** Seconds from arrival to a slot, from arrival to the first token, and from the first to the last token; negative

@@ -21,11 +21,19 @@ struct Executor::RequestState {
     std::vector<Token> context;
     /** How many of them are in the cache. */
     std::size_t context_done = 0;
+    /** Index in its sequence of the first token of `context`. */
+    std::uint64_t begin = 0;
+    /** Those of `context` to pin: from the first one that is not yet, to before the last one. */
+    std::size_t pin_from = 0, pin_end = 0;
+    /** The last generated token belongs to a thought that was dropped: the next round does not feed it. */
+    bool last_dropped = false;
     PromptLookup lookup;
     Clock::time_point arrived_at, first_token_at;
 
     bool in_context() const { return context_done < context.size(); }
     std::size_t context_left() const { return context.size() - context_done; }
+    /** Whether tokens that are yet to be fed are to be pinned. */
+    bool pinning() const { return context_done < pin_end; }
     std::size_t tokens_left() const { return request.max_tokens - result.tokens.size(); }
     /** The token that the next step feeds. */
     Token last() const { return result.tokens.back(); }

@@ -14,7 +14,8 @@ namespace {
 using Json = nlohmann::json;
 
 const std::set<std::string> FIELDS{"id",   "prompt",       "tokens",   "max_tokens", "temperature", "seed",
-                                   "fork", "conversation", "continue", "end",        "arrival",     "cancel_after"};
+                                   "fork", "conversation", "continue", "end",        "arrival",     "cancel_after",
+                                   "drop", "pin_prompt",   "drop_thoughts"};
 
 /** A value and its type, short enough for an error message however large it is. */
 std::string shown(const Json &value) {
@@ -104,6 +105,73 @@ std::vector<Token> prompt(const Json &line, const LlamaConfig &model) {
     return tokens;
 }
 
+/** Tokens of a prompt to pin: `true` for all of them, or a number. */
+std::size_t pinned(const Json &line, std::size_t prompt_tokens) {
+    if (!line.contains("pin_prompt")) {
+        return 0;
+    }
+    const Json &value = line["pin_prompt"];
+    if (value.is_boolean()) {
+        return value.get<bool>() ? prompt_tokens : 0;
+    }
+    if (!value.is_number_unsigned() || value.get<std::uint64_t>() > prompt_tokens) {
+        reject("pin_prompt", value,
+               "true, false, or a number of the prompt's " + std::to_string(prompt_tokens) + " tokens");
+    }
+    return value;
+}
+
+std::vector<TokenRange> ranges(const Json &line) {
+    std::vector<TokenRange> ranges;
+    if (!line.contains("drop")) {
+        return ranges;
+    }
+    const Json &list = line["drop"];
+    if (!list.is_array() || list.empty()) {
+        reject("drop", list, "an array of ranges [first, n] that is not empty");
+    }
+    for (const Json &range : list) {
+        constexpr std::uint64_t MOST = std::numeric_limits<std::int32_t>::max();
+        const bool is_pair = range.is_array() && range.size() == 2;
+        if (!is_pair) {
+            reject("drop", range, "made of ranges [first, n]");
+        }
+        if (!range[0].is_number_unsigned()) {
+            reject("drop", range[0], "made of ranges [first, n]: first is the index of a token, from 0");
+        }
+        if (!range[1].is_number_unsigned() || range[1].get<std::uint64_t>() < 1 ||
+            range[1].get<std::uint64_t>() > MOST) {
+            reject("drop", range[1], "made of ranges [first, n]: n is a number of tokens from 1 to " +
+                                         std::to_string(MOST));
+        }
+        ranges.push_back({range[0], range[1]});
+    }
+    return ranges;
+}
+
+/** A token by its number, or where the vocabulary is bytes by its byte. */
+Token marker(const Json &value, const LlamaConfig &model) {
+    if (value.is_number_unsigned() && value.get<std::uint64_t>() < model.vocabulary) {
+        return value;
+    }
+    if (model.bytes && value.is_string() && value.get_ref<const std::string &>().size() == 1) {
+        return static_cast<unsigned char>(value.get_ref<const std::string &>()[0]) + LlamaConfig::byte_offset;
+    }
+    reject("drop_thoughts", value,
+           "made of token ids below " + std::to_string(model.vocabulary) + (model.bytes ? ", or single bytes" : ""));
+}
+
+std::optional<ThoughtMarkers> thoughts(const Json &line, const LlamaConfig &model) {
+    if (!line.contains("drop_thoughts")) {
+        return std::nullopt;
+    }
+    const Json &value = line["drop_thoughts"];
+    if (!value.is_array() || value.size() != 2) {
+        reject("drop_thoughts", value, "two marker tokens, [open, close]");
+    }
+    return ThoughtMarkers{marker(value[0], model), marker(value[1], model)};
+}
+
 Request request(const Json &line, const LlamaConfig &model) {
     if (!line.is_object()) {
         throw std::runtime_error("the line is not a JSON object");
@@ -127,8 +195,16 @@ Request request(const Json &line, const LlamaConfig &model) {
     r.source = continued.empty() ? forked : continued;
     r.start = !continued.empty() ? Start::continued : !forked.empty() ? Start::forked : Start::empty;
     r.prompt = prompt(line, model);
+    r.pin_prompt = pinned(line, r.prompt.size());
+    r.drop = ranges(line);
+    if (!r.drop.empty() && r.start == Start::empty) {
+        throw std::runtime_error("field 'drop' needs 'continue' or 'fork'");
+    }
+    r.drop_thoughts = thoughts(line, model);
     if (r.start == Start::empty) {
         r.prompt.insert(r.prompt.begin(), model.bos);
+        // What stands before a pinned token is pinned, too.
+        r.pin_prompt += r.pin_prompt > 0;
     }
     r.max_tokens =
         static_cast<std::uint32_t>(whole_number(line, "max_tokens", 64, std::numeric_limits<std::uint32_t>::max()));

@@ -41,6 +41,7 @@ LlamaConfig read_config(Gguf &gguf) {
     c.rope_dim = gguf.count("llama.rope.dimension_count", c.head_dim);
     c.feed_forward = gguf.count("llama.feed_forward_length");
     c.rope_base = gguf.number("llama.rope.freq_base", 10000.0);
+    c.trained_context = gguf.count("llama.context_length", 0);
     c.rms_eps = static_cast<float>(gguf.number("llama.attention.layer_norm_rms_epsilon"));
     const auto tokens = gguf.texts("tokenizer.ggml.tokens");
     c.vocabulary = gguf.count("llama.vocab_size", tokens.size());

@@ -21,6 +21,8 @@ struct LlamaConfig {
     std::vector<float> inv_freq;
     float rms_eps;
     Token bos, eos;
+    /** Tokens that it was trained with; 0 = unknown. */
+    std::uint64_t trained_context;
     /** The vocabulary is bytes: byte b is token b + byte_offset. Otherwise prompts are given as tokens. */
     bool bytes;
     static constexpr Token byte_offset = 3;

@@ -20,6 +20,7 @@ using namespace llama_cpp;
 /** Settings of a layer, which point into `inv_freq` where RoPE needs explicit frequencies. */
 skc_layer_config layer_config(const LayerShape &shape, const LlamaOptions &options, std::vector<float> &inv_freq) {
     Layer layer(options.n_sink, options.window);
+    layer.room(options.max_pinned, options.max_segments);
     const RopeParams &rope = shape.rope;
     layer.rope_style = rope.mode == GGML_ROPE_TYPE_NEOX ? SKC_ROPE_NEOX : SKC_ROPE_INTERLEAVED;
     layer.rope_dim = static_cast<std::uint32_t>(rope.n_dims);
@@ -62,6 +63,15 @@ void check_params(const llama_model *model, const llama_context_params &p, const
                            std::to_string(o.n_seqs));
         }
     }
+}
+
+/** Tokens of a range as the cache takes them. */
+std::int32_t range_length(const char *edit, std::uint32_t n) {
+    if (n > 0x7fffffffU) {
+        throw Error(SKC_STATUS_OUT_OF_RANGE,
+                    std::string(edit) + " of " + std::to_string(n) + " tokens: at most 2147483647 are allowed");
+    }
+    return static_cast<std::int32_t>(n);
 }
 
 /** Tokens whose logits or embeddings llama.cpp computes: those marked in `logits`, which if NULL means the last one. */
@@ -189,12 +199,13 @@ void LlamaContext::Impl::make_cache(const LlamaOptions &options) {
         }
         // llama.cpp chooses the LongRoPE factors by n_ctx, which is the room for a batch here.
         const std::string factors = s.rope.freq_factors ? s.rope.freq_factors->name : "";
-        const std::uint64_t held = std::uint64_t(options.n_sink) + options.window;
+        const std::uint64_t held = std::uint64_t(options.n_sink) + options.max_pinned + options.window;
         const bool beyond = held > static_cast<std::uint64_t>(s.rope.n_ctx_orig);
         if (factors.find(beyond ? "rope_factors_short" : "rope_factors_long") != std::string::npos) {
             invalid_config("LongRoPE has other frequencies above " + std::to_string(s.rope.n_ctx_orig) +
-                           " tokens: n_sink + window = " + std::to_string(held) + " and n_batch + n_seqs = " +
-                           std::to_string(llama_n_ctx(ctx.get())) + " (padded) must be both above it or both not");
+                           " tokens: n_sink + max_pinned + window = " + std::to_string(held) +
+                           " and n_batch + n_seqs = " + std::to_string(llama_n_ctx(ctx.get())) +
+                           " (padded) must be both above it or both not");
         }
     }
     const auto n32 = [](std::int64_t n) { return static_cast<std::uint32_t>(n); };
@@ -317,6 +328,16 @@ void LlamaContext::rewind(llama_seq_id seq_id, std::uint32_t n) {
     }
     impl.cache->rewind({seq_id}, {static_cast<std::int32_t>(n)});
     impl.sequences->drop(seq_id);
+}
+
+void LlamaContext::pin(llama_seq_id seq_id, std::uint64_t first, std::uint32_t n) {
+    impl_->sequences->usable(seq_id);
+    impl_->cache->pin({seq_id}, {first}, {range_length("pin", n)});
+}
+
+void LlamaContext::evict_range(llama_seq_id seq_id, std::uint64_t first, std::uint32_t n) {
+    impl_->sequences->usable(seq_id);
+    impl_->cache->evict_range({seq_id}, {first}, {range_length("evict_range", n)});
 }
 
 void LlamaContext::clear(llama_seq_id seq_id, std::uint64_t start_position) {

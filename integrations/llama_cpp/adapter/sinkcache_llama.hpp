@@ -29,6 +29,8 @@ struct LlamaOptions {
     std::uint32_t n_seqs = 1;
     /** How far below its highest length rewind() may cut a sequence; raised to n_ubatch if that is more. */
     std::uint32_t max_rewind = 64;
+    /** Room for pin() and evict_range(), see skc_layer_config: tokens, and pinned runs and dropped ranges together. */
+    std::uint32_t max_pinned = 0, max_segments = 0;
 };
 
 /**
@@ -84,6 +86,25 @@ public:
      * LlamaOptions::max_rewind; SKC_STATUS_OUT_OF_RANGE for a sequence that does not exist, or has fewer tokens.
      */
     void rewind(llama_seq_id seq_id, std::uint32_t n);
+
+    /**
+     * Holds the `n` tokens from index `first` on permanently, such as a system prompt: they no longer take places of
+     * the window. Indices count from 0 since the last clear(), evicted tokens included. n = 0 does nothing.
+     *
+     * @throws Error SKC_STATUS_NO_ROOM beyond LlamaOptions::max_pinned or max_segments; SKC_STATUS_TOKENS_GONE if a
+     * token is no longer held; SKC_STATUS_OUT_OF_RANGE for a sequence that does not exist, or a range that ends beyond
+     * it.
+     */
+    void pin(llama_seq_id seq_id, std::uint64_t first, std::uint32_t n);
+
+    /**
+     * Drops what is held of the `n` tokens from index `first` on permanently, such as a model's thoughts; newer tokens
+     * close the gap. The logits of the last decode() stay.
+     *
+     * @throws Error SKC_STATUS_NO_ROOM beyond LlamaOptions::max_segments; SKC_STATUS_OUT_OF_RANGE for a sink, and as
+     * pin() does.
+     */
+    void evict_range(llama_seq_id seq_id, std::uint64_t first, std::uint32_t n);
 
     /**
      * Empties a sequence; the next token's stream position is `start_position`. Also repairs a sequence that an earlier

@@ -3,6 +3,9 @@
 #define LLAMA_STREAM_CHAT_HPP
 
 #include "engine.hpp"
+#include "thoughts.hpp"
+
+#include <optional>
 
 struct ChatSettings {
     Settings common;
@@ -12,6 +15,12 @@ struct ChatSettings {
     std::string save, load;
     /** System message at the beginning of the conversation; empty = none. */
     std::string system;
+    /** The system message stays in the cache permanently. */
+    bool pin_system = false;
+    /** Room for pins is what the system message needs; otherwise what `common` says. */
+    bool measure_pinned = true;
+    /** Thoughts are dropped from the cache when their answer is complete. */
+    std::optional<ThoughtMarkers> drop_thoughts;
     /** Most tokens of an answer. */
     std::uint32_t predict = 256;
     /** Sampling temperature; 0 or below = the most likely token, as in llama.cpp. */

@@ -46,6 +46,8 @@ public:
     void load(const std::vector<std::uint8_t> &saved, const sinkcache::HostTag &tag) override {
         context_.load(0, saved, tag);
     }
+    void pin(std::uint64_t first, std::uint32_t n) override { context_.pin(0, first, n); }
+    void evict_range(std::uint64_t first, std::uint32_t n) override { context_.evict_range(0, first, n); }
     const char *mode() const override { return "sink"; }
 
 private:
@@ -57,6 +59,8 @@ private:
         sinkcache::LlamaOptions o;
         o.n_sink = s.sink;
         o.window = s.window;
+        o.max_pinned = s.max_pinned;
+        o.max_segments = s.max_segments;
         o.k_dtype = types->k;
         o.v_dtype = types->v;
         return o;
@@ -157,6 +161,12 @@ std::vector<std::uint8_t> Engine::save(const sinkcache::HostTag &) const {
 
 void Engine::load(const std::vector<std::uint8_t> &, const sinkcache::HostTag &) {
     throw UserError("--load needs sinkcache: not --stock");
+}
+
+void Engine::pin(std::uint64_t, std::uint32_t) { throw UserError("--pin-system needs sinkcache: not --stock"); }
+
+void Engine::evict_range(std::uint64_t, std::uint32_t) {
+    throw UserError("--drop-thoughts needs sinkcache: not --stock");
 }
 
 llama_model_ptr load_model(const Settings &settings) {

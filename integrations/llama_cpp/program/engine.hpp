@@ -23,6 +23,8 @@ struct Settings {
     std::uint32_t sink = 4;
     std::uint32_t window = 2044;
     std::string kv_dtype = "f16";
+    /** Room for pinned tokens, and for pinned runs and dropped ranges. */
+    std::uint32_t max_pinned = 0, max_segments = 0;
     std::uint32_t threads = 1;
     /** Most tokens of one Engine::decode(). */
     std::uint32_t n_batch = 512;
@@ -52,6 +54,10 @@ public:
     virtual std::vector<std::uint8_t> save(const sinkcache::HostTag &tag) const;
     /** Replaces the sequence by a saved one. @throws sinkcache::Error */
     virtual void load(const std::vector<std::uint8_t> &saved, const sinkcache::HostTag &tag);
+    /** Holds tokens of the sequence permanently, by their index. Only with sinkcache. @throws sinkcache::Error */
+    virtual void pin(std::uint64_t first, std::uint32_t n);
+    /** Drops what is held of them. Only with sinkcache. @throws sinkcache::Error */
+    virtual void evict_range(std::uint64_t first, std::uint32_t n);
     /** "sink" or "stock". */
     virtual const char *mode() const = 0;
 

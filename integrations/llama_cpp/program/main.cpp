@@ -33,6 +33,18 @@ void add_common_options(CLI::App &app, Settings &s, bool &json, bool &verbose) {
     app.add_flag("-v,--verbose", verbose, "Print llama.cpp's log");
 }
 
+/** The markers given, or the default ones. */
+ThoughtMarkers markers_of(const std::vector<std::string> &given) {
+    // Without values CLI11 stores one empty text.
+    if (given.empty() || (given.size() == 1 && given[0].empty())) {
+        return {};
+    }
+    if (given.size() != 2 || given[0].empty() || given[1].empty()) {
+        throw UserError("--drop-thoughts takes two texts that are not empty, or none: <think> </think>");
+    }
+    return {given[0], given[1]};
+}
+
 }  // namespace
 
 int main(int argc, char **argv) {
@@ -75,6 +87,26 @@ int main(int argc, char **argv) {
     chat_app.add_option("--load", chatting.load, "File of a saved conversation, which goes on and is not read again")
         ->check(named);
     chat_app.add_option("--system", chatting.system, "System message");
+    chat_app.add_flag("--pin-system", chatting.pin_system, "Keep the system message in the cache permanently");
+    std::vector<std::string> markers;
+    CLI::Option *const drop_thoughts =
+        chat_app
+            .add_option("--drop-thoughts", markers,
+                        "Drop a model's thoughts from the cache when their answer is complete: what stands between "
+                        "two markers, default <think> </think>")
+            ->expected(0, 2)
+            ->type_name("[OPEN CLOSE]");
+    CLI::Option *const max_pinned =
+        chat_app
+            .add_option("--max-pinned", chatting.common.max_pinned,
+                        "Room for pinned tokens; default with --pin-system: those of the system message")
+            ->check(CLI::Range(std::uint32_t(0), std::uint32_t(1) << 24));
+    CLI::Option *const max_segments =
+        chat_app
+            .add_option("--max-segments", chatting.common.max_segments,
+                        "Room for pinned runs and dropped ranges; default 64 with --pin-system, --drop-thoughts or "
+                        "--load, else 0")
+            ->check(CLI::Range(std::uint32_t(0), std::uint32_t(1024)));
     chat_app.add_option("-n,--predict", chatting.predict, "Most tokens of an answer")
         ->capture_default_str()
         ->check(CLI::Range(std::uint32_t(1), std::uint32_t(1) << 30));
@@ -87,6 +119,13 @@ int main(int argc, char **argv) {
         return *code;
     }
     try {
+        if (drop_thoughts->count() > 0) {
+            chatting.drop_thoughts = markers_of(markers);
+        }
+        chatting.measure_pinned = max_pinned->count() == 0;
+        if (max_segments->count() == 0 && (chatting.pin_system || chatting.drop_thoughts || !chatting.load.empty())) {
+            chatting.common.max_segments = 64;
+        }
         if (!verbose) {
             keep_errors();
         }

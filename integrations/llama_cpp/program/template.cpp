@@ -6,9 +6,18 @@
 
 #include <vector>
 
-std::string ChatTemplate::apply(bool with_last, const std::string &prompt) const {
+namespace {
+
+std::string trimmed(const std::string &text) {
+    const auto from = text.find_first_not_of(" \n\t\r");
+    return from == std::string::npos ? "" : text.substr(from, text.find_last_not_of(" \n\t\r") - from + 1);
+}
+
+}  // namespace
+
+std::string ChatTemplate::apply(bool with_last, const std::string &prompt, bool with_system) const {
     std::vector<llama_chat_message> messages;
-    if (!state_.system.empty()) {
+    if (with_system && !state_.system.empty()) {
         messages.push_back({"system", state_.system.c_str()});
     }
     if (with_last) {
@@ -43,16 +52,27 @@ std::string ChatTemplate::next(const std::string &prompt) {
         // so search for the answer without leading and trailing white space.
         const std::string both = apply(true, prompt);
         const std::string before = apply(false, state_.prompt);
-        const std::string &answer = state_.answer;
-        const auto from = answer.find_first_not_of(" \n\t\r");
-        const std::string trimmed =
-            from == std::string::npos ? "" : answer.substr(from, answer.find_last_not_of(" \n\t\r") - from + 1);
+        const std::string answer = trimmed(state_.answer);
         const auto at =
-            both.compare(0, before.size(), before) == 0 ? both.find(trimmed, before.size()) : std::string::npos;
-        text = at == std::string::npos ? apply(false, prompt) : both.substr(at + trimmed.size());
+            both.compare(0, before.size(), before) == 0 ? both.find(answer, before.size()) : std::string::npos;
+        text = at == std::string::npos ? apply(false, prompt) : both.substr(at + answer.size());
     }
     state_.prompt = prompt;
     state_.answer.clear();
     state_.first = false;
     return text;
+}
+
+std::size_t ChatTemplate::system_bytes(const std::string &text, const std::string &prompt) const {
+    if (state_.system.empty()) {
+        return 0;
+    }
+    // Most templates put the system message, with its markers, in front of what they write without one.
+    const std::string rest = raw() ? prompt + "\n" : apply(false, prompt, false);
+    if (text.size() > rest.size() && text.compare(text.size() - rest.size(), rest.size(), rest) == 0) {
+        return text.size() - rest.size();
+    }
+    const std::string system = trimmed(state_.system);
+    const std::size_t at = text.find(system);
+    return at == std::string::npos ? 0 : at + system.size();
 }

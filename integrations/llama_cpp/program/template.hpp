@@ -17,6 +17,11 @@ public:
     }
     /** The text that the model must process before it answers `prompt`. @throws UserError */
     std::string next(const std::string &prompt);
+    /**
+     * The bytes of the text that next() has returned for the first prompt that belong to the system message: they come
+     * before all of the prompt's. 0 without a system message.
+     */
+    std::size_t system_bytes(const std::string &text, const std::string &prompt) const;
     /** Ends the round with the answer of the model. */
     void answered(const std::string &answer) { state_.answer = answer; }
     /** Whether there is no template. */
@@ -36,7 +41,7 @@ public:
 
 private:
     /** The template's text of the system message, the last round if `with_last`, and `prompt`. */
-    std::string apply(bool with_last, const std::string &prompt) const;
+    std::string apply(bool with_last, const std::string &prompt, bool with_system = true) const;
 
     std::string template_;
     State state_;

@@ -89,6 +89,78 @@ TEST_F(Edits, PositionsMayBePassed) {
     EXPECT_LE(compare({logits(ctx.get(), -1)}, {want.back()}).largest, TOLERANCE);
 }
 
+namespace {
+
+sinkcache::LlamaOptions with_room(std::uint32_t n_sink, std::uint32_t max_pinned, std::uint32_t max_segments) {
+    sinkcache::LlamaOptions o = options(n_sink, 60);
+    o.max_pinned = max_pinned;
+    o.max_segments = max_segments;
+    return o;
+}
+
+}  // namespace
+
+// What was decoded last has no trace in the rest: dropped, the stream goes on as one that never had it.
+TEST_F(Edits, ADroppedRangeLeavesNoTrace) {
+    LlamaContext ctx(model.get(), params(64), with_room(4, 0, 8)), plain(model.get(), params(64), options(4, 60));
+    const Tokens thoughts = random_tokens(model.get(), 30, 99);
+    std::size_t at = 0;
+    for (const std::size_t n : {20U, 7U, 9U, 150U}) {
+        const Tokens text = slice(tokens, at, at + n);
+        const Rows want = run(plain, text, 16), got = run(ctx, text, 16);
+        EXPECT_LE(compare(got, want).largest, TOLERANCE) << at;
+        at += n;
+        if (n < 150) {
+            // Together with what is kept, no more than the window.
+            const std::uint64_t length = ctx.length(0);
+            run(ctx, slice(thoughts, 0, 10), 4);
+            ctx.evict_range(0, length, 10);
+            EXPECT_EQ(ctx.length(0), length + 10);
+        }
+    }
+}
+
+TEST_F(Edits, PinnedTokensBehindTheSinksAreMoreSinks) {
+    LlamaContext ctx(model.get(), params(64), with_room(4, 16, 1)), plain(model.get(), params(64), options(20, 60));
+    const Rows want = run(plain, tokens, 50);
+    run(ctx, slice(tokens, 0, 50), 50);
+    ctx.pin(0, 0, 20);
+    ctx.pin(0, 0, 0);
+    const Rows got = run(ctx, slice(tokens, 50, 400), 50);
+    EXPECT_LE(compare(got, Rows(want.begin() + 50, want.end())).largest, TOLERANCE);
+    // A copy keeps them.
+    const sinkcache::HostTag tag{};
+    const auto saved = ctx.save(0, tag);
+    LlamaContext other(model.get(), params(64), with_room(4, 16, 1));
+    other.load(0, saved, tag);
+    EXPECT_EQ(run(other, slice(tokens, 0, 30), 10), run(ctx, slice(tokens, 0, 30), 10));
+    // And needs room for them.
+    LlamaContext narrow(model.get(), params(64), with_room(4, 15, 1));
+    const std::string text = error_text([&] { narrow.load(0, saved, tag); });
+    EXPECT_NE(text.find("max_pinned"), std::string::npos) << text;
+}
+
+TEST_F(Edits, ARefusedRangeChangesNothing) {
+    LlamaContext ctx(model.get(), params(64), with_room(4, 8, 1)), plain(model.get(), params(64), options(4, 60));
+    run(ctx, slice(tokens, 0, 200), 50);
+    run(plain, slice(tokens, 0, 200), 50);
+    const auto refused = [](const char *status, const std::function<void()> &call) {
+        const std::string text = error_text(call);
+        EXPECT_EQ(text.rfind(status, 0), 0U) << text;
+    };
+    refused("SKC_STATUS_TOKENS_GONE", [&] { ctx.pin(0, 100, 4); });
+    refused("SKC_STATUS_NO_ROOM", [&] { ctx.pin(0, 150, 9); });
+    refused("SKC_STATUS_OUT_OF_RANGE", [&] { ctx.pin(0, 195, 6); });
+    refused("SKC_STATUS_OUT_OF_RANGE", [&] { ctx.pin(0, ~std::uint64_t(0), 2); });
+    refused("SKC_STATUS_OUT_OF_RANGE", [&] { ctx.pin(0, 190, 0x80000000U); });
+    refused("SKC_STATUS_OUT_OF_RANGE", [&] { ctx.evict_range(0, 3, 2); });
+    refused("SKC_STATUS_OUT_OF_RANGE", [&] { ctx.evict_range(0, 190, 0xFFFFFFFFU); });
+    refused("SKC_STATUS_OUT_OF_RANGE", [&] { ctx.evict_range(1, 190, 2); });
+    refused("SKC_STATUS_OUT_OF_RANGE", [&] { ctx.pin(-1, 190, 2); });
+    refused("SKC_STATUS_NO_ROOM", [&] { plain.evict_range(0, 190, 2); });
+    EXPECT_EQ(run(ctx, slice(tokens, 200, 300), 50), run(plain, slice(tokens, 200, 300), 50));
+}
+
 // Ragged batches, split into micro-batches of several sequences.
 TEST_F(Edits, SequencesAreIndependent) {
     auto o = options(4, 60);

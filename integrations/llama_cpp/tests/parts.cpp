@@ -3,6 +3,7 @@
 #include "../program/llama_log.hpp"
 #include "../program/measure.hpp"
 #include "../program/template.hpp"
+#include "../program/thoughts.hpp"
 
 #include <gtest/gtest.h>
 
@@ -68,6 +69,41 @@ TEST(Parts, TemplatesRoundByRound) {
     raw.answered("hello");
     EXPECT_EQ(raw.next("more"), "\nmore\n");
     EXPECT_THROW(ChatTemplate("nothing known", "").next("hi"), UserError);
+}
+
+TEST(Parts, TheSystemMessageOfATemplate) {
+    const auto system = [](const char *text, const std::string &message) {
+        ChatTemplate chat(text, message);
+        const std::string first = chat.next("hi");
+        return first.substr(0, chat.system_bytes(first, "hi"));
+    };
+    EXPECT_EQ(system("{{'<|im_start|>'}}", "Be kind."), "<|im_start|>system\nBe kind.<|im_end|>\n");
+    EXPECT_EQ(system("{{'<|im_start|>'}}", ""), "");
+    EXPECT_EQ(system("", "Be kind."), "Be kind.\n");
+    // A template that writes it into the first prompt: up to its end.
+    const std::string mixed = system("[INST] strip [/INST]", " Be kind. ");
+    EXPECT_EQ(mixed.substr(mixed.size() - 8), "Be kind.");
+}
+
+TEST(Parts, ThoughtsAreFoundInTheTextsOfTokens) {
+    using Spans = std::vector<std::pair<std::size_t, std::size_t>>;
+    const auto found = [](const std::vector<std::string> &pieces, std::size_t answer) {
+        Spans spans;
+        for (const TokenSpan &span : find_thoughts(pieces, answer, ThoughtMarkers())) {
+            spans.emplace_back(span.first, span.end);
+        }
+        return spans;
+    };
+    EXPECT_EQ(found({"hi", "<think>", "well", "</think>", "yes"}, 1), (Spans{{1, 4}}));
+    // Markers of several tokens, and tokens with other text beside a marker.
+    EXPECT_EQ(found({"hi", "a <th", "ink>", "", "b", "</", "think>c", "d"}, 1), (Spans{{1, 7}}));
+    EXPECT_EQ(found({"hi", "<think></think><think>x</think>", "d"}, 1), (Spans{{1, 2}, {1, 2}}));
+    // Opened by the prompt; closed by it, too; not closed; not opened.
+    EXPECT_EQ(found({"hi", "<think>", "well", "</think>", "yes"}, 2), (Spans{{1, 4}}));
+    EXPECT_EQ(found({"<think>", "well", "</think>", "yes"}, 3), Spans());
+    EXPECT_EQ(found({"hi", "<think>", "well"}, 1), Spans());
+    EXPECT_EQ(found({"hi", "</think>", "well"}, 1), Spans());
+    EXPECT_EQ(found({}, 0), Spans());
 }
 
 // What the checks of a file do not find must not end the program by a signal.

@@ -309,6 +309,72 @@ TEST(Program, ChatsForManyRounds) {
     }
 }
 
+// The system message stays, spaces are the markers of thoughts, and no token is processed twice.
+TEST(Program, PinsTheSystemMessageAndDropsThoughts) {
+    std::string all, first, second;
+    for (int i = 0; i < 20; ++i) {
+        all += "question " + std::to_string(i) + "\n";
+        (i < 10 ? first : second) += "question " + std::to_string(i) + "\n";
+    }
+    const File prompts(all), half(first), rest(second), saved;
+    const std::string any = "chat " + MODEL + " --sink 4 --window 120 --predict 12 --json";
+    const std::string chat = any + " --temp 0 -f ";
+    const std::string edits = " --pin-system --drop-thoughts ' ' ' '";
+    const Output out = run(chat + prompts.path + edits + " --system 'It was a dark and stormy night.'");
+    ASSERT_EQ(out.status, 0);
+    const auto lines = out.lines();
+    ASSERT_EQ(lines.size(), 20U);
+    // `<s>`, the message and a new line, of which four tokens are sinks.
+    EXPECT_EQ(lines[0]["pinned_tokens"], 1 + 31 + 1 - 4);
+    std::uint64_t processed = 0, dropped = 0;
+    for (const auto &line : lines) {
+        // A pending token is the next round's first.
+        EXPECT_LE(line["processed_tokens"].get<std::uint64_t>() - processed,
+                  line["prompt_tokens"].get<std::uint64_t>() + line["generated_tokens"].get<std::uint64_t>());
+        processed = line["processed_tokens"];
+        dropped += line["dropped_tokens"].get<std::uint64_t>();
+        EXPECT_TRUE(&line == &lines[0] || !line.contains("pinned_tokens"));
+    }
+    EXPECT_GT(dropped, 40U);
+    // Without the edits other answers follow the first. Drawn ones: the most likely tokens repeat themselves.
+    const std::string drawn = any + " --temp 1 --system 'It was a dark and stormy night.' -f " + prompts.path;
+    const auto edited = run(drawn + edits).lines(), plain = run(drawn).lines();
+    ASSERT_EQ(edited.size(), 20U);
+    ASSERT_EQ(plain.size(), 20U);
+    EXPECT_EQ(plain[0]["answer"], edited[0]["answer"]);
+    std::size_t different = 0;
+    for (std::size_t i = 0; i < plain.size(); ++i) {
+        different += plain[i]["answer"] != edited[i]["answer"];
+    }
+    EXPECT_GT(different, 3U);
+    // A saved conversation goes on with pins and ranges, if there is room for them.
+    const std::string markers = " --drop-thoughts ' ' ' '";
+    ASSERT_EQ(run(chat + half.path + edits + " --system 'It was a dark and stormy night.' --save " + saved.path).status,
+              0);
+    const auto after = run(chat + rest.path + markers + " --max-pinned 29 --load " + saved.path).lines();
+    ASSERT_EQ(after.size(), 10U);
+    for (std::size_t i = 0; i < after.size(); ++i) {
+        EXPECT_EQ(after[i]["answer"], lines[10 + i]["answer"]) << i;
+    }
+    expect_error(chat + rest.path + markers + " --load " + saved.path, "max_pinned");
+    // Refused: it stays in the cache, and the log says so.
+    const std::string little = " --system 'It was a dark.' --max-segments 1 --max-pinned 5";
+    const Output refused = run(chat + prompts.path + edits + little, "2>&1 >/dev/null");
+    EXPECT_NE(refused.text.find("[round 1: 12 tokens of the system message are not pinned: SKC_STATUS_NO_ROOM"),
+              std::string::npos)
+        << refused.text;
+    EXPECT_NE(refused.text.find("tokens of thoughts stay in the cache: SKC_STATUS_NO_ROOM"), std::string::npos)
+        << refused.text;
+    const Output trained = run("chat " + MODEL + " --window 240 --predict 2 --temp 0 --pin-system --system " +
+                                   "'It was a dark and stormy night.' -f " + rest.path,
+                               "2>&1 >/dev/null");
+    EXPECT_NE(trained.text.find("positions: the model was trained with 256]"), std::string::npos) << trained.text;
+    expect_error("chat " + MODEL + " --pin-system -f " + rest.path, "--pin-system needs --system");
+    expect_error("chat " + MODEL + " --stock --drop-thoughts -f " + rest.path, "need sinkcache: not --stock");
+    expect_error("chat " + MODEL + " --drop-thoughts '<t>' -f " + rest.path, "--drop-thoughts takes two texts");
+    expect_error("chat " + MODEL + " --max-segments 1025 -f " + rest.path, "1025");
+}
+
 // With the model's chat template, and answers that may end before the limit.
 TEST(Program, ChatsWithTheTemplateOfTheModel) {
     Shape shape;

@@ -57,13 +57,11 @@ impl KvSplit<'_> {
         let prefetches = cfg!(target_arch = "x86_64") && self.tile.rows <= PREFETCH_MAX_ROWS;
         let distance = |storage| if prefetches && half(storage) { PREFETCH_KEYS } else { 0 };
         let stored = Stored { k, v, n, ahead_k: distance(shape.k_type), ahead_v: distance(shape.v_type) };
-        let mut pieces = self.tile.pieces(self.block).peekable();
-        while let Some(piece) = pieces.next() {
+        self.tile.for_each_piece(self.block, |piece| {
             // From the first slot on, and up to the last: what lies outside is masked.
             let from = if piece.from == self.block.lo { 0 } else { piece.from };
-            let to = if pieces.peek().is_some() { piece.to.next_multiple_of(KEY_GROUP) } else { n };
-            self.qk_piece(&stored, Piece { from, to, ..piece }, scratch);
-        }
+            self.qk_piece(&stored, Piece { from, to: piece.to.next_multiple_of(KEY_GROUP), ..piece }, scratch);
+        });
         self.softmax(n, scratch);
         self.pv(&stored, scratch);
     }

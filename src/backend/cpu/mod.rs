@@ -17,6 +17,7 @@ mod scratch;
 mod segments;
 mod simd;
 mod split_kv;
+mod turn_cache;
 mod visibility;
 mod worker;
 

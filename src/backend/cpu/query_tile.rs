@@ -6,7 +6,7 @@ use super::element::{as_f32, store_scaled};
 use super::kv_layout::padded_dim;
 use super::rope_cache::{EntryTokens, RopeCache};
 use super::scratch::Scratch;
-use super::segments::{Piece, Segment, SegmentQuery, Turn, fixed_segments, pieces, ring_segments};
+use super::segments::{Piece, Segment, SegmentQuery, Turn, fixed_segments, ring_segments};
 use super::simd::Kernels;
 use super::simd::prefetch::prefetch;
 use super::simd::softmax::{ColumnRange, score_unit};
@@ -78,13 +78,24 @@ impl QueryTile<'_> {
     /// All blocks of keys that any row sees.
     pub fn blocks(&self, size: u64) -> impl Iterator<Item = Block> + use<'_> {
         let ring = &self.call.layer.ring;
-        let [fixed, window] = self.keys();
-        [(true, fixed), (false, window)].into_iter().flat_map(move |(fixed, keys)| {
-            // The ALiBi bias of a block is one line: with edits it has one segment.
-            let whole = [keys.clone()].into_iter().filter(|_| !self.divides_blocks());
-            let segments = [keys].into_iter().filter(|_| self.divides_blocks());
-            let segments = segments.flat_map(move |keys| self.segments(fixed, keys)).map(|s| s.from..s.end);
-            whole.chain(segments).flat_map(move |keys| blocks(ring, fixed, keys, size))
+        let [mut rest, window] = self.keys();
+        let (mut fixed, mut window) = (true, Some(window));
+        let mut places = 0..0;
+        // One state for all levels: iterators inside one another would take kilobytes of stack.
+        std::iter::from_fn(move || {
+            while places.is_empty() {
+                if rest.is_empty() {
+                    (fixed, rest) = (false, window.take()?);
+                    continue;
+                }
+                // The ALiBi bias of a block is one line: with edits it has one segment.
+                let segment = self.divides_blocks().then(|| self.segments(fixed, rest.clone()).next());
+                places = segment.map_or(rest.clone(), |s| s.map_or(0..0, |s| s.from..s.end));
+                rest.start = if places.is_empty() { rest.end } else { places.end };
+            }
+            let block = blocks(ring, fixed, places.clone(), size).next()?;
+            places.start = block.places().end;
+            Some(block)
         })
     }
 
@@ -99,13 +110,29 @@ impl QueryTile<'_> {
         fixed.then(|| fixed_segments(&self.call.layer.ring, ranges, places)).into_iter().flatten().chain(in_ring)
     }
 
-    /// The columns of a block by the queries that they meet, in order; all of them without RoPE or edits.
-    pub fn pieces(&self, block: &Block) -> impl Iterator<Item = Piece> + use<'_> {
-        let one = self.entry.n_ranges == 0 || self.call.layer.frequencies.is_empty();
-        let query = if block.fixed { SegmentQuery::Sinks } else { SegmentQuery::Window };
-        let all = one.then_some(Piece { from: block.lo, to: block.hi, query });
-        let several = (!one).then(|| pieces(*block, self.segments(block.fixed, block.places())));
-        all.into_iter().chain(several.into_iter().flatten())
+    /// Calls `visit` with the columns of a block by the queries that they meet, in order; with all of them without RoPE
+    /// or edits. Neighbours that meet the same queries are one piece.
+    pub fn for_each_piece(&self, block: &Block, mut visit: impl FnMut(Piece)) {
+        if self.entry.n_ranges == 0 || self.call.layer.frequencies.is_empty() {
+            let query = if block.fixed { SegmentQuery::Sinks } else { SegmentQuery::Window };
+            return visit(Piece { from: block.lo, to: block.hi, query });
+        }
+        let mut last: Option<Piece> = None;
+        let mut add = |s: Segment| {
+            let column = |place: u64| block.lo + (place - block.first) as usize;
+            let piece = Piece { from: column(s.from), to: column(s.end), query: s.query };
+            match &mut last {
+                Some(last) if last.query == piece.query => last.to = piece.to,
+                _ => last.replace(piece).into_iter().for_each(&mut visit),
+            }
+        };
+        let ranges = self.call.ranges_of(self.entry);
+        if block.fixed {
+            fixed_segments(&self.call.layer.ring, ranges, block.places()).for_each(&mut add);
+        } else {
+            ring_segments(ranges, block.places()).for_each(&mut add);
+        }
+        last.into_iter().for_each(visit);
     }
 
     /// The columns of a block that each row sees, into `visible`.

@@ -1,8 +1,8 @@
 //! Working memory of the kernels: one part per thread, allocated at creation.
 
 use super::kv_layout::{KEY_GROUP, SLOT_ALIGN, padded_dim};
-use super::rope_cache::{TURNS, TurnCache};
 use super::simd::softmax::ColumnRange;
+use super::turn_cache::{TURNS, TurnCache};
 use super::visibility::VisibleRange;
 use crate::config::Shape;
 use crate::error::Result;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::visibility::{Block, VisibleRange};
+use super::visibility::VisibleRange;
 use crate::ranges::{EditedRange, window_segments};
 use crate::ring::Ring;
 
@@ -103,18 +103,4 @@ pub(super) struct Piece {
     pub from: usize,
     pub to: usize,
     pub query: SegmentQuery,
-}
-
-/// The pieces of a block, in order. Neighbours that meet the same queries are one piece.
-pub(super) fn pieces(block: Block, segments: impl Iterator<Item = Segment>) -> impl Iterator<Item = Piece> {
-    let mut segments = segments.peekable();
-    std::iter::from_fn(move || {
-        let first = segments.next()?;
-        let mut end = first.end;
-        while let Some(next) = segments.next_if(|next| next.query == first.query) {
-            end = next.end;
-        }
-        let column = |place: u64| block.lo + (place - block.first) as usize;
-        Some(Piece { from: column(first.from), to: column(end), query: first.query })
-    })
 }

@@ -124,15 +124,23 @@ fn add_block<K: ChunkKernel>(kernel: &K, chunk: &ChunkTile<'_>, block: &Block, s
         let rows = tile.part(first, K::ROWS);
         rows.visible_columns(block, &scratch.ranges[first..first + rows.rows], scratch.visible);
         let Some((from, to)) = narrow_columns(&mut scratch.visible[..rows.rows], K::COLUMN_ALIGN) else { continue };
-        let mut pieces = tile.pieces(block).filter(|p| p.from < to && from < p.to).peekable();
-        let Some(piece) = pieces.next() else { continue };
-        let sub = Subtile { rows, first, from, n: to - from, scores_at: 0, query: piece.query };
-        let softmax = if pieces.peek().is_none() {
+        let is_seen = |p: &Piece| p.from < to && from < p.to;
+        let (mut n_pieces, mut query) = (0, SegmentQuery::Window);
+        tile.for_each_piece(block, |piece| {
+            if is_seen(&piece) {
+                (n_pieces, query) = (n_pieces + 1, piece.query);
+            }
+        });
+        let sub = Subtile { rows, first, from, n: to - from, scores_at: 0, query };
+        let softmax = if n_pieces == 1 {
             turn(kernel, chunk, &sub, scratch);
             kernel.qk_softmax(chunk, &packed, &sub, scratch)
         } else {
-            let pieces = std::iter::once(piece).chain(pieces);
-            pieces.for_each(|piece| qk_piece(kernel, chunk, &packed, &sub, piece, scratch));
+            tile.for_each_piece(block, |piece| {
+                if is_seen(&piece) {
+                    qk_piece(kernel, chunk, &packed, &sub, piece, scratch);
+                }
+            });
             kernel.softmax(chunk, &packed, &sub, scratch)
         };
         kernel.pv(chunk, &packed, softmax, &sub, scratch);

@@ -8,21 +8,12 @@ pub(crate) mod rounding;
 pub(crate) mod vector;
 pub(crate) mod weights;
 
-use std::ops::Range;
-
 use self::pv::PvArgs;
 use self::qk::QkArgs;
 use self::query::RoundedRows;
 use self::vector::bias;
 use self::weights::{ResultArgs, WeighArgs};
 use crate::config::StorageType;
-
-/// Bytes of a query's dim or of a weight: the high and the low term of 16 bits.
-const TERMS: usize = 2;
-/// The largest integer of two terms. The high one is rounded, so that the low one is signed too.
-const LIMIT: f32 = 32_639.0;
-/// Magnitudes outside these bounds are left to f32: a unit or its inverse might not be a normal number.
-const MAGNITUDES: Range<f32> = 1e-30..1e30;
 
 /// Products of queries and codes of keys.
 ///
@@ -137,7 +128,7 @@ mod tests {
     use proptest::sample::select;
 
     use super::query::{RoundedRows, row_bytes as query_bytes};
-    use super::rounding::{COLUMNS, Factors, GROUP_BYTES, MOST_GROUPS, Rounding};
+    use super::rounding::{COLUMNS, Factors, GROUP_BYTES, LIMIT, MOST_GROUPS, Rounding};
     use super::vector::SimdInt;
     use super::*;
     use crate::backend::cpu::kv_layout::{CODE_BLOCK, CodeLayout, KEY_GROUP, padded_dim};

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::TERMS;
+use super::rounding::TERMS;
 use super::vector::SimdInt;
 use super::weights::{row_bytes, weight};
 use crate::backend::cpu::kv_layout::CODE_BLOCK;

@@ -1,7 +1,7 @@
 //! QK^T of integer queries and codes.
 
-use super::TERMS;
 use super::query::RoundedQueries;
+use super::rounding::TERMS;
 use super::vector::SimdInt;
 use crate::backend::cpu::kv_layout::{CODE_BLOCK, KEY_GROUP};
 use crate::backend::cpu::simd::codes::{Codes, layout};

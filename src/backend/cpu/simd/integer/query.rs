@@ -3,8 +3,7 @@
 //! A row is rounded to integers of 16 bits relative to its largest magnitude. 8 bits would be as coarse as q8 itself,
 //! and show wherever keys are nearer to their codes than their type's rounding.
 
-use super::rounding::ROUND;
-use super::{LIMIT, MAGNITUDES, TERMS};
+use super::rounding::{LIMIT, MAGNITUDES, ROUND, TERMS};
 use crate::backend::cpu::simd::codes::Codes;
 use crate::backend::cpu::simd::quantise::largest;
 use crate::config::MAX_HEAD_DIM;

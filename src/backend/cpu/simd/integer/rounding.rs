@@ -1,8 +1,16 @@
 //! Probabilities times scales, and their rounding to 16 bits: what an instruction set may have its own way for.
 
+use std::ops::Range;
+
 use crate::backend::cpu::kv_layout::CODE_BLOCK;
 use crate::config::{MAX_HEAD_DIM, Q4_GROUP};
 
+/// Bytes of a query's dim or of a weight: the high and the low term of 16 bits.
+pub(crate) const TERMS: usize = 2;
+/// The largest integer of two terms. The high one is rounded, so that the low one is signed too.
+pub(crate) const LIMIT: f32 = 32_639.0;
+/// Magnitudes outside these bounds are left to f32: a unit or its inverse might not be a normal number.
+pub(crate) const MAGNITUDES: Range<f32> = 1e-30..1e30;
 /// The most columns of a row: sums of their products are exact in f32.
 pub(crate) const COLUMNS: usize = 512;
 /// 1.5 x 2^23: added to a small number, it leaves the nearest integer in the lowest bits. With half of the low byte's

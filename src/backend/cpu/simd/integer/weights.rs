@@ -1,9 +1,8 @@
 //! Weights of values as integers: probabilities times the scales of values, rounded to 16 bits relative to the largest
 //! magnitude of a row and group of dims.
 
-use super::rounding::{Factors, GROUP_BYTES, MOST_GROUPS, Rounding};
+use super::rounding::{Factors, GROUP_BYTES, LIMIT, MAGNITUDES, MOST_GROUPS, Rounding};
 use super::vector::{SimdInt, bias};
-use super::{LIMIT, MAGNITUDES};
 use crate::backend::cpu::simd::codes::{Codes, layout};
 
 /// Bytes of a row for so many groups of dims: weights, then a unit (f32) for each group.
