@@ -16,6 +16,7 @@ except ImportError as reason:
     raise unittest.SkipTest(f"skipped: no PyTorch with transformers ({reason})") from reason
 
 import sinkcache
+from sinkcache import _probe
 from sinkcache.transformers import SinkCache, cache_argument, stream
 from support import CacheTest
 from tiny_llama import ids, load
@@ -254,6 +255,42 @@ class Wrong(WithoutGradients):
             got = logits(MODEL, x[:, 100:110], cache)
             self.assertLessEqual(float((got - want).abs().max()), 1e-4)
             self.assertEqual((cache.info().length_min, cache.info().length_max), (110, 110))
+
+
+    def test_an_interruption_right_after_the_library_s_work(self):
+        """The library has the tokens of a layer, and nobody has noted it."""
+        x = ids(110)
+        want = logits(MODEL, x, SinkCache(MODEL, 64))[:, 100:]
+        for layer in (0, 2, len(MODEL.model.layers) - 1):
+            cache = SinkCache(MODEL, 64)
+            logits(MODEL, x[:, :100], cache)
+            step = cache.kv.step
+
+            def interrupted(index, *arguments, **named):
+                out = step(index, *arguments, **named)
+                if index == layer:
+                    raise KeyboardInterrupt
+                return out
+
+            cache.kv.step = interrupted
+            with self.assertRaises(KeyboardInterrupt):
+                logits(MODEL, x[:, 100:], cache)
+            del cache._skc_kv.step
+            self.assertEqual(cache.get_seq_length(), 100)
+            got = logits(MODEL, x[:, 100:], cache)
+            self.assertLessEqual(float((got - want).abs().max()), 1e-4)
+            self.assertEqual((cache.info().length_min, cache.info().length_max), (110, 110))
+
+    def test_queries_that_turn_otherwise_than_keys(self):
+        torch.manual_seed(0)
+        row = torch.randn(1, 2, 1, 32)
+        seen = _probe._Seen()
+        seen.k, seen.q = row.expand(1, 2, 2, 32), row.expand(1, 2, 2, 32)
+        self.assertIsNone(_probe._rope(seen, []))
+        # A temperature that grows with the position.
+        seen.q = torch.cat((row, 1.1 * row), 2)
+        with self.assertRaisesRegex(ValueError, "not known"):
+            _probe._rope(seen, [])
 
 
 class Generate(WithoutGradients):
