@@ -10,10 +10,11 @@ CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sinkcache
 export MAKE
 
 CHECK = check-format check-text check-links check-cycles check-parameters check-commits check-scripts check-mutants \
-	check-lint check-docs check-rust
+	check-python check-lint check-docs check-rust
 TEST = test-setup test-rust test-stream test-cpp test-python test-cuda
 ALL = all-llama all-inflight all-damaged-files all-sanitize-cpp all-sanitize-rust all-mutants all-aarch64 \
-	all-emulated-isa all-cuda-sanitize all-cuda-cubins all-cuda-variants all-cuda-nvcc all-gpu-bench
+	all-emulated-isa all-cuda-sanitize all-cuda-cubins all-cuda-variants all-cuda-nvcc all-gpu-bench \
+	all-python
 NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking \
 	nightly-sanitize-rust nightly-aarch64 nightly-third-party nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
@@ -85,6 +86,10 @@ check-scripts:
 check-mutants:
 	@$(call python,scripts/mutants.py --check)
 
+# The package's binding is what the header says. Adding a call: scripts/python_abi.py writes it.
+check-python:
+	@$(call python,scripts/python_abi.py --check)
+
 check-lint:
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
@@ -124,6 +129,8 @@ test-cpp: test-setup
 test-python: test-setup
 	$(call cmake_build,$(WITHOUT_ENGINES))
 	$(CTEST) --test-dir build -R '^example_(python|torch)$$' -V
+	@scripts/setup test venv
+	CARGO="$(CARGO)" PYTHON="$(PYTHON)" scripts/python_wheel native
 
 # A CUDA driver and compiler that run the kernels on the CPU.
 stand-in:
@@ -265,6 +272,20 @@ all-gpu-bench: setup-venv stand-in gpu-pack
 	$(GPU_BENCH) $(ON_STAND_IN) SINKCACHE_NVRTC_DIR=$(CURDIR)/build/shim \
 		$(TORCH_PYTHON) -W ignore benches/gpu/run.py --device shim --smoke --strict --seconds 0.01 --limit 0 \
 		--out build/gpu-bench/shim
+
+# transformers beside PyTorch: the newest version tested, and the oldest that sinkcache.transformers takes.
+TRANSFORMERS = $(CACHE)/transformers-
+$(TRANSFORMERS)%/complete: $(TORCH)/complete
+	rm -rf $(@D)
+	$(TORCH_PYTHON) -m pip install --quiet --no-compile --target $(@D) transformers==$*
+	touch $@
+TRANSFORMERS_VERSIONS = 5.24.0 5.16.1
+
+# The Python package with PyTorch and transformers, then as a wheel for any Linux in every Python of this machine.
+all-python: setup-venv
+	$(MAKE) --no-print-directory $(TORCH)/complete $(TRANSFORMERS_VERSIONS:%=$(TRANSFORMERS)%/complete)
+	CARGO="$(CARGO)" scripts/python_wheel torch $(TORCH_PYTHON) $(TRANSFORMERS_VERSIONS:%=$(TRANSFORMERS)%)
+	CARGO="$(CARGO)" PYTHON="$(PYTHON)" scripts/python_wheel manylinux
 
 # --- nightly ---
 

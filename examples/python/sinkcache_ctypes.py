@@ -1,4 +1,6 @@
-"""sinkcache through ctypes and NumPy: the structs of sinkcache.h and a thin class over its calls.
+"""sinkcache through ctypes and NumPy: the structs of sinkcache.h and a thin class over its calls, in one file.
+
+The package in python/ has all of the API, for PyTorch and DLPack too; this file shows how little a binding needs.
 
 Loads the library from $SINKCACHE_LIBRARY, or from the system's search path if that is not set.
 """
