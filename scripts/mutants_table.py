@@ -76,6 +76,8 @@ COMMON = {
     "evicted_pin_stays": Replace("slot_of_pinned(before), after", "slot_of_pinned(before + 1), after", VECTORS),
     "window_moves_one_too_far": Replace("end + self.taken", "end + self.taken + 1", VECTORS),
     "pinned_from_its_old_slot": Replace("move_rows(run.slot, ", "move_rows(run.slot + 1, ", VECTORS),
+    "saved_ranges_that_are_passed": Replace("r.first > oldest", "r.first > 0",
+                                            ("snapshots", "ranges::what_there_is_no_room_for_is_refused")),
     "pins_not_saved": Replace(" + u64::from(seq.n_pinned)", "",
                               ("histories", "random_histories_with_snapshots_match_the_definition")),
     # Snapshots.

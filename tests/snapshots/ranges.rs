@@ -74,6 +74,15 @@ fn what_there_is_no_room_for_is_refused() {
     check(of(1, &|l| l.max_segments = 1), "layer 1: pinned runs and evicted ranges are 2, max_segments is 1");
     let mut just = of(0, &|l| (l.max_pinned, l.max_segments) = (6, 3));
     just.load_sequence(0, &TAG, &bytes).unwrap();
+    // Once the window has passed them, beyond what a rewind may bring back, evicted ranges need no room.
+    (0..12).for_each(|i| drop(step(&mut just, &config, 0, 10, i)));
+    assert_eq!(infos(&just, 0).map(|i| (i.pinned, i.counted)), [(6, 1), (0, 0)]);
+    let (bytes, want) = (save(&mut just, 0), step(&mut just, &config, 0, 9, 50));
+    let mut passed = config.clone();
+    (passed.layers[0].max_segments, passed.layers[1].max_segments) = (1, 0);
+    let mut passed = new_cache(&passed);
+    passed.load_sequence(0, &TAG, &bytes).unwrap();
+    assert!(step(&mut passed, &config, 0, 9, 50) == want);
 }
 
 #[test]

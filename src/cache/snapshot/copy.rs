@@ -35,8 +35,8 @@ impl Cache {
         self.check_not_capturing()?;
         let src = source.check_saveable(src_seq_id)?;
         settings::check_equal((&source.shape, &source.layers), (&self.shape, &self.layers))?;
-        for (layer, state) in source.counters.layers(src) {
-            check_room(layer, &self.layers[layer].ring, state)?;
+        for layer in 0..self.layers.len() {
+            check_room(layer, &self.layers[layer].ring, &source.saved_counters(layer, src))?;
         }
         let mut staged = match (&self.place, &source.place) {
             (Place::Host { .. }, Place::Host { .. }) => Vec::new(),
@@ -76,7 +76,7 @@ impl Cache {
                     self.copy_piece((layer, dst), (source, src), &piece, staged)?;
                 }
             }
-            self.counters.replace(layer, dst, &restored, source.counters.ranges(layer, src).iter().copied());
+            self.counters.replace(layer, dst, &restored, source.saved_ranges(layer, src));
             self.counters.refresh(layer, dst);
         }
         self.counters.starts[dst] = source.counters.starts[src];

@@ -21,22 +21,22 @@ pub fn edited_by_evict(ring: &Ring, floor: u64) -> u64 {
 }
 
 /// Bytes of the section's content.
-pub fn bytes<'a>(layers: impl Iterator<Item = &'a Seq>) -> u64 {
+pub fn bytes(layers: impl Iterator<Item = Seq>) -> u64 {
     layers.map(|seq| LAYER_BYTES + RANGE_BYTES * u64::from(seq.n_ranges)).sum()
 }
 
-/// Writes the section's content.
-pub fn write<'a>(layers: impl Iterator<Item = (&'a Seq, &'a [EditedRange])> + Clone, out: &mut [u8]) {
+/// Writes the section's content: the counters of the layers, and the ranges of all of them.
+pub fn write(layers: impl Iterator<Item = Seq>, ranges: impl Iterator<Item = EditedRange>, out: &mut [u8]) {
     let mut to = Writer::new(out);
     let mut first = 0;
-    for (seq, _) in layers.clone() {
+    for seq in layers {
         to.u64(seq.edited);
         to.u64(first);
         to.u32(seq.n_ranges);
         to.u32(0);
         first += u64::from(seq.n_ranges);
     }
-    for range in layers.flat_map(|(_, ranges)| ranges) {
+    for range in ranges {
         to.u64(range.first);
         to.u64(range.n);
         to.u32(range.pinned);

@@ -11,6 +11,7 @@ use crate::backend::SlotRun;
 use crate::cache::state::Cache;
 use crate::config::Which;
 use crate::error::{Result, bail};
+use crate::ranges::{self, EditedRange};
 use crate::ring::Seq;
 
 /// Bytes of which each thread writes a part of its own.
@@ -82,7 +83,9 @@ impl Cache {
         });
         if n_edits > 0 {
             write_section(&mut out[plan.edits..plan.rows], Tag::EDITS, n_edits, |to| {
-                edits::write(self.counters.layers(seq).map(|(i, s)| (s, self.counters.ranges(i, seq))), to);
+                let layers = 0..self.layers.len();
+                let ranges = layers.clone().flat_map(|layer| self.saved_ranges(layer, seq));
+                edits::write(layers.map(|layer| self.saved_counters(layer, seq)), ranges, to);
             });
         }
         let rows = SharedBytes(&raw mut out[plan.rows..]);
@@ -134,13 +137,24 @@ impl Cache {
     /// The counters of a sequence in a layer as a snapshot has them.
     pub(super) fn saved_counters(&self, layer: usize, seq: usize) -> Seq {
         let state = self.counters.seq(layer, seq);
-        Seq { loaded_from: self.layers[layer].ring.kept_from(state), ..*state }
+        let n_ranges = self.saved_ranges(layer, seq).count() as u32;
+        Seq { loaded_from: self.layers[layer].ring.kept_from(state), n_ranges, ..*state }
+    }
+
+    /// The ranges of a sequence in a layer as a snapshot has them: without evicted ones that are older than all window
+    /// tokens in it.
+    pub(super) fn saved_ranges(&self, layer: usize, seq: usize) -> impl Iterator<Item = EditedRange> + use<'_> {
+        let ranges = self.counters.ranges(layer, seq);
+        let kept_from = self.layers[layer].ring.kept_from(self.counters.seq(layer, seq));
+        let oldest = ranges::index_of(ranges, kept_from);
+        ranges.iter().copied().filter(move |r| r.pinned == 1 || r.first > oldest) // mutant: saved_ranges_that_are_passed
     }
 
     /// Bytes of the content of the section of edits; 0: there is none.
     fn edit_bytes(&self, seq: usize) -> u64 {
-        let any = self.counters.layers(seq).any(|(i, state)| edits::needed(&self.layers[i].ring, state));
-        if any { edits::bytes(self.counters.layers(seq).map(|(_, state)| state)) } else { 0 }
+        let layers = (0..self.layers.len()).map(|layer| self.saved_counters(layer, seq));
+        let any = layers.clone().zip(self.layers.iter()).any(|(seq, layer)| edits::needed(&layer.ring, &seq));
+        if any { edits::bytes(layers) } else { 0 }
     }
 
     fn saved_tokens(&self, layer: usize, seq: usize) -> SavedTokens {
