@@ -34,7 +34,7 @@ AXES = {
     "SKC_GROUP": (1, 2, 3, 4, 5, 6, 7, 8),
     # 16-bit types; q8, q8 with values in q4, q4.
     "SKC_TYPE": (2, 3, 44, 45, 55),
-    "SKC_TRANSFORM": (0, 1, 2, 3),
+    "SKC_FEATURES": (0, 1, 2, 3, 4, 5, 6, 7),
 }
 # 16-bit types also by themselves: benches/gpu/floors.py reads their rows.
 NUMBERS = {**AXES, "SKC_TYPE": (2, 3)}

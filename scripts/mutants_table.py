@@ -43,6 +43,9 @@ QUANTISED_ROWS = ("lib", "backend::cpu::simd::quantise::tests::rows_are_those_of
 LOADS = ("lib", "ring::tests::a_load_brings_back_what_both_rings_allow")
 STEPS = ("cuda", "steps::a_step_stores_what_an_append_stores")
 STREAMS = ("cuda", "differential::streams_agree_with_the_cpu")
+SEGMENTS = ("cuda", "segments::segments_agree_with_the_cpu")
+RANGE_EDITS = ("cuda", "segments::device_arrays_equal_host_arrays")
+ROW_MOVES = ("cuda", "segments::rows_move_as_on_the_cpu")
 CODES = ("cuda", "codes::rows_that_are_not_rotated_are_those_of_the_definition")
 MASKED = ("cuda", "differential::masked_infinities_do_not_reach_a_query")
 
@@ -239,6 +242,28 @@ CUDA = {
     # What a fused multiply-add of the product leaves of the rounding of the score.
     "exponent_of_unrounded_score": Replace("sub_f(score, base())", "fma_f(score, 1.0000001f, -base())",
                                            ("cuda", "scores::the_largest_key_wins_however_large_the_scores")),
+    # Pins and evicted ranges.
+    "segment_offset_off_by_one": Replace("window_start - before", "window_start - before - 1", SEGMENTS),
+    "hole_counted_as_window": Replace("range_evicted(next)", "range_later_evicted(next)", SEGMENTS),
+    "pinned_rows_of_another_range": Replace("n_pinned - r.later_pinned - n", "r.later_pinned", SEGMENTS),
+    "passed_token_visible": Replace("s.window ? ", "s.window && s.n == 0 ? ", SEGMENTS),
+    "segments_read_old_slots": Delete(SEGMENTS),
+    "segment_missing_barrier": Delete(SEGMENTS),
+    "segment_copies_not_waited_for": Replace("STAGES - 2", "STAGES - 1", SEGMENTS),
+    "segment_step_without_its_own_key": Replace("at.i == 0 || newest", "at.i == 0", SEGMENTS),
+    "range_edit_leaves_queries": Delete(("cuda", "segments::no_query_sees_what_was_before_an_edit")),
+    "range_end_overflows": Replace("first > seq.len || n > seq.len - first", "first + n > seq.len", RANGE_EDITS),
+    "device_edit_forgets_the_window": Replace(
+        "e.oldest_index", "0", ("cuda", "segments::no_rewind_goes_below_the_window_of_an_edit")),
+    "device_rewind_across_an_edit": Replace("left < seq.edited", "false", RANGE_EDITS),
+    "device_fork_without_pins": Replace(" + seq.n_pinned", "", RANGE_EDITS),
+    "fork_without_ranges": Replace("seq.n_ranges > 0", "false", RANGE_EDITS),
+    "device_pin_from_its_old_slot": Replace("move_rows(at, slot, n)", "move_rows(at + 1, slot, n)", ROW_MOVES),
+    "device_pin_overwrites_a_pin": Replace("slot + taken", "slot", ROW_MOVES),
+    "device_evicted_pin_stays": Delete(ROW_MOVES),
+    "device_window_moves_one_too_far": Replace("end + e.taken", "end + e.taken + 1", ROW_MOVES),
+    "rows_moved_before_they_are_read": Delete(ROW_MOVES),
+    "moved_without_scales": Delete(ROW_MOVES),
 }
 
 ALL = {**COMMON, **AMX, **FP16, **VNNI, **NEON, **CUDA}

@@ -169,6 +169,9 @@ pub(crate) trait Device: Send + Sync + std::fmt::Debug {
     /// Waits for the stream and reads a sequence's counters in every layer, and its start position.
     fn read_back(&self, stream: Stream, seq: usize, states: &mut [Seq]) -> Result<u64>;
 
+    /// Waits for the stream and reads the first ranges of a sequence's list in a layer: as many as `out` has room for.
+    fn read_ranges(&self, stream: Stream, layer: usize, seq: usize, out: &mut [EditedRange]) -> Result<()>;
+
     /// Puts a copy of stored rows to the host into the stream: as [`Backend::read_rows`]. `out` may be read after
     /// [`Self::wait`].
     fn read_rows(&self, stream: Stream, run: &SlotRun<'_>, out: &mut [u8]) -> Result<()>;
@@ -184,12 +187,12 @@ pub(crate) trait Device: Send + Sync + std::fmt::Debug {
     /// Where a run of slots lies.
     fn place_of(&self, run: &SlotRun<'_>) -> Result<DevicePlace>;
 
-    /// Puts a write of a sequence's counters in every layer, and of its start position, into the stream.
+    /// Puts a write of a sequence's counters and ranges in every layer, and of its start position, into the stream.
     fn write_counters(
         &self,
         stream: Stream,
         seq: usize,
-        states: &mut dyn Iterator<Item = Seq>,
+        states: &mut dyn Iterator<Item = (Seq, &[EditedRange])>,
         start: u64,
     ) -> Result<()>;
 

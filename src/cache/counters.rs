@@ -34,6 +34,11 @@ struct Staleness {
     invalidated: Vec<u64>,
     /// `[layer][sequence]`: the epoch of the latest refresh; 0 = invalidated since.
     refreshed: Vec<u64>,
+    /// The epoch of the latest pin or evict_range of sequences that the host does not know.
+    ranges_lost: u64,
+    /// Per sequence: the epoch at which the host last knew its ranges; 0 = an edit that it has not seen may have
+    /// changed them.
+    ranges_known: Vec<u64>,
 }
 
 impl HostCounters {
@@ -51,7 +56,13 @@ impl HostCounters {
         }
         let staleness = if on_device {
             let refreshed = filled(n_layers * n_seqs, 1, "sequence counters")?;
-            Some(Staleness { epoch: 1, invalidated: filled(n_layers, 1, "layer counters")?, refreshed })
+            Some(Staleness {
+                epoch: 1,
+                invalidated: filled(n_layers, 1, "layer counters")?,
+                refreshed,
+                ranges_lost: 1,
+                ranges_known: filled(n_seqs, 1, "sequence counters")?,
+            })
         } else {
             None
         };
@@ -71,7 +82,7 @@ impl HostCounters {
         let per_seq = size_of::<Seq>() as u64 + if on_device { 8 } else { 0 };
         let n_ranges = Self::n_ranges(layers, n_seqs);
         let ranges = n_ranges * size_of::<EditedRange>() as u64 + if n_ranges > 0 { 8 * n_layers } else { 0 };
-        n_layers * n_seqs * per_seq + 8 * n_seqs + if on_device { 8 * n_layers } else { 0 } + ranges
+        n_layers * n_seqs * per_seq + 8 * n_seqs + if on_device { 8 * (n_layers + n_seqs) } else { 0 } + ranges
     }
 
     /// Ranges that all sequences of all layers have room for.
@@ -173,6 +184,39 @@ impl HostCounters {
         if let Some(s) = &mut self.staleness {
             s.epoch += 1;
             s.invalidated.fill(s.epoch);
+        }
+    }
+
+    /// Whether pins and evict_ranges of a sequence have all been seen by the host: else only a reset or a read-back
+    /// makes it known again.
+    pub fn knows_ranges(&self, seq: usize) -> bool {
+        self.staleness.as_ref().is_none_or(|s| s.ranges_known[seq] >= s.ranges_lost)
+    }
+
+    /// Whether sequences have lists of ranges.
+    pub fn has_ranges(&self) -> bool {
+        !self.range_offsets.is_empty()
+    }
+
+    /// A pin or an evict_range may change the ranges of a sequence unseen by the host.
+    pub fn lose_ranges(&mut self, seq: usize) {
+        if let Some(s) = &mut self.staleness {
+            s.ranges_known[seq] = 0;
+        }
+    }
+
+    /// The same of all sequences.
+    pub fn lose_all_ranges(&mut self) {
+        if let Some(s) = &mut self.staleness {
+            s.epoch += 1;
+            s.ranges_lost = s.epoch;
+        }
+    }
+
+    /// The caller has brought the ranges of a sequence up to date, in all layers.
+    pub fn find_ranges(&mut self, seq: usize) {
+        if let Some(s) = &mut self.staleness {
+            s.ranges_known[seq] = s.epoch;
         }
     }
 

@@ -6,6 +6,7 @@ use crate::backend::{Device, DeviceCall, DeviceError, Edit, EditCall, EditEntrie
 use crate::batch::{Batch, BatchArrays, DeviceBatch, DeviceEdit};
 use crate::config::MAX_SEQS;
 use crate::error::{Result, Status, bail};
+use crate::ring::Seq;
 
 impl Cache {
     /// Sets the stream (`CUstream`) that the next calls put their work into, until it is set again; NULL is the legacy
@@ -108,9 +109,6 @@ impl Cache {
     /// Puts an edit into the stream of a CUDA cache. The caller then updates the host's counters.
     pub(super) fn enqueue_edit(&mut self, call: EditCall, entries: EditEntries<'_>) -> Result<()> {
         let Some(device) = self.device() else { return Ok(()) };
-        if matches!(call, EditCall::Pin | EditCall::EvictRange) {
-            bail!(NoRoom, "{call:?}: the kernels do not have it yet");
-        }
         let outcome = device.edit(&Edit { call, entries, stream: self.stream });
         let outcome = self.note_device_loss(outcome);
         if outcome.is_err() {
@@ -215,6 +213,11 @@ impl Cache {
         }
         self.enqueue_edit(call, EditEntries::Device(e))?;
         self.counters.invalidate_all();
+        // A fork may have any source.
+        let forks_ranges = call == EditCall::Fork && self.counters.has_ranges();
+        if matches!(call, EditCall::Pin | EditCall::EvictRange) || forks_ranges {
+            self.counters.lose_all_ranges();
+        }
         Ok(())
     }
 
@@ -236,6 +239,13 @@ impl Cache {
         self.seq_ids.clear();
         for (index, (&id, &n)) in seq_ids.iter().zip(n_tokens).enumerate().filter(|(_, (id, _))| **id != -1) {
             let seq = self.seq_ids.insert("seq_ids", index, id)?;
+            if !self.counters.knows_ranges(seq) {
+                bail!(
+                    LengthUnknown,
+                    "seq_ids[{index}] is {id}: a pin or an evict_range may have changed it unseen by the host: only a \
+                     reset or a read-back makes it known again"
+                );
+            }
             for layer in layers.clone() {
                 let len = self.counters.seq(layer, seq).len;
                 let room = u64::MAX - self.counters.starts[seq];
@@ -269,15 +279,31 @@ impl Cache {
         self.check_usable()?;
         let seq = self.check_seq_id(seq_id)?;
         let Some(device) = self.device() else { return Ok(()) };
-        let mut states = crate::memory::filled(self.layers.len(), Default::default(), "counters")?;
+        let mut states = crate::memory::filled(self.layers.len(), Seq::default(), "counters")?;
         let start = device.read_back(self.stream, seq, &mut states);
         let start = self.note_device_loss(start)?;
         self.counters.starts[seq] = start;
         for (layer, state) in states.into_iter().enumerate() {
             *self.counters.seq_mut(layer, seq) = state;
+            self.read_ranges(layer, seq)?;
             self.counters.refresh(layer, seq);
         }
+        self.counters.find_ranges(seq);
         Ok(())
+    }
+
+    /// Reads a sequence's ranges in a layer, whose counters have been read.
+    fn read_ranges(&mut self, layer: usize, seq: usize) -> Result<()> {
+        let (stream, n) = (self.stream, self.counters.seq(layer, seq).n_ranges as usize);
+        let Place::Device(device) = &self.place else { return Ok(()) };
+        if n == 0 {
+            return Ok(());
+        }
+        let read = match self.counters.seq_and_ranges(layer, seq).1.get_mut(..n) {
+            Some(ranges) => device.read_ranges(stream, layer, seq, ranges),
+            None => bail!(Internal, "{n} ranges of sequence {seq} in layer {layer}"),
+        };
+        self.note_device_loss(read)
     }
 
     /// Returns and clears the record of invalid batch entries that completed device work has skipped. Never blocks.

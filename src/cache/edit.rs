@@ -79,6 +79,7 @@ impl Cache {
         if !self.capturing {
             for &SeqEdit { seq, amount: start, .. } in &self.edits {
                 self.counters.starts[seq] = start;
+                self.counters.find_ranges(seq);
                 (0..self.layers.len()).for_each(|layer| self.counters.refresh(layer, seq));
             }
         }
@@ -115,7 +116,15 @@ impl Cache {
             let src = src as usize;
             if self.capturing {
                 (0..self.layers.len()).for_each(|layer| self.counters.invalidate(layer, dst));
+                if self.counters.has_ranges() {
+                    self.counters.lose_ranges(dst);
+                }
                 continue;
+            }
+            if self.counters.knows_ranges(src) {
+                self.counters.find_ranges(dst);
+            } else {
+                self.counters.lose_ranges(dst);
             }
             self.counters.starts[dst] = self.counters.starts[src];
             for (index, layer) in self.layers.iter().enumerate() {

@@ -111,6 +111,7 @@ impl Cache {
         if self.is_unknown(seq) {
             // The device decides; the host no longer knows the sequence's ranges.
             (0..self.layers.len()).for_each(|layer| self.counters.invalidate(layer, seq));
+            self.counters.lose_ranges(seq);
             return Ok(());
         }
         let mut rows = 0;

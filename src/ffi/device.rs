@@ -63,6 +63,7 @@ c_struct!(skc_device_error);
 /// Returns: SKC_STATUS_OK, the common statuses, and
 /// - SKC_STATUS_INVALID_ARGUMENT: also for a CPU cache.
 /// - SKC_STATUS_OUT_OF_RANGE: the layer or a sequence does not exist; a length below 0, or positions beyond 2^64 - 1.
+/// - SKC_STATUS_LENGTH_UNKNOWN: a skc_pin or skc_evict_range may have changed a sequence unseen by the host.
 ///
 /// Lifetime: args and its arrays until the call returns.
 ///

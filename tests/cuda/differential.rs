@@ -13,12 +13,12 @@ use crate::common::quantised::KvTypes;
 use crate::support::{Random, cuda};
 
 #[derive(Clone, Copy)]
-struct Shape {
+pub struct Shape {
     head_dim: u32,
     n_q_heads: u32,
     n_kv_heads: u32,
     /// Of rows, and of K and V where they are not quantised.
-    dtype: DType,
+    pub dtype: DType,
 }
 
 /// Quantised types of K and V that have specialised kernels.
@@ -33,7 +33,7 @@ const fn shape(head_dim: u32, n_q_heads: u32, n_kv_heads: u32, dtype: DType) -> 
 }
 
 /// Every head_dim and group size that has specialised kernels, both types, and one shape that has none.
-const SHAPES: [Shape; 11] = [
+pub const SHAPES: [Shape; 11] = [
     shape(64, 4, 4, DType::F16),
     shape(64, 16, 2, DType::Bf16),
     shape(80, 4, 2, DType::Bf16),
@@ -48,11 +48,11 @@ const SHAPES: [Shape; 11] = [
 ];
 
 /// Half of them quantised.
-fn draw_types(random: &mut Random, dtype: DType) -> KvTypes {
+pub fn draw_types(random: &mut Random, dtype: DType) -> KvTypes {
     QUANTISED.get(random.below(6) as usize).copied().unwrap_or(dtype.into())
 }
 
-fn draw_config(random: &mut Random, shape: Shape) -> CacheConfig {
+pub fn draw_config(random: &mut Random, shape: Shape) -> CacheConfig {
     let Shape { head_dim, n_q_heads, n_kv_heads, dtype } = shape;
     let mode = [PositionMode::Rope, PositionMode::Rope, PositionMode::RopeApplied, PositionMode::Alibi]
         [random.below(4) as usize];
@@ -86,23 +86,36 @@ fn draw_config(random: &mut Random, shape: Shape) -> CacheConfig {
     }
 }
 
-struct Pair {
-    config: CacheConfig,
-    device: Cache,
-    cpu: Cache,
+/// The same cache on both backends.
+pub struct Pair {
+    pub config: CacheConfig,
+    pub device: Cache,
+    pub cpu: Cache,
 }
 
 /// Statistics of compared elements: their number, and the sums of squares of values and differences.
 #[derive(Default)]
-struct Tally {
+pub struct Tally {
     n: usize,
     values: f64,
     errors: f64,
 }
 
+impl Tally {
+    /// The root mean square of differences over that of values.
+    pub fn relative(&self) -> f64 {
+        (self.errors / self.values.max(1e-30)).sqrt()
+    }
+}
+
 impl Pair {
+    pub fn new(config: CacheConfig) -> Self {
+        let cpu = CacheConfig { backend: BackendKind::Cpu, ..config.clone() };
+        Self { device: new_cache(&config), cpu: Cache::new(&cpu).unwrap(), config }
+    }
+
     /// One call on both caches; compares every row.
-    fn step<T: Element>(
+    pub fn step<T: Element>(
         &mut self,
         random: &mut Random,
         n: [usize; 2],
@@ -162,8 +175,7 @@ fn streams_agree_with_the_cpu() {
         let shape = SHAPES[shape.unwrap_or(stream) % SHAPES.len()];
         let types = draw_types(&mut random, shape.dtype);
         let config = types.config(draw_config(&mut random, shape));
-        let cpu = CacheConfig { backend: BackendKind::Cpu, ..config.clone() };
-        let mut pair = Pair { device: new_cache(&config), cpu: Cache::new(&cpu).unwrap(), config };
+        let mut pair = Pair::new(config);
         let start = [0, (1 << 24) - 5, (1 << 32) + 7, 1 << 40][random.below(4) as usize];
         pair.device.reset(&[0, 1], Some(&[start, start])).unwrap();
         pair.cpu.reset(&[0, 1], Some(&[start, start])).unwrap();
@@ -196,7 +208,7 @@ fn streams_agree_with_the_cpu() {
         assert_eq!(pair.device.take_error().unwrap(), None);
     }
     for (tally, (name, bound)) in tallies.iter().zip([("f16", 1.5e-3), ("bf16", 1.2e-2), ("quantised", 1.5e-2)]) {
-        let relative = (tally.errors / tally.values.max(1e-30)).sqrt();
+        let relative = tally.relative();
         println!("{streams} streams, {name}: {} elements, relative rms difference {relative:.2e}", tally.n);
         assert!(relative <= bound, "{name}: {relative}");
     }
@@ -209,8 +221,7 @@ fn every_pair_of_types_agrees_with_the_cpu() {
     for (k, v) in StorageType::ALL.into_iter().flat_map(|k| StorageType::ALL.map(|v| (k, v))) {
         let mut config = KvTypes::new(k, v).config(draw_config(&mut Random(77), SHAPES[10]));
         config.layers[0] = LayerConfig { n_sink: 4, window: 20, ..LayerConfig::default() };
-        let cpu = CacheConfig { backend: BackendKind::Cpu, ..config.clone() };
-        let mut pair = Pair { device: new_cache(&config), cpu: Cache::new(&cpu).unwrap(), config };
+        let mut pair = Pair::new(config);
         assert_eq!(pair.device.kernel_choice(0, TokenCall::Attend, 2, 1).unwrap().kernel, "skc_attend_generic");
         let mut tally = Tally::default();
         for n in [[30, 3], [1, 1], [1, 20]] {
@@ -233,8 +244,7 @@ fn magnitudes_do_not_matter_to_codes() {
             let scale = f64::from(magnitude).powi(-2) / 12.0;
             config.layers[0] = LayerConfig { n_sink: 4, window: 50, scale, ..LayerConfig::default() };
             config.in_dtype = in_dtype;
-            let cpu = CacheConfig { backend: BackendKind::Cpu, ..config.clone() };
-            let mut pair = Pair { device: new_cache(&config), cpu: Cache::new(&cpu).unwrap(), config };
+            let mut pair = Pair::new(config);
             let mut tally = Tally::default();
             for n in [[90, 3], [1, 1], [1, 1], [2, 40]] {
                 let random = &mut Random(5 + n[0] as u64);
@@ -266,8 +276,7 @@ fn large_tiles_agree_with_the_cpu() {
     let mut config = draw_config(&mut Random(77), shape);
     config.max_chunk = n as u32;
     config.layers[0] = LayerConfig { n_sink: 4, window: 50, ..LayerConfig::default() };
-    let cpu = CacheConfig { backend: BackendKind::Cpu, ..config.clone() };
-    let mut pair = Pair { device: new_cache(&config), cpu: Cache::new(&cpu).unwrap(), config };
+    let mut pair = Pair::new(config);
     let choice = pair.device.kernel_choice(0, TokenCall::Attend, 2, n as u32).unwrap();
     assert_eq!((choice.kernel, choice.grid), ("skc_attend_chunk", [2, 2, tiles]));
     let fewer = pair.device.kernel_choice(0, TokenCall::Attend, 1, 16).unwrap();

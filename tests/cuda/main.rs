@@ -13,6 +13,7 @@ mod edits;
 mod errors;
 mod graphs;
 mod scores;
+mod segments;
 mod snapshots;
 mod soak;
 mod steps;

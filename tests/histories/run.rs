@@ -278,7 +278,9 @@ impl Run {
 
     /// Checks that the latest append's queries can be passed again, or no longer can after an edit.
     pub fn check_attendable(&mut self, seq: usize) {
-        let Some(attendable) = self.attendable[seq].filter(|_| !self.cache.is_on_device()) else { return };
+        // A cache for 16-bit rows may have come from a device.
+        let takes_f32 = !self.cache.is_on_device() && self.config.in_dtype == DType::F32;
+        let Some(attendable) = self.attendable[seq].filter(|_| takes_f32) else { return };
         let c = &self.config;
         let q = vec![0.0_f32; (c.n_q_heads * c.head_dim) as usize];
         let mut out = vec![f32::NAN; (c.n_q_heads * c.head_dim_v) as usize];

@@ -5,7 +5,7 @@ use super::device_memory::{DeviceBuffer, MappedHost, SetupStream};
 use super::driver::CurrentContext;
 use super::jit::program::{SHAPES_VARIABLE, Variant, arch_name};
 use super::modules::{CommonKernels, Loaded, VariantKernels, load_common, load_variant, variant_of};
-use super::params::{SkcErrorLog, SkcErrorPage, SkcLayer, SkcStore};
+use super::params::{SkcErrorLog, SkcErrorPage, SkcLayer, SkcRing, SkcStore};
 use crate::config::{CudaConfig, Layer, Layers, Shape};
 use crate::error::{Error, Result, Status, bail};
 use crate::ring::Seq;
@@ -107,16 +107,16 @@ fn allocate(
         aux.write(&setup, tables.frequencies as usize, layer.frequencies.fixed())?;
         aux.write(&setup, tables.alibi_slopes as usize, &layer.alibi_slopes)?;
         aux.write(&setup, tables.sink_logits as usize, &layer.sink_logits)?;
-        let ring = &layer.ring;
-        let numbers = [ring.n_sink, ring.window, ring.ring_slots, ring.max_rewind];
-        aux.write(&setup, layout.rings as usize + i * size_of_val(&numbers), &numbers)?;
         let [k, v] = kv.layers[i].map(|layout| layout.store(kv_base));
         aux.write(&setup, layout.stores as usize + i * size_of::<[SkcStore; 2]>(), &[k, v])?;
         let or_null = |empty: bool, offset: u64| if empty { 0 } else { base + offset };
+        let ranges = or_null(layer.ring.max_segments == 0, tables.ranges);
+        aux.write(&setup, layout.rings as usize + i * size_of::<SkcRing>(), &[SkcRing::new(&layer.ring, ranges)])?;
         settings.push(SkcLayer {
             k,
             v,
             seqs: base + layout.seqs + (i * n_seqs as usize * size_of::<Seq>()) as u64,
+            ranges,
             starts: base + layout.starts,
             frequencies: base + tables.frequencies,
             alibi_slopes: or_null(layer.alibi_slopes.is_empty(), tables.alibi_slopes),

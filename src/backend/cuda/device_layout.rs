@@ -2,10 +2,11 @@
 
 use super::device_memory::ALIGN;
 use super::launch_config::DECODE_COLUMNS;
-use super::params::{SkcErrorLog, SkcStore};
+use super::params::{SkcErrorLog, SkcRing, SkcStore};
 use crate::config::{Layer, Shape, StorageType};
 use crate::error::{Error, Result, Status};
 use crate::memory::with_room;
+use crate::ranges::EditedRange;
 use crate::ring::Seq;
 
 /// Floats of a partial result: for each query column the accumulator, the maximum and the sum.
@@ -127,6 +128,8 @@ impl KvLayout {
 /// Byte offsets of one layer's tables.
 #[derive(Clone, Copy, Debug)]
 pub struct TableOffsets {
+    /// `[n_seqs][max_segments]` `EditedRange`: pinned and evicted ranges.
+    pub ranges: u64,
     /// u64.
     pub frequencies: u64,
     /// f32.
@@ -148,7 +151,7 @@ pub struct AuxLayout {
     pub split_arrivals: u64,
     /// One `SkcErrorLog`.
     pub errors: u64,
-    /// `[n_layers][4]` u64.
+    /// `[n_layers]` `SkcRing`.
     pub rings: u64,
     /// `[n_layers][2]` `SkcStore`: K and V.
     pub stores: u64,
@@ -181,7 +184,7 @@ impl AuxLayout {
         n_seqs: u32,
         multiprocessors: u32,
     ) -> Self {
-        // At most 2^16 layers x 2^24 sequences x 32 bytes, and 2^16 layers x 2^17 numbers: no overflow.
+        // At most 2^16 layers x 2^24 sequences x (56 bytes + 2^10 ranges of 32 bytes): no overflow.
         let mut at = 0;
         let mut take = |n: u64, size: usize| {
             let offset = at;
@@ -195,13 +198,14 @@ impl AuxLayout {
         let append_arrivals = take(n_seqs.into(), 4);
         let split_arrivals = take(max_partials(multiprocessors), 4);
         let errors = take(1, size_of::<SkcErrorLog>());
-        let rings = take(n_layers * 4, 8);
+        let rings = take(n_layers, size_of::<SkcRing>());
         let stores = take(2 * n_layers, size_of::<SkcStore>());
         let stage_ids = take(staged, 4);
         let stage_tokens = take(staged, 4);
         let stage_positions = take(staged, 8);
         let tables = layers
             .map(|layer| TableOffsets {
+                ranges: take(u64::from(n_seqs) * layer.ring.max_segments, size_of::<EditedRange>()),
                 frequencies: take(layer.frequencies.len() as u64, 8),
                 alibi_slopes: take(layer.alibi_slopes.len() as u64, 4),
                 sink_logits: take(layer.sink_logits.len() as u64, 4),

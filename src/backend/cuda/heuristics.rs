@@ -116,9 +116,9 @@ impl Heuristics<'_> {
     fn split(&self, kernel: TokenKernel, loaded: SplitKernel, shared_bytes: u32, call: CallSize) -> LaunchChoice {
         let heads = self.shape.n_kv_heads as u64;
         let ring = &self.layer.ring;
-        // The first token's window, and the tokens after it.
+        // The first token's window, and the tokens after it; sinks and pinned tokens.
         let keys = ring.window + u64::from(call.n_tokens.saturating_sub(1));
-        let tiles = ring.n_sink.div_ceil(DECODE_KEYS.into()) + keys.div_ceil(DECODE_KEYS.into());
+        let tiles = ring.fixed_slots().div_ceil(DECODE_KEYS.into()) + keys.div_ceil(DECODE_KEYS.into());
         let warps = u64::from(loaded.kernel.threads / 32);
         let work =
             SplitWork { heads: (u64::from(call.n_entries) * heads).max(1), rounds: tiles.div_ceil(warps).max(1) };

@@ -18,10 +18,11 @@ pub(crate) use self::state::Cuda;
 use self::device_layout::RowAddresses;
 use self::driver::{RelaxedCapture, RowPiece};
 use self::heuristics::CallSize;
-use self::params::SkcStore;
+use self::params::{SkcLayer, SkcStore};
 use super::{Device, DeviceCall, DeviceError, DevicePlace, Edit, KernelChoice, SlotRun, Stream, TokenCall};
 use crate::config::Which;
 use crate::error::{Result, bail};
+use crate::ranges::EditedRange;
 use crate::ring::Seq;
 
 /// Whether a CUDA cache can be created now: there is a driver, a device, and a compiler or kernels built in for the
@@ -33,6 +34,15 @@ pub(crate) fn available() -> bool {
 }
 
 impl Cuda {
+    /// The address of the first of `n` ranges of a sequence in a layer.
+    fn ranges_of(&self, layer: usize, seq: usize, n: usize) -> Result<u64> {
+        let SkcLayer { ranges, max_segments, .. } = self.settings[layer];
+        if n as u64 > max_segments || seq >= self.n_seqs as usize {
+            bail!(Internal, "{n} of {max_segments} ranges of sequence {seq}");
+        }
+        Ok(ranges + seq as u64 * max_segments * size_of::<EditedRange>() as u64)
+    }
+
     /// Where a run of slots lies, and the store that it belongs to.
     fn rows(&self, run: &SlotRun<'_>) -> Result<(&SkcStore, RowAddresses)> {
         let SlotRun { shape, layer, settings, seq, which, head, slot, n } = *run;
@@ -110,6 +120,10 @@ impl Device for Cuda {
         Ok(start[0])
     }
 
+    fn read_ranges(&self, stream: Stream, layer: usize, seq: usize, out: &mut [EditedRange]) -> Result<()> {
+        self.context.enter()?.read(stream, self.ranges_of(layer, seq, out.len())?, out)
+    }
+
     fn read_rows(&self, stream: Stream, run: &SlotRun<'_>, out: &mut [u8]) -> Result<()> {
         let current = self.context.enter()?;
         let (store, at) = self.rows(run)?;
@@ -151,12 +165,15 @@ impl Device for Cuda {
         &self,
         stream: Stream,
         seq: usize,
-        states: &mut dyn Iterator<Item = Seq>,
+        states: &mut dyn Iterator<Item = (Seq, &[EditedRange])>,
         start: u64,
     ) -> Result<()> {
         let current = self.context.enter()?;
-        for (state, layer) in states.zip(&self.settings) {
+        for (index, ((state, ranges), layer)) in states.zip(&self.settings).enumerate() {
             current.write(stream, layer.seqs + (seq * size_of::<Seq>()) as u64, &[state])?;
+            if !ranges.is_empty() {
+                current.write(stream, self.ranges_of(index, seq, ranges.len())?, ranges)?;
+            }
         }
         current.write(stream, self.aux_base()? + self.aux.starts + 8 * seq as u64, &[start])
     }

@@ -45,6 +45,7 @@ pub struct CommonKernels {
     pub attend: Kernel,
     pub edit: Kernel,
     pub fork: Kernel,
+    pub move_rows: Kernel,
     pub stage: Kernel,
 }
 
@@ -59,6 +60,7 @@ pub fn load_common(current: &CurrentContext<'_>, arch: u32, disk_cache: bool) ->
             attend: kernel(c"skc_attend_generic")?,
             edit: kernel(c"skc_edit")?,
             fork: kernel(c"skc_fork_copy")?,
+            move_rows: kernel(c"skc_move_rows")?,
             stage: kernel(c"skc_stage")?,
         })
     })
@@ -94,7 +96,9 @@ pub fn variant_of(shape: &Shape, layer: &Layer, arch: u32, shared_limit: u32) ->
         dim,
         group,
         dtype,
-        transform: u32::from(layer.softcap > 0.0) | u32::from(!layer.alibi_slopes.is_empty()) << 1,
+        features: u32::from(layer.softcap > 0.0)
+            | u32::from(!layer.alibi_slopes.is_empty()) << 1
+            | u32::from(layer.ring.max_segments > 0) << 2,
     })
 }
 

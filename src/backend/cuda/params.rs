@@ -1,7 +1,8 @@
 //! Kernel parameters, passed by value: the structs of `kernels/params.cuh`, where the fields are explained.
 
 use crate::config::{Layer, Shape};
-use crate::ring::Seq;
+use crate::ranges::EditedRange;
+use crate::ring::{Ring, Seq};
 use crate::tensor::Strided;
 
 /// Entries of a batch that fit into the kernel parameters.
@@ -60,6 +61,7 @@ pub struct SkcLayer {
     pub k: SkcStore,
     pub v: SkcStore,
     pub seqs: Address,
+    pub ranges: Address,
     pub starts: Address,
     pub frequencies: Address,
     pub alibi_slopes: Address,
@@ -70,6 +72,8 @@ pub struct SkcLayer {
     pub window: u64,
     pub ring_slots: u64,
     pub max_rewind: u64,
+    pub max_pinned: u64,
+    pub max_segments: u64,
     pub layer: u32,
     pub max_chunk: u32,
     pub n_kv_heads: u32,
@@ -93,6 +97,8 @@ impl SkcLayer {
             window: ring.window,
             ring_slots: ring.ring_slots,
             max_rewind: ring.max_rewind,
+            max_pinned: ring.max_pinned,
+            max_segments: ring.max_segments,
             // The limits of `config` keep all of these below 2^32.
             layer: index as u32,
             max_chunk: shape.max_chunk as u32,
@@ -154,11 +160,33 @@ pub struct SkcEdit {
     pub call: u32,
     pub batch: SkcBatch,
     pub inline_positions: [u64; INLINE_ENTRIES],
+    pub can_pin: u32,
+    pub reserved: u32,
 }
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct SkcFork {
+pub struct SkcRing {
+    pub n_sink: u64,
+    pub window: u64,
+    pub ring_slots: u64,
+    pub max_rewind: u64,
+    pub max_pinned: u64,
+    pub max_segments: u64,
+    pub ranges: Address,
+}
+
+impl SkcRing {
+    /// A layer's ring; `ranges`: where its lists of ranges are, or 0.
+    pub fn new(ring: &Ring, ranges: Address) -> Self {
+        let Ring { n_sink, window, ring_slots, max_rewind, max_pinned, max_segments } = *ring;
+        Self { n_sink, window, ring_slots, max_rewind, max_pinned, max_segments, ranges }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SkcRowEdit {
     pub edit: SkcEdit,
     pub stores: Address,
     pub n_kv_heads: u32,
@@ -212,8 +240,8 @@ pub struct SkcErrorLog {
 // `params.cuh` asserts the same numbers.
 const _: () = {
     assert!(size_of::<Seq>() == 56 && size_of::<SkcErrorPage>() == 256 && size_of::<SkcErrorLog>() == 24);
-    assert!(size_of::<SkcBatch>() == 560 && size_of::<SkcRows>() == 24 && size_of::<SkcLayer>() == 232);
-    assert!(size_of::<SkcAppend>() == 840 && size_of::<SkcAttend>() == 888 && size_of::<SkcStep>() == 936);
-    assert!(size_of::<SkcEdit>() == 1120 && size_of::<SkcStore>() == 48 && size_of::<SkcFork>() == 1136);
-    assert!(size_of::<SkcStage>() == 1056);
+    assert!(size_of::<SkcBatch>() == 560 && size_of::<SkcRows>() == 24 && size_of::<SkcLayer>() == 256);
+    assert!(size_of::<SkcAppend>() == 864 && size_of::<SkcAttend>() == 912 && size_of::<SkcStep>() == 960);
+    assert!(size_of::<SkcEdit>() == 1128 && size_of::<SkcStore>() == 48 && size_of::<SkcRowEdit>() == 1144);
+    assert!(size_of::<SkcStage>() == 1056 && size_of::<EditedRange>() == 32 && size_of::<SkcRing>() == 56);
 };

@@ -4,7 +4,7 @@ use super::device_layout;
 use super::driver::{CurrentContext, LaunchSize};
 use super::heuristics::{CallSize, LaunchChoice, grid};
 use super::launch_config::EDIT_SHARED;
-use super::params::{INLINE_ENTRIES, SkcAppend, SkcAttend, SkcBatch, SkcEdit, SkcFork, SkcRows, SkcStage, SkcStep};
+use super::params::{INLINE_ENTRIES, SkcAppend, SkcAttend, SkcBatch, SkcEdit, SkcRowEdit, SkcRows, SkcStage, SkcStep};
 use super::state::Cuda;
 use crate::backend::{AttendRows, DeviceCall, Edit, EditCall, EditEntries, Stream};
 use crate::batch::BatchArrays;
@@ -70,7 +70,9 @@ pub fn edit(cuda: &Cuda, current: &CurrentContext<'_>, edit: &Edit<'_>) -> Resul
         }
         EditEntries::Device(e) => {
             let batch = SkcBatch { seq_ids: e.seq_ids, n_tokens: e.n_tokens, ..empty_batch(cuda, e.n_entries, 0) };
-            KernelBatch { batch, positions: e.positions, inline_positions: [0; INLINE_ENTRIES] }
+            // A call has either.
+            let positions = if e.first != 0 { e.first } else { e.positions };
+            KernelBatch { batch, positions, inline_positions: [0; INLINE_ENTRIES] }
         }
         EditEntries::All => {
             let batch = SkcBatch { all: 1, ..empty_batch(cuda, cuda.n_seqs, 0) };
@@ -94,13 +96,21 @@ pub fn edit(cuda: &Cuda, current: &CurrentContext<'_>, edit: &Edit<'_>) -> Resul
         call: edit.call as u32,
         batch: given.batch,
         inline_positions: given.inline_positions,
+        can_pin: cuda.settings.iter().any(|layer| layer.max_pinned > 0).into(),
+        reserved: 0,
     };
     let target = cuda.launch_target(edit.stream);
-    if edit.call == EditCall::Fork {
-        let stores = base + cuda.aux.stores;
-        let fork = SkcFork { edit: params, stores, n_kv_heads: cuda.shape.n_kv_heads as u32, reserved: 0 };
-        let size = LaunchSize { grid: grid(n, n_layers.into(), 32), shared_bytes: EDIT_SHARED };
-        current.launch(&common.fork, size, target, &fork)?;
+    let n_kv_heads = cuda.shape.n_kv_heads as u32;
+    // Rows first: their kernel checks the state that the edit's will change.
+    let rows = match edit.call {
+        EditCall::Fork => Some((&common.fork, 32)),
+        EditCall::Pin | EditCall::EvictRange => Some((&common.move_rows, 2 * u64::from(n_kv_heads))),
+        _ => None,
+    };
+    if let Some((kernel, blocks)) = rows {
+        let rows = SkcRowEdit { edit: params, stores: base + cuda.aux.stores, n_kv_heads, reserved: 0 };
+        let size = LaunchSize { grid: grid(n, n_layers.into(), blocks), shared_bytes: EDIT_SHARED };
+        current.launch(kernel, size, target, &rows)?;
     }
     let size = LaunchSize { grid: [n, 1, 1], shared_bytes: EDIT_SHARED };
     current.launch(&common.edit, size, target, &params)

@@ -181,6 +181,7 @@ impl Cache {
             self.counters.replace(layer, seq, &restored, saved.ranges(layer));
             self.counters.refresh(layer, seq);
         }
+        self.counters.find_ranges(seq);
         self.send_counters(seq)
     }
 
@@ -208,7 +209,7 @@ impl Cache {
     /// Puts a write of the host's counters of a sequence into the stream of a CUDA cache.
     pub(in crate::cache) fn send_counters(&self, seq: usize) -> Result<()> {
         let Some(device) = self.device() else { return Ok(()) };
-        let states = self.counters.layers(seq).map(|(_, state)| *state);
+        let states = self.counters.layers(seq).map(|(layer, state)| (*state, self.counters.ranges(layer, seq)));
         device.write_counters(self.stream, seq, &mut { states }, self.counters.starts[seq])
     }
 }

@@ -22,23 +22,30 @@ const HEADERS: &[(&str, &str)] = files![
     "chunk_rows.cuh",
     "commit.cuh",
     "decode.cuh",
+    "decode_block.cuh",
     "decode_codes.cuh",
     "decode_columns.cuh",
     "decode_numbers.cuh",
+    "decode_segments.cuh",
     "decode_tile.cuh",
+    "decode_window.cuh",
     "dtype.cuh",
     "edit.cuh",
     "error_record.cuh",
     "fork.cuh",
     "hadamard.cuh",
     "launch_config.cuh",
+    "move_rows.cuh",
     "new_tokens.cuh",
     "params.cuh",
     "ptx.cuh",
     "quantise.cuh",
     "query.cuh",
+    "range_edit.cuh",
+    "ranges.cuh",
     "ring.cuh",
     "rope.cuh",
+    "segments.cuh",
     "softmax.cuh",
     "split_merge.cuh",
     "stage_batch.cuh",
@@ -63,8 +70,9 @@ pub const MAX_GROUP: u32 = 8;
 pub const FAST_ARCH: u32 = 80;
 /// Its types by name and number: the 16-bit type of rows, K and V, or the quantised types of K and V as two digits.
 pub const TYPES: [(&str, u32); 5] = [("f16", 2), ("bf16", 3), ("q8", 44), ("q8/q4", 45), ("q4", 55)];
-/// Its transforms of scores by name and bit.
-pub const TRANSFORMS: [(&str, u32); 2] = [("softcap", 1), ("alibi", 2)];
+/// What a layer may have beside sinks and window, by name and bit: transforms of scores, and room for pinned and
+/// evicted ranges.
+pub const FEATURES: [(&str, u32); 3] = [("softcap", 1), ("alibi", 2), ("segments", 4)];
 
 /// Lists the variants that are built in, when the library is built.
 pub const SHAPES_VARIABLE: &str = "SINKCACHE_CUBIN_SHAPES";
@@ -79,14 +87,14 @@ pub struct Variant {
     pub group: u32,
     /// One of [`TYPES`].
     pub dtype: u32,
-    /// Bits of [`TRANSFORMS`].
-    pub transform: u32,
+    /// Bits of [`FEATURES`].
+    pub features: u32,
 }
 
 impl Variant {
     /// The macros of `fast.cu`.
     pub fn macros(&self) -> [(&'static str, u32); 4] {
-        [("SKC_DIM", self.dim), ("SKC_GROUP", self.group), ("SKC_TYPE", self.dtype), ("SKC_TRANSFORM", self.transform)]
+        [("SKC_DIM", self.dim), ("SKC_GROUP", self.group), ("SKC_TYPE", self.dtype), ("SKC_FEATURES", self.features)]
     }
 }
 
@@ -94,7 +102,7 @@ impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let dtype = TYPES.iter().find(|t| t.1 == self.dtype).map_or("?", |t| t.0);
         write!(f, "{}x{}:{dtype}", self.dim, self.group)?;
-        TRANSFORMS.iter().filter(|t| self.transform & t.1 != 0).try_for_each(|t| write!(f, "+{}", t.0))
+        FEATURES.iter().filter(|t| self.features & t.1 != 0).try_for_each(|t| write!(f, "+{}", t.0))
     }
 }
 

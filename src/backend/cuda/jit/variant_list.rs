@@ -1,7 +1,7 @@
 //! Which variants are compiled ahead of time: `SINKCACHE_CUBIN_ARCHS` and `SINKCACHE_CUBIN_SHAPES`, read by the build
 //! script.
 
-use super::program::{DIMS, MAX_GROUP, SHAPES_VARIABLE, TRANSFORMS, TYPES, Variant};
+use super::program::{DIMS, FEATURES, MAX_GROUP, SHAPES_VARIABLE, TYPES, Variant};
 
 /// Lists architectures: compute capabilities times ten.
 pub const ARCHS_VARIABLE: &str = "SINKCACHE_CUBIN_ARCHS";
@@ -43,7 +43,7 @@ pub fn shapes(list: &str) -> Result<Vec<Variant>, String> {
 
 /// `DIMxGROUP[:TYPE][+TRANSFORM]...`
 fn shape(item: &str) -> Result<Vec<Variant>, String> {
-    let (head, transforms) = item.split_once('+').map_or((item, None), |(head, rest)| (head, Some(rest)));
+    let (head, names) = item.split_once('+').map_or((item, None), |(head, rest)| (head, Some(rest)));
     let (size, dtype) = head.split_once(':').map_or((head, None), |(size, dtype)| (size, Some(dtype)));
     let Some((dim, group)) = size.split_once('x') else {
         return Err("DIMxGROUP[:TYPE][+TRANSFORM] is allowed, such as 128x4:bf16+softcap".to_owned());
@@ -61,11 +61,11 @@ fn shape(item: &str) -> Result<Vec<Variant>, String> {
         None => TYPES[..2].iter().map(|t| t.1).collect(),
         Some(name) => vec![named(name, "type", &TYPES)?],
     };
-    let mut transform = 0;
-    for name in transforms.into_iter().flat_map(|t| t.split('+')) {
-        transform |= named(name, "transform", &TRANSFORMS)?;
+    let mut features = 0;
+    for name in names.into_iter().flat_map(|t| t.split('+')) {
+        features |= named(name, "feature", &FEATURES)?;
     }
-    Ok(types.into_iter().map(|dtype| Variant { dim, group, dtype, transform }).collect())
+    Ok(types.into_iter().map(|dtype| Variant { dim, group, dtype, features }).collect())
 }
 
 fn named(name: &str, what: &str, of: &[(&str, u32)]) -> Result<u32, String> {
@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(text("128x4:bf16, 64x1:f16,128x4"), "128x4:bf16 64x1:f16 128x4:f16");
         assert_eq!(text("128x8:q8/q4,64x2:q4+softcap,64x2:q8"), "128x8:q8/q4 64x2:q4+softcap 64x2:q8");
         assert_eq!(text("256x8:f16+softcap,80x2:bf16+alibi+softcap"), "256x8:f16+softcap 80x2:bf16+softcap+alibi");
-        assert_eq!(shapes("64x2+alibi").unwrap()[1], Variant { dim: 64, group: 2, dtype: 3, transform: 2 });
+        assert_eq!(shapes("64x2+alibi").unwrap()[1], Variant { dim: 64, group: 2, dtype: 3, features: 2 });
     }
 
     /// A message that names a variant names it as the variable takes it.
@@ -111,8 +111,8 @@ mod tests {
         for dim in DIMS {
             for group in 1..=MAX_GROUP {
                 for (_, dtype) in TYPES {
-                    for transform in 0..4 {
-                        let variant = Variant { dim, group, dtype, transform };
+                    for features in 0..8 {
+                        let variant = Variant { dim, group, dtype, features };
                         assert_eq!(shapes(&variant.to_string()), Ok(vec![variant]));
                     }
                 }
@@ -148,8 +148,8 @@ mod tests {
             ("128x4:f32", "the type is \"f32\": f16 or bf16 or q8 or q8/q4 or q4 is allowed"),
             ("128x4:", "the type is \"\": f16 or bf16 or q8"),
             ("128x4:q4/q8", "the type is \"q4/q8\": f16 or"),
-            ("128x4+mask", "the transform is \"mask\": softcap or alibi"),
-            ("128x4:f16+", "the transform is \"\": softcap or alibi"),
+            ("128x4+mask", "the feature is \"mask\": softcap or alibi or segments"),
+            ("128x4:f16+", "the feature is \"\": softcap or alibi or segments"),
             ("64x8,", "DIMxGROUP"),
         ] {
             let text = shapes(bad).unwrap_err();

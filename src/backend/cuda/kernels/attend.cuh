@@ -5,76 +5,80 @@
 
 #include "hadamard.cuh"
 #include "launch_config.cuh"
-#include "query.cuh"
+#include "segments.cuh"
 #include "softmax.cuh"
 #include "stored_rows.cuh"
 
 // The block's shared memory.
 struct GenericShared {
-    float* window_query;  // [head_dim] rotated for window keys
-    float* sink_query;    // [head_dim] rotated for sink keys
-    float* probs;         // [128] scores of a block of keys, then probabilities
-    float* scratch;       // for block-wide sums
+    float* query[2];  // [head_dim] rotated for keys of the first segment of a pair, and of the second
+    float* probs;     // [128] scores of a block of keys, then probabilities
+    float* scratch;   // for block-wide sums
 };
 
-// A query's visible keys in order: sinks, then the window from its oldest token on.
-struct VisibleKeys {
-    u64 token;       // the query's
-    u64 evicted;     // E(token + 1)
-    u64 oldest;      // the oldest window token
-    u64 n_sinks;     // visible sinks
-    u64 n_keys;      // sinks and window
-    u64 n_sink;      // slots of sinks
-    u64 ring_slots;
-    u64 ring_begin;  // the oldest window token's place in the ring
+// The keys of a segment that a query sees, all of them.
+struct SegmentKeys {
+    u64 slot;      // of the first key
+    u64 end_slot;  // behind the last slot: from here the keys go on at `wrap_slot`
+    u64 wrap_slot;
+    u64 n;
+    u64 offset;    // of the query that meets them
+    u64 distance;  // of that query to the first key, in cache positions
+
+    SKC_DEVICE u64 slot_of(u64 i) const {
+        // A window is not longer than the ring: it wraps once at most.
+        u64 at = slot + i;
+        return at >= end_slot ? at - (end_slot - wrap_slot) : at;
+    }
 };
 
-SKC_DEVICE VisibleKeys visible_keys(const Ring& ring, const Queries& q, u64 token) {
-    u64 evicted = query_evicted(ring, q, token);
-    u64 oldest = ring.n_sink + evicted;
-    u64 n_sinks = min_u64(ring.n_sink, token + 1);
-    u64 n_keys = n_sinks + saturating_sub(token + 1, oldest);
-    return {token, evicted, oldest, n_sinks, n_keys, ring.n_sink, ring.ring_slots, evicted % ring.ring_slots};
-}
+// Two segments, which are computed in one go: without pinned and evicted ranges the sinks and the window.
+struct KeyPair {
+    SegmentKeys of[2];
 
-// Slot of the i-th visible key.
-SKC_DEVICE u64 key_slot(const VisibleKeys& keys, u64 i) {
-    if (i < keys.n_sinks) return i;
-    // A window is not longer than the ring: it wraps once at most.
-    u64 at = keys.ring_begin + (i - keys.n_sinks);
-    return keys.n_sink + (at >= keys.ring_slots ? at - keys.ring_slots : at);
-}
+    SKC_DEVICE u64 n() const { return of[0].n + of[1].n; }
+    SKC_DEVICE u32 segment_of(u64 i) const { return i < of[0].n ? 0 : 1; }
+    SKC_DEVICE u64 slot_of(u64 i) const { return i < of[0].n ? of[0].slot_of(i) : of[1].slot_of(i - of[0].n); }
+    SKC_DEVICE u64 distance_of(u64 i) const {
+        return i < of[0].n ? of[0].distance - i : of[1].distance - (i - of[0].n);
+    }
+};
 
-// Distance of the i-th visible key to the query, in cache positions.
-SKC_DEVICE u64 key_distance(const VisibleKeys& keys, u64 i) {
-    if (i < keys.n_sinks) return keys.token - keys.evicted - i;
-    return keys.token - (keys.oldest + (i - keys.n_sinks));
+// The next segment with keys from segment `i` of a list on, which is that of the query of `token`; `i` becomes the one
+// after it. Behind the last there are no keys.
+SKC_DEVICE SegmentKeys next_keys(const SegmentList& list, u64 token, u32& i) {
+    while (i < list.count()) {
+        Segment s = list.segment(i++);
+        if (s.n == 0) continue;
+        u64 offset = s.offset_from(list.oldest);
+        u64 end_slot = s.window ? ring_total_slots(list.ring) : s.slot + s.n;
+        return {s.slot, end_slot, ring_fixed_slots(list.ring), s.n, offset, token - offset - s.index};
+    }
+    return {};
 }
 
 // Registers of a lane that hold a row of up to 512 dims.
 constexpr u32 GENERIC_ROW = 16;
 
-// Writes a query to shared memory twice, rotated for window keys and for sink keys.
-SKC_DEVICE void load_query(const SkcLayer& l, const u8* from, u64 position, u64 evicted, const GenericShared& shared) {
+// Writes a query to shared memory twice, rotated for the keys of both segments.
+SKC_DEVICE void load_query(const SkcLayer& l, const u8* from, u64 position, const KeyPair& keys,
+                           const GenericShared& shared) {
     for (u32 pair = thread(); pair < l.k.dim / 2; pair += 128) {
-        PairRotation window = query_rotation(l, position, evicted, false, pair);
-        PairRotation sinks = query_rotation(l, position, evicted, true, pair);
-        u32 first = window.first;
-        u32 second = window.second;
-        Pair x = {load_element(from, l.in_dtype, first), load_element(from, l.in_dtype, second)};
-        Pair w = window.rotated ? rotate(x, window.angle) : x;
-        Pair s = sinks.rotated ? rotate(x, sinks.angle) : x;
-        shared.window_query[first] = w.first;
-        shared.window_query[second] = w.second;
-        shared.sink_query[first] = s.first;
-        shared.sink_query[second] = s.second;
+#pragma unroll
+        for (u32 j = 0; j < 2; ++j) {
+            PairRotation r = query_rotation(l, position, keys.of[j].offset, pair);
+            Pair x = {load_element(from, l.in_dtype, r.first), load_element(from, l.in_dtype, r.second)};
+            Pair y = r.rotated ? rotate(x, r.angle) : x;
+            shared.query[j][r.first] = y.first;
+            shared.query[j][r.second] = y.second;
+        }
     }
 }
 
 // Turns both queries as keys of q8 and q4 are turned. The whole block must call it.
 SKC_DEVICE void turn_queries(u32 dim, const GenericShared& shared) {
     if (warp() >= 2) return;
-    float* query = warp() == 0 ? shared.window_query : shared.sink_query;
+    float* query = warp() == 0 ? shared.query[0] : shared.query[1];
     WarpRow<GENERIC_ROW> row;
     row.load((const u8*)query, SKC_F32, dim);
     hadamard(row, dim);
@@ -130,29 +134,41 @@ SKC_DEVICE float score_of(const SkcLayer& l, u32 head, float product, u64 distan
     return score;
 }
 
-// Attention of query head `head` of one token, which is row `row` of the caller's tensors. The whole block must call
-// it. `kv_head`: its KV head, counted over all sequences.
-SKC_DEVICE void attend_query(const SkcAttend& p, const VisibleKeys& keys, u64 kv_head, u64 row, u32 head,
-                             const GenericShared& shared) {
-    const SkcLayer& l = p.layer;
+// What a thread has of a row's result: four dims of V, so that `key_shares` groups of threads have all dims. The groups
+// divide the keys among them.
+struct ValueShare {
+    u32 dim_groups;
+    u32 key_shares;
+    u32 dim;
+    u32 key_share;
+};
+
+SKC_DEVICE ValueShare value_share(const SkcLayer& l) {
+    u32 groups = l.v.dim / 4;
+    return {groups, 128 / groups, thread() % groups * 4, thread() / groups};
+}
+
+// The query head of one token that a block computes, and its KV head, counted over all sequences.
+struct GenericHead {
+    u32 head;
+    u64 kv_head;
+};
+
+// Takes in the keys of two segments. The whole block must call it.
+SKC_DEVICE void add_keys(SoftmaxState<4, BaseE>& state, const SkcLayer& l, const KeyPair& keys, const GenericHead& h,
+                         const GenericShared& shared) {
     const float none = minus_infinity();
-    // PV: a thread has four dims of V, so that `key_shares` groups of threads have all dims: they divide the keys among
-    // them.
-    u32 dim_groups = l.v.dim / 4;
-    u32 key_shares = 128 / dim_groups;
-    u32 dim = thread() % dim_groups * 4;
-    u32 key_share = thread() / dim_groups;
+    ValueShare share = value_share(l);
     float* probs = shared.probs;
-    auto state = SoftmaxState<4, BaseE>::empty();
-    for (u64 block = 0; block < keys.n_keys; block += 128) {
-        u32 n = (u32)min_u64(128, keys.n_keys - block);
+    for (u64 block = 0; block < keys.n(); block += 128) {
+        u32 n = (u32)min_u64(128, keys.n() - block);
         // QK^T: eight lanes to a key, so that a warp's four keys are in range or not together.
         for (u32 j = thread() / 8; j / 4 * 4 < n; j += 16) {
             u64 i = block + j;
             bool valid = j < n;
-            const float* query = i < keys.n_sinks ? shared.sink_query : shared.window_query;
-            float product = dot(query, stored_row(l.k, kv_head, valid ? key_slot(keys, i) : 0), l.k, valid);
-            float score = score_of(l, head, product, key_distance(keys, i));
+            const float* query = keys.segment_of(i) == 0 ? shared.query[0] : shared.query[1];
+            float product = dot(query, stored_row(l.k, h.kv_head, valid ? keys.slot_of(i) : 0), l.k, valid);
+            float score = score_of(l, h.head, product, keys.distance_of(i));
             if (lane() % 8 == 0 && valid) probs[j] = score;
         }
         block_sync();
@@ -166,28 +182,37 @@ SKC_DEVICE void attend_query(const SkcAttend& p, const VisibleKeys& keys, u64 kv
         probs[thread()] = prob;
         // Each block of keys is summed by itself, so that rounding errors grow with the number of blocks, not of keys.
         state.stats.add(alpha, block_total(prob, shared.scratch));
-        if (key_share < key_shares) {
+        if (share.key_share < share.key_shares) {
             float block_acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll 4
-            for (u32 j = key_share; j < n; j += key_shares) {
+            for (u32 j = share.key_share; j < n; j += share.key_shares) {
                 float x[4];
-                load_stored_four(x, stored_row(l.v, kv_head, key_slot(keys, block + j)), l.v.type, dim);
+                load_stored_four(x, stored_row(l.v, h.kv_head, keys.slot_of(block + j)), l.v.type, share.dim);
                 for (u32 d = 0; d < 4; ++d) block_acc[d] += probs[j] * x[d];
             }
             for (u32 d = 0; d < 4; ++d) state.acc[d] = state.acc[d] * alpha + block_acc[d];
         }
         block_sync();
     }
+}
+
+// Normalises the result of a query head and writes it to row `row` of the caller's tensors. The whole block must call
+// it.
+SKC_DEVICE void store_result(SoftmaxState<4, BaseE>& state, const SkcAttend& p, u64 row, u32 head,
+                             const GenericShared& shared) {
+    const SkcLayer& l = p.layer;
+    ValueShare share = value_share(l);
+    float* probs = shared.probs;
     float factor = state.stats.finish(l, head);
     u8* out = row_at(p.out, row, head);
     // The groups' accumulators are added through shared memory, one of the four dims of a thread after the other.
     for (u32 d = 0; d < 4; ++d) {
         probs[thread()] = state.acc[d];
         block_sync();
-        if (key_share == 0) {
+        if (share.key_share == 0) {
             float x = 0.0f;
-            for (u32 i = 0; i < key_shares; ++i) x += probs[i * dim_groups + thread()];
-            store_element(out, l.out_dtype, dim + d, x * factor);
+            for (u32 i = 0; i < share.key_shares; ++i) x += probs[i * share.dim_groups + thread()];
+            store_element(out, l.out_dtype, share.dim + d, x * factor);
         }
         block_sync();
     }
@@ -198,22 +223,29 @@ SKC_KERNEL(128, skc_attend_generic, SkcAttend) {
     begin_kernel();
     const SkcLayer& l = p.layer;
     float* floats = (float*)shared_memory();
-    GenericShared shared = {floats, floats + l.k.dim, floats + 2 * l.k.dim, floats + 2 * l.k.dim + 128};
+    GenericShared shared = {{floats, floats + l.k.dim}, floats + 2 * l.k.dim, floats + 2 * l.k.dim + 128};
     Queries q = find_queries(p, (u64*)shared.scratch, 4);
     if (!q.active) return;
     Ring ring = ring_of(l);
     for (u64 t = block_y(); t < q.m; t += grid_y()) {
         u64 token = q.first + t;
         u64 row = q.row + t;
-        VisibleKeys keys = visible_keys(ring, q, token);
+        SegmentList list = segment_list(l, q.seq, ring.n_sink + query_evicted(ring, q, token), token);
         for (u32 head = block_z(); head < l.n_kv_heads * l.group; head += grid_z()) {
-            load_query(l, row_at(p.q, row, head), q.start + token, keys.evicted, shared);
-            block_sync();
-            if (is_quantised(l.k.type)) {
-                turn_queries(l.k.dim, shared); // mutant: queries_not_turned
+            auto state = SoftmaxState<4, BaseE>::empty();
+            GenericHead h = {head, (u64)q.seq * l.n_kv_heads + head / l.group};
+            for (u32 i = 0; i < list.count();) {
+                SegmentKeys first = next_keys(list, token, i);
+                KeyPair keys = {{first, next_keys(list, token, i)}};
+                load_query(l, row_at(p.q, row, head), q.start + token, keys, shared);
                 block_sync();
+                if (is_quantised(l.k.type)) {
+                    turn_queries(l.k.dim, shared); // mutant: queries_not_turned
+                    block_sync();
+                }
+                add_keys(state, l, keys, h, shared);
             }
-            attend_query(p, keys, (u64)q.seq * l.n_kv_heads + head / l.group, row, head, shared);
+            store_result(state, p, row, head, shared);
         }
     }
 }

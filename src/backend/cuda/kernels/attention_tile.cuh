@@ -4,8 +4,12 @@
 #include "launch_config.cuh"
 #include "query.cuh"
 #include "rope.cuh"
+#include "segments.cuh"
 #include "softmax.cuh"
 #include "stored_rows.cuh"
+
+// Whether the layer has room for pinned and evicted ranges.
+#define SEGMENTED (SKC_FEATURES & 4)
 
 constexpr u32 DIM = SKC_DIM;
 constexpr u32 GROUP = SKC_GROUP;
@@ -67,28 +71,14 @@ struct WindowTokens {
     u64 last;
 };
 
-// The sinks, or the window, of one KV head: n keys in the order of their tokens. Slots are below 2^31 in these kernels.
+// A segment's keys, of one KV head, in the order of their tokens. Slots are below 2^31 in these kernels.
 struct KeyRange {
     u64 head;        // of all sequences
     u32 first_slot;  // slot of key 0
     u32 end_slot;    // behind the last slot: from here the range goes on ...
     u32 wrap_slot;   // ... at this slot
     u32 n;
-    bool sinks;
 };
-
-SKC_DEVICE KeyRange key_range(const SkcLayer& l, u32 seq, u32 kv_head, bool sinks, WindowTokens tokens) {
-    Ring ring = ring_of(l);
-    u64 head = (u64)seq * l.n_kv_heads + kv_head;
-    if (sinks) {
-        u32 n = (u32)min_u64(ring.n_sink, tokens.last + 1);
-        return {head, 0, n, 0, n, true};
-    }
-    u32 n_sink = (u32)ring.n_sink;
-    u32 first_slot = n_sink + (u32)((tokens.oldest - ring.n_sink) % ring.ring_slots);
-    u32 n = (u32)saturating_sub(tokens.last + 1, tokens.oldest);
-    return {head, first_slot, (u32)ring_total_slots(ring), n_sink, n, false};
-}
 
 // Keys begin .. end of a range: those that one query sees. Both bounds grow with the query's token.
 struct VisibleRange {
@@ -96,12 +86,61 @@ struct VisibleRange {
     u32 end;
 };
 
-// What the query of `token` sees of the sinks or of the window; `oldest`: the token of the window range's key 0.
-SKC_DEVICE VisibleRange visible_range(const Ring& ring, const Queries& q, u64 token, bool sinks, u64 oldest) {
-    if (sinks) return {0, (u32)min_u64(ring.n_sink, token + 1)};
-    u64 begin = ring.n_sink + query_evicted(ring, q, token);
-    return {(u32)(begin - oldest), (u32)(max_u64(token + 1, begin) - oldest)};
+#if SEGMENTED
+
+using KeySegment = Segment;
+
+SKC_DEVICE KeyRange key_range(const SkcLayer& l, u64 head, const KeySegment& s, WindowTokens) {
+    Ring ring = ring_of(l);
+    u32 slot = (u32)s.slot;
+    u32 n = (u32)s.n;
+    return {head, slot, s.window ? (u32)ring_total_slots(ring) : slot + n, (u32)ring_fixed_slots(ring), n};
 }
+
+// What the query of `token` sees of a segment.
+SKC_DEVICE VisibleRange visible_range(const Ring& ring, const Queries& q, u64 token, const KeySegment& s) {
+    u64 window_start = ring.n_sink + query_evicted(ring, q, token);
+    u64 begin = s.window ? min_u64(saturating_sub(window_start, s.place), s.n) : 0; // mutant: passed_token_visible
+    u64 end = min_u64(saturating_sub(token + 1, s.place), s.n);
+    return {(u32)begin, (u32)max_u64(begin, end)};
+}
+
+#else
+
+// The sinks, or the window from its oldest token on.
+struct KeySegment {
+    bool sinks;
+    u64 oldest;
+
+    SKC_DEVICE u64 offset(const Ring& ring, const Queries& q, u64 token) const {
+        return sinks ? query_evicted(ring, q, token) : 0;
+    }
+
+    // Key 0 of the sinks lies at the cache position 0, key 0 of the window at that of its oldest token.
+    SKC_DEVICE u64 distance(const Ring& ring, const Queries& q, u64 token) const {
+        return token - (sinks ? query_evicted(ring, q, token) : oldest);
+    }
+};
+
+SKC_DEVICE KeyRange key_range(const SkcLayer& l, u64 head, const KeySegment& s, WindowTokens tokens) {
+    Ring ring = ring_of(l);
+    if (s.sinks) {
+        u32 n = (u32)min_u64(ring.n_sink, tokens.last + 1);
+        return {head, 0, n, 0, n};
+    }
+    u32 fixed = (u32)ring_fixed_slots(ring);
+    u32 first_slot = fixed + (u32)((tokens.oldest - ring.n_sink) % ring.ring_slots);
+    u32 n = (u32)saturating_sub(tokens.last + 1, tokens.oldest);
+    return {head, first_slot, (u32)ring_total_slots(ring), fixed, n};
+}
+
+SKC_DEVICE VisibleRange visible_range(const Ring& ring, const Queries& q, u64 token, const KeySegment& s) {
+    if (s.sinks) return {0, (u32)min_u64(ring.n_sink, token + 1)};
+    u64 begin = ring.n_sink + query_evicted(ring, q, token);
+    return {(u32)(begin - s.oldest), (u32)(max_u64(token + 1, begin) - s.oldest)};
+}
+
+#endif
 
 // The slot of a key of a range.
 SKC_DEVICE u32 slot_of(const KeyRange& keys, u32 key) {
@@ -121,7 +160,7 @@ struct QueryHeads {
     u64 token;
     u32 first;
     u32 n;
-    bool for_sinks;
+    u64 offset;  // of the segment whose keys they meet
     u8* to;
 };
 
@@ -134,7 +173,7 @@ struct Scorer {
 };
 
 SKC_DEVICE Scorer scorer_of(const SkcLayer& l) {
-    return {SKC_TRANSFORM & 1 ? l.scale : l.scale * LOG2_E, l.softcap};
+    return {SKC_FEATURES & 1 ? l.scale : l.scale * LOG2_E, l.softcap};
 }
 
 // ALiBi of one query head: score -= slope * distance.
@@ -144,17 +183,17 @@ struct AlibiBias {
 };
 
 SKC_DEVICE AlibiBias alibi_bias(const SkcLayer& l, u32 head, u32 distance_to_0) {
-    return {SKC_TRANSFORM & 2 ? l.alibi_slopes[head] * LOG2_E : 0.0f, distance_to_0};
+    return {SKC_FEATURES & 2 ? l.alibi_slopes[head] * LOG2_E : 0.0f, distance_to_0};
 }
 
 // The score of key `key` of a range.
 SKC_DEVICE float score_of(const Scorer& s, const AlibiBias& bias, float x, u32 key) {
-#if SKC_TRANSFORM & 1
+#if SKC_FEATURES & 1
     x = s.softcap * tanh_f(x * s.scale / s.softcap) * LOG2_E;
 #else
     x *= s.scale;
 #endif
-#if SKC_TRANSFORM & 2
+#if SKC_FEATURES & 2
     x -= bias.slope * (float)(bias.distance_to_0 - key);
 #endif
     return x;

@@ -32,7 +32,9 @@ SKC_DEVICE i32 batch_tokens(const SkcBatch& b, u32 i) {
 
 SKC_DEVICE bool is_seq(i32 id, u32 n_seqs) { return id >= 0 && (u32)id < n_seqs; }
 
-SKC_DEVICE Ring ring_of(const SkcLayer& l) { return {l.n_sink, l.window, l.ring_slots, l.max_rewind}; }
+SKC_DEVICE Ring ring_of(const SkcLayer& l) {
+    return {l.n_sink, l.window, l.ring_slots, l.max_rewind, l.max_pinned, l.max_segments};
+}
 
 // Sum over the block, for every thread. `scratch` is shared memory, 8 bytes for each of the block's `warps` warps; it
 // may be written again when this returns. The whole block must call it.

@@ -1,6 +1,6 @@
 // skc_attend_chunk: many queries. A row is one query head of one token. A warp has one or two blocks of 16 rows, and
-// the block's warps share tiles of keys: first of the sinks, then of the window. Only tiles at the edge of what some
-// row sees are masked.
+// the block's warps share tiles of keys: of one segment after the other, the sinks first. Only tiles at the edge of
+// what some row sees are masked.
 //
 // Grid: entries, KV heads, tiles of 64 or 128 rows (loop). 128 threads. Shared: CHUNK_SHARED bytes.
 #pragma once
@@ -27,7 +27,7 @@ SKC_DEVICE void add_tile(ChunkRows<M_BLOCKS>& c, u8* queries, const KvTile& tile
 #pragma unroll
     for (u32 r = 0; r < 2 * M_BLOCKS; ++r) {
         AlibiBias bias = {0.0f, 0};
-        if (SKC_TRANSFORM & 2) bias = row_mask(queries, lane() / 4 + 8 * r)->bias;
+        if (SKC_FEATURES & 2) bias = row_mask(queries, lane() / 4 + 8 * r)->bias;
         score_row<ChunkLayout>(s[r], c.scorer, bias, first);
     }
     // A loop of its own, so that tiles that are not masked have no branches in theirs.
@@ -53,8 +53,8 @@ SKC_DEVICE void add_tile(ChunkRows<M_BLOCKS>& c, u8* queries, const KvTile& tile
     add_pv<M_BLOCKS, KEYS>(c, s, tile.v, masked);
 }
 
-// Loads the block's queries, rotated for the keys of one range, and their masks.
-SKC_DEVICE void load_rows(const SkcAttend& p, const ChunkBlock& b, bool sinks) {
+// Loads the block's queries, rotated for the keys of one segment, and their masks.
+SKC_DEVICE void load_rows(const SkcAttend& p, const ChunkBlock& b, const KeySegment& s) {
     const QueryTile& tile = b.tile;
     Ring ring = ring_of(p.layer);
     // Tokens that have rows here, the first and the last of them perhaps not with all of their heads.
@@ -67,24 +67,27 @@ SKC_DEVICE void load_rows(const SkcAttend& p, const ChunkBlock& b, bool sinks) {
         u64 token = tile.q.first + tile.query + index;
         // Few heads at a time: the accumulators hold most registers.
         load_query_item<CHUNK_UNROLL>(
-            p, tile.q, {token, block_y() * GROUP + skip, n, sinks, b.queries + row * ROW_BYTES}, i % QUERY_ITEMS);
+            p, tile.q,
+            {token, block_y() * GROUP + skip, n, s.offset(ring, tile.q, token), b.queries + row * ROW_BYTES},
+            i % QUERY_ITEMS);
     }
     for (u32 row = thread(); row < tile.rows; row += 128) {
         u64 token = token_of(tile, row);
-        // Key 0 of the sinks lies at the cache position 0, key 0 of the window at that of its oldest token.
-        u64 origin = sinks ? query_evicted(ring, tile.q, token) : b.tokens.oldest;
-        VisibleRange visible = visible_range(ring, tile.q, token, sinks, b.tokens.oldest);
-        *row_mask(b.queries, row) = {visible, alibi_bias(p.layer, head_of(tile, row), (u32)(token - origin))};
+        VisibleRange visible = visible_range(ring, tile.q, token, s);
+        u32 distance = (u32)s.distance(ring, tile.q, token);
+        *row_mask(b.queries, row) = {visible, alibi_bias(p.layer, head_of(tile, row), distance)};
     }
 }
 
-// Runs over the keys of one range with STAGES tiles of them in shared memory: one is read while the others are being
+// Runs over the keys of one segment with STAGES tiles of them in shared memory: one is read while the others are being
 // copied.
 template <u32 M_BLOCKS, u32 KEYS, u32 STAGES>
-SKC_DEVICE void add_keys(ChunkRows<M_BLOCKS>& c, const SkcAttend& p, const ChunkBlock& b, const KeyRange& keys) {
+SKC_DEVICE void add_keys(ChunkRows<M_BLOCKS>& c, const SkcAttend& p, const ChunkBlock& b, const KeySegment& s) {
     constexpr u32 K_BYTES = tile_bytes<KeyForm>(KEYS);
     constexpr u32 V_BYTES = tile_bytes<ValueForm>(KEYS);
     const QueryTile& tile = b.tile;
+    u64 head = (u64)tile.q.seq * p.layer.n_kv_heads + block_y();
+    KeyRange keys = key_range(p.layer, head, s, b.tokens);
     if (keys.n == 0) return;
     auto stage_tile = [&](u32 stage) -> KvTile {
         u8* k = b.stages + stage * (K_BYTES + V_BYTES);
@@ -96,7 +99,7 @@ SKC_DEVICE void add_keys(ChunkRows<M_BLOCKS>& c, const SkcAttend& p, const Chunk
     };
     block_sync();
     for (u32 i = 0; i + 1 < STAGES; ++i) start_tile(i * KEYS, i);
-    load_rows(p, b, keys.sinks);
+    load_rows(p, b, s);
     u32 low = warp() * 16 * M_BLOCKS;
     u32 high = (u32)min_u64(low + 16 * M_BLOCKS, tile.rows);
     // What some and what all of the warp's rows see. Rows beyond the last see nothing.
@@ -104,8 +107,8 @@ SKC_DEVICE void add_keys(ChunkRows<M_BLOCKS>& c, const SkcAttend& p, const Chunk
     VisibleRange all = {0, 0};
     if (low < tile.rows) {
         Ring ring = ring_of(p.layer);
-        VisibleRange oldest_row = visible_range(ring, tile.q, token_of(tile, low), keys.sinks, b.tokens.oldest);
-        VisibleRange newest_row = visible_range(ring, tile.q, token_of(tile, high - 1), keys.sinks, b.tokens.oldest);
+        VisibleRange oldest_row = visible_range(ring, tile.q, token_of(tile, low), s);
+        VisibleRange newest_row = visible_range(ring, tile.q, token_of(tile, high - 1), s);
         some = {oldest_row.begin, newest_row.end};
         if (high - low == 16 * M_BLOCKS) all = {newest_row.begin, oldest_row.end};
     }
@@ -176,10 +179,19 @@ SKC_DEVICE void attend_rows(const SkcAttend& p, QueryTile& tile) {
         // Rows beyond the last are zeros, and their masks are empty.
         u32 vectors = ROWS * ROW_BYTES / 16;
         for (u32 i = tile.rows * ROW_BYTES / 16 + thread(); i < vectors; i += 128) ((U32x4*)queries)[i] = {0, 0, 0, 0};
+#if SEGMENTED
+        // The list is made anew for each segment: the loops over keys need the registers.
 #pragma unroll 1
-        for (u32 i = 0; i < 2; ++i) {
-            add_keys<M_BLOCKS, KEYS, STAGES>(c, p, b, key_range(l, tile.q.seq, block_y(), i == 0, b.tokens));
+        for (u32 i = 0;; ++i) {
+            u64 first = ring.n_sink + query_evicted(ring, tile.q, token_of(tile, 0));
+            SegmentList list = segment_list(l, tile.q.seq, first, token_of(tile, tile.rows - 1));
+            if (i >= list.count()) break;
+            add_keys<M_BLOCKS, KEYS, STAGES>(c, p, b, list.segment(i));
         }
+#else
+#pragma unroll 1
+        for (u32 i = 0; i < 2; ++i) add_keys<M_BLOCKS, KEYS, STAGES>(c, p, b, {i == 0, b.tokens.oldest});
+#endif
         store_rows(p, tile, c);
         row0 = tile.query * GROUP + tile.skip + (u64)grid_z() * ROWS;
     }

@@ -4,4 +4,5 @@
 #include "attend.cuh"
 #include "edit.cuh"
 #include "fork.cuh"
+#include "move_rows.cuh"
 #include "stage_batch.cuh"

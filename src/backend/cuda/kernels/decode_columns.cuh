@@ -39,6 +39,14 @@ struct DecodeColumns {
     AlibiBias bias[2];
     Scorer scorer;
     u32 q[DIM_STEPS][2];  // the queries as right-hand fragments
+
+    SKC_DEVICE static DecodeColumns empty(const SkcLayer& l) {
+        DecodeColumns c;
+#pragma unroll
+        for (u32 r = 0; r < 2; ++r) c.rows[r] = SoftmaxState<2 * DIM_STEPS>::empty();
+        c.scorer = scorer_of(l);
+        return c;
+    }
 };
 
 // The query column of a lane's row r.
@@ -54,15 +62,17 @@ SKC_DEVICE void load_columns(DecodeColumns& c, const u8* queries) {
     }
 }
 
-// The queries of a block, their KV head and the token of the window range's key 0.
+// The queries of a block and their KV head.
 struct DecodeQueries {
     Queries q;
     u32 kv_head;
-    u64 oldest;
+
+    // Of all sequences.
+    SKC_DEVICE u64 head(const SkcLayer& l) const { return (u64)q.seq * l.n_kv_heads + kv_head; }
 };
 
-// Sets masks and biases for the keys of the sinks or of the window. Columns without a query see nothing.
-SKC_DEVICE void set_key_range(DecodeColumns& c, const SkcLayer& l, const DecodeQueries& d, bool sinks) {
+// Sets masks and biases for the keys of a segment. Columns without a query see nothing.
+SKC_DEVICE void set_segment(DecodeColumns& c, const SkcLayer& l, const DecodeQueries& d, const KeySegment& s) {
     Ring ring = ring_of(l);
     const Queries& q = d.q;
 #pragma unroll
@@ -72,13 +82,12 @@ SKC_DEVICE void set_key_range(DecodeColumns& c, const SkcLayer& l, const DecodeQ
         c.bias[r] = {0.0f, 0};
         if (index >= q.m) continue;
         u64 token = q.first + index;
-        u64 evicted = query_evicted(ring, q, token);
         u32 head = d.kv_head * GROUP + column_of(r) % GROUP;
-        c.visible[r] = visible_range(ring, q, token, sinks, d.oldest);
-        c.bias[r] = alibi_bias(l, head, (u32)(sinks ? token - evicted : token - d.oldest));
+        c.visible[r] = visible_range(ring, q, token, s);
+        c.bias[r] = alibi_bias(l, head, (u32)s.distance(ring, q, token));
     }
-    u32 begin = visible_range(ring, q, q.first + q.m - 1, sinks, d.oldest).begin;
-    u32 end = visible_range(ring, q, q.first, sinks, d.oldest).end;
+    u32 begin = visible_range(ring, q, q.first + q.m - 1, s).begin;
+    u32 end = visible_range(ring, q, q.first, s).end;
     c.visible_to_all = {begin, end};
 }
 

@@ -1,27 +1,51 @@
-// skc_edit: evict, rewind, reset, abort of a step, and the counters of a fork: in all layers of a sequence or in none.
+// skc_edit: evict, rewind, reset, abort of a step, and the counters of a fork, a pin and an evict_range: in all
+// layers of a sequence or in none.
 //
 // Grid: entries. 128 threads, which share the layers. Shared: EDIT_SHARED bytes of scratch.
 #pragma once
 
 #include "batch_entry.cuh"
+#include "range_edit.cuh"
 
 // The sequence that an entry of an edit changes, checked.
 struct EditTarget {
     u32 dst;
     u32 src;       // fork: the source; else dst
-    u64 n;         // evict, rewind: tokens to remove
+    u64 n;         // evict, rewind: tokens to remove; pin, evict_range: tokens of the range
+    u64 first;     // pin, evict_range: index of the first of them
     bool active;   // false: padding, or invalid
     i32 status;    // why it is invalid, or 0
     i32 given_id;  // sequence id as given
 };
 
 SKC_DEVICE Ring edit_ring(const SkcEdit& p, u32 layer) {
-    const u64* r = p.rings + 4ull * layer;
-    return {r[0], r[1], r[2], r[3]};
+    const SkcRing& r = p.rings[layer];
+    return {r.n_sink, r.window, r.ring_slots, r.max_rewind, r.max_pinned, r.max_segments};
 }
 
-// Evict and rewind have a count of tokens with each id.
-SKC_DEVICE bool has_count(const SkcEdit& p) { return p.call == SKC_CALL_EVICT || p.call == SKC_CALL_REWIND; }
+// Room for the ranges of a sequence in a layer, or NULL.
+SKC_DEVICE SkcRange* edit_ranges(const SkcEdit& p, u32 layer, u32 seq) {
+    const SkcRing& r = p.rings[layer];
+    return r.ranges ? r.ranges + seq * r.max_segments : nullptr;
+}
+
+SKC_DEVICE RangeList edit_list(const SkcEdit& p, u32 layer, u32 seq) {
+    return {edit_ranges(p, layer, seq), p.seqs[(u64)layer * p.batch.n_seqs + seq].n_ranges};
+}
+
+SKC_DEVICE bool edits_ranges(const SkcEdit& p) { return p.call == SKC_CALL_PIN || p.call == SKC_CALL_EVICT_RANGE; }
+
+// These have a count of tokens with each id.
+SKC_DEVICE bool has_count(const SkcEdit& p) {
+    return p.call == SKC_CALL_EVICT || p.call == SKC_CALL_REWIND || edits_ranges(p);
+}
+
+// The position, or the first token, of entry `index`; 0 where the call has none.
+SKC_DEVICE u64 edit_position(const SkcEdit& p, u32 index) {
+    if (p.positions) return p.positions[index];
+    // Beside ids in device memory, positions are a device array too, or absent.
+    return p.batch.seq_ids ? 0 : p.inline_positions[index];
+}
 
 // Whether another entry forbids entry `index`: one before it has the same id (padding entries do not count); of a fork,
 // also any that has its destination as its source. `scratch` as for block_sum; the whole block must call it.
@@ -53,7 +77,7 @@ SKC_DEVICE EditTarget find_target(const SkcEdit& p, u32 index, u64* scratch) {
     // The source of a fork, the count of an evict or a rewind.
     i32 value = fork || counted ? batch_tokens(b, index) : 1;
     bool conflict = conflicts(p, index, scratch);
-    EditTarget t = {0, 0, 0, false, 0, id};
+    EditTarget t = {0, 0, 0, 0, false, 0, id};
     bool padding = id == -1 || (fork && value == -1) || (counted && value == 0);
     if (padding) return t;
     if (conflict || (counted && value < 0)) {
@@ -65,6 +89,7 @@ SKC_DEVICE EditTarget find_target(const SkcEdit& p, u32 index, u64* scratch) {
         t.dst = (u32)id;
         t.src = fork ? (u32)value : (u32)id;
         t.n = counted ? (u64)value : 0;
+        t.first = edits_ranges(p) ? edit_position(p, index) : 0;
     }
     return t;
 }
@@ -97,6 +122,25 @@ SKC_DEVICE Lengths lengths_of(const SkcEdit& p, u32 seq, u64* scratch) {
     return x;
 }
 
+// A pin or an evict_range in one layer, checked.
+SKC_DEVICE RangeEdit find_range_edit(const SkcEdit& p, const EditTarget& t, u32 layer) {
+    Ring ring = edit_ring(p, layer);
+    const SkcSeq& seq = p.seqs[(u64)layer * p.batch.n_seqs + t.dst];
+    RangeList list = edit_list(p, layer, t.dst);
+    if (p.call == SKC_CALL_PIN) return check_pin(ring, seq, list, t.first, t.n);
+    return check_evict_range(ring, seq, list, t.first, t.n);
+}
+
+SKC_DEVICE i32 range_status(RangeRejection why) {
+    switch (why) {
+        case RANGE_ACCEPTED: return 0;
+        case RANGE_NOT_HELD: return SKC_STATUS_TOKENS_GONE;
+        case RANGE_PINNED:
+        case RANGE_SEGMENTS: return SKC_STATUS_NO_ROOM;
+        default: return SKC_STATUS_OUT_OF_RANGE;
+    }
+}
+
 // Why the edit is invalid in one layer, or 0.
 SKC_DEVICE i32 check_layer(const SkcEdit& p, const EditTarget& t, u32 layer, const Lengths& lengths) {
     const SkcSeq& seq = p.seqs[(u64)layer * p.batch.n_seqs + t.src];
@@ -108,6 +152,12 @@ SKC_DEVICE i32 check_layer(const SkcEdit& p, const EditTarget& t, u32 layer, con
     }
     if (p.call == SKC_CALL_RESET) return 0;
     if (lengths.shortest != lengths.longest) return SKC_STATUS_LAYERS_OUT_OF_STEP;
+    if (p.call == SKC_CALL_PIN && !p.can_pin) return SKC_STATUS_NO_ROOM;
+    if (edits_ranges(p)) {
+        // As on the host: no row that is not the sequence's may move to where it is visible again.
+        if (!ring_intact(ring, seq.len, seq)) return SKC_STATUS_TOKENS_GONE;
+        return range_status(find_range_edit(p, t, layer).rejection);
+    }
     EditRejection rejection = REJECTION_NONE;
     if (p.call == SKC_CALL_EVICT) rejection = ring_check_evict(ring, seq, t.n);
     if (p.call == SKC_CALL_REWIND) rejection = ring_check_rewind(ring, seq, t.n);
@@ -115,24 +165,39 @@ SKC_DEVICE i32 check_layer(const SkcEdit& p, const EditTarget& t, u32 layer, con
     return rejection == REJECTION_TOO_MANY ? SKC_STATUS_OUT_OF_RANGE : SKC_STATUS_TOKENS_GONE;
 }
 
-// Checks the edit in all layers: 0, or the status that the host reports. The whole block must call it.
+// Checks the edit in all layers: 0, or the status of the first layer that it is invalid in, as on the host. `scratch`
+// as for block_sum; the whole block must call it.
 SKC_DEVICE i32 check_edit(const SkcEdit& p, const EditTarget& t, const Lengths& lengths, u64* scratch) {
-    // Layers by status, three counts of 20 bits in one sum.
-    constexpr u64 ONE_OUT_OF_STEP = 1;
-    constexpr u64 ONE_OUT_OF_RANGE = 1ull << 20;
-    constexpr u64 ONE_GONE = 1ull << 40;
-    u64 found = 0;
+    // A layer, and its status in the lower 32 bits.
+    u64 first = ~0ull;
     for (u32 layer = thread(); layer < p.n_layers; layer += 128) {
         i32 status = check_layer(p, t, layer, lengths);
-        if (status == SKC_STATUS_LAYERS_OUT_OF_STEP) found += ONE_OUT_OF_STEP;
-        if (status == SKC_STATUS_OUT_OF_RANGE) found += ONE_OUT_OF_RANGE;
-        if (status == SKC_STATUS_TOKENS_GONE) found += ONE_GONE;
+        if (status == 0) continue;
+        first = (u64)layer << 32 | (u32)status;
+        break;
     }
-    found = block_sum(found, scratch, 4);
-    if (found == 0) return 0;
-    // In this order, as on the host.
-    if (found % ONE_OUT_OF_RANGE != 0) return SKC_STATUS_LAYERS_OUT_OF_STEP;
-    return found % ONE_GONE != 0 ? SKC_STATUS_OUT_OF_RANGE : SKC_STATUS_TOKENS_GONE;
+    for (u32 mask = 16; mask > 0; mask /= 2) first = min_u64(first, shuffle_xor(first, mask));
+    if (lane() == 0) scratch[warp()] = first;
+    block_sync();
+    for (u32 w = 0; w < 4; ++w) first = min_u64(first, scratch[w]);
+    block_sync();
+    return first == ~0ull ? 0 : (i32)(u32)first;
+}
+
+// Applies a checked pin or evict_range. Its rows have been moved. The whole block must call it.
+SKC_DEVICE void apply_range_edits(const SkcEdit& p, const EditTarget& t, u64* scratch) {
+    u64 changes = 0;
+    for (u32 layer = thread(); layer < p.n_layers; layer += 128) {
+        RangeEdit edit = find_range_edit(p, t, layer);
+        SkcSeq& seq = p.seqs[(u64)layer * p.batch.n_seqs + t.dst];
+        apply_range_edit(edit, edit_ring(p, layer), seq, edit_ranges(p, layer, t.dst));
+        changes += edit.changes();
+    }
+    if (block_sum(changes, scratch, 4) == 0) return;
+    // No query sees the sequence as it was, in any layer.
+    for (u32 layer = thread(); layer < p.n_layers; layer += 128) {
+        p.seqs[(u64)layer * p.batch.n_seqs + t.dst].attendable = 0; // mutant: range_edit_leaves_queries
+    }
 }
 
 SKC_DEVICE void apply_edit(const SkcEdit& p, const EditTarget& t, u64 shortest) {
@@ -140,7 +205,7 @@ SKC_DEVICE void apply_edit(const SkcEdit& p, const EditTarget& t, u64 shortest) 
         u64 at = (u64)layer * p.batch.n_seqs;
         SkcSeq& seq = p.seqs[at + t.dst];
         switch (p.call) {
-            case SKC_CALL_EVICT: seq_evict(seq, edit_ring(p, layer), t.n); break;
+            case SKC_CALL_EVICT: seq_evict(seq, edit_ring(p, layer), edit_list(p, layer, t.dst), t.n); break;
             case SKC_CALL_REWIND: seq_cut(seq, seq.len - t.n); break;
             case SKC_CALL_FORK: seq = p.seqs[at + t.src]; break;
             case SKC_CALL_RESET: seq = {}; break;
@@ -175,13 +240,13 @@ SKC_KERNEL(128, skc_edit, SkcEdit) {
         return;
     }
     // check_edit ended with a barrier: no thread still reads the counters that change now.
+    if (edits_ranges(p)) {
+        apply_range_edits(p, t, scratch);
+        return;
+    }
     apply_edit(p, t, lengths.shortest);
     if (thread() == 0) {
         if (p.call == SKC_CALL_FORK) p.starts[t.dst] = p.starts[t.src];
-        if (p.call == SKC_CALL_RESET) {
-            // Beside ids in device memory, positions are a device array too, or absent.
-            u64 position = p.batch.seq_ids ? 0 : p.inline_positions[index];
-            p.starts[t.dst] = p.positions ? p.positions[index] : position;
-        }
+        if (p.call == SKC_CALL_RESET) p.starts[t.dst] = edit_position(p, index);
     }
 }

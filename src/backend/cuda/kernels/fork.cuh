@@ -1,5 +1,5 @@
-// skc_fork_copy: copies K and V of forked sequences, all slots that have ever been written. The counters follow in
-// skc_edit, which checks the same, unchanged state.
+// skc_fork_copy: copies K and V of forked sequences, all slots that have ever been written, and their lists of ranges.
+// The counters follow in skc_edit, which checks the same, unchanged state.
 //
 // Grid: entries, layers (loop), blocks over bytes (loop). 128 threads. Shared: EDIT_SHARED bytes of scratch.
 #pragma once
@@ -34,7 +34,31 @@ SKC_DEVICE void copy_bytes(u8* to, const u8* from, u64 n) {
     }
 }
 
-SKC_KERNEL(128, skc_fork_copy, SkcFork) {
+// Consecutive slots of one head, and the same of another.
+struct SlotCopy {
+    u64 src_head;
+    u64 dst_head;
+    u64 slot;
+    u64 n;
+};
+
+// Copies rows of `row_bytes`. A head begins at a multiple of 16 bytes, a row perhaps not: up to 12 bytes before the
+// first one are copied too, which belong to a slot of the same heads.
+SKC_DEVICE void copy_rows_of_head(u8* to, const u8* from, u32 row_bytes, const SlotCopy& c) {
+    u64 begin = c.slot * row_bytes;
+    u64 aligned = begin / 16 * 16;
+    copy_bytes(to + aligned, from + aligned, begin - aligned + c.n * row_bytes);
+}
+
+SKC_DEVICE void copy_slots(const SkcStore& store, const SlotCopy& c) {
+    StoredRow from = stored_row(store, c.src_head, 0);
+    StoredRow to = stored_row(store, c.dst_head, 0);
+    copy_rows_of_head(to.codes, from.codes, store.row_codes, c);
+    // mutant: fork_without_scales
+    copy_rows_of_head((u8*)to.scales, (const u8*)from.scales, store.row_scales, c);
+}
+
+SKC_KERNEL(128, skc_fork_copy, SkcRowEdit) {
     begin_kernel();
     u64* scratch = (u64*)shared_memory();
     const SkcEdit& edit = p.edit;
@@ -42,16 +66,21 @@ SKC_KERNEL(128, skc_fork_copy, SkcFork) {
     if (!t.active) return;
     if (check_edit(edit, t, lengths_of(edit, t.src, scratch), scratch) != 0) return;
     for (u32 layer = block_y(); layer < edit.n_layers; layer += grid_y()) {
-        u64 written = edit.seqs[(u64)layer * edit.batch.n_seqs + t.src].highest;
-        u64 slots = min_u64(written, ring_total_slots(edit_ring(edit, layer)));
+        const SkcSeq& seq = edit.seqs[(u64)layer * edit.batch.n_seqs + t.src];
+        Ring ring = edit_ring(edit, layer);
+        UsedSlots used = ring_used_slots(ring, seq);
+        if (seq.n_ranges > 0) { // mutant: fork_without_ranges
+            u64 bytes = seq.n_ranges * sizeof(SkcRange);
+            copy_bytes((u8*)edit_ranges(edit, layer, t.dst), (const u8*)edit_ranges(edit, layer, t.src), bytes);
+        }
         for (u32 which = 0; which < 2; ++which) {
             const SkcStore& store = p.stores[2 * (u64)layer + which];
             for (u32 head = 0; head < p.n_kv_heads; ++head) {
-                StoredRow from = stored_row(store, (u64)t.src * p.n_kv_heads + head, 0);
-                StoredRow to = stored_row(store, (u64)t.dst * p.n_kv_heads + head, 0);
-                copy_bytes(to.codes, from.codes, slots * store.row_codes);
-                // mutant: fork_without_scales
-                copy_bytes((u8*)to.scales, (const u8*)from.scales, slots * store.row_scales);
+                u64 src_head = (u64)t.src * p.n_kv_heads + head;
+                u64 dst_head = (u64)t.dst * p.n_kv_heads + head;
+                // Without room for pins both are one run of slots.
+                copy_slots(store, {src_head, dst_head, 0, used.fixed + (ring.max_pinned == 0 ? used.ring : 0)});
+                if (ring.max_pinned > 0) copy_slots(store, {src_head, dst_head, ring_fixed_slots(ring), used.ring});
             }
         }
     }

@@ -7,10 +7,10 @@
 #include "decode_tile.cuh"
 #include "quantise.cuh"
 
-// The tiles of keys of a KV head that a block works on: begin .. end of all. Those of the sinks come before the
-// window's.
+// The tiles of keys of a KV head that a block works on: begin .. end of all. Those of the segment with the newest
+// tokens come behind all others.
 struct TileShare {
-    u32 sink_tiles;
+    u32 older_tiles;
     u32 begin;
     u32 end;
 };
@@ -18,7 +18,7 @@ struct TileShare {
 struct NewTokens {
     u8* rows;       // shared memory: K and V of each token
     u64 first;      // index of the first token
-    u64 oldest;     // the token of the window range's key 0
+    u64 oldest;     // the token of key 0 of the newest segment
     u32 n;
     u32 n_sinks;    // so many of them are the last sinks, the others the window's last tokens
     TileShare share;
@@ -36,7 +36,7 @@ struct NewTokens {
     // Whether token `index` of the launch falls into the block's tiles.
     SKC_DEVICE bool is_own(u32 index) const {
         u64 token = first + index;
-        u32 tile = index < n_sinks ? (u32)token / DECODE_KEYS : share.sink_tiles + (u32)(token - oldest) / DECODE_KEYS;
+        u32 tile = index < n_sinks ? (u32)token / DECODE_KEYS : share.older_tiles + (u32)(token - oldest) / DECODE_KEYS;
         return share.begin <= tile && tile < share.end;
     }
 };
@@ -120,7 +120,7 @@ SKC_DEVICE void store_new_tokens(const NewTokens& t, const SkcLayer& l, u64 head
     }
 }
 
-// The new tokens of one key range: n of them from token `index` of the launch on, behind `stored` keys that are in
+// The new tokens of one segment: n of them from token `index` of the launch on, behind `stored` keys that are in
 // memory.
 struct NewKeys {
     u32 stored;
@@ -128,9 +128,10 @@ struct NewKeys {
     u32 n;
 };
 
-SKC_DEVICE NewKeys new_keys(const NewTokens& t, const KeyRange& stored) {
-    if (stored.sinks) return {stored.n, 0, t.n_sinks};
-    return {stored.n, t.n_sinks, t.n - t.n_sinks};
+// Those of the sinks, or of the newest segment.
+SKC_DEVICE NewKeys new_keys(const NewTokens& t, u32 stored, bool sinks) {
+    if (sinks) return {stored, 0, t.n_sinks};
+    return {stored, t.n_sinks, t.n - t.n_sinks};
 }
 
 // A row of a decode's tile.

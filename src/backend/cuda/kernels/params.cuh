@@ -16,6 +16,7 @@ enum {
     SKC_STATUS_LAYERS_OUT_OF_STEP = -10,
     SKC_STATUS_CHUNK_TOO_LONG = -11,
     SKC_STATUS_TOKENS_GONE = -12,
+    SKC_STATUS_NO_ROOM = -17,
 };
 
 // Entries of a batch that fit into the kernel parameters.
@@ -25,9 +26,21 @@ enum {
 struct SkcSeq {
     u64 len;          // tokens appended and not rewound
     u64 highest;      // highest len since the last reset
-    u64 floor;        // lower bound on the evicted tokens
+    u64 floor;        // lower bound on the ring indices between sinks and window
     u64 attendable;   // tokens of the latest append whose queries may still be attended
-    u64 loaded_from;  // oldest window token that a load has restored, or 0
+    u64 loaded_from;  // ring index of the oldest window token that a load has restored, or 0
+    u64 edited;       // end of what explicit edits have touched: no rewind may cut below it
+    u32 n_ranges;     // pinned and evicted ranges in the sequence's list
+    u32 n_pinned;     // pinned tokens, sinks not counted
+};
+
+// Consecutive tokens that a pin or an evict_range has taken out of the window: `ranges::EditedRange`.
+struct SkcRange {
+    u64 first;         // index of the first token
+    u64 n;             // tokens
+    u64 later;         // tokens of all later ranges of the list
+    u32 later_pinned;  // pinned tokens of all later ranges
+    u32 pinned;        // 1: pinned, 0: evicted
 };
 
 enum SkcCall {
@@ -38,6 +51,9 @@ enum SkcCall {
     SKC_CALL_RESET = 5,
     SKC_CALL_FORK = 6,
     SKC_CALL_ABORT = 7,
+    // 8 is a step.
+    SKC_CALL_PIN = 9,
+    SKC_CALL_EVICT_RANGE = 10,
 };
 
 // How many invalid entries were skipped, and the first of those that the host has not taken. In host memory that is
@@ -112,6 +128,7 @@ struct SkcLayer {
     SkcStore k;
     SkcStore v;
     SkcSeq* seqs;             // [n_seqs]
+    const SkcRange* ranges;   // [n_seqs][max_segments], or NULL
     const u64* starts;        // [n_seqs] stream position of token 0
     const u64* frequencies;   // [rope_pairs] turns per token, 64-bit fixed point
     const float* alibi_slopes; // [n_q_heads], or NULL
@@ -122,6 +139,8 @@ struct SkcLayer {
     u64 window;
     u64 ring_slots;
     u64 max_rewind;
+    u64 max_pinned;
+    u64 max_segments;
     u32 layer;
     u32 max_chunk;
     u32 n_kv_heads;
@@ -164,21 +183,36 @@ struct SkcStep {
     SkcRows v;
 };
 
+// The ring of one layer, and where its lists of ranges are.
+struct SkcRing {
+    u64 n_sink;
+    u64 window;
+    u64 ring_slots;
+    u64 max_rewind;
+    u64 max_pinned;
+    u64 max_segments;
+    SkcRange* ranges;         // [n_seqs][max_segments], or NULL
+};
+
 // An edit of sequences, in all layers.
 struct SkcEdit {
     SkcSeq* seqs;             // [n_layers][n_seqs]
     u64* starts;              // [n_seqs]
-    const u64* rings;         // [n_layers][4]: n_sink, window, ring_slots, max_rewind
+    const SkcRing* rings;     // [n_layers]
     SkcErrorLog* errors;
-    const u64* positions;     // reset: device array [n_entries]; NULL = inline_positions
+    const u64* positions;     // device array [n_entries]; NULL = inline_positions. reset: start positions; pin and
+                              // evict_range: indices of first tokens
     u32 n_layers;
     u32 call;                 // SkcCall
     SkcBatch batch;           // fork: seq_ids are destinations, n_tokens are sources
     u64 inline_positions[SKC_INLINE_ENTRIES];
+    u32 can_pin;              // 1: some layer has room for pinned tokens
+    u32 reserved;
 };
 
-// Copies K and V of forked sequences. The counters follow in a launch of their own.
-struct SkcFork {
+// Copies K and V of forked sequences, or moves rows of a pin or an evict_range. The counters follow in a launch of
+// their own.
+struct SkcRowEdit {
     SkcEdit edit;
     const SkcStore* stores;   // [n_layers][2]: K, V
     u32 n_kv_heads;
@@ -197,8 +231,8 @@ struct SkcStage {
     u64 values[SKC_INLINE_ENTRIES];
 };
 
-static_assert(sizeof(SkcSeq) == 40 && sizeof(SkcErrorPage) == 256 && sizeof(SkcErrorLog) == 24, "as in params.rs");
-static_assert(sizeof(SkcBatch) == 560 && sizeof(SkcRows) == 24 && sizeof(SkcLayer) == 232, "as in params.rs");
-static_assert(sizeof(SkcAppend) == 840 && sizeof(SkcAttend) == 888 && sizeof(SkcStep) == 936, "as in params.rs");
-static_assert(sizeof(SkcEdit) == 1120 && sizeof(SkcStore) == 48 && sizeof(SkcFork) == 1136, "as in params.rs");
-static_assert(sizeof(SkcStage) == 1056, "as in params.rs");
+static_assert(sizeof(SkcSeq) == 56 && sizeof(SkcErrorPage) == 256 && sizeof(SkcErrorLog) == 24, "as in params.rs");
+static_assert(sizeof(SkcBatch) == 560 && sizeof(SkcRows) == 24 && sizeof(SkcLayer) == 256, "as in params.rs");
+static_assert(sizeof(SkcAppend) == 864 && sizeof(SkcAttend) == 912 && sizeof(SkcStep) == 960, "as in params.rs");
+static_assert(sizeof(SkcEdit) == 1128 && sizeof(SkcStore) == 48 && sizeof(SkcRowEdit) == 1144, "as in params.rs");
+static_assert(sizeof(SkcStage) == 1056 && sizeof(SkcRange) == 32 && sizeof(SkcRing) == 56, "as in params.rs");

@@ -101,18 +101,18 @@ SKC_DEVICE PairRotation key_rotation(const SkcLayer& l, u64 position, u32 pair) 
     return r;
 }
 
-// A query is rotated twice: for window keys at its stream position, for sink keys at its cache position, which is
-// smaller by the number of evicted tokens.
-SKC_DEVICE PairRotation query_rotation(const SkcLayer& l, u64 position, u64 evicted, bool for_sinks, u32 pair) {
+// A query is rotated for each segment of keys: at its stream position less the segment's offset, the tokens that were
+// dropped between the two. That of the newest tokens is 0.
+SKC_DEVICE PairRotation query_rotation(const SkcLayer& l, u64 position, u64 offset, u32 pair) {
     PairRotation r = unrotated_pair(l, pair);
     if (pair >= l.rope_pairs) return r;
     if (l.position_mode == SKC_ROPE) {
         r.rotated = true;
-        r.angle = rotation_at(l, position - (for_sinks ? evicted : 0), pair);
-    } else if (for_sinks) {
+        r.angle = rotation_at(l, position - offset, pair);
+    } else if (offset != 0) {
         // The host has rotated (and scaled) at the stream position: rotate back.
         r.rotated = true;
-        r.angle = sin_cos((0ull - evicted) * l.frequencies[pair]);
+        r.angle = sin_cos((0ull - offset) * l.frequencies[pair]);
     }
     return r;
 }

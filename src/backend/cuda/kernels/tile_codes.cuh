@@ -180,7 +180,6 @@ struct QueryRotation {
 
     SKC_DEVICE QueryRotation(const SkcAttend& p, const Queries& q, const QueryHeads& heads) : rotated(0), second(0) {
         const SkcLayer& l = p.layer;
-        u64 evicted = query_evicted(ring_of(l), q, heads.token);
 #pragma unroll
         for (u32 j = 0; j < N; ++j) {
             angle[j] = {1.0f, 0.0f};
@@ -188,7 +187,7 @@ struct QueryRotation {
             u32 dim = WarpRow<N>::element(j);
             if (dim >= 2 * l.rope_pairs) continue;
             PairMember m = pair_member(l, dim);
-            PairRotation r = query_rotation(l, q.start + heads.token, evicted, heads.for_sinks, m.pair);
+            PairRotation r = query_rotation(l, q.start + heads.token, heads.offset, m.pair);
             if (!r.rotated) continue;
             angle[j] = r.angle;
             other[j] = m.other;
@@ -202,7 +201,7 @@ struct QueryRotation {
 constexpr u32 QUERY_ITEMS = 32;
 constexpr u32 CHUNK_UNROLL = 1;
 
-// Loads query heads, rotated for sink keys or for window keys and turned as keys are; UNROLL heads at a time, whose
+// Loads query heads, rotated for a segment and turned as keys are; UNROLL heads at a time, whose
 // loads' latencies overlap. The whole warp must call it; `item` is the lane.
 template <u32 UNROLL>
 SKC_DEVICE void load_query_item(const SkcAttend& p, const Queries& q, const QueryHeads& heads, u32) {

@@ -77,14 +77,13 @@ SKC_DEVICE void store_pair(u16* row, const PairRotation& r, u16 first, u16 secon
 constexpr u32 QUERY_ITEMS = DIM / 2;
 constexpr u32 CHUNK_UNROLL = GROUP < 4 ? GROUP : 4;
 
-// Loads pair `pair` of query heads, rotated for sink keys or for window keys; UNROLL heads at a time, whose loads'
+// Loads pair `pair` of query heads, rotated for a segment; UNROLL heads at a time, whose loads'
 // latencies overlap.
 template <u32 UNROLL>
 SKC_DEVICE void load_query_item(const SkcAttend& p, const Queries& q, const QueryHeads& heads, u32 pair) {
     const SkcLayer& l = p.layer;
     u64 row = q.row + (heads.token - q.first);
-    u64 evicted = query_evicted(ring_of(l), q, heads.token);
-    PairRotation r = query_rotation(l, q.start + heads.token, evicted, heads.for_sinks, pair);
+    PairRotation r = query_rotation(l, q.start + heads.token, heads.offset, pair);
 #pragma unroll 1
     for (u32 begin = 0; begin < heads.n; begin += UNROLL) {
         u16 x[UNROLL][2];
