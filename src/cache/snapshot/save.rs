@@ -147,7 +147,8 @@ impl Cache {
         let ranges = self.counters.ranges(layer, seq);
         let kept_from = self.layers[layer].ring.kept_from(self.counters.seq(layer, seq));
         let oldest = ranges::index_of(ranges, kept_from);
-        ranges.iter().copied().filter(move |r| r.pinned == 1 || r.first > oldest) // mutant: saved_ranges_that_are_passed
+        // mutant: saved_ranges_that_are_passed
+        ranges.iter().copied().filter(move |r| r.pinned == 1 || r.first > oldest)
     }
 
     /// Bytes of the content of the section of edits; 0: there is none.
