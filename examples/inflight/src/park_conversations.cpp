@@ -101,8 +101,8 @@ bool Executor::park(Conversation &c) {
 }
 
 /**
- * Gives the request a slot with the sequence of a parked conversation: the conversation itself, or a copy. False if that
- * fails, and the request with it. A conversation that is lost ends; one that the cache refuses stays parked.
+ * Gives the request a slot with the sequence of a parked conversation: the conversation itself, or a copy. False if
+ * that fails, and the request with it. A conversation that is lost ends; one that the cache refuses stays parked.
  */
 bool Executor::restore(Conversation &c, RequestState &state) {
     const bool forks = state.request.start == Start::forked;
