@@ -33,6 +33,7 @@ help:
 	@for tier in "check: $(CHECK)" "test: $(TEST)" "test-all: $(ALL)" "nightly: $(NIGHTLY)"; do \
 		echo "$$tier" | fold -s -w 110 | sed 's/^/  /; 2,$$s/^/    /'; done
 	@echo "Other targets:"
+	@echo "  make setup-engines  install what inflight-serve and llama-stream need, on Debian"
 	@echo "  make header     write include/sinkcache.h after a change of src/ffi"
 	@echo "  make bench      the benchmarks of criterion"
 	@echo "  make gpu-pack   build/gpu_check: all that a machine with a GPU needs to check and measure the CUDA backend"

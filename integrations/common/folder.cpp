@@ -157,6 +157,9 @@ int Folder::open_file(const std::string &name, std::uint64_t &bytes) const {
     const int fd = ::openat(fd_, name.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     struct stat info {};
     if (fd < 0) {
+        if (errno == EMFILE || errno == ENFILE || errno == ENOMEM) {
+            fail_with(path_, "has file " + in_quotes(name) + ", which cannot be opened: " + std::strerror(errno));
+        }
         return -1;
     }
     if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode) || info.st_uid != ::geteuid() ||

@@ -44,9 +44,12 @@ public:
      * limit of file sizes.
      */
     int write(const std::string &name, const std::vector<Part> &parts) const;
-    /** The first `most` bytes of a file, or all; nothing if it cannot be read. */
+    /**
+     * The first `most` bytes of a file, or all; nothing if it cannot be read. Throws std::runtime_error where that says
+     * nothing about the file: the process has too many files open, or the system has no memory.
+     */
     std::optional<Bytes> read(const std::string &name, std::uint64_t most = UINT64_MAX) const;
-    /** Its size in bytes. */
+    /** Its size in bytes. Throws as read() does. */
     std::optional<std::uint64_t> size(const std::string &name) const;
     /** Removes a file. It need not be there. Returns 0 or an errno. */
     int remove(const std::string &name) const;

@@ -132,7 +132,6 @@ private:
     std::vector<Conversation *> reclaim_order();
     bool reclaim();
     bool park(Conversation &c);
-    bool load(Conversation &c, const std::optional<Bytes> &content, std::int32_t slot);
     bool restore(Conversation &c, RequestState &state);
 
     // edits.cpp: pins and dropped ranges.

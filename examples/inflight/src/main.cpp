@@ -19,6 +19,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <optional>
 #include <regex>
 #include <unistd.h>
 
@@ -27,6 +28,9 @@ namespace {
 using namespace inflight;
 using Clock = std::chrono::steady_clock;
 
+/** --max-segments where it is not given, but --max-pinned is. */
+constexpr std::uint32_t SEGMENTS_WITH_PINS = 64;
+
 struct Options {
     std::string model, requests, metrics;
     PluginConfig plugin;
@@ -34,6 +38,7 @@ struct Options {
     std::string kv_dtype = "f32";
     std::uint32_t threads = 1;
     int cuda_device = -1;
+    std::optional<std::uint32_t> max_segments;
     std::uint64_t park_memory = 0, park_disk = 0;
     std::string park_dir;
     bool json = false, quiet = false;
@@ -55,9 +60,9 @@ void declare(CLI::App &app, Options &o) {
     app.add_option("--max-pinned", o.plugin.max_pinned, "room for pinned tokens of a sequence (pin_prompt)")
         ->capture_default_str()
         ->check(CLI::Range(0u, 1u << 24));
-    app.add_option("--max-segments", o.plugin.max_segments,
-                   "room for pinned runs and dropped ranges of a sequence (pin_prompt, drop, drop_thoughts)")
-        ->capture_default_str()
+    app.add_option("--max-segments", o.max_segments,
+                   "room for pinned runs and dropped ranges of a sequence (pin_prompt, drop, drop_thoughts); default " +
+                       std::to_string(SEGMENTS_WITH_PINS) + " with --max-pinned, else 0")
         ->check(CLI::Range(0u, 1024u));
     app.add_option("--draft", o.executor.draft, "most draft tokens of a step, by prompt lookup; 0 = none")
         ->capture_default_str()
@@ -333,6 +338,11 @@ int main(int argc, char **argv) {
     }
     options.plugin.k_dtype = types->k;
     options.plugin.v_dtype = types->v;
+    options.plugin.max_segments = options.max_segments.value_or(options.plugin.max_pinned > 0 ? SEGMENTS_WITH_PINS : 0);
+    if (options.plugin.max_pinned > 0 && options.plugin.max_segments == 0) {
+        return programs::fail("--max-pinned " + std::to_string(options.plugin.max_pinned) +
+                              " with --max-segments 0: pinned tokens are a segment, at least 1 is needed");
+    }
     options.executor.reclaim_idle = true;
     std::unique_ptr<Group> group;
     try {

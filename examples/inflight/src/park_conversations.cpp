@@ -100,40 +100,37 @@ bool Executor::park(Conversation &c) {
     return true;
 }
 
-/** Puts a parked conversation's sequence into a slot. False if it is lost, on this rank or on another. */
-bool Executor::load(Conversation &c, const std::optional<Bytes> &content, std::int32_t slot) {
-    if (!content) {
-        return false;
-    }
-    bool loaded = false;
-    try {
-        if (auto parked = from_bytes(*content, model_.config().vocabulary)) {
-            model_.plugin().load(slot, parked->sequence);
-            c.pending = parked->pending;
-            c.lookup = PromptLookup();
-            for (const Token token : parked->recent) {
-                c.lookup.push(token);
-            }
-            loaded = true;
-        }
-    } catch (const std::exception &) {
-        // A miss on this rank, and so on all.
-    }
-    return parking_->on_all_ranks(loaded);
-}
-
 /**
- * Gives the request a slot with the sequence of a parked conversation: the conversation itself, or a copy. False if it
- * is lost; it then ends, and its requests fail.
+ * Gives the request a slot with the sequence of a parked conversation: the conversation itself, or a copy. False if
+ * that fails, and the request with it. A conversation that is lost ends; one that the cache refuses stays parked.
  */
 bool Executor::restore(Conversation &c, RequestState &state) {
     const bool forks = state.request.start == Start::forked;
     const bool on_disk = parking_->contains(c.name) && parking_->on_disk(c.name);
     const std::int32_t slot = slots_.acquire();
-    if (!load(c, forks ? parking_->copy(c.name) : parking_->take(c.name), slot)) {
+    std::optional<ParkedConversation> parked;
+    const Reader load = [&](const Bytes &content) {
+        parked = from_bytes(content, model_.config().vocabulary);
+        if (parked) {
+            model_.plugin().load(slot, parked->sequence);
+        }
+        return parked.has_value();
+    };
+    const Fetched fetched = forks ? parking_->copy(c.name, load) : parking_->take(c.name, load);
+    if (fetched.how != Fetched::read) {
         slots_.release(slot);
-        end_conversation(c.name, "conversation '" + c.name + "' was lost: what was parked of it is damaged or missing");
+        const std::string conversation = "conversation '" + c.name + "' ";
+        if (fetched.how == Fetched::lost) {
+            end_conversation(c.name, conversation + "was lost: what was parked of it is damaged or missing");
+        } else {
+            finish(state, Outcome::failed, conversation + "stays parked: " + fetched.reason);
+        }
         return false;
+    }
+    c.pending = parked->pending;
+    c.lookup = PromptLookup();
+    for (const Token token : parked->recent) {
+        c.lookup.push(token);
     }
     state.result.restored = on_disk ? Restored::from_disk : Restored::from_memory;
     state.slot = slot;

@@ -41,6 +41,7 @@ public:
     std::uint64_t n_damaged() const { return n_damaged_; }
     /** False if it could not be written: a full disk, a quota, a limit. The conversation is then not in the folder. */
     bool write(const std::string &name, std::uint64_t stamp, const Bytes &content);
+    /** Nothing if it is missing or damaged. Throws std::bad_alloc, and std::runtime_error as Folder::read() does. */
     std::optional<Bytes> read(const std::string &name, std::uint64_t stamp) const;
     /** False if it is still there. */
     bool remove(const std::string &name);

@@ -1,6 +1,7 @@
 #include "parking.hpp"
 
 #include <algorithm>
+#include <exception>
 #include <new>
 #include <utility>
 
@@ -95,51 +96,47 @@ void Parking::set_wanted(const std::string &name, bool wanted) {
     }
 }
 
-std::optional<Bytes> Parking::take(const std::string &name) {
+/** Only a damaged content is removed without being read: any other error may be gone in a later run. */
+Fetched Parking::fetch(const std::string &name, const Reader &read, bool keep) {
     const auto found = entries_.find(name);
     if (found == entries_.end()) {
         counters_.misses++;
-        return std::nullopt;
+        return {Fetched::lost, ""};
     }
-    const bool in_memory = found->second.content.has_value();
-    auto content = in_memory ? std::move(found->second.content) : folder_->read(name, found->second.stamp);
+    const Entry &entry = found->second;
+    const bool in_memory = entry.content.has_value();
+    bool intact = true, done = false;
+    std::string reason = "another rank could not load it";
+    try {
+        if (in_memory) {
+            intact = read(*entry.content);
+        } else {
+            const std::optional<Bytes> content = folder_->read(name, entry.stamp);
+            intact = content && read(*content);
+        }
+        done = intact;
+    } catch (const std::bad_alloc &) {
+        reason = "out of memory";
+    } catch (const std::exception &error) {
+        reason = error.what();
+    }
+    intact = group_.all(intact);
+    if (intact && !group_.all(done)) {
+        counters_.misses++;
+        return {Fetched::refused, reason};
+    }
     // Before the ranks agree: none parks the conversation again while another has its file of before. A file that
     // cannot be removed would come back after a restart, older than the conversation: it is left as the newest.
-    if (!erase(found, in_memory)) {
-        content.reset();
+    if (!intact || !keep) {
+        intact = group_.all(erase(found, in_memory) && intact);
     }
-    return agreed(std::move(content), in_memory);
-}
-
-std::optional<Bytes> Parking::copy(const std::string &name) {
-    const auto found = entries_.find(name);
-    if (found == entries_.end()) {
-        counters_.misses++;
-        return std::nullopt;
-    }
-    const bool in_memory = found->second.content.has_value();
-    std::optional<Bytes> content;
-    try {
-        content = in_memory ? found->second.content : folder_->read(name, found->second.stamp);
-    } catch (const std::bad_alloc &) {
-        content.reset();
-    }
-    content = agreed(std::move(content), in_memory);
-    if (!content) {
-        erase(found, in_memory);
-    }
-    return content;
-}
-
-/** The content, if all ranks have theirs. */
-std::optional<Bytes> Parking::agreed(std::optional<Bytes> content, bool in_memory) {
-    if (!group_.all(content.has_value())) {
+    if (!intact) {
         counters_.misses++;
         counters_.damaged += in_memory ? 0 : 1;
-        return std::nullopt;
+        return {Fetched::lost, ""};
     }
     (in_memory ? counters_.memory_hits : counters_.disk_hits)++;
-    return content;
+    return {Fetched::read, ""};
 }
 
 void Parking::remove(const std::string &name) {

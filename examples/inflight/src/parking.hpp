@@ -5,6 +5,7 @@
 #include "park_folder.hpp"
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -30,13 +31,30 @@ struct ParkingCounters {
     std::uint64_t parked = 0, written = 0;
     /** Conversations that were taken out or copied, from either level. */
     std::uint64_t memory_hits = 0, disk_hits = 0;
-    /** Those that were asked for and not there, or damaged. */
+    /** Those that were asked for and not there, damaged, or refused. */
     std::uint64_t misses = 0;
     /** Those that were dropped to make room for others. */
     std::uint64_t dropped = 0;
     /** Files that could not be written, and damaged ones. */
     std::uint64_t write_failures = 0, damaged = 0;
 };
+
+/** What became of a content that was asked for. */
+struct Fetched {
+    enum How {
+        /** It was read on all ranks. */
+        read,
+        /** It is missing or damaged, on this rank or on another, and is not parked any more. */
+        lost,
+        /** It could not be read now, and stays. */
+        refused,
+    } how;
+    /** Why it was refused. */
+    std::string reason;
+};
+
+/** False if the content is damaged. What it throws is another reason for which it could not be read. */
+using Reader = std::function<bool(const Bytes &)>;
 
 /**
  * Contents by the name of their conversation. Memory is filled first; what has been there longest moves to the folder,
@@ -61,13 +79,11 @@ public:
     /** Of a conversation that is there. */
     bool on_disk(const std::string &name) const { return !entries_.at(name).content; }
     void set_wanted(const std::string &name, bool wanted);
-    /** Its content, which is removed. Nothing if it is not there or damaged; then it is removed, too. */
-    std::optional<Bytes> take(const std::string &name);
-    /** Its content, which stays. A damaged one is removed. */
-    std::optional<Bytes> copy(const std::string &name);
+    /** Removes a content that was read. */
+    Fetched take(const std::string &name, const Reader &read) { return fetch(name, read, false); }
+    /** A content that was read stays. */
+    Fetched copy(const std::string &name, const Reader &read) { return fetch(name, read, true); }
     void remove(const std::string &name);
-    /** Whether it is true on all ranks. */
-    bool on_all_ranks(bool here) { return group_.all(here); }
     /** Counts a name that is not there. */
     void count_miss() { counters_.misses++; }
     /**
@@ -105,7 +121,7 @@ private:
     std::uint64_t stamp_ = 0;
 
     void adopt_files();
-    std::optional<Bytes> agreed(std::optional<Bytes> content, bool in_memory);
+    Fetched fetch(const std::string &name, const Reader &read, bool keep);
     bool make_room_in_memory(std::uint64_t bytes);
     bool make_room_on_disk(std::uint64_t bytes);
     bool drop_oldest(const Order &order);

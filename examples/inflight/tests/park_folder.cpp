@@ -280,7 +280,7 @@ TEST_F(ParkFolderTest, AFullDiskIsAMissAndWhatIsThereStays) {
         }
         Parking parking = parking_on();
         for (const std::string &w : written) {
-            if (parking.take(w) != content(w, 0, 10'000)) {
+            if (take(parking, w) != content(w, 0, 10'000)) {
                 return 3;
             }
         }
@@ -308,13 +308,14 @@ TEST_F(ParkFolderTest, AFileThatCannotBeRemovedIsNotTaken) {
             if (mount("small", folder.c_str(), "tmpfs", MS_REMOUNT | MS_RDONLY, nullptr) != 0) {
                 return CANNOT_MOUNT;
             }
-            if (parking.copy("a") != content("a") || parking.take("a") || parking.contains("a") ||
+            if (copy(parking, "a") != content("a") || take(parking, "a") || parking.contains("a") ||
                 parking.put("b", content("b"), false)) {
                 return 2;
             }
             mount("small", folder.c_str(), "tmpfs", MS_REMOUNT, nullptr);
         }
-        return Parking(config(0, 100'000), group).take("a") == content("a") ? 0 : 3;
+        Parking again(config(0, 100'000), group);
+        return take(again, "a") == content("a") ? 0 : 3;
     });
     const int code = exit_code(on_small_disk);
     if (code == CANNOT_MOUNT) {
@@ -346,7 +347,7 @@ TEST_F(ParkFolderTest, NoKillDamagesAFile) {
                 const std::string n = name(version % NAMES);
                 parking.put(n, content(n, version % 3, 900 + 100 * (version % 3)), false);
                 if (version % 7 == 0) {
-                    parking.take(name((version * 3) % NAMES));
+                    take(parking, name((version * 3) % NAMES));
                 }
             }
         });

@@ -249,6 +249,56 @@ TEST_F(ParkServe, AnotherModelOrOtherSettingsDoNotContinueAConversation) {
     fs::remove(model);
 }
 
+// Parked with more pinned tokens or ranges than a later run has room for: nothing is lost.
+TEST_F(ParkServe, ConversationsWithoutRoomStayParkedUntilThereIsRoom) {
+    const auto line = [](Json json, const std::string &text) {
+        json["prompt"] = text;
+        json["max_tokens"] = OUT;
+        return json.dump() + "\n";
+    };
+    const std::string anna = line({{"id", "a0"}, {"conversation", "anna"}, {"pin_prompt", true}}, prompt(0, 50));
+    const std::string bob = line({{"id", "b0"}, {"conversation", "bob"}}, prompt(100, 20)) +
+                            line({{"id", "b1"}, {"continue", "bob"}, {"drop", {{5, 2}, {9, 2}}}}, prompt(200, 5));
+    const std::string next = line({{"id", "a1"}, {"continue", "anna"}}, prompt(300, 5)) +
+                             line({{"id", "b2"}, {"continue", "bob"}}, prompt(400, 5));
+    const std::string forks = line({{"id", "fork"}, {"fork", "anna"}, {"conversation", "copy"}}, prompt(500, 5)) +
+                              line({{"id", "of copy"}, {"continue", "copy"}}, prompt(600, 5));
+    const std::string other = line({{"id", "o"}}, prompt(700, 5));
+    const std::string room = " --max-pinned 50 --max-segments 4";
+    write(anna + bob + next);
+    const auto want = served(serve + with_slots(2) + room);
+    write(anna + bob);
+    served(serve + with_slots(2) + room + park);
+    const auto files = parked_files(folder);
+    ASSERT_EQ(files.size(), 2u);
+    const auto bytes = fs::file_size(files[0]);
+    write(forks + next + other);
+    const auto got = served(serve + with_slots(2) + " --max-pinned 30 --max-segments 1" + park);
+    const auto error = [&](const std::string &id) { return got.at(id)["error"].get<std::string>(); };
+    const std::string pins = "conversation 'anna' stays parked: SKC_STATUS_NO_ROOM: layer 0: 47 tokens are pinned, "
+                             "max_pinned is 30";
+    EXPECT_EQ(error("a1"), pins);
+    EXPECT_EQ(error("fork"), pins);
+    EXPECT_EQ(error("of copy"), "conversation 'copy' never began");
+    EXPECT_EQ(error("b2"), "conversation 'bob' stays parked: SKC_STATUS_NO_ROOM: layer 0: pinned runs and evicted "
+                           "ranges are 2, max_segments is 1");
+    EXPECT_EQ(got.at("o")["outcome"], "done");
+    const Json parking = got.at("totals")["totals"]["parking"];
+    EXPECT_EQ(parking["misses"], 3);
+    EXPECT_EQ(parking["damaged"], 0);
+    EXPECT_EQ(parking["disk_hits"], 0);
+    EXPECT_EQ(parking["on_disk"], 2);
+    EXPECT_EQ(parked_files(folder), files);
+    EXPECT_EQ(fs::file_size(files[0]), bytes);
+    write(next);
+    const auto after = served(serve + with_slots(2) + room + park);
+    for (const char *id : {"a1", "b2"}) {
+        EXPECT_EQ(after.at(id)["outcome"], "done") << after.at(id);
+        EXPECT_EQ(after.at(id)["tokens"], want.at(id)["tokens"]) << id;
+        EXPECT_EQ(after.at(id)["restored_from"], "disk") << id;
+    }
+}
+
 TEST_F(ParkServe, EveryErrorIsOneLineAndExitCode2) {
     write(round(0, 0));
     const auto rejected = [&](const std::string &options, const std::string &part) {

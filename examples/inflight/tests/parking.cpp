@@ -7,6 +7,9 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <new>
+#include <stdexcept>
+#include <sys/resource.h>
 #include <thread>
 
 namespace {
@@ -35,9 +38,9 @@ TEST_F(ParkingTest, MemoryMovesToTheFolderAndTheOldestIsDropped) {
     EXPECT_TRUE(parking.on_disk(name(3)));
     // A copy stays, what is taken does not.
     for (const std::size_t i : {3, 5}) {
-        EXPECT_EQ(parking.copy(name(i)), content(name(i)));
-        EXPECT_EQ(parking.take(name(i)), content(name(i)));
-        EXPECT_EQ(parking.take(name(i)), std::nullopt);
+        EXPECT_EQ(copy(parking, name(i)), content(name(i)));
+        EXPECT_EQ(take(parking, name(i)), content(name(i)));
+        EXPECT_EQ(take(parking, name(i)), std::nullopt);
     }
     EXPECT_EQ(n.memory_hits, 2u);
     EXPECT_EQ(n.disk_hits, 2u);
@@ -51,7 +54,7 @@ TEST_F(ParkingTest, MemoryMovesToTheFolderAndTheOldestIsDropped) {
     EXPECT_FALSE(parking.put(name(6), content(name(6), 1, 10'000), false));
     EXPECT_FALSE(parking.contains(name(6)));
     EXPECT_TRUE(parking.put(name(2), content(name(2), 1, 1500), false));
-    EXPECT_EQ(parking.take(name(2)), content(name(2), 1, 1500));
+    EXPECT_EQ(take(parking, name(2)), content(name(2), 1, 1500));
 }
 
 TEST_F(ParkingTest, WhatIsWantedIsNotDropped) {
@@ -71,7 +74,7 @@ TEST_F(ParkingTest, WhatIsWantedIsNotDropped) {
     EXPECT_TRUE(parking.put(name(9), content(name(9)), true));
     EXPECT_FALSE(parking.contains(name(0)));
     for (const std::size_t i : {1, 7, 8, 9}) {
-        EXPECT_EQ(parking.take(name(i)), content(name(i))) << i;
+        EXPECT_EQ(take(parking, name(i)), content(name(i))) << i;
     }
 }
 
@@ -81,7 +84,7 @@ TEST_F(ParkingTest, ARestartFindsWhatIsInTheFolder) {
         for (std::size_t i = 0; i < 6; i++) {
             EXPECT_TRUE(parking.put(name(i), content(name(i)), true));
         }
-        EXPECT_EQ(parking.take(name(1)), content(name(1)));
+        EXPECT_EQ(take(parking, name(1)), content(name(1)));
     }
     {
         Parking parking(config(2000, 100'000), group);
@@ -98,8 +101,8 @@ TEST_F(ParkingTest, ARestartFindsWhatIsInTheFolder) {
     // With less disk the newest stay.
     Parking parking(config(0, 2 * ParkFolder::file_bytes(name(0), 1000)), group);
     EXPECT_EQ(parking.counters().on_disk, 2u);
-    EXPECT_EQ(parking.take(name(3)), content(name(3)));
-    EXPECT_EQ(parking.take(name(5)), content(name(5), 5));
+    EXPECT_EQ(take(parking, name(3)), content(name(3)));
+    EXPECT_EQ(take(parking, name(5)), content(name(5), 5));
     // New files are newer than all before.
     EXPECT_TRUE(parking.put("new", content("new"), false));
     EXPECT_GT(parking.counters().disk_bytes, 0u);
@@ -114,15 +117,53 @@ TEST_F(ParkingTest, ADamagedFileIsAMissOnceAndGone) {
             fs::resize_file(entry.path(), 500);
         }
     }
-    EXPECT_EQ(parking.copy("a"), std::nullopt);
+    EXPECT_EQ(copy(parking, "a"), std::nullopt);
     EXPECT_FALSE(parking.contains("a"));
-    EXPECT_EQ(parking.take("b"), std::nullopt);
+    EXPECT_EQ(take(parking, "b"), std::nullopt);
     EXPECT_FALSE(parking.contains("b"));
     EXPECT_EQ(parking.counters().damaged, 2u);
     EXPECT_EQ(parking.counters().misses, 2u);
     EXPECT_EQ(parking.counters().disk_bytes, 0u);
     EXPECT_TRUE(parking.put("a", content("a", 1), false));
-    EXPECT_EQ(parking.take("a"), content("a", 1));
+    EXPECT_EQ(take(parking, "a"), content("a", 1));
+}
+
+// A reader that has no room, a process without memory or files: the content stays, in memory and on disk.
+TEST_F(ParkingTest, WhatIsNotDamagedStaysWhenItCannotBeRead) {
+    Parking parking(config(1000, 100'000), group);
+    ASSERT_TRUE(parking.put("on disk", content("on disk"), false));
+    ASSERT_TRUE(parking.put("in memory", content("in memory"), false));
+    const Reader no_room = [](const Bytes &) -> bool { throw std::runtime_error("no room"); };
+    const Reader no_memory = [](const Bytes &) -> bool { throw std::bad_alloc(); };
+    for (const std::string name : {"on disk", "in memory"}) {
+        ASSERT_EQ(parking.on_disk(name), name == "on disk");
+        for (const bool takes : {true, false}) {
+            for (const auto &[read, reason] : {std::pair(no_room, "no room"), {no_memory, "out of memory"}}) {
+                const Fetched fetched = takes ? parking.take(name, read) : parking.copy(name, read);
+                EXPECT_EQ(fetched.how, Fetched::refused);
+                EXPECT_EQ(fetched.reason, reason);
+            }
+        }
+    }
+    EXPECT_EQ(parking.counters().misses, 8u);
+    // No descriptor is left to open the file with.
+    rlimit files{};
+    ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &files), 0);
+    const rlimit none{0, files.rlim_max};
+    ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+    const Fetched fetched = parking.take("on disk", [](const Bytes &) { return true; });
+    ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &files), 0);
+    EXPECT_EQ(fetched.how, Fetched::refused);
+    EXPECT_NE(fetched.reason.find("cannot be opened: Too many open files"), std::string::npos) << fetched.reason;
+    EXPECT_EQ(parking.counters().misses, 9u);
+    EXPECT_EQ(parking.counters().damaged + parking.counters().memory_hits + parking.counters().disk_hits, 0u);
+    for (const std::string name : {"on disk", "in memory"}) {
+        EXPECT_EQ(take(parking, name), content(name));
+    }
+    // One that its reader finds damaged is gone.
+    ASSERT_TRUE(parking.put("in memory", content("in memory"), false));
+    EXPECT_EQ(parking.copy("in memory", [](const Bytes &) { return false; }).how, Fetched::lost);
+    EXPECT_FALSE(parking.contains("in memory"));
 }
 
 /** Against a plain list: no step loses what it should not, or finds what was dropped. */
@@ -143,12 +184,12 @@ TEST_F(ParkingTest, RandomStepsGiveWhatWasPut) {
                 }
             } else if (what < 7) {
                 const bool there = parking->contains(n);
-                const auto got = parking->take(n);
+                const auto got = take(*parking, n);
                 ASSERT_EQ(got.has_value(), there);
                 ASSERT_TRUE(!got || *got == put.at(n));
                 EXPECT_FALSE(parking->contains(n));
             } else if (what == 7) {
-                const auto got = parking->copy(n);
+                const auto got = copy(*parking, n);
                 ASSERT_EQ(got.has_value(), parking->contains(n));
                 ASSERT_TRUE(!got || *got == put.at(n));
             } else if (what == 8) {
@@ -251,15 +292,23 @@ TEST_F(ParkingTest, WhatFailsOnOneRankIsAMissOnAll) {
         EXPECT_FALSE(parking.put(name(9), r == 2 ? std::nullopt : std::optional<Bytes>(shard(9, r)), false));
         parking.move_to_disk();
         EXPECT_EQ(parking.counters().on_disk, 7u);
-        EXPECT_EQ(parking.take(name(2)), shard(2, r));
+        EXPECT_EQ(take(parking, name(2)), shard(2, r));
+        // One rank has no memory to load it.
+        const Reader without_memory = [&](const Bytes &) { return r != 1 ? true : throw std::bad_alloc(); };
+        const Fetched refused = parking.take(name(4), without_memory);
+        EXPECT_EQ(refused.how, Fetched::refused);
+        EXPECT_EQ(refused.reason, r == 1 ? "out of memory" : "another rank could not load it");
+        EXPECT_EQ(take(parking, name(4)), shard(4, r));
+        EXPECT_TRUE(parking.put(name(4), shard(4, r), false));
+        parking.move_to_disk();
         // One rank loses a file while it runs, and one cannot write another.
         if (r == 1) {
             ParkFolder(folder / "scratch", TAG);
             fs::remove(folder / "1" / ParkFolder(folder / "scratch", TAG).file_name(name(3)));
             fs::create_directory(folder / "1" / ParkFolder(folder / "scratch", TAG).file_name(name(10)));
         }
-        EXPECT_EQ(parking.take(name(3)), std::nullopt);
-        EXPECT_EQ(parking.counters().misses, 1u);
+        EXPECT_EQ(take(parking, name(3)), std::nullopt);
+        EXPECT_EQ(parking.counters().misses, 2u);
         EXPECT_TRUE(parking.put(name(10), shard(10, r), true));
         parking.move_to_disk();
         EXPECT_EQ(parking.counters().write_failures, 1u);
@@ -276,8 +325,8 @@ TEST_F(ParkingTest, WhatFailsOnOneRankIsAMissOnAll) {
         EXPECT_EQ(parking.counters().on_disk, 4u);
         EXPECT_FALSE(parking.contains(name(4)));
         EXPECT_FALSE(parking.contains(name(11)));
-        EXPECT_EQ(parking.take(name(5)), shard(5, r));
-        EXPECT_EQ(parking.take(name(8)), shard(8, r));
+        EXPECT_EQ(take(parking, name(5)), shard(5, r));
+        EXPECT_EQ(take(parking, name(8)), shard(8, r));
     });
     EXPECT_FALSE(fs::exists(folder / "0" / lost.filename()));
 }

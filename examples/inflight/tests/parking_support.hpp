@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <random>
 #include <string>
 #include <unistd.h>
@@ -30,6 +31,20 @@ inline Bytes content(const std::string &name, std::uint64_t version = 0, std::si
 }
 
 inline std::string name(std::size_t i) { return "conversation " + std::to_string(i); }
+
+/** A content that is taken out; nothing if it is lost or refused. */
+inline std::optional<Bytes> take(Parking &parking, const std::string &name) {
+    std::optional<Bytes> content;
+    const auto read = [&](const Bytes &bytes) { return content = bytes, true; };
+    return parking.take(name, read).how == Fetched::read ? content : std::nullopt;
+}
+
+/** The same for one that stays. */
+inline std::optional<Bytes> copy(Parking &parking, const std::string &name) {
+    std::optional<Bytes> content;
+    const auto read = [&](const Bytes &bytes) { return content = bytes, true; };
+    return parking.copy(name, read).how == Fetched::read ? content : std::nullopt;
+}
 
 class ParkingTest : public testing::Test {
 protected:

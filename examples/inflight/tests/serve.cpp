@@ -89,6 +89,8 @@ TEST_F(Serve, EveryErrorIsOneLineAndExitCode2) {
     rejected(serve + settings + " --kv-dtype f8", "--kv-dtype");
     rejected(serve + settings + " --threads -1", "--threads");
     rejected(serve + model + from + " --budget 8 --chunk 16", "budget of 8");
+    rejected(serve + settings + " --max-pinned 30 --max-segments 0",
+             "--max-pinned 30 with --max-segments 0: pinned tokens are a segment, at least 1 is needed");
     rejected("(" + serve + settings + " --quiet 3>&1 1>/dev/full)", "the output could not be written");
 #if !defined(__SANITIZE_ADDRESS__)
     // AddressSanitizer adds a line of its own.
@@ -97,6 +99,15 @@ TEST_F(Serve, EveryErrorIsOneLineAndExitCode2) {
     // Before the first request runs, and not after the last.
     rejected(serve + model + from + " --metrics /nowhere/m", "'/nowhere/m'");
     rejected(serve + model + from + " --metrics '/nowhere/\n\x1b[2J'", "'/nowhere/\\x0A\\x1B[2J'");
+}
+
+TEST_F(Serve, RoomForPinsIsRoomForSegments) {
+    write("{\"id\":\"a\",\"prompt\":\"It was a dark and\",\"max_tokens\":12,\"pin_prompt\":true}\n");
+    const auto out = shell(std::string(SERVE) + settings + " --json --max-pinned 30");
+    ASSERT_EQ(out.status, 0);
+    const Json result = parse(out.text).at("a");
+    EXPECT_EQ(result["pinned_tokens"], 18 - SINK);
+    EXPECT_FALSE(result.contains("notes")) << result;
 }
 
 TEST_F(Serve, ReadsATextWithAByteOrderMarkAndCrlf) {

@@ -296,6 +296,17 @@ void check_edits(const ChatSettings &settings) {
     if (settings.common.stock && (settings.pin_system || settings.drop_thoughts)) {
         throw UserError("--pin-system and --drop-thoughts need sinkcache: not --stock");
     }
+    if (settings.pin_system && !settings.measure_pinned && settings.common.max_pinned == 0) {
+        throw UserError("--pin-system with --max-pinned 0: there is no room for the system message");
+    }
+    const char *needs_segments = settings.pin_system              ? "--pin-system"
+                                 : settings.drop_thoughts         ? "--drop-thoughts"
+                                 : settings.common.max_pinned > 0 ? "--max-pinned"
+                                                                 : nullptr;
+    if (needs_segments && settings.common.max_segments == 0) {
+        throw UserError(std::string(needs_segments) + " with --max-segments 0: a pinned run or a dropped range is a " +
+                        "segment, at least 1 is needed");
+    }
 }
 
 /** Room for the pins of a system message. The first prompt is not known yet, and matters little. */

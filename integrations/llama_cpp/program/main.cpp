@@ -104,8 +104,8 @@ int main(int argc, char **argv) {
     CLI::Option *const max_segments =
         chat_app
             .add_option("--max-segments", chatting.common.max_segments,
-                        "Room for pinned runs and dropped ranges; default 64 with --pin-system, --drop-thoughts or "
-                        "--load, else 0")
+                        "Room for pinned runs and dropped ranges; default 64 with --pin-system, --drop-thoughts, "
+                        "--load or --max-pinned, else 0")
             ->check(CLI::Range(std::uint32_t(0), std::uint32_t(1024)));
     chat_app.add_option("-n,--predict", chatting.predict, "Most tokens of an answer")
         ->capture_default_str()
@@ -123,7 +123,8 @@ int main(int argc, char **argv) {
             chatting.drop_thoughts = markers_of(markers);
         }
         chatting.measure_pinned = max_pinned->count() == 0;
-        if (max_segments->count() == 0 && (chatting.pin_system || chatting.drop_thoughts || !chatting.load.empty())) {
+        const bool edits = chatting.pin_system || chatting.drop_thoughts || chatting.common.max_pinned > 0;
+        if (max_segments->count() == 0 && (edits || !chatting.load.empty())) {
             chatting.common.max_segments = 64;
         }
         if (!verbose) {

@@ -373,6 +373,13 @@ TEST(Program, PinsTheSystemMessageAndDropsThoughts) {
     expect_error("chat " + MODEL + " --stock --drop-thoughts -f " + rest.path, "need sinkcache: not --stock");
     expect_error("chat " + MODEL + " --drop-thoughts '<t>' -f " + rest.path, "--drop-thoughts takes two texts");
     expect_error("chat " + MODEL + " --max-segments 1025 -f " + rest.path, "1025");
+    const std::string no_segments = " with --max-segments 0: a pinned run or a dropped range is a segment";
+    const std::string none = "chat " + MODEL + " --max-segments 0 -f " + rest.path;
+    expect_error(none + " --max-pinned 30", "--max-pinned" + no_segments);
+    expect_error(none + " --drop-thoughts", "--drop-thoughts" + no_segments);
+    expect_error(none + " --pin-system --system x", "--pin-system" + no_segments);
+    expect_error("chat " + MODEL + " --max-pinned 0 --pin-system --system x -f " + rest.path,
+                 "--pin-system with --max-pinned 0: there is no room");
 }
 
 // With the model's chat template, and answers that may end before the limit.
