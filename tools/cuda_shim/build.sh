@@ -74,5 +74,6 @@ ar rcs "$out/libshim_runtime.a" $(objects "$runtime")
 
 # The slot arithmetic alone, for the test that compares it with src/ring.rs.
 # shellcheck disable=SC2086
-$CXX $flags -Wno-unknown-pragmas -DSKC_HOST_SHIM -I"$kernel_sources" -shared "$here/ring_functions.cpp" -o "$out/libring_functions.so.$$"
+$CXX $flags -Wno-unknown-pragmas -DSKC_HOST_SHIM -I"$kernel_sources" -shared "$here/ring_functions.cpp" \
+    -o "$out/libring_functions.so.$$"
 mv -f "$out/libring_functions.so.$$" "$out/libring_functions.so"
