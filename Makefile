@@ -15,7 +15,7 @@ TEST = test-setup test-rust test-stream test-cpp test-python test-cuda
 ALL = all-llama all-inflight all-damaged-files all-sanitize-cpp all-sanitize-rust all-mutants all-aarch64 \
 	all-emulated-isa all-cuda-sanitize all-cuda-cubins all-cuda-variants all-cuda-nvcc all-gpu-bench \
 	all-python
-NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking \
+NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking nightly-python \
 	nightly-sanitize-rust nightly-aarch64 nightly-third-party nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
@@ -282,11 +282,10 @@ $(TRANSFORMERS)%/complete: $(TORCH)/complete
 	touch $@
 TRANSFORMERS_VERSIONS = 5.24.0 5.16.1
 
-# The Python package with PyTorch and transformers, then as a wheel for any Linux in every Python of this machine.
+# The Python package with PyTorch and transformers.
 all-python: setup-venv
 	$(MAKE) --no-print-directory $(TORCH)/complete $(TRANSFORMERS_VERSIONS:%=$(TRANSFORMERS)%/complete)
 	CARGO="$(CARGO)" scripts/python_wheel torch $(TORCH_PYTHON) $(TRANSFORMERS_VERSIONS:%=$(TRANSFORMERS)%)
-	CARGO="$(CARGO)" PYTHON="$(PYTHON)" scripts/python_wheel manylinux
 
 # --- nightly ---
 
@@ -307,6 +306,10 @@ nightly-soak: test-setup stand-in gpu-pack
 # Others every night: the command line shows the seed.
 nightly-damaged-files:
 	$(MAKE) --no-print-directory all-damaged-files DAMAGED_FILES=2000 DAMAGED_SEED=$(shell date +%j)
+
+# The Python package as a wheel for any Linux, in every Python of this machine.
+nightly-python: setup-venv
+	CARGO="$(CARGO)" PYTHON="$(PYTHON)" scripts/python_wheel manylinux
 
 # A thousand parked conversations, where all-inflight has 120.
 nightly-parking: setup-engines
