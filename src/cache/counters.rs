@@ -35,10 +35,10 @@ struct Staleness {
     /// `[layer][sequence]`: the epoch of the latest refresh; 0 = invalidated since.
     refreshed: Vec<u64>,
     /// The epoch of the latest pin or evict_range of sequences that the host does not know.
-    ranges_lost: u64,
+    ranges_invalidated: u64,
     /// Per sequence: the epoch at which the host last knew its ranges; 0 = an edit that it has not seen may have
     /// changed them.
-    ranges_known: Vec<u64>,
+    ranges_refreshed: Vec<u64>,
 }
 
 impl HostCounters {
@@ -60,8 +60,8 @@ impl HostCounters {
                 epoch: 1,
                 invalidated: filled(n_layers, 1, "layer counters")?,
                 refreshed,
-                ranges_lost: 1,
-                ranges_known: filled(n_seqs, 1, "sequence counters")?,
+                ranges_invalidated: 1,
+                ranges_refreshed: filled(n_seqs, 1, "sequence counters")?,
             })
         } else {
             None
@@ -190,7 +190,7 @@ impl HostCounters {
     /// Whether pins and evict_ranges of a sequence have all been seen by the host: else only a reset or a read-back
     /// makes it known again.
     pub fn knows_ranges(&self, seq: usize) -> bool {
-        self.staleness.as_ref().is_none_or(|s| s.ranges_known[seq] >= s.ranges_lost)
+        self.staleness.as_ref().is_none_or(|s| s.ranges_refreshed[seq] >= s.ranges_invalidated)
     }
 
     /// Whether sequences have lists of ranges.
@@ -199,24 +199,24 @@ impl HostCounters {
     }
 
     /// A pin or an evict_range may change the ranges of a sequence unseen by the host.
-    pub fn lose_ranges(&mut self, seq: usize) {
+    pub fn invalidate_ranges(&mut self, seq: usize) {
         if let Some(s) = &mut self.staleness {
-            s.ranges_known[seq] = 0;
+            s.ranges_refreshed[seq] = 0;
         }
     }
 
     /// The same of all sequences.
-    pub fn lose_all_ranges(&mut self) {
+    pub fn invalidate_all_ranges(&mut self) {
         if let Some(s) = &mut self.staleness {
             s.epoch += 1;
-            s.ranges_lost = s.epoch;
+            s.ranges_invalidated = s.epoch;
         }
     }
 
     /// The caller has brought the ranges of a sequence up to date, in all layers.
-    pub fn find_ranges(&mut self, seq: usize) {
+    pub fn refresh_ranges(&mut self, seq: usize) {
         if let Some(s) = &mut self.staleness {
-            s.ranges_known[seq] = s.epoch;
+            s.ranges_refreshed[seq] = s.epoch;
         }
     }
 

@@ -216,7 +216,7 @@ impl Cache {
         // A fork may have any source.
         let forks_ranges = call == EditCall::Fork && self.counters.has_ranges();
         if matches!(call, EditCall::Pin | EditCall::EvictRange) || forks_ranges {
-            self.counters.lose_all_ranges();
+            self.counters.invalidate_all_ranges();
         }
         Ok(())
     }
@@ -288,7 +288,7 @@ impl Cache {
             self.read_ranges(layer, seq)?;
             self.counters.refresh(layer, seq);
         }
-        self.counters.find_ranges(seq);
+        self.counters.refresh_ranges(seq);
         Ok(())
     }
 

@@ -20,7 +20,7 @@ impl Cache {
                     bail!(OutOfRange, "n_tokens[{index}] is {n}: the window of layer {layer} holds {held}");
                 }
             }
-            Ok((n, 0))
+            Ok(n)
         })?;
         self.enqueue_edit(EditCall::Evict, EditEntries::Host { ids: seq_ids, tokens: n_tokens, positions: &[] })?;
         self.apply(|layer, state, ranges, n| state.evict(&layer.ring, &ranges[..state.n_ranges as usize], n));
@@ -55,7 +55,7 @@ impl Cache {
                 }
             }
             // The host's length of a stale sequence may be below the real one, and below n.
-            Ok((cache.counters.seq(0, seq).len.saturating_sub(n), 0))
+            Ok(cache.counters.seq(0, seq).len.saturating_sub(n))
         })?;
         self.enqueue_edit(EditCall::Rewind, EditEntries::Host { ids: seq_ids, tokens: n_tokens, positions: &[] })?;
         self.apply(|_, state, _, len| state.cut(len)); // mutant: rewind_keeps_evicted
@@ -72,14 +72,14 @@ impl Cache {
         {
             bail!(InvalidArgument, "{} sequence ids but {} start positions", seq_ids.len(), starts.len());
         }
-        self.collect_edits(seq_ids, |_| true, |_, index, _| Ok((start_positions.map_or(0, |s| s[index]), 0)))?;
+        self.collect_edits(seq_ids, |_| true, |_, index, _| Ok(start_positions.map_or(0, |s| s[index])))?;
         let positions = start_positions.unwrap_or(&[]);
         self.enqueue_edit(EditCall::Reset, EditEntries::Host { ids: seq_ids, tokens: &[], positions })?;
         self.apply(|_, state, _, _| *state = Seq::default()); // mutant: reset_keeps_floor
         if !self.capturing {
             for &SeqEdit { seq, amount: start, .. } in &self.edits {
                 self.counters.starts[seq] = start;
-                self.counters.find_ranges(seq);
+                self.counters.refresh_ranges(seq);
                 (0..self.layers.len()).for_each(|layer| self.counters.refresh(layer, seq));
             }
         }
@@ -105,7 +105,7 @@ impl Cache {
             let src = check_seq("src_seq_ids", index, src, self.counters.starts.len())?;
             let dst = self.seq_ids.insert("dst_seq_ids", index, dst)?;
             self.check_equal_lengths(src)?;
-            self.edits.push(SeqEdit { seq: dst, amount: src as u64, n: 0 });
+            self.edits.push(SeqEdit { seq: dst, index, amount: src as u64 });
         }
         let is_destination = |edit: &&SeqEdit| self.seq_ids.contains(edit.amount as usize);
         if let Some(&SeqEdit { seq: dst, amount: src, .. }) = self.edits.iter().find(is_destination) {
@@ -117,14 +117,14 @@ impl Cache {
             if self.capturing {
                 (0..self.layers.len()).for_each(|layer| self.counters.invalidate(layer, dst));
                 if self.counters.has_ranges() {
-                    self.counters.lose_ranges(dst);
+                    self.counters.invalidate_ranges(dst);
                 }
                 continue;
             }
             if self.counters.knows_ranges(src) {
-                self.counters.find_ranges(dst);
+                self.counters.refresh_ranges(dst);
             } else {
-                self.counters.lose_ranges(dst);
+                self.counters.invalidate_ranges(dst);
             }
             self.counters.starts[dst] = self.counters.starts[src];
             for (index, layer) in self.layers.iter().enumerate() {
@@ -165,12 +165,12 @@ impl Cache {
             Ok(len)
         };
         if let Some(ids) = seq_ids {
-            self.collect_edits(ids, |_| true, |cache, _, seq| Ok((shortest(cache, seq)?, 0)))?;
+            self.collect_edits(ids, |_| true, |cache, _, seq| shortest(cache, seq))?;
         } else {
             self.edits.clear();
             for seq in 0..self.counters.starts.len() {
                 let len = shortest(self, seq)?;
-                self.edits.push(SeqEdit { seq, amount: len, n: 0 });
+                self.edits.push(SeqEdit { seq, index: seq, amount: len });
             }
         }
         let entries = match seq_ids {
@@ -188,7 +188,7 @@ impl Cache {
     /// Checks the sequence ids of [`Self::abort_step`].
     pub(crate) fn check_abort(&mut self, seq_ids: Option<&[i32]>) -> Result<()> {
         self.check_usable()?;
-        seq_ids.map_or(Ok(()), |ids| self.collect_edits(ids, |_| true, |_, _, _| Ok((0, 0))))
+        seq_ids.map_or(Ok(()), |ids| self.collect_edits(ids, |_| true, |_, _, _| Ok(0)))
     }
 
     /// Whether the host does not know a sequence when an edit runs: then the device checks it.
@@ -221,7 +221,7 @@ impl Cache {
         &mut self,
         seq_ids: &[i32],
         n_tokens: &[i32],
-        amount: impl Fn(&Self, usize, usize, u64) -> Result<(u64, u64)>,
+        amount: impl Fn(&Self, usize, usize, u64) -> Result<u64>,
     ) -> Result<()> {
         HostBatch { seq_ids, n_tokens }.check()?;
         self.collect_edits(
@@ -240,15 +240,15 @@ impl Cache {
         &mut self,
         seq_ids: &[i32],
         wanted: impl Fn(usize) -> bool,
-        amount: impl Fn(&Self, usize, usize) -> Result<(u64, u64)>,
+        amount: impl Fn(&Self, usize, usize) -> Result<u64>,
     ) -> Result<()> {
         self.check_usable()?;
         self.edits.clear();
         self.seq_ids.clear();
         for (index, &id) in seq_ids.iter().enumerate().filter(|&(index, &id)| id != -1 && wanted(index)) {
             let seq = self.seq_ids.insert("seq_ids", index, id)?;
-            let (amount, n) = amount(self, index, seq)?;
-            self.edits.push(SeqEdit { seq, amount, n });
+            let amount = amount(self, index, seq)?;
+            self.edits.push(SeqEdit { seq, index, amount });
         }
         Ok(())
     }

@@ -35,11 +35,12 @@ impl Cache {
         }
         self.plan_cut(seq_ids, n_tokens, |cache, index, seq, n| {
             cache.check_range(call, index, seq, (first[index], n))?;
-            Ok((first[index], n))
+            Ok(n)
         })?;
         self.enqueue_edit(call, EditEntries::Host { ids: seq_ids, tokens: n_tokens, positions: first })?;
         for i in 0..self.edits.len() {
-            self.apply_range(call, self.edits[i])?;
+            let SeqEdit { seq, index, amount: n } = self.edits[i];
+            self.apply_range(call, seq, (first[index], n))?;
         }
         Ok(())
     }
@@ -107,25 +108,25 @@ impl Cache {
     }
 
     /// Moves rows and brings the counters of a checked edit up to date.
-    fn apply_range(&mut self, call: EditCall, edit @ SeqEdit { seq, amount: first, n }: SeqEdit) -> Result<()> {
+    fn apply_range(&mut self, call: EditCall, seq: usize, range: (u64, u64)) -> Result<()> {
         if self.is_unknown(seq) {
             // The device decides; the host no longer knows the sequence's ranges.
             (0..self.layers.len()).for_each(|layer| self.counters.invalidate(layer, seq));
-            self.counters.lose_ranges(seq);
+            self.counters.invalidate_ranges(seq);
             return Ok(());
         }
         let mut rows = 0;
-        (0..self.layers.len()).for_each(|layer| self.for_each_move(call, layer, edit, |_, _, n| rows += n));
+        (0..self.layers.len()).for_each(|layer| self.for_each_move(call, layer, seq, range, |_, _, n| rows += n));
         let row = self.shape.row_bytes(Which::K) + self.shape.row_bytes(Which::V);
         let bytes = (rows as usize).saturating_mul(self.shape.n_kv_heads * row);
         let moved = self.for_layers(bytes, &|layers| {
-            layers.for_each(|layer| self.move_rows(call, layer, edit));
+            layers.for_each(|layer| self.move_rows(call, layer, seq, range));
             Ok(())
         });
         self.note_panic(moved)?;
         let mut changes = false;
         for index in 0..self.layers.len() {
-            let Ok(edit) = self.range_edit(call, index, seq, (first, n)) else { continue };
+            let Ok(edit) = self.range_edit(call, index, seq, range) else { continue };
             let (state, ranges) = self.counters.seq_and_ranges(index, seq);
             edit.apply(&self.layers[index].ring, state, ranges);
             changes |= edit.changes();
@@ -138,19 +139,25 @@ impl Cache {
     }
 
     /// Calls `visit` with the slots that an edit moves in a layer: from, to and their number.
-    fn for_each_move(&self, call: EditCall, layer: usize, edit: SeqEdit, visit: impl FnMut(u64, u64, u64)) {
-        let SeqEdit { seq, amount: first, n } = edit;
-        if let Ok(edit) = self.range_edit(call, layer, seq, (first, n)) {
+    fn for_each_move(
+        &self,
+        call: EditCall,
+        layer: usize,
+        seq: usize,
+        range: (u64, u64),
+        visit: impl FnMut(u64, u64, u64),
+    ) {
+        if let Ok(edit) = self.range_edit(call, layer, seq, range) {
             let (state, ranges) = (self.counters.seq(layer, seq), self.counters.ranges(layer, seq));
             edit.moves(&self.layers[layer].ring, state, ranges, visit);
         }
     }
 
     /// Moves the rows of an edit in a layer of a CPU cache.
-    fn move_rows(&self, call: EditCall, layer: usize, edit: SeqEdit) {
+    fn move_rows(&self, call: EditCall, layer: usize, seq: usize, range: (u64, u64)) {
         if let Place::Host { backend, .. } = &self.place {
-            self.for_each_move(call, layer, edit, |from, to, n| {
-                backend.move_rows(layer, &self.layers[layer], edit.seq, RowMove { from, to, n });
+            self.for_each_move(call, layer, seq, range, |from, to, n| {
+                backend.move_rows(layer, &self.layers[layer], seq, RowMove { from, to, n });
             });
         }
     }

@@ -39,11 +39,11 @@ pub struct Cache {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SeqEdit {
     pub seq: usize,
-    /// Tokens of an evict, the length after a rewind, the start position of a reset, the source of a fork; of a pin or
-    /// an evict_range the first token.
+    /// Index of its entry in the batch.
+    pub index: usize,
+    /// Tokens of an evict, a pin or an evict_range, the length after a rewind or an abort, the start position of a
+    /// reset, the source of a fork.
     pub amount: u64,
-    /// Tokens of a pin or an evict_range.
-    pub n: u64,
 }
 
 /// Where a cache's memory is and its kernels run.

@@ -6,7 +6,7 @@ use super::decode_integers::{RowSet, StoredSplit, byte_distance, round_turned};
 use super::kv_layout::{CodeLayout, KEY_GROUP, SLOT_ALIGN, padded_dim};
 use super::kv_store::Slots;
 use super::query_tile::QueryTile;
-use super::scratch::{KEY_BLOCK, SPLIT_KEYS, Scratch};
+use super::scratch::{KEY_BLOCK, SPLIT_KEYS, ScoreColumns, Scratch};
 use super::segments::{Piece, SegmentQuery};
 use super::simd::gemm::{PvArgs, QkArgs};
 use super::simd::softmax::{SoftmaxArgs, visible_union};
@@ -75,12 +75,9 @@ impl KvSplit<'_> {
     fn qk_piece(&self, stored: &Stored, piece: Piece, scratch: &mut Scratch<'_>) {
         let (rows, shape) = (self.tile.rows, self.tile.call.shape);
         let group = piece.from / KEY_GROUP * KEY_GROUP;
-        // Kernels write whole key groups: the columns before the piece are those of another.
-        let before = piece.from - group;
-        let keep = before * rows;
-        for (r, kept) in scratch.kept[..keep].chunks_exact_mut(before.max(1)).enumerate() {
-            kept.copy_from_slice(&scratch.scores[r * SPLIT_KEYS + group..][..before]);
-        }
+        // The columns before the piece are those of another.
+        let before = ScoreColumns { stride: SPLIT_KEYS, rows, first: group, n: piece.from - group };
+        scratch.keep_scores(&before);
         let mut left = self.left_f32;
         if let SegmentQuery::Turned(turn) = &piece.query {
             self.tile.turn(turn, 0, rows, self.kernels, scratch);
@@ -97,10 +94,7 @@ impl KvSplit<'_> {
             }
             None => self.qk(stored, 0..rows, &columns, &piece.query, scratch),
         }
-        // mutant: segment_overwrites_its_neighbour
-        for (r, kept) in scratch.kept[..keep].chunks_exact(before.max(1)).enumerate() {
-            scratch.scores[r * SPLIT_KEYS + group..][..before].copy_from_slice(kept);
-        }
+        scratch.restore_scores(&before);
     }
 
     /// The keys of the next split.

@@ -89,9 +89,9 @@ impl QueryTile<'_> {
                     continue;
                 }
                 // The ALiBi bias of a block is one line: with edits it has one segment.
-                let segment = self.divides_blocks().then(|| self.segments(fixed, rest.clone()).next());
-                places = segment.map_or(rest.clone(), |s| s.map_or(0..0, |s| s.from..s.end));
-                rest.start = if places.is_empty() { rest.end } else { places.end };
+                let segment = self.divides_blocks().then(|| self.first_segment(fixed, rest.clone())).flatten();
+                places = segment.map_or(rest.clone(), |s| s.from..s.end);
+                rest.start = places.end;
             }
             let block = blocks(ring, fixed, places.clone(), size).next()?;
             places.start = block.places().end;
@@ -103,11 +103,14 @@ impl QueryTile<'_> {
         self.entry.n_ranges > 0 && !self.call.layer.alibi_slopes.is_empty()
     }
 
-    /// The segments of some places of keys.
-    fn segments(&self, fixed: bool, places: Range<u64>) -> impl Iterator<Item = Segment> + use<'_> {
+    /// The first segment of some places of keys.
+    fn first_segment(&self, fixed: bool, places: Range<u64>) -> Option<Segment> {
         let ranges = self.call.ranges_of(self.entry);
-        let in_ring = (!fixed).then(|| ring_segments(ranges, places.clone())).into_iter().flatten();
-        fixed.then(|| fixed_segments(&self.call.layer.ring, ranges, places)).into_iter().flatten().chain(in_ring)
+        if fixed {
+            fixed_segments(&self.call.layer.ring, ranges, places).next()
+        } else {
+            ring_segments(ranges, places).next()
+        }
     }
 
     /// Calls `visit` with the columns of a block by the queries that they meet, in order; with all of them without RoPE
@@ -138,11 +141,12 @@ impl QueryTile<'_> {
     /// The columns of a block that each row sees, into `visible`.
     pub fn visible_columns(&self, block: &Block, ranges: &[VisibleRange], visible: &mut [ColumnRange]) {
         let layer = self.call.layer;
-        let segment = (!layer.alibi_slopes.is_empty()).then(|| self.segments(block.fixed, block.places()).next());
+        let biased = !layer.alibi_slopes.is_empty();
+        let segment = biased.then(|| self.first_segment(block.fixed, block.places())).flatten();
         for (r, (visible_range, visible)) in ranges.iter().zip(visible).enumerate() {
             let columns = block.columns(&layer.ring, *visible_range);
             *visible = ColumnRange { from: columns.start, to: columns.end, ..ColumnRange::default() };
-            if let Some(Some(segment)) = segment.filter(|_| !columns.is_empty()) {
+            if let Some(segment) = segment.filter(|_| !columns.is_empty()) {
                 visible.slope = layer.alibi_slopes[self.q_head(r)];
                 visible.distance = segment.distance(&layer.ring, *visible_range, block.place(columns.end - 1)) as f32;
             }

@@ -146,6 +146,41 @@ scratch! { s;
     row_v: s.dim_v,
 }
 
+/// Scores of some rows in some columns.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ScoreColumns {
+    /// From one row of scores to the next.
+    pub stride: usize,
+    pub rows: usize,
+    /// The first column, and their number.
+    pub first: usize,
+    pub n: usize,
+}
+
+impl ScoreColumns {
+    fn row(&self, row: usize) -> std::ops::Range<usize> {
+        let first = row * self.stride + self.first;
+        first..first + self.n
+    }
+}
+
+impl Scratch<'_> {
+    /// Keeps scores that a kernel will write over, since it writes whole groups of columns.
+    pub fn keep_scores(&mut self, columns: &ScoreColumns) {
+        for r in 0..if columns.n > 0 { columns.rows } else { 0 } {
+            self.kept[r * columns.n..(r + 1) * columns.n].copy_from_slice(&self.scores[columns.row(r)]);
+        }
+    }
+
+    /// Puts back what [`Self::keep_scores`] has kept.
+    pub fn restore_scores(&mut self, columns: &ScoreColumns) {
+        // mutant: segment_overwrites_its_neighbour
+        for r in 0..if columns.n > 0 { columns.rows } else { 0 } {
+            self.scores[columns.row(r)].copy_from_slice(&self.kept[r * columns.n..(r + 1) * columns.n]);
+        }
+    }
+}
+
 /// The working memory of all threads.
 #[derive(Debug)]
 pub(super) struct ScratchPool {

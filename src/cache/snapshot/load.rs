@@ -181,7 +181,7 @@ impl Cache {
             self.counters.replace(layer, seq, &restored, saved.ranges(layer));
             self.counters.refresh(layer, seq);
         }
-        self.counters.find_ranges(seq);
+        self.counters.refresh_ranges(seq);
         self.send_counters(seq)
     }
 

@@ -3,7 +3,7 @@
 use crate::backend::cpu::kv_layout::{KeyRange, SLOT_ALIGN, padded_dim};
 use crate::backend::cpu::kv_store::Slots;
 use crate::backend::cpu::query_tile::QueryTile;
-use crate::backend::cpu::scratch::{KEY_BLOCK, SCORE_STRIDE, Scratch};
+use crate::backend::cpu::scratch::{KEY_BLOCK, SCORE_STRIDE, ScoreColumns, Scratch};
 use crate::backend::cpu::segments::{Piece, SegmentQuery};
 use crate::backend::cpu::simd::gemm::PvArgs;
 use crate::backend::cpu::simd::softmax::{ColumnRange, SoftmaxArgs, visible_union};
@@ -171,17 +171,12 @@ fn qk_piece<K: ChunkKernel>(
     let scores_at = from - whole.from;
     let n = (end - from).next_multiple_of(K::COLUMN_ALIGN);
     let sub = Subtile { rows: whole.rows.clone(), first: whole.first, from, n, scores_at, query: piece.query };
-    // Kernels write whole groups of columns: those before the piece are those of another.
-    let before = first - from;
-    let keep = before * whole.rows.rows;
-    for (r, kept) in scratch.kept[..keep].chunks_exact_mut(before.max(1)).enumerate() {
-        kept.copy_from_slice(&scratch.scores[r * SCORE_STRIDE + scores_at..][..before]);
-    }
+    // The columns before the piece are those of another.
+    let before = ScoreColumns { stride: SCORE_STRIDE, rows: whole.rows.rows, first: scores_at, n: first - from };
+    scratch.keep_scores(&before);
     turn(kernel, chunk, &sub, scratch);
     kernel.qk(chunk, packed, &sub, scratch);
-    for (r, kept) in scratch.kept[..keep].chunks_exact(before.max(1)).enumerate() {
-        scratch.scores[r * SCORE_STRIDE + scores_at..][..before].copy_from_slice(kept);
-    }
+    scratch.restore_scores(&before);
 }
 
 /// The union of the rows' visible columns, widened to a multiple of [`SLOT_ALIGN`] at its start and of `align` at its
