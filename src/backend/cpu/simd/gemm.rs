@@ -74,8 +74,8 @@ unsafe fn qk_rows<V: SimdF32, K: Keys, const NV: usize, const PREFETCH: bool>(a:
                 1 => qk_tile::<V, K, 1, NV, PREFETCH>(a, r, at),
                 2 | 3 => qk_tile::<V, K, 2, NV, PREFETCH>(a, r, at),
                 4 | 5 => qk_tile::<V, K, 4, NV, PREFETCH>(a, r, at),
-                _ if !V::SIX_ROWS => qk_tile::<V, K, 4, NV, PREFETCH>(a, r, at),
-                _ => qk_tile::<V, K, 6, NV, PREFETCH>(a, r, at),
+                _ if const { V::SIX_ROWS } => qk_tile::<V, K, 6, NV, PREFETCH>(a, r, at),
+                _ => qk_tile::<V, K, 4, NV, PREFETCH>(a, r, at),
             }
         };
     }
@@ -197,8 +197,8 @@ unsafe fn pv_rows<V: SimdF32, E: Values, const NV: usize, const PREFETCH: bool>(
                 1 => pv_tile::<V, E, 1, NV, PREFETCH>(a, r, d),
                 2 | 3 => pv_tile::<V, E, 2, NV, PREFETCH>(a, r, d),
                 4 | 5 => pv_tile::<V, E, 4, NV, PREFETCH>(a, r, d),
-                _ if !V::SIX_ROWS => pv_tile::<V, E, 4, NV, PREFETCH>(a, r, d),
-                _ => pv_tile::<V, E, 6, NV, PREFETCH>(a, r, d),
+                _ if const { V::SIX_ROWS } => pv_tile::<V, E, 6, NV, PREFETCH>(a, r, d),
+                _ => pv_tile::<V, E, 4, NV, PREFETCH>(a, r, d),
             }
         };
     }

@@ -282,7 +282,7 @@ macro_rules! isa_kernels {
     };
 }
 
-isa_kernels!(scalar_kernels, super::scalar::Scalar, 2,);
+isa_kernels!(scalar_kernels, super::scalar::Scalar, 1,);
 #[cfg(target_arch = "x86_64")]
 isa_kernels!(avx2_kernels, super::x86_64::avx2::Avx2, 2, #[target_feature(enable = "avx2,fma,f16c")]);
 #[cfg(target_arch = "x86_64")]

@@ -19,6 +19,8 @@ impl Scalar {
 #[expect(clippy::undocumented_unsafe_blocks, reason = "reads and writes of N elements, by the trait's contract")]
 impl SimdF32 for Scalar {
     const N: usize = 8;
+    // Two registers a vector in most instruction sets without a kernel of their own, of sixteen.
+    const SIX_ROWS: bool = false;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {

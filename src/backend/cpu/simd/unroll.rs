@@ -8,10 +8,16 @@ macro_rules! unrolled {
     };
     (@ $n:expr, $i:ident, $body:expr, $($k:literal)*) => {
         const { assert!($n <= 8) };
-        $(if $k < $n {
-            let $i: usize = $k;
-            $body;
-        })*
+        $(
+            #[allow(unconditional_panic, reason = "an index beyond a constant length is in a branch that is never taken")]
+            {
+                // A constant condition, not only one that is known: what is not taken is then not even compiled.
+                if const { $k < $n } {
+                    let $i: usize = $k;
+                    $body;
+                }
+            }
+        )*
     };
 }
 pub(crate) use unrolled;
