@@ -16,7 +16,7 @@ ALL = all-llama all-inflight all-damaged-files all-sanitize-cpp all-sanitize-rus
 	all-emulated-isa all-cuda-sanitize all-cuda-cubins all-cuda-variants all-cuda-nvcc all-gpu-bench \
 	all-python
 NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking nightly-python \
-	nightly-sanitize-rust nightly-aarch64 nightly-third-party nightly-fresh-machine
+	nightly-sanitize-rust nightly-mutants nightly-aarch64 nightly-third-party nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
 .PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in emulator \
@@ -143,7 +143,7 @@ KERNELS = SINKCACHE_CUDA_CACHE_DIR= SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels
 ON_STAND_IN = LD_LIBRARY_PATH=$(CURDIR)/build/shim:$$LD_LIBRARY_PATH $(KERNELS)
 # A share of what all-cuda-sanitize runs, and without sanitizers.
 CUDA_SHARE = SKC_HISTORIES=30 SKC_SNAPSHOT_HISTORIES=10 SKC_MENDED=10 \
-	SKC_STREAMS=11 SKC_REPLAYS=12 SKC_SOAK=120 SKC_STARTS=1
+	SKC_STREAMS=11 SKC_REPLAYS=12 SKC_SOAK=120 SKC_SHARE=36
 
 # The CUDA backend without a GPU: slot arithmetic, the tests of the backend, and a C++ host with device pointers.
 test-cuda: test-setup stand-in gpu-pack
@@ -196,17 +196,19 @@ all-sanitize-cpp: setup-engines
 	cmake --build build-sanitize -j $(JOBS)
 	$(CTEST) --test-dir build-sanitize
 
-# Slow: fewer histories than test-rust has, shorter windows (still of three splits), and each vector in each way from
-# one start instead of four. Half of the programs run beside the others.
+# Slow: fewer histories than test-rust has, shorter windows (still of three splits), a share of the replays of vectors.
+# Half of the programs run beside the others.
 ASAN_TEST = $(ASAN_RUST) SKC_HISTORIES=$(ASAN_HISTORIES) SKC_SNAPSHOT_HISTORIES=1000 SKC_MENDED=10000 \
-	SKC_WINDOW=1030 SKC_STARTS=1 CARGO_TARGET_DIR=target/asan $(CARGO) test -p sinkcache --target $(HOST)
+	SKC_WINDOW=1030 SKC_SHARE=$(ASAN_SHARE) CARGO_TARGET_DIR=target/asan $(CARGO) test -p sinkcache --target $(HOST)
 ASAN_HISTORIES = 1500
+ASAN_SHARE = 9
 ASAN_SHORT = --lib --test instruction_sets --test edges --test teams --test allocations --test snapshots
 ASAN_LONG = --test vectors --test histories
 
 all-sanitize-rust:
 	$(ASAN_TEST) --no-run $(ASAN_SHORT) $(ASAN_LONG)
-	$(MAKE) --no-print-directory -j2 --output-sync=target asan-short asan-long ASAN_HISTORIES=$(ASAN_HISTORIES)
+	$(MAKE) --no-print-directory -j2 --output-sync=target asan-short asan-long ASAN_HISTORIES=$(ASAN_HISTORIES) \
+		ASAN_SHARE=$(ASAN_SHARE)
 
 asan-short:
 	$(ASAN_TEST) $(ASAN_SHORT)
@@ -214,9 +216,10 @@ asan-short:
 asan-long:
 	$(ASAN_TEST) $(ASAN_LONG)
 
-# Named mistakes in a copy of the sources, each of which the tests must catch.
+# Named mistakes in a copy of the sources, each of which the tests must catch: every fourth, others every day. All of
+# them would take half as long as the rest of test-all.
 all-mutants: setup-aarch64 stand-in emulator
-	$(PYTHON) scripts/mutants.py
+	$(PYTHON) scripts/mutants.py --share 4 --day $(shell date +%j)
 
 # Of instructions, for processors that do not have them; only x86-64 can run it.
 emulator:
@@ -300,8 +303,8 @@ nightly-snapshots:
 
 # The tests of the CUDA backend on the stand-in, with as much as on a GPU where the stand-in can do it within hours.
 nightly-soak: test-setup stand-in gpu-pack
-	SKC_HISTORIES=2000 SKC_SNAPSHOT_HISTORIES=300 SKC_STREAMS=220 SKC_REPLAYS=1000 SKC_SOAK=100000 $(ON_STAND_IN) \
-		scripts/gpu_check build/gpu_check --jobs $(JOBS) --shim build/shim --limit 14400
+	SKC_HISTORIES=2000 SKC_SNAPSHOT_HISTORIES=300 SKC_STREAMS=220 SKC_REPLAYS=1000 SKC_SOAK=100000 SKC_SHARE=4 \
+		$(ON_STAND_IN) scripts/gpu_check build/gpu_check --jobs $(JOBS) --shim build/shim --limit 14400
 
 # Others every night: the command line shows the seed.
 nightly-damaged-files:
@@ -317,10 +320,13 @@ nightly-parking: setup-engines
 	SKC_CONVERSATIONS=1000 $(CTEST) --test-dir build -R '^inflight_park_serve$$'
 
 nightly-sanitize-rust:
-	$(MAKE) --no-print-directory all-sanitize-rust ASAN_HISTORIES=20000
+	$(MAKE) --no-print-directory all-sanitize-rust ASAN_HISTORIES=20000 ASAN_SHARE=4
+
+nightly-mutants: setup-aarch64 stand-in emulator
+	$(PYTHON) scripts/mutants.py
 
 nightly-aarch64: setup-aarch64
-	CARGO="$(CARGO)" SKC_HISTORIES=2000 scripts/neon_test
+	CARGO="$(CARGO)" SKC_HISTORIES=2000 SKC_SHARE=4 scripts/neon_test
 
 # llama.cpp anew from its source, and the adapter with it.
 nightly-third-party: setup-engines

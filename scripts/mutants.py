@@ -3,6 +3,7 @@
 
     python3 scripts/mutants.py            all mutants
     python3 scripts/mutants.py NAME ...   some of them
+    python3 scripts/mutants.py --share N --day D    every N-th: as D goes on, others, until all have had their turn
     python3 scripts/mutants.py --check    builds nothing: marks in the sources and table belong together
 
 A comment `// mutant: NAME` marks the line in src/; `scripts/mutants_table.py` says what becomes of it.
@@ -11,6 +12,7 @@ Exit status 1 when a mutant survives or does not compile, or when marks and tabl
 kernels need the stand-in: `tools/cuda_shim/build.sh build/shim`. Where the processor does not have AMX or AVX-512 FP16,
 their mutants run in an emulator: `tools/isa_emulator/build.sh build/isa_emulator`.
 """
+import argparse
 import collections
 import concurrent.futures
 import dataclasses
@@ -194,12 +196,12 @@ def cpu_suites():
             skipped |= dict.fromkeys(mutants, why)
     # The vectors catch most: the others are built and run for what they let through.
     programs = ("vectors", "edges", "instruction_sets", "histories", "lib")
-    few = {"SKC_HISTORIES": "300", "SKC_SNAPSHOT_HISTORIES": "150", "SKC_SHRINK": "0"}
+    few = {"SKC_HISTORIES": "300", "SKC_SNAPSHOT_HISTORIES": "150", "SKC_SHRINK": "0", "SKC_SHARE": "4"}
     suites = [Suite(native, programs, few)]
     if emulated:
         # As scripts/emulated_isa, which builds the same dependencies: shorter windows, the library preloaded in tests
         # only.
-        environment = {**few, "RUSTFLAGS": "--cfg sinkcache_emulated_isa", "SKC_WINDOW": "1030", "SKC_STARTS": "1"}
+        environment = {**few, "RUSTFLAGS": "--cfg sinkcache_emulated_isa", "SKC_WINDOW": "1030"}
         runner = ["env", f"LD_PRELOAD={EMULATOR}"]
         suites.append(Suite(emulated, programs, environment, EMULATED, runner, "target/emulated"))
     return suites, skipped
@@ -289,10 +291,18 @@ def main():
     lines, problems = find(ROOT, table)
     if problems:
         sys.exit("\n".join(problems))
-    names = sys.argv[1:] or list(table)
-    if names == ["--check"]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--share", type=int, default=1, metavar="N", help="every N-th mutant")
+    parser.add_argument("--day", type=int, default=0, metavar="D", help="which ones: those of D modulo N")
+    parser.add_argument("--check", action="store_true", help="marks in the sources and table belong together")
+    options = parser.parse_args()
+    if options.share < 1:
+        parser.error(f"--share is {options.share}: at least 1 is allowed")
+    if options.check:
         print(f"mutants: {len(table)}, each with its line")
         return
+    names = options.names or list(table)[options.day % options.share::options.share]
     if unknown := [name for name in names if name not in table]:
         sys.exit(f"no such mutant: {' '.join(unknown)}")
     suites, skipped = cpu_suites()

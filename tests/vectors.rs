@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use common::oracle::{Oracle, OracleConfig, RangeEdit, Rejected};
 use common::plain::Plain;
 use common::quantised::KvTypes;
+use common::share::Share;
 use common::vectors::{Edit, Event, Vector, all};
 use common::{Call, Rows, check, feed};
 use serde_json::{Value, json};
@@ -240,43 +241,51 @@ fn the_oracle_edits_as_the_definition() {
 
 #[test]
 fn every_vector_every_way() {
-    let mut runs = 0;
+    let [mut groups, mut share] = Share::of_groups_and_tests();
     for vector in all() {
         let modes = match vector.cfg.layer.position_mode {
             PositionMode::Rope => vec![PositionMode::Rope, PositionMode::RopeApplied],
             other => vec![other],
         };
         for types in TYPES {
+            if !groups.take() {
+                continue;
+            }
             let plain = reference(&vector, types).2;
-            for how in FEEDS {
-                // For the slow CUDA stand-in: `SKC_STARTS` start positions for each combination, in turn.
-                let starts = std::env::var("SKC_STARTS").ok().and_then(|n| n.parse().ok()).unwrap_or(STARTS.len());
-                for start in STARTS.iter().copied().cycle().skip(runs % STARTS.len()).take(starts) {
-                    for (&mode, isa) in modes.iter().flat_map(|m| instruction_sets().into_iter().map(move |r| (m, r))) {
-                        let mut config = cache_config(&vector, how, types, DType::F32, mode);
-                        config.isa = isa;
-                        let (out, lse) = replay(&vector, &config, how, start);
-                        let name = format!("{} {how:?} start {start} {mode:?} {isa:?}", vector.name);
-                        check(types, &out, &vector.tensors["out"], Some(&plain))
-                            .unwrap_or_else(|e| panic!("{name}: {e}"));
-                        check_lse(&name, &lse, &vector.tensors["lse"], types);
-                        runs += 1;
+            let cuts = FEEDS.into_iter().flat_map(|how| STARTS.map(|start| (how, start)));
+            for (how, start) in cuts {
+                for (&mode, isa) in modes.iter().flat_map(|m| instruction_sets().into_iter().map(move |r| (m, r))) {
+                    if !share.take() {
+                        continue;
                     }
+                    let mut config = cache_config(&vector, how, types, DType::F32, mode);
+                    config.isa = isa;
+                    let (out, lse) = replay(&vector, &config, how, start);
+                    let name = format!("{} {how:?} start {start} {mode:?} {isa:?}", vector.name);
+                    check(types, &out, &vector.tensors["out"], Some(&plain)).unwrap_or_else(|e| panic!("{name}: {e}"));
+                    check_lse(&name, &lse, &vector.tensors["lse"], types);
                 }
             }
         }
     }
-    println!("{runs} replays");
+    println!("of {groups} vectors and types {share} replays");
 }
 
 /// Inputs and outputs in 16 bits, as hosts like TensorRT-LLM have them; K and V in the same type, or quantised.
 #[test]
 fn half_inputs_and_outputs() {
+    let [mut groups, mut share] = Share::of_groups_and_tests();
     for vector in all() {
         for (i, dtype) in [DType::F16, DType::Bf16].into_iter().enumerate() {
             for types in [dtype.into(), TYPES[3 + i], TYPES[5]] {
+                if !groups.take() {
+                    continue;
+                }
                 let plain = reference(&vector, types).2;
                 for (how, isa) in FEEDS.into_iter().flat_map(|f| instruction_sets().into_iter().map(move |i| (f, i))) {
+                    if !share.take() {
+                        continue;
+                    }
                     let mut config = cache_config(&vector, how, types, dtype, vector.cfg.layer.position_mode);
                     config.isa = isa;
                     let (out, _) = replay(&vector, &config, how, 0);

@@ -7,6 +7,7 @@ pub mod history;
 pub mod oracle;
 pub mod plain;
 pub mod quantised;
+pub mod share;
 pub mod vectors;
 
 use std::process::Command;

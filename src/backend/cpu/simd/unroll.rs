@@ -9,7 +9,7 @@ macro_rules! unrolled {
     (@ $n:expr, $i:ident, $body:expr, $($k:literal)*) => {
         const { assert!($n <= 8) };
         $(
-            #[allow(unconditional_panic, reason = "an index beyond a constant length is in a branch that is never taken")]
+            #[allow(unconditional_panic, reason = "an index beyond the length is in a branch that is never taken")]
             {
                 // A constant condition, not only one that is known: what is not taken is then not even compiled.
                 if const { $k < $n } {
