@@ -1,6 +1,6 @@
 //! Snapshots of sequences with pins and evicted ranges.
 
-use sinkcache::{CacheConfig, LayerConfig, Status, StorageType};
+use sinkcache::{BackendKind, CacheConfig, LayerConfig, Status, StorageType};
 
 use super::parts::{Parts, config_with_ranges, edit_ranges, refused, saved, saved_with_ranges};
 use super::{TAG, infos, save, step, types};
@@ -160,11 +160,11 @@ fn the_committed_snapshot_with_ranges_loads() {
     }
 }
 
-/// Layers are divided among threads where many rows move.
+/// The CPU backend divides layers among threads where many rows move.
 #[test]
 fn threads_move_the_same_rows() {
     for of in types() {
-        let config = config_with_ranges(of);
+        let config = CacheConfig { backend: BackendKind::Cpu, ..config_with_ranges(of) };
         let layer = |window| LayerConfig { window, max_pinned: 90, ..config.layers[0].clone() };
         let layers = [900, 700, 80, 900, 900].map(layer).to_vec();
         let one = CacheConfig { n_layers: 5, head_dim: 128, head_dim_v: 128, max_chunk: 100, layers, ..config };
