@@ -229,6 +229,35 @@ TEST_F(RejectedRanges, LayersOutOfStep) {
     }
 }
 
+// SKC_IN_STEP: a pass in order is taken; what does not go on with it is not.
+TEST_F(RejectedCalls, LayersOutOfStep) {
+    REJECTED_KV(flags = SKC_IN_STEP | SKC_ON_DEVICE, SKC_STATUS_INVALID_ARGUMENT, "SKC_IN_STEP");
+    auto attended = attend();
+    attended.flags = SKC_IN_STEP;
+    EXPECT_REJECTED(skc_attend(cache(), &attended), SKC_STATUS_VERSION_MISMATCH, "flags is 0x2");
+    for (const std::uint32_t layer : {0u, 1u}) {
+        const auto out_of_step = [=](auto &a) { a.flags = SKC_IN_STEP, a.layer = 1 - layer; };
+        auto appended = append();
+        auto stepped = step();
+        out_of_step(appended);
+        out_of_step(stepped);
+        EXPECT_REJECTED(skc_append_kv(cache(), &appended), SKC_STATUS_LAYERS_OUT_OF_STEP, "finish or abort");
+        EXPECT_REJECTED(skc_step(cache(), &stepped), SKC_STATUS_LAYERS_OUT_OF_STEP, "finish or abort");
+        EXPECT_REJECTED(skc_step_part(cache(), &stepped, 0, 1), SKC_STATUS_LAYERS_OUT_OF_STEP, "finish or abort");
+        appended.layer = layer;
+        for (skc_cache *c : {cache(), twin()}) {
+            ASSERT_OK(skc_append_kv(c, &appended));
+        }
+    }
+    // As many as TearDown asks for.
+    for (const std::uint32_t layer : {0u, 1u}) {
+        for (skc_cache *c : {cache(), twin()}) {
+            host::step(c, host::rows(6, 8), layer, 0);
+            host::step(c, host::rows(3, 9), layer, 1);
+        }
+    }
+}
+
 // One invalid entry in a batch of edits: none is done.
 TEST_F(RejectedCalls, EditsOfABatchAreAllOrNothing) {
     const Ints seqs{0, 1}, counts_{1, 4}, twice{0, 0};

@@ -229,6 +229,16 @@
 #define SKC_ON_DEVICE 1
 
 /**
+ * Flag of the arguments of an append and of a step: refused with SKC_STATUS_LAYERS_OUT_OF_STEP where a
+ * sequence's layers are not as a forward pass in order leaves them. The layers before this one must have the
+ * entry's tokens already, this one and those after it must be of equal length. So a pass that was interrupted
+ * between layers is noticed when the next one begins, and not taken for a part of it. Not checked where the
+ * host does not know the lengths: after graph replays and while a stream is captured. Not to be combined with
+ * SKC_ON_DEVICE.
+ */
+#define SKC_IN_STEP 2
+
+/**
  * Flag of skc_cache_config: do not keep compiled kernels on disk. The environment variable
  * SINKCACHE_CUDA_CACHE_DIR names the folder, and disables the disk cache if it is empty.
  */
@@ -513,7 +523,7 @@ typedef struct skc_cache_config {
 typedef struct skc_append_kv_args {
     /** Set to sizeof(skc_append_kv_args): says which version of the struct the caller was built with. */
     uint32_t struct_size;
-    /** Flags: 0, or SKC_ON_DEVICE. */
+    /** Flags: 0, SKC_ON_DEVICE or SKC_IN_STEP. */
     uint32_t flags;
     /** Index of the layer, from 0. */
     uint32_t layer;
@@ -619,7 +629,7 @@ typedef struct skc_attend_args {
 typedef struct skc_step_args {
     /** Set to sizeof(skc_step_args): says which version of the struct the caller was built with. */
     uint32_t struct_size;
-    /** Flags: 0, or SKC_ON_DEVICE. */
+    /** Flags: 0, SKC_ON_DEVICE or SKC_IN_STEP. */
     uint32_t flags;
     /** Index of the layer, from 0. */
     uint32_t layer;
@@ -1152,6 +1162,7 @@ SKC_API skc_status skc_cache_bytes(const struct skc_cache_config *config, uint64
  * - SKC_STATUS_CHUNK_TOO_LONG: more than max_chunk tokens of one sequence.
  * - SKC_STATUS_OUT_OF_RANGE: the layer or a sequence does not exist; more entries than the cache accepts; positions
  *   beyond 2^64 - 1.
+ * - SKC_STATUS_LAYERS_OUT_OF_STEP: with SKC_IN_STEP alone.
  * - SKC_STATUS_TOKENS_GONE: an aborted step has overwritten tokens of a sequence's window: reset it.
  *
  * Lifetime: args, its arrays and its tensors until the call returns. For a CUDA cache the tensors, and with
@@ -1182,6 +1193,7 @@ SKC_API skc_status skc_attend(struct skc_cache *cache, const struct skc_attend_a
  * Returns: SKC_STATUS_OK, the common statuses, and
  * - SKC_STATUS_OUT_OF_RANGE: the layer or a sequence does not exist; more entries than the cache accepts; positions
  *   beyond 2^64 - 1.
+ * - SKC_STATUS_LAYERS_OUT_OF_STEP: with SKC_IN_STEP alone.
  * - SKC_STATUS_TOKENS_GONE: an aborted step has overwritten tokens of a sequence's window: reset it.
  *
  * Lifetime: args, its arrays and its tensors until the call returns. For a CUDA cache the tensors, and with
@@ -1206,6 +1218,7 @@ SKC_API skc_status skc_step(struct skc_cache *cache, const struct skc_step_args 
  * - SKC_STATUS_INVALID_ARGUMENT: also for a CUDA cache; `nth` is not that of the step, 0, or above n_threads; `ith` is
  *   not below `nth`, or has come already.
  * - SKC_STATUS_OUT_OF_RANGE: the layer or a sequence does not exist; positions beyond 2^64 - 1.
+ * - SKC_STATUS_LAYERS_OUT_OF_STEP: with SKC_IN_STEP alone.
  * - SKC_STATUS_TOKENS_GONE: an aborted step has overwritten tokens of a sequence's window: reset it.
  *
  * If a member's call fails with SKC_STATUS_INTERNAL, the last member's call returns it too.

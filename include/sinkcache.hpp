@@ -109,10 +109,14 @@ struct QueryRows {
 /**
  * A ragged batch with its arrays in host memory: entry i is n_tokens[i] rows of sequence seq_ids[i], rows packed in the
  * order of the entries. SKC_PADDING as id, or a count of 0, skips the entry. A sequence may appear once.
+ *
+ * in_step (SKC_IN_STEP): an append or a step is refused where a sequence's layers are not as a forward pass in order
+ * leaves them, for example when the pass before was interrupted between layers. For attend() it means nothing.
  */
 struct Batch {
     Span<std::int32_t> seq_ids;
     Span<std::int32_t> n_tokens;
+    bool in_step = false;
 };
 
 /**
@@ -612,15 +616,16 @@ private:
         return a;
     }
     template <class Args>
-    Args batch_args(std::uint32_t layer, const Batch &batch) const {
+    Args batch_args(std::uint32_t layer, const Batch &batch, std::uint32_t in_step = 0) const {
         auto a = sized<Args>(batch.seq_ids, batch.n_tokens.size());
+        a.flags = batch.in_step ? in_step : 0;
         a.layer = layer;
         a.seq_ids = batch.seq_ids.data();
         a.n_tokens = batch.n_tokens.data();
         return a;
     }
     template <class Args>
-    Args batch_args(std::uint32_t layer, const DeviceBatch &batch) const {
+    Args batch_args(std::uint32_t layer, const DeviceBatch &batch, std::uint32_t = 0) const {
         Args a{};
         a.struct_size = sizeof a;
         a.flags = SKC_ON_DEVICE;
@@ -687,7 +692,7 @@ private:
     }
     template <class AnyBatch>
     void append_rows(std::uint32_t layer, const AnyBatch &batch, const KvRows &kv) {
-        auto a = batch_args<skc_append_kv_args>(layer, batch);
+        auto a = batch_args<skc_append_kv_args>(layer, batch, SKC_IN_STEP);
         set_kv(a, kv);
         check(skc_append_kv(handle_, &a));
     }
@@ -700,7 +705,7 @@ private:
     template <class AnyBatch>
     skc_step_args step_args(std::uint32_t layer, const AnyBatch &batch, const KvRows &kv,
                             const QueryRows &query) const {
-        auto a = batch_args<skc_step_args>(layer, batch);
+        auto a = batch_args<skc_step_args>(layer, batch, SKC_IN_STEP);
         set_kv(a, kv);
         set_query(a, query);
         return a;

@@ -65,6 +65,8 @@ COMMON = {
     "rewind_keeps_evicted": Line("self.apply(|layer, state, _, len| { state.floor = layer.ring.evicted(state.len, "
                                  "state.floor); state.cut(len) });"),
     "rewind_forgets_highest": Line("self.len = len; self.highest = len;"),
+    "in_step_of_later_layers_alone": Replace("len.saturating_add(entry.n)", "state.len",
+                                             ("edges", "a_batch_in_step_follows_a_forward_pass")),
     "reset_keeps_floor": Replace("Seq::default()", "Seq { floor: state.floor, ..Seq::default() }"),
     "fork_copies_too_little": Replace("used_slots(&state)",
                                       "used_slots(&Seq { highest: state.len.saturating_sub(1), ..state })", HISTORIES),

@@ -6,7 +6,10 @@ use crate::ring::{Ring, Seq};
 /// A ragged batch. Entry i is `n_tokens[i]` consecutive rows of sequence `seq_ids[i]`, after the rows of entries 0..i.
 /// Sequence -1 is padding: its rows are skipped.
 #[derive(Clone, Copy, Debug)]
-pub struct Batch<'a>(BatchArrays<'a>);
+pub struct Batch<'a> {
+    arrays: BatchArrays<'a>,
+    in_step: bool,
+}
 
 /// A batch's arrays, in host or device memory.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +59,7 @@ impl<'a> Batch<'a> {
     /// A batch in host memory: entry i is `n_tokens[i]` tokens of sequence `seq_ids[i]`.
     #[must_use]
     pub fn new(seq_ids: &'a [i32], n_tokens: &'a [i32]) -> Self {
-        Self(BatchArrays::Host(HostBatch { seq_ids, n_tokens }))
+        Self { arrays: BatchArrays::Host(HostBatch { seq_ids, n_tokens }), in_step: false }
     }
 
     /// A batch whose arrays are in device memory; for the CUDA backend.
@@ -66,20 +69,31 @@ impl<'a> Batch<'a> {
     /// replay if it is captured into a graph.
     #[must_use]
     pub unsafe fn on_device(batch: DeviceBatch) -> Self {
-        Self(BatchArrays::Device(batch))
+        Self { arrays: BatchArrays::Device(batch), in_step: false }
+    }
+
+    /// Appends are refused where layers are not as a forward pass in order leaves them: the layers before it have the
+    /// batch's tokens already, those after it have not. Not checked where the host does not know the lengths.
+    #[must_use]
+    pub fn in_step(self) -> Self {
+        Self { in_step: true, ..self }
     }
 
     /// Rows of the batch's tensors, padding included.
     #[must_use]
     pub fn rows(self) -> u64 {
-        match self.0 {
+        match self.arrays {
             BatchArrays::Host(batch) => batch.rows(),
             BatchArrays::Device(batch) => batch.n_rows,
         }
     }
 
     pub(crate) fn arrays(self) -> BatchArrays<'a> {
-        self.0
+        self.arrays
+    }
+
+    pub(crate) fn is_in_step(self) -> bool {
+        self.in_step
     }
 }
 

@@ -1,7 +1,8 @@
 //! Cases that random histories do not reach: steps that stop between layers, the last stream positions, huge settings.
 
 use sinkcache::{
-    AttendTensors, Batch, Cache, CacheConfig, Error, LayerConfig, RowsIn, RowsOut, Status, StepTensors, StorageType,
+    AttendTensors, Batch, Cache, CacheConfig, Error, LayerConfig, RowsIn, RowsOut, SeqInfo, Status, StepTensors,
+    StorageType,
 };
 
 fn config(n_layers: u32, max_chunk: u32, max_rewind: u32) -> CacheConfig {
@@ -69,6 +70,56 @@ fn an_aborted_step_can_be_done_again() {
         results
     };
     assert_eq!(run(true), run(false));
+}
+
+/// A batch that is in step is taken where a forward pass in order would bring it, and nowhere else.
+#[test]
+fn a_batch_in_step_follows_a_forward_pass() {
+    let mut cache = Cache::new(&config(3, 8, 0)).unwrap();
+    let call = |cache: &mut Cache, layer, seqs: &[i32], n: &[i32], step: bool| {
+        let rows = Batch::new(seqs, n).rows() as usize;
+        let (x, mut out) = (self::rows(rows, 0), vec![0.0; rows * 16]);
+        let (x, batch) = (RowsIn::packed(&x), Batch::new(seqs, n).in_step());
+        let before = infos(cache);
+        let outcome = if step {
+            let tensors = StepTensors { k: x, v: x, q: x, out: RowsOut::packed(&mut out), lse: None };
+            cache.step(layer, batch, tensors)
+        } else {
+            cache.append(layer, batch, x, x)
+        };
+        assert!(outcome.is_ok() || infos(cache) == before);
+        outcome
+    };
+    for step in [false, true] {
+        let mut ok = |layer, seqs: &[i32], n: &[i32]| call(&mut cache, layer, seqs, n, step).unwrap();
+        // Two passes: ragged, and of one sequence alone.
+        (0..3).for_each(|layer| ok(layer, &[1, -1, 0], &[5, 2, 3]));
+        (0..3).for_each(|layer| ok(layer, &[0], &[1]));
+        // A third ends behind layer 0.
+        ok(0, &[0, 1], &[2, 1]);
+        let mut refused = |layer, seqs: &[i32], n: &[i32]| {
+            let error = call(&mut cache, layer, seqs, n, step).unwrap_err();
+            assert_eq!(error.status(), Status::LayersOutOfStep, "{error}");
+            error
+        };
+        // The next pass, a layer that is left out, and other counts.
+        let error = refused(0, &[1], &[1]);
+        assert!(error.message().contains("in layer 1: with 1 more for layer 0"), "{error}");
+        refused(2, &[0, 1], &[2, 1]);
+        refused(1, &[0, 1], &[2, 2]);
+        refused(1, &[0, 1], &[1, 1]);
+        // What is not in step is as before, and the rest of the pass is taken.
+        let mut ok = |layer, seqs: &[i32], n: &[i32]| call(&mut cache, layer, seqs, n, step).unwrap();
+        (1..3).for_each(|layer| ok(layer, &[0, 1], &[2, 1]));
+        ok(0, &[0], &[1]);
+        cache.abort_step(None).unwrap();
+        let mut ok = |layer, seqs: &[i32], n: &[i32]| call(&mut cache, layer, seqs, n, step).unwrap();
+        (0..3).for_each(|layer| ok(layer, &[0], &[4]));
+    }
+}
+
+fn infos(cache: &Cache) -> Vec<SeqInfo> {
+    (0..3).flat_map(|layer| (0..2).map(move |seq| cache.seq_info(layer, seq).unwrap())).collect()
 }
 
 #[test]

@@ -64,6 +64,9 @@ class KVCache:
     num_threads      of a CPU cache; None = as many as PyTorch uses, or as there are processors
     device           "cpu", "cuda" or "cuda:INDEX"
     log              gets lines of text: log(level, text)
+    in_step          whether `step` and `append` follow a forward pass, layer by layer: then a call is refused with
+                     LAYERS_OUT_OF_STEP where the pass before was interrupted between layers. False where layers are
+                     not of one model, or get their tokens in another order
 
     Sequences are numbers below max_batch_size. Where a cache has one sequence, `seq_ids` may be left out.
 
@@ -77,13 +80,15 @@ class KVCache:
                  layers: Sequence[Layer] | None = None, max_batch_size: int = 1, head_dim_vo: int | None = None,
                  dtype: Any = "float32", out_dtype: Any = None, kv_dtype: Any = None, k_dtype: Any = None,
                  v_dtype: Any = None, max_chunk: int = 512, max_rewind: int = 64, num_threads: int | None = None,
-                 device: Any = "cpu", log: Callable[[int, str], None] | None = None) -> None:
+                 device: Any = "cpu", log: Callable[[int, str], None] | None = None,
+                 in_step: bool = True) -> None:
         self._settings = {name: value for name, value in locals().items() if name != "self" and value is not _UNSET}
         # Of no cache, until there is one.
         self._handle: int | None = None
         #: CUDA: the stream (a CUstream or cudaStream_t as a number) of the calls that follow; None = PyTorch's current
         #: stream, or without PyTorch the legacy default stream.
         self.stream: int | None = None
+        self._in_step = _abi.SKC_IN_STEP if in_step else 0
         own = {"window_length": window_length, "num_sink_tokens": num_sink_tokens, "rope": rope,
                "alibi_slopes": alibi_slopes, "sm_scale": sm_scale, "logits_soft_cap": logits_soft_cap,
                "sink_logits": sink_logits, "max_pinned": max_pinned, "max_segments": max_segments}
@@ -222,7 +227,8 @@ class KVCache:
         rows = queries[0].shape[0]
         keys = self._input("k", k, self.num_kv_heads, self.head_dim, stream, rows)
         values = self._input("v", v, self.num_kv_heads, self.head_dim_vo, stream, rows)
-        args = _abi.skc_step_args(struct_size=sizeof(_abi.skc_step_args), layer=unsigned_layer(layer), stream=stream)
+        args = _abi.skc_step_args(struct_size=sizeof(_abi.skc_step_args), flags=self._in_step,
+                                  layer=unsigned_layer(layer), stream=stream)
         ids = self._set_batch(args, seq_ids, qo_indptr, rows)
         out, lse, kept = self._set_outputs(args, q, out, lse, return_lse, rows, ids, stream)
         _set_input(args, "q", queries)
@@ -238,8 +244,8 @@ class KVCache:
         keys = self._input("k", k, self.num_kv_heads, self.head_dim, stream)
         rows = keys[0].shape[0]
         values = self._input("v", v, self.num_kv_heads, self.head_dim_vo, stream, rows)
-        args = _abi.skc_append_kv_args(struct_size=sizeof(_abi.skc_append_kv_args), layer=unsigned_layer(layer),
-                                       stream=stream)
+        args = _abi.skc_append_kv_args(struct_size=sizeof(_abi.skc_append_kv_args), flags=self._in_step,
+                                       layer=unsigned_layer(layer), stream=stream)
         self._set_batch(args, seq_ids, qo_indptr, rows)
         _set_input(args, "k", keys)
         _set_input(args, "v", values)

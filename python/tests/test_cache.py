@@ -72,6 +72,15 @@ class Edits(CacheTest):
         self.feed(40)
         q, k, v = random_rows(self.rng, 3, 8, 2, 2)
         self.cache.step(0, q, k, v, seq_ids=0)
+        # The next pass is not taken for a part of this one, unless the caller wants layers in any order.
+        with self.assertRaisesRegex(sinkcache.LayersOutOfStepError, "in layer 1"):
+            self.cache.step(0, q, k, v, seq_ids=0)
+        with self.assertRaisesRegex(sinkcache.LayersOutOfStepError, "in layer 1"):
+            self.cache.append(0, k, v, seq_ids=0)
+        with sinkcache.KVCache(2, 8, 2, 64, window_length=20, in_step=False) as cache:
+            for layer in (0, 0, 1, 0):
+                cache.step(layer, q, k, v)
+            self.assertEqual((cache.info(0).length_min, cache.info(0).length_max), (3, 9))
         with self.assertRaises(sinkcache.LayersOutOfStepError) as caught:
             self.cache.evict(1, 0)
         self.assertEqual(caught.exception.status, Status.LAYERS_OUT_OF_STEP)

@@ -12,7 +12,8 @@ impl Cache {
     /// `[rows, n_kv_heads, head_dim]`, V `[rows, n_kv_heads, head_dim_v]`.
     ///
     /// # Errors
-    /// `ChunkTooLong` above `max_chunk` tokens of one sequence; argument errors.
+    /// `ChunkTooLong` above `max_chunk` tokens of one sequence; `LayersOutOfStep` of a batch that is
+    /// [in step](Batch::in_step); argument errors.
     pub fn append(&mut self, layer: u32, batch: Batch<'_>, k: RowsIn<'_>, v: RowsIn<'_>) -> Result<()> {
         let layer = self.check_layer(layer)?;
         let rows = self.plan_append(layer, batch, Some(self.shape.max_chunk))?;
@@ -42,7 +43,7 @@ impl Cache {
     /// Append and attend in one call, for any number of tokens: more than `max_chunk` are split into chunks.
     ///
     /// # Errors
-    /// Argument errors.
+    /// `LayersOutOfStep` of a batch that is [in step](Batch::in_step); argument errors.
     pub fn step(&mut self, layer: u32, batch: Batch<'_>, tensors: StepTensors<'_>) -> Result<()> {
         let call = self.plan_step(layer, batch, tensors)?;
         self.execute(call, batch)?;

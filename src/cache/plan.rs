@@ -59,9 +59,31 @@ impl Cache {
             if cache.is_stale(layer, seq) {
                 return Ok(Entry::unchecked(e, seq));
             }
+            if batch.is_in_step() {
+                cache.check_in_step(layer, seq, e)?;
+            }
             let (state, start) = (cache.counters.seq(layer, seq), cache.counters.starts[seq]);
             Entry::append(e, seq, state, start, &cache.layers[layer].ring)
         })
+    }
+
+    /// Checks that the layers before `layer` have an entry's tokens already, and those after it have not.
+    fn check_in_step(&self, layer: usize, seq: usize, entry: &RawEntry) -> Result<()> {
+        let len = self.counters.seq(layer, seq).len;
+        for (other, state) in self.known_layers(seq) {
+            // mutant: in_step_of_later_layers_alone
+            let needed = if other < layer { len.saturating_add(entry.n) } else { len };
+            if state.len != needed {
+                bail!(
+                    LayersOutOfStep,
+                    "sequence {seq} has {len} tokens in layer {layer} and {} in layer {other}: with {} more for layer \
+                     {layer}, a forward pass in order has {needed} there; finish or abort the step",
+                    state.len,
+                    entry.n
+                );
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn append_rows(&self, rows: u64, k: RowsIn<'_>, v: RowsIn<'_>) -> Result<AppendRows> {

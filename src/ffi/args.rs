@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 use super::c_struct::{c_struct, read_entries};
-use super::constants::SKC_ON_DEVICE;
+use super::constants::{SKC_IN_STEP, SKC_ON_DEVICE};
 use crate::batch::{Batch, DeviceBatch};
 use crate::error::{Result, bail};
 use crate::tensor::{AttendTensors, RowsIn, RowsOut, StepTensors};
@@ -15,7 +15,7 @@ use crate::tensor::{AttendTensors, RowsIn, RowsOut, StepTensors};
 pub struct skc_append_kv_args {
     /// Set to sizeof(skc_append_kv_args): says which version of the struct the caller was built with.
     pub struct_size: u32,
-    /// Flags: 0, or SKC_ON_DEVICE.
+    /// Flags: 0, SKC_ON_DEVICE or SKC_IN_STEP.
     pub flags: u32,
     /// Index of the layer, from 0.
     pub layer: u32,
@@ -48,7 +48,7 @@ pub struct skc_append_kv_args {
     /// Unused: set to 0.
     pub reserved: u32,
 }
-c_struct!(skc_append_kv_args, SKC_ON_DEVICE, 80);
+c_struct!(skc_append_kv_args, SKC_ON_DEVICE | SKC_IN_STEP, 80);
 
 /// Arguments of skc_attend. A batch is packed: the rows of entry 0 come first, then those of entry 1, and so on.
 /// Strides count elements.
@@ -107,7 +107,7 @@ c_struct!(skc_attend_args, SKC_ON_DEVICE, 104);
 pub struct skc_step_args {
     /// Set to sizeof(skc_step_args): says which version of the struct the caller was built with.
     pub struct_size: u32,
-    /// Flags: 0, or SKC_ON_DEVICE.
+    /// Flags: 0, SKC_ON_DEVICE or SKC_IN_STEP.
     pub flags: u32,
     /// Index of the layer, from 0.
     pub layer: u32,
@@ -158,7 +158,7 @@ pub struct skc_step_args {
     /// Unused: set to 0.
     pub reserved: u32,
 }
-c_struct!(skc_step_args, SKC_ON_DEVICE, 152);
+c_struct!(skc_step_args, SKC_ON_DEVICE | SKC_IN_STEP, 152);
 
 /// The batch of an argument struct, as one struct for all of them.
 macro_rules! batch_args {
@@ -196,6 +196,9 @@ pub unsafe fn read_batch<'a>(a: &BatchArgs) -> Result<Batch<'a>> {
     if a.reserved != 0 {
         bail!(VersionMismatch, "reserved is {}: it must be 0", a.reserved);
     }
+    if a.flags & (SKC_ON_DEVICE | SKC_IN_STEP) == SKC_ON_DEVICE | SKC_IN_STEP {
+        bail!(InvalidArgument, "flags are SKC_ON_DEVICE and SKC_IN_STEP: the host does not see the device's counts");
+    }
     if a.flags & SKC_ON_DEVICE != 0 {
         let batch = DeviceBatch {
             seq_ids: a.seq_ids.expose_provenance() as u64,
@@ -216,7 +219,10 @@ pub unsafe fn read_batch<'a>(a: &BatchArgs) -> Result<Batch<'a>> {
         );
     }
     // SAFETY: both arrays are NULL or have n elements during 'a, as this function demands.
-    unsafe { Ok(Batch::new(read_entries("seq_ids", a.seq_ids, a.n)?, read_entries("n_tokens", a.n_tokens, a.n)?)) }
+    let (seq_ids, n_tokens) =
+        unsafe { (read_entries("seq_ids", a.seq_ids, a.n)?, read_entries("n_tokens", a.n_tokens, a.n)?) };
+    let batch = Batch::new(seq_ids, n_tokens);
+    Ok(if a.flags & SKC_IN_STEP != 0 { batch.in_step() } else { batch })
 }
 
 /// The batch and the tensors of an attend.

@@ -14,6 +14,7 @@ use crate::tensor::RowsIn;
 /// - SKC_STATUS_CHUNK_TOO_LONG: more than max_chunk tokens of one sequence.
 /// - SKC_STATUS_OUT_OF_RANGE: the layer or a sequence does not exist; more entries than the cache accepts; positions
 ///   beyond 2^64 - 1.
+/// - SKC_STATUS_LAYERS_OUT_OF_STEP: with SKC_IN_STEP alone.
 /// - SKC_STATUS_TOKENS_GONE: an aborted step has overwritten tokens of a sequence's window: reset it.
 ///
 /// Lifetime: args, its arrays and its tensors until the call returns. For a CUDA cache the tensors, and with
@@ -73,6 +74,7 @@ pub unsafe extern "C" fn skc_attend(cache: *mut skc_cache, args: *const skc_atte
 /// Returns: SKC_STATUS_OK, the common statuses, and
 /// - SKC_STATUS_OUT_OF_RANGE: the layer or a sequence does not exist; more entries than the cache accepts; positions
 ///   beyond 2^64 - 1.
+/// - SKC_STATUS_LAYERS_OUT_OF_STEP: with SKC_IN_STEP alone.
 /// - SKC_STATUS_TOKENS_GONE: an aborted step has overwritten tokens of a sequence's window: reset it.
 ///
 /// Lifetime: args, its arrays and its tensors until the call returns. For a CUDA cache the tensors, and with

@@ -137,6 +137,13 @@ constants! {
         /// start_positions are in device memory. The host does not read them; the device checks them when the work
         /// runs, skips invalid entries and records them for skc_poll_error.
         SKC_ON_DEVICE: u32 = 1;
+        /// Flag of the arguments of an append and of a step: refused with SKC_STATUS_LAYERS_OUT_OF_STEP where a
+        /// sequence's layers are not as a forward pass in order leaves them. The layers before this one must have the
+        /// entry's tokens already, this one and those after it must be of equal length. So a pass that was interrupted
+        /// between layers is noticed when the next one begins, and not taken for a part of it. Not checked where the
+        /// host does not know the lengths: after graph replays and while a stream is captured. Not to be combined with
+        /// SKC_ON_DEVICE.
+        SKC_IN_STEP: u32 = 2;
         /// Flag of skc_cache_config: do not keep compiled kernels on disk. The environment variable
         /// SINKCACHE_CUDA_CACHE_DIR names the folder, and disables the disk cache if it is empty.
         SKC_NO_DISK_CACHE: u32 = 1;

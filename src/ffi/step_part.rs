@@ -27,6 +27,7 @@ use crate::error::{Result, bail};
 /// - SKC_STATUS_INVALID_ARGUMENT: also for a CUDA cache; `nth` is not that of the step, 0, or above n_threads; `ith` is
 ///   not below `nth`, or has come already.
 /// - SKC_STATUS_OUT_OF_RANGE: the layer or a sequence does not exist; positions beyond 2^64 - 1.
+/// - SKC_STATUS_LAYERS_OUT_OF_STEP: with SKC_IN_STEP alone.
 /// - SKC_STATUS_TOKENS_GONE: an aborted step has overwritten tokens of a sequence's window: reset it.
 ///
 /// If a member's call fails with SKC_STATUS_INTERNAL, the last member's call returns it too.

@@ -53,7 +53,7 @@ AttentionPlugin::Packed AttentionPlugin::packed(const float *qkv, float *out) co
 void AttentionPlugin::enqueue(const EnqueueArgs &args, const Ids &seq_ids, const Ids &n_tokens) {
     const Packed p = packed(args.qkv, args.out);
     cache_.stream(args.stream);
-    cache_.step(args.layer, {seq_ids, n_tokens}, {p.k, p.v}, {p.q, p.out});
+    cache_.step(args.layer, {seq_ids, n_tokens, true}, {p.k, p.v}, {p.q, p.out});
 }
 
 void AttentionPlugin::enqueue_decode(const EnqueueArgs &args, const std::int32_t *seq_ids, const std::int32_t *n_tokens,
