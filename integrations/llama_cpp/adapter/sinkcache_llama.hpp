@@ -115,6 +115,14 @@ public:
     void clear(llama_seq_id seq_id, std::uint64_t start_position = 0);
 
     /**
+     * Makes sequence `dst` an independent copy of `src`, such as for a second answer to one prompt. There are no logits
+     * of `dst` until its next decode().
+     *
+     * @throws Error as save() does; SKC_STATUS_INVALID_ARGUMENT if both are the same sequence.
+     */
+    void fork(llama_seq_id src, llama_seq_id dst);
+
+    /**
      * A sequence as bytes: what its next decode() needs, in place of llama.cpp's states. `tag` tells saved sequences of
      * different models apart, such as by a hash of the model's file: equal shapes of another model are not noticed
      * otherwise. LoRA adapters and samplers are not saved.
