@@ -12,9 +12,11 @@
 
 #include <llama.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -63,6 +65,8 @@ public:
     std::uint32_t n_outputs_max() const { return n_outputs_max_; }
     /** Threads that the cache was created for. */
     std::uint32_t n_threads() const { return n_threads_; }
+    /** Before the cache is created: makes it for at least `n` threads. Later, without effect. */
+    void raise_threads(std::uint32_t n) { n_threads_ = cache_ ? n_threads_ : std::max(n_threads_, n); }
     /** The host's callback, in place of the one that create_context() has found. Also from other threads. */
     void set_abort_callback(ggml_abort_callback callback, void *data);
 
