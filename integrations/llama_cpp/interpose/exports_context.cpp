@@ -161,6 +161,10 @@ std::uint32_t llama_n_seq_max(const llama_context *ctx) {
     const auto s = served(ctx);
     return s ? s->n_seqs() : real().llama_n_seq_max(ctx);
 }
+std::uint32_t llama_n_rs_seq(const llama_context *ctx) {
+    const auto s = served(ctx);
+    return s ? s->n_rs_seq() : real().llama_n_rs_seq(ctx);
+}
 
 void llama_set_n_threads(llama_context *ctx, std::int32_t n_threads, std::int32_t n_threads_batch) {
     const auto s = served(ctx);

@@ -125,6 +125,7 @@ Served::Served(llama_model *model, const llama_context_params &params, std::uint
       n_ctx_(n_ctx),
       length_(length_of(n_ctx, settings)),
       n_seqs_(std::max(1U, params.n_seq_max)),
+      checkpoints_(settings.checkpoints),
       stream_(model, stream_settings(params, n_ctx, settings)),
       model_files_(std::move(model_files)),
       positions_(n_seqs_) {
@@ -163,20 +164,24 @@ bool Served::exists(const char *call, llama_seq_id seq_id) const {
 }
 
 void Served::update_positions(llama_seq_id seq_id) {
+    constexpr llama_pos LAST = std::numeric_limits<llama_pos>::max();
     Positions p;
     if (stream_.has_cache()) {
         const skc_sequence_info info = stream_.info(seq_id);
         const auto position = [&](std::uint64_t index) {
-            constexpr std::uint64_t LAST = std::numeric_limits<llama_pos>::max();
-            return static_cast<llama_pos>(std::min(info.start_position + index, LAST));
+            return static_cast<llama_pos>(std::min(info.start_position + index, std::uint64_t{LAST}));
         };
+        // Hosts take the smallest position for the one that they may cut behind. If not all tokens can go, it is the
+        // one before the lowest cut.
         if (info.length_min > 0) {
             p.max = position(info.length_min - 1);
-            // Hosts take the smallest position for the one that they may cut behind. If not all tokens can go, it is
-            // the one before the lowest cut; of an unusable sequence, none may stay.
-            p.min = stream_.is_broken(seq_id)                ? p.max
-                    : info.rewindable >= info.length_min ? position(0)
-                                                         : position(info.length_min - info.rewindable - 1);
+            p.min = info.rewindable >= info.length_min ? position(0) : position(info.length_min - info.rewindable - 1);
+        }
+        // Of an unusable sequence nothing may stay: a host that is told so begins anew. It is not told that the sequence
+        // is empty, since it would then go on after tokens that are lost.
+        if (stream_.is_broken(seq_id)) {
+            p.max = std::max(p.max, 0);
+            p.min = LAST;
         }
     }
     const std::lock_guard<std::mutex> lock(positions_mutex_);

@@ -44,6 +44,11 @@ public:
     /** What the host has asked for. */
     std::uint32_t n_ctx() const { return n_ctx_; }
     std::uint32_t n_seqs() const { return n_seqs_; }
+    /**
+     * What the host is told as the tokens that a recurrent state can go back. llama.cpp's server keeps checkpoints of
+     * prompts if there are any.
+     */
+    std::uint32_t n_rs_seq() const { return checkpoints_ ? stream_.max_rewind() : 0; }
 
     /** @return llama.cpp's result; -1 for a batch that was refused, -3 for an error of the cache. */
     std::int32_t decode(const std::vector<llama_cpp::BatchRow> &rows,
@@ -88,6 +93,7 @@ private:
 
     llama_model *model_;
     std::uint32_t n_ctx_, length_, n_seqs_;
+    bool checkpoints_;
     llama_cpp::Stream stream_;
     std::vector<std::string> model_files_;
     std::optional<HostTag> tag_;

@@ -79,6 +79,7 @@ Settings read_settings() {
             refuse("SINKCACHE_LLAMA_KV", value, programs::STORAGE_TYPES_ALLOWED);
         }
     }
+    s.checkpoints = choice("CHECKPOINTS", s.checkpoints, {{"off", false}, {"on", true}});
     s.unsupported = choice("UNSUPPORTED", s.unsupported, {{"fail", Unsupported::FAIL}, {"stock", Unsupported::STOCK}});
     return s;
 }

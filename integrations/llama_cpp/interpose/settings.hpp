@@ -31,6 +31,8 @@ struct Settings {
     std::uint32_t max_rewind = 256;
     /** KV; by default the host's types. */
     std::optional<programs::StorageTypes> kv;
+    /** CHECKPOINTS: whether a server is to keep states of a prompt, to go back to what a rewind does not reach. */
+    bool checkpoints = false;
     /** UNSUPPORTED */
     Unsupported unsupported = Unsupported::FAIL;
     /** LOG */

@@ -106,16 +106,14 @@ Stream::CacheConfig::CacheConfig(const Stream &stream) : inv_freqs_(stream.shape
         }
         check_long_rope(s.rope, settings, api().llama_n_ctx(stream.context()));
     }
-    const std::uint32_t n_ubatch = api().llama_n_ubatch(stream.context());
     const auto n32 = [](std::int64_t n) { return static_cast<std::uint32_t>(n); };
     config_.heads(n32(first.n_q_heads), n32(first.n_kv_heads), n32(first.head_dim), n32(first.head_dim_v))
         .types(SKC_DTYPE_F32, settings.k_dtype)
         .storage(settings.k_dtype, settings.v_dtype)
         .seqs(settings.n_seqs)
         .layers(layers)
-        // So that roll_back() can remove a whole micro-batch.
-        .max_chunk(n_ubatch)
-        .max_rewind(std::max(settings.max_rewind, n_ubatch))
+        .max_chunk(api().llama_n_ubatch(stream.context()))
+        .max_rewind(stream.max_rewind())
         .threads(stream.n_threads_);
 }
 
@@ -190,6 +188,11 @@ void Stream::create_context(llama_context_params p) {
         invalid_config("llama.cpp passed no graph to a backend sampler: this version of llama.cpp is not supported");
     }
     sequences_ = std::make_unique<Sequences>(ctx_.get(), settings_.n_seqs, settings_.numbering);
+}
+
+// roll_back() may have to remove a whole micro-batch.
+std::uint32_t Stream::max_rewind() const {
+    return std::max(settings_.max_rewind, api().llama_n_ubatch(ctx_.get()));
 }
 
 void Stream::create_cache() {

@@ -62,6 +62,8 @@ public:
 
     llama_context *context() const { return ctx_.get(); }
     const StreamSettings &settings() const { return settings_; }
+    /** How far below its highest length a sequence can be cut: the setting, or n_ubatch if that is more. */
+    std::uint32_t max_rewind() const;
     std::uint32_t n_outputs_max() const { return n_outputs_max_; }
     /** Threads that the cache was created for. */
     std::uint32_t n_threads() const { return n_threads_; }
