@@ -73,7 +73,7 @@ llama_context *create_context(llama_model *model, Oversized<llama_context_params
     const auto n_ctx_train = static_cast<std::uint32_t>(real().llama_model_n_ctx_train(model));
     const std::uint32_t n_ctx = params.known.n_ctx ? params.known.n_ctx : n_ctx_train;
     try {
-        auto served = std::make_shared<Served>(model, params.known, n_ctx, settings, registry().model(model).files);
+        auto served = std::make_shared<Served>(model, params.known, n_ctx, settings, registry().model(model).tag);
         llama_context *ctx = served->context();
         registry().add(std::move(served));
         return ctx;
@@ -85,7 +85,7 @@ llama_context *create_context(llama_model *model, Oversized<llama_context_params
 llama_model *load_model(const char *path, Oversized<llama_model_params> params) {
     auto *model = pass_on<llama_model *>(real().llama_model_load_from_file, params, path);
     if (model && path && host().problem.empty()) {
-        registry().add_model(model, {model_files(path), params.known.no_alloc});
+        registry().add_model(model, {std::make_shared<ModelTag>(model, model_files(path)), params.known.no_alloc});
     }
     return model;
 }
@@ -125,7 +125,8 @@ llama_model *skc_load_model_from_file(const char *path, Oversized<llama_model_pa
 llama_model *skc_model_load_from_splits(const char **paths, std::size_t n, Oversized<llama_model_params> params) {
     auto *model = pass_on<llama_model *>(real().llama_model_load_from_splits, params, paths, n);
     if (model && host().problem.empty()) {
-        registry().add_model(model, {std::vector<std::string>(paths, paths + n), params.known.no_alloc});
+        const std::vector<std::string> files(paths, paths + n);
+        registry().add_model(model, {std::make_shared<ModelTag>(model, files), params.known.no_alloc});
     }
     return model;
 }

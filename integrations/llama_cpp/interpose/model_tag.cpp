@@ -5,14 +5,18 @@
 #include "log.hpp"
 #include "one_line.hpp"
 
-#include <fstream>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <regex>
 
 namespace sinkcache {
 namespace interpose {
 namespace {
 
-constexpr std::streamoff MIB = 1 << 20, WHOLE = 16 * MIB, PAGE = 4096;
+constexpr off_t MIB = 1 << 20, WHOLE = 16 * MIB, PAGE = 4096;
 
 void add_metadata(programs::Hash &hash, const llama_model *model) {
     const auto add_text = [&](auto call, std::int32_t i) {
@@ -29,21 +33,19 @@ void add_metadata(programs::Hash &hash, const llama_model *model) {
     hash.add(std::to_string(real().llama_model_size(model)));
 }
 
-bool add_file(programs::Hash &hash, const std::string &path) {
-    std::ifstream file(path, std::ios::binary | std::ios::ate);
-    if (!file) {
+bool add_file(programs::Hash &hash, int file) {
+    struct stat status {};
+    if (fstat(file, &status) != 0) {
         return false;
     }
-    const std::streamoff size = file.tellg();
-    hash.add(std::to_string(size) + ":");
+    hash.add(std::to_string(status.st_size) + ":");
     std::vector<char> buffer(static_cast<std::size_t>(MIB));
-    for (std::streamoff at = 0; at < size; at += MIB) {
-        const std::streamoff n = std::min(at < WHOLE ? MIB : PAGE, size - at);
-        file.seekg(at);
-        if (!file.read(buffer.data(), n)) {
+    for (off_t at = 0; at < status.st_size; at += MIB) {
+        const auto n = static_cast<std::size_t>(std::min(at < WHOLE ? MIB : PAGE, status.st_size - at));
+        if (pread(file, buffer.data(), n, at) != static_cast<ssize_t>(n)) {
             return false;
         }
-        hash.add(buffer.data(), static_cast<std::size_t>(n));
+        hash.add(buffer.data(), n);
     }
     return true;
 }
@@ -65,20 +67,36 @@ std::vector<std::string> model_files(const std::string &path) {
     return files;
 }
 
-HostTag model_tag(const llama_model *model, const std::vector<std::string> &files) {
-    programs::Hash hash;
-    add_metadata(hash, model);
-    if (files.empty()) {
-        log(LogLevel::INFO, "the model's file is not known: its metadata alone tell saved states of models apart");
-    }
+ModelTag::ModelTag(const llama_model *model, const std::vector<std::string> &files) : model_(model) {
     for (const std::string &file : files) {
-        if (!add_file(hash, file)) {
-            // Metadata alone would make the states of this process useless for the next, which may read the file.
-            throw Error(SKC_STATUS_INTERNAL, "the model's file " + programs::in_quotes(file) +
-                                                 " can no longer be read: states of it can be neither saved nor loaded");
+        files_.push_back(open(file.c_str(), O_RDONLY | O_CLOEXEC));
+    }
+}
+
+ModelTag::~ModelTag() {
+    for (const int file : files_) {
+        if (file >= 0) {
+            close(file);
         }
     }
-    return hash.digest();
+}
+
+const HostTag &ModelTag::get() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!tag_) {
+        programs::Hash metadata;
+        add_metadata(metadata, model_);
+        programs::Hash all = metadata;
+        bool complete = !files_.empty();
+        for (const int file : files_) {
+            complete = complete && file >= 0 && add_file(all, file);
+        }
+        if (!complete) {
+            log(LogLevel::INFO, "the model's file cannot be read: its metadata alone tell saved states of models apart");
+        }
+        tag_ = complete ? all.digest() : metadata.digest();
+    }
+    return *tag_;
 }
 
 }  // namespace interpose

@@ -57,10 +57,13 @@ void Registry::remove_model(const llama_model *model) {
     lengths_told_.erase(model);
 }
 
-Registry::Model Registry::model(const llama_model *model) const {
+Registry::Model Registry::model(const llama_model *model) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = models_.find(model);
-    return found == models_.end() ? Model() : found->second;
+    Model &known = models_[model];
+    if (!known.tag) {
+        known.tag = std::make_shared<ModelTag>(model, std::vector<std::string>());
+    }
+    return known;
 }
 
 std::optional<std::uint32_t> Registry::length_told(const llama_model *model) const {

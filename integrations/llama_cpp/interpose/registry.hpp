@@ -27,14 +27,14 @@ public:
     std::shared_ptr<Served> remove(const llama_context *ctx);
 
     struct Model {
-        /** Empty if the host has not named any. */
-        std::vector<std::string> files;
+        std::shared_ptr<ModelTag> tag;
         /** Loaded without its tensors, to measure what it would need. */
         bool without_data = false;
     };
     void add_model(const llama_model *model, Model known);
     void remove_model(const llama_model *model);
-    Model model(const llama_model *model) const;
+    /** One that the host has not loaded from a file that it named is known by its metadata. */
+    Model model(const llama_model *model);
     /** What the host is told as the length that a model was trained for; nothing if none of its contexts is served. */
     std::optional<std::uint32_t> length_told(const llama_model *model) const;
     /**

@@ -3,7 +3,6 @@
 #include "errors.hpp"
 #include "host.hpp"
 #include "log.hpp"
-#include "model_tag.hpp"
 #include "state_format.hpp"
 
 #include <algorithm>
@@ -120,14 +119,14 @@ private:
 };
 
 Served::Served(llama_model *model, const llama_context_params &params, std::uint32_t n_ctx, const Settings &settings,
-               std::vector<std::string> model_files)
+               std::shared_ptr<ModelTag> tag)
     : model_(model),
       n_ctx_(n_ctx),
       length_(length_of(n_ctx, settings)),
       n_seqs_(std::max(1U, params.n_seq_max)),
       checkpoints_(settings.checkpoints),
       stream_(model, stream_settings(params, n_ctx, settings)),
-      model_files_(std::move(model_files)),
+      tag_(std::move(tag)),
       positions_(n_seqs_) {
     stream_.create_context(params);
     const std::uint64_t bytes = stream_.cache_bytes();
@@ -353,13 +352,6 @@ void Served::set_n_threads(std::int32_t n_threads, std::int32_t n_threads_batch)
     real().llama_set_n_threads(context(), std::min(n_threads, most), std::min(n_threads_batch, most));
 }
 
-const HostTag &Served::tag() {
-    if (!tag_) {
-        tag_ = model_tag(model_, model_files_);
-    }
-    return *tag_;
-}
-
 std::size_t Served::state_bytes(llama_seq_id seq_id) {
     const Turn turn(*this, "llama_state_seq_get_size");
     std::size_t bytes = 0;
@@ -389,7 +381,7 @@ std::size_t Served::save_state(llama_seq_id seq_id, std::uint8_t *to, std::size_
                                                      std::to_string(n_bytes));
         }
         if (snapshot > 0) {
-            stream_.save(seq_id, tag(), to + STATE_HEADER_BYTES, snapshot);
+            stream_.save(seq_id, tag_->get(), to + STATE_HEADER_BYTES, snapshot);
         }
         write_header(header, to);
         written = static_cast<std::size_t>(header.n_bytes);
@@ -414,7 +406,7 @@ std::size_t Served::load_state(llama_seq_id seq_id, const std::uint8_t *from, st
             clear(seq_id);
             break_sequence(seq_id, "it was saved from an unusable one");
         } else {
-            stream_.load(seq_id, {from + STATE_HEADER_BYTES, bytes - STATE_HEADER_BYTES}, tag());
+            stream_.load(seq_id, {from + STATE_HEADER_BYTES, bytes - STATE_HEADER_BYTES}, tag_->get());
         }
         update_positions(seq_id);
         read = bytes;

@@ -2,6 +2,7 @@
 #ifndef SINKCACHE_INTERPOSE_SERVED_HPP
 #define SINKCACHE_INTERPOSE_SERVED_HPP
 
+#include "model_tag.hpp"
 #include "settings.hpp"
 
 #include "stream.hpp"
@@ -11,8 +12,8 @@
 #include <cstdint>
 #include <atomic>
 #include <functional>
+#include <memory>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -35,7 +36,7 @@ public:
      * @throws Error with the reason
      */
     Served(llama_model *model, const llama_context_params &params, std::uint32_t n_ctx, const Settings &settings,
-           std::vector<std::string> model_files);
+           std::shared_ptr<ModelTag> tag);
 
     llama_context *context() const { return stream_.context(); }
     llama_model *model() const { return model_; }
@@ -87,7 +88,6 @@ private:
     void break_sequence(llama_seq_id seq_id, const std::string &why);
     void update_positions(llama_seq_id seq_id);
     bool exists(const char *call, llama_seq_id seq_id) const;
-    const HostTag &tag();
     /** Runs `call`; an Error becomes a line that begins with `what`, and false. */
     bool attempt(const std::string &what, const std::function<void()> &call);
 
@@ -95,8 +95,7 @@ private:
     std::uint32_t n_ctx_, length_, n_seqs_;
     bool checkpoints_;
     llama_cpp::Stream stream_;
-    std::vector<std::string> model_files_;
-    std::optional<HostTag> tag_;
+    std::shared_ptr<ModelTag> tag_;
     std::mutex mutex_;
     /** The thread whose turn it is, so that a callback of the host that calls back is refused and does not wait. */
     std::atomic<std::thread::id> owner_{};

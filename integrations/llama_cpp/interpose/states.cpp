@@ -5,7 +5,6 @@
 #include "state_format.hpp"
 
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
 #include <exception>
 #include <fstream>
@@ -48,9 +47,8 @@ void write_file(const char *path, const FileHeader &header, const llama_token *t
     file.write(reinterpret_cast<const char *>(state.data()), static_cast<std::streamsize>(state.size()));
     file.close();
     if (!file) {
-        const std::string reason = std::strerror(errno);
-        std::remove(path);
-        fail("it could not be written: " + reason);
+        // What is there stays, as with llama.cpp: a load refuses it.
+        fail(std::string("it could not be written: ") + std::strerror(errno));
     }
 }
 
