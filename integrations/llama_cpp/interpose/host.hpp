@@ -2,6 +2,7 @@
 #ifndef SINKCACHE_INTERPOSE_HOST_HPP
 #define SINKCACHE_INTERPOSE_HOST_HPP
 
+#include "interposed_calls.hpp"
 #include "llama_api.hpp"
 
 #include <llama.h>
@@ -10,60 +11,6 @@
 
 namespace sinkcache {
 namespace interpose {
-
-/** Functions beside those of a stream. Hosts call most of them, and reach this library's own. */
-#define SINKCACHE_INTERPOSED_CALLS(CALL)                                                                               \
-    CALL(ggml_op_name)                                                                                                 \
-    CALL(ggml_tensor_overhead)                                                                                         \
-    CALL(ggml_type_name)                                                                                               \
-    CALL(llama_batch_ext_add)                                                                                          \
-    CALL(llama_batch_ext_add_embd)                                                                                     \
-    CALL(llama_batch_ext_add_seq)                                                                                      \
-    CALL(llama_batch_ext_add_token)                                                                                    \
-    CALL(llama_batch_ext_clear)                                                                                        \
-    CALL(llama_batch_ext_free)                                                                                         \
-    CALL(llama_batch_ext_init)                                                                                         \
-    CALL(llama_batch_ext_set_pos)                                                                                      \
-    CALL(llama_batch_free)                                                                                             \
-    CALL(llama_batch_init)                                                                                             \
-    CALL(llama_context_default_params)                                                                                 \
-    CALL(llama_decode)                                                                                                 \
-    CALL(llama_encode)                                                                                                 \
-    CALL(llama_get_model)                                                                                              \
-    CALL(llama_memory_can_shift)                                                                                       \
-    CALL(llama_memory_clear)                                                                                           \
-    CALL(llama_memory_seq_add)                                                                                         \
-    CALL(llama_memory_seq_cp)                                                                                          \
-    CALL(llama_memory_seq_div)                                                                                         \
-    CALL(llama_memory_seq_keep)                                                                                        \
-    CALL(llama_memory_seq_pos_min)                                                                                     \
-    CALL(llama_model_default_params)                                                                                   \
-    CALL(llama_model_free)                                                                                             \
-    CALL(llama_model_load_from_file)                                                                                   \
-    CALL(llama_model_load_from_splits)                                                                                 \
-    CALL(llama_model_meta_count)                                                                                       \
-    CALL(llama_model_meta_key_by_index)                                                                                \
-    CALL(llama_model_meta_val_str_by_index)                                                                            \
-    CALL(llama_model_n_ctx_train)                                                                                      \
-    CALL(llama_model_size)                                                                                             \
-    CALL(llama_n_ctx_seq)                                                                                              \
-    CALL(llama_n_rs_seq)                                                                                               \
-    CALL(llama_n_seq_max)                                                                                              \
-    CALL(llama_process)                                                                                                \
-    CALL(llama_set_abort_callback)                                                                                     \
-    CALL(llama_set_n_threads)                                                                                          \
-    CALL(llama_set_sampler)                                                                                            \
-    CALL(llama_state_get_data)                                                                                         \
-    CALL(llama_state_get_size)                                                                                         \
-    CALL(llama_state_load_file)                                                                                        \
-    CALL(llama_state_save_file)                                                                                        \
-    CALL(llama_state_seq_get_data_ext)                                                                                 \
-    CALL(llama_state_seq_get_size_ext)                                                                                 \
-    CALL(llama_state_seq_load_file)                                                                                    \
-    CALL(llama_state_seq_save_file)                                                                                    \
-    CALL(llama_state_seq_set_data_ext)                                                                                 \
-    CALL(llama_state_set_data)                                                                                         \
-    CALL(llama_version)
 
 struct HostApi : llama_cpp::LlamaApi {
 #define SINKCACHE_CALL(name) decltype(&::name) name = nullptr;
