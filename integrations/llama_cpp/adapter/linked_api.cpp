@@ -15,5 +15,11 @@ const LlamaApi &api() {
     return table;
 }
 
+// It was compiled with the headers of what it is linked with.
+const std::string &api_problem() {
+    static const std::string none;
+    return none;
+}
+
 }  // namespace llama_cpp
 }  // namespace sinkcache

@@ -1,5 +1,6 @@
 #include "sinkcache_llama.hpp"
 
+#include "llama_api.hpp"
 #include "stream.hpp"
 
 #include <algorithm>
@@ -71,14 +72,14 @@ void LlamaContext::decode(const llama_batch &batch) {
     Stream &stream = impl_->stream;
     const std::vector<BatchRow> rows = rows_of(batch);
     const std::uint32_t n_outputs = count_outputs(batch, impl_->embeddings);
-    if (n_outputs > stream.n_outputs_max() && rows.size() <= llama_n_batch(get())) {
+    if (n_outputs > stream.n_outputs_max() && rows.size() <= api().llama_n_batch(get())) {
         invalid_argument("logits of " + std::to_string(n_outputs) +
                          " tokens: allowed are n_outputs_max = " + std::to_string(stream.n_outputs_max()));
     }
     const std::int32_t result = stream.decode(rows, [&](const std::vector<llama_pos> &positions) {
         llama_batch positioned = batch;
         positioned.pos = const_cast<llama_pos *>(positions.data());
-        return llama_decode(get(), positioned);
+        return api().llama_decode(get(), positioned);
     });
     if (result != 0) {
         invalid_argument("llama_decode returned " + std::to_string(result) +
@@ -103,12 +104,19 @@ void LlamaContext::clear(llama_seq_id seq_id, std::uint64_t start_position) {
 void LlamaContext::fork(llama_seq_id src, llama_seq_id dst) { impl_->stream.fork(src, dst); }
 
 std::vector<std::uint8_t> LlamaContext::save(llama_seq_id seq_id, const HostTag &tag) const {
-    std::vector<std::uint8_t> saved(impl_->stream.snapshot_bytes(seq_id));
-    impl_->stream.save(seq_id, tag, saved.data(), saved.size());
+    std::vector<std::uint8_t> saved(saved_bytes(seq_id));
+    save_to(seq_id, tag, saved.data(), saved.size());
     return saved;
 }
 
-void LlamaContext::load(llama_seq_id seq_id, const std::vector<std::uint8_t> &saved, const HostTag &tag) {
+std::size_t LlamaContext::saved_bytes(llama_seq_id seq_id) const { return impl_->stream.snapshot_bytes(seq_id); }
+
+std::size_t LlamaContext::save_to(llama_seq_id seq_id, const HostTag &tag, std::uint8_t *data,
+                                  std::size_t n_bytes) const {
+    return impl_->stream.save(seq_id, tag, data, n_bytes);
+}
+
+void LlamaContext::load(llama_seq_id seq_id, Span<std::uint8_t> saved, const HostTag &tag) {
     impl_->stream.load(seq_id, saved, tag);
 }
 

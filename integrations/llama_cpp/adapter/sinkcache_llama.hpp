@@ -131,6 +131,10 @@ public:
      * unusable.
      */
     std::vector<std::uint8_t> save(llama_seq_id seq_id, const HostTag &tag) const;
+    /** Bytes that save() would return now. @throws Error as save() does. */
+    std::size_t saved_bytes(llama_seq_id seq_id) const;
+    /** save() into memory of the caller's. @return bytes written @throws Error as save() does, or for too little room */
+    std::size_t save_to(llama_seq_id seq_id, const HostTag &tag, std::uint8_t *data, std::size_t n_bytes) const;
 
     /**
      * Replaces a sequence by a saved one; the next token follows it. n_sink, window, kv_dtype and the model must be
@@ -139,7 +143,7 @@ public:
      * @throws Error SKC_STATUS_INVALID_SNAPSHOT with what differs, for bytes that are damaged or of another model, tag
      * or setting; the sequence is then as before. As clear() does.
      */
-    void load(llama_seq_id seq_id, const std::vector<std::uint8_t> &saved, const HostTag &tag);
+    void load(llama_seq_id seq_id, Span<std::uint8_t> saved, const HostTag &tag);
 
     /** Tokens decoded since the last clear(), evicted ones included. @throws Error as clear() does. */
     std::uint64_t length(llama_seq_id seq_id) const;

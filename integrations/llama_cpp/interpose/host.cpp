@@ -108,5 +108,7 @@ namespace llama_cpp {
 
 const LlamaApi &api() { return interpose::real(); }
 
+const std::string &api_problem() { return interpose::host().problem; }
+
 }  // namespace llama_cpp
 }  // namespace sinkcache

@@ -17,8 +17,6 @@
     CALL(llama_batch_ext_set_pos)                                                                                      \
     CALL(llama_batch_free)                                                                                             \
     CALL(llama_batch_init)                                                                                             \
-    CALL(llama_context_default_params)                                                                                 \
-    CALL(llama_decode)                                                                                                 \
     CALL(llama_encode)                                                                                                 \
     CALL(llama_get_model)                                                                                              \
     CALL(llama_memory_can_shift)                                                                                       \

@@ -8,6 +8,8 @@
 #include <ggml.h>
 #include <llama.h>
 
+#include <string>
+
 namespace sinkcache {
 namespace llama_cpp {
 
@@ -24,6 +26,9 @@ struct LlamaApi {
  * calls a function of llama.cpp or ggml by its name.
  */
 const LlamaApi &api();
+
+/** Why the functions of the table must not be called; empty if they may. */
+const std::string &api_problem();
 
 }  // namespace llama_cpp
 }  // namespace sinkcache

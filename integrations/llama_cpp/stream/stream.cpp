@@ -120,8 +120,20 @@ Stream::CacheConfig::CacheConfig(const Stream &stream) : inv_freqs_(stream.shape
 void Stream::FreeContext::operator()(llama_context *ctx) const { api().llama_free(ctx); }
 void Stream::FreeSampler::operator()(llama_sampler *sampler) const { api().llama_sampler_free(sampler); }
 
+namespace {
+
+/** The model, if llama.cpp's functions may be called. */
+llama_model *checked(llama_model *model) {
+    if (!api_problem().empty()) {
+        invalid_config("this is not the llama.cpp that the library was built for: " + api_problem());
+    }
+    return model;
+}
+
+}  // namespace
+
 Stream::Stream(llama_model *model, const StreamSettings &settings)
-    : model_(model),
+    : model_(checked(model)),
       settings_(settings),
       attention_(static_cast<std::size_t>(std::max(0, api().llama_model_n_layer(model)))) {
     const std::string reason = unsupported_reason(model);

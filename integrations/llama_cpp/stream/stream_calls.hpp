@@ -16,6 +16,8 @@
     CALL(ggml_op_desc)                                                                                                 \
     CALL(ggml_rope_yarn_corr_dims)                                                                                     \
     CALL(ggml_set_output)                                                                                              \
+    CALL(llama_context_default_params)                                                                                 \
+    CALL(llama_decode)                                                                                                 \
     CALL(llama_free)                                                                                                   \
     CALL(llama_get_causal_attn)                                                                                        \
     CALL(llama_get_memory)                                                                                             \
