@@ -41,6 +41,7 @@ llama_context *create_context(llama_model *model, Oversized<llama_context_params
     const auto own = [&] {
         return pass_on<llama_context *>(real().llama_init_from_model, params, model);
     };
+    registry().note_context();
     Settings settings;
     try {
         settings = read_settings();
@@ -182,6 +183,15 @@ bool llama_set_sampler(llama_context *ctx, llama_seq_id seq_id, llama_sampler *s
     // The sequence after the host's own has the sampler that sees the graphs.
     return (!s || (seq_id >= 0 && static_cast<std::uint32_t>(seq_id) < s->n_seqs())) &&
            real().llama_set_sampler(ctx, seq_id, sampler);
+}
+
+// The sampler that sees the graphs makes llama.cpp answer 0 for tokens that no backend has sampled. Without samplers it
+// answers with the size of the vocabulary, and hosts read as many logits.
+std::uint32_t llama_get_sampled_logits_count_ith(llama_context *ctx, std::int32_t i) {
+    const std::uint32_t count = real().llama_get_sampled_logits_count_ith(ctx, i);
+    const bool sampled = count > 0 || real().llama_get_sampled_token_ith(ctx, i) != LLAMA_TOKEN_NULL;
+    const llama_vocab *vocab = real().llama_model_get_vocab(real().llama_get_model(ctx));
+    return sampled || !served(ctx) ? count : static_cast<std::uint32_t>(real().llama_vocab_n_tokens(vocab));
 }
 
 }  // extern "C"

@@ -22,7 +22,8 @@ std::string file_of(const void *address) {
 }
 
 const std::string &own_file() {
-    static const std::string file = file_of(reinterpret_cast<const void *>(&own_file));
+    // Never destroyed: it is asked for at the very end of the process.
+    static const std::string &file = *new std::string(file_of(reinterpret_cast<const void *>(&own_file)));
     return file;
 }
 
@@ -100,6 +101,12 @@ const Host &host() {
     // Never destroyed: hosts call llama.cpp while the process ends.
     static const Host &found = *new Host(find_host());
     return found;
+}
+
+std::string private_llama() {
+    const void *global = dlsym(RTLD_DEFAULT, MARK);
+    const bool preloaded = global && file_of(global) == own_file();
+    return preloaded && !dlsym(RTLD_NEXT, MARK) ? loaded_llama() : std::string();
 }
 
 }  // namespace interpose

@@ -29,6 +29,12 @@ struct Host {
 /** Found at the first use, by any thread. Ends the process if there is none: then nobody can call this library. */
 const Host &host();
 
+/**
+ * The file of a llama.cpp that the process has loaded for itself, although this library is preloaded; empty if there is
+ * none, or this library is not preloaded.
+ */
+std::string private_llama();
+
 /** The functions of the host's llama.cpp itself. */
 inline const HostApi &real() { return host().calls; }
 

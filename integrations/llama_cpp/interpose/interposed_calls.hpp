@@ -19,6 +19,8 @@
     CALL(llama_batch_init)                                                                                             \
     CALL(llama_encode)                                                                                                 \
     CALL(llama_get_model)                                                                                              \
+    CALL(llama_get_sampled_logits_count_ith)                                                                           \
+    CALL(llama_get_sampled_token_ith)                                                                                  \
     CALL(llama_memory_can_shift)                                                                                       \
     CALL(llama_memory_clear)                                                                                           \
     CALL(llama_memory_seq_add)                                                                                         \
@@ -28,6 +30,7 @@
     CALL(llama_memory_seq_pos_min)                                                                                     \
     CALL(llama_model_default_params)                                                                                   \
     CALL(llama_model_free)                                                                                             \
+    CALL(llama_model_get_vocab)                                                                                        \
     CALL(llama_model_load_from_file)                                                                                   \
     CALL(llama_model_load_from_splits)                                                                                 \
     CALL(llama_model_meta_count)                                                                                       \
@@ -52,6 +55,7 @@
     CALL(llama_state_seq_save_file)                                                                                    \
     CALL(llama_state_seq_set_data_ext)                                                                                 \
     CALL(llama_state_set_data)                                                                                         \
-    CALL(llama_version)
+    CALL(llama_version)                                                                                                \
+    CALL(llama_vocab_n_tokens)
 
 #endif  // SINKCACHE_INTERPOSE_INTERPOSED_CALLS_HPP

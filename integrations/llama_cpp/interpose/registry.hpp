@@ -6,6 +6,7 @@
 
 #include <llama.h>
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -23,6 +24,9 @@ public:
     std::shared_ptr<Served> find(const llama_context *ctx) const;
     std::shared_ptr<Served> find(llama_memory_t memory) const;
     void add(std::shared_ptr<Served> served);
+    /** Whether a host has asked for a context, served or not. */
+    void note_context() { context_asked_for_ = true; }
+    bool context_asked_for() const { return context_asked_for_; }
     /** What was served, to be destroyed by the caller. */
     std::shared_ptr<Served> remove(const llama_context *ctx);
 
@@ -53,6 +57,7 @@ public:
     void set_position(const llama_batch_ext *batch, std::size_t index, llama_pos pos);
 
 private:
+    std::atomic<bool> context_asked_for_{false};
     mutable std::mutex mutex_;
     std::map<const llama_context *, std::shared_ptr<Served>> served_;
     std::map<llama_memory_t, std::shared_ptr<Served>> memories_;

@@ -67,12 +67,14 @@ std::uint32_t window_of(std::uint32_t n_ctx, const Settings &settings) {
     return n_ctx - settings.n_sink;
 }
 
-std::uint32_t length_of(std::uint32_t n_ctx, const Settings &settings) {
+/** `asked` is what the host has asked for, 0 if it leaves that to the model. */
+std::uint32_t length_of(std::uint32_t asked, const Settings &settings) {
     if (settings.length) {
         return *settings.length;
     }
-    // With a window of its own, a large n_ctx is the length that the host wants.
-    return settings.window ? std::max(n_ctx, DEFAULT_LENGTH) : DEFAULT_LENGTH;
+    // With a window of its own, more than fits into it is the length that the host wants: it may have arrays of that.
+    const bool is_length = settings.window && asked > std::uint64_t{*settings.window} + settings.n_sink;
+    return is_length ? asked : DEFAULT_LENGTH;
 }
 
 StreamSettings stream_settings(const llama_context_params &params, std::uint32_t n_ctx, const Settings &settings) {
@@ -122,7 +124,7 @@ Served::Served(llama_model *model, const llama_context_params &params, std::uint
                std::shared_ptr<ModelTag> tag)
     : model_(model),
       n_ctx_(n_ctx),
-      length_(length_of(n_ctx, settings)),
+      length_(length_of(params.n_ctx, settings)),
       n_seqs_(std::max(1U, params.n_seq_max)),
       checkpoints_(settings.checkpoints),
       stream_(model, stream_settings(params, n_ctx, settings)),

@@ -26,8 +26,12 @@ TEST_F(ServedTest, TheLengthCanBeSet) {
         return llama_n_ctx(serve(model.get(), served_params(64, n_ctx)).get());
     };
     EXPECT_EQ(length({{"LENGTH", "5000"}}, 64), 5000U);
+    // With a window of its own, a longer context is the length that the host wants.
     EXPECT_EQ(length({{"WINDOW", "60"}}, 64), 1U << 24);
+    EXPECT_EQ(length({{"WINDOW", "60"}}, 65), 65U);
     EXPECT_EQ(length({{"WINDOW", "60"}}, 1U << 25), 1U << 25);
+    EXPECT_EQ(length({{"WINDOW", "60"}, {"LENGTH", "5000"}}, 1U << 25), 5000U);
+    EXPECT_EQ(length({{"WINDOW", "60"}}, 0), 1U << 24) << "the model's own length";
     EXPECT_EQ(length({{"LENGTH", ""}}, 64), 1U << 24);
 }
 
@@ -77,6 +81,22 @@ TEST_F(ServedTest, InvalidSettingsAreRefusedByName) {
     const Environment environment{{"SINK", "64"}};
     const std::string text = log_of([&] { EXPECT_EQ(llama_init_from_model(model.get(), served_params()), nullptr); });
     EXPECT_NE(text.find("a context of 64 tokens leaves no window"), std::string::npos) << text;
+}
+
+// Probabilities of tokens, as llama.cpp's server reads them.
+TEST_F(ServedTest, AllLogitsCanBeRead) {
+    const llama_context_ptr ctx = serve(model.get(), served_params(64, 64, 2));
+    decode(ctx.get(), slice(tokens, 0, 20), 20);
+    EXPECT_EQ(llama_get_sampled_logits_count_ith(ctx.get(), 19), 128U);
+    EXPECT_EQ(llama_get_sampled_logits_ith(ctx.get(), 19), nullptr);
+    // Where a backend has sampled, llama.cpp's own answer.
+    const llama_sampler_ptr chain(llama_sampler_chain_init(llama_sampler_chain_default_params()));
+    llama_sampler_chain_add(chain.get(), llama_sampler_init_top_k(5));
+    ASSERT_TRUE(llama_set_sampler(ctx.get(), 1, chain.get()));
+    OwnBatch batch({tokens[0]}, 1);
+    ASSERT_EQ(llama_decode(ctx.get(), batch.get()), 0);
+    EXPECT_EQ(llama_get_sampled_logits_count_ith(ctx.get(), 0), 5U);
+    ASSERT_TRUE(llama_set_sampler(ctx.get(), 1, nullptr));
 }
 
 TEST_F(ServedTest, CheckpointsAreWantedOnRequest) {

@@ -1,6 +1,6 @@
 // A program of llama.cpp that knows nothing of sinkcache: PROGRAM MODEL TOKENS [LIBRARY]. It generates from the first
 // token of the model's vocabulary and prints how far it came. With LIBRARY it opens that one, and looks up all functions
-// there, as programs in other languages do; without, it is linked with llama.cpp.
+// there, as programs in other languages do; without, it calls those it is linked with.
 #include <ggml-backend.h>
 #include <llama.h>
 
@@ -23,7 +23,11 @@ Function *find(Function *linked, const char *name) {
     }
     return reinterpret_cast<Function *>(found);
 }
+#ifdef NOT_LINKED
+#define CALL(name) find(static_cast<decltype(&name)>(nullptr), #name)
+#else
 #define CALL(name) find(&name, #name)
+#endif
 
 }  // namespace
 
@@ -33,10 +37,10 @@ int main(int argc, char **argv) {
         return 1;
     }
     CALL(llama_log_set)([](ggml_log_level, const char *, void *) {}, nullptr);
+#ifndef NOT_LINKED
     // Loads GGML_BACKEND_PATH, too.
-    if (!library) {
-        ggml_backend_load_all();
-    }
+    ggml_backend_load_all();
+#endif
     llama_model *model = CALL(llama_model_load_from_file)(argv[1], CALL(llama_model_default_params)());
     llama_context_params params = CALL(llama_context_default_params)();
     params.n_ctx = 256;
