@@ -37,6 +37,8 @@ extern "C" {
 
 std::int32_t skc_decode(llama_context *, Oversized<llama_batch>) SINKCACHE_EXPORTED_AS("llama_decode");
 std::int32_t skc_encode(llama_context *, Oversized<llama_batch>) SINKCACHE_EXPORTED_AS("llama_encode");
+std::int32_t skc_batch_ext_add_embd(llama_batch_ext *, llama_seq_id, Oversized<llama_embd>)
+    SINKCACHE_EXPORTED_AS("llama_batch_ext_add_embd");
 
 std::int32_t skc_decode(llama_context *ctx, Oversized<llama_batch> batch) {
     const auto s = served(ctx);
@@ -104,8 +106,9 @@ std::int32_t llama_batch_ext_add_token(llama_batch_ext *batch, llama_seq_id seq_
     return keep_row(batch, seq_id, real().llama_batch_ext_add_token(batch, seq_id, token));
 }
 
-std::int32_t llama_batch_ext_add_embd(llama_batch_ext *batch, llama_seq_id seq_id, llama_embd embd) {
-    return keep_row(batch, seq_id, real().llama_batch_ext_add_embd(batch, seq_id, embd));
+std::int32_t skc_batch_ext_add_embd(llama_batch_ext *batch, llama_seq_id seq_id, Oversized<llama_embd> embd) {
+    const auto index = pass_on<std::int32_t>(real().llama_batch_ext_add_embd, embd, batch, seq_id);
+    return keep_row(batch, seq_id, index);
 }
 
 bool llama_batch_ext_add_seq(llama_batch_ext *batch, std::int32_t index, llama_seq_id seq_id) {

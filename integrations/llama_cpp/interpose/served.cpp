@@ -354,16 +354,19 @@ void Served::set_n_threads(std::int32_t n_threads, std::int32_t n_threads_batch)
     real().llama_set_n_threads(context(), std::min(n_threads, most), std::min(n_threads_batch, most));
 }
 
+/** 0 for a sequence that cannot be saved. */
+std::size_t Served::snapshot_bytes(llama_seq_id seq_id) {
+    std::size_t bytes = 0;
+    attempt("the state of sequence " + std::to_string(seq_id), [&] {
+        make_cache();
+        bytes = stream_.is_broken(seq_id) ? 0 : stream_.snapshot_bytes(seq_id);
+    });
+    return bytes;
+}
+
 std::size_t Served::state_bytes(llama_seq_id seq_id) {
     const Turn turn(*this, "llama_state_seq_get_size");
-    std::size_t bytes = 0;
-    if (turn && exists("llama_state_seq_get_size", seq_id)) {
-        attempt("llama_state_seq_get_size", [&] {
-            make_cache();
-            bytes = STATE_HEADER_BYTES + (stream_.is_broken(seq_id) ? 0 : stream_.snapshot_bytes(seq_id));
-        });
-    }
-    return bytes;
+    return turn && exists("llama_state_seq_get_size", seq_id) ? STATE_HEADER_BYTES + snapshot_bytes(seq_id) : 0;
 }
 
 std::size_t Served::save_state(llama_seq_id seq_id, std::uint8_t *to, std::size_t n_bytes) {
@@ -373,14 +376,13 @@ std::size_t Served::save_state(llama_seq_id seq_id, std::uint8_t *to, std::size_
         return 0;
     }
     attempt("saving the state of sequence " + std::to_string(seq_id), [&] {
-        make_cache();
+        const std::size_t snapshot = snapshot_bytes(seq_id);
         StateHeader header;
-        header.kind = stream_.is_broken(seq_id) ? StateKind::UNUSABLE : StateKind::SEQUENCE;
-        const std::size_t snapshot = header.kind == StateKind::UNUSABLE ? 0 : stream_.snapshot_bytes(seq_id);
+        header.kind = snapshot == 0 ? StateKind::UNUSABLE : StateKind::SEQUENCE;
         header.n_bytes = STATE_HEADER_BYTES + snapshot;
         if (n_bytes < header.n_bytes) {
-            throw Error(SKC_STATUS_OUT_OF_RANGE, "it has " + std::to_string(header.n_bytes) + " bytes: there is room for " +
-                                                     std::to_string(n_bytes));
+            throw Error(SKC_STATUS_OUT_OF_RANGE, "it has " + std::to_string(header.n_bytes) +
+                                                     " bytes: there is room for " + std::to_string(n_bytes));
         }
         if (snapshot > 0) {
             stream_.save(seq_id, tag_->get(), to + STATE_HEADER_BYTES, snapshot);

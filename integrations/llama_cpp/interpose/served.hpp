@@ -69,7 +69,10 @@ public:
     void set_n_threads(std::int32_t n_threads, std::int32_t n_threads_batch);
     void set_abort_callback(ggml_abort_callback callback, void *data) { stream_.set_abort_callback(callback, data); }
 
-    /** Bytes of a sequence's state, 0 for an error. */
+    /**
+     * Bytes of a sequence's state; 0 if it does not exist. Of a sequence that cannot be saved it is the state that says
+     * so: a host takes 0 bytes that are written and read for a success.
+     */
     std::size_t state_bytes(llama_seq_id seq_id);
     /** Writes that many; 0 for an error, among them too little room. */
     std::size_t save_state(llama_seq_id seq_id, std::uint8_t *to, std::size_t n_bytes);
@@ -88,6 +91,7 @@ private:
     void break_sequence(llama_seq_id seq_id, const std::string &why);
     void update_positions(llama_seq_id seq_id);
     bool exists(const char *call, llama_seq_id seq_id) const;
+    std::size_t snapshot_bytes(llama_seq_id seq_id);
     /** Runs `call`; an Error becomes a line that begins with `what`, and false. */
     bool attempt(const std::string &what, const std::function<void()> &call);
 
