@@ -88,7 +88,10 @@ SKC_LLAMA_API skc_status skc_llama_rewind(skc_llama *stream, llama_seq_id seq_id
 SKC_LLAMA_API skc_status skc_llama_clear(skc_llama *stream, llama_seq_id seq_id, uint64_t start_position);
 /** Makes `dst` an independent copy of `src`. SKC_STATUS_OUT_OF_RANGE, SKC_STATUS_INVALID_ARGUMENT. */
 SKC_LLAMA_API skc_status skc_llama_fork(skc_llama *stream, llama_seq_id src, llama_seq_id dst);
-/** Holds the `n` tokens from index `first` on permanently. SKC_STATUS_NO_ROOM, SKC_STATUS_TOKENS_GONE, ..._OUT_OF_RANGE. */
+/**
+ * Holds the `n` tokens from index `first` on permanently. SKC_STATUS_NO_ROOM, SKC_STATUS_TOKENS_GONE,
+ * SKC_STATUS_OUT_OF_RANGE.
+ */
 SKC_LLAMA_API skc_status skc_llama_pin(skc_llama *stream, llama_seq_id seq_id, uint64_t first, uint32_t n);
 /** Drops the `n` tokens from index `first` on permanently. SKC_STATUS_NO_ROOM, SKC_STATUS_OUT_OF_RANGE. */
 SKC_LLAMA_API skc_status skc_llama_evict_range(skc_llama *stream, llama_seq_id seq_id, uint64_t first, uint32_t n);

@@ -133,7 +133,7 @@ public:
     std::vector<std::uint8_t> save(llama_seq_id seq_id, const HostTag &tag) const;
     /** Bytes that save() would return now. @throws Error as save() does. */
     std::size_t saved_bytes(llama_seq_id seq_id) const;
-    /** save() into memory of the caller's. @return bytes written @throws Error as save() does, or for too little room */
+    /** save() into memory of the caller's; returns the bytes written. @throws Error as save() does, or for no room. */
     std::size_t save_to(llama_seq_id seq_id, const HostTag &tag, std::uint8_t *data, std::size_t n_bytes) const;
 
     /**

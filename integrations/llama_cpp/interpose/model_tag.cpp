@@ -92,7 +92,7 @@ const HostTag &ModelTag::get() {
             complete = complete && file >= 0 && add_file(all, file);
         }
         if (!complete) {
-            log(LogLevel::INFO, "the model's file cannot be read: its metadata alone tell saved states of models apart");
+            log(LogLevel::INFO, "the model's file cannot be read: metadata alone tell saved states of models apart");
         }
         tag_ = complete ? all.digest() : metadata.digest();
     }

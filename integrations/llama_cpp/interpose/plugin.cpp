@@ -70,8 +70,8 @@ extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backen
         log(LogLevel::ERRORS, "the library is in LD_PRELOAD already: GGML_BACKEND_PATH is not needed");
     } else if (!dlsym(RTLD_DEFAULT, "llama_init_from_model")) {
         // Python, for example: a script that is started again would do all it has done until here once more.
-        log(LogLevel::ERRORS, "GGML_BACKEND_PATH works for programs that are linked with llama.cpp; this one has loaded "
-                              "it while it ran");
+        log(LogLevel::ERRORS, "GGML_BACKEND_PATH works for programs that are linked with llama.cpp; this one has "
+                              "loaded it while it ran");
     } else {
         start_again(own.dli_fname);
     }

@@ -178,8 +178,8 @@ void Served::update_positions(llama_seq_id seq_id) {
             p.max = position(info.length_min - 1);
             p.min = info.rewindable >= info.length_min ? position(0) : position(info.length_min - info.rewindable - 1);
         }
-        // Of an unusable sequence nothing may stay: a host that is told so begins anew. It is not told that the sequence
-        // is empty, since it would then go on after tokens that are lost.
+        // Of an unusable sequence nothing may stay: a host that is told so begins anew. It is not told that the
+        // sequence is empty, since it would then go on after tokens that are lost.
         if (stream_.is_broken(seq_id)) {
             p.max = std::max(p.max, 0);
             p.min = LAST;

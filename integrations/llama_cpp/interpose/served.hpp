@@ -22,7 +22,7 @@ namespace sinkcache {
 namespace interpose {
 
 /**
- * Calls that change something, or read the cache, wait for one another, as llama.cpp's server asks for numbers and edits
+ * Calls that change something, or read the cache, wait for one another: llama.cpp's server asks for numbers and edits
  * other sequences while a batch is computed. Questions never wait: their answers are kept on the side.
  *
  * Nothing is thrown but by create(). What goes wrong is a line in the log and a result that llama.cpp documents.

@@ -1,4 +1,4 @@
-// The bytes of llama_state_ functions and files: headers around the cache's snapshots. docs/llama-hosts.md has the layout.
+// The bytes of llama_state_ functions and files: headers around the cache's snapshots, as docs/llama-hosts.md says.
 #ifndef SINKCACHE_INTERPOSE_STATE_FORMAT_HPP
 #define SINKCACHE_INTERPOSE_STATE_FORMAT_HPP
 
@@ -34,8 +34,8 @@ constexpr std::size_t STATE_HEADER_BYTES = 32;
 void write_header(const StateHeader &header, std::uint8_t *to);
 
 /**
- * @throws Error SKC_STATUS_INVALID_SNAPSHOT for bytes that are no state of this library, such as llama.cpp's own, or end
- * before the state does
+ * @throws Error SKC_STATUS_INVALID_SNAPSHOT for bytes that are no state of this library, such as llama.cpp's own, or
+ * end before the state does
  */
 StateHeader read_header(const std::uint8_t *from, std::size_t n_bytes);
 

@@ -150,8 +150,8 @@ std::size_t load_all_states(Served &served, const std::uint8_t *from, std::size_
         }
         std::size_t at = STATE_HEADER_BYTES;
         for (std::uint32_t s = 0; s < header.n_seqs; ++s) {
-            const std::size_t one =
-                served.load_state(static_cast<llama_seq_id>(s), from + at, static_cast<std::size_t>(header.n_bytes) - at);
+            const auto left = static_cast<std::size_t>(header.n_bytes) - at;
+            const std::size_t one = served.load_state(static_cast<llama_seq_id>(s), from + at, left);
             if (one == 0) {
                 return 0;
             }

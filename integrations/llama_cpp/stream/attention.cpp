@@ -56,8 +56,9 @@ void Attention::install(ggml_context *ctx, const std::vector<LayerNodes> &layers
         }
         ggml_tensor *node = layers[i].attention;
         ggml_tensor *args[] = {layers[i].q, layers[i].k, layers[i].v, layers[i].positions};
-        const ggml_tensor *donor = api().ggml_custom_4d(ctx, node->type, node->ne[0], node->ne[1], node->ne[2], node->ne[3],
-                                                  args, 4, &Attention::op, GGML_N_TASKS_MAX, &layers_[i]);
+        const std::int64_t *ne = node->ne;
+        const ggml_tensor *donor = api().ggml_custom_4d(ctx, node->type, ne[0], ne[1], ne[2], ne[3], args, 4,
+                                                        &Attention::op, GGML_N_TASKS_MAX, &layers_[i]);
         node->op = donor->op;
         std::memcpy(node->op_params, donor->op_params, sizeof node->op_params);
         std::copy(std::begin(donor->src), std::end(donor->src), std::begin(node->src));

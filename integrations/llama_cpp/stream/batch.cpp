@@ -55,7 +55,8 @@ std::vector<BatchRow> rows_of(const llama_batch &batch) {
             rows[i].seq_id = batch.seq_id[i][0];
         }
         if (batch.pos && batch.pos[i] < 0) {
-            invalid_argument(name_of(i) + " has position " + std::to_string(batch.pos[i]) + ": it must not be negative");
+            invalid_argument(name_of(i) + " has position " + std::to_string(batch.pos[i]) +
+                             ": it must not be negative");
         }
         if (batch.pos) {
             rows[i].pos = batch.pos[i];

@@ -37,8 +37,8 @@ RopeSource find_rope(ggml_tensor *t, const char *which) {
         case GGML_OP_VIEW:
         case GGML_OP_RESHAPE:
         case GGML_OP_CONT:
-            if (t->src[0] && api().ggml_nelements(t) == api().ggml_nelements(t->src[0]) && api().ggml_is_contiguous(t) &&
-                api().ggml_is_contiguous(t->src[0])) {
+            if (t->src[0] && api().ggml_nelements(t) == api().ggml_nelements(t->src[0]) &&
+                api().ggml_is_contiguous(t) && api().ggml_is_contiguous(t->src[0])) {
                 t = t->src[0];
                 continue;
             }
@@ -128,7 +128,8 @@ LayerNodes read_layer(ggml_tensor *attention, const CacheWrites &writes) {
 /** A value of the model's metadata as text; empty if it has none. */
 std::string metadata(const llama_model *model, const std::string &key) {
     char text[256];
-    return api().llama_model_meta_val_str(model, key.c_str(), text, sizeof text) < 0 ? std::string() : std::string(text);
+    const std::int32_t n = api().llama_model_meta_val_str(model, key.c_str(), text, sizeof text);
+    return n < 0 ? std::string() : std::string(text);
 }
 
 }  // namespace

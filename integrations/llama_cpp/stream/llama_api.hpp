@@ -21,9 +21,9 @@ struct LlamaApi {
 };
 
 /**
- * The table. The adapter links llama.cpp and takes the functions' addresses. The library that is preloaded has functions
- * of these names itself and links no llama.cpp: it looks the others up in the process. Therefore nothing in this folder
- * calls a function of llama.cpp or ggml by its name.
+ * The table. The adapter links llama.cpp and takes the functions' addresses. The library that is preloaded has
+ * functions of these names itself and links no llama.cpp: it looks the others up in the process. Therefore nothing in
+ * this folder calls a function of llama.cpp or ggml by its name.
  */
 const LlamaApi &api();
 

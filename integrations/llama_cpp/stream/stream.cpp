@@ -268,8 +268,8 @@ std::int32_t Stream::decode(const std::vector<BatchRow> &rows,
                             const std::function<std::int32_t(const std::vector<llama_pos> &)> &compute) {
     attention_.error.rethrow();
     sequences_->check_unmodified();
-    const auto threads =
-        static_cast<std::uint32_t>(std::max(api().llama_n_threads(ctx_.get()), api().llama_n_threads_batch(ctx_.get())));
+    const auto n = std::max(api().llama_n_threads(ctx_.get()), api().llama_n_threads_batch(ctx_.get()));
+    const auto threads = static_cast<std::uint32_t>(n);
     if (threads > n_threads_) {
         invalid_argument("llama_set_n_threads raised the threads to " + std::to_string(threads) +
                          ": the cache was created for " + std::to_string(n_threads_));

@@ -96,7 +96,8 @@ TEST_F(ServedTest, TypesOfTheHostAreKeptOrNamed) {
     double before = 0;
     // Each is less exact than the one before it.
     for (const Case &c : {Case{GGML_TYPE_F32, GGML_TYPE_F32, "", 1e-6}, Case{GGML_TYPE_F16, GGML_TYPE_F16, "", 0.05},
-                          Case{GGML_TYPE_Q8_0, GGML_TYPE_Q8_0, "", 0.5}, Case{GGML_TYPE_Q4_0, GGML_TYPE_Q4_0, "", 10}}) {
+                          Case{GGML_TYPE_Q8_0, GGML_TYPE_Q8_0, "", 0.5},
+                          Case{GGML_TYPE_Q4_0, GGML_TYPE_Q4_0, "", 10}}) {
         Rows rows;
         const std::string text = log_with(c, rows);
         const double largest = compare(rows, want).largest;

@@ -1,6 +1,6 @@
 // A program of llama.cpp that knows nothing of sinkcache: PROGRAM MODEL TOKENS [LIBRARY]. It generates from the first
-// token of the model's vocabulary and prints how far it came. With LIBRARY it opens that one, and looks up all functions
-// there, as programs in other languages do; without, it calls those it is linked with.
+// token of the model's vocabulary and prints how far it came. With LIBRARY it opens that one, and looks up all
+// functions there, as programs in other languages do; without, it calls those it is linked with.
 #include <ggml-backend.h>
 #include <llama.h>
 
