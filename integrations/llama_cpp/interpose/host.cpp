@@ -1,6 +1,7 @@
 #include "host.hpp"
 
 #include "layout.hpp"
+#include "one_line.hpp"
 
 #include <dlfcn.h>
 #include <link.h>
@@ -67,17 +68,24 @@ std::string find_library() {
     return loaded_llama();
 }
 
+// Before there is a host there is nobody to return an error to.
+[[noreturn]] void give_up(const std::string &text) {
+    std::fprintf(stderr, "sinkcache: %s\n", text.c_str());
+    std::abort();
+}
+
 Host find_host() {
     Host host;
     host.library = find_library();
     // It stays loaded: the table has its addresses.
     void *library = host.library.empty() ? nullptr : dlopen(host.library.c_str(), RTLD_LAZY | RTLD_LOCAL);
+    if (host.library.empty()) {
+        give_up("a function of llama.cpp was called, and there is no llama.cpp in this process");
+    }
     if (!library || !dlsym(library, MARK) || file_of(dlsym(library, MARK)) == own_file()) {
-        const char *reason = library ? "it is not llama.cpp" : dlerror();
-        std::fprintf(stderr, "sinkcache: no llama.cpp found%s%s%s%s\n", host.library.empty() ? "" : " in ",
-                     host.library.c_str(), reason && !host.library.empty() ? ": " : " in this process",
-                     reason && !host.library.empty() ? reason : "");
-        std::abort();
+        const char *reason = library ? nullptr : dlerror();
+        give_up("SINKCACHE_LLAMA_LIB is " + programs::in_quotes(host.library) +
+                ": it must name llama.cpp's libllama" + (reason ? std::string(": ") + reason : ""));
     }
     std::string missing;
     const auto look_up = [&](const char *name) {

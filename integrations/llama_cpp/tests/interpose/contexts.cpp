@@ -48,6 +48,17 @@ TEST_F(ServedTest, ContextsThatAreNoStreamsAreLeftToLlama) {
     EXPECT_EQ(llama_init_from_model(nullptr, served_params()), nullptr);
 }
 
+// llama.cpp has ids for 256 sequences; the sampler that sees the graphs needs one.
+TEST_F(ServedTest, MoreSequencesThanLlamaHasIdsForAreRefused) {
+    const std::string text =
+        log_of([&] { EXPECT_EQ(llama_init_from_model(model.get(), served_params(64, 64, 256)), nullptr); });
+    EXPECT_NE(text.find("n_seqs 256: allowed are 1 to 255"), std::string::npos) << text;
+    const llama_context_ptr ctx = serve(model.get(), served_params(64, 64, 255));
+    EXPECT_EQ(llama_n_seq_max(ctx.get()), 255U);
+    decode(ctx.get(), slice(tokens, 0, 100), 20, 254);
+    expect_continues(ctx.get(), 100, 254);
+}
+
 // As llama.cpp's programs do to find out what fits into memory.
 TEST(ServedModels, LoadedWithoutDataAreLeftToLlama) {
     llama_model_params p = llama_model_default_params();
