@@ -1,0 +1,42 @@
+"""Greedy text of llama-server with the library, beside that of stock llama.cpp."""
+import unittest
+
+import places
+import server
+
+F32 = ["-ctk", "f32", "-ctv", "f32"]
+
+
+class Equality(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        # What a cache of sinks and a window does, stock does too if it shifts its cache by one cell for every token.
+        cls.stock = server.serve(cls, "-c", 256, "-np", 1, "--context-shift", "-fa", "off", *F32)
+
+    def shifted_by_one(self, prompt, tokens):
+        # Three tokens and the one that begins the prompt are kept: four sinks.
+        return self.stock.complete(prompt, tokens, n_keep=3, n_discard=1, cache_prompt=False)
+
+    def test_below_the_window(self):
+        ours = server.serve(self, "-c", 256, "-np", 1, *F32, settings={})
+        for start in (0, 40000, 200000):
+            prompt = places.TEXT[start:start + 100]
+            stock = self.stock.complete(prompt, 150, cache_prompt=False)
+            self.assertEqual(ours.complete(prompt, 150, cache_prompt=False).text, stock.text)
+
+    def test_past_the_window(self):
+        # Stock's context of 256 holds 255 tokens while it computes one more.
+        ours = server.serve(self, "-c", 256, "-np", 1, *F32, settings={"sink": 4, "window": 251})
+        narrower = server.serve(self, "-c", 256, "-np", 1, *F32, settings={"sink": 4, "window": 120})
+        prompt = places.TEXT[:200]
+        stock = self.shifted_by_one(prompt, 1200)
+        self.assertEqual(stock.tokens, 1200)
+        answer = ours.complete(prompt, 1200)
+        self.assertEqual(answer.tokens, 1200)
+        self.assertEqual(answer.text, stock.text)
+        # The text depends on what the cache holds: with half the window it is another.
+        self.assertNotEqual(narrower.complete(prompt, 1200).text, stock.text)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,63 @@
+"""Several conversations in one llama-server."""
+import concurrent.futures
+import unittest
+
+import places
+import server
+
+SLOTS = 4
+
+
+class Slots(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.ours = server.serve(cls, "-c", 256, "-np", SLOTS, settings={"window": 252})
+
+    def test_four_at_once_each_as_alone(self):
+        prompts = [places.TEXT[i * 3000:i * 3000 + 700] for i in range(SLOTS)]
+
+        def ask(slot):
+            return self.ours.complete(prompts[slot], 400, id_slot=slot, cache_prompt=False)
+
+        alone = [ask(slot) for slot in range(SLOTS)]
+        with concurrent.futures.ThreadPoolExecutor(SLOTS) as pool:
+            together = list(pool.map(ask, range(SLOTS)))
+        self.assertEqual(len({answer.text for answer in alone}), SLOTS)
+        for slot in range(SLOTS):
+            self.assertEqual((together[slot].tokens, together[slot].truncated), (400, False))
+            self.assertEqual(together[slot].text, alone[slot].text, f"slot {slot}")
+
+    def test_stock_has_no_room_for_them(self):
+        """Stock shares its 256 cells among the slots."""
+        stock = server.serve(self, "-c", 256, "-np", SLOTS)
+        with self.assertRaises(server.Refused):
+            stock.complete(places.TEXT[:700], 400, id_slot=0)
+
+    def test_several_completions_of_one_prompt(self):
+        """The server reads the prompt once and copies the sequence (n_cmpl)."""
+        prompt = places.TEXT[50000:50600]
+        sampled = {"temperature": 0.9, "seed": 5, "cache_prompt": False}
+        answers = self.ours.post("/completion", self.ours.request(prompt, 300, n_cmpl=3, **sampled))
+        self.assertEqual(len(answers), 3)
+        texts = {}
+        for answer in answers:
+            self.assertEqual((answer["tokens_predicted"], answer["truncated"]), (300, False))
+            texts[answer["index"]] = answer["content"]
+        self.assertEqual(len(set(texts.values())), 3)
+        # Child i draws with seed + i; its text is that of a request by itself.
+        for child, text in texts.items():
+            alone = self.ours.complete(prompt, 300, **{**sampled, "seed": 5 + child})
+            self.assertEqual(text, alone.text, f"completion {child}")
+
+    def test_chat(self):
+        """An answer in a chat goes past the window too, and the numbers count the whole conversation."""
+        body = {"messages": [{"role": "user", "content": places.TEXT[60000:60400]}], "max_tokens": 500,
+                "temperature": 0, "ignore_eos": True}
+        answer = self.ours.post("/v1/chat/completions", body)
+        self.assertEqual(answer["choices"][0]["finish_reason"], "length")
+        self.assertEqual(answer["usage"]["completion_tokens"], 500)
+        self.assertGreater(answer["usage"]["total_tokens"], 900)
+
+
+if __name__ == "__main__":
+    unittest.main()
