@@ -7,6 +7,7 @@ import urllib.request
 
 import places
 import process
+import same
 
 SECONDS = 600
 
@@ -26,13 +27,16 @@ class Completion:
     drafted: int
     accepted: int
     seconds: float
+    # same.top_two() of each token, for a request with n_probs=2.
+    steps: list
 
     @classmethod
     def of(cls, answer):
         timings = answer["timings"]
+        steps = same.top_two(answer) if "completion_probabilities" in answer else []
         return cls(answer["content"], answer["tokens_predicted"], answer["stop_type"], answer["truncated"],
                    timings["prompt_n"], timings["cache_n"], timings.get("draft_n", 0),
-                   timings.get("draft_n_accepted", 0), timings["predicted_ms"] / 1000)
+                   timings.get("draft_n_accepted", 0), timings["predicted_ms"] / 1000, steps)
 
 
 class Refused(Exception):
@@ -93,6 +97,14 @@ class Server(process.Process):
 
     def complete(self, prompt, tokens, **options):
         return Completion.of(self.post("/completion", self.request(prompt, tokens, **options)))
+
+    def compared(self, prompt, tokens, **options):
+        """A completion for same.agreement()."""
+        return self.complete(prompt, tokens, n_probs=2, **options)
+
+    def afresh(self, prompt, tokens):
+        """The same, of a prompt that is read from its beginning."""
+        return self.compared(prompt, tokens, cache_prompt=False)
 
     def stream(self, prompt, tokens, **options):
         """The text of /completion piece by piece, as server-sent events bring it."""

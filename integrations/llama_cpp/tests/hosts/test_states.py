@@ -4,6 +4,7 @@ import tempfile
 import unittest
 
 import places
+import same
 import server
 
 
@@ -26,17 +27,17 @@ class SavedSlots(unittest.TestCase):
         saved = self.saved(first, "conversation")
         self.assertGreaterEqual(saved["n_saved"], 1200)
         longer = prompt + told.text + " And then"
-        expected = first.complete(longer, 100, id_slot=0)
+        expected = first.compared(longer, 100, id_slot=0)
         first.stop()
 
         second = self.serve()
         # Another slot of the new server.
         restored = second.post("/slots/1?action=restore", {"filename": "conversation"})
         self.assertEqual(restored["n_restored"], saved["n_saved"])
-        answer = second.complete(longer, 100, id_slot=1)
+        answer = second.compared(longer, 100, id_slot=1)
         self.assertLessEqual(answer.read, 12)
         self.assertGreaterEqual(answer.kept, 1190)
-        self.assertEqual(answer.text, expected.text)
+        self.assertGreater(same.agreement(answer.steps, expected.steps), 50)
 
     def test_bytes_that_are_no_state(self):
         ours = self.serve()
@@ -53,14 +54,15 @@ class SavedSlots(unittest.TestCase):
             (pathlib.Path(self.folder.name) / f"changed-{at}").write_bytes(changed)
         (pathlib.Path(self.folder.name) / "short").write_bytes(good[:-1])
         (pathlib.Path(self.folder.name) / "empty").write_bytes(b"")
-        expected = ours.complete(prompt, 50, id_slot=1, cache_prompt=False).text
+        expected = ours.compared(prompt, 50, id_slot=1, cache_prompt=False)
         for path in sorted(pathlib.Path(self.folder.name).iterdir()):
             if path.name == "good":
                 continue
             with self.subTest(path.name), self.assertRaises(server.Refused):
                 ours.post("/slots/1?action=restore", {"filename": path.name})
             # Nothing of it is in the slot.
-            self.assertEqual(ours.complete(prompt, 50, id_slot=1).text, expected, path.name)
+            after = ours.compared(prompt, 50, id_slot=1)
+            self.assertGreater(same.agreement(after.steps, expected.steps), 10, path.name)
         self.assertEqual(ours.post("/slots/1?action=restore", {"filename": "good"})["n_restored"],
                          len(prompt) + 400)
 
@@ -84,9 +86,9 @@ class PromptCache(unittest.TestCase):
         other = ours.complete(b, 40)
         self.assertGreater(other.read, 1400)
         for prompt in (a + first.text + " More", b + other.text + " More"):
-            again = ours.complete(prompt, 40)
+            again = ours.compared(prompt, 40)
             self.assertLessEqual(again.read, 12)
-            self.assertEqual(again.text, ours.complete(prompt, 40, cache_prompt=False).text)
+            self.assertGreater(same.agreement(again.steps, ours.afresh(prompt, 40).steps), 10)
 
     def test_an_answer_is_dropped(self):
         """As chat templates drop thoughts: further back than a rewind reaches. Whatever the server does, it is right."""
@@ -94,9 +96,9 @@ class PromptCache(unittest.TestCase):
         prompt = places.TEXT[100000:101500]
         ours.complete(prompt, 400)
         other = prompt + " Other turn"
-        answer = ours.complete(other, 40)
+        answer = ours.compared(other, 40)
         print(f"{answer.read} of {len(other) + 1} tokens read anew after an answer of 400 was dropped")
-        self.assertEqual(answer.text, ours.complete(other, 40, cache_prompt=False).text)
+        self.assertGreater(same.agreement(answer.steps, ours.afresh(other, 40).steps), 10)
 
 
 if __name__ == "__main__":
