@@ -39,8 +39,8 @@ class Launcher(unittest.TestCase):
     @classmethod
     def compile(cls, output, source, *options):
         output.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run([COMPILER, "-fPIC", "-x", "c", "-", "-x", "none", "-o", output, *options], input=source, text=True,
-                       check=True)
+        subprocess.run([COMPILER, "-fPIC", "-x", "c", "-", "-x", "none", "-o", output, *options], input=source,
+                       text=True, check=True)
         return output
 
     def host(self, version):
@@ -145,7 +145,8 @@ class Launcher(unittest.TestCase):
     def test_missing_libraries(self):
         folder = self.folder / "incomplete"
         self.compile(folder / "libllama.so.0", LLAMA, "-shared", "-Wl,-soname,libllama.so.0")
-        program = self.compile(folder / "llama-server", PROGRAM, "-DCALL=llama_init_from_model()", folder / "libllama.so.0")
+        program = self.compile(folder / "llama-server", PROGRAM, "-DCALL=llama_init_from_model()",
+                               folder / "libllama.so.0")
         self.refuses(126, [program, "does not find its libraries: libllama.so.0"], "--", program)
         # What the loader is told is what counts.
         found = self.start("--check", "--", program, env={"LD_LIBRARY_PATH": str(folder)})

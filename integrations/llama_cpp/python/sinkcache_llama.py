@@ -156,8 +156,8 @@ def install(*, window, n_sink=4, kv_dtype=None, max_rewind=None, length=None, un
         from llama_cpp import llama_cpp as low
 
         if FILE in os.environ.get("LD_PRELOAD", ""):
-            warnings.warn(f"{FILE} is in LD_PRELOAD, which does not reach llama-cpp-python and is not needed: install() "
-                          "is enough", stacklevel=2)
+            warnings.warn(f"{FILE} is in LD_PRELOAD, which does not reach llama-cpp-python and is not needed: "
+                          "install() is enough", stacklevel=2)
         path = _find_library(library)
         loaded = ctypes.CDLL(str(path))
         entry = getattr(loaded, "llama_init_from_model", None)

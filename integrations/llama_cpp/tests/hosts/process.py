@@ -51,7 +51,8 @@ class Process:
             if value:
                 return value
             if self.popen.poll() is not None:
-                raise AssertionError(f"{self.popen.args} ended with {self.popen.returncode} before {what}:\n{self.log()}")
+                raise AssertionError(f"{self.popen.args} ended with {self.popen.returncode} before {what}:\n"
+                                     f"{self.log()}")
             if time.monotonic() > end:
                 self.stop()
                 raise AssertionError(f"{self.popen.args}: no {what} within {seconds} s:\n{self.log()}")
@@ -62,7 +63,7 @@ class Process:
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def cpu_seconds(self):
-        """What its threads have used: on a machine with other work a better measure of cost than the time that went by."""
+        """What its threads have used: on a machine with other work a better measure of cost than elapsed time."""
         fields = pathlib.Path(f"/proc/{self.popen.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

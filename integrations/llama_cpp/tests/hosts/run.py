@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Runs the tests of llama.cpp's own programs with the library.
 
 run.py --programs FOLDER --library FILE [--everything] [PATTERN]

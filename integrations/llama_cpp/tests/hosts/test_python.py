@@ -24,7 +24,7 @@ class LlamaCppPython(unittest.TestCase):
             # llama.cpp's programs load ggml's backends at their start.
             lib = os.path.join(os.path.dirname(llama_cpp.__file__), "lib")
             ctypes.CDLL(lib + "/libggml.so").ggml_backend_load_all_from_path(lib.encode())
-            options = dict(n_threads=1, n_threads_batch=1, n_batch=64, verbose=False, logits_all=False, seed=1) | options
+            options = dict(n_threads=1, n_threads_batch=1, n_batch=64, verbose=False) | options
             return llama_cpp.Llama({str(places.MODEL)!r}, **options)
 
         def complete(llm, prompt, tokens):

@@ -91,7 +91,7 @@ class PromptCache(unittest.TestCase):
             self.assertGreater(same.agreement(again.steps, ours.afresh(prompt, 40).steps), 10)
 
     def test_an_answer_is_dropped(self):
-        """As chat templates drop thoughts: further back than a rewind reaches. Whatever the server does, it is right."""
+        """As chat templates drop thoughts: further back than a rewind reaches. Whatever the server does is right."""
         ours = server.serve(self, "-c", 256, "-np", 1, settings={"window": 252})
         prompt = places.TEXT[100000:101500]
         ours.complete(prompt, 400)

@@ -25,8 +25,9 @@ class BackendPath(unittest.TestCase):
 class Launcher(unittest.TestCase):
     def test_it_starts_the_server(self):
         env = process.environment(preload=False)
-        started = process.Process([places.LAUNCHER, "--library", places.LIBRARY, "--sink", 2, "--window", 100, "--",
-                                   places.PROGRAMS / "llama-completion", *Programs.COMMON, *Programs.ONCE, "-n", 400], env)
+        started = process.Process(
+            [places.LAUNCHER, "--library", places.LIBRARY, "--sink", 2, "--window", 100, "--",
+             places.PROGRAMS / "llama-completion", *Programs.COMMON, *Programs.ONCE, "-n", 400], env)
         self.addCleanup(started.stop)
         self.assertEqual(started.popen.wait(120), 0, started.log())
         self.assertIn("2 sinks", started.log())
@@ -50,7 +51,7 @@ class Programs(unittest.TestCase):
         self.assertEqual(ours[:50], stock[:50])
 
     def cli(self, env):
-        questions = places.TEXT[300:400].replace("\n", " ") + "\n" + places.TEXT[5000:5100].replace("\n", " ") + "\n/exit\n"
+        questions = "\n".join(places.TEXT[i:i + 100].replace("\n", " ") for i in (300, 5000)) + "\n/exit\n"
         return process.run([places.PROGRAMS / "llama-cli", *self.COMMON, "--ignore-eos", "-n", 600], env, questions)
 
     def test_cli(self):
