@@ -64,8 +64,14 @@ class Process:
 
     def cpu_seconds(self):
         """What its threads have used: on a machine with other work a better measure of cost than elapsed time."""
-        fields = pathlib.Path(f"/proc/{self.popen.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        nanoseconds = 0
+        for thread in pathlib.Path(f"/proc/{self.popen.pid}/task").iterdir():
+            try:
+                nanoseconds += int((thread / "schedstat").read_text().split()[0])
+            except (FileNotFoundError, ProcessLookupError):
+                # It has just ended.
+                continue
+        return nanoseconds / 1e9
 
     def stop(self):
         if self.popen.poll() is None:
