@@ -62,17 +62,6 @@ class Process:
         pages = pathlib.Path(f"/proc/{self.popen.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
-    def cpu_seconds(self):
-        """What its threads have used: on a machine with other work a better measure of cost than elapsed time."""
-        nanoseconds = 0
-        for thread in pathlib.Path(f"/proc/{self.popen.pid}/task").iterdir():
-            try:
-                nanoseconds += int((thread / "schedstat").read_text().split()[0])
-            except (FileNotFoundError, ProcessLookupError):
-                # It has just ended.
-                continue
-        return nanoseconds / 1e9
-
     def stop(self):
         if self.popen.poll() is None:
             self.popen.kill()

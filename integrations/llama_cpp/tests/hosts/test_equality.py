@@ -21,8 +21,15 @@ class Equality(unittest.TestCase):
         ours = server.serve(self, "-c", 256, "-np", 1, *F32, settings={})
         for start in (0, 40000, 200000):
             prompt = places.TEXT[start:start + 100]
-            stock = self.stock.complete(prompt, 150, cache_prompt=False)
-            self.assertEqual(ours.complete(prompt, 150, cache_prompt=False).text, stock.text)
+            stock, answer = (host.post("/completion", host.request(prompt, 150, n_probs=5, cache_prompt=False))
+                             for host in (self.stock, ours))
+            self.assertEqual(answer["content"], stock["content"])
+            # The logarithms of the five likeliest tokens' probabilities.
+            for step, (one, other) in enumerate(zip(answer["completion_probabilities"],
+                                                    stock["completion_probabilities"], strict=True)):
+                self.assertEqual(len(one["top_logprobs"]), 5)
+                for ours_, stocks in zip(one["top_logprobs"], other["top_logprobs"]):
+                    self.assertAlmostEqual(ours_["logprob"], stocks["logprob"], delta=1e-3, msg=f"token {step}")
 
     def test_past_the_window(self):
         # Stock's context of 256 holds 255 tokens while it computes one more.

@@ -65,6 +65,12 @@ class Length(unittest.TestCase):
         self.assertEqual(second.read + second.kept, len(other) + 1)
         self.assertGreater(same.agreement(second.steps, self.ours.afresh(other, 60).steps), 10)
 
+    def test_the_comparison_sees_another_window(self):
+        narrower = server.serve(self, "-c", 256, "-np", 1, settings={"window": 200})
+        prompt = places.TEXT[40000:40600]
+        with self.assertRaisesRegex(AssertionError, "likelier than the next best"):
+            same.agreement(narrower.afresh(prompt, 400).steps, self.ours.afresh(prompt, 400).steps)
+
     def test_a_shift_is_not_needed(self):
         """--context-shift is switched off by the server, since the cache says that it cannot shift."""
         shifting = server.serve(self, "-c", 256, "-np", 1, "--context-shift", settings={})
