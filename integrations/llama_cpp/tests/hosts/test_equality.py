@@ -24,17 +24,18 @@ class Equality(unittest.TestCase):
             stock, answer = (host.post("/completion", host.request(prompt, 150, n_probs=5, cache_prompt=False))
                              for host in (self.stock, ours))
             self.assertEqual(answer["content"], stock["content"])
-            # The logarithms of the five likeliest tokens' probabilities.
+            # The logarithms of the five likeliest tokens' probabilities. The model's weights are f16, and so is, after
+            # rounding, what they are multiplied with.
             for step, (one, other) in enumerate(zip(answer["completion_probabilities"],
                                                     stock["completion_probabilities"], strict=True)):
                 self.assertEqual(len(one["top_logprobs"]), 5)
                 for ours_, stocks in zip(one["top_logprobs"], other["top_logprobs"]):
-                    self.assertAlmostEqual(ours_["logprob"], stocks["logprob"], delta=1e-3, msg=f"token {step}")
+                    self.assertAlmostEqual(ours_["logprob"], stocks["logprob"], delta=5e-3, msg=f"token {step}")
 
     def test_past_the_window(self):
         # Stock's context of 256 holds 255 tokens while it computes one more.
-        ours = server.serve(self, "-c", 256, "-np", 1, *F32, settings={"sink": 4, "window": 251})
-        narrower = server.serve(self, "-c", 256, "-np", 1, *F32, settings={"sink": 4, "window": 120})
+        ours = server.serve(self, "-c", 255, "-np", 1, *F32, settings={"sink": 4, "window": 251})
+        narrower = server.serve(self, "-c", 124, "-np", 1, *F32, settings={"sink": 4, "window": 120})
         prompt = places.TEXT[:200]
         stock = self.shifted_by_one(prompt, 1200)
         self.assertEqual(stock.tokens, 1200)

@@ -16,6 +16,9 @@ class Length(unittest.TestCase):
         """The longest stream instead of the context: by it the server decides when to stop and what to refuse."""
         self.assertEqual(self.stock.get("/props")["default_generation_settings"]["n_ctx"], 256)
         self.assertEqual(self.ours.get("/props")["default_generation_settings"]["n_ctx"], 2**24)
+        # With a window of its own, a context that is larger is meant as the length.
+        long = server.serve(self, "-c", 4096, "-np", 1, settings={"window": 252})
+        self.assertEqual(long.get("/props")["default_generation_settings"]["n_ctx"], 4096)
 
     def test_5000_tokens(self):
         prompt = places.TEXT[:100]
@@ -66,7 +69,7 @@ class Length(unittest.TestCase):
         self.assertGreater(same.agreement(second.steps, self.ours.afresh(other, 60).steps), 10)
 
     def test_the_comparison_sees_another_window(self):
-        narrower = server.serve(self, "-c", 256, "-np", 1, settings={"window": 200})
+        narrower = server.serve(self, "-c", 200, "-np", 1, settings={})
         prompt = places.TEXT[40000:40600]
         with self.assertRaisesRegex(AssertionError, "likelier than the next best"):
             same.agreement(narrower.afresh(prompt, 400).steps, self.ours.afresh(prompt, 400).steps)

@@ -12,7 +12,7 @@ SLOTS = 4
 class Slots(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.ours = server.serve(cls, "-c", 256, "-np", SLOTS, settings={"window": 252})
+        cls.ours = server.serve(cls, "-c", 256, "-np", SLOTS, settings={})
 
     def test_four_at_once_each_as_alone(self):
         prompts = [places.TEXT[i * 3000:i * 3000 + 700] for i in range(SLOTS)]

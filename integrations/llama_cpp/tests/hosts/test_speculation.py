@@ -13,11 +13,11 @@ class Speculation(unittest.TestCase):
     def setUpClass(cls):
         # A prompt that repeats itself, so that drafts of n-grams are found.
         cls.prompt = places.TEXT[1000:1100] * 3
-        plain = server.serve(cls, *CONTEXT, settings={"window": 252})
+        plain = server.serve(cls, *CONTEXT, settings={})
         cls.plain = plain.complete(cls.prompt, TOKENS)
 
     def check(self, *arguments):
-        ours = server.serve(self, *CONTEXT, *arguments, settings={"window": 252})
+        ours = server.serve(self, *CONTEXT, *arguments, settings={})
         answer = ours.complete(self.prompt, TOKENS)
         self.assertEqual((answer.tokens, answer.truncated), (TOKENS, False))
         self.assertEqual(answer.text, self.plain.text)

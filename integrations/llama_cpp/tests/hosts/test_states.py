@@ -15,7 +15,7 @@ class SavedSlots(unittest.TestCase):
 
     def serve(self, **options):
         return server.serve(self, "-c", 256, "-np", 2, "--slot-save-path", self.folder.name,
-                            **{"settings": {"window": 252}, **options})
+                            **{"settings": {}, **options})
 
     def saved(self, first, name):
         return first.post("/slots/0?action=save", {"filename": name})
@@ -71,7 +71,7 @@ class SavedSlots(unittest.TestCase):
         prompt = places.TEXT[90000:90300]
         first.complete(prompt, 400, id_slot=0)
         self.saved(first, "wide")
-        narrow = self.serve(settings={"window": 100})
+        narrow = self.serve(settings={"window": 100, "length": 10000})
         with self.assertRaises(server.Refused):
             narrow.post("/slots/0?action=restore", {"filename": "wide"})
 
@@ -80,7 +80,7 @@ class PromptCache(unittest.TestCase):
     """One slot, two conversations in turn: the server keeps the state of the one that waits."""
 
     def test_there_and_back(self):
-        ours = server.serve(self, "-c", 256, "-np", 1, settings={"window": 252})
+        ours = server.serve(self, "-c", 256, "-np", 1, settings={})
         a, b = places.TEXT[:1500], places.TEXT[40000:41500]
         first = ours.complete(a, 40)
         other = ours.complete(b, 40)
@@ -92,7 +92,7 @@ class PromptCache(unittest.TestCase):
 
     def test_an_answer_is_dropped(self):
         """As chat templates drop thoughts: further back than a rewind reaches. Whatever the server does is right."""
-        ours = server.serve(self, "-c", 256, "-np", 1, settings={"window": 252})
+        ours = server.serve(self, "-c", 256, "-np", 1, settings={})
         prompt = places.TEXT[100000:101500]
         ours.complete(prompt, 400)
         other = prompt + " Other turn"

@@ -26,7 +26,7 @@ class Launcher(unittest.TestCase):
     def test_it_starts_the_server(self):
         env = process.environment(preload=False)
         started = process.Process(
-            [places.LAUNCHER, "--library", places.LIBRARY, "--sink", 2, "--window", 100, "--",
+            [places.LAUNCHER, "--library", places.LIBRARY, "--sink", 2, "--window", 300, "--",
              places.PROGRAMS / "llama-completion", *Programs.COMMON, *Programs.ONCE, "-n", 400], env)
         self.addCleanup(started.stop)
         self.assertEqual(started.popen.wait(120), 0, started.log())
