@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs the tests of llama.cpp's own programs with the library.
 
-run.py --programs FOLDER --library FILE [--everything] [PATTERN]
+run.py --programs FOLDER --library FILE [--python FILE] [--page FOLDER] [--everything] [PATTERN]
 """
 import argparse
 import os
@@ -15,6 +15,8 @@ def main():
     parser.add_argument("--programs", required=True, type=pathlib.Path, help="folder, as scripts/llama_hosts prints it")
     parser.add_argument("--library", required=True, type=pathlib.Path, help="libsinkcache_llama.so")
     parser.add_argument("--python", type=pathlib.Path, help="a Python that has llama-cpp-python's sources")
+    parser.add_argument("--page", type=pathlib.Path, help="a web page and Selenium, as scripts/llama_web_page prints it")
+    parser.add_argument("--picture", type=pathlib.Path, help="where a picture of the web page is to be written")
     parser.add_argument("--everything", action="store_true", help="long streams in full, not a share")
     parser.add_argument("pattern", nargs="?", default="test_*.py")
     options = parser.parse_args()
@@ -25,8 +27,12 @@ def main():
     os.environ["SKC_HOST_PROGRAMS"] = str(options.programs.resolve())
     os.environ["SKC_HOST_LIBRARY"] = str(options.library.resolve())
     os.environ["SKC_HOST_EVERYTHING"] = "yes" if options.everything else "no"
-    if options.python:
-        os.environ["SKC_HOST_PYTHON"] = str(options.python.absolute())
+    # A link into an environment is not the same as what it leads to.
+    for name, value in (("PYTHON", options.python), ("PAGE", options.page), ("PICTURE", options.picture)):
+        if value:
+            os.environ["SKC_HOST_" + name] = str(value.absolute())
+    if options.page:
+        sys.path.extend(map(str, options.page.glob("python/lib/python3.*/site-packages")))
 
     folder = pathlib.Path(__file__).resolve().parent
     sys.path.insert(0, str(folder))
