@@ -15,7 +15,7 @@ def main():
     parser.add_argument("--programs", required=True, type=pathlib.Path, help="folder, as scripts/llama_hosts prints it")
     parser.add_argument("--library", required=True, type=pathlib.Path, help="libsinkcache_llama.so")
     parser.add_argument("--python", type=pathlib.Path, help="a Python that has llama-cpp-python's sources")
-    parser.add_argument("--page", type=pathlib.Path, help="a web page and Selenium, as scripts/llama_web_page prints it")
+    parser.add_argument("--page", type=pathlib.Path, help="folder, as scripts/llama_web_page prints it")
     parser.add_argument("--picture", type=pathlib.Path, help="where a picture of the web page is to be written")
     parser.add_argument("--everything", action="store_true", help="long streams in full, not a share")
     parser.add_argument("pattern", nargs="?", default="test_*.py")

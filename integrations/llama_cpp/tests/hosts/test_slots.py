@@ -54,6 +54,21 @@ class Slots(unittest.TestCase):
         for answer in several(n_probs=2):
             self.assertGreater(same.agreement(same.top_two(answer), alone.steps), 50)
 
+    def test_questions_while_it_generates(self):
+        """The server answers them on other threads, in the middle of a decode."""
+        prompt = places.TEXT[70000:70600]
+        alone = self.ours.afresh(prompt, 600)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            generating = pool.submit(self.ours.afresh, prompt, 600)
+            asked = 0
+            while not generating.done():
+                self.assertEqual(len(self.ours.get("/slots")), SLOTS)
+                self.assertEqual(self.ours.get("/props")["total_slots"], SLOTS)
+                asked += 1
+            answer = generating.result()
+        self.assertGreater(asked, 5)
+        self.assertGreater(same.agreement(answer.steps, alone.steps), 50)
+
     def test_chat(self):
         """An answer in a chat goes past the window too, and the numbers count the whole conversation."""
         body = {"messages": [{"role": "user", "content": places.TEXT[60000:60400]}], "max_tokens": 500,

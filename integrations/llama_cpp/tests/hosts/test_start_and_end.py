@@ -4,6 +4,7 @@ import subprocess
 import unittest
 
 import places
+import same
 import server
 
 
@@ -34,6 +35,18 @@ class StartAndEnd(unittest.TestCase):
             host.popen.send_signal(signal.SIGTERM)
             code = host.popen.wait(60)
         self.assertIn(code, (0, 1), host.log()[-2000:])
+
+    def test_a_client_that_goes_away(self):
+        """The server stops in the middle of an answer; the slot is as good as before."""
+        host = self.serve({})
+        expected = host.afresh(places.TEXT[:600], 50)
+        for _ in range(3):
+            generation = host.stream(places.TEXT[5000:5600], 100000)
+            for _ in range(20):
+                next(generation)
+            generation.close()
+            answer = host.afresh(places.TEXT[:600], 50)
+            self.assertGreater(same.agreement(answer.steps, expected.steps), 10)
 
     def test_fit(self):
         """--fit makes a context of a model without weights, asks for its size and frees it."""
