@@ -2,9 +2,10 @@
 #ifndef SINKCACHE_PROGRAMS_COMMAND_LINE_HPP
 #define SINKCACHE_PROGRAMS_COMMAND_LINE_HPP
 
+#include "one_line.hpp"
+
 #include <CLI/CLI.hpp>
 
-#include <cstddef>
 #include <optional>
 #include <string>
 
@@ -12,18 +13,6 @@ namespace programs {
 
 /** Exit code of every error. */
 constexpr int ERROR_CODE = 2;
-
-/** Most bytes of a value from a file that an error text shows. */
-constexpr std::size_t SHOWN_BYTES = 100;
-
-/**
- * At most `most` bytes of a text as a part of one line. Control characters, which could act on a terminal, become \xNN;
- * UTF-8 is not cut inside a character.
- */
-std::string one_line(const std::string &text, std::size_t most = SHOWN_BYTES);
-
-/** The same in quotes. */
-std::string in_quotes(const std::string &text);
 
 /** Prints "error: " and the text in one line on stderr. Returns ERROR_CODE. */
 int fail(const std::string &what);

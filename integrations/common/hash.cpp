@@ -1,6 +1,6 @@
 #include "hash.hpp"
 
-#include "command_line.hpp"
+#include "one_line.hpp"
 
 #include <algorithm>
 #include <fstream>

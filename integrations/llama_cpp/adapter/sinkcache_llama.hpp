@@ -115,6 +115,14 @@ public:
     void clear(llama_seq_id seq_id, std::uint64_t start_position = 0);
 
     /**
+     * Makes sequence `dst` an independent copy of `src`, such as for a second answer to one prompt. There are no logits
+     * of `dst` until its next decode().
+     *
+     * @throws Error as save() does; SKC_STATUS_INVALID_ARGUMENT if both are the same sequence.
+     */
+    void fork(llama_seq_id src, llama_seq_id dst);
+
+    /**
      * A sequence as bytes: what its next decode() needs, in place of llama.cpp's states. `tag` tells saved sequences of
      * different models apart, such as by a hash of the model's file: equal shapes of another model are not noticed
      * otherwise. LoRA adapters and samplers are not saved.
@@ -123,6 +131,10 @@ public:
      * unusable.
      */
     std::vector<std::uint8_t> save(llama_seq_id seq_id, const HostTag &tag) const;
+    /** Bytes that save() would return now. @throws Error as save() does. */
+    std::size_t saved_bytes(llama_seq_id seq_id) const;
+    /** save() into memory of the caller's; returns the bytes written. @throws Error as save() does, or for no room. */
+    std::size_t save_to(llama_seq_id seq_id, const HostTag &tag, std::uint8_t *data, std::size_t n_bytes) const;
 
     /**
      * Replaces a sequence by a saved one; the next token follows it. n_sink, window, kv_dtype and the model must be
@@ -131,7 +143,7 @@ public:
      * @throws Error SKC_STATUS_INVALID_SNAPSHOT with what differs, for bytes that are damaged or of another model, tag
      * or setting; the sequence is then as before. As clear() does.
      */
-    void load(llama_seq_id seq_id, const std::vector<std::uint8_t> &saved, const HostTag &tag);
+    void load(llama_seq_id seq_id, Span<std::uint8_t> saved, const HostTag &tag);
 
     /** Tokens decoded since the last clear(), evicted ones included. @throws Error as clear() does. */
     std::uint64_t length(llama_seq_id seq_id) const;

@@ -254,3 +254,31 @@ TEST_F(Edits, BackendSamplersOfTheHostStay) {
         chunk = {best};
     }
 }
+
+// llama.cpp then shows one graph several times, since the hook's sequence has several outputs in it.
+TEST_F(Edits, SeveralOutputsOfASequenceMayBeReserved) {
+    LlamaContext ctx(model.get(), params(64), options(4, 60));
+    const Rows want = run(ctx, tokens, 50);
+    for (const std::uint32_t outputs : {0U, 4U}) {
+        auto p = params(64);
+        p.n_outputs_max_per_seq = outputs;
+        LlamaContext several(model.get(), p, options(4, 60));
+        EXPECT_EQ(run(several, tokens, 50), want) << outputs;
+    }
+}
+
+TEST_F(Edits, AForkGoesOnAsItsSource) {
+    auto o = options(4, 60);
+    o.n_seqs = 2;
+    LlamaContext ctx(model.get(), params(64), o);
+    run(ctx, slice(tokens, 200, 250), 50, 1);
+    run(ctx, slice(tokens, 0, 100), 50);
+    ctx.fork(0, 1);
+    EXPECT_EQ(ctx.length(1), 100U);
+    const Rows want = run(ctx, slice(tokens, 100, 200), 25);
+    EXPECT_EQ(run(ctx, slice(tokens, 100, 200), 25, 1), want);
+    EXPECT_THROW(ctx.fork(0, 0), Error);
+    EXPECT_THROW(ctx.fork(0, 2), Error);
+    EXPECT_THROW(ctx.fork(-1, 0), Error);
+    EXPECT_EQ(ctx.length(0), 200U);
+}

@@ -184,12 +184,12 @@ TEST_F(Graph, OtherKindsOfRopeAreRejected) {
 TEST(Positions, NeverRunOut) {
     const llama_model_ptr model = load(decoder("llama"), "positions");
     const llama_context_ptr ctx = stock(model.get(), 256);
-    Sequences sequences(ctx.get(), 1, 100);
+    Sequences sequences(ctx.get(), 1, Numbering::OF_THE_STREAM, 100);
     const Tokens tokens = random_tokens(model.get(), 20);
     for (int i = 0; i < 200; ++i) {
         const std::int32_t n = 1 + i * 7 % 20;
         BatchPlan plan;
-        plan.entries = {{0, n, 0}};
+        plan.entries = {{0, n, 0, 0}};
         sequences.assign_positions(plan);
         ASSERT_EQ(plan.positions.size(), std::size_t(n));
         EXPECT_GE(plan.positions.front(), 0);

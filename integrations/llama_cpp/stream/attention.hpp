@@ -27,6 +27,8 @@ class Attention {
 public:
     explicit Attention(std::size_t n_layers);
 
+    /** Whether the attention of a graph has been replaced already, of this object or another one. */
+    static bool is_installed(ggml_cgraph *graph);
     /** Replaces the attention nodes of a graph by ops of this object, which must outlive the graph. */
     void install(ggml_context *ctx, const std::vector<LayerNodes> &layers);
     /** The cache that ops compute with; it must live until the last graph has run. */

@@ -12,29 +12,46 @@
 namespace sinkcache {
 namespace llama_cpp {
 
+/** Who chooses the positions of the tokens in llama.cpp's own KV cache. */
+enum class Numbering {
+    /**
+     * The host: they are the stream positions, of 31 bits. What the host reads there is true, and models that use
+     * positions outside of attention get the right ones. Edits of that cache must come through the stream, which does
+     * not notice others.
+     */
+    OF_THE_HOST,
+    /**
+     * The stream: they start at a random number, increase with every token, do not decrease when a sequence is rewound
+     * or cleared, and restart at 0 before they reach `max_pos`. A state that the host loads with llama_state_ therefore
+     * ends at an unexpected position, and check_unmodified() detects it. Stream positions may have 64 bits.
+     */
+    OF_THE_STREAM,
+};
+
 /**
  * llama.cpp's KV cache holds the last token of each sequence, since llama_decode requires that the positions of a batch
- * follow those in its cache. Attention does not use these positions, which have 32 bits, so this class chooses them:
- * they start at a random number, increase with every token, do not decrease when a sequence is rewound or cleared, and
- * restart at 0 before they reach `max_pos`. A state that the host loads with llama_state_ therefore ends at an
- * unexpected position, and check_unmodified() detects it.
+ * follow those in its cache. Attention does not use these positions.
  */
 class Sequences {
 public:
-    /** Positions stay below `max_pos`. `ctx` must outlive this object. */
-    Sequences(llama_context *ctx, std::uint32_t n_seqs, llama_pos max_pos = 1 << 30);
+    /** Positions that the stream chooses stay below `max_pos`. `ctx` must outlive this object. */
+    Sequences(llama_context *ctx, std::uint32_t n_seqs, Numbering numbering, llama_pos max_pos = 1 << 30);
 
+    Numbering numbering() const { return numbering_; }
     std::int32_t count() const { return static_cast<std::int32_t>(next_.size()); }
     /** Index of a sequence. @throws Error if it does not exist */
     std::size_t existing(llama_seq_id seq_id) const;
     /** Index of a sequence. @throws Error if it does not exist or is broken */
     std::size_t usable(llama_seq_id seq_id) const;
+    bool is_broken(llama_seq_id seq_id) const { return broken_[static_cast<std::size_t>(seq_id)]; }
     /** Makes a sequence unusable until it is cleared: its layers could not be brought to one length. */
     void mark_broken(llama_seq_id seq_id) { broken_[static_cast<std::size_t>(seq_id)] = true; }
-    /** @throws Error if the host has edited llama.cpp's cache or loaded a state */
+    /** @throws Error if the host has edited llama.cpp's cache or loaded a state, unless the numbering is the host's */
     void check_unmodified() const;
     /**
      * Before a batch: removes all but the last token of its sequences from llama.cpp's cache, and sets the positions.
+     *
+     * @throws Error SKC_STATUS_OUT_OF_RANGE, and changes nothing, if the host's numbering ends: beyond 2^31 - 1
      */
     void assign_positions(BatchPlan &plan);
     /** Tokens of the current batch that llama.cpp's cache holds. */
@@ -47,10 +64,12 @@ public:
     void clear(llama_seq_id seq_id);
 
 private:
+    void follow_host(const BatchPlan &plan);
     void record_newest(llama_seq_id seq_id);
     void make_room(llama_seq_id seq_id, std::int32_t n_tokens);
 
     llama_memory_t memory_;
+    Numbering numbering_;
     llama_pos max_pos_;
     /** Position of the next token. */
     std::vector<llama_pos> next_;

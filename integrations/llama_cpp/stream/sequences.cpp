@@ -1,16 +1,19 @@
 #include "sequences.hpp"
 
 #include "errors.hpp"
+#include "llama_api.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <random>
 #include <string>
 
 namespace sinkcache {
 namespace llama_cpp {
 
-Sequences::Sequences(llama_context *ctx, std::uint32_t n_seqs, llama_pos max_pos)
-    : memory_(llama_get_memory(ctx)),
+Sequences::Sequences(llama_context *ctx, std::uint32_t n_seqs, Numbering numbering, llama_pos max_pos)
+    : memory_(api().llama_get_memory(ctx)),
+      numbering_(numbering),
       max_pos_(max_pos),
       next_(n_seqs, static_cast<llama_pos>(std::random_device()() % static_cast<std::uint32_t>(max_pos / 2))),
       newest_(n_seqs, -1),
@@ -34,8 +37,11 @@ std::size_t Sequences::usable(llama_seq_id seq_id) const {
 }
 
 void Sequences::check_unmodified() const {
+    if (numbering_ == Numbering::OF_THE_HOST) {
+        return;
+    }
     for (std::size_t s = 0; s < newest_.size(); ++s) {
-        const llama_pos found = llama_memory_seq_pos_max(memory_, static_cast<llama_seq_id>(s));
+        const llama_pos found = api().llama_memory_seq_pos_max(memory_, static_cast<llama_seq_id>(s));
         if (found != newest_[s]) {
             invalid_argument(
                 "llama.cpp's own cache was modified outside sinkcache::LlamaContext (llama_memory_ edit or "
@@ -48,6 +54,9 @@ void Sequences::check_unmodified() const {
 }
 
 void Sequences::assign_positions(BatchPlan &plan) {
+    if (numbering_ == Numbering::OF_THE_HOST) {
+        follow_host(plan);
+    }
     for (const BatchEntry &entry : plan.entries) {
         make_room(entry.seq_id, entry.n_tokens);
         for (std::int32_t i = 0; i < entry.n_tokens; ++i) {
@@ -56,30 +65,45 @@ void Sequences::assign_positions(BatchPlan &plan) {
     }
 }
 
+void Sequences::follow_host(const BatchPlan &plan) {
+    constexpr std::uint64_t LAST = std::numeric_limits<llama_pos>::max();
+    for (const BatchEntry &entry : plan.entries) {
+        const std::uint64_t last = entry.position + static_cast<std::uint64_t>(entry.n_tokens) - 1;
+        if (last > LAST - 1) {
+            throw Error(SKC_STATUS_OUT_OF_RANGE, "sequence " + std::to_string(entry.seq_id) + " would reach position " +
+                                                     std::to_string(last) + ": llama.cpp has positions below " +
+                                                     std::to_string(LAST));
+        }
+    }
+    for (const BatchEntry &entry : plan.entries) {
+        next_[static_cast<std::size_t>(entry.seq_id)] = static_cast<llama_pos>(entry.position);
+    }
+}
+
 void Sequences::make_room(llama_seq_id seq_id, std::int32_t n_tokens) {
     auto &next = next_[static_cast<std::size_t>(seq_id)];
-    if (next > max_pos_ - n_tokens) {
+    if (numbering_ == Numbering::OF_THE_STREAM && next > max_pos_ - n_tokens) {
         drop(seq_id);
         next = 0;
     } else if (next > 1) {
-        llama_memory_seq_rm(memory_, seq_id, 0, next - 1);
+        api().llama_memory_seq_rm(memory_, seq_id, 0, next - 1);
         record_newest(seq_id);
     }
 }
 
 llama_pos Sequences::uncommitted(llama_seq_id seq_id) const {
-    return std::max(0, llama_memory_seq_pos_max(memory_, seq_id) + 1 - next_[static_cast<std::size_t>(seq_id)]);
+    return std::max(0, api().llama_memory_seq_pos_max(memory_, seq_id) + 1 - next_[static_cast<std::size_t>(seq_id)]);
 }
 
 void Sequences::commit(llama_seq_id seq_id, std::int64_t n) {
     auto &next = next_[static_cast<std::size_t>(seq_id)];
     next += static_cast<llama_pos>(n);
-    llama_memory_seq_rm(memory_, seq_id, next, -1);
+    api().llama_memory_seq_rm(memory_, seq_id, next, -1);
     record_newest(seq_id);
 }
 
 void Sequences::drop(llama_seq_id seq_id) {
-    llama_memory_seq_rm(memory_, seq_id, -1, -1);
+    api().llama_memory_seq_rm(memory_, seq_id, -1, -1);
     record_newest(seq_id);
 }
 
@@ -89,7 +113,7 @@ void Sequences::clear(llama_seq_id seq_id) {
 }
 
 void Sequences::record_newest(llama_seq_id seq_id) {
-    newest_[static_cast<std::size_t>(seq_id)] = llama_memory_seq_pos_max(memory_, seq_id);
+    newest_[static_cast<std::size_t>(seq_id)] = api().llama_memory_seq_pos_max(memory_, seq_id);
 }
 
 }  // namespace llama_cpp

@@ -1,6 +1,7 @@
 #include "graph.hpp"
 
 #include "errors.hpp"
+#include "llama_api.hpp"
 #include "op_params.hpp"
 
 #include <unordered_map>
@@ -14,7 +15,7 @@ const ggml_tensor *data_owner(const ggml_tensor *t) { return t->view_src ? t->vi
 
 /** Operation and name of a node, for error texts. */
 std::string describe(const ggml_tensor *t) {
-    return std::string(ggml_op_desc(t)) + (t->name[0] ? std::string(" '") + t->name + "'" : std::string());
+    return std::string(api().ggml_op_desc(t)) + (t->name[0] ? std::string(" '") + t->name + "'" : std::string());
 }
 
 /** The ROPE node that a tensor comes from. */
@@ -36,8 +37,8 @@ RopeSource find_rope(ggml_tensor *t, const char *which) {
         case GGML_OP_VIEW:
         case GGML_OP_RESHAPE:
         case GGML_OP_CONT:
-            if (t->src[0] && ggml_nelements(t) == ggml_nelements(t->src[0]) && ggml_is_contiguous(t) &&
-                ggml_is_contiguous(t->src[0])) {
+            if (t->src[0] && api().ggml_nelements(t) == api().ggml_nelements(t->src[0]) &&
+                api().ggml_is_contiguous(t) && api().ggml_is_contiguous(t->src[0])) {
                 t = t->src[0];
                 continue;
             }
@@ -127,7 +128,8 @@ LayerNodes read_layer(ggml_tensor *attention, const CacheWrites &writes) {
 /** A value of the model's metadata as text; empty if it has none. */
 std::string metadata(const llama_model *model, const std::string &key) {
     char text[256];
-    return llama_model_meta_val_str(model, key.c_str(), text, sizeof text) < 0 ? std::string() : std::string(text);
+    const std::int32_t n = api().llama_model_meta_val_str(model, key.c_str(), text, sizeof text);
+    return n < 0 ? std::string() : std::string(text);
 }
 
 }  // namespace
@@ -140,27 +142,27 @@ bool LayerShape::operator==(const LayerShape &o) const {
 std::string unsupported_reason(const llama_model *model) {
     const std::string arch = metadata(model, "general.architecture");
     const auto because = [&](const std::string &reason) { return "architecture '" + arch + "': " + reason; };
-    if (llama_model_is_recurrent(model)) {
+    if (api().llama_model_is_recurrent(model)) {
         return because("a recurrent model has no KV cache");
     }
-    if (llama_model_is_hybrid(model)) {
+    if (api().llama_model_is_hybrid(model)) {
         return because("a model with recurrent layers is not supported");
     }
-    if (llama_model_is_diffusion(model)) {
+    if (api().llama_model_is_diffusion(model)) {
         return because("a diffusion model is not supported");
     }
-    if (llama_model_has_encoder(model) || !llama_model_has_decoder(model)) {
+    if (api().llama_model_has_encoder(model) || !api().llama_model_has_decoder(model)) {
         return because("a model with an encoder is not supported");
     }
-    if (llama_model_n_swa(model) > 0) {
-        return because("sliding-window layers (" + std::to_string(llama_model_n_swa(model)) +
+    if (api().llama_model_n_swa(model) > 0) {
+        return because("sliding-window layers (" + std::to_string(api().llama_model_n_swa(model)) +
                        " tokens) have a cache of their own in llama.cpp and are not supported");
     }
     const std::string kv_lora_rank = metadata(model, arch + ".attention.kv_lora_rank");
     if (!kv_lora_rank.empty() && kv_lora_rank != "0") {
         return because("multi-head latent attention (MLA, rank " + kv_lora_rank + ") is not supported");
     }
-    switch (llama_model_rope_type(model)) {
+    switch (api().llama_model_rope_type(model)) {
     case LLAMA_ROPE_TYPE_NORM:
     case LLAMA_ROPE_TYPE_NEOX:
         return {};
@@ -174,9 +176,9 @@ std::string unsupported_reason(const llama_model *model) {
 std::vector<LayerNodes> read_graph(ggml_cgraph *graph, std::int32_t n_layers) {
     CacheWrites writes;
     std::vector<ggml_tensor *> attentions;
-    const int n_nodes = ggml_graph_n_nodes(graph);
+    const int n_nodes = api().ggml_graph_n_nodes(graph);
     for (int i = 0; i < n_nodes; ++i) {
-        ggml_tensor *node = ggml_graph_node(graph, i);
+        ggml_tensor *node = api().ggml_graph_node(graph, i);
         if (node->op == GGML_OP_SET_ROWS) {
             require(writes.emplace(data_owner(node), node).second,
                     [&] { return describe(data_owner(node)) + " is written twice"; });

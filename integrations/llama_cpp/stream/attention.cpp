@@ -1,5 +1,7 @@
 #include "attention.hpp"
 
+#include "llama_api.hpp"
+
 #include <ggml-backend.h>
 
 #include <algorithm>
@@ -11,8 +13,8 @@ namespace llama_cpp {
 namespace {
 
 bool has_gpu() {
-    for (std::size_t i = 0; i < ggml_backend_dev_count(); ++i) {
-        const auto type = ggml_backend_dev_type(ggml_backend_dev_get(i));
+    for (std::size_t i = 0; i < api().ggml_backend_dev_count(); ++i) {
+        const auto type = api().ggml_backend_dev_type(api().ggml_backend_dev_get(i));
         if (type != GGML_BACKEND_DEVICE_TYPE_CPU && type != GGML_BACKEND_DEVICE_TYPE_ACCEL) {
             return true;
         }
@@ -29,6 +31,18 @@ Attention::Attention(std::size_t n_layers) : layers_(new Layer[n_layers]), n_lay
     }
 }
 
+bool Attention::is_installed(ggml_cgraph *graph) {
+    for (int i = 0; i < api().ggml_graph_n_nodes(graph); ++i) {
+        const ggml_tensor *node = api().ggml_graph_node(graph, i);
+        // ggml stores an op's function in front of its parameters.
+        const ggml_custom_op_t function = &Attention::op;
+        if (node->op == GGML_OP_CUSTOM && std::memcmp(node->op_params, &function, sizeof function) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
 // The node keeps its place in the graph. Its new inputs are computed before it: they are what Q, K and V came from.
 void Attention::install(ggml_context *ctx, const std::vector<LayerNodes> &layers) {
     const bool gpu = has_gpu();
@@ -37,13 +51,14 @@ void Attention::install(ggml_context *ctx, const std::vector<LayerNodes> &layers
             // GPU backends fuse a norm with the RoPE after it and do not store the norm's result, unless it is an
             // output: they counted its users before this op became one. The CPU backend does not fuse these, and an
             // output would occupy its memory until the end of the graph.
-            ggml_set_output(layers[i].q);
-            ggml_set_output(layers[i].k);
+            api().ggml_set_output(layers[i].q);
+            api().ggml_set_output(layers[i].k);
         }
         ggml_tensor *node = layers[i].attention;
         ggml_tensor *args[] = {layers[i].q, layers[i].k, layers[i].v, layers[i].positions};
-        const ggml_tensor *donor = ggml_custom_4d(ctx, node->type, node->ne[0], node->ne[1], node->ne[2], node->ne[3],
-                                                  args, 4, &Attention::op, GGML_N_TASKS_MAX, &layers_[i]);
+        const std::int64_t *ne = node->ne;
+        const ggml_tensor *donor = api().ggml_custom_4d(ctx, node->type, ne[0], ne[1], ne[2], ne[3], args, 4,
+                                                        &Attention::op, GGML_N_TASKS_MAX, &layers_[i]);
         node->op = donor->op;
         std::memcpy(node->op_params, donor->op_params, sizeof node->op_params);
         std::copy(std::begin(donor->src), std::end(donor->src), std::begin(node->src));
@@ -83,7 +98,7 @@ void Attention::run(Layer &layer, ggml_tensor *dst, int ith, int nth) {
     if (!done && ith == 0) {
         // The abort callback ends the graph, unless the host has replaced it: then no logit may look valid.
         auto *out = static_cast<float *>(dst->data);
-        std::fill(out, out + ggml_nelements(dst), std::numeric_limits<float>::quiet_NaN());
+        std::fill(out, out + api().ggml_nelements(dst), std::numeric_limits<float>::quiet_NaN());
     }
     // Every thread has read n_rows before it gets here, and ggml's barrier comes before the next op of this layer.
     if (layer.n_finished.fetch_add(1, std::memory_order_acq_rel) + 1 == nth) {

@@ -1,4 +1,4 @@
-// A llama_batch, validated and split into the micro-batches in which llama.cpp will compute it.
+// A batch, validated and split into the micro-batches in which llama.cpp will compute it.
 #ifndef SINKCACHE_LLAMA_BATCH_HPP
 #define SINKCACHE_LLAMA_BATCH_HPP
 
@@ -14,6 +14,18 @@ namespace llama_cpp {
 
 class Sequences;
 
+/** A token of a host's batch, as far as the cache needs to know it. */
+struct BatchRow {
+    llama_seq_id seq_id = 0;
+    /** The position that the host gives it, or NEXT. */
+    llama_pos pos = NEXT;
+    /** Sequences that the host puts it in; more than 1 is refused. */
+    std::int32_t n_seq_ids = 1;
+
+    /** The position after the sequence's last token. */
+    static constexpr llama_pos NEXT = -1;
+};
+
 /** A micro-batch of llama.cpp as a ragged batch of sinkcache: entry i is n_tokens[i] rows of seq_ids[i]. */
 struct Ubatch {
     /** Sum of n_tokens. */
@@ -28,9 +40,11 @@ struct BatchEntry {
     std::int32_t n_tokens = 0;
     /** Length of the sequence before the batch. */
     std::uint64_t length_before = 0;
+    /** Stream position of the first of the tokens. */
+    std::uint64_t position = 0;
 };
 
-/** What one LlamaContext::decode() computes. */
+/** What one Stream::decode() computes. */
 struct BatchPlan {
     /** One entry for each sequence of the batch, in the order of its tokens. */
     std::vector<BatchEntry> entries;
@@ -40,13 +54,16 @@ struct BatchPlan {
     std::vector<llama_pos> positions;
 };
 
+/** The rows of a llama_batch. @throws Error for a batch without tokens, or without token and embd */
+std::vector<BatchRow> rows_of(const llama_batch &batch);
+
 /**
  * Validates a batch and plans its computation. Changes no state; `positions` stays empty, see
  * Sequences::assign_positions().
  *
  * @throws Error with the token and what is allowed
  */
-BatchPlan plan_batch(const llama_batch &batch, const llama_context *ctx, const Cache &cache,
+BatchPlan plan_batch(const std::vector<BatchRow> &rows, const llama_context *ctx, const Cache &cache,
                      const Sequences &sequences);
 
 }  // namespace llama_cpp

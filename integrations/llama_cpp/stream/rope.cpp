@@ -1,6 +1,7 @@
 #include "rope.hpp"
 
 #include "errors.hpp"
+#include "llama_api.hpp"
 #include "op_params.hpp"
 
 #include <ggml-backend.h>
@@ -26,10 +27,10 @@ std::vector<float> RopeParams::inv_freq() const {
     if (freq_factors) {
         require(freq_factors->buffer && freq_factors->data,
                 [&] { return std::string("the frequency factors '") + freq_factors->name + "' have no data"; });
-        ggml_backend_tensor_get(freq_factors, factor.data(), 0, n * sizeof(float));
+        api().ggml_backend_tensor_get(freq_factors, factor.data(), 0, n * sizeof(float));
     }
     float corr_dims[2] = {0, 0};
-    ggml_rope_yarn_corr_dims(n_dims, n_ctx_orig, base, beta_fast, beta_slow, corr_dims);
+    api().ggml_rope_yarn_corr_dims(n_dims, n_ctx_orig, base, beta_fast, beta_slow, corr_dims);
     std::vector<float> frequencies(n);
     for (std::size_t j = 0; j < n; ++j) {
         const double extrapolated = std::pow(double(base), -2.0 * double(j) / n_dims) / factor[j];

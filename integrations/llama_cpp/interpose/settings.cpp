@@ -1,0 +1,88 @@
+#include "settings.hpp"
+
+#include "errors.hpp"
+#include "one_line.hpp"
+
+#include <cerrno>
+#include <cstdlib>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace sinkcache {
+namespace interpose {
+namespace {
+
+/** A variable's value; NULL if it is not set or empty. */
+const char *value_of(const std::string &name) {
+    const char *value = std::getenv(name.c_str());
+    return value && *value ? value : nullptr;
+}
+
+[[noreturn]] void refuse(const std::string &name, const char *value, const std::string &allowed) {
+    llama_cpp::invalid_config(name + " is " + programs::in_quotes(value) + ": allowed are " + allowed);
+}
+
+std::optional<std::uint32_t> number(const char *short_name, std::uint32_t least, std::uint32_t most) {
+    const std::string name = std::string("SINKCACHE_LLAMA_") + short_name;
+    const char *value = value_of(name);
+    if (!value) {
+        return std::nullopt;
+    }
+    // Digits alone: strtoull also takes blanks and a sign.
+    bool valid = true;
+    for (const char *c = value; *c; ++c) {
+        valid = valid && *c >= '0' && *c <= '9';
+    }
+    errno = 0;
+    const unsigned long long n = std::strtoull(value, nullptr, 10);
+    if (!valid || errno != 0 || n < least || n > most) {
+        refuse(name, value, std::to_string(least) + " to " + std::to_string(most));
+    }
+    return static_cast<std::uint32_t>(n);
+}
+
+template <class T>
+T choice(const char *short_name, T otherwise, const std::vector<std::pair<const char *, T>> &choices) {
+    const std::string name = std::string("SINKCACHE_LLAMA_") + short_name;
+    const char *value = value_of(name);
+    if (!value) {
+        return otherwise;
+    }
+    std::string allowed;
+    for (const auto &[text, chosen] : choices) {
+        if (std::string(value) == text) {
+            return chosen;
+        }
+        allowed += (allowed.empty() ? "" : ", ") + std::string(text);
+    }
+    refuse(name, value, allowed);
+}
+
+}  // namespace
+
+Settings read_settings() {
+    Settings s;
+    s.log = choice("LOG", s.log,
+                   {{"quiet", LogLevel::QUIET},
+                    {"errors", LogLevel::ERRORS},
+                    {"info", LogLevel::INFO},
+                    {"debug", LogLevel::DEBUG}});
+    s.n_sink = number("SINK", 0, 1U << 20).value_or(s.n_sink);
+    s.window = number("WINDOW", 1, 1U << 28);
+    // Positions have 31 bits.
+    s.length = number("LENGTH", 1, 1U << 30);
+    s.max_rewind = number("MAX_REWIND", 0, 1U << 20).value_or(s.max_rewind);
+    if (const char *value = value_of("SINKCACHE_LLAMA_KV")) {
+        s.kv = programs::storage_types(value);
+        if (!s.kv) {
+            refuse("SINKCACHE_LLAMA_KV", value, programs::STORAGE_TYPES_ALLOWED);
+        }
+    }
+    s.checkpoints = choice("CHECKPOINTS", s.checkpoints, {{"off", false}, {"on", true}});
+    s.unsupported = choice("UNSUPPORTED", s.unsupported, {{"fail", Unsupported::FAIL}, {"stock", Unsupported::STOCK}});
+    return s;
+}
+
+}  // namespace interpose
+}  // namespace sinkcache

@@ -1,0 +1,380 @@
+#include "stream.hpp"
+
+#include "llama_api.hpp"
+
+#include <algorithm>
+
+namespace sinkcache {
+namespace llama_cpp {
+namespace {
+
+/** Settings of a layer, which point into `inv_freq` where RoPE needs explicit frequencies. */
+skc_layer_config layer_config(const LayerShape &shape, const StreamSettings &settings, std::vector<float> &inv_freq) {
+    Layer layer(settings.n_sink, settings.window);
+    layer.room(settings.max_pinned, settings.max_segments);
+    const RopeParams &rope = shape.rope;
+    layer.rope_style = rope.mode == GGML_ROPE_TYPE_NEOX ? SKC_ROPE_NEOX : SKC_ROPE_INTERLEAVED;
+    layer.rope_dim = static_cast<std::uint32_t>(rope.n_dims);
+    layer.rope_mscale = rope.mscale();
+    layer.scale = shape.scale;
+    layer.softcap = shape.softcap;
+    if (rope.is_linear()) {
+        layer.rope_base = rope.base;
+        layer.rope_scale = rope.scale;
+    } else {
+        inv_freq = rope.inv_freq();
+        layer.inv_freq = inv_freq.data();
+        layer.n_inv_freq = static_cast<std::uint32_t>(inv_freq.size());
+    }
+    return layer;
+}
+
+// llama.cpp chooses the LongRoPE factors by n_ctx, which is the room for a batch here.
+void check_long_rope(const RopeParams &rope, const StreamSettings &settings, std::uint32_t n_ctx) {
+    const std::string factors = rope.freq_factors ? rope.freq_factors->name : "";
+    const std::uint64_t held = std::uint64_t(settings.n_sink) + settings.max_pinned + settings.window;
+    const bool beyond = held > static_cast<std::uint64_t>(rope.n_ctx_orig);
+    if (factors.find(beyond ? "rope_factors_short" : "rope_factors_long") != std::string::npos) {
+        invalid_config("LongRoPE has other frequencies above " + std::to_string(rope.n_ctx_orig) +
+                       " tokens: n_sink + max_pinned + window = " + std::to_string(held) +
+                       " and n_batch + n_seqs = " + std::to_string(n_ctx) +
+                       " (padded) must be both above it or both not");
+    }
+}
+
+void check_params(const llama_context_params &p, const StreamSettings &settings) {
+    if (p.attention_type == LLAMA_ATTENTION_TYPE_NON_CAUSAL) {
+        invalid_config(
+            "attention_type LLAMA_ATTENTION_TYPE_NON_CAUSAL is not supported: attention over a stream is causal");
+    }
+    if (p.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
+        invalid_config("ctx_type " + std::to_string(p.ctx_type) + " is not supported: it shares a cache");
+    }
+    if (p.n_batch == 0 || p.n_batch > (1U << 20)) {
+        invalid_config("n_batch " + std::to_string(p.n_batch) + ": allowed are 1 to 1048576");
+    }
+    const auto max_seqs = static_cast<std::uint32_t>(api().llama_max_parallel_sequences()) - 1;
+    if (settings.n_seqs == 0 || settings.n_seqs > max_seqs) {
+        invalid_config("n_seqs " + std::to_string(settings.n_seqs) + ": allowed are 1 to " + std::to_string(max_seqs));
+    }
+    for (std::size_t i = 0; i < p.n_samplers; ++i) {
+        if (p.samplers[i].seq_id < 0 || static_cast<std::uint32_t>(p.samplers[i].seq_id) >= settings.n_seqs) {
+            invalid_config("a sampler for sequence " + std::to_string(p.samplers[i].seq_id) + ": n_seqs is " +
+                           std::to_string(settings.n_seqs));
+        }
+    }
+}
+
+/** Tokens of a range as the cache takes them. */
+std::int32_t range_length(const char *edit, std::uint64_t n) {
+    if (n > 0x7fffffffU) {
+        throw Error(SKC_STATUS_OUT_OF_RANGE,
+                    std::string(edit) + " of " + std::to_string(n) + " tokens: at most 2147483647 are allowed");
+    }
+    return static_cast<std::int32_t>(n);
+}
+
+}  // namespace
+
+/** The configuration of the cache, with the arrays that it points to. */
+class Stream::CacheConfig {
+public:
+    explicit CacheConfig(const Stream &stream);
+    const Config &get() const { return config_; }
+
+private:
+    Config config_;
+    std::vector<std::vector<float>> inv_freqs_;
+};
+
+Stream::CacheConfig::CacheConfig(const Stream &stream) : inv_freqs_(stream.shapes_.size()) {
+    const std::vector<LayerShape> &shapes = stream.shapes_;
+    const StreamSettings &settings = stream.settings_;
+    const LayerShape &first = shapes.front();
+    std::vector<skc_layer_config> layers;
+    for (std::size_t i = 0; i < shapes.size(); ++i) {
+        const LayerShape &s = shapes[i];
+        if (s.n_q_heads != first.n_q_heads || s.n_kv_heads != first.n_kv_heads || s.head_dim != first.head_dim ||
+            s.head_dim_v != first.head_dim_v) {
+            invalid_config("layer " + std::to_string(i) +
+                           " differs from layer 0 in head counts or head dims: all layers must have the same");
+        }
+        try {
+            layers.push_back(layer_config(s, settings, inv_freqs_[i]));
+        } catch (const NotSupported &e) {
+            invalid_config("layer " + std::to_string(i) + ": " + e.what());
+        }
+        check_long_rope(s.rope, settings, api().llama_n_ctx(stream.context()));
+    }
+    const auto n32 = [](std::int64_t n) { return static_cast<std::uint32_t>(n); };
+    config_.heads(n32(first.n_q_heads), n32(first.n_kv_heads), n32(first.head_dim), n32(first.head_dim_v))
+        .types(SKC_DTYPE_F32, settings.k_dtype)
+        .storage(settings.k_dtype, settings.v_dtype)
+        .seqs(settings.n_seqs)
+        .layers(layers)
+        .max_chunk(api().llama_n_ubatch(stream.context()))
+        .max_rewind(stream.max_rewind())
+        .threads(stream.n_threads_);
+}
+
+void Stream::FreeContext::operator()(llama_context *ctx) const { api().llama_free(ctx); }
+void Stream::FreeSampler::operator()(llama_sampler *sampler) const { api().llama_sampler_free(sampler); }
+
+namespace {
+
+/** The model, if llama.cpp's functions may be called. */
+llama_model *checked(llama_model *model) {
+    if (!api_problem().empty()) {
+        invalid_config("this is not the llama.cpp that the library was built for: " + api_problem());
+    }
+    return model;
+}
+
+}  // namespace
+
+Stream::Stream(llama_model *model, const StreamSettings &settings)
+    : model_(checked(model)),
+      settings_(settings),
+      attention_(static_cast<std::size_t>(std::max(0, api().llama_model_n_layer(model)))) {
+    const std::string reason = unsupported_reason(model);
+    if (!reason.empty()) {
+        invalid_config(reason);
+    }
+}
+
+Stream::~Stream() = default;
+
+// llama.cpp passes each graph it builds, before it allocates its nodes, to samplers that can run in a backend. This
+// sampler belongs to a sequence without tokens, so that the logits of all others are returned as usual.
+llama_sampler_seq_config Stream::make_hook() {
+    static llama_sampler_i iface = [] {
+        llama_sampler_i i{};
+        i.name = [](const llama_sampler *) { return "sinkcache"; };
+        i.apply = [](llama_sampler *, llama_token_data_array *) {};
+        i.clone = [](const llama_sampler *s) { return api().llama_sampler_init(s->iface, s->ctx); };
+        i.backend_init = [](llama_sampler *, ggml_backend_buffer_type_t, std::uint32_t) { return true; };
+        i.backend_apply = [](llama_sampler *s, ggml_context *graph_ctx, ggml_cgraph *graph, llama_sampler_data *data) {
+            // Nothing is sampled. Otherwise llama.cpp would copy all logits for this sampler.
+            data->logits = nullptr;
+            static_cast<Stream *>(s->ctx)->on_graph(graph_ctx, graph);
+        };
+        return i;
+    }();
+    graph_hook_.reset(api().llama_sampler_chain_init(api().llama_sampler_chain_default_params()));
+    api().llama_sampler_chain_add(graph_hook_.get(), api().llama_sampler_init(&iface, this));
+    return {static_cast<llama_seq_id>(settings_.n_seqs), graph_hook_.get()};
+}
+
+void Stream::create_context(llama_context_params p) {
+    check_params(p, settings_);
+    std::vector<llama_sampler_seq_config> samplers(p.samplers, p.samplers + p.n_samplers);
+    samplers.push_back(make_hook());
+    p.samplers = samplers.data();
+    p.n_samplers = samplers.size();
+
+    // llama.cpp aborts the process if n_batch or n_outputs_max is below the number of sequences, the hook's included.
+    p.n_seq_max = settings_.n_seqs + 1;
+    p.n_batch = std::max(p.n_batch, p.n_seq_max);
+    p.n_outputs_max = p.n_outputs_max == 0 ? p.n_batch : std::max(p.n_outputs_max, p.n_seq_max);
+    n_outputs_max_ = p.n_outputs_max;
+    // Room for a batch and the last token of each sequence.
+    p.n_ctx = p.n_batch + settings_.n_seqs;
+    p.n_ubatch = p.n_ubatch == 0 ? p.n_batch : std::min(p.n_ubatch, p.n_batch);
+    p.kv_unified = true;
+    p.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    p.type_k = GGML_TYPE_F16;
+    p.type_v = GGML_TYPE_F16;
+    set_abort_callback(p.abort_callback, p.abort_callback_data);
+    p.abort_callback = [](void *self) { return static_cast<const Stream *>(self)->aborts(); };
+    p.abort_callback_data = this;
+    n_threads_ = static_cast<std::uint32_t>(std::max({1, p.n_threads, p.n_threads_batch}));
+
+    ctx_.reset(api().llama_init_from_model(model_, p));
+    if (!unsupported_.empty()) {
+        invalid_config(unsupported_);
+    }
+    if (!ctx_) {
+        throw Error(SKC_STATUS_INTERNAL, "llama_init_from_model failed: llama.cpp's log has the reason");
+    }
+    if (shapes_.empty()) {
+        invalid_config("llama.cpp passed no graph to a backend sampler: this version of llama.cpp is not supported");
+    }
+    sequences_ = std::make_unique<Sequences>(ctx_.get(), settings_.n_seqs, settings_.numbering);
+}
+
+// roll_back() may have to remove a whole micro-batch.
+std::uint32_t Stream::max_rewind() const {
+    return std::max(settings_.max_rewind, api().llama_n_ubatch(ctx_.get()));
+}
+
+void Stream::create_cache() {
+    const CacheConfig config(*this);
+    cache_ = std::make_unique<Cache>(config.get());
+    attention_.set_cache(cache_->handle());
+}
+
+std::uint64_t Stream::cache_bytes() const { return has_model_data() ? CacheConfig(*this).get().bytes().first : 0; }
+
+/** Whether the tensors that the configuration is computed from can be read: llama.cpp may load a model without them. */
+bool Stream::has_model_data() const {
+    return std::all_of(shapes_.begin(), shapes_.end(), [](const LayerShape &shape) {
+        const ggml_tensor *factors = shape.rope.freq_factors;
+        return !factors || (factors->buffer && factors->data);
+    });
+}
+
+bool Stream::aborts() const {
+    if (attention_.error.is_set()) {
+        return true;
+    }
+    AbortCallback user;
+    {
+        const std::lock_guard<std::mutex> lock(user_abort_mutex_);
+        user = user_abort_;
+    }
+    return user.call && user.call(user.data);
+}
+
+void Stream::set_abort_callback(ggml_abort_callback callback, void *data) {
+    const std::lock_guard<std::mutex> lock(user_abort_mutex_);
+    user_abort_ = {callback, data};
+}
+
+// Called from llama.cpp, through which nothing may be thrown.
+void Stream::on_graph(ggml_context *graph_ctx, ggml_cgraph *graph) try {
+    // llama.cpp also counts the nodes that a sampler adds, with an empty graph. And it shows a graph once for each
+    // output of the hook's sequence, which has some in the graphs that reserve memory for n_outputs_max_per_seq.
+    if (api().ggml_graph_n_nodes(graph) == 0 || Attention::is_installed(graph)) {
+        return;
+    }
+    const auto layers = read_graph(graph, api().llama_model_n_layer(model_));
+    if (shapes_.empty()) {
+        for (const auto &layer : layers) {
+            shapes_.push_back(layer.shape);
+        }
+    }
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+        if (!(layers[i].shape == shapes_[i])) {
+            throw NotSupported("layer " + std::to_string(i) + ": its attention differs from that of earlier graphs");
+        }
+    }
+    attention_.install(graph_ctx, layers);
+} catch (const std::exception &e) {
+    unsupported_ = e.what();
+    attention_.error.set(SKC_STATUS_INVALID_CONFIG, unsupported_);
+}
+
+std::int32_t Stream::decode(const std::vector<BatchRow> &rows,
+                            const std::function<std::int32_t(const std::vector<llama_pos> &)> &compute) {
+    attention_.error.rethrow();
+    sequences_->check_unmodified();
+    const auto n = std::max(api().llama_n_threads(ctx_.get()), api().llama_n_threads_batch(ctx_.get()));
+    const auto threads = static_cast<std::uint32_t>(n);
+    if (threads > n_threads_) {
+        invalid_argument("llama_set_n_threads raised the threads to " + std::to_string(threads) +
+                         ": the cache was created for " + std::to_string(n_threads_));
+    }
+    BatchPlan plan = plan_batch(rows, ctx_.get(), *cache_, *sequences_);
+    sequences_->assign_positions(plan);
+    for (const BatchEntry &entry : plan.entries) {
+        // The host's numbering lets an empty sequence start anywhere.
+        if (entry.length_before == 0 && cache_->info(entry.seq_id).start_position != entry.position) {
+            cache_->reset({entry.seq_id}, {entry.position});
+        }
+    }
+    attention_.begin(plan, api().llama_n_ubatch(ctx_.get()));
+    const std::int32_t result = compute(plan.positions);
+    api().llama_synchronize(ctx_.get());
+    const std::int64_t computed = attention_.end();
+    const auto n_rows = static_cast<std::int64_t>(rows.size());
+    if (result != 0 || computed != n_rows || attention_.error.is_set()) {
+        roll_back(plan);
+    }
+    for (const BatchEntry &entry : plan.entries) {
+        sequences_->commit(entry.seq_id, static_cast<std::int64_t>(length(entry.seq_id) - entry.length_before));
+    }
+    attention_.error.rethrow();
+    if (result == 0 && computed != n_rows) {
+        throw Error(SKC_STATUS_INTERNAL, "a layer computed attention without the cache: the sampler of sequence " +
+                                             std::to_string(sequences_->count()) +
+                                             " must not be removed or replaced");
+    }
+    return result;
+}
+
+// Rewinds the cache to the micro-batches that llama.cpp has completed. Of the one that failed, some layers have
+// appended the tokens, or all of them if it failed after the last attention.
+void Stream::roll_back(const BatchPlan &plan) {
+    for (const BatchEntry &entry : plan.entries) {
+        try {
+            cache_->abort_step({entry.seq_id});
+            const std::uint64_t appended = length(entry.seq_id) - entry.length_before;
+            const auto completed = static_cast<std::uint64_t>(sequences_->uncommitted(entry.seq_id));
+            if (appended > completed) {
+                cache_->rewind({entry.seq_id}, {static_cast<std::int32_t>(appended - completed)});
+            }
+        } catch (const Error &) {
+            sequences_->mark_broken(entry.seq_id);
+        }
+    }
+}
+
+void Stream::rewind(llama_seq_id seq_id, std::uint64_t n) {
+    sequences_->usable(seq_id);
+    sequences_->check_unmodified();
+    const std::uint64_t length = this->length(seq_id);
+    if (n > length || n > 0x7fffffffU) {
+        throw Error(SKC_STATUS_OUT_OF_RANGE, "rewind by " + std::to_string(n) + ": sequence " + std::to_string(seq_id) +
+                                                 " has " + std::to_string(length) + " tokens");
+    }
+    cache_->rewind({seq_id}, {static_cast<std::int32_t>(n)});
+    sequences_->drop(seq_id);
+}
+
+void Stream::pin(llama_seq_id seq_id, std::uint64_t first, std::uint32_t n) {
+    sequences_->usable(seq_id);
+    cache_->pin({seq_id}, {first}, {range_length("pin", n)});
+}
+
+void Stream::evict_range(llama_seq_id seq_id, std::uint64_t first, std::uint32_t n) {
+    sequences_->usable(seq_id);
+    cache_->evict_range({seq_id}, {first}, {range_length("evict_range", n)});
+}
+
+void Stream::clear(llama_seq_id seq_id, std::uint64_t start_position) {
+    sequences_->existing(seq_id);
+    cache_->reset({seq_id}, {start_position});
+    sequences_->clear(seq_id);
+}
+
+void Stream::fork(llama_seq_id src, llama_seq_id dst) {
+    sequences_->usable(src);
+    sequences_->existing(dst);
+    cache_->fork({src}, {dst});
+    // What llama.cpp's own cache holds belongs to the sequence of before. Any position may follow.
+    sequences_->clear(dst);
+}
+
+std::size_t Stream::snapshot_bytes(llama_seq_id seq_id) {
+    sequences_->usable(seq_id);
+    return cache_->snapshot_bytes(seq_id);
+}
+
+std::size_t Stream::save(llama_seq_id seq_id, const HostTag &tag, std::uint8_t *to, std::size_t n_bytes) {
+    sequences_->usable(seq_id);
+    return cache_->save_to(seq_id, to, n_bytes, tag);
+}
+
+void Stream::load(llama_seq_id seq_id, Span<std::uint8_t> saved, const HostTag &tag) {
+    sequences_->existing(seq_id);
+    cache_->load(seq_id, saved, tag);
+    sequences_->clear(seq_id);
+}
+
+skc_sequence_info Stream::info(llama_seq_id seq_id) const {
+    sequences_->existing(seq_id);
+    return cache_->info(seq_id);
+}
+
+}  // namespace llama_cpp
+}  // namespace sinkcache

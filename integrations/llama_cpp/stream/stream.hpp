@@ -1,0 +1,139 @@
+// A llama_context whose attention is computed by a sinkcache::Cache: what the adapter and the preloaded library share.
+#ifndef SINKCACHE_LLAMA_STREAM_HPP
+#define SINKCACHE_LLAMA_STREAM_HPP
+
+#include "attention.hpp"
+#include "batch.hpp"
+#include "errors.hpp"
+#include "graph.hpp"
+#include "sequences.hpp"
+
+#include "sinkcache.hpp"
+
+#include <llama.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+namespace sinkcache {
+namespace llama_cpp {
+
+/** Settings of the cache. Those that follow from the model are read from its graph. */
+struct StreamSettings {
+    std::uint32_t n_sink = 4;
+    std::uint32_t window = 2044;
+    /** SKC_DTYPE_ that K and V are stored in. */
+    std::uint32_t k_dtype = SKC_DTYPE_F16, v_dtype = SKC_DTYPE_F16;
+    std::uint32_t n_seqs = 1;
+    /** Raised to n_ubatch if that is more. */
+    std::uint32_t max_rewind = 64;
+    std::uint32_t max_pinned = 0, max_segments = 0;
+    Numbering numbering = Numbering::OF_THE_STREAM;
+};
+
+/** One call at a time. What throws, throws Error, with the reason. */
+class Stream {
+public:
+    /** `model` must outlive this object. @throws Error SKC_STATUS_INVALID_CONFIG for a model that is not supported */
+    Stream(llama_model *model, const StreamSettings &settings);
+    ~Stream();
+    Stream(const Stream &) = delete;
+    Stream &operator=(const Stream &) = delete;
+
+    /**
+     * Creates the llama_context: `params` with what a stream needs in place of n_ctx, n_seq_max, kv_unified,
+     * flash_attn_type, type_k, type_v and the abort callback, and with n_batch and n_outputs_max raised if needed.
+     */
+    void create_context(llama_context_params params);
+
+    /** Creates the cache, with memory for all that it will ever hold. After create_context(), once. */
+    void create_cache();
+    bool has_cache() const { return cache_ != nullptr; }
+    /**
+     * Bytes that the cache allocates. @throws Error as create_cache() does, except for want of memory; nothing is
+     * thrown, and 0 returned, for a model that was loaded without its data
+     */
+    std::uint64_t cache_bytes() const;
+
+    llama_context *context() const { return ctx_.get(); }
+    const StreamSettings &settings() const { return settings_; }
+    /** How far below its highest length a sequence can be cut: the setting, or n_ubatch if that is more. */
+    std::uint32_t max_rewind() const;
+    std::uint32_t n_outputs_max() const { return n_outputs_max_; }
+    /** Threads that the cache was created for. */
+    std::uint32_t n_threads() const { return n_threads_; }
+    /** Before the cache is created: makes it for at least `n` threads. Later, without effect. */
+    void raise_threads(std::uint32_t n) { n_threads_ = cache_ ? n_threads_ : std::max(n_threads_, n); }
+    /** The host's callback, in place of the one that create_context() has found. Also from other threads. */
+    void set_abort_callback(ggml_abort_callback callback, void *data);
+
+    /**
+     * Decodes a batch. `compute` passes it on to llama.cpp, with the given positions, and returns what llama.cpp
+     * returns; so does this function.
+     *
+     * @throws Error for an invalid batch, which changes nothing, and for an error during the computation: the
+     * micro-batches that were completed then stay in the cache, as they do if llama.cpp's result is not 0.
+     */
+    std::int32_t decode(const std::vector<BatchRow> &rows,
+                        const std::function<std::int32_t(const std::vector<llama_pos> &)> &compute);
+
+    /** Edits as LlamaContext documents them. All but existing() need the cache. */
+    void rewind(llama_seq_id seq_id, std::uint64_t n);
+    void pin(llama_seq_id seq_id, std::uint64_t first, std::uint32_t n);
+    void evict_range(llama_seq_id seq_id, std::uint64_t first, std::uint32_t n);
+    void clear(llama_seq_id seq_id, std::uint64_t start_position);
+    void fork(llama_seq_id src, llama_seq_id dst);
+    std::size_t snapshot_bytes(llama_seq_id seq_id);
+    std::size_t save(llama_seq_id seq_id, const HostTag &tag, std::uint8_t *to, std::size_t n_bytes);
+    void load(llama_seq_id seq_id, Span<std::uint8_t> saved, const HostTag &tag);
+    skc_sequence_info info(llama_seq_id seq_id) const;
+    /** Whether an earlier error has made a sequence unusable until it is cleared, loaded or forked into. */
+    bool is_broken(llama_seq_id seq_id) const { return sequences_->is_broken(seq_id); }
+    void mark_broken(llama_seq_id seq_id) { sequences_->mark_broken(seq_id); }
+
+private:
+    struct FreeContext {
+        void operator()(llama_context *ctx) const;
+    };
+    struct FreeSampler {
+        void operator()(llama_sampler *sampler) const;
+    };
+    class CacheConfig;
+
+    llama_sampler_seq_config make_hook();
+    void on_graph(ggml_context *graph_ctx, ggml_cgraph *graph);
+    bool aborts() const;
+    bool has_model_data() const;
+    void roll_back(const BatchPlan &plan);
+    std::uint64_t length(llama_seq_id seq_id) const { return cache_->info(seq_id).length_min; }
+
+    llama_model *model_;
+    StreamSettings settings_;
+    std::vector<LayerShape> shapes_;
+    /** Why a graph is not supported; empty if nothing was found. */
+    std::string unsupported_;
+    Attention attention_;
+    struct AbortCallback {
+        ggml_abort_callback call = nullptr;
+        void *data = nullptr;
+    };
+    AbortCallback user_abort_;
+    mutable std::mutex user_abort_mutex_;
+    std::uint32_t n_threads_ = 1;
+    std::uint32_t n_outputs_max_ = 1;
+    // Members are destroyed in reverse order: the context first, since it uses the cache and the sampler.
+    std::unique_ptr<Cache> cache_;
+    std::unique_ptr<llama_sampler, FreeSampler> graph_hook_;
+    std::unique_ptr<llama_context, FreeContext> ctx_;
+    std::unique_ptr<Sequences> sequences_;
+};
+
+}  // namespace llama_cpp
+}  // namespace sinkcache
+
+#endif  // SINKCACHE_LLAMA_STREAM_HPP
