@@ -77,6 +77,7 @@ class Launcher(unittest.TestCase):
         for value in ("q5", "f16/", "/q8", "f16/q8/q4", ""):
             self.refuses(2, [f"'{value}'", "f32, f16, bf16, q8, q4"], "--kv-dtype", value, "--", host)
         self.refuses(2, ["'maybe'", "fail and stock"], "--unsupported", "maybe", "--", host)
+        self.refuses(2, ["'yes'", "on and off"], "--checkpoints", "yes", "--", host)
         self.refuses(2, ["'--windows'", "--help"], "--windows", "5", "--", host)
         self.refuses(2, ["--window needs a value"], "--window")
         self.refuses(2, ["no program"], "--window", "5")
@@ -163,7 +164,8 @@ class Launcher(unittest.TestCase):
         host = self.host(".0.6.0")
         other = self.compile(self.folder / "libother.so", "int other;\n", "-shared")
         done = self.start("--sink", 4, "--window", 4092, "--kv-dtype", "q8/q4", "--length", 100000, "--max-rewind", 64,
-                          "--unsupported", "stock", "--", host, "--window", "a b", env={"LD_PRELOAD": str(other)})
+                          "--unsupported", "stock", "--checkpoints", "on", "--", host, "--window", "a b",
+                          env={"LD_PRELOAD": str(other)})
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         lines = done.stdout.splitlines()
         self.assertEqual([line for line in lines if line.startswith("argument ")],
@@ -171,7 +173,8 @@ class Launcher(unittest.TestCase):
         settings = {line for line in lines if line.startswith(("SINKCACHE_", "LD_PRELOAD="))}
         self.assertEqual(settings, {
             "SINKCACHE_LLAMA_SINK=4", "SINKCACHE_LLAMA_WINDOW=4092", "SINKCACHE_LLAMA_KV=q8/q4",
-            "SINKCACHE_LLAMA_LENGTH=100000", "SINKCACHE_LLAMA_MAX_REWIND=64", "SINKCACHE_LLAMA_UNSUPPORTED=stock",
+            "SINKCACHE_LLAMA_LENGTH=100000", "SINKCACHE_LLAMA_CHECKPOINTS=on", "SINKCACHE_LLAMA_MAX_REWIND=64",
+            "SINKCACHE_LLAMA_UNSUPPORTED=stock",
             f"LD_PRELOAD={self.library}:{other}"})
 
     def test_a_program_of_the_path_and_no_options(self):
@@ -184,7 +187,8 @@ class Launcher(unittest.TestCase):
     def test_help(self):
         done = self.start("--help", library=None)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
-        for option in ("--sink", "--window", "--kv-dtype", "--length", "--max-rewind", "--unsupported", "--check"):
+        for option in ("--sink", "--window", "--kv-dtype", "--length", "--max-rewind", "--checkpoints",
+                       "--unsupported", "--library", "--check "):
             self.assertIn(option, done.stdout)
 
 
