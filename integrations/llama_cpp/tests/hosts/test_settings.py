@@ -18,7 +18,8 @@ class Settings(unittest.TestCase):
         wrong = {name: numbers for name in ("sink", "window", "length", "max_rewind")}
         wrong["window"] = ["0", *numbers]
         wrong["length"] = ["0", *numbers]
-        wrong.update(kv=["q5", "f16/", "f16,f16", "F16"], unsupported=["maybe", "STOCK"], log=["loud", "2"])
+        wrong.update(kv=["q5", "f16/", "f16,f16", "F16"], unsupported=["maybe", "STOCK"], log=["loud", "2"],
+                     checkpoints=["yes"])
         for name, values in wrong.items():
             for value in values:
                 with self.subTest(f"{name}={value}"):

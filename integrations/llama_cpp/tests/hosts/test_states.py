@@ -90,15 +90,22 @@ class PromptCache(unittest.TestCase):
             self.assertLessEqual(again.read, 12)
             self.assertGreater(same.agreement(again.steps, ours.afresh(prompt, 40).steps), 10)
 
-    def test_an_answer_is_dropped(self):
-        """As chat templates drop thoughts: further back than a rewind reaches. Whatever the server does is right."""
-        ours = server.serve(self, "-c", 256, "-np", 1, settings={})
+    def drop_an_answer(self, settings):
+        """As chat templates drop thoughts: the end changes further back than a rewind reaches."""
+        ours = server.serve(self, "-c", 256, "-np", 1, settings=settings)
         prompt = places.TEXT[100000:101500]
-        ours.complete(prompt, 400)
+        ours.complete(prompt, 700)
         other = prompt + " Other turn"
         answer = ours.compared(other, 40)
-        print(f"{answer.read} of {len(other) + 1} tokens read anew after an answer of 400 was dropped")
         self.assertGreater(same.agreement(answer.steps, ours.afresh(other, 40).steps), 10)
+        return answer.read / len(other)
+
+    def test_an_answer_is_dropped(self):
+        self.assertGreater(self.drop_an_answer({}), 0.9)
+
+    def test_an_answer_is_dropped_with_checkpoints(self):
+        """The server goes on from a state of the prompt."""
+        self.assertLess(self.drop_an_answer({"checkpoints": "on"}), 0.5)
 
 
 if __name__ == "__main__":
