@@ -342,10 +342,13 @@ nightly-third-party: setup-engines
 	cmake --build build-third-party/build -j $(JOBS)
 	$(CTEST) --test-dir build-third-party/build -R '^(llama|common|inflight)_'
 
-# llama.cpp's own programs are built, if they are not there; streams of 100,000 tokens.
+# llama.cpp's own programs are built, if they are not there; streams of 100,000 tokens; the server's web page in a
+# browser, where there are Chromium and Node.js.
 nightly-llama-hosts: setup-engines setup-venv
 	scripts/llama_hosts
-	$(MAKE) --no-print-directory llama-hosts HOST_TESTS=--everything
+	-@scripts/setup test browser
+	page=$$(scripts/llama_web_page) && page="--page $$page"; \
+		$(MAKE) --no-print-directory llama-hosts HOST_TESTS="--everything $$page"
 
 # The README's two commands in a new Debian that has Rust, git, make and a C linker.
 nightly-fresh-machine:

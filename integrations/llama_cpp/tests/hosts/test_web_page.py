@@ -39,7 +39,7 @@ class WebPage(unittest.TestCase):
         options = webdriver.ChromeOptions()
         options.binary_location = BROWSER
         # Chromium's sandbox needs rights that containers and root do not have.
-        for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,900"):
+        for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1000,860"):
             options.add_argument(argument)
         browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
         self.addCleanup(browser.quit)
@@ -73,6 +73,8 @@ class WebPage(unittest.TestCase):
         for answer in said("Assistant"):
             self.assertGreater(len(answer.text), ANSWER // 2)
         if PICTURE:
+            gauge = browser.find_element(By.CSS_SELECTOR, "[aria-label='Context usage']")
+            webdriver.ActionChains(browser).move_to_element(gauge).pause(2).perform()
             browser.save_screenshot(PICTURE)
 
         length = self.metric(host, "n_tokens_max")
