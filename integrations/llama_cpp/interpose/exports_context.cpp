@@ -13,12 +13,6 @@ namespace sinkcache {
 namespace interpose {
 namespace {
 
-std::string metadata(const llama_model *model, const std::string &key) {
-    char text[256];
-    const auto n = real().llama_model_meta_val_str(model, key.c_str(), text, sizeof text);
-    return n < 0 ? std::string() : std::string(text);
-}
-
 /** Why a context is none of this library's business; empty if it is to be served. */
 std::string reason_to_leave(const llama_model *model, const llama_context_params &params) {
     if (params.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
@@ -27,7 +21,11 @@ std::string reason_to_leave(const llama_model *model, const llama_context_params
     if (registry().model(model).without_data) {
         return "its model was loaded without data, to measure memory";
     }
-    const std::string causal = metadata(model, metadata(model, "general.architecture") + ".attention.causal");
+    if (params.embeddings) {
+        return "it computes embeddings";
+    }
+    const std::string arch = llama_cpp::metadata(model, "general.architecture");
+    const std::string causal = llama_cpp::metadata(model, arch + ".attention.causal");
     if (params.attention_type == LLAMA_ATTENTION_TYPE_NON_CAUSAL || causal == "false") {
         return "its attention is not causal";
     }

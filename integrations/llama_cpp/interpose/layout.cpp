@@ -12,7 +12,8 @@ namespace {
 /** What a function returned by value. */
 template <class T>
 struct Returned {
-    T value;
+    /** Of two calls. */
+    T values[2];
     /** Bytes up to the last one that was written, and the gap that may end the struct. */
     std::size_t size = 0;
 };
@@ -34,7 +35,9 @@ Returned<T> call_for_struct(Function *function, Arguments... arguments) {
         asm volatile("" : : "r"(memory) : "memory");
     }
     Returned<T> returned;
-    std::memcpy(static_cast<void *>(&returned.value), bytes[0].data(), sizeof(T));
+    for (int i = 0; i < 2; ++i) {
+        std::memcpy(static_cast<void *>(&returned.values[i]), bytes[i].data(), sizeof(T));
+    }
     for (std::size_t i = 0; i < sizeof(Large); ++i) {
         if (bytes[0][i] != PATTERNS[0] || bytes[1][i] != PATTERNS[1]) {
             returned.size = i / alignof(T) * alignof(T) + alignof(T);
@@ -55,7 +58,7 @@ std::string check_context_params(const HostApi &calls) {
     if (!problem.empty()) {
         return problem;
     }
-    const llama_context_params &p = returned.value;
+    const llama_context_params &p = returned.values[0];
     // Fields from the beginning to the end, with values that do not stand in each other's place.
     const bool known = p.n_batch == 2048 && p.n_ubatch == 512 && p.n_seq_max == 1 && p.n_outputs_max == 0 &&
                        p.n_outputs_max_per_seq == 1 && p.n_threads > 0 && p.n_threads == p.n_threads_batch &&
@@ -74,26 +77,27 @@ std::string check_model_params(const HostApi &calls) {
     if (!problem.empty()) {
         return problem;
     }
-    const llama_model_params &p = returned.value;
+    const llama_model_params &p = returned.values[0];
     const bool known = !p.devices && !p.kv_overrides && !p.vocab_only && !p.check_tensors && p.use_extra_bufts &&
                        !p.no_host && !p.no_alloc;
     return known ? "" : "its llama_model_params has other fields or defaults";
 }
 
 std::string check_batch(const HostApi &calls) {
-    // Room for 3 tokens: all arrays but embd are allocated. The first of the two is lost; it is small.
+    // Room for 3 tokens: all arrays but embd are allocated.
     const auto returned = call_for_struct<llama_batch>(calls.llama_batch_init, 3, 0, 1);
     const std::string problem = size_problem("llama_batch", returned.size, sizeof(llama_batch));
     if (!problem.empty()) {
         return problem;
     }
-    const llama_batch &batch = returned.value;
-    const bool known = batch.n_tokens == 0 && batch.token && !batch.embd && batch.pos && batch.n_seq_id &&
-                       batch.seq_id && batch.seq_id[0] && batch.seq_id[2] && !batch.seq_id[3] && batch.logits;
-    if (known) {
+    for (const llama_batch &batch : returned.values) {
+        if (batch.n_tokens != 0 || !batch.token || batch.embd || !batch.pos || !batch.n_seq_id || !batch.seq_id ||
+            !batch.seq_id[0] || !batch.seq_id[2] || batch.seq_id[3] || !batch.logits) {
+            return "its llama_batch has other fields";
+        }
         calls.llama_batch_free(batch);
     }
-    return known ? "" : "its llama_batch has other fields";
+    return {};
 }
 
 std::string check_ggml(const HostApi &calls) {

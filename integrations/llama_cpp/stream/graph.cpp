@@ -125,18 +125,17 @@ LayerNodes read_layer(ggml_tensor *attention, const CacheWrites &writes) {
     return layer;
 }
 
-/** A value of the model's metadata as text; empty if it has none. */
-std::string metadata(const llama_model *model, const std::string &key) {
-    char text[256];
-    const std::int32_t n = api().llama_model_meta_val_str(model, key.c_str(), text, sizeof text);
-    return n < 0 ? std::string() : std::string(text);
-}
-
 }  // namespace
 
 bool LayerShape::operator==(const LayerShape &o) const {
     return n_q_heads == o.n_q_heads && n_kv_heads == o.n_kv_heads && head_dim == o.head_dim &&
            head_dim_v == o.head_dim_v && scale == o.scale && softcap == o.softcap && rope == o.rope;
+}
+
+std::string metadata(const llama_model *model, const std::string &key) {
+    char text[256];
+    const std::int32_t n = api().llama_model_meta_val_str(model, key.c_str(), text, sizeof text);
+    return n < 0 ? std::string() : std::string(text);
 }
 
 std::string unsupported_reason(const llama_model *model) {

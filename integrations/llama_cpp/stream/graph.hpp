@@ -42,6 +42,9 @@ struct LayerNodes {
     ggml_tensor *positions = nullptr;
 };
 
+/** A value of the model's metadata as text; empty if it has none. */
+std::string metadata(const llama_model *model, const std::string &key);
+
 /** Why the adapter does not support a model; empty if its metadata shows no reason. read_graph() may still find one. */
 std::string unsupported_reason(const llama_model *model);
 

@@ -42,7 +42,16 @@ void check_long_rope(const RopeParams &rope, const StreamSettings &settings, std
     }
 }
 
-void check_params(const llama_context_params &p, const StreamSettings &settings) {
+/** Whether a context computes one embedding for each sequence. */
+bool is_pooled(const llama_model *model, const llama_context_params &p) {
+    const std::string of_model = metadata(model, metadata(model, "general.architecture") + ".pooling_type");
+    const bool by_default = !of_model.empty() && of_model != "0";
+    return p.embeddings && (p.pooling_type == LLAMA_POOLING_TYPE_UNSPECIFIED
+                                ? by_default
+                                : p.pooling_type != LLAMA_POOLING_TYPE_NONE);
+}
+
+void check_params(const llama_model *model, const llama_context_params &p, const StreamSettings &settings) {
     if (p.attention_type == LLAMA_ATTENTION_TYPE_NON_CAUSAL) {
         invalid_config(
             "attention_type LLAMA_ATTENTION_TYPE_NON_CAUSAL is not supported: attention over a stream is causal");
@@ -56,6 +65,11 @@ void check_params(const llama_context_params &p, const StreamSettings &settings)
     const auto max_seqs = static_cast<std::uint32_t>(api().llama_max_parallel_sequences()) - 1;
     if (settings.n_seqs == 0 || settings.n_seqs > max_seqs) {
         invalid_config("n_seqs " + std::to_string(settings.n_seqs) + ": allowed are 1 to " + std::to_string(max_seqs));
+    }
+    // llama.cpp reserves a graph of as many rows as all sequences have, and asserts that they have equally many.
+    if (is_pooled(model, p) && settings.n_seqs > 1) {
+        invalid_config("pooled embeddings of " + std::to_string(settings.n_seqs) +
+                       " sequences are not supported: allowed is 1, or pooling_type LLAMA_POOLING_TYPE_NONE");
     }
     for (std::size_t i = 0; i < p.n_samplers; ++i) {
         if (p.samplers[i].seq_id < 0 || static_cast<std::uint32_t>(p.samplers[i].seq_id) >= settings.n_seqs) {
@@ -166,7 +180,7 @@ llama_sampler_seq_config Stream::make_hook() {
 }
 
 void Stream::create_context(llama_context_params p) {
-    check_params(p, settings_);
+    check_params(model_, p, settings_);
     std::vector<llama_sampler_seq_config> samplers(p.samplers, p.samplers + p.n_samplers);
     samplers.push_back(make_hook());
     p.samplers = samplers.data();

@@ -88,6 +88,12 @@ TEST_F(Errors, SettingsAreChecked) {
     EXPECT_ERROR(with([](auto &p, auto &) { p.n_batch = 0; }), "n_batch 0");
     EXPECT_ERROR(with([](auto &p, auto &) { p.attention_type = LLAMA_ATTENTION_TYPE_NON_CAUSAL; }), "causal");
     EXPECT_ERROR(with([](auto &p, auto &) { p.ctx_type = LLAMA_CONTEXT_TYPE_MTP; }), "ctx_type");
+    EXPECT_ERROR(with([](auto &p, auto &o) {
+                     p.embeddings = true;
+                     p.pooling_type = LLAMA_POOLING_TYPE_MEAN;
+                     o.n_seqs = 2;
+                 }),
+                 "pooled embeddings of 2 sequences");
     llama_sampler_seq_config config{1, nullptr};
     EXPECT_ERROR(with([&](auto &p, auto &) {
                      p.samplers = &config;

@@ -44,6 +44,10 @@ TEST_F(ServedTest, ContextsThatAreNoStreamsAreLeftToLlama) {
         EXPECT_EQ(llama_n_ctx(ctx.get()), 256U);
     });
     EXPECT_NE(text.find("left to llama.cpp: its attention is not causal"), std::string::npos) << text;
+    p = served_params(64, 256, 2);
+    p.embeddings = true;
+    const std::string embeddings = log_of([&] { EXPECT_EQ(llama_n_ctx(serve(model.get(), p).get()), 512U); });
+    EXPECT_NE(embeddings.find("left to llama.cpp: it computes embeddings"), std::string::npos) << embeddings;
     // llama.cpp's own answer.
     EXPECT_EQ(llama_init_from_model(nullptr, served_params()), nullptr);
 }
