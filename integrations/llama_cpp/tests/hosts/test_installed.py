@@ -24,8 +24,8 @@ class Installed(unittest.TestCase):
     def test_launcher(self):
         code, out, err = process.run(
             [self.prefix / "bin/sinkcache-llama", "--window", 300, "--", places.PROGRAMS / "llama-completion", "-m",
-             places.MODEL, "-t", 1, "-tb", 1, "--no-warmup", "-no-cnv", "--no-display-prompt", "--ignore-eos", "-n", 500,
-             "-p", places.TEXT[:100]], process.environment(preload=False))
+             places.MODEL, "-t", 1, "-tb", 1, "--no-warmup", "-no-cnv", "--no-display-prompt", "--ignore-eos",
+             "-n", 500, "-p", places.TEXT[:100]], process.environment(preload=False))
         self.assertEqual(code, 0, err)
         self.assertIn("4 sinks and the last 300 tokens", err)
         self.assertGreater(len(out), 450)

@@ -36,7 +36,7 @@ class OtherVersions(unittest.TestCase):
         return process.run([self.build(which), places.PROGRAMS, places.MODEL], process.environment(settings, preload))
 
     def test_this_version(self):
-        code, out, err = self.run_host(0, {"window": 252})
+        code, out, err = self.run_host(0, {})
         self.assertEqual((code, out), (0, f"a context of {2**24}\n"), err)
 
     def test_versions_that_are_refused(self):
