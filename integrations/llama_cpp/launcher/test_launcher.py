@@ -139,6 +139,13 @@ class Launcher(unittest.TestCase):
     def test_versions(self):
         for version, named in ((".0.7.0", "0.7"), (".0.5.1", "0.5"), (".1.6.0", "1.6")):
             self.refuses(126, [f"libllama.so{version}", f"llama.cpp {named}", "for 0.6"], "--", self.host(version))
+        unknown = self.folder / "bin/sinkcache-llama"
+        unknown.parent.mkdir()
+        unknown.write_text(LAUNCHER.read_text().replace("\nversion=0.6\n", "\nversion=\n"))
+        unknown.chmod(0o755)
+        done = subprocess.run([unknown, "--library", self.library, "--check", self.host(".0.7.0")],
+                              capture_output=True, text=True, check=False)
+        self.assertEqual(done.returncode, 0, done.stderr)
         # The library decides about a file that has no version in its name.
         for version in (".0.6.0", ".0.6.7", ".0"):
             self.assertEqual(self.start("--check", "--", self.host(version)).returncode, 0)
