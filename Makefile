@@ -12,14 +12,15 @@ export MAKE
 CHECK = check-format check-text check-links check-cycles check-parameters check-commits check-scripts check-mutants \
 	check-python check-lint check-docs check-rust
 TEST = test-setup test-rust test-stream test-cpp test-python test-cuda
-ALL = all-llama all-inflight all-damaged-files all-sanitize-cpp all-sanitize-rust all-mutants all-aarch64 \
-	all-emulated-isa all-cuda-sanitize all-cuda-cubins all-cuda-variants all-cuda-nvcc all-gpu-bench \
+ALL = all-llama all-llama-hosts all-inflight all-damaged-files all-sanitize-cpp all-sanitize-rust all-mutants \
+	all-aarch64 all-emulated-isa all-cuda-sanitize all-cuda-cubins all-cuda-variants all-cuda-nvcc all-gpu-bench \
 	all-python
 NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking nightly-python \
-	nightly-sanitize-rust nightly-mutants nightly-aarch64 nightly-third-party nightly-fresh-machine
+	nightly-sanitize-rust nightly-mutants nightly-aarch64 nightly-third-party nightly-llama-hosts \
+	nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
-.PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in emulator \
+.PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in emulator llama-hosts \
 	asan-short asan-long header bench gpu-pack clean clean-cache
 .DEFAULT_GOAL := help
 
@@ -168,6 +169,18 @@ setup-venv:
 all-llama: setup-engines
 	$(call cmake_build,$(WITH_ENGINES))
 	$(CTEST) --test-dir build -R '^(llama|common)_'
+
+# llama-server, llama-cli, llama-completion and llama-cpp-python with the library in front of them. Their build takes
+# 20 minutes and more: where nightly-llama-hosts has not made it, nothing is done.
+all-llama-hosts:
+	@if why=$$(scripts/llama_hosts --cached 2>&1 >/dev/null); then $(MAKE) --no-print-directory llama-hosts; \
+		else echo "SKIPPED: $$why"; fi
+
+llama-hosts: setup-engines setup-venv
+	$(call cmake_build,$(WITH_ENGINES))
+	programs=$$(scripts/llama_hosts) && python=$$(PYTHON=$(PYTHON) scripts/llama_cpp_python "$$programs") && \
+		$(PYTHON) -B integrations/llama_cpp/tests/hosts/run.py --programs "$$programs" --python "$$python" \
+		--library build/integrations/llama_cpp/interpose/libsinkcache_llama.so $(HOST_TESTS)
 
 all-inflight: setup-engines stand-in
 	$(call cmake_build,$(WITH_ENGINES))
@@ -335,6 +348,14 @@ nightly-third-party: setup-engines
 		cmake -S . -B build-third-party/build $(RELEASE) $(WITH_ENGINES)
 	cmake --build build-third-party/build -j $(JOBS)
 	$(CTEST) --test-dir build-third-party/build -R '^(llama|common|inflight)_'
+
+# llama.cpp's own programs are built, if they are not there; streams of 100,000 tokens; the server's web page in a
+# browser, where there are Chromium and Node.js.
+nightly-llama-hosts: setup-engines setup-venv
+	scripts/llama_hosts
+	-@scripts/setup test browser
+	page=$$(scripts/llama_web_page) && page="--page $$page"; \
+		$(MAKE) --no-print-directory llama-hosts HOST_TESTS="--everything $$page"
 
 # The README's two commands in a new Debian that has Rust, git, make and a C linker.
 nightly-fresh-machine:
