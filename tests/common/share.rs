@@ -20,6 +20,11 @@ impl Share {
         [groups, one_of / groups].map(|one_of| Self { one_of, seen: 0, taken: 0 })
     }
 
+    /// Whether it is less than all.
+    pub fn leaves_out(&self) -> bool {
+        self.one_of > 1
+    }
+
     /// Whether the next test is of the share.
     pub fn take(&mut self) -> bool {
         // The high bits of a product with the golden ratio: a fixed distance would hit the same instruction set each
