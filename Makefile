@@ -16,7 +16,7 @@ ALL = all-llama all-llama-hosts all-inflight all-damaged-files all-sanitize-cpp 
 	all-aarch64 all-emulated-isa all-cuda-sanitize all-cuda-cubins all-cuda-variants all-cuda-nvcc all-gpu-bench \
 	all-python all-abi
 NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking nightly-python \
-	nightly-sanitize-rust nightly-mutants nightly-aarch64 nightly-third-party nightly-llama-hosts \
+	nightly-sanitize-rust nightly-mutants nightly-cuda-variants nightly-aarch64 nightly-third-party nightly-llama-hosts \
 	nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
@@ -261,9 +261,10 @@ all-cuda-cubins: test-setup stand-in
 		$(CARGO) clippy -p sinkcache --features cubins --all-targets -- -D warnings
 	SKC_SHIM_CACHE=$(CURDIR)/build/shim-kernels scripts/cuda_cubins.py build/shim
 
-# Every architecture, without a GPU: no spills, and the committed table of registers is current.
+# Every architecture, without a GPU: no spills, and the committed table of registers is current. Every second variant,
+# the others the next day.
 all-cuda-variants: setup-venv
-	scripts/cuda_variants.py
+	scripts/cuda_variants.py --share 2 --day $(shell date +%j)
 
 # The CUDA half of examples/inflight by nvcc from PyPI, for every architecture: it compiles and links.
 all-cuda-nvcc: setup-engines setup-venv
@@ -339,6 +340,9 @@ nightly-parking: setup-engines
 
 nightly-sanitize-rust:
 	$(MAKE) --no-print-directory all-sanitize-rust ASAN_HISTORIES=20000 ASAN_SHARE=4
+
+nightly-cuda-variants: setup-venv
+	scripts/cuda_variants.py
 
 nightly-mutants: setup-aarch64 stand-in emulator
 	$(PYTHON) scripts/mutants.py
