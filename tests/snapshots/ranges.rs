@@ -3,7 +3,7 @@
 use sinkcache::{BackendKind, CacheConfig, LayerConfig, Status, StorageType};
 
 use super::parts::{Parts, config_with_ranges, edit_ranges, refused, saved, saved_with_ranges};
-use super::{TAG, infos, save, step, types};
+use super::{TAG, append, infos, save, step, types};
 use crate::common::{new_cache, transfer};
 
 #[test]
@@ -170,7 +170,7 @@ fn threads_move_the_same_rows() {
         let one = CacheConfig { n_layers: 5, head_dim: 128, head_dim_v: 128, max_chunk: 100, layers, ..config };
         let mut caches = [1, 3].map(|n_threads| new_cache(&CacheConfig { n_threads, ..one.clone() }));
         let saved = caches.each_mut().map(|cache| {
-            (0..11).for_each(|i| drop(step(cache, &one, 0, 97, i)));
+            (0..11).for_each(|i| append(cache, &one, 0, 97, i));
             cache.pin(&[0], &[1000], &[35]).unwrap();
             cache.evict_range(&[0], &[1050], &[13]).unwrap();
             cache.evict_range(&[0], &[1005], &[9]).unwrap();
