@@ -147,6 +147,10 @@ std::int32_t llama_model_n_ctx_train(const llama_model *model) {
     const auto told = registry().length_told(model);
     return told ? static_cast<std::int32_t>(*told) : real().llama_model_n_ctx_train(model);
 }
+// Windows of the model are the cache's matter: a host has nothing to keep for them.
+std::int32_t llama_model_n_swa(const llama_model *model) {
+    return registry().length_told(model) ? 0 : real().llama_model_n_swa(model);
+}
 std::int32_t llama_n_ctx_train(const llama_model *model) { return llama_model_n_ctx_train(model); }
 
 std::uint32_t llama_n_ctx(const llama_context *ctx) {

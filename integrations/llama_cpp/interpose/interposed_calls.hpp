@@ -24,7 +24,6 @@
     CALL(llama_memory_can_shift)                                                                                       \
     CALL(llama_memory_clear)                                                                                           \
     CALL(llama_memory_seq_add)                                                                                         \
-    CALL(llama_memory_seq_cp)                                                                                          \
     CALL(llama_memory_seq_div)                                                                                         \
     CALL(llama_memory_seq_keep)                                                                                        \
     CALL(llama_memory_seq_pos_min)                                                                                     \

@@ -22,6 +22,20 @@ bool has_gpu() {
     return false;
 }
 
+/** How many cells the first row of a mask shows: those of value 0. */
+std::int64_t count_visible(const ggml_tensor *mask) {
+    std::int64_t n = 0;
+    for (std::int64_t i = 0; i < mask->ne[0]; ++i) {
+        if (mask->type == GGML_TYPE_F16) {
+            // All bits but the sign's.
+            n += (static_cast<const std::uint16_t *>(mask->data)[i] & 0x7FFFU) == 0;
+        } else {
+            n += static_cast<const float *>(mask->data)[i] == 0;
+        }
+    }
+    return n;
+}
+
 }  // namespace
 
 Attention::Attention(std::size_t n_layers) : layers_(new Layer[n_layers]), n_layers_(n_layers) {
@@ -44,7 +58,7 @@ bool Attention::is_installed(ggml_cgraph *graph) {
 }
 
 // The node keeps its place in the graph. Its new inputs are computed before it: they are what Q, K and V came from.
-void Attention::install(ggml_context *ctx, const std::vector<LayerNodes> &layers) {
+void Attention::install(ggml_context *ctx, const std::vector<LayerNodes> &layers, bool with_masks) {
     const bool gpu = has_gpu();
     for (std::size_t i = 0; i < layers.size(); ++i) {
         if (gpu) {
@@ -55,14 +69,31 @@ void Attention::install(ggml_context *ctx, const std::vector<LayerNodes> &layers
             api().ggml_set_output(layers[i].k);
         }
         ggml_tensor *node = layers[i].attention;
-        ggml_tensor *args[] = {layers[i].q, layers[i].k, layers[i].v, layers[i].positions};
+        ggml_tensor *args[] = {layers[i].q, layers[i].k, layers[i].v, layers[i].positions, layers[i].mask};
         const std::int64_t *ne = node->ne;
-        const ggml_tensor *donor = api().ggml_custom_4d(ctx, node->type, ne[0], ne[1], ne[2], ne[3], args, 4,
+        const int n_args = with_masks ? 5 : 4;
+        const ggml_tensor *donor = api().ggml_custom_4d(ctx, node->type, ne[0], ne[1], ne[2], ne[3], args, n_args,
                                                         &Attention::op, GGML_N_TASKS_MAX, &layers_[i]);
         node->op = donor->op;
         std::memcpy(node->op_params, donor->op_params, sizeof node->op_params);
         std::copy(std::begin(donor->src), std::end(donor->src), std::begin(node->src));
     }
+}
+
+void Attention::begin_probe() {
+    for (std::size_t i = 0; i < n_layers_; ++i) {
+        layers_[i].n_visible = 0;
+    }
+    probing_ = true;
+}
+
+std::vector<std::int64_t> Attention::end_probe() {
+    probing_ = false;
+    std::vector<std::int64_t> visible;
+    for (std::size_t i = 0; i < n_layers_; ++i) {
+        visible.push_back(layers_[i].n_visible);
+    }
+    return visible;
 }
 
 void Attention::begin(const BatchPlan &plan, std::uint32_t n_ubatch) {
@@ -89,6 +120,14 @@ void Attention::op(ggml_tensor *dst, int ith, int nth, void *layer) {
 }
 
 void Attention::run(Layer &layer, ggml_tensor *dst, int ith, int nth) {
+    if (probing_) {
+        if (ith == 0) {
+            layer.n_visible = count_visible(dst->src[4]);
+            auto *out = static_cast<float *>(dst->data);
+            std::fill(out, out + api().ggml_nelements(dst), 0.0F);
+        }
+        return;
+    }
     bool done = false;
     try {
         done = step(layer, dst, ith, nth);

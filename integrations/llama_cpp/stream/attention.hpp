@@ -29,8 +29,15 @@ public:
 
     /** Whether the attention of a graph has been replaced already, of this object or another one. */
     static bool is_installed(ggml_cgraph *graph);
-    /** Replaces the attention nodes of a graph by ops of this object, which must outlive the graph. */
-    void install(ggml_context *ctx, const std::vector<LayerNodes> &layers);
+    /**
+     * Replaces the attention nodes of a graph by ops of this object, which must outlive the graph. `with_masks`: ops
+     * get their masks, for a probe.
+     */
+    void install(ggml_context *ctx, const std::vector<LayerNodes> &layers, bool with_masks);
+    /** From begin_probe() on ops compute nothing, and count what their masks let the first row see. */
+    void begin_probe();
+    /** The counts, one for each layer. */
+    std::vector<std::int64_t> end_probe();
     /** The cache that ops compute with; it must live until the last graph has run. */
     void set_cache(skc_cache *cache) { cache_ = cache; }
 
@@ -52,6 +59,8 @@ private:
         std::atomic<std::int64_t> n_rows{0};
         /** Threads that have finished the current op. */
         std::atomic<int> n_finished{0};
+        /** Tokens that the mask of a probe shows. */
+        std::atomic<std::int64_t> n_visible{0};
     };
 
     static void op(ggml_tensor *dst, int ith, int nth, void *layer);
@@ -64,6 +73,7 @@ private:
     /** NULL while no op may run. */
     const BatchPlan *plan_ = nullptr;
     std::int64_t n_ubatch_ = 1;
+    bool probing_ = false;
 };
 
 }  // namespace llama_cpp

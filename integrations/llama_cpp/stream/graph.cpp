@@ -4,6 +4,7 @@
 #include "llama_api.hpp"
 #include "op_params.hpp"
 
+#include <algorithm>
 #include <unordered_map>
 
 namespace sinkcache {
@@ -18,21 +19,39 @@ std::string describe(const ggml_tensor *t) {
     return std::string(api().ggml_op_desc(t)) + (t->name[0] ? std::string(" '") + t->name + "'" : std::string());
 }
 
-/** The ROPE node that a tensor comes from. */
-struct RopeSource {
-    ggml_tensor *node = nullptr;
-    /** Product of the SCALE nodes between RoPE and the tensor. */
+/** Shape of q or k with its heads apart. */
+struct HeadsShape {
+    std::int64_t dim, n_heads, n_tokens;
+
+    bool is_of(const ggml_tensor *t) const { return t->ne[0] == dim && t->ne[1] == n_heads && t->ne[2] == n_tokens; }
+};
+
+/** Where a tensor of attention comes from. */
+struct Source {
+    /** The ROPE node; NULL if there is none. */
+    ggml_tensor *rope = nullptr;
+    /** Without RoPE: the earliest tensor with the heads apart. */
+    ggml_tensor *heads = nullptr;
+    /** Product of the SCALE nodes between that and attention. */
     double factor = 1;
+    /** The first node that is neither RoPE nor allowed between it and attention. */
+    ggml_tensor *end = nullptr;
 };
 
 // Allowed between RoPE and attention: nodes that do not change or reorder elements, and a scale, which becomes part of
 // the scale of scores. The cache would have to repeat anything else (a norm, a concatenation, a factor by position).
-RopeSource find_rope(ggml_tensor *t, const char *which) {
-    RopeSource found;
+Source find_source(ggml_tensor *t, const HeadsShape &shape) {
+    Source found;
+    double factor = 1;
     for (;;) {
+        if (shape.is_of(t)) {
+            found.heads = t;
+            found.factor = factor;
+        }
         switch (t->op) {
         case GGML_OP_ROPE:
-            found.node = t;
+            found.rope = t;
+            found.factor = factor;
             return found;
         case GGML_OP_VIEW:
         case GGML_OP_RESHAPE:
@@ -45,7 +64,7 @@ RopeSource find_rope(ggml_tensor *t, const char *which) {
             break;
         case GGML_OP_SCALE:
             if (op_param_f32(t, 1) == 0) {
-                found.factor *= op_param_f32(t, 0);
+                factor *= op_param_f32(t, 0);
                 t = t->src[0];
                 continue;
             }
@@ -53,8 +72,32 @@ RopeSource find_rope(ggml_tensor *t, const char *which) {
         default:
             break;
         }
-        throw NotSupported(std::string(which) + " does not come from RoPE: between it and attention lies " +
-                           describe(t));
+        found.end = t;
+        return found;
+    }
+}
+
+/** Whether a tensor comes from its projection by nodes that do not depend on positions. */
+bool is_without_positions(const ggml_tensor *t) {
+    for (;;) {
+        switch (t->op) {
+        case GGML_OP_MUL_MAT:
+            return true;
+        case GGML_OP_VIEW:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_CONT:
+        case GGML_OP_SCALE:
+        case GGML_OP_RMS_NORM:
+        case GGML_OP_NORM:
+        case GGML_OP_CLAMP:
+        case GGML_OP_ADD:
+        case GGML_OP_MUL:
+            // The other operand of a sum or product is a weight: a bias, a norm's factor, or what LoRA adds.
+            t = t->src[0];
+            break;
+        default:
+            return false;
+        }
     }
 }
 
@@ -78,7 +121,6 @@ LayerNodes read_layer(ggml_tensor *attention, const CacheWrites &writes) {
     ggml_tensor *const q = attention->src[0], *const k = attention->src[1], *const v = attention->src[2];
     require(data_owner(k) != data_owner(v),
             "K and V share a tensor: multi-head latent attention (MLA) is not supported");
-    require(attention->src[4] == nullptr, "learned sink logits are not supported by this adapter");
     require(op_param_f32(attention, 1) == 0, "ALiBi is not supported by this adapter");
     require(attention->op_params[4] == 0, "sparse attention (top-k keys only) is not supported");
     require(q->ne[3] == 1, "attention over several streams is not supported");
@@ -93,21 +135,38 @@ LayerNodes read_layer(ggml_tensor *attention, const CacheWrites &writes) {
 
     require(q->op == GGML_OP_PERMUTE && q->src[0]->ne[1] == q->ne[2] && q->src[0]->ne[2] == q->ne[1],
             [&] { return "Q reaches attention through " + describe(q) + ", which is not supported"; });
-    const RopeSource q_rope = find_rope(q->src[0], "Q");
-    const RopeSource k_rope = find_rope(written_rows(writes, k, "K"), "K");
+    const Source q_source = find_source(q->src[0], {layer.shape.head_dim, layer.shape.n_q_heads, n_tokens});
+    const Source k_source = find_source(written_rows(writes, k, "K"),
+                                        {layer.shape.head_dim, layer.shape.n_kv_heads, n_tokens});
     layer.v = written_rows(writes, v, "V");
-
-    layer.shape.rope = read_rope(q_rope.node);
-    require(layer.shape.rope == read_rope(k_rope.node), "Q and K have RoPE of different kinds");
-    layer.q = q_rope.node->src[0];
-    layer.k = k_rope.node->src[0];
-    layer.positions = q_rope.node->src[1];
-    require(layer.positions == k_rope.node->src[1], "Q and K have different positions");
-    layer.shape.scale = double(op_param_f32(attention, 0)) * q_rope.factor * k_rope.factor;
+    layer.mask = attention->src[3];
+    layer.shape.has_rope = q_source.rope || k_source.rope;
+    const auto origin = [&](const Source &source, const char *which) {
+        require(source.rope || (!layer.shape.has_rope && source.heads && is_without_positions(source.end)), [&] {
+            return std::string(which) + " does not come from RoPE: between it and attention lies " +
+                   describe(source.end);
+        });
+        require(!source.rope || !source.rope->view_src,
+                "in-place RoPE is not supported: it overwrites Q or K before RoPE, which the cache needs");
+        return source.rope ? source.rope->src[0] : source.heads;
+    };
+    layer.q = origin(q_source, "Q");
+    layer.k = origin(k_source, "K");
+    if (layer.shape.has_rope) {
+        layer.shape.rope = read_rope(q_source.rope);
+        require(layer.shape.rope == read_rope(k_source.rope), "Q and K have RoPE of different kinds");
+        layer.positions = q_source.rope->src[1];
+        require(layer.positions == k_source.rope->src[1], "Q and K have different positions");
+        require(layer.positions->type == GGML_TYPE_I32 && layer.positions->ne[0] == n_tokens,
+                "positions are not one I32 per token");
+    }
+    layer.shape.scale = double(op_param_f32(attention, 0)) * q_source.factor * k_source.factor;
     layer.shape.softcap = op_param_f32(attention, 2);
 
-    require(!q_rope.node->view_src && !k_rope.node->view_src,
-            "in-place RoPE is not supported: it overwrites Q or K before RoPE, which the cache needs");
+    layer.shape.sink_logits = attention->src[4];
+    require(!layer.shape.sink_logits || (layer.shape.sink_logits->type == GGML_TYPE_F32 &&
+                                         api().ggml_nelements(layer.shape.sink_logits) == layer.shape.n_q_heads),
+            "learned sink logits are not one F32 per query head");
     for (const ggml_tensor *t : {layer.q, layer.k}) {
         const bool is_q = t == layer.q;
         require(has_f32_rows(t) && t->ne[0] == layer.shape.head_dim && t->ne[2] == n_tokens &&
@@ -120,8 +179,6 @@ LayerNodes read_layer(ggml_tensor *attention, const CacheWrites &writes) {
     require(has_f32_rows(layer.v) && layer.v->ne[0] == layer.shape.head_dim_v * layer.shape.n_kv_heads &&
                 layer.v->ne[1] == n_tokens,
             [&] { return "V (" + describe(layer.v) + ") is not [heads x head_dim, tokens] of f32"; });
-    require(layer.positions->type == GGML_TYPE_I32 && layer.positions->ne[0] == n_tokens,
-            "positions are not one I32 per token");
     return layer;
 }
 
@@ -129,7 +186,8 @@ LayerNodes read_layer(ggml_tensor *attention, const CacheWrites &writes) {
 
 bool LayerShape::operator==(const LayerShape &o) const {
     return n_q_heads == o.n_q_heads && n_kv_heads == o.n_kv_heads && head_dim == o.head_dim &&
-           head_dim_v == o.head_dim_v && scale == o.scale && softcap == o.softcap && rope == o.rope;
+           head_dim_v == o.head_dim_v && scale == o.scale && softcap == o.softcap && has_rope == o.has_rope &&
+           (!has_rope || rope == o.rope) && sink_logits == o.sink_logits;
 }
 
 std::string metadata(const llama_model *model, const std::string &key) {
@@ -153,10 +211,6 @@ std::string unsupported_reason(const llama_model *model) {
     if (api().llama_model_has_encoder(model) || !api().llama_model_has_decoder(model)) {
         return because("a model with an encoder is not supported");
     }
-    if (api().llama_model_n_swa(model) > 0) {
-        return because("sliding-window layers (" + std::to_string(api().llama_model_n_swa(model)) +
-                       " tokens) have a cache of their own in llama.cpp and are not supported");
-    }
     const std::string kv_lora_rank = metadata(model, arch + ".attention.kv_lora_rank");
     if (!kv_lora_rank.empty() && kv_lora_rank != "0") {
         return because("multi-head latent attention (MLA, rank " + kv_lora_rank + ") is not supported");
@@ -172,7 +226,7 @@ std::string unsupported_reason(const llama_model *model) {
     }
 }
 
-std::vector<LayerNodes> read_graph(ggml_cgraph *graph, std::int32_t n_layers) {
+std::vector<LayerNodes> read_graph(ggml_cgraph *graph, std::int32_t n_layers, bool windows_differ) {
     CacheWrites writes;
     std::vector<ggml_tensor *> attentions;
     const int n_nodes = api().ggml_graph_n_nodes(graph);
@@ -192,13 +246,18 @@ std::vector<LayerNodes> read_graph(ggml_cgraph *graph, std::int32_t n_layers) {
     std::vector<LayerNodes> layers;
     for (ggml_tensor *attention : attentions) {
         try {
-            require(attention->src[3] && attentions[0]->src[3] &&
-                        data_owner(attention->src[3]) == data_owner(attentions[0]->src[3]),
-                    "its mask is not that of layer 0: windows that differ by layer are not supported");
+            require(attention->src[3] && attentions[0]->src[3], "it has no mask");
+            require(windows_differ || data_owner(attention->src[3]) == data_owner(attentions[0]->src[3]),
+                    "its mask is not that of layer 0, and the model's metadata do not name a window");
             layers.push_back(read_layer(attention, writes));
         } catch (const NotSupported &e) {
             throw NotSupported("layer " + std::to_string(layers.size()) + ": " + e.what());
         }
+    }
+    const auto with_rope = std::find_if(layers.begin(), layers.end(), [](const auto &l) { return l.shape.has_rope; });
+    require(with_rope != layers.end(), "no layer has RoPE, by whose positions the tokens of a graph are known");
+    for (LayerNodes &layer : layers) {
+        layer.positions = layer.shape.has_rope ? layer.positions : with_rope->positions;
     }
     return layers;
 }

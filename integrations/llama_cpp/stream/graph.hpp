@@ -22,7 +22,11 @@ struct LayerShape {
     /** Factor on scores, including factors on q and k that the graph applies after RoPE. */
     double scale = 0;
     double softcap = 0;
+    /** Without RoPE `rope` is not used. */
+    bool has_rope = true;
     RopeParams rope;
+    /** Learned sink logits, [n_q_heads] of F32, or NULL. Owned by the model. */
+    const ggml_tensor *sink_logits = nullptr;
 
     bool operator==(const LayerShape &other) const;
 };
@@ -32,14 +36,16 @@ struct LayerNodes {
     LayerShape shape;
     /** The FLASH_ATTN_EXT node; its result is [head_dim_v, n_q_heads, n_tokens]. */
     ggml_tensor *attention = nullptr;
-    /** Before RoPE: [head_dim, n_q_heads, n_tokens]. */
+    /** Before RoPE, if there is any: [head_dim, n_q_heads, n_tokens]. */
     ggml_tensor *q = nullptr;
-    /** Before RoPE: [head_dim, n_kv_heads, n_tokens]. */
+    /** Before RoPE, if there is any: [head_dim, n_kv_heads, n_tokens]. */
     ggml_tensor *k = nullptr;
     /** [head_dim_v * n_kv_heads, n_tokens]. */
     ggml_tensor *v = nullptr;
-    /** Positions, [n_tokens] of I32. */
+    /** Positions, [n_tokens] of I32; of a layer without RoPE, those of another layer. */
     ggml_tensor *positions = nullptr;
+    /** What attention may look at: [cells, rows] of F16 or F32, minus infinity where it may not. */
+    ggml_tensor *mask = nullptr;
 };
 
 /** A value of the model's metadata as text; empty if it has none. */
@@ -49,12 +55,13 @@ std::string metadata(const llama_model *model, const std::string &key);
 std::string unsupported_reason(const llama_model *model);
 
 /**
- * The attention of all layers, in order. From each FLASH_ATTN_EXT node it follows q back to RoPE, and k and v to the
- * nodes that write them into llama.cpp's cache.
+ * The attention of all layers, in order. From each FLASH_ATTN_EXT node it follows q back to RoPE, or to its projection
+ * in a layer without RoPE, and k and v to the nodes that write them into llama.cpp's cache. Unless `windows_differ`,
+ * all layers must have one mask.
  *
  * @throws NotSupported with the layer and the reason
  */
-std::vector<LayerNodes> read_graph(ggml_cgraph *graph, std::int32_t n_layers);
+std::vector<LayerNodes> read_graph(ggml_cgraph *graph, std::int32_t n_layers, bool windows_differ = false);
 
 }  // namespace llama_cpp
 }  // namespace sinkcache

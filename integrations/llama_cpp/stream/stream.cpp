@@ -1,6 +1,7 @@
 #include "stream.hpp"
 
 #include "llama_api.hpp"
+#include "windows.hpp"
 
 #include <algorithm>
 
@@ -8,23 +9,42 @@ namespace sinkcache {
 namespace llama_cpp {
 namespace {
 
-/** Settings of a layer, which point into `inv_freq` where RoPE needs explicit frequencies. */
-skc_layer_config layer_config(const LayerShape &shape, const StreamSettings &settings, std::vector<float> &inv_freq) {
-    Layer layer(settings.n_sink, settings.window);
-    layer.room(settings.max_pinned, settings.max_segments);
+/** What the settings of a layer point to. */
+struct LayerArrays {
+    std::vector<float> inv_freq, sink_logits;
+};
+
+/** Settings of a layer. `sliding_window` is the model's own, 0 for a layer without one. */
+skc_layer_config layer_config(const LayerShape &shape, std::uint32_t sliding_window, const StreamSettings &settings,
+                              LayerArrays &arrays) {
+    // A layer with a window of its own sees no sinks: the model was trained without.
+    Layer layer(sliding_window ? 0 : settings.n_sink, sliding_window ? sliding_window : settings.window);
+    layer.room(sliding_window ? 0 : settings.max_pinned, settings.max_segments);
+    layer.scale = shape.scale;
+    layer.softcap = shape.softcap;
+    if (shape.sink_logits) {
+        require(shape.sink_logits->buffer && shape.sink_logits->data, "its learned sink logits have no data");
+        arrays.sink_logits.resize(static_cast<std::size_t>(shape.n_q_heads));
+        api().ggml_backend_tensor_get(shape.sink_logits, arrays.sink_logits.data(), 0,
+                                      arrays.sink_logits.size() * sizeof(float));
+        layer.sink_logits = arrays.sink_logits.data();
+        layer.n_sink_logits = static_cast<std::uint32_t>(arrays.sink_logits.size());
+    }
+    if (!shape.has_rope) {
+        layer.position_mode = SKC_POSITION_NONE;
+        return layer;
+    }
     const RopeParams &rope = shape.rope;
     layer.rope_style = rope.mode == GGML_ROPE_TYPE_NEOX ? SKC_ROPE_NEOX : SKC_ROPE_INTERLEAVED;
     layer.rope_dim = static_cast<std::uint32_t>(rope.n_dims);
     layer.rope_mscale = rope.mscale();
-    layer.scale = shape.scale;
-    layer.softcap = shape.softcap;
     if (rope.is_linear()) {
         layer.rope_base = rope.base;
         layer.rope_scale = rope.scale;
     } else {
-        inv_freq = rope.inv_freq();
-        layer.inv_freq = inv_freq.data();
-        layer.n_inv_freq = static_cast<std::uint32_t>(inv_freq.size());
+        arrays.inv_freq = rope.inv_freq();
+        layer.inv_freq = arrays.inv_freq.data();
+        layer.n_inv_freq = static_cast<std::uint32_t>(arrays.inv_freq.size());
     }
     return layer;
 }
@@ -98,10 +118,10 @@ public:
 
 private:
     Config config_;
-    std::vector<std::vector<float>> inv_freqs_;
+    std::vector<LayerArrays> arrays_;
 };
 
-Stream::CacheConfig::CacheConfig(const Stream &stream) : inv_freqs_(stream.shapes_.size()) {
+Stream::CacheConfig::CacheConfig(const Stream &stream) : arrays_(stream.shapes_.size()) {
     const std::vector<LayerShape> &shapes = stream.shapes_;
     const StreamSettings &settings = stream.settings_;
     const LayerShape &first = shapes.front();
@@ -114,11 +134,13 @@ Stream::CacheConfig::CacheConfig(const Stream &stream) : inv_freqs_(stream.shape
                            " differs from layer 0 in head counts or head dims: all layers must have the same");
         }
         try {
-            layers.push_back(layer_config(s, settings, inv_freqs_[i]));
+            layers.push_back(layer_config(s, stream.windows_[i], settings, arrays_[i]));
         } catch (const NotSupported &e) {
             invalid_config("layer " + std::to_string(i) + ": " + e.what());
         }
-        check_long_rope(s.rope, settings, api().llama_n_ctx(stream.context()));
+        if (s.has_rope) {
+            check_long_rope(s.rope, settings, api().llama_n_ctx(stream.context()));
+        }
     }
     const auto n32 = [](std::int64_t n) { return static_cast<std::uint32_t>(n); };
     config_.heads(n32(first.n_q_heads), n32(first.n_kv_heads), n32(first.head_dim), n32(first.head_dim_v))
@@ -150,6 +172,7 @@ Stream::Stream(llama_model *model, const StreamSettings &settings)
     : model_(checked(model)),
       settings_(settings),
       attention_(static_cast<std::size_t>(std::max(0, api().llama_model_n_layer(model)))) {
+    n_swa_ = static_cast<std::uint32_t>(std::max(0, api().llama_model_n_swa(model)));
     const std::string reason = unsupported_reason(model);
     if (!reason.empty()) {
         invalid_config(reason);
@@ -195,6 +218,8 @@ void Stream::create_context(llama_context_params p) {
     p.n_ctx = p.n_batch + settings_.n_seqs;
     p.n_ubatch = p.n_ubatch == 0 ? p.n_batch : std::min(p.n_ubatch, p.n_batch);
     p.kv_unified = true;
+    // One size for the caches of all layers.
+    p.swa_full = true;
     p.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     p.type_k = GGML_TYPE_F16;
     p.type_v = GGML_TYPE_F16;
@@ -212,6 +237,14 @@ void Stream::create_context(llama_context_params p) {
     }
     if (shapes_.empty()) {
         invalid_config("llama.cpp passed no graph to a backend sampler: this version of llama.cpp is not supported");
+    }
+    windows_.assign(shapes_.size(), 0);
+    if (n_swa_ > 0) {
+        try {
+            windows_ = probe_windows(ctx_.get(), attention_, n_swa_, static_cast<llama_seq_id>(settings_.n_seqs));
+        } catch (const NotSupported &e) {
+            invalid_config(e.what());
+        }
     }
     sequences_ = std::make_unique<Sequences>(ctx_.get(), settings_.n_seqs, settings_.numbering);
 }
@@ -232,8 +265,8 @@ std::uint64_t Stream::cache_bytes() const { return has_model_data() ? CacheConfi
 /** Whether the tensors that the configuration is computed from can be read: llama.cpp may load a model without them. */
 bool Stream::has_model_data() const {
     return std::all_of(shapes_.begin(), shapes_.end(), [](const LayerShape &shape) {
-        const ggml_tensor *factors = shape.rope.freq_factors;
-        return !factors || (factors->buffer && factors->data);
+        const auto has_data = [](const ggml_tensor *t) { return !t || (t->buffer && t->data); };
+        return has_data(shape.rope.freq_factors) && has_data(shape.sink_logits);
     });
 }
 
@@ -261,7 +294,7 @@ void Stream::on_graph(ggml_context *graph_ctx, ggml_cgraph *graph) try {
     if (api().ggml_graph_n_nodes(graph) == 0 || Attention::is_installed(graph)) {
         return;
     }
-    const auto layers = read_graph(graph, api().llama_model_n_layer(model_));
+    const auto layers = read_graph(graph, api().llama_model_n_layer(model_), n_swa_ > 0);
     if (shapes_.empty()) {
         for (const auto &layer : layers) {
             shapes_.push_back(layer.shape);
@@ -272,7 +305,7 @@ void Stream::on_graph(ggml_context *graph_ctx, ggml_cgraph *graph) try {
             throw NotSupported("layer " + std::to_string(i) + ": its attention differs from that of earlier graphs");
         }
     }
-    attention_.install(graph_ctx, layers);
+    attention_.install(graph_ctx, layers, n_swa_ > 0);
 } catch (const std::exception &e) {
     unsupported_ = e.what();
     attention_.error.set(SKC_STATUS_INVALID_CONFIG, unsupported_);

@@ -115,6 +115,9 @@ private:
     llama_model *model_;
     StreamSettings settings_;
     std::vector<LayerShape> shapes_;
+    /** Windows of the model's own, in tokens; 0 or more for the model, and of each layer that has one. */
+    std::uint32_t n_swa_ = 0;
+    std::vector<std::uint32_t> windows_;
     /** Why a graph is not supported; empty if nothing was found. */
     std::string unsupported_;
     Attention attention_;

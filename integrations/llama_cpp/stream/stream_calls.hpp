@@ -23,6 +23,7 @@
     CALL(llama_get_memory)                                                                                             \
     CALL(llama_init_from_model)                                                                                        \
     CALL(llama_max_parallel_sequences)                                                                                 \
+    CALL(llama_memory_seq_cp)                                                                                          \
     CALL(llama_memory_seq_pos_max)                                                                                     \
     CALL(llama_memory_seq_rm)                                                                                          \
     CALL(llama_model_has_decoder)                                                                                      \

@@ -31,9 +31,7 @@ TEST_P(Supported, BelowTheWindowEqualsStock) {
 
 TEST_P(Supported, PastTheWindowEqualsShiftByOne) {
     const Tokens tokens = random_tokens(model.get(), 300);
-    // Stock llama.cpp multiplies keys by YaRN's mscale again at every shift: no reference for these models.
-    const bool drifts =
-        GetParam().find("yarn") != std::string::npos || GetParam().find("longrope") != std::string::npos;
+    const bool drifts = !stock_can_shift(GetParam());
     LlamaContext ctx(model.get(), params(64), options(4, 60));
     const Rows got = run(ctx, tokens, 1);
     if (!drifts) {

@@ -132,7 +132,6 @@ TEST_F(Graph, UnsupportedNodesAreRejectedWithAReason) {
         {[](LayerOptions &o) { o.q_norm = true; }, "Q does not come from RoPE: between it and attention lies RMS_NORM"},
         {[](LayerOptions &o) { o.q_bias = 1; }, "Q does not come from RoPE: between it and attention lies SCALE"},
         {[](LayerOptions &o) { o.in_place = true; }, "in-place RoPE"},
-        {[](LayerOptions &o) { o.sinks = true; }, "learned sink logits"},
         {[](LayerOptions &o) { o.sparse = true; }, "sparse attention"},
         {[](LayerOptions &o) { o.max_bias = 8; }, "ALiBi"},
         {[](LayerOptions &o) { o.shared_kv = true; }, "MLA"},

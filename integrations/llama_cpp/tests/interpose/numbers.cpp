@@ -20,6 +20,14 @@ TEST_F(ServedTest, TheHostIsToldALongContextThatNeedsNoShift) {
     EXPECT_TRUE(llama_memory_can_shift(llama_get_memory(plain.get())));
 }
 
+// A server would keep checkpoints for windows of the model's own.
+TEST_F(ServedTest, WindowsOfTheModelAreNotTheHostsMatter) {
+    const llama_model_ptr gemma = load(supported_models().at("gemma2_windows"), "gemma2");
+    EXPECT_EQ(llama_model_n_swa(gemma.get()), 32);
+    const llama_context_ptr ctx = serve(gemma.get(), served_params());
+    EXPECT_EQ(llama_model_n_swa(gemma.get()), 0);
+}
+
 TEST_F(ServedTest, TheLengthCanBeSet) {
     const auto length = [&](std::initializer_list<Variable> variables, std::uint32_t n_ctx) {
         const Environment environment(variables);

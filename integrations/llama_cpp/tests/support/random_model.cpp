@@ -2,6 +2,7 @@
 
 #include <ggml-cpp.h>
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <stdexcept>
@@ -139,6 +140,84 @@ RandomModel decoder(const std::string &arch, const Shape &s) {
     return m;
 }
 
+namespace {
+
+/** Removes the tensors with `part` in their names. */
+void remove_tensors(RandomModel &model, const std::string &part) {
+    const auto has_part = [&](const RandomTensor &t) { return t.name.find(part) != std::string::npos; };
+    model.tensors.erase(std::remove_if(model.tensors.begin(), model.tensors.end(), has_part), model.tensors.end());
+}
+
+/** Layers with a sliding window of 32 tokens, layers without RoPE, learned sink logits. */
+void add_models_with_windows(std::map<std::string, RandomModel> &models) {
+    Shape shape;
+    shape.n_layers = 4;
+    // Every fourth layer has no RoPE.
+    models["smollm3_no_rope"] = decoder("smollm3", shape);
+
+    shape.output = false;
+    for (const char *arch : {"gemma2", "gemma3"}) {
+        shape.qk_norm = std::string(arch) == "gemma3";
+        // Gemma 3 has five layers with a window for each without.
+        shape.n_layers = shape.qk_norm ? 6 : 4;
+        RandomModel gemma = decoder(arch, shape);
+        gemma.integers["attention.sliding_window"] = 32;
+        if (!shape.qk_norm) {
+            gemma.reals["attn_logit_softcapping"] = 50;
+            gemma.reals["final_logit_softcapping"] = 30;
+        }
+        for (std::int64_t i = 0; i < shape.n_layers; ++i) {
+            const std::string block = "blk." + std::to_string(i) + ".";
+            gemma.tensors.push_back({block + "post_attention_norm.weight", {shape.n_embd}, 0.1F, 1.0F});
+            // Little weight for ggml's GELU, which rounds its input to f16: differences of 1e-6 then flip roundings.
+            gemma.tensors.push_back({block + "post_ffw_norm.weight", {shape.n_embd}, 0.01F, 0.05F});
+        }
+        models[std::string(arch) + "_windows"] = gemma;
+    }
+
+    // Of four layers the last has neither window nor RoPE.
+    shape = Shape();
+    shape.n_layers = 4;
+    shape.output = false;
+    RandomModel cohere = decoder("cohere2", shape);
+    cohere.integers["attention.sliding_window"] = 32;
+    cohere.reals["logit_scale"] = 0.5F;
+    remove_tensors(cohere, "ffn_norm");
+    models["cohere2_windows"] = cohere;
+
+    // gpt-oss: experts with biases.
+    shape = Shape();
+    shape.n_layers = 4;
+    shape.qkv_bias = true;
+    const std::int64_t n_experts = 2, n_ff = 32;
+    RandomModel oss = decoder("gpt-oss", shape);
+    oss.integers["attention.sliding_window"] = 32;
+    oss.integers["expert_count"] = n_experts;
+    oss.integers["expert_used_count"] = 2;
+    oss.integers["expert_feed_forward_length"] = n_ff;
+    remove_tensors(oss, "ffn_");
+    for (std::int64_t i = 0; i < shape.n_layers; ++i) {
+        const std::string block = "blk." + std::to_string(i) + ".";
+        const std::int64_t d = shape.n_embd;
+        const std::vector<RandomTensor> tensors = {
+            {block + "post_attention_norm.weight", {d}, 0.1F, 1.0F},
+            {block + "attn_sinks.weight", {shape.n_heads}, 1.0F, 1.0F},
+            {block + "attn_output.bias", {d}, 0.1F},
+            {block + "ffn_gate_inp.weight", {d, n_experts}, 0.1F},
+            {block + "ffn_gate_inp.bias", {n_experts}, 0.1F},
+            {block + "ffn_gate_exps.weight", {d, n_ff, n_experts}, 0.1F},
+            {block + "ffn_up_exps.weight", {d, n_ff, n_experts}, 0.1F},
+            {block + "ffn_down_exps.weight", {n_ff, d, n_experts}, 0.2F},
+            {block + "ffn_gate_exps.bias", {n_ff, n_experts}, 0.1F},
+            {block + "ffn_up_exps.bias", {n_ff, n_experts}, 0.1F},
+            {block + "ffn_down_exps.bias", {d, n_experts}, 0.1F}};
+        oss.tensors.insert(oss.tensors.end(), tensors.begin(), tensors.end());
+    }
+    models["gptoss_windows"] = oss;
+}
+
+}  // namespace
+
 std::map<std::string, RandomModel> supported_models() {
     std::map<std::string, RandomModel> models;
     models["llama_gqa"] = decoder("llama");
@@ -205,35 +284,26 @@ std::map<std::string, RandomModel> supported_models() {
     partial.integers.erase("attention.key_length");
     partial.integers.erase("attention.value_length");
     models["stablelm_partial"] = partial;
+    add_models_with_windows(models);
     return models;
+}
+
+bool stock_can_shift(const std::string &name) {
+    for (const char *part : {"yarn", "longrope", "no_rope", "cohere2"}) {
+        if (name.find(part) != std::string::npos) {
+            return false;
+        }
+    }
+    return true;
 }
 
 std::map<std::string, Unsupported> unsupported_models() {
     std::map<std::string, Unsupported> models;
     Shape shape;
-    shape.output = false;
-    shape.n_layers = 4;
-    for (const char *arch : {"gemma2", "gemma3"}) {
-        shape.qk_norm = std::string(arch) == "gemma3";
-        RandomModel gemma = decoder(arch, shape);
-        gemma.integers["attention.sliding_window"] = 64;
-        for (std::int64_t i = 0; i < shape.n_layers; ++i) {
-            const std::string block = "blk." + std::to_string(i) + ".";
-            gemma.tensors.push_back({block + "post_attention_norm.weight", {shape.n_embd}, 0.1F, 1.0F});
-            gemma.tensors.push_back({block + "post_ffw_norm.weight", {shape.n_embd}, 0.1F, 1.0F});
-        }
-        models[arch] = {gemma, "sliding-window"};
-    }
-
-    shape = Shape();
     shape.qkv_bias = true;
     RandomModel vl = decoder("qwen2vl", shape);
     vl.arrays["rope.dimension_sections"] = {2, 3, 3, 0};
     models["qwen2vl"] = {vl, "M-RoPE"};
-
-    shape = Shape();
-    shape.n_layers = 4;
-    models["smollm3"] = {decoder("smollm3", shape), "layer 3: Q does not come from RoPE"};
 
     RandomModel longrope = supported_models().at("llama_longrope");
     longrope.integers["rope.scaling.original_context_length"] = 300;

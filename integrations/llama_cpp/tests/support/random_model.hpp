@@ -63,6 +63,12 @@ RandomModel decoder(const std::string &arch, const Shape &shape = Shape());
 /** Models that the adapter supports, by name. */
 std::map<std::string, RandomModel> supported_models();
 
+/**
+ * Whether stock llama.cpp is a reference past the window, of the model of that name. A shift multiplies keys by YaRN's
+ * mscale again, and rotates keys of layers that have no RoPE.
+ */
+bool stock_can_shift(const std::string &name);
+
 /** A model that the adapter must reject, and a part of the error text. */
 struct Unsupported {
     RandomModel model;
