@@ -143,7 +143,7 @@ TEST_F(ServedEdits, OtherThreadsMayAskAndEdit) {
         }
     });
     Rows got;
-    while (edits < 20 || got.size() < 300) {
+    while (edits < 3 || got.size() < 300) {
         llama_memory_seq_rm(memory, 0, -1, -1);
         got = decode(ctx.get(), tokens, 20);
     }
