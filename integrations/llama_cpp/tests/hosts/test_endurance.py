@@ -53,9 +53,9 @@ class Endurance(unittest.TestCase):
         prompts = {old: prompt + text, new: prompt + text[:TENTH]}
         new.complete(prompts[new], 1)
         ratios = []
-        for _ in range(PAIRS):
+        for pair in range(PAIRS):
             seconds = {}
-            for host in (old, new):
+            for host in ((old, new), (new, old))[pair % 2]:
                 answer = host.complete(prompts[host], SHORT)
                 self.assertEqual((answer.tokens, answer.truncated), (SHORT, False))
                 self.assertLessEqual(answer.read, 12)
