@@ -106,12 +106,17 @@ class Server(process.Process):
         """The same, of a prompt that is read from its beginning."""
         return self.compared(prompt, tokens, cache_prompt=False)
 
-    def stream(self, prompt, tokens, **options):
-        """The text of /completion piece by piece, as server-sent events bring it."""
+    def events(self, prompt, tokens, **options):
+        """What /completion sends while it generates; bytes that are no character yet come with a later token."""
         with self.open("/completion", self.request(prompt, tokens, stream=True, **options)) as answer:
             for line in answer:
                 if line.startswith(b"data: {"):
-                    yield json.loads(line[6:])["content"]
+                    yield json.loads(line[6:])
+
+    def stream(self, prompt, tokens, **options):
+        """The text of events(), piece by piece."""
+        for event in self.events(prompt, tokens, **options):
+            yield event["content"]
 
 
 def serve(case, *arguments, **options):

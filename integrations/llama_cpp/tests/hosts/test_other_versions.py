@@ -2,6 +2,7 @@
 import os
 import pathlib
 import subprocess
+import sys
 import tempfile
 import unittest
 
@@ -9,6 +10,9 @@ import places
 import process
 
 HERE = pathlib.Path(__file__).resolve().parent
+# Version 0.7.0-dev (b11739), from PyPI. It was built for glibc 2.38.
+NEWER, NEWER_HASH = "llama_cpp_py_sync==0.11739", "c97dd32b41841ab779172f9d20616cc915a73045ae5dca4b81051e6cd2751714"
+NEWER_GLIBC = (2, 38)
 COMPILER = os.environ.get("CC", "cc")
 
 
@@ -57,6 +61,32 @@ class OtherVersions(unittest.TestCase):
                 self.assertEqual((code, out), (0, stock), err)
                 for text in (f"libpretend-{which}.so", "own cache", *texts):
                     self.assertIn(text, err)
+
+    @unittest.skipUnless(places.EVERYTHING, "a newer llama.cpp is downloaded with --everything")
+    def test_a_newer_version(self):
+        glibc = tuple(int(part) for part in os.confstr("CS_GNU_LIBC_VERSION").split()[1].split("."))
+        if glibc < NEWER_GLIBC:
+            self.skipTest(f"{NEWER} needs glibc 2.38, this is {glibc[0]}.{glibc[1]}")
+        requirements = self.folder / "requirements"
+        requirements.write_text(f"{NEWER} --hash=sha256:{NEWER_HASH}\n")
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check",
+                        "--target", self.folder / "newer", "-r", requirements], check=True)
+        self.check_newer(self.folder / "newer/llama_cpp_py_sync")
+
+    def check_newer(self, libraries):
+        program = self.folder / "newer-host"
+        # Its struct is larger by one size_t, as that of the first pretender.
+        subprocess.run([COMPILER, f"-I{places.PROGRAMS.parent / 'include'}", "-DWHICH=1", "-o", program,
+                        HERE / "small_host.c", libraries / "libllama.so", libraries / "libggml.so.0",
+                        libraries / "libggml-base.so.0", f"-Wl,-rpath,{libraries}",
+                        "-Wl,--unresolved-symbols=ignore-in-shared-libs"], check=True)
+        arguments = [program, libraries, places.MODEL]
+        code, stock, err = process.run(arguments, process.environment(preload=False))
+        self.assertEqual(code, 0, err)
+        for settings, expected in (({}, (1, "no context\n")), ({"unsupported": "stock"}, (0, stock))):
+            code, out, err = process.run(arguments, process.environment(settings))
+            self.assertEqual((code, out), expected, err)
+            self.assertRegex(err, r"libllama\.so.* is not the llama\.cpp .*llama_context_params has \d+ bytes, not \d+")
 
 
 if __name__ == "__main__":

@@ -61,9 +61,9 @@ class LlamaCppPython(unittest.TestCase):
             assert llm.n_ctx() == 20000, llm.n_ctx()
             first = complete(llm, TEXT[:600], int(os.environ["TOKENS"]))
             # It goes on where it was: all but the last tokens are in the cache.
-            more = complete(llm, TEXT[:600] + first["text"] + " And", 40)
+            more = complete(llm, TEXT[:600] + first["text"] + " And", 12)
             llm.reset()
-            fresh = complete(llm, TEXT[:600] + first["text"] + " And", 40)
+            fresh = complete(llm, TEXT[:600] + first["text"] + " And", 12)
             print(json.dumps([first, more, fresh]))
         """)
         first, more, fresh = answers
@@ -75,7 +75,8 @@ class LlamaCppPython(unittest.TestCase):
         answer, _ = self.run_python("""
             import sinkcache_llama
             sinkcache_llama.install(n_sink=4, window=252)
-            print(json.dumps(complete(load(n_ctx=20000), TEXT[:200], 1000)))
+            # The whole prompt in one batch, as the program reads it.
+            print(json.dumps(complete(load(n_ctx=20000, n_batch=512), TEXT[:200], 1000)))
         """)
         code, out, err = process.run(
             [places.PROGRAMS / "llama-completion", "-m", places.MODEL, "-t", 1, "-tb", 1, "-c", 256, "-n", 1000,

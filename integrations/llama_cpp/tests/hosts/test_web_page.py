@@ -71,7 +71,8 @@ class WebPage(unittest.TestCase):
                        and re.search(r"\d tokens", said("Assistant")[-1].text))
             self.assertNotRegex(browser.find_element(By.TAG_NAME, "body").text, FULL)
         for answer in said("Assistant"):
-            self.assertGreater(len(answer.text), ANSWER // 2)
+            # The text itself is drawn at random, and Markdown may swallow some of it.
+            self.assertIn(f"{ANSWER} tokens", answer.text)
         if PICTURE:
             gauge = browser.find_element(By.CSS_SELECTOR, "[aria-label='Context usage']")
             webdriver.ActionChains(browser).move_to_element(gauge).pause(2).perform()
