@@ -66,7 +66,9 @@ llama_context *create_context(llama_model *model, Oversized<llama_context_params
     params.known.n_ctx = registry().meant_length(params.known.n_ctx);
     const std::string reason = reason_to_leave(model, params.known);
     if (!reason.empty()) {
-        log(LogLevel::INFO, "a context is left to llama.cpp: " + reason);
+        // Hosts measure memory at every start: no news.
+        log(registry().model(model).without_data ? LogLevel::DEBUG : LogLevel::INFO,
+            "a context is left to llama.cpp: " + reason);
         return own();
     }
     const auto n_ctx_train = static_cast<std::uint32_t>(real().llama_model_n_ctx_train(model));

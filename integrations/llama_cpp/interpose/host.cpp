@@ -8,6 +8,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <vector>
 
 namespace sinkcache {
@@ -111,9 +112,16 @@ const Host &host() {
     return found;
 }
 
+// The loader's own answer does not tell: for a library that was opened by itself, RTLD_DEFAULT has its functions too.
+bool is_preloaded() {
+    const std::string own = own_file();
+    const char *preload = std::getenv("LD_PRELOAD");
+    return preload && std::strstr(preload, own.c_str() + own.rfind('/') + 1);
+}
+
 std::string private_llama() {
     const void *global = dlsym(RTLD_DEFAULT, MARK);
-    const bool preloaded = global && file_of(global) == own_file();
+    const bool preloaded = is_preloaded() && global && file_of(global) == own_file();
     return preloaded && !dlsym(RTLD_NEXT, MARK) ? loaded_llama() : std::string();
 }
 

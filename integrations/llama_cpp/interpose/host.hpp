@@ -29,6 +29,9 @@ struct Host {
 /** Found at the first use, by any thread. Ends the process if there is none: then nobody can call this library. */
 const Host &host();
 
+/** Whether the process was started with this library in LD_PRELOAD: its host is then linked with llama.cpp. */
+bool is_preloaded();
+
 /**
  * The file of a llama.cpp that the process has loaded for itself, although this library is preloaded; empty if there is
  * none, or this library is not preloaded.

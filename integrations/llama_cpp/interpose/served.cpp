@@ -72,8 +72,10 @@ std::uint32_t length_of(std::uint32_t asked, const Settings &settings) {
     if (settings.length) {
         return *settings.length;
     }
-    // With a window of its own, more than fits into it is the length that the host wants: it may have arrays of that.
-    const bool is_length = settings.window && asked > std::uint64_t{*settings.window} + settings.n_sink;
+    // A host that has opened llama.cpp by itself, such as Python, may have arrays as long as the context that it asks
+    // for. With a window of its own, more than fits into it is the length that the host wants.
+    const bool is_length = !is_preloaded() && settings.window &&
+                           asked > std::uint64_t{*settings.window} + settings.n_sink;
     return is_length ? asked : DEFAULT_LENGTH;
 }
 
@@ -136,7 +138,8 @@ Served::Served(llama_model *model, const llama_context_params &params, std::uint
     log(LogLevel::INFO, "a context of " + std::to_string(n_seqs_) + (n_seqs_ == 1 ? " sequence" : " sequences") +
                             ": " + std::to_string(s.n_sink) + " sinks and the last " + std::to_string(s.window) +
                             " tokens of each, " + std::to_string((bytes + (1 << 20) - 1) >> 20) +
-                            " MiB; the host is told a length of " + std::to_string(length_));
+                            " MiB, rewinds of up to " + std::to_string(stream_.max_rewind()) +
+                            "; the host is told a length of " + std::to_string(length_));
 }
 
 bool Served::attempt(const std::string &what, const std::function<void()> &call) {

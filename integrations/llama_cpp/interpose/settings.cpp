@@ -3,15 +3,20 @@
 #include "errors.hpp"
 #include "one_line.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include <unistd.h>
+
 namespace sinkcache {
 namespace interpose {
 namespace {
+
+constexpr const char *PREFIX = "SINKCACHE_LLAMA_";
 
 /** A variable's value; NULL if it is not set or empty. */
 const char *value_of(const std::string &name) {
@@ -24,7 +29,7 @@ const char *value_of(const std::string &name) {
 }
 
 std::optional<std::uint32_t> number(const char *short_name, std::uint32_t least, std::uint32_t most) {
-    const std::string name = std::string("SINKCACHE_LLAMA_") + short_name;
+    const std::string name = PREFIX + std::string(short_name);
     const char *value = value_of(name);
     if (!value) {
         return std::nullopt;
@@ -44,7 +49,7 @@ std::optional<std::uint32_t> number(const char *short_name, std::uint32_t least,
 
 template <class T>
 T choice(const char *short_name, T otherwise, const std::vector<std::pair<const char *, T>> &choices) {
-    const std::string name = std::string("SINKCACHE_LLAMA_") + short_name;
+    const std::string name = PREFIX + std::string(short_name);
     const char *value = value_of(name);
     if (!value) {
         return otherwise;
@@ -59,9 +64,29 @@ T choice(const char *short_name, T otherwise, const std::vector<std::pair<const 
     refuse(name, value, allowed);
 }
 
+/** A misspelt name would leave a default in force without a word. */
+void check_names() {
+    const std::string prefix = PREFIX;
+    for (char **variable = environ; variable && *variable; ++variable) {
+        const std::string text = *variable;
+        const std::string name = text.substr(0, text.find('='));
+        if (name.compare(0, prefix.size(), prefix) != 0) {
+            continue;
+        }
+        const auto known = {"SINK", "WINDOW", "KV", "LENGTH", "MAX_REWIND", "CHECKPOINTS", "UNSUPPORTED", "LOG", "LIB",
+                            // Of sinkcache_llama.py and of scripts, which run in the same environment.
+                            "LIBRARY", "DIR"};
+        if (std::none_of(known.begin(), known.end(), [&](const char *k) { return name == prefix + k; })) {
+            llama_cpp::invalid_config(name + " is not a setting: allowed are SINK, WINDOW, KV, LENGTH, MAX_REWIND, "
+                                             "CHECKPOINTS, UNSUPPORTED, LOG and LIB behind " + prefix);
+        }
+    }
+}
+
 }  // namespace
 
 Settings read_settings() {
+    check_names();
     Settings s;
     s.log = choice("LOG", s.log,
                    {{"quiet", LogLevel::QUIET},

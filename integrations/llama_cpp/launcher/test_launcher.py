@@ -170,7 +170,7 @@ class Launcher(unittest.TestCase):
     def test_what_the_program_gets(self):
         host = self.host(".0.6.0")
         other = self.compile(self.folder / "libother.so", "int other;\n", "-shared")
-        done = self.start("--sink", 4, "--window", 4092, "--kv-dtype", "q8/q4", "--length", 100000, "--max-rewind", 64,
+        done = self.start("--sink=4", "--window", 4092, "--kv-dtype", "q8/q4", "--length", 100000, "--max-rewind", 64,
                           "--unsupported", "stock", "--checkpoints", "on", "--", host, "--window", "a b",
                           env={"LD_PRELOAD": str(other)})
         self.assertEqual((done.returncode, done.stderr), (0, ""))

@@ -16,9 +16,11 @@ class Length(unittest.TestCase):
         """The longest stream instead of the context: by it the server decides when to stop and what to refuse."""
         self.assertEqual(self.stock.get("/props")["default_generation_settings"]["n_ctx"], 256)
         self.assertEqual(self.ours.get("/props")["default_generation_settings"]["n_ctx"], 2**24)
-        # With a window of its own, a context that is larger is meant as the length.
-        long = server.serve(self, "-c", 4096, "-np", 1, settings={"window": 252})
-        self.assertEqual(long.get("/props")["default_generation_settings"]["n_ctx"], 4096)
+        # Also with a window of its own, whatever context is asked for, by the user or by the server itself.
+        for arguments in (("-c", 4096), ()):
+            narrow = server.serve(self, *arguments, "-np", 1, settings={"window": 100})
+            self.assertEqual(narrow.get("/props")["default_generation_settings"]["n_ctx"], 2**24)
+            self.assertEqual(narrow.complete(places.TEXT[:50], 400).tokens, 400)
 
     def test_5000_tokens(self):
         prompt = places.TEXT[:100]

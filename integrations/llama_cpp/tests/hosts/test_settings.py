@@ -31,6 +31,11 @@ class Settings(unittest.TestCase):
                     self.assertIn(value, err)
                     self.assertIn("allowed", err)
 
+    def test_a_name_that_is_none(self):
+        code, _, err = self.run_host({"windows": 252})
+        self.assertGreater(code, 0, "it ended with 0, or by a signal")
+        self.assertIn("SINKCACHE_LLAMA_WINDOWS is not a setting", err)
+
     def test_a_cache_that_is_too_large(self):
         code, _, err = self.run_host({"window": 2**28})
         self.assertGreater(code, 0, "it ended with 0, or by a signal")

@@ -86,6 +86,13 @@ TEST_F(ServedTest, InvalidSettingsAreRefusedByName) {
     refused("CHECKPOINTS", "1", "off, on");
     refused("LOG", "loud", "quiet, errors, info, debug");
 
+    {
+        const Environment environment{{"WINDOWS", "40"}};
+        llama_context *ctx = nullptr;
+        const std::string text = log_of([&] { ctx = llama_init_from_model(model.get(), served_params()); });
+        EXPECT_EQ(ctx, nullptr);
+        EXPECT_NE(text.find("SINKCACHE_LLAMA_WINDOWS is not a setting: allowed are SINK"), std::string::npos) << text;
+    }
     const Environment environment{{"SINK", "64"}};
     const std::string text = log_of([&] { EXPECT_EQ(llama_init_from_model(model.get(), served_params()), nullptr); });
     EXPECT_NE(text.find("a context of 64 tokens leaves no window"), std::string::npos) << text;
@@ -118,8 +125,8 @@ TEST_F(ServedTest, TheLogSaysWhatIsServed) {
         const Environment environment{{"LOG", level}};
         return log_of([&] { serve(model.get(), served_params(64, 64, 2)); });
     };
-    EXPECT_NE(lines("info").find("sinkcache: a context of 2 sequences: 4 sinks and the last 60 tokens of each, 1 MiB; "
-                                 "the host is told a length of 16777216\n"),
+    EXPECT_NE(lines("info").find("sinkcache: a context of 2 sequences: 4 sinks and the last 60 tokens of each, 1 MiB, "
+                                 "rewinds of up to 64; the host is told a length of 16777216\n"),
               std::string::npos);
     EXPECT_EQ(lines("errors"), "");
 }
