@@ -112,7 +112,9 @@ const Host &host() {
 }
 
 std::string private_llama() {
-    const void *global = dlsym(RTLD_DEFAULT, MARK);
+    // The program's scope: RTLD_DEFAULT would also find this library where it was opened for its C API alone.
+    void *program = dlopen(nullptr, RTLD_LAZY);
+    const void *global = program ? dlsym(program, MARK) : nullptr;
     const bool preloaded = global && file_of(global) == own_file();
     return preloaded && !dlsym(RTLD_NEXT, MARK) ? loaded_llama() : std::string();
 }
