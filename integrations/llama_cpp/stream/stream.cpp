@@ -223,7 +223,7 @@ void Stream::create_context(llama_context_params p) {
     p.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     p.type_k = GGML_TYPE_F16;
     p.type_v = GGML_TYPE_F16;
-    set_abort_callback(p.abort_callback, p.abort_callback_data);
+    const AbortCallback user{p.abort_callback, p.abort_callback_data};
     p.abort_callback = [](void *self) { return static_cast<const Stream *>(self)->aborts(); };
     p.abort_callback_data = this;
     n_threads_ = static_cast<std::uint32_t>(std::max({1, p.n_threads, p.n_threads_batch}));
@@ -247,6 +247,8 @@ void Stream::create_context(llama_context_params p) {
         }
     }
     sequences_ = std::make_unique<Sequences>(ctx_.get(), settings_.n_seqs, settings_.numbering);
+    // Not before: llama.cpp does not call it while it creates a context, and it must not end the probe.
+    set_abort_callback(user.call, user.data);
 }
 
 // roll_back() may have to remove a whole micro-batch.

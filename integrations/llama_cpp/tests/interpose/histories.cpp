@@ -159,5 +159,20 @@ TEST_P(ServedHistories, LogitsAreThoseOfTheTokensAlone) {
     }
 }
 
+// A host may not be ready for its callback yet.
+TEST_P(ServedHistories, TheAbortCallbackIsNotCalledWhileAContextIsCreated) {
+    const Environment environment{{"LOG", "errors"}};
+    const llama_model_ptr model = load(supported_models().at(GetParam()), GetParam());
+    int calls = 0;
+    auto p = served_params();
+    p.abort_callback = [](void *data) { return ++*static_cast<int *>(data) > 0; };
+    p.abort_callback_data = &calls;
+    const llama_context_ptr ctx = serve(model.get(), p);
+    EXPECT_EQ(calls, 0);
+    OwnBatch batch(random_tokens(model.get(), 5));
+    EXPECT_EQ(llama_decode(ctx.get(), batch.get()), 2);
+    EXPECT_GT(calls, 0);
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, ServedHistories, testing::ValuesIn(names(supported_models())),
                          [](const auto &info) { return info.param; });
