@@ -174,5 +174,21 @@ TEST_P(ServedHistories, TheAbortCallbackIsNotCalledWhileAContextIsCreated) {
     EXPECT_GT(calls, 0);
 }
 
+TEST_P(ServedHistories, AHostSeesItsOwnTokensAlone) {
+    const Environment environment{{"LOG", "errors"}};
+    const llama_model_ptr model = load(supported_models().at(GetParam()), GetParam());
+    int calls = 0;
+    auto p = served_params();
+    p.cb_eval = [](ggml_tensor *, bool, void *data) { return ++*static_cast<int *>(data) > 0; };
+    p.cb_eval_user_data = &calls;
+    const llama_context_ptr ctx = serve(model.get(), p);
+    EXPECT_EQ(calls, 0);
+    const Tokens tokens = random_tokens(model.get(), 20);
+    const Rows want = run(stock(model.get(), 64).get(), tokens, 20);
+    EXPECT_LE(compare(decode(ctx.get(), tokens, 20), want).largest, 1e-3);
+    EXPECT_GT(calls, 0);
+    EXPECT_EQ(llama_perf_context(ctx.get()).n_p_eval, 20);
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, ServedHistories, testing::ValuesIn(names(supported_models())),
                          [](const auto &info) { return info.param; });
