@@ -112,7 +112,6 @@ const Host &host() {
     return found;
 }
 
-// The loader's own answer does not tell: for a library that was opened by itself, RTLD_DEFAULT has its functions too.
 bool is_preloaded() {
     const std::string own = own_file();
     const char *preload = std::getenv("LD_PRELOAD");
@@ -120,8 +119,10 @@ bool is_preloaded() {
 }
 
 std::string private_llama() {
-    const void *global = dlsym(RTLD_DEFAULT, MARK);
-    const bool preloaded = is_preloaded() && global && file_of(global) == own_file();
+    // The program's scope: RTLD_DEFAULT would also find this library where it was opened for its C API alone.
+    void *program = dlopen(nullptr, RTLD_LAZY);
+    const void *global = program ? dlsym(program, MARK) : nullptr;
+    const bool preloaded = global && file_of(global) == own_file();
     return preloaded && !dlsym(RTLD_NEXT, MARK) ? loaded_llama() : std::string();
 }
 

@@ -1,6 +1,8 @@
 // GGML_BACKEND_PATH as a way in, for programs whose start one cannot change: ggml loads this library as a backend.
 #include "log.hpp"
 
+#include "one_line.hpp"
+
 #include <ggml-backend.h>
 
 #include <dlfcn.h>
@@ -72,6 +74,9 @@ extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backen
         // Python, for example: a script that is started again would do all it has done until here once more.
         log(LogLevel::ERRORS, "GGML_BACKEND_PATH works for programs that are linked with llama.cpp; this one has "
                               "loaded it while it ran");
+    } else if (std::strpbrk(own.dli_fname, " :")) {
+        log(LogLevel::ERRORS, "the library's path is " + programs::in_quotes(own.dli_fname) +
+                                  ": LD_PRELOAD cannot name a path with a blank or a colon");
     } else {
         start_again(own.dli_fname);
     }

@@ -270,8 +270,10 @@ bool Served::remove(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     const std::string what = "llama_memory_seq_rm " + range_text(seq_id, p0, p1);
     return attempt(what, [&] {
         const skc_sequence_info info = stream_.info(seq_id);
-        const auto start = static_cast<std::int64_t>(info.start_position);
-        const std::int64_t end = start + static_cast<std::int64_t>(info.length_min);
+        // A state that was loaded may have positions beyond those of a host.
+        constexpr std::uint64_t MOST = std::uint64_t{1} << 62;
+        const auto start = static_cast<std::int64_t>(std::min(info.start_position, MOST));
+        const std::int64_t end = start + static_cast<std::int64_t>(std::min(info.length_min, MOST - 1));
         const std::int64_t from = std::max<std::int64_t>(p0, 0);
         const std::int64_t to = p1 < 0 ? end : std::min<std::int64_t>(p1, end);
         if (from <= start && to >= end) {
@@ -297,6 +299,10 @@ void Served::seq_cp(llama_seq_id src, llama_seq_id dst, llama_pos p0, llama_pos 
     const bool copied = attempt(what, [&] {
         make_cache();
         const skc_sequence_info info = stream_.info(src);
+        // An empty range: nothing is copied, and what the destination has stays.
+        if (p1 >= 0 && p1 <= std::max(p0, static_cast<llama_pos>(0))) {
+            return;
+        }
         if (info.length_min > 0 && p0 > 0 && static_cast<std::uint64_t>(p0) > info.start_position) {
             llama_cpp::invalid_argument("a copy must begin with the first token, at position " +
                                         std::to_string(info.start_position));

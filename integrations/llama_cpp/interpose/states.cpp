@@ -96,6 +96,30 @@ void copy_tokens(const std::vector<std::uint8_t> &bytes, const FileHeader &heade
     *n_tokens = header.n_tokens;
 }
 
+/** Whether a file ends with its state: nothing is loaded of one that does not. */
+void check_end(const std::vector<std::uint8_t> &bytes, std::size_t state_at) {
+    const std::size_t left = bytes.size() - state_at;
+    const std::uint64_t n_bytes = read_header(bytes.data() + state_at, left).n_bytes;
+    if (n_bytes != left) {
+        fail("it has " + std::to_string(left - n_bytes) + " bytes behind its state");
+    }
+}
+
+/** Whether the states of a context are whole and fill it: a damaged header must not leave the first ones loaded. */
+void check_states(const StateHeader &header, const std::uint8_t *from) {
+    std::uint64_t at = STATE_HEADER_BYTES;
+    for (std::uint32_t s = 0; s < header.n_seqs; ++s) {
+        const StateHeader one = read_header(from + at, static_cast<std::size_t>(header.n_bytes - at));
+        if (one.kind == StateKind::CONTEXT) {
+            fail("the state of sequence " + std::to_string(s) + " is that of a context");
+        }
+        at += one.n_bytes;
+    }
+    if (at != header.n_bytes) {
+        fail("its sequences have " + std::to_string(at) + " of its " + std::to_string(header.n_bytes) + " bytes");
+    }
+}
+
 FileHeader header_of(std::uint32_t magic, std::uint32_t version, std::size_t n_tokens) {
     if (n_tokens > UINT32_MAX) {
         fail(std::to_string(n_tokens) + " tokens: at most " + std::to_string(UINT32_MAX) + " are allowed");
@@ -148,6 +172,7 @@ std::size_t load_all_states(Served &served, const std::uint8_t *from, std::size_
             fail("it has " + std::to_string(header.n_seqs) + " sequences: the context has " +
                  std::to_string(served.n_seqs()));
         }
+        check_states(header, from);
         std::size_t at = STATE_HEADER_BYTES;
         for (std::uint32_t s = 0; s < header.n_seqs; ++s) {
             const auto left = static_cast<std::size_t>(header.n_bytes) - at;
@@ -183,6 +208,7 @@ bool load_file(Served &served, const char *path, const FileTokens &room, std::si
                FileHeader header{};
                const std::size_t at = check_file(bytes, LLAMA_SESSION_MAGIC, LLAMA_SESSION_VERSION, header);
                check_room(header, room);
+               check_end(bytes, at);
                if (load_all_states(served, bytes.data() + at, bytes.size() - at) != bytes.size() - at) {
                    return 0;
                }
@@ -215,6 +241,7 @@ std::size_t seq_load_file(Served &served, const char *path, llama_seq_id seq_id,
             return at;
         }
         check_room(header, room);
+        check_end(bytes, at);
         if (served.load_state(seq_id, bytes.data() + at, bytes.size() - at) != bytes.size() - at) {
             return 0;
         }

@@ -223,9 +223,18 @@ void Stream::create_context(llama_context_params p) {
     p.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     p.type_k = GGML_TYPE_F16;
     p.type_v = GGML_TYPE_F16;
-    set_abort_callback(p.abort_callback, p.abort_callback_data);
+    const AbortCallback user{p.abort_callback, p.abort_callback_data};
     p.abort_callback = [](void *self) { return static_cast<const Stream *>(self)->aborts(); };
     p.abort_callback_data = this;
+    if (p.cb_eval) {
+        user_eval_ = p.cb_eval;
+        user_eval_data_ = p.cb_eval_user_data;
+        p.cb_eval = [](ggml_tensor *t, bool ask, void *self) {
+            const auto &s = *static_cast<const Stream *>(self);
+            return s.probing_ ? !ask : s.user_eval_(t, ask, s.user_eval_data_);
+        };
+        p.cb_eval_user_data = this;
+    }
     n_threads_ = static_cast<std::uint32_t>(std::max({1, p.n_threads, p.n_threads_batch}));
 
     ctx_.reset(api().llama_init_from_model(model_, p));
@@ -245,8 +254,12 @@ void Stream::create_context(llama_context_params p) {
         } catch (const NotSupported &e) {
             invalid_config(e.what());
         }
+        api().llama_perf_context_reset(ctx_.get());
     }
+    probing_ = false;
     sequences_ = std::make_unique<Sequences>(ctx_.get(), settings_.n_seqs, settings_.numbering);
+    // Not before: llama.cpp does not call it while it creates a context, and it must not end the probe.
+    set_abort_callback(user.call, user.data);
 }
 
 // roll_back() may have to remove a whole micro-batch.

@@ -126,6 +126,10 @@ private:
         void *data = nullptr;
     };
     AbortCallback user_abort_;
+    /** The host's, which does not see the tokens of the probe. */
+    ggml_backend_sched_eval_callback user_eval_ = nullptr;
+    void *user_eval_data_ = nullptr;
+    bool probing_ = true;
     mutable std::mutex user_abort_mutex_;
     std::uint32_t n_threads_ = 1;
     std::uint32_t n_outputs_max_ = 1;

@@ -40,6 +40,7 @@
     CALL(llama_n_threads)                                                                                              \
     CALL(llama_n_threads_batch)                                                                                        \
     CALL(llama_n_ubatch)                                                                                               \
+    CALL(llama_perf_context_reset)                                                                                     \
     CALL(llama_sampler_chain_add)                                                                                      \
     CALL(llama_sampler_chain_default_params)                                                                           \
     CALL(llama_sampler_chain_init)                                                                                     \

@@ -28,6 +28,11 @@ void decode(llama_context *ctx, llama_seq_id seq_id, llama_pos first, std::int32
 
 std::vector<std::uint32_t> probe_windows(llama_context *ctx, Attention &attention, std::uint32_t n_swa,
                                          llama_seq_id other) {
+    constexpr std::uint32_t LEAST = 2, MOST = 1U << 30;
+    require(n_swa >= LEAST && n_swa <= MOST, [&] {
+        return "a sliding window of " + std::to_string(n_swa) + " tokens is not supported: allowed are " +
+               std::to_string(LEAST) + " to " + std::to_string(MOST);
+    });
     const llama_memory_t memory = api().llama_get_memory(ctx);
     // Any position from which n_swa tokens back there is one.
     const auto query = static_cast<llama_pos>(n_swa) + 10;

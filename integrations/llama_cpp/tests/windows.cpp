@@ -77,6 +77,19 @@ TEST(Windows, AreThoseOfTheModel) {
     EXPECT_EQ(windows_of("smollm3_no_rope", 32), (Windows{0, 0, 0, 0}));
 }
 
+TEST(Windows, OfNoUseAreRefusedWithTheirSize) {
+    for (const std::uint32_t n_swa : {1U, (1U << 30) + 1, 0x7FFFFFFFU}) {
+        try {
+            windows_of("gemma2_windows", n_swa);
+            ADD_FAILURE() << n_swa;
+        } catch (const NotSupported &e) {
+            const std::string text = e.what();
+            EXPECT_EQ(text, "a sliding window of " + std::to_string(n_swa) +
+                                " tokens is not supported: allowed are 2 to 1073741824");
+        }
+    }
+}
+
 TEST(Windows, ThatHideMoreAreNotSupported) {
     try {
         windows_of("gemma2_windows", 40);

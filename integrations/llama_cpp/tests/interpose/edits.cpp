@@ -98,6 +98,16 @@ TEST_F(ServedEdits, ACopyGoesOnAlone) {
     expect_continues(ctx.get(), 180, 2);
 }
 
+TEST_F(ServedEdits, AnEmptyRangeIsNotCopied) {
+    decode(ctx.get(), slice(tokens, 0, 200), 20);
+    decode(ctx.get(), slice(tokens, 0, 100), 20, 1);
+    llama_memory_seq_cp(memory, 0, 1, 0, 0);
+    llama_memory_seq_cp(memory, 0, 1, -1, 0);
+    llama_memory_seq_cp(memory, 0, 1, 50, 50);
+    llama_memory_seq_cp(memory, 0, 1, 50, 20);
+    expect_continues(ctx.get(), 100, 1);
+}
+
 TEST_F(ServedEdits, WhatCannotBeCopiedOrMovedMakesASequenceUnusable) {
     decode(ctx.get(), slice(tokens, 0, 200), 20);
     const auto expect_unusable = [&](llama_seq_id seq_id, const std::string &text, const std::string &reason) {

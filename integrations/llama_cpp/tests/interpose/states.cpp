@@ -1,6 +1,8 @@
 // llama_state_ functions and files of served contexts.
 #include "served.hpp"
 
+#include "sinkcache_llama.h"
+
 #include <cstdio>
 #include <cstring>
 #include <fstream>
@@ -201,7 +203,10 @@ TEST_F(ServedStates, InFilesOfSequences) {
     write(whole.substr(0, whole.size() - 1));
     refused(path, 200, "of which there are");
     write(whole + "y");
-    EXPECT_EQ(llama_state_seq_load_file(ctx.get(), path.c_str(), 1, read.data(), 200, &n), 0U);
+    llama_memory_seq_rm(llama_get_memory(ctx.get()), 0, -1, -1);
+    refused(path, 200, "it has 1 bytes behind its state");
+    EXPECT_EQ(next(ctx.get()), 0) << "a state that is not loaded as a whole is not loaded at all";
+    decode(ctx.get(), slice(tokens, 0, 150), 20);
     const std::string none = log_of([&] {
         EXPECT_EQ(llama_state_seq_save_file(ctx.get(), "/nonexistent/x", 0, tokens.data(), 150), 0U);
     });
@@ -231,4 +236,64 @@ TEST_F(ServedStates, InFilesOfContexts) {
         EXPECT_FALSE(llama_state_save_file(other.get(), "/dev/full", tokens.data(), 10));
     });
     EXPECT_EQ(next(other.get()), 300);
+    ASSERT_TRUE(llama_state_save_file(ctx.get(), path.c_str(), tokens.data(), 150));
+    std::ofstream(path, std::ios::binary | std::ios::app) << "yz";
+    const std::string text = log_of([&] {
+        EXPECT_FALSE(llama_state_load_file(other.get(), path.c_str(), read.data(), read.size(), &n));
+    });
+    EXPECT_NE(text.find("it has 2 bytes behind its state"), std::string::npos) << text;
+    EXPECT_EQ(next(other.get()), 300) << "nothing has changed";
+}
+
+TEST_F(ServedStates, OfContextsWithDamagedHeadersChangeNothing) {
+    decode(ctx.get(), slice(tokens, 0, 150), 20);
+    decode(ctx.get(), slice(tokens, 0, 70), 20, 1);
+    Bytes state(llama_state_get_size(ctx.get()));
+    ASSERT_EQ(llama_state_get_data(ctx.get(), state.data(), state.size()), state.size());
+    const std::size_t second = 32 + llama_state_seq_get_size(ctx.get(), 0);
+    const llama_context_ptr other = serve(model.get(), served_params(64, 64, 2));
+    const auto expect_refused = [&](std::size_t at, int value, const std::string &reason) {
+        Bytes damaged = state;
+        damaged[at] = static_cast<std::uint8_t>(value);
+        const std::string text = log_of([&] {
+            EXPECT_EQ(llama_state_set_data(other.get(), damaged.data(), damaged.size()), 0U);
+        });
+        EXPECT_NE(text.find(reason), std::string::npos) << text;
+        EXPECT_EQ(next(other.get()), 0) << reason;
+    };
+    expect_refused(second, 'x', "a state that sinkcache has not written");
+    expect_refused(second + 12, 3, "the state of sequence 1 is that of a context");
+    expect_refused(16, 1, "its sequences have " + std::to_string(second) + " of its " + std::to_string(state.size()));
+}
+
+// The C API has positions of 64 bits, and a state that it saved can be put into the form of llama_state_.
+TEST_F(ServedStates, OfPositionsBeyondAHostsCanBeClearedAgain) {
+    decode(ctx.get(), slice(tokens, 0, 20), 20);
+    const Bytes own = state_of(ctx.get());
+    skc_llama_options options = SKC_LLAMA_OPTIONS_INIT;
+    options.window = 60;
+    options.k_dtype = options.v_dtype = SKC_DTYPE_F32;
+    const llama_context_params p = served_params();
+    for (const std::uint64_t start : {std::uint64_t{1} << 32, (std::uint64_t{1} << 63) + 5, UINT64_MAX - 100}) {
+        skc_llama *stream = nullptr;
+        ASSERT_EQ(skc_llama_create(model.get(), &p, &options, &stream), SKC_STATUS_OK) << skc_llama_last_error();
+        ASSERT_EQ(skc_llama_clear(stream, 0, start), SKC_STATUS_OK);
+        OwnBatch batch(slice(tokens, 0, 20));
+        const llama_batch b = batch.get();
+        ASSERT_EQ(skc_llama_decode(stream, &b), SKC_STATUS_OK) << skc_llama_last_error();
+        std::uint64_t n = 0;
+        ASSERT_EQ(skc_llama_saved_bytes(stream, 0, &n), SKC_STATUS_OK);
+        Bytes state(32 + n);
+        std::memcpy(state.data(), own.data(), 24);
+        const std::uint64_t n_bytes = state.size();
+        std::memcpy(&state[24], &n_bytes, sizeof n_bytes);
+        ASSERT_EQ(skc_llama_save(stream, 0, &own[32 + 24], &state[32], n, nullptr), SKC_STATUS_OK);
+        skc_llama_destroy(stream);
+
+        ASSERT_EQ(set_state(ctx.get(), state), state.size());
+        EXPECT_EQ(llama_memory_seq_pos_max(llama_get_memory(ctx.get()), 0), 0x7FFFFFFF);
+        EXPECT_TRUE(llama_memory_seq_rm(llama_get_memory(ctx.get()), 0, -1, -1));
+        EXPECT_EQ(next(ctx.get()), 0) << start;
+        expect_continues(ctx.get(), 0);
+    }
 }
