@@ -10,7 +10,7 @@ CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sinkcache
 export MAKE
 
 CHECK = check-format check-text check-links check-cycles check-parameters check-commits check-scripts check-mutants \
-	check-python check-lint check-docs check-rust
+	check-python check-predictions check-lint check-docs check-rust
 TEST = test-setup test-rust test-stream test-cpp test-python test-cuda
 ALL = all-llama all-llama-hosts all-inflight all-damaged-files all-sanitize-cpp all-sanitize-rust all-mutants \
 	all-aarch64 all-emulated-isa all-cuda-sanitize all-cuda-cubins all-cuda-variants all-cuda-nvcc all-gpu-bench \
@@ -91,6 +91,10 @@ check-mutants:
 # The package's binding is what the header says. Adding a call: scripts/python_abi.py writes it.
 check-python:
 	@$(call python,scripts/python_abi.py --check)
+
+# The predictions for GPUs follow from the table of registers: floors.py --write.
+check-predictions:
+	@$(call python,benches/gpu/floors.py)
 
 check-lint:
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
