@@ -48,7 +48,9 @@ void check_sizes(const char *name, const T &good, const std::function<skc_status
         broken.struct_size = size;
         EXPECT_REJECTED(call(&broken), SKC_STATUS_VERSION_MISMATCH, "struct_size is " + std::to_string(size));
     }
-    constexpr std::uint32_t undefined = std::is_same<T, skc_cache_config>::value ? 4 : 2;
+    constexpr bool two_flags = std::is_same<T, skc_cache_config>::value ||
+                               std::is_same<T, skc_append_kv_args>::value || std::is_same<T, skc_step_args>::value;
+    constexpr std::uint32_t undefined = two_flags ? 4 : 2;
     for (std::uint32_t flags : {undefined, 0x80000000u}) {
         T broken = good;
         broken.flags = flags;
