@@ -234,7 +234,7 @@ asan-long:
 	$(ASAN_TEST) $(ASAN_LONG)
 
 # Named mistakes in a copy of the sources, each of which the tests must catch: every fourth, others every day. All of
-# them would take half as long as the rest of test-all.
+# them would take longer than any other part.
 all-mutants: setup-aarch64 stand-in emulator
 	$(PYTHON) scripts/mutants.py --share 4 --day $(shell date +%j)
 

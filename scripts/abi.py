@@ -21,14 +21,6 @@ from python_abi import CONSTANT, FUNCTION, HEADER
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COMMITTED = ROOT / "cpp_tests" / "abi.xml"
 BUILD = ROOT / "build" / "abi"
-# Each must be found: what it is, old text, new text.
-PLANTED = (
-    ("two fields in another order", "    uint32_t layer;\n", "    uint32_t n_entries;\n"),
-    ("a wider field", "    uint32_t n_layers;", "    uint64_t n_layers;"),
-    ("another parameter", "skc_destroy_cache(struct skc_cache *cache)", "skc_destroy_cache(uint64_t cache)"),
-    ("a constant of another value", "#define SKC_ON_DEVICE 1\n", "#define SKC_ON_DEVICE 4\n"),
-    ("a function less", "SKC_API const char *skc_version(void);", ""),
-)
 
 
 def library(header, name):
@@ -45,8 +37,9 @@ def library(header, name):
     (folder / "stub.c").write_text(source)
     path = folder / "libabi.so"
     compiler = os.environ.get("CC", "cc").split()
-    subprocess.run([*compiler, "-std=c11", "-g", "-w", "-shared", "-fPIC", "-o", str(path), str(folder / "stub.c")],
-                   check=True)
+    # By a relative name: the debug information has it, and so has what is committed.
+    command = [*compiler, "-std=c11", "-g", "-w", "-shared", "-fPIC", "-o", path.name, "stub.c"]
+    subprocess.run(command, check=True, cwd=folder)
     return path
 
 
@@ -60,14 +53,26 @@ def differences(path):
     return done.stdout if done.returncode else ""
 
 
-def planted(header, old, new):
-    """The header with a change. Two fields are swapped where they follow each other."""
-    if new.startswith("    ") and new.endswith(";\n"):
-        first = re.search(rf"({re.escape(old)})((?:    /\*\*.*?\*/\n)?){re.escape(new)}", header, re.S)
-        assert first, old
-        return header[:first.start()] + new + first[2] + old + header[first.end():]
+def swapped(header, one, other):
+    """The header with two fields that follow each other in the other order."""
+    found = re.search(rf"{re.escape(one)}((?:    /\*\*.*?\*/\n)?){re.escape(other)}", header, re.S)
+    assert found, one
+    return header[:found.start()] + other + found[1] + one + header[found.end():]
+
+
+def replaced(header, old, new):
     assert header.count(old) == 1, old
     return header.replace(old, new)
+
+
+# Each must be found.
+PLANTED = (
+    ("two fields in another order", swapped, "    uint32_t layer;\n", "    uint32_t n_entries;\n"),
+    ("a wider field", replaced, "    uint32_t n_layers;", "    uint64_t n_layers;"),
+    ("another parameter", replaced, "skc_destroy_cache(struct skc_cache *cache)", "skc_destroy_cache(uint64_t cache)"),
+    ("a constant of another value", replaced, "#define SKC_ON_DEVICE 1\n", "#define SKC_ON_DEVICE 4\n"),
+    ("a function less", replaced, "SKC_API const char *skc_version(void);", ""),
+)
 
 
 def main():
@@ -89,7 +94,8 @@ def main():
     if found := differences(path):
         sys.exit(f"{found}\nThe ABI is not that of {COMMITTED.relative_to(ROOT)}. If it is meant to change: is every "
                  "struct extended at its end only, do numbers keep their meaning? Then scripts/abi.py --write.")
-    missed = [what for what, old, new in PLANTED if not differences(library(planted(header, old, new), "planted"))]
+    missed = [what for what, change, old, new in PLANTED
+              if not differences(library(change(header, old, new), "planted"))]
     if missed:
         sys.exit(f"changes that were not found: {', '.join(missed)}")
     print(f"{len(FUNCTION.findall(header))} functions and {len(CONSTANT.findall(header))} constants are as committed")

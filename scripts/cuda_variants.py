@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Compiles the CUDA kernels for every architecture without a GPU, and keeps their table of resources.
 
+    scripts/cuda_variants.py --share N --day D    every N-th: as D goes on, others, until all have had their turn
     scripts/cuda_variants.py             compile the committed list; fail on errors, on spills and on a stale table
     scripts/cuda_variants.py --write     the same, and write the table
     scripts/cuda_variants.py --list      choose the list anew: every pair of settings at least once
@@ -19,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+
+import share
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "src" / "backend" / "cuda" / "kernels"
@@ -239,18 +242,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="write variants.txt")
     parser.add_argument("--write", action="store_true", help="write RESOURCES.md")
-    parser.add_argument("--share", type=int, default=1, metavar="N", help="every N-th variant")
-    parser.add_argument("--day", type=int, default=0, metavar="D", help="which ones: those of D modulo N")
+    share.add_options(parser, "variant")
     options = parser.parse_args()
-    if options.share < 1 or (options.write and options.share > 1):
-        parser.error(f"--share is {options.share}: at least 1 is allowed, and with --write 1 alone")
+    share.check_options(parser, options)
+    if options.write and options.share > 1:
+        parser.error(f"--share is {options.share}: the table that --write writes has all variants")
     if options.list:
         write_list()
     jobs = read_list()
     if len(jobs) > MOST or not covers():
         print(f"variants.txt: {len(jobs)} lines (at most {MOST}), every pair there: {covers()}")
         return 1
-    jobs = jobs[options.day % options.share::options.share]
+    jobs = share.of(jobs, options)
     nvrtc = Nvrtc(library_folder())
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         results = [(job, resources(log)) for job, log in pool.map(nvrtc.compile, jobs)]

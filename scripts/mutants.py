@@ -28,6 +28,7 @@ import threading
 import time
 
 import mutants_table
+import share
 from mutants_table import Delete, Line, Replace
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -293,16 +294,14 @@ def main():
         sys.exit("\n".join(problems))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--share", type=int, default=1, metavar="N", help="every N-th mutant")
-    parser.add_argument("--day", type=int, default=0, metavar="D", help="which ones: those of D modulo N")
+    share.add_options(parser, "mutant")
     parser.add_argument("--check", action="store_true", help="marks in the sources and table belong together")
     options = parser.parse_args()
-    if options.share < 1:
-        parser.error(f"--share is {options.share}: at least 1 is allowed")
+    share.check_options(parser, options)
     if options.check:
         print(f"mutants: {len(table)}, each with its line")
         return
-    names = options.names or list(table)[options.day % options.share::options.share]
+    names = options.names or share.of(list(table), options)
     if unknown := [name for name in names if name not in table]:
         sys.exit(f"no such mutant: {' '.join(unknown)}")
     suites, skipped = cpu_suites()

@@ -2,6 +2,13 @@
 
 use std::fmt;
 
+/// Of so many tests one is to run: `SKC_SHARE`, 1 unless it is set.
+pub fn share() -> u64 {
+    let share = std::env::var("SKC_SHARE").ok().map_or(1, |n| n.parse().expect("SKC_SHARE is a number"));
+    assert!(share > 0, "SKC_SHARE is 0");
+    share
+}
+
 /// Takes one test of so many, in the mean. The same ones in every run.
 #[derive(Debug)]
 pub struct Share {
@@ -11,18 +18,11 @@ pub struct Share {
 }
 
 impl Share {
-    /// Of `SKC_SHARE` tests one is taken, all unless it is set: a share of their groups, and a share in each group, so
-    /// that what the tests of a group have in common is not computed for one of them alone.
+    /// Of [`share`] tests one is taken: a share of their groups, and a share in each group, so that what the tests of
+    /// a group have in common is not computed for one of them alone.
     pub fn of_groups_and_tests() -> [Self; 2] {
-        let one_of = std::env::var("SKC_SHARE").ok().map_or(1, |n| n.parse().expect("SKC_SHARE is a number"));
-        let groups = u64::isqrt(one_of);
-        assert!(groups > 0, "SKC_SHARE is 0");
-        [groups, one_of / groups].map(|one_of| Self { one_of, seen: 0, taken: 0 })
-    }
-
-    /// Whether it is less than all.
-    pub fn leaves_out(&self) -> bool {
-        self.one_of > 1
+        let groups = u64::isqrt(share());
+        [groups, share() / groups].map(|one_of| Self { one_of, seen: 0, taken: 0 })
     }
 
     /// Whether the next test is of the share.

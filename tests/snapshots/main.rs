@@ -9,7 +9,7 @@ mod ranges;
 
 use common::{Call, Rows, feed, new_cache, transfer};
 use parts::{Part, Parts, refused, saved};
-use sinkcache::{Batch, Cache, CacheConfig, HostTag, LayerConfig, RowsIn, SeqInfo, Status, StorageType};
+use sinkcache::{Batch, Cache, CacheConfig, HostTag, LayerConfig, SeqInfo, Status, StorageType};
 
 const TAG: HostTag = [7; 32];
 
@@ -67,16 +67,6 @@ fn step(cache: &mut Cache, config: &CacheConfig, seq: i32, n: usize, seed: u64) 
         all.extend(feed(cache, config, layer, Batch::new(&[seq], &[n as i32]), rows, Call::Step).0);
     }
     all
-}
-
-/// Appends the next tokens of a sequence of a CPU cache in every layer: attention would take long under QEMU.
-fn append(cache: &mut Cache, config: &CacheConfig, seq: i32, n: usize, seed: u64) {
-    for layer in 0..config.n_layers {
-        let seed = 8 * seed + u64::from(layer);
-        let row = |dim: u32| n * (config.n_kv_heads * dim) as usize;
-        let (k, v) = (noise(row(config.head_dim), 3 * seed + 1), noise(row(config.head_dim_v), 3 * seed + 2));
-        cache.append(layer, Batch::new(&[seq], &[n as i32]), RowsIn::packed(&k), RowsIn::packed(&v)).unwrap();
-    }
 }
 
 fn save(cache: &mut Cache, seq: i32) -> Vec<u8> {

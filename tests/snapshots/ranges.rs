@@ -1,9 +1,9 @@
 //! Snapshots of sequences with pins and evicted ranges.
 
-use sinkcache::{BackendKind, CacheConfig, LayerConfig, Status, StorageType};
+use sinkcache::{BackendKind, Batch, Cache, CacheConfig, LayerConfig, RowsIn, Status, StorageType};
 
 use super::parts::{Parts, config_with_ranges, edit_ranges, refused, saved, saved_with_ranges};
-use super::{TAG, append, infos, save, step, types};
+use super::{TAG, infos, noise, save, step, types};
 use crate::common::{new_cache, transfer};
 
 #[test]
@@ -157,6 +157,16 @@ fn the_committed_snapshot_with_ranges_loads() {
     for seed in 50..60 {
         let (got, want) = (step(&mut loaded, &config, 1, 3, seed), step(&mut cache, &config, 0, 3, seed));
         assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 2e-2), "{got:?}, not {want:?}");
+    }
+}
+
+/// Appends the next tokens of a sequence of a CPU cache in every layer: attention would take long under QEMU.
+fn append(cache: &mut Cache, config: &CacheConfig, seq: i32, n: usize, seed: u64) {
+    for layer in 0..config.n_layers {
+        let seed = 8 * seed + u64::from(layer);
+        let row = |dim: u32| n * (config.n_kv_heads * dim) as usize;
+        let (k, v) = (noise(row(config.head_dim), 3 * seed + 1), noise(row(config.head_dim_v), 3 * seed + 2));
+        cache.append(layer, Batch::new(&[seq], &[n as i32]), RowsIn::packed(&k), RowsIn::packed(&v)).unwrap();
     }
 }
 

@@ -8,6 +8,7 @@
 
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace sinkcache {
 namespace interpose {
@@ -83,12 +84,18 @@ llama_context *create_context(llama_model *model, Oversized<llama_context_params
     }
 }
 
-llama_model *load_model(const char *path, Oversized<llama_model_params> params) {
-    auto *model = pass_on<llama_model *>(real().llama_model_load_from_file, params, path);
-    if (model && path && host().problem.empty()) {
-        registry().add_model(model, {std::make_shared<ModelTag>(model, model_files(path)), params.known.no_alloc});
+/** Notes a model that llama.cpp has loaded, if it has. */
+llama_model *keep_model(llama_model *model, const std::vector<std::string> &files,
+                        const Oversized<llama_model_params> &params) {
+    if (model && host().problem.empty()) {
+        registry().add_model(model, {std::make_shared<ModelTag>(model, files), params.known.no_alloc});
     }
     return model;
+}
+
+llama_model *load_model(const char *path, Oversized<llama_model_params> params) {
+    auto *model = pass_on<llama_model *>(real().llama_model_load_from_file, params, path);
+    return path ? keep_model(model, model_files(path), params) : model;
 }
 
 }  // namespace
@@ -125,11 +132,7 @@ llama_model *skc_load_model_from_file(const char *path, Oversized<llama_model_pa
 }
 llama_model *skc_model_load_from_splits(const char **paths, std::size_t n, Oversized<llama_model_params> params) {
     auto *model = pass_on<llama_model *>(real().llama_model_load_from_splits, params, paths, n);
-    if (model && host().problem.empty()) {
-        const std::vector<std::string> files(paths, paths + n);
-        registry().add_model(model, {std::make_shared<ModelTag>(model, files), params.known.no_alloc});
-    }
-    return model;
+    return model ? keep_model(model, {paths, paths + n}, params) : nullptr;
 }
 
 void llama_model_free(llama_model *model) {
@@ -193,9 +196,11 @@ bool llama_set_sampler(llama_context *ctx, llama_seq_id seq_id, llama_sampler *s
 // answers with the size of the vocabulary, and hosts read as many logits.
 std::uint32_t llama_get_sampled_logits_count_ith(llama_context *ctx, std::int32_t i) {
     const std::uint32_t count = real().llama_get_sampled_logits_count_ith(ctx, i);
-    const bool sampled = count > 0 || real().llama_get_sampled_token_ith(ctx, i) != LLAMA_TOKEN_NULL;
+    if (count > 0 || !served(ctx) || real().llama_get_sampled_token_ith(ctx, i) != LLAMA_TOKEN_NULL) {
+        return count;
+    }
     const llama_vocab *vocab = real().llama_model_get_vocab(real().llama_get_model(ctx));
-    return sampled || !served(ctx) ? count : static_cast<std::uint32_t>(real().llama_vocab_n_tokens(vocab));
+    return static_cast<std::uint32_t>(real().llama_vocab_n_tokens(vocab));
 }
 
 }  // extern "C"

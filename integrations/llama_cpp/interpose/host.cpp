@@ -113,7 +113,7 @@ const Host &host() {
 }
 
 bool is_preloaded() {
-    const std::string own = own_file();
+    const std::string &own = own_file();
     const char *preload = std::getenv("LD_PRELOAD");
     return preload && std::strstr(preload, own.c_str() + own.rfind('/') + 1);
 }

@@ -1,4 +1,5 @@
 // GGML_BACKEND_PATH as a way in, for programs whose start one cannot change: ggml loads this library as a backend.
+#include "host.hpp"
 #include "log.hpp"
 
 #include "one_line.hpp"
@@ -31,15 +32,11 @@ std::vector<std::string> command_line() {
     return arguments;
 }
 
-bool is_preloaded(const std::string &file) {
-    const char *preloaded = std::getenv("LD_PRELOAD");
-    return preloaded && std::strstr(preloaded, file.c_str());
-}
-
 // The program has bound llama.cpp's functions already, so it starts anew with this library in front of them.
 void start_again(const std::string &file) {
-    const char *before = std::getenv("LD_PRELOAD");
-    const std::string preloaded = file + (before && *before ? std::string(":") + before : "");
+    const char *value = std::getenv("LD_PRELOAD");
+    const std::string before = value ? value : "";
+    const std::string preloaded = before.empty() ? file : file + ":" + before;
     std::vector<std::string> arguments = command_line();
     std::vector<char *> argv;
     for (std::string &argument : arguments) {
@@ -54,7 +51,7 @@ void start_again(const std::string &file) {
     log(LogLevel::INFO, "starting " + (arguments.empty() ? "the program" : arguments[0]) + " again, with LD_PRELOAD");
     execv("/proc/self/exe", argv.data());
     log(LogLevel::ERRORS, std::string("the program could not be started again: ") + std::strerror(errno));
-    before ? setenv("LD_PRELOAD", std::string(before).c_str(), 1) : unsetenv("LD_PRELOAD");
+    value ? setenv("LD_PRELOAD", before.c_str(), 1) : unsetenv("LD_PRELOAD");
     setenv("GGML_BACKEND_PATH", backend_path.c_str(), 1);
 }
 
@@ -68,7 +65,7 @@ extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backen
     Dl_info own{};
     if (!dladdr(reinterpret_cast<void *>(&ggml_backend_init), &own) || !own.dli_fname) {
         log(LogLevel::ERRORS, "loaded as a backend: the library's own file is not known");
-    } else if (is_preloaded(own.dli_fname)) {
+    } else if (is_preloaded()) {
         log(LogLevel::ERRORS, "the library is in LD_PRELOAD already: GGML_BACKEND_PATH is not needed");
     } else if (!dlsym(RTLD_DEFAULT, "llama_init_from_model")) {
         // Python, for example: a script that is started again would do all it has done until here once more.

@@ -39,7 +39,7 @@ public:
     void remove_model(const llama_model *model);
     /** One that the host has not loaded from a file that it named is known by its metadata. */
     Model model(const llama_model *model);
-    /** What the host is told as the length that a model was trained for; nothing if none of its contexts is served. */
+    /** What the host is told as the length that a model was trained for; nothing if no context of it was served. */
     std::optional<std::uint32_t> length_told(const llama_model *model) const;
     /**
      * The context length that a host means: one that it was told by this library stands for what it had asked for

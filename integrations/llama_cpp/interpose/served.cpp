@@ -220,9 +220,10 @@ std::int32_t Served::decode(const std::vector<llama_cpp::BatchRow> &rows,
             return compute(positions);
         });
     });
-    if (computed) {
-        for (std::uint32_t s = 0; s < n_seqs_; ++s) {
-            update_positions(static_cast<llama_seq_id>(s));
+    // What was computed has been checked: the rows of a sequence are next to each other, and it exists.
+    for (std::size_t i = 0; computed && i < rows.size(); ++i) {
+        if (i == 0 || rows[i].seq_id != rows[i - 1].seq_id) {
+            update_positions(rows[i].seq_id);
         }
     }
     return result;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
+#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,6 +18,8 @@ namespace interpose {
 namespace {
 
 constexpr const char *PREFIX = "SINKCACHE_LLAMA_";
+constexpr const char *NAMES[] = {"SINK",        "WINDOW",      "KV",  "LENGTH", "MAX_REWIND",
+                                 "CHECKPOINTS", "UNSUPPORTED", "LOG", "LIB"};
 
 /** A variable's value; NULL if it is not set or empty. */
 const char *value_of(const std::string &name) {
@@ -73,13 +76,16 @@ void check_names() {
         if (name.compare(0, prefix.size(), prefix) != 0) {
             continue;
         }
-        const auto known = {"SINK", "WINDOW", "KV", "LENGTH", "MAX_REWIND", "CHECKPOINTS", "UNSUPPORTED", "LOG", "LIB",
-                            // Of sinkcache_llama.py and of scripts, which run in the same environment.
-                            "LIBRARY", "DIR"};
-        if (std::none_of(known.begin(), known.end(), [&](const char *k) { return name == prefix + k; })) {
-            llama_cpp::invalid_config(name + " is not a setting: allowed are SINK, WINDOW, KV, LENGTH, MAX_REWIND, "
-                                             "CHECKPOINTS, UNSUPPORTED, LOG and LIB behind " + prefix);
+        const auto is = [&](const char *known) { return name == prefix + known; };
+        // sinkcache_llama.py and scripts, which run in the same environment, have one each.
+        if (is("LIBRARY") || is("DIR") || std::any_of(std::begin(NAMES), std::end(NAMES), is)) {
+            continue;
         }
+        std::string allowed;
+        for (const char *known : NAMES) {
+            allowed += (allowed.empty() ? "" : ", ") + std::string(known);
+        }
+        llama_cpp::invalid_config(name + " is not a setting: allowed are " + allowed + ", each behind " + prefix);
     }
 }
 

@@ -19,7 +19,7 @@ impl Scalar {
 #[expect(clippy::undocumented_unsafe_blocks, reason = "reads and writes of N elements, by the trait's contract")]
 impl SimdF32 for Scalar {
     const N: usize = 8;
-    // Two registers a vector in most instruction sets without a kernel of their own, of sixteen.
+    // Where no other instruction set is available (SSE2), a vector takes two of the sixteen registers.
     const SIX_ROWS: bool = false;
 
     #[inline(always)]

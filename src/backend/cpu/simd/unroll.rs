@@ -11,7 +11,7 @@ macro_rules! unrolled {
         $(
             #[allow(unconditional_panic, reason = "an index beyond the length is in a branch that is never taken")]
             {
-                // A constant condition, not only one that is known: what is not taken is then not even compiled.
+                // An inline constant: rustc compiles nothing of a branch that it rules out. Without `const` it would.
                 if const { $k < $n } {
                     let $i: usize = $k;
                     $body;
