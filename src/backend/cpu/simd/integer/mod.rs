@@ -11,7 +11,6 @@ pub(crate) mod weights;
 use self::pv::PvArgs;
 use self::qk::QkArgs;
 use self::query::RoundedRows;
-use self::vector::bias;
 use self::weights::{ResultArgs, WeighArgs};
 use crate::config::StorageType;
 
@@ -52,7 +51,7 @@ macro_rules! integer_kernels {
                         $(#[$features])?
                         unsafe fn round_query(q: &[f32], row: usize, to: RoundedRows) -> bool {
                             // SAFETY: the instruction set and the arguments, by the contract of `KeyProducts`.
-                            unsafe { query::round_row::<$c>(q, bias::<$vector, $c>(), row, to) }
+                            unsafe { query::round_row::<$vector, $c>(q, row, to) }
                         }
 
                         $(#[$features])?
@@ -128,12 +127,13 @@ mod tests {
     use proptest::sample::select;
 
     use super::query::{RoundedRows, row_bytes as query_bytes};
-    use super::rounding::{COLUMNS, Factors, GROUP_BYTES, LIMIT, MOST_GROUPS, Rounding};
+    use super::rounding::{COLUMNS, Factors, GROUP_BYTES, LIMIT, MOST_GROUPS, QueryRounding, Rounding, TERMS};
     use super::vector::SimdInt;
     use super::*;
     use crate::backend::cpu::kv_layout::{CODE_BLOCK, CodeLayout, KEY_GROUP, padded_dim};
     use crate::backend::cpu::simd::x86_64::vnni::Avx512Vnni;
     use crate::backend::cpu::simd::{Kernels, gemm};
+    use crate::config::MAX_HEAD_DIM;
     use crate::cpu_features::{Isa, vnni_available};
 
     type Cases = (KeyProducts, ValueProducts, Kernels, CodeLayout);
@@ -204,7 +204,7 @@ mod tests {
             let bad = draw.bits() as usize % columns;
             set_scales(&mut k, layout, bad, 0x7FC0);
             let q: Vec<f32> = (0..rows * dim).map(|_| draw.number()).collect();
-            let mut queries = vec![0_u32; rows * query_bytes(dim) / 4];
+            let mut queries = vec![0_u64; rows * query_bytes(dim) / 8];
             let to = RoundedRows { rows, bytes: queries.as_mut_ptr().cast() };
             for (r, q) in q.chunks(dim).enumerate() {
                 // SAFETY: the instruction set is available; the rows have room.
@@ -379,13 +379,37 @@ mod tests {
         }
     }
 
+    proptest! {
+        /// An instruction set's own rounding of queries gives what the portable one does.
+        #[test]
+        fn queries_are_rounded_alike(
+            dim in (1_usize..33).prop_map(|n| 16 * n), q4 in any::<bool>(), seed in any::<u64>()
+        ) {
+            if !vnni_available() {
+                return Ok(());
+            }
+            let mut draw = Draw(seed);
+            let q: Vec<f32> = (0..dim).map(|_| draw.number()).collect();
+            let most = q.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
+            let group = if q4 { 32.min(dim) } else { dim };
+            let round = |round: &dyn Fn(&mut QueryRounding<'_>) -> [[i32; TERMS]; MOST_GROUPS]| {
+                let mut words = [[0; 8]; MAX_HEAD_DIM as usize / 4];
+                let sums = round(&mut QueryRounding { q: &q, inverse: LIMIT / most, group, words: &mut words });
+                (sums, words[..dim / 4].to_vec())
+            };
+            // SAFETY: the instruction set is available.
+            let got = round(&|a| unsafe { Avx512Vnni::round_query(a) });
+            prop_assert_eq!(got, round(&rounding::round_query));
+        }
+    }
+
     /// Queries that integers cannot stand for are refused; zeros are not.
     #[test]
     fn odd_queries_stay_f32() {
         let isas = [Isa::Avx2, Isa::Avx512];
         for (isa, storage) in isas.into_iter().flat_map(|isa| [StorageType::Q8, StorageType::Q4].map(|s| (isa, s))) {
             let Some((keys, ..)) = products(isa, storage, 64) else { continue };
-            let mut bytes = vec![0_u32; query_bytes(64) / 4];
+            let mut bytes = vec![0_u64; query_bytes(64) / 8];
             let to = RoundedRows { rows: 1, bytes: bytes.as_mut_ptr().cast() };
             let rounds = |odd: f32| {
                 let mut q = [0.0; 64];

@@ -3,7 +3,8 @@
 //! A row is rounded to integers of 16 bits relative to its largest magnitude. 8 bits would be as coarse as q8 itself,
 //! and show wherever keys are nearer to their codes than their type's rounding.
 
-use super::rounding::{LIMIT, MAGNITUDES, ROUND, TERMS};
+use super::rounding::{LIMIT, MAGNITUDES, QueryRounding, TERMS};
+use super::vector::{SimdInt, bias};
 use crate::backend::cpu::simd::codes::Codes;
 use crate::backend::cpu::simd::quantise::largest;
 use crate::config::MAX_HEAD_DIM;
@@ -55,9 +56,10 @@ pub(crate) struct RoundedRows {
 /// Rounds one row. False, and nothing useful written, if a number is not finite or all are very large or very small.
 ///
 /// # Safety
-/// `to` must be writable for all rows, each of [`row_bytes`], and aligned to 4; `bias` is what is added to codes.
+/// The instruction set of `I` is available. `to` must be writable for all rows, each of [`row_bytes`], and aligned to
+/// 8.
 #[inline(always)]
-pub(super) unsafe fn round_row<C: Codes>(q: &[f32], bias: i32, row: usize, to: RoundedRows) -> bool {
+pub(super) unsafe fn round_row<I: SimdInt, C: Codes>(q: &[f32], row: usize, to: RoundedRows) -> bool {
     let most = f32::from_bits(largest(q));
     if most != 0.0 && !MAGNITUDES.contains(&most) {
         return false;
@@ -72,26 +74,22 @@ pub(super) unsafe fn round_row<C: Codes>(q: &[f32], bias: i32, row: usize, to: R
     }
     let inverse = if most == 0.0 { 0.0 } else { LIMIT / most };
     let parts = RoundedQueries { rows: to.rows, dim: q.len() };
-    let mut bytes = [[0_u8; MAX_HEAD_DIM as usize]; TERMS];
-    let [high, low] = bytes.each_mut().map(|bytes| &mut bytes[..q.len()]);
-    for ((high, low), &x) in high.iter_mut().zip(low).zip(q) {
-        let rounded = (x * inverse + ROUND).to_bits();
-        *high = (rounded >> 8) as u8;
-        *low = rounded as u8 ^ 0x80;
-    }
+    let mut words = [[0; 8]; MAX_HEAD_DIM as usize / 4];
+    let group = C::SCALE_DIMS.min(q.len());
+    // SAFETY: the instruction set is available, by the caller.
+    let sums = unsafe { I::round_query(&mut QueryRounding { q, inverse, group, words: &mut words }) };
     // SAFETY: all parts (two bytes for a dim; a unit and two corrections, in q4 two for each 32 dims) fit the rows,
     // which are the caller's.
     unsafe {
         to.bytes.add(parts.unit(row)).cast::<f32>().write(most / LIMIT);
-        for (term, bytes) in bytes.iter().enumerate() {
-            for (i, word) in bytes[..q.len()].as_chunks::<4>().0.iter().enumerate() {
-                to.bytes.add(parts.word(4 * i, row, term)).cast::<[u8; 4]>().write(*word);
-            }
-            for (group, bytes) in bytes[..q.len()].chunks(C::SCALE_DIMS.min(q.len())).enumerate() {
-                let sum: i32 = bytes.iter().map(|&x| i32::from(x.cast_signed())).sum();
-                // mutant: bias_of_codes_left_in
-                to.bytes.add(parts.correction(group, row, term)).cast::<i32>().write(-bias * sum);
-            }
+        for (i, word) in words[..q.len() / 4].iter().enumerate() {
+            // Volatile: the compiler would make a scatter of stores a stride apart, and it takes twice as long.
+            to.bytes.add(parts.word(4 * i, row, 0)).cast::<u64>().write_volatile(u64::from_ne_bytes(*word));
+        }
+        for (group, sums) in sums.iter().enumerate().take(q.len().div_ceil(group)) {
+            // mutant: bias_of_codes_left_in
+            let correction = sums.map(|sum| -bias::<I, C>() * sum);
+            to.bytes.add(parts.correction(group, row, 0)).cast::<[i32; TERMS]>().write(correction);
         }
     }
     true

@@ -1,4 +1,4 @@
-//! Probabilities times scales, and their rounding to 16 bits: what an instruction set may have its own way for.
+//! Rounding to 16 bits, of queries and of probabilities times scales: what an instruction set may have its own way for.
 
 use std::ops::Range;
 
@@ -108,6 +108,35 @@ pub(crate) unsafe fn round(a: &Rounding) -> [[i32; 2]; MOST_GROUPS] {
             let sum = |x: [u8; 4]| x.into_iter().map(|x| i32::from(x.cast_signed())).sum::<i32>();
             *sums = [sums[0] + sum(high), sums[1] + sum(low)];
             *weights = [high[0], high[1], high[2], high[3], low[0], low[1], low[2], low[3]];
+        }
+    }
+    sums
+}
+
+/// One row of a query, to be rounded.
+#[derive(Debug)]
+pub(crate) struct QueryRounding<'a> {
+    pub q: &'a [f32],
+    /// Integers per unit.
+    pub inverse: f32,
+    /// Dims that are multiplied by one scale.
+    pub group: usize,
+    /// The row's words: bytes of four dims, those of the high term first.
+    pub words: &'a mut [[u8; 8]; MAX_HEAD_DIM as usize / 4],
+}
+
+/// Rounds a query. Returns the sums of the terms of each group of dims.
+#[inline(always)]
+pub(crate) fn round_query(a: &mut QueryRounding<'_>) -> [[i32; TERMS]; MOST_GROUPS] {
+    let mut sums = [[0; TERMS]; MOST_GROUPS];
+    let parts = a.q.chunks(a.group).zip(a.words.chunks_mut(a.group / 4)).zip(&mut sums);
+    for ((q, words), sums) in parts {
+        for (x, word) in q.as_chunks::<4>().0.iter().zip(words) {
+            let rounded = x.map(|x| (x * a.inverse + ROUND).to_bits());
+            let (high, low) = (rounded.map(|x| (x >> 8) as u8), rounded.map(|x| x as u8 ^ 0x80));
+            let sum = |x: [u8; 4]| x.into_iter().map(|x| i32::from(x.cast_signed())).sum::<i32>();
+            *sums = [sums[0] + sum(high), sums[1] + sum(low)];
+            *word = [high[0], high[1], high[2], high[3], low[0], low[1], low[2], low[3]];
         }
     }
     sums

@@ -1,6 +1,6 @@
 //! A SIMD vector of 32-bit integers: what kernels of codes need of an instruction set.
 
-use super::rounding::{self, Factors, MOST_GROUPS, Rounding};
+use super::rounding::{self, Factors, MOST_GROUPS, QueryRounding, Rounding, TERMS};
 use crate::backend::cpu::simd::codes::Codes;
 use crate::backend::cpu::simd::vector::SimdF32;
 
@@ -43,6 +43,12 @@ pub(crate) trait SimdInt: Copy {
     unsafe fn round(a: &Rounding) -> [[i32; 2]; MOST_GROUPS] {
         // SAFETY: as the caller's.
         unsafe { rounding::round(a) }
+    }
+
+    /// [`rounding::round_query`].
+    #[inline(always)]
+    unsafe fn round_query(a: &mut QueryRounding<'_>) -> [[i32; TERMS]; MOST_GROUPS] {
+        rounding::round_query(a)
     }
 }
 

@@ -4,7 +4,9 @@ use std::arch::x86_64::*;
 
 use super::avx512::Avx512;
 use crate::backend::cpu::kv_layout::CODE_BLOCK;
-use crate::backend::cpu::simd::integer::rounding::{COLUMNS, Factors, GROUP_BYTES, MOST_GROUPS, ROUND, Rounding};
+use crate::backend::cpu::simd::integer::rounding::{
+    COLUMNS, Factors, GROUP_BYTES, MOST_GROUPS, QueryRounding, ROUND, Rounding, TERMS,
+};
 use crate::backend::cpu::simd::integer::vector::SimdInt;
 
 /// Sixteen i32.
@@ -86,6 +88,11 @@ impl SimdInt for Avx512Vnni {
             }
         }
     }
+
+    #[inline(always)]
+    unsafe fn round_query(a: &mut QueryRounding<'_>) -> [[i32; TERMS]; MOST_GROUPS] {
+        unsafe { round_query(a) }
+    }
 }
 
 /// Products of a block in the order of its scales' words: columns 0, 2, 4 ... 30, then 1, 3, 5 ... 31. At most `G`
@@ -157,6 +164,43 @@ unsafe fn round<const G: usize>(a: &Rounding, groups: usize) -> [[i32; 2]; MOST_
     let mut totals = [[0; 2]; MOST_GROUPS];
     for (totals, sums) in totals.iter_mut().zip(sums).take(groups) {
         *totals = [_mm512_mask_reduce_add_epi32(0x5555, sums), _mm512_mask_reduce_add_epi32(0xAAAA, sums)];
+    }
+    totals
+}
+
+/// Rounds a query, 32 dims at a time.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn round_query(a: &mut QueryRounding<'_>) -> [[i32; TERMS]; MOST_GROUPS] {
+    // The word of four dims, in the first half of a lane and in the second.
+    let first_half = _mm512_broadcast_i32x4(_mm_setr_epi8(1, 5, 9, 13, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1));
+    let second_half = _mm512_broadcast_i32x4(_mm_setr_epi8(-1, -1, -1, -1, -1, -1, -1, -1, 1, 5, 9, 13, 0, 4, 8, 12));
+    let in_order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    let low_sign = _mm512_set1_epi64(0x8080_8080_u64.cast_signed() << 32);
+    let (inverse, magic) = (_mm512_set1_ps(a.inverse), _mm512_set1_ps(ROUND));
+    let mut totals = [[0; TERMS]; MOST_GROUPS];
+    let mut words = a.words.as_chunks_mut::<8>().0.iter_mut();
+    for (q, totals) in a.q.chunks(a.group).zip(&mut totals) {
+        let mut sums = _mm512_setzero_si512();
+        for (q, words) in q.chunks(32).zip(&mut words) {
+            let dims = u32::MAX >> (32 - q.len());
+            // SAFETY: only the dims of the mask are read; words are as long as a vector.
+            unsafe {
+                let x = [(0, dims as u16), (16, (dims >> 16) as u16)].map(|(at, dims)| {
+                    let x = _mm512_maskz_loadu_ps(dims, q.as_ptr().wrapping_add(at));
+                    _mm512_castps_si512(_mm512_add_ps(_mm512_mul_ps(x, inverse), magic))
+                });
+                let halves =
+                    _mm512_or_si512(_mm512_shuffle_epi8(x[0], first_half), _mm512_shuffle_epi8(x[1], second_half));
+                let rounded = _mm512_permutexvar_epi64(in_order, _mm512_xor_si512(halves, low_sign));
+                sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), rounded);
+                _mm512_storeu_si512(words.as_mut_ptr().cast(), rounded);
+            }
+        }
+        let sums = _mm256_add_epi32(_mm512_castsi512_si256(sums), _mm512_extracti64x4_epi64::<1>(sums));
+        let sums = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
+        let sums = _mm_add_epi32(sums, _mm_unpackhi_epi64(sums, sums));
+        *totals = [_mm_cvtsi128_si32(sums), _mm_extract_epi32::<1>(sums)];
     }
     totals
 }
