@@ -101,6 +101,7 @@ COMMON = {
     "block_begins_late": Replace("offset % SLOT_ALIGN", "offset % SLOT_ALIGN + u64::from(offset % SLOT_ALIGN == 7)"),
     "pins_dropped_for_sinks": Replace(" - self.pinned", "", VECTORS),
     "turned_query_without_hadamard": Line("()", VECTORS),
+    "turned_query_of_another_segment": Replace("self.last != Some(turn)", "self.last.is_none()", VECTORS),
     "passed_pin_as_new": Replace("turn.has_passed(&layer.ring, scratch.ranges[r])", "false", VECTORS),
     "segment_overwrites_its_neighbour": Replace("columns.n > 0", "columns.n > 99", VECTORS),
     "rows_moved_oldest_first": Replace("from < to", "from > to",
@@ -188,7 +189,7 @@ FP16 = {
 VNNI = {
     "small_block_of_query_rounded": Replace("q.len() > block", "false",
                                             ("instruction_sets", "large_channels_of_queries_stay_in_their_block")),
-    "bias_of_codes_left_in": Replace("-bias * sum", "0 * sum", INTEGER_SCORES),
+    "bias_of_codes_left_in": Replace("-bias::<I, C>() * sum", "0 * sum", INTEGER_SCORES),
     "scale_of_masked_column": Replace("_mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(p, zero)", "0xFFFF_u16", INTEGER_RESULTS),
 }
 

@@ -2,15 +2,16 @@
 
 use std::ops::Range;
 
-use super::decode_integers::{RowSet, StoredSplit, byte_distance, round_turned};
+use super::decode_integers::{StoredSplit, byte_distance};
 use super::kv_layout::{CodeLayout, KEY_GROUP, SLOT_ALIGN, padded_dim};
 use super::kv_store::Slots;
 use super::query_tile::QueryTile;
 use super::scratch::{KEY_BLOCK, SPLIT_KEYS, ScoreColumns, Scratch};
-use super::segments::{Piece, SegmentQuery};
+use super::segments::Piece;
 use super::simd::gemm::{PvArgs, QkArgs};
 use super::simd::softmax::{SoftmaxArgs, visible_union};
 use super::simd::{Kernels, pv_rows};
+use super::turned_queries::{PieceQueries, Pieces, TurnedQueries};
 use super::visibility::Block;
 use crate::config::StorageType;
 
@@ -31,8 +32,6 @@ pub(super) struct KvSplit<'a> {
     pub block: &'a Block,
     /// The split that this thread computes next, if known: its first keys are prefetched.
     pub next: Option<&'a Block>,
-    /// Where queries are rounded to integers too: the rows that are left to f32.
-    pub left_f32: Option<RowSet>,
 }
 
 /// K and V of a split as they are stored.
@@ -49,7 +48,7 @@ struct Stored {
 
 impl KvSplit<'_> {
     /// Computes the partial result of the split into scratch's `partial` fields.
-    pub fn attend(&self, scratch: &mut Scratch<'_>) {
+    pub fn attend(&self, turned: &mut TurnedQueries<'_>, scratch: &mut Scratch<'_>) {
         let n = self.block.hi.next_multiple_of(KEY_GROUP);
         let (k, v) = self.slots.read(self.tile.head, self.block.slot, n as u64);
         let shape = self.tile.call.shape;
@@ -57,11 +56,16 @@ impl KvSplit<'_> {
         let prefetches = cfg!(target_arch = "x86_64") && self.tile.rows <= PREFETCH_MAX_ROWS;
         let distance = |storage| if prefetches && half(storage) { PREFETCH_KEYS } else { 0 };
         let stored = Stored { k, v, n, ahead_k: distance(shape.k_type), ahead_v: distance(shape.v_type) };
+        let mut pieces = Pieces::new();
         self.tile.for_each_piece(self.block, |piece| {
+            if pieces.len() == turned.at_a_time() {
+                self.qk_pieces(&stored, &mut pieces, turned, scratch);
+            }
             // From the first slot on, and up to the last: what lies outside is masked.
             let from = if piece.from == self.block.lo { 0 } else { piece.from };
-            self.qk_piece(&stored, Piece { from, to: piece.to.next_multiple_of(KEY_GROUP), ..piece }, scratch);
+            pieces.push(Piece { from, to: piece.to.next_multiple_of(KEY_GROUP), ..piece });
         });
+        self.qk_pieces(&stored, &mut pieces, turned, scratch);
         self.softmax(n, scratch);
         self.pv(&stored, scratch);
     }
@@ -71,28 +75,38 @@ impl KvSplit<'_> {
         StoredSplit { tile: self.tile, k, v, n, next: self.next_keys() }
     }
 
+    /// QK^T of some pieces, which are taken out.
+    fn qk_pieces(
+        &self,
+        stored: &Stored,
+        pieces: &mut Pieces,
+        turned: &mut TurnedQueries<'_>,
+        scratch: &mut Scratch<'_>,
+    ) {
+        let pieces = pieces.take();
+        let queries = turned.turn(pieces.clone(), scratch);
+        for (piece, queries) in pieces.zip(queries) {
+            self.qk_piece(stored, piece, &queries, scratch);
+        }
+    }
+
     /// QK^T of the columns of a piece, which ends at a whole key group.
-    fn qk_piece(&self, stored: &Stored, piece: Piece, scratch: &mut Scratch<'_>) {
+    fn qk_piece(&self, stored: &Stored, piece: Piece, queries: &PieceQueries, scratch: &mut Scratch<'_>) {
         let (rows, shape) = (self.tile.rows, self.tile.call.shape);
         let group = piece.from / KEY_GROUP * KEY_GROUP;
         // The columns before the piece are those of another.
         let before = ScoreColumns { stride: SPLIT_KEYS, rows, first: group, n: piece.from - group };
         scratch.keep_scores(&before);
-        let mut left = self.left_f32;
-        if let SegmentQuery::Turned(turn) = &piece.query {
-            self.tile.turn(turn, 0, rows, self.kernels, scratch);
-            left = self.kernels.key_products.map(|keys| round_turned(self.tile, &keys, scratch));
-        }
         let columns = group..piece.to;
         let codes = self.kernels.key_products.zip(CodeLayout::new(shape.k_type, shape.head_dim));
-        match codes.zip(left) {
+        match codes.zip(queries.left_f32) {
             Some(((keys, layout), left)) => {
                 // SAFETY: the kernels' instruction set is available. `Slots::read` has checked that `n` slots of this
                 // head follow; nobody writes them while queries run.
-                unsafe { self.split(stored).qk(&keys, layout, &columns, &piece.query, scratch) };
-                left.rows().for_each(|row| self.qk(stored, row..row + 1, &columns, &piece.query, scratch));
+                unsafe { self.split(stored).qk(&keys, layout, &columns, queries, scratch) };
+                left.rows().for_each(|row| self.qk(stored, row..row + 1, &columns, queries, scratch));
             }
-            None => self.qk(stored, 0..rows, &columns, &piece.query, scratch),
+            None => self.qk(stored, 0..rows, &columns, queries, scratch),
         }
         scratch.restore_scores(&before);
     }
@@ -109,18 +123,15 @@ impl KvSplit<'_> {
         stored: &Stored,
         rows: Range<usize>,
         piece: &Range<usize>,
-        query: &SegmentQuery,
+        queries: &PieceQueries,
         scratch: &mut Scratch<'_>,
     ) {
         let shape = self.tile.call.shape;
         let (dim, slot_bytes) = (shape.head_dim, shape.k_type.row_bytes(shape.head_dim));
         let n = stored.n;
-        let q = match query {
-            SegmentQuery::Window => &scratch.q,
-            SegmentQuery::Sinks => &scratch.q_sink,
-            SegmentQuery::Turned(_) => &scratch.q_turned,
-        };
-        let q = q[rows.start * dim..].as_ptr();
+        let q = &queries.rows(dim, scratch)[rows.start * dim..];
+        debug_assert!(q.len() >= rows.len() * dim, "{} of {} rows", q.len() / dim, rows.len());
+        let q = q.as_ptr();
         let scores = scratch.scores[rows.start * SPLIT_KEYS..].as_mut_ptr();
         let columns = |from: usize, to: usize, prefetch_offset: isize| QkArgs {
             q,
@@ -134,9 +145,7 @@ impl KvSplit<'_> {
             stride: SPLIT_KEYS,
             prefetch_offset,
         };
-        debug_assert!(
-            scratch.scores.len() >= rows.end * SPLIT_KEYS && scratch.q.len() >= rows.end * dim && piece.end <= n
-        );
+        debug_assert!(scratch.scores.len() >= rows.end * SPLIT_KEYS && piece.end <= n, "{n} columns");
         // SAFETY: the kernels' instruction set is available. `Slots::read` has checked that `n` slots of this head
         // follow; nobody writes them while queries run. Scratch has room for the rows and columns by the assertion.
         unsafe {

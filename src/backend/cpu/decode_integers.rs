@@ -5,16 +5,16 @@ use std::ops::Range;
 
 use super::kv_layout::{CODE_BLOCK, CodeLayout, KEY_GROUP, padded_dim};
 use super::query_tile::QueryTile;
-use super::scratch::{SPLIT_KEYS, Scratch, TILE_ROWS};
-use super::segments::SegmentQuery;
+use super::scratch::{SPLIT_KEYS, Scratch};
 use super::simd::gemm::PvArgs;
 use super::simd::integer::pv::PvArgs as CodePvArgs;
 use super::simd::integer::qk::{QkArgs as CodeQkArgs, ValueScales};
-use super::simd::integer::query::{self, RoundedRows};
+use super::simd::integer::query;
 use super::simd::integer::rounding::COLUMNS;
 use super::simd::integer::weights::{ResultArgs, WeighArgs, row_bytes};
 use super::simd::integer::{KeyProducts, ValueProducts};
 use super::simd::softmax::ColumnRange;
+use super::turned_queries::PieceQueries;
 
 /// Distance of the software prefetch. A longer one would drive scores and weights out of L1.
 const PREFETCH_BYTES: usize = 8192;
@@ -22,58 +22,6 @@ const PREFETCH_BYTES: usize = 8192;
 const ROWS: usize = 4;
 
 const _: () = assert!(SPLIT_KEYS <= COLUMNS);
-
-/// Rows of a tile.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct RowSet([u64; TILE_ROWS / 64]);
-
-impl RowSet {
-    fn insert(&mut self, row: usize) {
-        self.0[row / 64] |= 1 << (row % 64);
-    }
-
-    /// The rows, in order.
-    pub fn rows(mut self) -> impl Iterator<Item = usize> {
-        std::iter::from_fn(move || {
-            let at = self.0.iter().position(|&word| word != 0)?;
-            let bit = self.0[at].trailing_zeros() as usize;
-            self.0[at] &= self.0[at] - 1;
-            Some(at * 64 + bit)
-        })
-    }
-}
-
-/// Rounds the loaded queries of a tile, for window keys and for sink keys. Returns the rows that must stay f32: what
-/// one row holds does not change how the others are computed.
-pub(super) fn round_queries(tile: &QueryTile<'_>, keys: &KeyProducts, scratch: &mut Scratch<'_>) -> RowSet {
-    let dim = tile.call.shape.head_dim;
-    let mut left = RowSet::default();
-    let both = [(&*scratch.q, &mut *scratch.q_packed), (&*scratch.q_sink, &mut *scratch.q_sink_packed)];
-    for (q, rounded) in both {
-        round_rows(&mut left, q, (tile.rows, dim), keys, rounded);
-    }
-    left
-}
-
-/// Rounds turned queries.
-pub(super) fn round_turned(tile: &QueryTile<'_>, keys: &KeyProducts, scratch: &mut Scratch<'_>) -> RowSet {
-    let mut left = RowSet::default();
-    let shape = (tile.rows, tile.call.shape.head_dim);
-    round_rows(&mut left, scratch.q_turned, shape, keys, scratch.q_turned_packed);
-    left
-}
-
-/// Rounds rows of queries; adds those to `left` that must stay f32.
-fn round_rows(left: &mut RowSet, q: &[f32], (rows, dim): (usize, usize), keys: &KeyProducts, rounded: &mut [f32]) {
-    assert!(size_of_val(rounded) >= rows * query::row_bytes(dim), "{rows} rows of {dim} dims");
-    let to = RoundedRows { rows, bytes: rounded.as_mut_ptr().cast() };
-    for (r, q) in q.chunks_exact(dim).take(rows).enumerate() {
-        // SAFETY: the kernels' instruction set is available; the rows have room by the assertion.
-        if !unsafe { (keys.round_query)(q, r, to) } {
-            left.insert(r); // mutant: a_query_of_nan_rounded
-        }
-    }
-}
 
 /// K and V of one KV split.
 #[derive(Clone, Copy, Debug)]
@@ -103,7 +51,7 @@ impl StoredSplit<'_> {
         keys: &KeyProducts,
         layout: CodeLayout,
         piece: &Range<usize>,
-        query: &SegmentQuery,
+        queries: &PieceQueries,
         scratch: &mut Scratch<'_>,
     ) {
         let (shape, blocks) = (self.tile.call.shape, self.n.div_ceil(CODE_BLOCK));
@@ -114,11 +62,13 @@ impl StoredSplit<'_> {
             block_bytes: values.map_or(0, CodeLayout::block_bytes),
             bytes: values.map_or(0, |v| v.scales * size_of::<u16>() * CODE_BLOCK),
         };
-        let queries = match query {
-            SegmentQuery::Window => &scratch.q_packed,
-            SegmentQuery::Sinks => &scratch.q_sink_packed,
-            SegmentQuery::Turned(_) => &scratch.q_turned_packed,
-        };
+        let queries = queries.rounded(layout.dim, scratch);
+        assert!(
+            size_of_val(queries) >= self.tile.rows * query::row_bytes(layout.dim),
+            "{} rows of {} dims",
+            self.tile.rows,
+            layout.dim
+        );
         let groups = |first: usize, end: usize, prefetch_offset: isize| CodeQkArgs {
             queries: queries.as_ptr().cast(),
             rows: self.tile.rows,

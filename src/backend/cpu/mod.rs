@@ -11,6 +11,7 @@ mod kv_rows;
 mod kv_store;
 mod query_tile;
 mod rope_cache;
+mod rounded_queries;
 mod row_moves;
 mod schedule;
 mod scratch;
@@ -18,6 +19,7 @@ mod segments;
 mod simd;
 mod split_kv;
 mod turn_cache;
+mod turned_queries;
 mod visibility;
 mod worker;
 

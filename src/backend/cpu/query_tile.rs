@@ -202,11 +202,18 @@ impl QueryTile<'_> {
         scratch.acc[..self.rows * padded_dim(shape.head_dim_v)].fill(0.0);
     }
 
-    /// Turns the queries of `rows` rows from `first` on, into scratch's `q_turned`.
-    pub fn turn(&self, turn: &Turn, first: usize, rows: usize, kernels: &Kernels, scratch: &mut Scratch<'_>) {
+    /// Turns the queries of `rows` rows from `first` on, into scratch's `q_turned` from row `to` on.
+    pub fn turn(
+        &self,
+        turn: &Turn,
+        (first, rows): (usize, usize),
+        to: usize,
+        kernels: &Kernels,
+        scratch: &mut Scratch<'_>,
+    ) {
         let (layer, shape) = (self.call.layer, self.call.shape);
         let (dim, half) = (shape.head_dim, layer.frequencies.len());
-        for (i, r) in (first..first + rows).enumerate() {
+        for (r, to) in (first..first + rows).zip(to..) {
             let passed = turn.has_passed(&layer.ring, scratch.ranges[r]); // mutant: passed_pin_as_new
             // On from the sinks' queries, or back from the window's.
             let positions = if passed { turn.before } else { 0_u64.wrapping_sub(turn.behind) };
@@ -222,7 +229,7 @@ impl QueryTile<'_> {
                 (&*scratch.q, &*scratch.q_sink)
             };
             let q = &if passed { sinks } else { window }[r * dim..(r + 1) * dim];
-            let turned = &mut scratch.q_turned[i * dim..(i + 1) * dim];
+            let turned = &mut scratch.q_turned[to * dim..(to + 1) * dim];
             // SAFETY: the kernels' instruction set is available.
             unsafe {
                 (kernels.rotate)(layer.rope_style, cos, sin, q, turned);

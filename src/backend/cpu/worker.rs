@@ -5,14 +5,15 @@ use std::ops::Range;
 use super::append::{self, AppendTarget};
 use super::chunk::{self, ChunkTile};
 use super::decode::KvSplit;
-use super::decode_integers::round_queries;
 use super::kv_layout::padded_dim;
 use super::kv_store::KvStore;
 use super::rope_cache::RopeCache;
+use super::rounded_queries::round_queries;
 use super::schedule::{AttendPath, all_rows};
 use super::scratch::{SPLIT_KEYS, Scratch, TILE_ROWS};
 use super::simd::Kernels;
 use super::split_kv::{Partial, SplitPartials, merge};
+use super::turned_queries::TurnedQueries;
 use crate::backend::LayerCall;
 use crate::batch::Entry;
 use crate::cpu_features::Isa;
@@ -79,10 +80,12 @@ impl<'a> Worker<'a> {
             AttendPath::Decode => {
                 tile.load(kernels, &mut self.angles, scratch);
                 let left_f32 = kernels.key_products.map(|keys| round_queries(&tile, &keys, scratch));
+                let mut turned = TurnedQueries::new(&tile, kernels, left_f32, scratch);
                 let mut blocks = tile.blocks(SPLIT_KEYS as u64).peekable();
                 while let Some(block) = blocks.next() {
                     let next = blocks.peek();
-                    KvSplit { tile: &tile, slots: &slots, kernels, block: &block, next, left_f32 }.attend(scratch);
+                    let split = KvSplit { tile: &tile, slots: &slots, kernels, block: &block, next };
+                    split.attend(&mut turned, scratch);
                     let (mut total, partial) = partials(scratch);
                     merge(&tile, &mut total, &partial);
                 }
@@ -105,7 +108,8 @@ impl<'a> Worker<'a> {
         tile.load(kernels, &mut self.angles, scratch);
         let left_f32 = kernels.key_products.map(|keys| round_queries(&tile, &keys, scratch));
         let Some(block) = tile.blocks(SPLIT_KEYS as u64).nth(split as usize) else { return };
-        KvSplit { tile: &tile, slots: &slots, kernels, block: &block, next: None, left_f32 }.attend(scratch);
+        let mut turned = TurnedQueries::new(&tile, kernels, left_f32, scratch);
+        KvSplit { tile: &tile, slots: &slots, kernels, block: &block, next: None }.attend(&mut turned, scratch);
         let dim = padded_dim(self.call.shape.head_dim_v);
         let (mut total, partial) = self::partials(scratch);
         // SAFETY: each split is given to one thread; `SplitPartials::begin` has checked that it is in range.

@@ -152,7 +152,7 @@ fn add_block<K: ChunkKernel>(kernel: &K, chunk: &ChunkTile<'_>, block: &Block, s
 fn turn<K: ChunkKernel>(kernel: &K, chunk: &ChunkTile<'_>, sub: &Subtile<'_>, scratch: &mut Scratch<'_>) {
     if let SegmentQuery::Turned(turn) = &sub.query {
         let rows = sub.rows.rows;
-        chunk.tile.turn(turn, sub.first, rows, chunk.kernels, scratch);
+        chunk.tile.turn(turn, (sub.first, rows), 0, chunk.kernels, scratch);
         kernel.pack_turned(chunk, rows, scratch);
     }
 }
