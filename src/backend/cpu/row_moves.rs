@@ -228,7 +228,7 @@ impl Groups {
                 Line::Halves => by_lane!(u16, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15),
                 Line::Words => by_lane!(u32, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15),
                 _ if shift == 0 => self.words(lo, hi, to, |lo, _| lo),
-                Line::Pairs => self.words(lo, hi, to, |lo, hi| lo >> 16 | hi << 16),
+                Line::Pairs => self.pairs(lo, hi, to),
                 Line::Bytes => self.words(lo, hi, to, |lo, hi| lo >> (8 * shift) | hi << (32 - 8 * shift)),
                 Line::Nibbles => self.words(lo, hi, to, |lo, hi| {
                     let wide = |x: u32| u64::from(x & 0x0F0F_0F0F) | u64::from(x >> 4 & 0x0F0F_0F0F) << 32;
@@ -243,16 +243,42 @@ impl Groups {
     ///
     /// # Safety
     /// As [`Self::move_lines`].
-    unsafe fn lanes<T: Copy + Default, const SHIFT: usize>(&self, lo: *const u8, hi: *const u8, to: *mut u8) {
+    unsafe fn lanes<T: Copy, const SHIFT: usize>(&self, lo: *const u8, hi: *const u8, to: *mut u8) {
+        let own_first = to.cast_const() == hi;
         for i in 0..self.lines {
             let at = i * self.line_stride;
-            // SAFETY: lines of the three groups, aligned to their numbers; both are read before one is written.
+            // SAFETY: lines of the three groups, aligned to their numbers. What comes from the destination's own line
+            // is moved first.
             unsafe {
-                let (lo, hi) = (lo.add(at).cast::<[T; 16]>().read(), hi.add(at).cast::<[T; 16]>().read());
-                let mut line = [T::default(); 16];
-                line[..16 - SHIFT].copy_from_slice(&lo[SHIFT..]);
-                line[16 - SHIFT..].copy_from_slice(&hi[..SHIFT]);
-                to.add(at).cast::<[T; 16]>().write(line);
+                let [lo, hi] = [lo, hi].map(|line| line.add(at).cast::<T>());
+                let to = to.add(at).cast::<T>();
+                // Two copies of known lengths: a line put together on the stack would be read before it is there.
+                if own_first {
+                    hi.copy_to(to.add(16 - SHIFT), SHIFT);
+                    lo.add(SHIFT).copy_to(to, 16 - SHIFT);
+                } else {
+                    lo.add(SHIFT).copy_to(to, 16 - SHIFT);
+                    hi.copy_to(to.add(16 - SHIFT), SHIFT);
+                }
+            }
+        }
+    }
+
+    /// Lines of 16 words, each with the second slot of `lo` and the first of `hi`.
+    ///
+    /// # Safety
+    /// As [`Self::move_lines`].
+    unsafe fn pairs(&self, lo: *const u8, hi: *const u8, to: *mut u8) {
+        for i in 0..self.lines {
+            let at = i * self.line_stride;
+            // SAFETY: as in `lanes`; both lines are read before one is written.
+            unsafe {
+                let [lo, hi] = [lo, hi].map(|line| line.add(at).cast::<[u64; 8]>().read());
+                let mut line = [0; 8];
+                for (to, (lo, hi)) in line.iter_mut().zip(lo.iter().zip(&hi)) {
+                    *to = lo >> 16 & 0xFFFF_0000_FFFF | (hi & 0xFFFF_0000_FFFF) << 16;
+                }
+                to.add(at).cast::<[u64; 8]>().write(line);
             }
         }
     }
