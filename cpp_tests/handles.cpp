@@ -1,4 +1,4 @@
-// Every call with a handle that is NULL, garbage or destroyed, and with NULL arguments.
+// Every call with a handle that is NULL, garbage or destroyed. Other pointers: pointers.cpp.
 #include "support/calls.hpp"
 
 #include <algorithm>
@@ -103,40 +103,6 @@ TEST(Handles, AreNeverReused) {
     }
     std::sort(used.begin(), used.end());
     EXPECT_EQ(std::adjacent_find(used.begin(), used.end()), used.end());
-}
-
-TEST(NullArguments, EveryCall) {
-    sinkcache::Cache cache(host::config(2));
-    skc_cache *c = cache.handle(), *made = nullptr;
-    const auto owner = host::config();
-    const auto config = owner.get();
-    std::uint64_t bytes;
-    std::int64_t value;
-#define EXPECT_NULL(call) EXPECT_REJECTED(call, SKC_STATUS_NULL_POINTER, "NULL")
-    EXPECT_NULL(skc_append_kv(c, nullptr));
-    EXPECT_NULL(skc_attend(c, nullptr));
-    EXPECT_NULL(skc_step(c, nullptr));
-    EXPECT_NULL(skc_step_part(c, nullptr, 0, 1));
-    EXPECT_NULL(skc_evict(c, nullptr));
-    EXPECT_NULL(skc_rewind(c, nullptr));
-    EXPECT_NULL(skc_reset(c, nullptr));
-    EXPECT_NULL(skc_fork(c, nullptr));
-    EXPECT_NULL(skc_pin(c, nullptr));
-    EXPECT_NULL(skc_evict_range(c, nullptr));
-    EXPECT_NULL(skc_abort_step(c, nullptr));
-    EXPECT_NULL(skc_seq_info(c, 0, 0, nullptr));
-    EXPECT_NULL(skc_kernel_choice(c, 0, SKC_CALL_STEP, 1, 1, nullptr));
-    EXPECT_NULL(skc_capabilities(nullptr));
-    EXPECT_NULL(skc_create_cache(nullptr, &made));
-    EXPECT_NULL(skc_create_cache(&config, nullptr));
-    EXPECT_NULL(skc_cache_bytes(nullptr, &bytes, &bytes));
-    EXPECT_NULL(skc_cache_bytes(&config, nullptr, &bytes));
-    EXPECT_NULL(skc_cache_bytes(&config, &bytes, nullptr));
-    EXPECT_NULL(skc_cache_config_init(nullptr, sizeof(skc_cache_config)));
-    EXPECT_NULL(skc_layer_config_init(nullptr, sizeof(skc_layer_config)));
-    EXPECT_NULL(skc_constant(nullptr, &value));
-    EXPECT_NULL(skc_constant("SKC_DTYPE_F16", nullptr));
-    EXPECT_EQ(made, nullptr);
 }
 
 }  // namespace
