@@ -14,14 +14,14 @@ CHECK = check-format check-text check-links check-cycles check-parameters check-
 TEST = test-setup test-rust test-stream test-cpp test-python test-cuda
 ALL = all-llama all-llama-hosts all-inflight all-damaged-files all-sanitize-cpp all-sanitize-rust all-mutants \
 	all-aarch64 all-emulated-isa all-cuda-sanitize all-cuda-cubins all-cuda-variants all-cuda-nvcc all-gpu-bench \
-	all-python all-abi
+	all-python all-abi all-fuzz
 NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking nightly-python \
 	nightly-sanitize-rust nightly-mutants nightly-cuda-variants nightly-aarch64 nightly-third-party nightly-llama-hosts \
-	nightly-fresh-machine
+	nightly-fuzz nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
 .PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in emulator llama-hosts \
-	asan-short asan-long header bench gpu-pack clean clean-cache
+	asan-short asan-long fuzz header bench gpu-pack clean clean-cache
 .DEFAULT_GOAL := help
 
 help:
@@ -37,6 +37,7 @@ help:
 	@echo "  make setup-engines  install what inflight-serve and llama-stream need, on Debian"
 	@echo "  make header     write include/sinkcache.h after a change of src/ffi"
 	@echo "  make bench      the benchmarks of criterion"
+	@echo "  make fuzz       fuzz targets for SECONDS (600) in all"
 	@echo "  make gpu-pack   build/gpu_check: all that a machine with a GPU needs to check and measure the CUDA backend"
 	@echo "  make clean      remove what was built here; make clean-cache: what is kept in $(CACHE)"
 
@@ -233,10 +234,10 @@ asan-short:
 asan-long:
 	$(ASAN_TEST) $(ASAN_LONG)
 
-# Named mistakes in a copy of the sources, each of which the tests must catch: every fourth, others every day. All of
+# Named mistakes in a copy of the sources, each of which the tests must catch: every eighth, others every day. All of
 # them would take longer than any other part.
 all-mutants: setup-aarch64 stand-in emulator
-	$(PYTHON) scripts/mutants.py --share 4 --day $(shell date +%j)
+	$(PYTHON) scripts/mutants.py --share 8 --day $(shell date +%j)
 
 # Of instructions, for processors that do not have them; only x86-64 can run it.
 emulator:
@@ -313,6 +314,10 @@ all-abi:
 	@scripts/setup abi
 	$(PYTHON) -B scripts/abi.py
 
+# A minute of what nightly-fuzz does for an hour.
+all-fuzz:
+	@scripts/fuzz 60
+
 # --- nightly ---
 
 # Others every night: the command line shows the seed.
@@ -370,6 +375,9 @@ nightly-llama-hosts: setup-engines setup-venv
 	page=$$(scripts/llama_web_page) && page="--page $$page"; \
 		$(MAKE) --no-print-directory llama-hosts HOST_TESTS="--everything $$page"
 
+nightly-fuzz:
+	scripts/fuzz 3600
+
 # The README's two commands in a new Debian that has Rust, git, make and a C linker.
 nightly-fresh-machine:
 	scripts/fresh_machine
@@ -381,6 +389,11 @@ header:
 
 bench:
 	$(CARGO) bench -p sinkcache
+
+# An input that fails is kept in fuzz/artifacts.
+SECONDS = 600
+fuzz:
+	@scripts/fuzz $(SECONDS)
 
 # What a machine with a GPU needs, in a folder that stands by itself: `build/gpu_check/benches/gpu/go OUT` there.
 gpu-pack:
