@@ -308,9 +308,11 @@ all-python: setup-venv
 	$(MAKE) --no-print-directory $(TORCH)/complete $(TRANSFORMERS_VERSIONS:%=$(TRANSFORMERS)%/complete)
 	CARGO="$(CARGO)" scripts/python_wheel torch $(TORCH_PYTHON) $(TRANSFORMERS_VERSIONS:%=$(TRANSFORMERS)%)
 
-# The C ABI from Go, Node.js, Java and C#: each example checks itself. What a machine has not is skipped.
+# The crate from Rust, and the C ABI from Go, Node.js, Java and C#: each example checks itself. What a machine does not
+# have is skipped.
 all-languages:
-	$(CARGO) build --release -p sinkcache
+	$(CARGO) build --release -p sinkcache -p sinkcache-example
+	target/release/sinkcache-example
 	scripts/languages target/release
 
 # The header's structs, functions and numbers are those of cpp_tests/abi.xml. After an addition: scripts/abi.py --write.
