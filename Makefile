@@ -14,7 +14,7 @@ CHECK = check-format check-text check-links check-cycles check-parameters check-
 TEST = test-setup test-rust test-stream test-cpp test-python test-cuda
 ALL = all-llama all-llama-hosts all-inflight all-damaged-files all-sanitize-cpp all-sanitize-rust all-mutants \
 	all-aarch64 all-emulated-isa all-cuda-sanitize all-cuda-cubins all-cuda-variants all-cuda-nvcc all-gpu-bench \
-	all-python all-abi all-fuzz
+	all-python all-languages all-abi all-fuzz
 NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking nightly-python \
 	nightly-sanitize-rust nightly-mutants nightly-cuda-variants nightly-aarch64 nightly-third-party nightly-llama-hosts \
 	nightly-fuzz nightly-fresh-machine
@@ -308,6 +308,13 @@ TRANSFORMERS_VERSIONS = 5.24.0 5.16.1
 all-python: setup-venv
 	$(MAKE) --no-print-directory $(TORCH)/complete $(TRANSFORMERS_VERSIONS:%=$(TRANSFORMERS)%/complete)
 	CARGO="$(CARGO)" scripts/python_wheel torch $(TORCH_PYTHON) $(TRANSFORMERS_VERSIONS:%=$(TRANSFORMERS)%)
+
+# The crate from Rust, and the C ABI from Go, Node.js, Java and C#: each example checks itself. What a machine does not
+# have is skipped.
+all-languages:
+	$(CARGO) build --release -p sinkcache -p sinkcache-example
+	target/release/sinkcache-example
+	scripts/languages target/release
 
 # The header's structs, functions and numbers are those of cpp_tests/abi.xml. After an addition: scripts/abi.py --write.
 all-abi:

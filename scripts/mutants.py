@@ -240,7 +240,7 @@ def copy_sources(place):
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     keep = ("src/", "tests/", "benches/", "Cargo.toml", "Cargo.lock", "build.rs", "cbindgen.toml", "include/",
-            "examples/stream")
+            "examples/rust", "examples/stream")
     for name in names.stdout.splitlines():
         if name.startswith(keep) and (ROOT / name).is_file():
             (place / "source" / name).parent.mkdir(parents=True, exist_ok=True)

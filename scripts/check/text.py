@@ -4,7 +4,7 @@ import common
 
 WIDTH = 120
 SOURCES = ("*.rs", "*.py", "*.h", "*.c", "*.hpp", "*.cpp", "*.cu", "*.cuh", "*.cmake", "*CMakeLists.txt", "*.sh",
-           "Makefile", "scripts/*")
+           "*.go", "*.js", "*.java", "*.cs", "Makefile", "scripts/*")
 README_LINES = 200
 
 
