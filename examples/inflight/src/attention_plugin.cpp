@@ -5,6 +5,11 @@
 namespace inflight {
 namespace {
 
+/** The cache's parallel loop, by the engine's threads. */
+void run_on_team(void *team, std::uint32_t n, skc_task_fn task, void *data) noexcept {
+    static_cast<ThreadTeam *>(team)->run(n, [=](std::size_t i) { task(data, static_cast<std::uint32_t>(i)); });
+}
+
 sinkcache::Config cache_config(const PluginConfig &c) {
     sinkcache::Layer layer(c.n_sink, c.window);
     layer.room(c.max_pinned, c.max_segments);
@@ -23,6 +28,9 @@ sinkcache::Config cache_config(const PluginConfig &c) {
         layers[i].max_pinned = 0;
     }
     config.layers(layers).max_chunk(c.chunk).max_rewind(c.max_draft).threads(c.n_threads);
+    if (c.team) {
+        config.parallel_for(run_on_team, c.team);
+    }
     config.raw().alloc = c.alloc;
     config.raw().free = c.free;
     config.raw().memory_user = c.memory_user;

@@ -1,6 +1,8 @@
 // Attention as a plugin of an engine: the only part of this host that knows sinkcache.
 #pragma once
 
+#include "thread_team.hpp"
+
 #include <sinkcache.hpp>
 
 #include <cstddef>
@@ -27,6 +29,8 @@ struct PluginConfig {
     std::uint32_t max_draft = 0;
     std::uint32_t k_dtype = SKC_DTYPE_F32, v_dtype = SKC_DTYPE_F32;
     std::uint32_t n_threads = 1;
+    /** The engine's threads, n_threads of them, which then compute attention too; NULL = threads of the cache. */
+    ThreadTeam *team = nullptr;
     /** Allocator of the cache's host memory; NULL = the process's. */
     skc_alloc_fn alloc = nullptr;
     skc_free_fn free = nullptr;

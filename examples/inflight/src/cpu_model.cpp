@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <numeric>
 
 namespace inflight {
 
@@ -18,41 +19,64 @@ PluginConfig with_shape(PluginConfig config, const LlamaWeights &w) {
     return config;
 }
 
-CpuModel::CpuModel(LlamaWeights weights, PluginConfig plugin, Group &group, int threads)
-    : weights_(std::move(weights)), group_(group), gemm_(threads), plugin_(with_shape(std::move(plugin), weights_)),
-      x_(weights_.config.width), normed_(weights_.config.width), qkv_(weights_.qkv_width()),
-      attended_(weights_.q_width()), added_(weights_.config.width), gate_up_(2 * weights_.feed_forward()),
-      inner_(weights_.feed_forward()), logits_(weights_.config.vocabulary) {
-    for (const LayerWeights &layer : weights_.layers) {
-        for (const Matrix *w : {&layer.qkv, &layer.attention_out, &layer.gate_up, &layer.down}) {
-            gemm_.prepare(w->n, w->k);
-        }
-    }
-    gemm_.prepare(weights_.out.n, weights_.out.k);
+namespace {
+
+PluginConfig with_team(PluginConfig config, ThreadTeam &team) {
+    config.n_threads = static_cast<std::uint32_t>(team.size());
+    config.team = team.size() > 1 ? &team : nullptr;
+    return config;
 }
 
-void CpuModel::make_room(std::size_t rows) {
-    for (Activations *a : {&x_, &normed_, &qkv_, &attended_, &added_, &gate_up_, &inner_, &logits_}) {
+/** The sum of squares, in lanes that a compiler can put into vectors. */
+double sum_of_squares(const float *x, std::size_t n) {
+    constexpr std::size_t LANES = 8;
+    double lanes[LANES] = {};
+    std::size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        for (std::size_t lane = 0; lane < LANES; lane++) {
+            lanes[lane] += static_cast<double>(x[i + lane]) * static_cast<double>(x[i + lane]);
+        }
+    }
+    for (; i < n; i++) {
+        lanes[i % LANES] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+    }
+    return std::accumulate(lanes, lanes + LANES, 0.0);
+}
+
+}  // namespace
+
+CpuModel::CpuModel(LlamaWeights weights, PluginConfig plugin, Group &group, std::size_t threads)
+    : weights_(std::move(weights)), group_(group), team_(threads), gemm_(team_),
+      plugin_(with_shape(with_team(std::move(plugin), team_), weights_)), x_(weights_.config.width),
+      normed_(weights_.config.width), qkv_(weights_.qkv_width()), attended_(weights_.q_width()),
+      added_(weights_.config.width), gate_up_(2 * weights_.feed_forward()), inner_(weights_.feed_forward()),
+      logits_(weights_.config.vocabulary) {}
+
+void CpuModel::make_room(std::size_t rows, std::size_t output_rows) {
+    for (Activations *a : {&x_, &normed_, &qkv_, &attended_, &added_, &gate_up_, &inner_}) {
         a->resize(rows);
+    }
+    logits_.resize(output_rows);
+}
+
+void CpuModel::embed(const std::vector<Token> &tokens) {
+    for (std::size_t i = 0; i < tokens.size(); i++) {
+        weights_.embeddings.unpack(static_cast<std::size_t>(tokens[i]), x_.row(i));
     }
 }
 
 /** RMS norm of the rows of `x` into normed_. */
 void CpuModel::norm(const float *x, std::size_t rows, const std::vector<float> &weight) {
     const std::size_t width = weight.size();
-    for (std::size_t i = 0; i < rows; i++) {
+    team_.run(rows, [&](std::size_t i) {
         const float *in = x + i * width;
-        double squares = 0;
-        for (std::size_t j = 0; j < width; j++) {
-            squares += static_cast<double>(in[j]) * static_cast<double>(in[j]);
-        }
-        const auto mean = static_cast<float>(squares / static_cast<double>(width));
+        const auto mean = static_cast<float>(sum_of_squares(in, width) / static_cast<double>(width));
         const float scale = 1.0f / std::sqrt(mean + weights_.config.rms_eps);
         float *out = normed_.row(i);
         for (std::size_t j = 0; j < width; j++) {
             out[j] = in[j] * scale * weight[j];
         }
-    }
+    });
 }
 
 /** Sums added_, a partial result of this shard, over the ranks and adds the sum to x_. */
@@ -65,13 +89,13 @@ void CpuModel::add(std::size_t rows) {
 void CpuModel::feed_forward(const LayerWeights &layer, std::size_t rows) {
     norm(x_.data(), rows, layer.feed_forward_norm);
     gemm_.multiply(normed_.data(), rows, layer.gate_up, gate_up_.data());
-    for (std::size_t i = 0; i < rows; i++) {
+    team_.run(rows, [&](std::size_t i) {
         const float *gate = gate_up_.row(i), *up = gate + inner_.width();
         float *out = inner_.row(i);
         for (std::size_t j = 0; j < inner_.width(); j++) {
             out[j] = gate[j] / (1.0f + std::exp(-gate[j])) * up[j];
         }
-    }
+    });
     gemm_.multiply(inner_.data(), rows, layer.down, added_.data());
     add(rows);
 }
@@ -87,10 +111,8 @@ std::vector<Token> CpuModel::forward(const Batch &batch) {
 
 std::vector<Token> CpuModel::run(const Batch &batch) {
     std::size_t rows = batch.tokens.size();
-    make_room(rows);
-    for (std::size_t i = 0; i < rows; i++) {
-        std::copy_n(weights_.embeddings.row(static_cast<std::size_t>(batch.tokens[i])), x_.width(), x_.row(i));
-    }
+    make_room(rows, batch.output_rows.size());
+    embed(batch.tokens);
     for (std::size_t l = 0; l < weights_.layers.size(); l++) {
         const LayerWeights &layer = weights_.layers[l];
         norm(x_.data(), rows, layer.attention_norm);

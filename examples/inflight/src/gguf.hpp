@@ -1,11 +1,12 @@
-// Tensors of a GGUF file as f32.
+// Tensors of a GGUF file, which is mapped into memory.
 #pragma once
 
 #include "gguf_file.hpp"
+#include "mapped_file.hpp"
 #include "matrix.hpp"
 
 #include <cstddef>
-#include <fstream>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -23,14 +24,18 @@ class Gguf : public programs::GgufFile {
 public:
     explicit Gguf(const std::string &path);
 
-    /** Rows and columns of a tensor that must be [n, k]. */
-    Matrix matrix(const std::string &name, std::size_t n, std::size_t k, Range rows, Range cols);
-    Matrix matrix(const std::string &name, std::size_t n, std::size_t k) { return matrix(name, n, k, {0, n}, {0, k}); }
-    /** A tensor that must be [n]. */
-    std::vector<float> vector(const std::string &name, std::size_t n) { return matrix(name, 1, n).values; }
+    /** Rows and columns of a tensor that must be [n, k]. Columns must be whole blocks of a quantised type. */
+    Matrix matrix(const std::string &name, std::size_t n, std::size_t k, Range rows, Range cols) const;
+    Matrix matrix(const std::string &name, std::size_t n, std::size_t k) const {
+        return matrix(name, n, k, {0, n}, {0, k});
+    }
+    /** A tensor that must be [n], as f32. */
+    std::vector<float> vector(const std::string &name, std::size_t n) const;
+    /** What matrices point into. */
+    std::shared_ptr<const MappedFile> mapping() const { return mapping_; }
 
 private:
-    std::ifstream file_;
+    std::shared_ptr<const MappedFile> mapping_;
 };
 
 }  // namespace inflight

@@ -185,7 +185,7 @@ struct Engine {
         }
 #endif
         model =
-            std::make_unique<CpuModel>(std::move(weights), options.plugin, group, static_cast<int>(options.threads));
+            std::make_unique<CpuModel>(std::move(weights), options.plugin, group, options.threads);
     }
 };
 

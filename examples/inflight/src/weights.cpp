@@ -26,7 +26,7 @@ bool is_byte_vocabulary(const std::vector<std::string> &tokens) {
     return true;
 }
 
-LlamaConfig read_config(Gguf &gguf) {
+LlamaConfig read_config(const Gguf &gguf) {
     const std::string architecture = gguf.text("general.architecture");
     if (architecture != "llama") {
         gguf.fail("is of architecture '" + programs::one_line(architecture) + "': only 'llama' is supported");
@@ -76,16 +76,7 @@ LlamaConfig read_config(Gguf &gguf) {
     return c;
 }
 
-Matrix stack(std::vector<Matrix> parts) {
-    Matrix all{0, parts[0].k, {}};
-    for (const Matrix &part : parts) {
-        all.n += part.n;
-        all.values.insert(all.values.end(), part.values.begin(), part.values.end());
-    }
-    return all;
-}
-
-LayerWeights read_layer(Gguf &gguf, const LlamaWeights &w, std::size_t i) {
+LayerWeights read_layer(const Gguf &gguf, const LlamaWeights &w, std::size_t i) {
     const LlamaConfig &c = w.config;
     const auto name = [&](const char *part) { return "blk." + std::to_string(i) + "." + part + ".weight"; };
     const Range all{0, c.width};
@@ -96,21 +87,22 @@ LayerWeights read_layer(Gguf &gguf, const LlamaWeights &w, std::size_t i) {
     return {
         gguf.vector(name("attn_norm"), c.width),
         gguf.vector(name("ffn_norm"), c.width),
-        stack({gguf.matrix(name("attn_q"), q_rows, c.width, q, all),
-               gguf.matrix(name("attn_k"), kv_rows, c.width, kv, all),
-               gguf.matrix(name("attn_v"), kv_rows, c.width, kv, all)}),
-        gguf.matrix(name("attn_output"), c.width, q_rows, all, q),
-        stack({gguf.matrix(name("ffn_gate"), c.feed_forward, c.width, inner, all),
-               gguf.matrix(name("ffn_up"), c.feed_forward, c.width, inner, all)}),
-        gguf.matrix(name("ffn_down"), c.width, c.feed_forward, all, inner),
+        Weight({gguf.matrix(name("attn_q"), q_rows, c.width, q, all),
+                gguf.matrix(name("attn_k"), kv_rows, c.width, kv, all),
+                gguf.matrix(name("attn_v"), kv_rows, c.width, kv, all)}),
+        Weight({gguf.matrix(name("attn_output"), c.width, q_rows, all, q)}),
+        Weight({gguf.matrix(name("ffn_gate"), c.feed_forward, c.width, inner, all),
+                gguf.matrix(name("ffn_up"), c.feed_forward, c.width, inner, all)}),
+        Weight({gguf.matrix(name("ffn_down"), c.width, c.feed_forward, all, inner)}),
     };
 }
 
 }  // namespace
 
 LlamaWeights LlamaWeights::load(const std::string &path, std::size_t rank, std::size_t ranks) {
-    Gguf gguf(path);
+    const Gguf gguf(path);
     LlamaWeights w{};
+    w.file = gguf.mapping();
     w.config = read_config(gguf);
     w.rank = rank;
     w.ranks = ranks;
@@ -121,12 +113,28 @@ LlamaWeights LlamaWeights::load(const std::string &path, std::size_t rank, std::
                   std::to_string(ranks) + " ranks");
     }
     w.embeddings = gguf.matrix("token_embd.weight", c.vocabulary, c.width);
-    w.out = gguf.tensor("output.weight") ? gguf.matrix("output.weight", c.vocabulary, c.width) : w.embeddings;
+    w.out = Weight({gguf.tensor("output.weight") ? gguf.matrix("output.weight", c.vocabulary, c.width) : w.embeddings});
     w.out_norm = gguf.vector("output_norm.weight", c.width);
     for (std::size_t i = 0; i < c.n_layers; i++) {
         w.layers.push_back(read_layer(gguf, w, i));
     }
     return w;
+}
+
+std::set<ggml_type> LlamaWeights::types() const {
+    std::set<ggml_type> all;
+    const auto add = [&](const Weight &w) {
+        for (const Matrix &part : w.parts) {
+            all.insert(part.type);
+        }
+    };
+    for (const LayerWeights &layer : layers) {
+        for (const Weight *w : {&layer.qkv, &layer.attention_out, &layer.gate_up, &layer.down}) {
+            add(*w);
+        }
+    }
+    add(out);
+    return all;
 }
 
 }  // namespace inflight

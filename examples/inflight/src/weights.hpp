@@ -6,6 +6,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -31,22 +33,29 @@ struct LlamaConfig {
 struct LayerWeights {
     std::vector<float> attention_norm, feed_forward_norm;
     /** W_q, W_k and W_v of the shard's heads, stacked: a product gives packed QKV rows. */
-    Matrix qkv;
+    Weight qkv;
     /** W_o; its columns are the shard's heads. */
-    Matrix attention_out;
+    Weight attention_out;
     /** W_gate and W_up, stacked. */
-    Matrix gate_up;
-    Matrix down;
+    Weight gate_up;
+    Weight down;
 };
 
-/** The weights of rank `rank` of `ranks`: its share of the heads and of the feed-forward, all embeddings and norms. */
+/**
+ * The weights of rank `rank` of `ranks`: its share of the heads and of the feed-forward, all embeddings and norms.
+ * Matrices lie in the mapped file; only norms are copied.
+ */
 struct LlamaWeights {
     LlamaConfig config;
     std::size_t rank, ranks;
-    Matrix embeddings, out;
+    Matrix embeddings;
+    Weight out;
     std::vector<float> out_norm;
     std::vector<LayerWeights> layers;
+    std::shared_ptr<const MappedFile> file;
 
+    /** Those of matrices. */
+    std::set<ggml_type> types() const;
     std::size_t q_heads() const { return config.n_q_heads / ranks; }
     std::size_t kv_heads() const { return config.n_kv_heads / ranks; }
     std::size_t feed_forward() const { return config.feed_forward / ranks; }
