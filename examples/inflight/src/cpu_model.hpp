@@ -1,4 +1,4 @@
-// A Llama in host memory: matrix products by Gemm, attention by the plugin, the rest in plain loops.
+// A model in host memory: matrix products by Gemm, attention by the plugin, the rest in plain loops.
 #pragma once
 
 #include "gemm.hpp"
@@ -37,8 +37,10 @@ private:
     void make_room(std::size_t rows, std::size_t output_rows);
     void embed(const std::vector<Token> &tokens);
     void norm(const float *x, std::size_t rows, const std::vector<float> &weight);
+    void finish_qkv(const LayerWeights &layer, std::size_t rows);
     void feed_forward(const LayerWeights &layer, std::size_t rows);
-    void add(std::size_t rows);
+    void add(std::size_t rows, const std::vector<float> &post_norm);
+    void output(std::size_t rows);
 };
 
 /** The plugin's configuration with the shape of a model's shard filled in. */

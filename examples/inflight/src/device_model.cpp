@@ -6,9 +6,22 @@
 #include <stdexcept>
 
 namespace inflight {
+namespace {
+
+/** Rejects what the kernels of a device lack. */
+const LlamaConfig &plain(const LlamaWeights &w) {
+    const bool biased = !w.layers.empty() && !w.layers[0].qkv_bias.empty();
+    if (!w.config.is_plain() || biased) {
+        throw std::runtime_error("the model is no plain Llama (it has biases, windows, norms or factors of its own): "
+                                 "only the CPU runs it");
+    }
+    return w.config;
+}
+
+}  // namespace
 
 DeviceModel::DeviceModel(const LlamaWeights &w, PluginConfig plugin, Group &group, Device &device, std::size_t max_rows)
-    : config_(w.config), group_(group), device_(device), max_rows_(std::max<std::size_t>(max_rows, plugin.max_seqs)),
+    : config_(plain(w)), group_(group), device_(device), max_rows_(std::max<std::size_t>(max_rows, plugin.max_seqs)),
       q_width_(w.q_width()), plugin_(with_shape(plugin, w)), embeddings_(upload(Weight({w.embeddings})).values),
       out_norm_(upload(w.out_norm)), out_(upload(w.out)) {
     for (const LayerWeights &l : w.layers) {

@@ -22,7 +22,8 @@ Gguf::Gguf(const std::string &path) : GgufFile(path) {
     }
 }
 
-Matrix Gguf::matrix(const std::string &name, std::size_t n, std::size_t k, Range rows, Range cols) const {
+Matrix Gguf::matrix(const std::string &name, std::size_t n, std::size_t k, Range rows, Range cols) {
+    read_.insert(name);
     const programs::GgufTensor *tensor = this->tensor(name);
     if (!tensor) {
         fail("has no tensor '" + name + "'");
@@ -57,10 +58,19 @@ Matrix Gguf::matrix(const std::string &name, std::size_t n, std::size_t k, Range
     return {tensor->type, rows.size(), cols.size(), mapping_->data() + tensor->offset + skipped, row_bytes};
 }
 
-std::vector<float> Gguf::vector(const std::string &name, std::size_t n) const {
+std::vector<float> Gguf::vector(const std::string &name, std::size_t n) {
     std::vector<float> values(n);
     matrix(name, 1, n).unpack(0, values.data());
     return values;
+}
+
+void Gguf::expect_all_read() const {
+    for (const programs::GgufTensor &tensor : tensors()) {
+        if (read_.count(tensor.name) == 0) {
+            fail("has tensor " + programs::in_quotes(tensor.name) + ", which models of architecture '" +
+                 programs::one_line(text("general.architecture")) + "' lack here");
+        }
+    }
 }
 
 }  // namespace inflight

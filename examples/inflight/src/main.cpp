@@ -46,7 +46,7 @@ struct Options {
 
 void declare(CLI::App &app, Options &o) {
     const CLI::Range count(1u, 1u << 24);
-    app.add_option("--model", o.model, "GGUF file of a Llama")->required();
+    app.add_option("--model", o.model, "GGUF file of a model (docs/inflight.md has the architectures)")->required();
     app.add_option("--requests", o.requests, "JSON lines: id, prompt, ... (see docs/inflight.md)")->required();
     app.add_option("--max-seqs", o.executor.max_seqs, "sequences in the cache")->capture_default_str()->check(count);
     app.add_option("--budget", o.executor.budget, "token budget of a batch; larger than --chunk")
