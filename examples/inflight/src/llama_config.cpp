@@ -160,8 +160,15 @@ private:
         }
         c.bytes = is_byte_vocabulary(tokens);
         c.bos = static_cast<Token>(gguf_.count("tokenizer.ggml.bos_token_id", 1));
-        c.eos = static_cast<Token>(gguf_.count("tokenizer.ggml.eos_token_id", 2));
-        if (static_cast<std::size_t>(std::max(c.bos, c.eos)) >= c.vocabulary) {
+        // In most vocabularies of byte pairs no token stands for the beginning.
+        c.add_bos = gguf_.flag("tokenizer.ggml.add_bos_token").value_or(gguf_.text("tokenizer.ggml.model") != "gpt2");
+        c.end_tokens = {static_cast<Token>(gguf_.count("tokenizer.ggml.eos_token_id", 2))};
+        for (const char *key : {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"}) {
+            if (gguf_.has(key)) {
+                c.end_tokens.insert(static_cast<Token>(gguf_.count(key)));
+            }
+        }
+        if (static_cast<std::size_t>(std::max(c.bos, *c.end_tokens.rbegin())) >= c.vocabulary) {
             gguf_.fail("begins or ends with a token outside its vocabulary of " + std::to_string(c.vocabulary));
         }
     }

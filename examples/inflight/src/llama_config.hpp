@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <set>
 #include <vector>
 
 namespace inflight {
@@ -46,13 +47,18 @@ struct LlamaConfig {
     double attention_scale;
     /** Above 0: x = softcap * tanh(x / softcap), of scores and of logits. */
     double attention_softcap, logit_softcap;
-    Token bos, eos;
+    Token bos;
+    /** A sequence begins with `bos`. */
+    bool add_bos;
+    /** Each of them ends an answer. */
+    std::set<Token> end_tokens;
     /** Tokens that it was trained with; 0 = unknown. */
     std::uint64_t trained_context;
-    /** The vocabulary is bytes: byte b is token b + byte_offset. Otherwise prompts are given as tokens. */
+    /** The vocabulary is bytes: byte b is token b + byte_offset. */
     bool bytes;
     static constexpr Token byte_offset = 3;
 
+    bool ends(Token token) const { return end_tokens.count(token) > 0; }
     /** Whether it is a Llama in everything, which all implementations of a forward pass can run. */
     bool is_plain() const;
 };

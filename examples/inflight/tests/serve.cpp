@@ -45,7 +45,7 @@ TEST_F(Serve, InvalidLinesFailAndTheOthersRun) {
     EXPECT_EQ(results.at("a")["text"].get<std::string>().size(), 12u);
     EXPECT_GT(results.at("f")["first_token_s"], 0);
     EXPECT_EQ(results.at("line 2")["error"], "line 2: the line is not JSON");
-    EXPECT_EQ(results.at("c")["error"], "line 3: field 'prompt' (or 'tokens') is missing");
+    EXPECT_EQ(results.at("c")["error"], "line 3: field 'prompt' (or 'messages' or 'tokens') is missing");
     EXPECT_EQ(results.at("d")["error"], "there is no conversation 'nobody'");
     EXPECT_EQ(results.at("e")["error"], "the prompt has 60 tokens: at most 40 are allowed");
     const Json totals = results.at("totals")["totals"];
@@ -56,6 +56,29 @@ TEST_F(Serve, InvalidLinesFailAndTheOthersRun) {
     const std::string text(std::istreambuf_iterator<char>(file), {});
     EXPECT_NE(text.find("sinkcache_inflight_requests_total{outcome=\"failed\"} 4\n"), std::string::npos);
     EXPECT_NE(text.find("sinkcache_inflight_generated_tokens_total 24\n"), std::string::npos);
+}
+
+TEST_F(Serve, StreamedPartsAreTheText) {
+    write(R"({"id":"a","prompt":"It was a dark and","max_tokens":20}
+{"id":"b","prompt":"She","max_tokens":30,"temperature":1}
+)");
+    const auto out = shell(std::string(SERVE) + settings + " --json --stream");
+    ASSERT_EQ(out.status, 0);
+    std::map<std::string, std::string> streamed;
+    std::size_t parts = 0, complete = 0;
+    std::istringstream lines(out.text);
+    for (std::string line; std::getline(lines, line);) {
+        const Json json = Json::parse(line);
+        if (json.contains("delta")) {
+            streamed[json["id"]] += json["delta"];
+            parts++;
+        } else if (json.contains("id")) {
+            EXPECT_EQ(json["text"], streamed.at(json["id"]));
+            complete++;
+        }
+    }
+    EXPECT_EQ(complete, 2u);
+    EXPECT_EQ(parts, 50u);
 }
 
 TEST_F(Serve, IsReadableWithoutJson) {
