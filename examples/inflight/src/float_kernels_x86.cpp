@@ -1,6 +1,9 @@
 // Compiled once for AVX2 and once for AVX-512. It includes no header of the C++ library: their inline functions,
 // compiled here for AVX-512, could be the ones that the linker keeps for the whole program.
 #include "float_kernels.hpp"
+#ifdef __AVX512F__
+#include "add_lanes_avx512.hpp"
+#endif
 
 #include <immintrin.h>
 #include <stdint.h>
@@ -42,25 +45,6 @@ struct Bf16 {
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
     }
 };
-
-/** sums[d] = the sum of v[d]'s lanes, for all by the same tree. */
-INLINE void add_lanes(const Vector *v, float *sums) {
-    Vector pairs[8], fours[4], halves[2];
-    for (int i = 0; i < 8; i++) {
-        pairs[i] =
-            _mm512_add_ps(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
-    }
-    for (int i = 0; i < 4; i++) {
-        fours[i] = _mm512_add_ps(_mm512_shuffle_ps(pairs[2 * i], pairs[2 * i + 1], 0x44),
-                                 _mm512_shuffle_ps(pairs[2 * i], pairs[2 * i + 1], 0xee));
-    }
-    for (int i = 0; i < 2; i++) {
-        halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0x88),
-                                  _mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0xdd));
-    }
-    _mm512_storeu_ps(sums, _mm512_add_ps(_mm512_shuffle_f32x4(halves[0], halves[1], 0x88),
-                                         _mm512_shuffle_f32x4(halves[0], halves[1], 0xdd)));
-}
 #else
 constexpr const char *NAME = "AVX2";
 using Vector = __m256;
@@ -87,6 +71,7 @@ struct Bf16 {
     }
 };
 
+/** sums[d] = the sum of v[d]'s lanes, for all by the same tree. */
 INLINE void add_lanes(const Vector *v, float *sums) {
     Vector pairs[4], fours[2];
     for (int i = 0; i < 4; i++) {
@@ -104,6 +89,8 @@ INLINE void add_lanes(const Vector *v, float *sums) {
 
 /** Bytes: a part of the level-1 cache, and some lines. */
 constexpr size_t MOST_PREFETCHED = 8192, ROW_PREFETCH = 512;
+/** Rows of w that are read at a time. */
+constexpr size_t MOST_COLUMNS = 4;
 
 /** `n` elements, below LANES, and zeros. */
 template <class Type>
@@ -115,21 +102,14 @@ INLINE Vector load_some(const typename Type::Element *p, size_t n) {
     return Type::load(padded);
 }
 
-/** ROWS rows of x with `n`, at most DOTS / ROWS, rows of w. */
-template <class Type, size_t ROWS>
-INLINE void multiply_tile(const FloatProduct &p, const float *x, const unsigned char *w, size_t n, float *y) {
-    constexpr size_t COLUMNS = DOTS / ROWS;
-    const typename Type::Element *columns[COLUMNS];
-    for (size_t j = 0; j < COLUMNS; j++) {
-        // Beyond the last row of w: the last one again, whose result is not stored.
-        const size_t column = j < n ? j : n - 1;
-        columns[j] = reinterpret_cast<const typename Type::Element *>(w + column * p.w_stride);
-    }
-    // The next tile of w, or, where tiles are long, what comes next in these rows.
-    const size_t ahead = COLUMNS * p.w_stride <= MOST_PREFETCHED ? COLUMNS * p.w_stride : ROW_PREFETCH;
-    Vector sums[DOTS];
+/** sums[i * N + j] = the products of row i of x and column j, still in lanes. */
+template <class Type, size_t ROWS, size_t N>
+INLINE void multiply_columns(const FloatProduct &p, const float *x, const typename Type::Element *const *columns,
+                             Vector *sums) {
+    // The next columns, or, where these are long, what comes next in them.
+    const size_t ahead = N * p.w_stride <= MOST_PREFETCHED ? N * p.w_stride : ROW_PREFETCH;
 #pragma GCC unroll 16
-    for (size_t d = 0; d < DOTS; d++) {
+    for (size_t d = 0; d < ROWS * N; d++) {
         sums[d] = zero();
     }
     size_t c = 0;
@@ -142,24 +122,46 @@ INLINE void multiply_tile(const FloatProduct &p, const float *x, const unsigned 
             __asm__("" : "+v"(rows[i]));
         }
 #pragma GCC unroll 16
-        for (size_t j = 0; j < COLUMNS; j++) {
+        for (size_t j = 0; j < N; j++) {
             const Vector column = Type::load(columns[j] + c);
             _mm_prefetch(reinterpret_cast<const char *>(columns[j] + c) + ahead, _MM_HINT_T0);
 #pragma GCC unroll 16
             for (size_t i = 0; i < ROWS; i++) {
-                sums[i * COLUMNS + j] = multiply_add(rows[i], column, sums[i * COLUMNS + j]);
+                sums[i * N + j] = multiply_add(rows[i], column, sums[i * N + j]);
             }
         }
     }
     if (c < p.k) {
 #pragma GCC unroll 16
-        for (size_t j = 0; j < COLUMNS; j++) {
+        for (size_t j = 0; j < N; j++) {
             const Vector column = load_some<Type>(columns[j] + c, p.k - c);
 #pragma GCC unroll 16
             for (size_t i = 0; i < ROWS; i++) {
                 const Vector row = load_some<F32>(x + i * p.x_stride + c, p.k - c);
-                sums[i * COLUMNS + j] = multiply_add(row, column, sums[i * COLUMNS + j]);
+                sums[i * N + j] = multiply_add(row, column, sums[i * N + j]);
             }
+        }
+    }
+}
+
+/** ROWS rows of x with `n`, at most DOTS / ROWS, rows of w. */
+template <class Type, size_t ROWS>
+INLINE void multiply_tile(const FloatProduct &p, const float *x, const unsigned char *w, size_t n, float *y) {
+    // Few rows of x wait for memory, which is faster where few rows of w are read at a time.
+    constexpr size_t COLUMNS = DOTS / ROWS, N = COLUMNS < MOST_COLUMNS ? COLUMNS : MOST_COLUMNS;
+    const typename Type::Element *columns[COLUMNS];
+    for (size_t j = 0; j < COLUMNS; j++) {
+        // Beyond the last row of w: the last one again, whose result is not stored.
+        const size_t column = j < n ? j : n - 1;
+        columns[j] = reinterpret_cast<const typename Type::Element *>(w + column * p.w_stride);
+    }
+    Vector sums[DOTS];
+    for (size_t j = 0; j < COLUMNS; j += N) {
+        Vector some[ROWS * N];
+        multiply_columns<Type, ROWS, N>(p, x, columns + j, some);
+#pragma GCC unroll 16
+        for (size_t d = 0; d < ROWS * N; d++) {
+            sums[d / N * COLUMNS + j + d % N] = some[d];
         }
     }
     float dots[DOTS];
@@ -168,7 +170,7 @@ INLINE void multiply_tile(const FloatProduct &p, const float *x, const unsigned 
         if (n == COLUMNS) {
             __builtin_memcpy(y + i * p.y_stride, dots + i * COLUMNS, COLUMNS * sizeof(float));
         } else {
-            for (size_t j = 0; j < n; j++) {
+            for (size_t j = 0; j < n && j < COLUMNS; j++) {
                 y[i * p.y_stride + j] = dots[i * COLUMNS + j];
             }
         }

@@ -13,13 +13,6 @@
 
 namespace inflight {
 
-/** A range of a tensor's rows or columns. */
-struct Range {
-    std::size_t from, to;
-
-    std::size_t size() const { return to - from; }
-};
-
 /** Calls throw std::runtime_error with a message that names the file and the problem. */
 class Gguf : public programs::GgufFile {
 public:

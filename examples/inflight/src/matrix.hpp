@@ -8,6 +8,13 @@
 
 namespace inflight {
 
+/** A range of a matrix's rows or columns. */
+struct Range {
+    std::size_t from, to;
+
+    std::size_t size() const { return to - from; }
+};
+
 /** A matrix [n, k], or some of its rows and columns, of any type of ggml: a view into the file. */
 struct Matrix {
     ggml_type type = GGML_TYPE_F32;
