@@ -161,6 +161,12 @@ double GgufFile::number(const std::string &key, std::optional<double> default_va
     return *x;
 }
 
+std::optional<bool> GgufFile::flag(const std::string &key) const {
+    const std::int64_t at = find(key);
+    const bool is_flag = at >= 0 && gguf_get_kv_type(context_.get(), at) == GGUF_TYPE_BOOL;
+    return is_flag ? std::optional<bool>(gguf_get_val_bool(context_.get(), at)) : std::nullopt;
+}
+
 std::string GgufFile::text(const std::string &key) const {
     const std::int64_t at = find(key);
     const bool is_text = at >= 0 && gguf_get_kv_type(context_.get(), at) == GGUF_TYPE_STRING;

@@ -49,6 +49,8 @@ public:
     std::vector<std::uint64_t> counts(const std::string &key, CountRange range) const;
     /** A finite number above 0, of type f32. Without a default it must exist. */
     double number(const std::string &key, std::optional<double> default_value = {}) const;
+    /** A boolean, if there is one. */
+    std::optional<bool> flag(const std::string &key) const;
     /** A text, empty if there is none. */
     std::string text(const std::string &key) const;
     /** An array of texts, empty if there is none. */

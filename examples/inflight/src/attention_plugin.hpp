@@ -1,6 +1,9 @@
 // Attention as a plugin of an engine: the only part of this host that knows sinkcache.
 #pragma once
 
+#include "llama_config.hpp"
+#include "thread_team.hpp"
+
 #include <sinkcache.hpp>
 
 #include <cstddef>
@@ -12,9 +15,14 @@ namespace inflight {
 /** Configuration, given once. Heads are those of this rank. */
 struct PluginConfig {
     std::uint32_t n_layers, n_q_heads, n_kv_heads, head_dim, rope_dim;
-    double rope_base = 10000.0;
-    /** Angular frequencies; empty = those of rope_base. */
+    /** What each layer has of its own. */
+    std::vector<LayerShape> layers;
+    /** RoPE rotates dim i with i + rope_dim / 2, not with i + 1. */
+    bool rope_neox = false;
+    /** Angular frequencies; empty = those of a layer's rope_base. */
     std::vector<float> inv_freq;
+    /** Factor on QK^T, 0 = 1 / sqrt(head_dim); above 0, the softcap of scores. */
+    double scale = 0, softcap = 0;
     std::uint32_t n_sink = 4, window = 252;
     /** Window of every second layer, the second, fourth, ...; those ignore pins. 0 = all layers have `window`. */
     std::uint32_t local_window = 0;
@@ -27,6 +35,8 @@ struct PluginConfig {
     std::uint32_t max_draft = 0;
     std::uint32_t k_dtype = SKC_DTYPE_F32, v_dtype = SKC_DTYPE_F32;
     std::uint32_t n_threads = 1;
+    /** The engine's threads, n_threads of them, which then compute attention too; NULL = threads of the cache. */
+    ThreadTeam *team = nullptr;
     /** Allocator of the cache's host memory; NULL = the process's. */
     skc_alloc_fn alloc = nullptr;
     skc_free_fn free = nullptr;
@@ -42,7 +52,7 @@ struct CacheBytes {
     std::uint64_t host, device;
 };
 
-/** What the first layer holds of a sequence. */
+/** What the first layer with the engine's window holds of a sequence. */
 struct SequenceState {
     std::uint64_t length, cached, evicted, pinned;
     /** What takes room of max_segments: pinned runs, and dropped ranges that the window has not moved past. */
@@ -123,7 +133,7 @@ public:
     void load(std::int32_t seq, const std::vector<std::uint8_t> &saved) { cache_.load(seq, saved, shard_); }
 
     SequenceState state(std::int32_t seq) const {
-        const skc_sequence_info i = cache_.info(seq);
+        const skc_sequence_info i = cache_.info(seq, reference_layer_);
         return {i.length_min, i.cached_tokens, i.evicted_tokens, i.pinned_tokens, i.counted_segments};
     }
     /** Length of a sequence. */
@@ -133,6 +143,7 @@ public:
 
 private:
     std::uint32_t q_heads_, kv_heads_, dim_, max_seqs_, chunk_, max_draft_, n_sink_, window_, max_pinned_;
+    std::uint32_t reference_layer_;
     sinkcache::HostTag shard_;
     sinkcache::Cache cache_;
 

@@ -6,10 +6,23 @@
 #include <stdexcept>
 
 namespace inflight {
+namespace {
+
+/** Rejects what the kernels of a device lack. */
+const LlamaConfig &plain(const LlamaWeights &w) {
+    const bool biased = !w.layers.empty() && !w.layers[0].qkv_bias.empty();
+    if (!w.config.is_plain() || biased) {
+        throw std::runtime_error("the model is no plain Llama (it has biases, windows, norms or factors of its own): "
+                                 "only the CPU runs it");
+    }
+    return w.config;
+}
+
+}  // namespace
 
 DeviceModel::DeviceModel(const LlamaWeights &w, PluginConfig plugin, Group &group, Device &device, std::size_t max_rows)
-    : config_(w.config), group_(group), device_(device), max_rows_(std::max<std::size_t>(max_rows, plugin.max_seqs)),
-      q_width_(w.q_width()), plugin_(with_shape(plugin, w)), embeddings_(upload(w.embeddings).values),
+    : config_(plain(w)), group_(group), device_(device), max_rows_(std::max<std::size_t>(max_rows, plugin.max_seqs)),
+      q_width_(w.q_width()), plugin_(with_shape(plugin, w)), embeddings_(upload(Weight({w.embeddings})).values),
       out_norm_(upload(w.out_norm)), out_(upload(w.out)) {
     for (const LayerWeights &l : w.layers) {
         layers_.push_back({upload(l.attention_norm), upload(l.feed_forward_norm), upload(l.qkv),
@@ -35,7 +48,19 @@ DeviceModel::DeviceModel(const LlamaWeights &w, PluginConfig plugin, Group &grou
     capture(plugin.max_seqs);
 }
 
-DeviceModel::Weight DeviceModel::upload(const Matrix &matrix) { return {upload(matrix.values), matrix.n, matrix.k}; }
+DeviceModel::DeviceWeight DeviceModel::upload(const Weight &weight) {
+    float *const to = allocate_rows(weight.n, weight.k);
+    float *row = to;
+    for (const Matrix &part : weight.parts) {
+        std::vector<float> values(part.n * part.k);
+        for (std::size_t i = 0; i < part.n; i++) {
+            part.unpack(i, values.data() + i * part.k);
+        }
+        upload_to(row, values);
+        row += values.size();
+    }
+    return {to, weight.n, weight.k};
+}
 
 const float *DeviceModel::upload(const std::vector<float> &values) {
     float *p = allocate_rows(1, values.size());

@@ -1,4 +1,4 @@
-// A Llama on an accelerator: weights and activations stay there, and decode steps are graph launches.
+// A Llama on an accelerator: weights, unpacked to f32, and activations stay there; decode steps are graph launches.
 #pragma once
 
 #include "device.hpp"
@@ -26,13 +26,14 @@ public:
     std::uint64_t graph_launches() const { return graph_launches_; }
 
 private:
-    struct Weight {
+    /** A weight in the device's memory, as f32. */
+    struct DeviceWeight {
         const float *values;
         std::size_t n, k;
     };
     struct Layer {
         const float *attention_norm, *feed_forward_norm;
-        Weight qkv, attention_out, gate_up, down;
+        DeviceWeight qkv, attention_out, gate_up, down;
     };
     /** Rows of a forward pass. With `gathers` the last layer keeps only the `n_outputs` rows in output_rows_. */
     struct Rows {
@@ -47,7 +48,7 @@ private:
     std::size_t max_rows_, q_width_;
     AttentionPlugin plugin_;
     const float *embeddings_, *out_norm_;
-    Weight out_;
+    DeviceWeight out_;
     std::vector<Layer> layers_;
     float *x_, *normed_, *qkv_, *attended_, *added_, *gate_up_, *inner_, *logits_;
     /** The token of each row; indices of output rows, the argmax of each; ids and counts of a captured step. */
@@ -56,7 +57,7 @@ private:
     std::map<std::size_t, Device::Graph> graphs_;
     std::uint64_t graph_launches_ = 0;
 
-    Weight upload(const Matrix &matrix);
+    DeviceWeight upload(const Weight &weight);
     const float *upload(const std::vector<float> &values);
     float *allocate_rows(std::size_t rows, std::size_t width);
     std::int32_t *allocate_ints(std::size_t n);
@@ -64,7 +65,7 @@ private:
     void upload_to(T *to, const std::vector<T> &from) {
         device_.upload(to, from.data(), from.size() * sizeof(T));
     }
-    void multiply(float *y, const float *x, std::size_t rows, const Weight &w) {
+    void multiply(float *y, const float *x, std::size_t rows, const DeviceWeight &w) {
         device_.multiply(y, x, w.values, rows, w.n, w.k);
     }
 

@@ -280,6 +280,10 @@ void Executor::start(RequestState &state) {
         if (source->pending) {
             // Not pushed to `lookup`, which has it already.
             state.context.push_back(*source->pending);
+            if (r.answer_end && !model_.config().ends(*source->pending)) {
+                state.context.push_back(*r.answer_end);
+                state.lookup.push(*r.answer_end);
+            }
         }
         source->used = iteration_;
         queue_changed(*source);

@@ -9,6 +9,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <list>
 #include <memory>
 #include <set>
@@ -90,6 +91,9 @@ public:
     bool step();
     /** Results since the last call, in the order the requests ended. */
     std::vector<Result> take_results();
+    /** Called with each generated token of a request, by its id. */
+    using Observer = std::function<void(const std::string &, Token)>;
+    void observe(Observer observer) { observer_ = std::move(observer); }
     const Counters &counters() const { return counters_; }
     /** Prompt tokens of the waiting requests. */
     std::size_t waiting_tokens() const;
@@ -108,6 +112,7 @@ private:
     RequestStates waiting_, running_;
     std::set<std::string> ids_;
     std::vector<Result> results_;
+    Observer observer_;
     Counters counters_;
     std::uint64_t iteration_ = 0;
     /** Steps that did not fit into earlier batches start here, so that all get their turn. */

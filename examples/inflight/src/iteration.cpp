@@ -136,7 +136,7 @@ void Executor::commit(std::vector<Entry> &entries, const std::vector<Token> &tok
     for (Entry &e : entries) {
         RequestState &state = *e.state;
         counters_.evicted_tokens += plugin.evicted(state.slot) - e.evicted;
-        if (!state.result.tokens.empty() && (state.tokens_left() == 0 || state.last() == model_.config().eos)) {
+        if (!state.result.tokens.empty() && (state.tokens_left() == 0 || model_.config().ends(state.last()))) {
             finish(state, Outcome::done);
         }
     }
@@ -162,7 +162,7 @@ std::uint32_t Executor::commit_step(Entry &e, const std::vector<Token> &tokens, 
     do {
         append_generated(state, tokens[next + n_generated]);
         n_generated++;
-    } while (n_generated < e.n && state.last() == e.draft[n_generated - 1] && state.last() != model_.config().eos);
+    } while (n_generated < e.n && state.last() == e.draft[n_generated - 1] && !model_.config().ends(state.last()));
     next += e.n;
     state.result.drafted += e.draft.size();
     state.result.accepted += n_generated - 1;
@@ -174,6 +174,9 @@ std::uint32_t Executor::commit_step(Entry &e, const std::vector<Token> &tokens, 
 
 void Executor::append_generated(RequestState &state, Token token) {
     state.result.tokens.push_back(token);
+    if (observer_) {
+        observer_(state.request.id, token);
+    }
     state.lookup.push(token);
     counters_.generated_tokens++;
 }

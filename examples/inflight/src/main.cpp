@@ -41,12 +41,12 @@ struct Options {
     std::optional<std::uint32_t> max_segments;
     std::uint64_t park_memory = 0, park_disk = 0;
     std::string park_dir;
-    bool json = false, quiet = false;
+    bool json = false, stream = false, quiet = false;
 };
 
 void declare(CLI::App &app, Options &o) {
     const CLI::Range count(1u, 1u << 24);
-    app.add_option("--model", o.model, "GGUF file of a Llama")->required();
+    app.add_option("--model", o.model, "GGUF file of a model (docs/inflight.md has the architectures)")->required();
     app.add_option("--requests", o.requests, "JSON lines: id, prompt, ... (see docs/inflight.md)")->required();
     app.add_option("--max-seqs", o.executor.max_seqs, "sequences in the cache")->capture_default_str()->check(count);
     app.add_option("--budget", o.executor.budget, "token budget of a batch; larger than --chunk")
@@ -104,15 +104,17 @@ void declare(CLI::App &app, Options &o) {
     disk->needs(dir);
     app.add_option("--metrics", o.metrics, "file for Prometheus' textfile collectors, rewritten every second");
     app.add_flag("--json", o.json, "a JSON line per request, then one of totals");
+    app.add_flag("--stream", o.stream, "with --json: also a line for each part of an answer, as it comes")
+        ->needs(app.get_option("--json"));
     app.add_flag("--quiet", o.quiet, "no progress on the terminal");
 }
 
 /** Writes results, progress and metrics. Only rank 0 writes. */
 class Console {
 public:
-    Console(const Options &options, const Group &group, bool bytes, CacheBytes cache)
+    Console(const Options &options, const Group &group, const Vocabulary &vocabulary, CacheBytes cache)
         : options_(options), first_(group.rank() == 0), ranks_(group.size()), cache_(cache),
-          progress_(!options.quiet && isatty(STDERR_FILENO)), report_(std::cout, options.json, bytes) {}
+          progress_(!options.quiet && isatty(STDERR_FILENO)), report_(std::cout, options.json, vocabulary) {}
 
     void results(const std::vector<Result> &results) {
         if (first_ && !results.empty() && progress_) {
@@ -123,6 +125,11 @@ public:
                 report_.request(r);
                 log_notes(std::cerr, r);
             }
+        }
+    }
+    void token(const std::string &id, Token token) {
+        if (first_) {
+            report_.token(id, token);
         }
     }
     void update(const Counters &counters, const Parking *parking) {
@@ -185,7 +192,7 @@ struct Engine {
         }
 #endif
         model =
-            std::make_unique<CpuModel>(std::move(weights), options.plugin, group, static_cast<int>(options.threads));
+            std::make_unique<CpuModel>(std::move(weights), options.plugin, group, options.threads);
     }
 };
 
@@ -204,8 +211,8 @@ std::ifstream open_requests(const std::string &path) {
 /** Feeds the executor from a file, no faster than it needs requests: the file may be long, or a pipe. */
 class Feed {
 public:
-    Feed(std::istream &file, Executor &executor, const LlamaConfig &model)
-        : requests_(file, model), executor_(executor) {}
+    Feed(std::istream &file, Executor &executor, const LlamaConfig &model, const Vocabulary &vocabulary)
+        : requests_(file, model, vocabulary), executor_(executor) {}
 
     /** Submits the next lines, at least one if the executor is idle. Returns results of those that are no requests. */
     std::vector<Result> submit(bool idle) {
@@ -277,6 +284,7 @@ void serve(Options options, Group &group) {
         write_metrics(options.metrics, {});
     }
     LlamaWeights weights = LlamaWeights::load(options.model, group.rank(), group.size());
+    const auto vocabulary = make_vocabulary(options.model, weights.config);
     std::unique_ptr<Parking> parking;
     if (parks(options)) {
         options.plugin.shard = shard_tag(options, group);
@@ -294,8 +302,11 @@ void serve(Options options, Group &group) {
         std::cerr << "warning: --sink and --window reach " << reached << " positions: the model was trained with "
                   << trained << std::endl;
     }
-    Console console(options, group, model.config().bytes, cache_bytes);
-    Feed feed(file, executor, model.config());
+    Console console(options, group, *vocabulary, cache_bytes);
+    if (options.stream && vocabulary->has_text()) {
+        executor.observe([&](const std::string &id, Token token) { console.token(id, token); });
+    }
+    Feed feed(file, executor, model.config(), *vocabulary);
     // Unreadable lines count as failed requests.
     const auto counters = [&] {
         Counters c = executor.counters();

@@ -1,32 +1,51 @@
-// Rows of f32 in host memory: weights, and activations that are padded to whole tiles.
+// Weights as a file stores them, and rows of f32.
 #pragma once
+
+#include <ggml.h>
 
 #include <cstddef>
 #include <vector>
 
 namespace inflight {
 
-/** A weight W [n, k] of y = x W^T: rows of k become rows of n. */
-struct Matrix {
-    std::size_t n = 0, k = 0;
-    std::vector<float> values;
+/** A range of a matrix's rows or columns. */
+struct Range {
+    std::size_t from, to;
 
-    const float *row(std::size_t i) const { return values.data() + i * k; }
+    std::size_t size() const { return to - from; }
 };
 
-/** Activations [rows, width], padded to whole tiles of Gemm, so that it can compute the last tile without a copy. */
+/** A matrix [n, k], or some of its rows and columns, of any type of ggml: a view into the file. */
+struct Matrix {
+    ggml_type type = GGML_TYPE_F32;
+    std::size_t n = 0, k = 0;
+    const unsigned char *data = nullptr;
+    /** From one row to the next. */
+    std::size_t row_bytes = 0;
+
+    const unsigned char *row(std::size_t i) const { return data + i * row_bytes; }
+    /** Row `i` as f32. */
+    void unpack(std::size_t i, float *out) const;
+};
+
+/** A weight W [n, k] of y = x W^T: rows of k become rows of n. Its matrices are stacked. */
+struct Weight {
+    std::size_t n = 0, k = 0;
+    std::vector<Matrix> parts;
+
+    Weight() = default;
+    explicit Weight(std::vector<Matrix> matrices);
+};
+
+/** Activations [rows, width]. */
 class Activations {
 public:
-    /** Rows are padded to a multiple of this: Gemm may read and write the padding. */
-    static constexpr std::size_t TILE = 64;
-
     explicit Activations(std::size_t width = 0) : width_(width) {}
 
     /** Grows the memory if needed; the contents stay. */
     void resize(std::size_t rows) {
-        const std::size_t padded = (rows + TILE - 1) / TILE * TILE * width_;
-        if (values_.size() < padded) {
-            values_.resize(padded);
+        if (values_.size() < rows * width_) {
+            values_.resize(rows * width_);
         }
     }
     std::size_t width() const { return width_; }

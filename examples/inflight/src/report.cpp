@@ -44,26 +44,24 @@ nlohmann::ordered_json parking_json(const ParkingCounters &p) {
 
 }  // namespace
 
-/** The bytes of the tokens, without special tokens. */
-std::string Report::text(const std::vector<Token> &tokens) const {
-    std::string text;
-    for (Token t : tokens) {
-        if (t >= LlamaConfig::byte_offset) {
-            text += static_cast<char>(t - LlamaConfig::byte_offset);
-        }
+void Report::token(const std::string &id, Token token) {
+    const std::string text = streams_[id].push(vocabulary_.piece(token));
+    if (!text.empty()) {
+        const nlohmann::ordered_json line{{"id", id}, {"delta", text}};
+        out_ << line.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << std::endl;
     }
-    return text;
 }
 
 void Report::request(const Result &r) {
+    streams_.erase(r.id);
     if (json_) {
         nlohmann::ordered_json line{{"id", r.id}, {"outcome", name(r.outcome)}};
         if (r.outcome == Outcome::failed) {
             line["error"] = r.error;
         }
         line["tokens"] = r.tokens;
-        if (bytes_) {
-            line["text"] = text(r.tokens);
+        if (vocabulary_.has_text()) {
+            line["text"] = vocabulary_.text(r.tokens);
         }
         line["prompt_tokens"] = r.prompt_tokens;
         line["stream_length"] = r.stream_length;
@@ -111,8 +109,9 @@ void Report::request(const Result &r) {
             out_ << ", " << r.accepted << " of " << r.drafted << " draft tokens accepted";
         }
         out_ << "\n    ";
-        if (bytes_) {
-            out_ << nlohmann::json(text(r.tokens)).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+        if (vocabulary_.has_text()) {
+            const nlohmann::json text = vocabulary_.text(r.tokens);
+            out_ << text.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
         } else {
             out_ << nlohmann::json(r.tokens).dump();
         }

@@ -3,8 +3,11 @@
 
 #include "executor.hpp"
 #include "parking.hpp"
+#include "utf8.hpp"
+#include "vocabulary.hpp"
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <ostream>
 #include <string>
@@ -24,16 +27,20 @@ struct Totals {
 
 class Report {
 public:
-    /** `json`: a line per request and one for the totals. `bytes`: tokens are also printed as text. */
-    Report(std::ostream &out, bool json, bool bytes) : out_(out), json_(json), bytes_(bytes) {}
+    /** `json`: a line per request and one for the totals. The vocabulary must outlive it. */
+    Report(std::ostream &out, bool json, const Vocabulary &vocabulary)
+        : out_(out), json_(json), vocabulary_(vocabulary) {}
     void request(const Result &result);
+    /** A part of an answer, as it comes; JSON. Characters are written when they are whole. */
+    void token(const std::string &id, Token token);
     void totals(const Totals &totals);
 
 private:
     std::ostream &out_;
-    bool json_, bytes_;
-
-    std::string text(const std::vector<Token> &tokens) const;
+    bool json_;
+    const Vocabulary &vocabulary_;
+    /** Of requests that are running. */
+    std::map<std::string, Utf8Stream> streams_;
 };
 
 /** Writes the notes of a result, each in a line. */

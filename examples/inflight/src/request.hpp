@@ -30,6 +30,8 @@ struct Request {
     Sampling sampling;
     Start start = Start::empty;
     std::string source;
+    /** Fed before the prompt, if the answer before it has none that ends answers. */
+    std::optional<Token> answer_end;
     /** Tokens of the prompt, from its first on, that stay in the cache permanently. */
     std::size_t pin_prompt = 0;
     /** Tokens of the continued or forked sequence that are dropped from the cache before the prompt is fed. */

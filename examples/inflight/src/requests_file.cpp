@@ -15,7 +15,7 @@ using Json = nlohmann::json;
 
 const std::set<std::string> FIELDS{"id",   "prompt",       "tokens",   "max_tokens", "temperature", "seed",
                                    "fork", "conversation", "continue", "end",        "arrival",     "cancel_after",
-                                   "drop", "pin_prompt",   "drop_thoughts"};
+                                   "drop", "pin_prompt",   "messages", "drop_thoughts"};
 
 /** A value and its type, short enough for an error message however large it is. */
 std::string shown(const Json &value) {
@@ -77,25 +77,11 @@ std::uint64_t whole_number(const Json &line, const std::string &field, std::uint
     return value;
 }
 
-std::vector<Token> prompt(const Json &line, const LlamaConfig &model) {
-    if (line.contains("prompt") == line.contains("tokens")) {
-        throw std::runtime_error(line.contains("prompt") ? "fields 'prompt' and 'tokens' exclude each other"
-                                                         : "field 'prompt' (or 'tokens') is missing");
-    }
-    std::vector<Token> tokens;
-    if (line.contains("prompt")) {
-        if (!model.bytes) {
-            throw std::runtime_error("field 'prompt' needs a model whose vocabulary is bytes: give 'tokens'");
-        }
-        for (const char c : text(line, "prompt")) {
-            tokens.push_back(static_cast<unsigned char>(c) + LlamaConfig::byte_offset);
-        }
-        return tokens;
-    }
-    const Json &list = line["tokens"];
+std::vector<Token> token_ids(const Json &list, const LlamaConfig &model) {
     if (!list.is_array() || list.empty()) {
         reject("tokens", list, "an array of token ids that is not empty");
     }
+    std::vector<Token> tokens;
     for (const Json &token : list) {
         if (!token.is_number_unsigned() || token.get<std::uint64_t>() >= model.vocabulary) {
             reject("tokens", token, "made of token ids below " + std::to_string(model.vocabulary));
@@ -103,6 +89,62 @@ std::vector<Token> prompt(const Json &line, const LlamaConfig &model) {
         tokens.push_back(token);
     }
     return tokens;
+}
+
+std::vector<Message> messages(const Json &list) {
+    if (!list.is_array() || list.empty()) {
+        reject("messages", list, "an array of messages that is not empty");
+    }
+    std::vector<Message> messages;
+    for (const Json &message : list) {
+        const bool has_both = message.is_object() && message.size() == 2 && message.contains("role") &&
+                              message.contains("content");
+        if (!has_both || !message["role"].is_string() || !message["content"].is_string()) {
+            reject("messages", message, "made of objects with the texts 'role' and 'content'");
+        }
+        const std::set<std::string> roles{"system", "user", "assistant"};
+        if (!roles.count(message["role"])) {
+            reject("messages", message["role"], "made of roles system, user and assistant");
+        }
+        messages.push_back({message["role"], message["content"]});
+    }
+    return messages;
+}
+
+/** Sets the prompt of a request whose start is set. */
+void read_prompt(Request &r, const Json &line, const LlamaConfig &model, const Vocabulary &vocabulary) {
+    std::vector<std::string> given;
+    for (const char *field : {"prompt", "messages", "tokens"}) {
+        if (line.contains(field)) {
+            given.push_back(field);
+        }
+    }
+    if (given.size() != 1) {
+        throw std::runtime_error(given.empty() ? "field 'prompt' (or 'messages' or 'tokens') is missing"
+                                               : "fields '" + given[0] + "' and '" + given[1] +
+                                                     "' exclude each other");
+    }
+    if (given[0] == "tokens") {
+        r.prompt = token_ids(line["tokens"], model);
+    } else if (given[0] == "prompt") {
+        r.prompt = vocabulary.tokenize(text(line, "prompt"));
+    } else {
+        const ChatPrompt chat = vocabulary.chat(messages(line["messages"]), r.start != Start::empty);
+        r.prompt = chat.tokens;
+        r.answer_end = chat.answer_end;
+    }
+    if (r.prompt.empty()) {
+        throw std::runtime_error("field '" + given[0] + "' has no tokens");
+    }
+}
+
+/** Puts the model's first token in front, unless a template has done it. Returns whether it has. */
+bool begin(Request &r, const LlamaConfig &model, bool by_template) {
+    if (r.start != Start::empty || !model.add_bos || (by_template && r.prompt[0] == model.bos)) {
+        return false;
+    }
+    r.prompt.insert(r.prompt.begin(), model.bos);
+    return true;
 }
 
 /** Tokens of a prompt to pin: `true` for all of them, or a number. */
@@ -149,19 +191,24 @@ std::vector<TokenRange> ranges(const Json &line) {
     return ranges;
 }
 
-/** A token by its number, or where the vocabulary is bytes by its byte. */
-Token marker(const Json &value, const LlamaConfig &model) {
+/** A token by its number or its text. */
+Token marker(const Json &value, const LlamaConfig &model, const Vocabulary &vocabulary) {
     if (value.is_number_unsigned() && value.get<std::uint64_t>() < model.vocabulary) {
         return value;
     }
-    if (model.bytes && value.is_string() && value.get_ref<const std::string &>().size() == 1) {
-        return static_cast<unsigned char>(value.get_ref<const std::string &>()[0]) + LlamaConfig::byte_offset;
+    if (value.is_string() && vocabulary.has_text()) {
+        const auto tokens = vocabulary.tokenize(value.get_ref<const std::string &>());
+        if (tokens.size() == 1) {
+            return tokens[0];
+        }
     }
     reject("drop_thoughts", value,
-           "made of token ids below " + std::to_string(model.vocabulary) + (model.bytes ? ", or single bytes" : ""));
+           "made of token ids below " + std::to_string(model.vocabulary) +
+               (vocabulary.has_text() ? ", or texts of one token" : ""));
 }
 
-std::optional<ThoughtMarkers> thoughts(const Json &line, const LlamaConfig &model) {
+std::optional<ThoughtMarkers> thoughts(const Json &line, const LlamaConfig &model,
+                                       const Vocabulary &vocabulary) {
     if (!line.contains("drop_thoughts")) {
         return std::nullopt;
     }
@@ -169,10 +216,10 @@ std::optional<ThoughtMarkers> thoughts(const Json &line, const LlamaConfig &mode
     if (!value.is_array() || value.size() != 2) {
         reject("drop_thoughts", value, "two marker tokens, [open, close]");
     }
-    return ThoughtMarkers{marker(value[0], model), marker(value[1], model)};
+    return ThoughtMarkers{marker(value[0], model, vocabulary), marker(value[1], model, vocabulary)};
 }
 
-Request request(const Json &line, const LlamaConfig &model) {
+Request request(const Json &line, const LlamaConfig &model, const Vocabulary &vocabulary) {
     if (!line.is_object()) {
         throw std::runtime_error("the line is not a JSON object");
     }
@@ -194,15 +241,14 @@ Request request(const Json &line, const LlamaConfig &model) {
     }
     r.source = continued.empty() ? forked : continued;
     r.start = !continued.empty() ? Start::continued : !forked.empty() ? Start::forked : Start::empty;
-    r.prompt = prompt(line, model);
+    read_prompt(r, line, model, vocabulary);
     r.pin_prompt = pinned(line, r.prompt.size());
     r.drop = ranges(line);
     if (!r.drop.empty() && r.start == Start::empty) {
         throw std::runtime_error("field 'drop' needs 'continue' or 'fork'");
     }
-    r.drop_thoughts = thoughts(line, model);
-    if (r.start == Start::empty) {
-        r.prompt.insert(r.prompt.begin(), model.bos);
+    r.drop_thoughts = thoughts(line, model, vocabulary);
+    if (begin(r, model, line.contains("messages"))) {
         // What stands before a pinned token is pinned, too.
         r.pin_prompt += r.pin_prompt > 0;
     }
@@ -251,7 +297,7 @@ Line RequestReader::read() {
         if (json.is_object() && json.contains("id") && json["id"].is_string()) {
             line.id = programs::one_line(json["id"]);
         }
-        line.request = request(json, model_);
+        line.request = request(json, model_, vocabulary_);
     } catch (const Json::parse_error &) {
         line.error = "the line is not JSON";
     } catch (const Json::out_of_range &) {

@@ -3,6 +3,7 @@
 
 #include "line_reader.hpp"
 #include "request.hpp"
+#include "vocabulary.hpp"
 
 #include <istream>
 #include <optional>
@@ -22,7 +23,8 @@ struct Line {
  * Reads requests, one JSON object per line; empty lines are skipped. Fields:
  *
  *     id            text, required
- *     prompt        text, for models whose vocabulary is bytes; or
+ *     prompt        text; or
+ *     messages      array of {"role": ..., "content": ...}, for models with a chat template; or
  *     tokens        array of token ids
  *     max_tokens    most tokens to generate, default 64
  *     temperature   default 0 = greedy
@@ -44,8 +46,9 @@ public:
     /** Arrays and objects that may lie inside one another. A request needs three: line, ranges to drop, range. */
     static constexpr int MAX_DEPTH = 16;
 
-    /** Stream and model must outlive the reader. */
-    RequestReader(std::istream &in, const LlamaConfig &model) : lines_(in), model_(model) {}
+    /** Stream, model and vocabulary must outlive the reader. */
+    RequestReader(std::istream &in, const LlamaConfig &model, const Vocabulary &vocabulary)
+        : lines_(in), model_(model), vocabulary_(vocabulary) {}
 
     /** The next line; none at the end. Throws std::runtime_error only if the stream cannot be read. */
     std::optional<Line> next();
@@ -53,6 +56,7 @@ public:
 private:
     programs::LineReader lines_;
     const LlamaConfig &model_;
+    const Vocabulary &vocabulary_;
 
     Line read();
 };

@@ -1,109 +1,77 @@
 #include "weights.hpp"
 
-#include "command_line.hpp"
-#include "model_checks.hpp"
-
-#include <algorithm>
 #include <cmath>
-#include <cstdio>
 
 namespace inflight {
 namespace {
 
-/** `<unk>`, `<s>`, `</s>`, then the names of the 256 bytes; SentencePiece writes a space as U+2581. */
-bool is_byte_vocabulary(const std::vector<std::string> &tokens) {
-    if (tokens.size() != 256 + LlamaConfig::byte_offset) {
-        return false;
-    }
-    for (unsigned b = 0; b < 256; b++) {
-        char name[8];
-        std::snprintf(name, sizeof name, "<0x%02X>", b);
-        const std::string &token = tokens[b + LlamaConfig::byte_offset];
-        if (token != name && !(b == ' ' && token == "\xE2\x96\x81")) {
-            return false;
-        }
-    }
-    return true;
-}
+/** Reads a layer's share of a rank. */
+class LayerReader {
+public:
+    LayerReader(Gguf &gguf, const LlamaWeights &w, std::size_t layer)
+        : gguf_(gguf), config_(w.config), prefix_("blk." + std::to_string(layer) + "."), all_{0, w.config.width},
+          q_{share(w.q_width(), w.rank)}, kv_{share(w.kv_width(), w.rank)}, inner_{share(w.feed_forward(), w.rank)},
+          q_rows_(w.config.n_q_heads * w.config.head_dim), kv_rows_(w.config.n_kv_heads * w.config.head_dim) {}
 
-LlamaConfig read_config(Gguf &gguf) {
-    const std::string architecture = gguf.text("general.architecture");
-    if (architecture != "llama") {
-        gguf.fail("is of architecture '" + programs::one_line(architecture) + "': only 'llama' is supported");
-    }
-    programs::check_model(gguf);
-    LlamaConfig c{};
-    c.width = gguf.count("llama.embedding_length");
-    c.n_layers = gguf.count("llama.block_count");
-    c.n_q_heads = gguf.count("llama.attention.head_count");
-    c.n_kv_heads = gguf.count("llama.attention.head_count_kv", c.n_q_heads);
-    c.head_dim = gguf.count("llama.attention.key_length", std::max<std::uint64_t>(c.width / c.n_q_heads, 1));
-    c.rope_dim = gguf.count("llama.rope.dimension_count", c.head_dim);
-    c.feed_forward = gguf.count("llama.feed_forward_length");
-    c.rope_base = gguf.number("llama.rope.freq_base", 10000.0);
-    c.trained_context = gguf.count("llama.context_length", 0);
-    c.rms_eps = static_cast<float>(gguf.number("llama.attention.layer_norm_rms_epsilon"));
-    const auto tokens = gguf.texts("tokenizer.ggml.tokens");
-    c.vocabulary = gguf.count("llama.vocab_size", tokens.size());
-    if (!tokens.empty() && tokens.size() != c.vocabulary) {
-        gguf.fail("names " + std::to_string(tokens.size()) + " tokens of a vocabulary of " +
-                  std::to_string(c.vocabulary));
-    }
-    c.bytes = is_byte_vocabulary(tokens);
-    c.bos = static_cast<Token>(gguf.count("tokenizer.ggml.bos_token_id", 1));
-    c.eos = static_cast<Token>(gguf.count("tokenizer.ggml.eos_token_id", 2));
-    if (static_cast<std::size_t>(std::max(c.bos, c.eos)) >= c.vocabulary) {
-        gguf.fail("begins or ends with a token outside its vocabulary of " + std::to_string(c.vocabulary));
-    }
-    const std::string scaling = gguf.text("llama.rope.scaling.type");
-    if (!scaling.empty() && scaling != "none") {
-        gguf.fail("scales RoPE by '" + programs::one_line(scaling) +
-                  "': only plain RoPE and a tensor of factors are supported");
-    }
-    // Tensors that this code would silently ignore.
-    for (const char *name : {"blk.0.attn_q.bias", "blk.0.ffn_gate_inp.weight", "blk.0.attn_q_norm.weight"}) {
-        if (gguf.tensor(name)) {
-            gguf.fail("has tensor '" + std::string(name) + "', which a plain Llama lacks");
+    LayerWeights read() {
+        const LlamaConfig &c = config_;
+        LayerWeights w{
+            vector("attn_norm", c.width),
+            vector("ffn_norm", c.width),
+            Weight({matrix("attn_q", q_rows_, c.width, q_, all_), matrix("attn_k", kv_rows_, c.width, kv_, all_),
+                    matrix("attn_v", kv_rows_, c.width, kv_, all_)}),
+            Weight({matrix("attn_output", c.width, q_rows_, all_, q_)}),
+            Weight({matrix("ffn_gate", c.feed_forward, c.width, inner_, all_),
+                    matrix("ffn_up", c.feed_forward, c.width, inner_, all_)}),
+            Weight({matrix("ffn_down", c.width, c.feed_forward, all_, inner_)}),
+            {}, {}, {}, {}, {},
+        };
+        // Qwen2's, and those of other families where a file has them.
+        if (gguf_.tensor(prefix_ + "attn_q.bias")) {
+            append_bias(w.qkv_bias, "attn_q", q_rows_, q_);
+            append_bias(w.qkv_bias, "attn_k", kv_rows_, kv_);
+            append_bias(w.qkv_bias, "attn_v", kv_rows_, kv_);
         }
-    }
-    if (gguf.tensor("rope_freqs.weight")) {
-        for (float factor : gguf.vector("rope_freqs.weight", c.rope_dim / 2)) {
-            const double i = static_cast<double>(c.inv_freq.size());
-            const double plain = std::pow(c.rope_base, -2 * i / static_cast<double>(c.rope_dim));
-            c.inv_freq.push_back(static_cast<float>(plain / static_cast<double>(factor)));
+        if (c.qk_norm) {
+            w.q_norm = vector("attn_q_norm", c.head_dim);
+            w.k_norm = vector("attn_k_norm", c.head_dim);
         }
+        if (c.post_norms) {
+            w.attention_post_norm = vector("post_attention_norm", c.width);
+            w.feed_forward_post_norm = vector("post_ffw_norm", c.width);
+        }
+        return w;
     }
-    return c;
-}
 
-Matrix stack(std::vector<Matrix> parts) {
-    Matrix all{0, parts[0].k, {}};
-    for (const Matrix &part : parts) {
-        all.n += part.n;
-        all.values.insert(all.values.end(), part.values.begin(), part.values.end());
+private:
+    Gguf &gguf_;
+    const LlamaConfig &config_;
+    std::string prefix_;
+    Range all_, q_, kv_, inner_;
+    std::size_t q_rows_, kv_rows_;
+
+    static Range share(std::size_t n, std::size_t rank) { return {rank * n, (rank + 1) * n}; }
+    Matrix matrix(const char *name, std::size_t n, std::size_t k, Range rows, Range cols) {
+        return gguf_.matrix(prefix_ + name + ".weight", n, k, rows, cols);
     }
-    return all;
-}
+    std::vector<float> vector(const char *name, std::size_t n) { return gguf_.vector(prefix_ + name + ".weight", n); }
+    void append_bias(std::vector<float> &bias, const char *name, std::size_t n, Range range) {
+        const auto all = gguf_.vector(prefix_ + name + ".bias", n);
+        const auto first = all.begin() + static_cast<std::ptrdiff_t>(range.from);
+        bias.insert(bias.end(), first, first + static_cast<std::ptrdiff_t>(range.size()));
+    }
+};
 
-LayerWeights read_layer(Gguf &gguf, const LlamaWeights &w, std::size_t i) {
-    const LlamaConfig &c = w.config;
-    const auto name = [&](const char *part) { return "blk." + std::to_string(i) + "." + part + ".weight"; };
-    const Range all{0, c.width};
-    const Range q{w.rank * w.q_width(), (w.rank + 1) * w.q_width()};
-    const Range kv{w.rank * w.kv_width(), (w.rank + 1) * w.kv_width()};
-    const Range inner{w.rank * w.feed_forward(), (w.rank + 1) * w.feed_forward()};
-    const std::size_t q_rows = c.n_q_heads * c.head_dim, kv_rows = c.n_kv_heads * c.head_dim;
-    return {
-        gguf.vector(name("attn_norm"), c.width),
-        gguf.vector(name("ffn_norm"), c.width),
-        stack({gguf.matrix(name("attn_q"), q_rows, c.width, q, all),
-               gguf.matrix(name("attn_k"), kv_rows, c.width, kv, all),
-               gguf.matrix(name("attn_v"), kv_rows, c.width, kv, all)}),
-        gguf.matrix(name("attn_output"), c.width, q_rows, all, q),
-        stack({gguf.matrix(name("ffn_gate"), c.feed_forward, c.width, inner, all),
-               gguf.matrix(name("ffn_up"), c.feed_forward, c.width, inner, all)}),
-        gguf.matrix(name("ffn_down"), c.width, c.feed_forward, all, inner),
-    };
+/** Llama 3's: each frequency of the RoPE base is divided by a factor. */
+std::vector<float> read_frequencies(Gguf &gguf, const LlamaConfig &c) {
+    std::vector<float> frequencies;
+    const double base = c.layers[reference_layer(c.layers)].rope_base;
+    for (const float factor : gguf.vector("rope_freqs.weight", c.rope_dim / 2)) {
+        const double i = static_cast<double>(frequencies.size());
+        const double plain = std::pow(base, -2 * i / static_cast<double>(c.rope_dim));
+        frequencies.push_back(static_cast<float>(plain / static_cast<double>(factor)));
+    }
+    return frequencies;
 }
 
 }  // namespace
@@ -111,6 +79,7 @@ LayerWeights read_layer(Gguf &gguf, const LlamaWeights &w, std::size_t i) {
 LlamaWeights LlamaWeights::load(const std::string &path, std::size_t rank, std::size_t ranks) {
     Gguf gguf(path);
     LlamaWeights w{};
+    w.file = gguf.mapping();
     w.config = read_config(gguf);
     w.rank = rank;
     w.ranks = ranks;
@@ -121,12 +90,32 @@ LlamaWeights LlamaWeights::load(const std::string &path, std::size_t rank, std::
                   std::to_string(ranks) + " ranks");
     }
     w.embeddings = gguf.matrix("token_embd.weight", c.vocabulary, c.width);
-    w.out = gguf.tensor("output.weight") ? gguf.matrix("output.weight", c.vocabulary, c.width) : w.embeddings;
+    w.out = Weight({gguf.tensor("output.weight") ? gguf.matrix("output.weight", c.vocabulary, c.width) : w.embeddings});
     w.out_norm = gguf.vector("output_norm.weight", c.width);
     for (std::size_t i = 0; i < c.n_layers; i++) {
-        w.layers.push_back(read_layer(gguf, w, i));
+        w.layers.push_back(LayerReader(gguf, w, i).read());
     }
+    if (gguf.tensor("rope_freqs.weight")) {
+        w.config.inv_freq = read_frequencies(gguf, c);
+    }
+    gguf.expect_all_read();
     return w;
+}
+
+std::set<ggml_type> LlamaWeights::types() const {
+    std::set<ggml_type> all;
+    const auto add = [&](const Weight &w) {
+        for (const Matrix &part : w.parts) {
+            all.insert(part.type);
+        }
+    };
+    for (const LayerWeights &layer : layers) {
+        for (const Weight *w : {&layer.qkv, &layer.attention_out, &layer.gate_up, &layer.down}) {
+            add(*w);
+        }
+    }
+    add(out);
+    return all;
 }
 
 }  // namespace inflight

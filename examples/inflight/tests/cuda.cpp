@@ -128,6 +128,22 @@ TEST(Cuda, ParkedConversationsComeBackToTheDevice) {
     EXPECT_GT(model.graph_launches(), 0u);
 }
 
+TEST(Cuda, ModelsThatAreNoPlainLlamasAreRejected) {
+    NEEDS_SHIM(device);
+    LlamaWeights biased = weights();
+    biased.layers[0].qkv_bias.resize(biased.qkv_width());
+    LlamaWeights softcapped = weights();
+    softcapped.config.logit_softcap = 30;
+    for (const LlamaWeights &w : {biased, softcapped}) {
+        try {
+            DeviceModel model(w, cuda_config(2), single_rank(), *device, 40);
+            ADD_FAILURE() << "accepted";
+        } catch (const std::runtime_error &error) {
+            EXPECT_NE(std::string(error.what()).find("is no plain Llama"), std::string::npos) << error.what();
+        }
+    }
+}
+
 TEST(Cuda, AFailureIsUndone) {
     NEEDS_SHIM(device);
     DeviceModel model(weights(), cuda_config(2), single_rank(), *device, 40);

@@ -1,6 +1,6 @@
-// The parts below the executor: products, the GGUF reader, sampling, metrics.
-#include "gemm.hpp"
+// The parts below the executor: the GGUF reader, sampling, metrics. Products: products.cpp.
 #include "metrics.hpp"
+#include "quantized_model.hpp"
 #include "support.hpp"
 
 #include <nlohmann/json.hpp>
@@ -15,43 +15,6 @@
 namespace {
 
 using namespace test;
-
-TEST(Parts, ProductsAreBatchInvariant) {
-    std::mt19937 random(3);
-    std::normal_distribution<float> normal;
-    for (const auto &[n, k] :
-         {std::pair<std::size_t, std::size_t>{512, 256}, {259, 256}, {256, 704}, {100, 36}, {7, 3}}) {
-        for (int threads : {1, 2}) {
-            Gemm gemm(threads);
-            Matrix w{n, k, std::vector<float>(n * k)};
-            std::vector<float> row(k), want;
-            std::generate(w.values.begin(), w.values.end(), [&] { return normal(random); });
-            std::generate(row.begin(), row.end(), [&] { return normal(random); });
-            for (std::size_t rows : {1, 2, 7, 8, 9, 31, 64, 65, 150}) {
-                Activations x(k), y(n);
-                x.resize(rows);
-                y.resize(rows);
-                std::generate(x.data(), x.data() + rows * k, [&] { return normal(random); });
-                const std::size_t index = random() % rows;
-                std::copy(row.begin(), row.end(), x.row(index));
-                gemm.multiply(x.data(), rows, w, y.data());
-                const std::vector<float> got(y.row(index), y.row(index) + n);
-                want = want.empty() ? got : want;
-                ASSERT_EQ(std::memcmp(got.data(), want.data(), n * sizeof(float)), 0)
-                    << n << "x" << k << ", " << rows << " rows";
-                for (std::size_t j = 0; j < n; j++) {
-                    double sum = 0, size = 0;
-                    for (std::size_t i = 0; i < k; i++) {
-                        const double term = static_cast<double>(row[i]) * static_cast<double>(w.row(j)[i]);
-                        sum += term;
-                        size += std::abs(term);
-                    }
-                    ASSERT_NEAR(static_cast<double>(got[j]), sum, 1e-5 * size);
-                }
-            }
-        }
-    }
-}
 
 std::string copy_of_model(const std::string &name, std::size_t bytes, const std::string &from = "",
                           const std::string &to = "") {
@@ -101,17 +64,65 @@ TEST(Parts, InvalidModelFilesAreRejected) {
     EXPECT_THROW(LlamaWeights::load(MODEL, 0, 3), std::runtime_error);
 }
 
-TEST(Parts, ShardsTogetherAreTheModel) {
-    const LlamaWeights whole = weights(), first = LlamaWeights::load(MODEL, 0, 2),
-                       second = LlamaWeights::load(MODEL, 1, 2);
+/** Row `i` of the stacked matrices as f32. */
+std::vector<float> row_of(const Weight &weight, std::size_t i) {
+    std::vector<float> row(weight.k);
+    for (const Matrix &part : weight.parts) {
+        if (i < part.n) {
+            part.unpack(i, row.data());
+            return row;
+        }
+        i -= part.n;
+    }
+    ADD_FAILURE() << "no row " << i;
+    return row;
+}
+
+std::vector<float> slice(const std::vector<float> &row, std::size_t from, std::size_t n) {
+    return {row.begin() + static_cast<std::ptrdiff_t>(from), row.begin() + static_cast<std::ptrdiff_t>(from + n)};
+}
+
+void expect_shards_to_be(const std::string &path) {
+    const LlamaWeights whole = LlamaWeights::load(path), first = LlamaWeights::load(path, 0, 2),
+                       second = LlamaWeights::load(path, 1, 2);
     const LayerWeights &w = whole.layers[2], &a = first.layers[2], &b = second.layers[2];
     EXPECT_EQ(a.qkv.n + b.qkv.n, w.qkv.n);
     // Rank 1's first KV head is the model's second: its rows follow all query heads and the first K head.
-    EXPECT_EQ(std::memcmp(b.qkv.row(second.q_width()), w.qkv.row(whole.q_width() + 64), 256 * sizeof(float)), 0);
-    EXPECT_EQ(std::memcmp(b.gate_up.row(352), w.gate_up.row(704 + 352), 256 * sizeof(float)), 0);
+    EXPECT_EQ(row_of(b.qkv, second.q_width()), row_of(w.qkv, whole.q_width() + 64));
+    EXPECT_EQ(row_of(b.gate_up, 352), row_of(w.gate_up, 704 + 352));
     EXPECT_EQ(a.down.k + b.down.k, w.down.k);
-    EXPECT_EQ(b.down.row(9)[5], w.down.row(9)[352 + 5]);
-    EXPECT_EQ(b.attention_out.row(9)[5], w.attention_out.row(9)[128 + 5]);
+    EXPECT_EQ(row_of(b.down, 9), slice(row_of(w.down, 9), 352, 352));
+    EXPECT_EQ(row_of(a.down, 9), slice(row_of(w.down, 9), 0, 352));
+    EXPECT_EQ(row_of(b.attention_out, 9), slice(row_of(w.attention_out, 9), 128, 128));
+}
+
+TEST(Parts, ShardsTogetherAreTheModel) {
+    expect_shards_to_be(MODEL);
+    expect_shards_to_be(QuantizedModel(GGML_TYPE_Q8_0).path());
+}
+
+TEST(Parts, ShardsAreWholeBlocks) {
+    // Half of the attention's 256 columns is half a block of q4_K.
+    const QuantizedModel model(GGML_TYPE_Q4_K);
+    LlamaWeights::load(model.path());
+    try {
+        LlamaWeights::load(model.path(), 0, 2);
+        ADD_FAILURE() << "half a block was accepted";
+    } catch (const std::runtime_error &error) {
+        const std::string part = "has tensor 'blk.0.attn_output.weight' of type q4_K in blocks of 256: "
+                                 "columns 0 to 128 of this rank are not whole blocks";
+        EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
+    }
+}
+
+TEST(Parts, MatricesLieInTheFile) {
+    const LlamaWeights w = weights();
+    const unsigned char *const first = w.file->data(), *const end = first + w.file->size();
+    for (const Matrix &part : w.layers[3].gate_up.parts) {
+        EXPECT_EQ(part.type, GGML_TYPE_F16);
+        EXPECT_GE(part.data, first);
+        EXPECT_LE(part.row(part.n), end);
+    }
 }
 
 TEST(Parts, SamplingFollowsTheProbabilities) {

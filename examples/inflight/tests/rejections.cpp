@@ -15,7 +15,9 @@ void expect_failed(const Result &r, const std::string &part) {
 
 std::vector<Line> all_lines(std::istream &in, const LlamaConfig &config) {
     std::vector<Line> lines;
-    RequestReader reader(in, config);
+    LlamaConfig completed = config;
+    const auto vocabulary = make_vocabulary(MODEL, completed);
+    RequestReader reader(in, completed, *vocabulary);
     while (const auto line = reader.next()) {
         lines.push_back(*line);
     }
@@ -131,7 +133,7 @@ not json
                                                    {"line 6", "field 'id' is missing"},
                                                    {"line 8", "field 'id' is 7 (number): it must be a text"},
                                                    {"", "field 'id' is \"\""},
-                                                   {"bare", "field 'prompt' (or 'tokens') is missing"},
+                                                   {"bare", "field 'prompt' (or 'messages' or 'tokens') is missing"},
                                                    {"both", "exclude each other"},
                                                    {"blank", "field 'prompt' is \"\""},
                                                    {"typo", "field 'max_token' is not known"},

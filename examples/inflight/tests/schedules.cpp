@@ -1,4 +1,5 @@
 // Batch invariance: a request's logits are bit-identical whatever else is served, and whenever.
+#include "quantized_model.hpp"
 #include "support.hpp"
 
 #include <cmath>
@@ -47,64 +48,109 @@ std::vector<Request> requests() {
     return all;
 }
 
-TEST(Schedules, EveryOutputIsThatOfTheRequestServedAlone) {
-    const auto all = requests();
-    std::map<std::string, Result> alone;
-    // A BLAS divides a product among its threads: bits are equal for equal numbers of threads only.
-    Logits alone_logits[2];
-    for (int threads : {1, 2}) {
-        CpuModel model(weights(), plugin_config(1), single_rank(), threads);
-        model.observe(alone_logits[threads - 1].observer(model.config().vocabulary));
-        for (const Request &r : all) {
-            Executor executor(model, executor_config(1, 1u << 12));
-            alone.merge(run(executor, {r}));
-        }
+/** Results of requests that are served alone, and the logits. */
+struct Alone {
+    std::map<std::string, Result> results;
+    Logits logits;
+};
+
+Alone serve_alone(const std::string &path, const std::vector<Request> &requests, std::size_t threads) {
+    Alone alone;
+    CpuModel model(LlamaWeights::load(path), plugin_config(1), single_rank(), threads);
+    model.observe(alone.logits.observer(model.config().vocabulary));
+    for (const Request &r : requests) {
+        Executor executor(model, executor_config(1, 1u << 12));
+        alone.results.merge(run(executor, {r}));
     }
-    expect_done(alone);
-    std::size_t cancelled = 0, tokens = 0;
-    for (std::uint32_t schedule = 0; schedule < SCHEDULES; schedule++) {
-        std::mt19937 random(100 + schedule);
-        const auto below = [&](std::uint32_t n) { return random() % n; };
-        const std::uint32_t max_seqs = 1 + below(16), budget = CHUNK + 1 + below(300);
-        const std::uint32_t threads = schedule == 1 ? 2 : 1;
-        CpuModel model(weights(), plugin_config(max_seqs), single_rank(), static_cast<int>(threads));
-        Logits logits;
-        model.observe(logits.observer(model.config().vocabulary));
-        auto mixed = all;
-        std::shuffle(mixed.begin(), mixed.end(), random);
-        for (Request &r : mixed) {
+    expect_done(alone.results);
+    return alone;
+}
+
+/** Serves the requests together, in an order and with settings that depend on the number of the schedule. */
+class Schedule {
+public:
+    Schedule(const std::string &path, std::uint32_t number, std::size_t threads)
+        : number_(number), random_(100 + number), max_seqs_(1 + below(16)), budget_(CHUNK + 1 + below(300)),
+          model_(LlamaWeights::load(path), plugin_config(max_seqs_), single_rank(), threads),
+          executor_(model_, executor_config(max_seqs_, budget_)) {
+        model_.observe(logits_.observer(model_.config().vocabulary));
+    }
+
+    void serve(std::vector<Request> requests) {
+        std::shuffle(requests.begin(), requests.end(), random_);
+        for (Request &r : requests) {
             r.arrival = below(80);
             if (below(6) == 0) {
                 r.cancel_after = below(40);
             }
         }
-        Executor executor(model, executor_config(max_seqs, budget));
-        const auto results = run(executor, mixed);
-        ASSERT_EQ(results.size(), std::size_t{REQUESTS});
-        for (const auto &[id, result] : results) {
-            const auto &want = alone.at(id).tokens;
-            ASSERT_NE(result.outcome, Outcome::failed) << id << ": " << result.error;
+        results_ = run(executor_, requests);
+        EXPECT_EQ(executor_.counters().running + executor_.counters().waiting, 0u);
+        EXPECT_LE(executor_.counters().batch_rows, executor_.counters().batch_budget);
+    }
+
+    /** Returns how many requests were cancelled. */
+    std::size_t compare(const Alone &alone) const {
+        std::size_t cancelled = 0;
+        EXPECT_EQ(results_.size(), std::size_t{REQUESTS});
+        for (const auto &[id, result] : results_) {
+            const auto &want = alone.results.at(id).tokens;
+            EXPECT_NE(result.outcome, Outcome::failed) << id << ": " << result.error;
             if (result.outcome == Outcome::cancelled) {
                 cancelled++;
-                ASSERT_LE(result.tokens.size(), want.size()) << id;
+                EXPECT_LE(result.tokens.size(), want.size()) << id;
                 EXPECT_TRUE(std::equal(result.tokens.begin(), result.tokens.end(), want.begin())) << id;
             } else {
-                EXPECT_EQ(result.tokens, want) << id << " of schedule " << schedule;
+                EXPECT_EQ(result.tokens, want) << id << " of schedule " << number_;
             }
-            tokens += result.tokens.size();
         }
-        for (const auto &[key, hash] : logits.bits) {
-            ASSERT_EQ(hash, alone_logits[threads - 1].bits.at(key))
-                << "logits of token " << key.second << " of request " << key.first << ", schedule " << schedule;
+        for (const auto &[key, hash] : logits_.bits) {
+            EXPECT_EQ(hash, alone.logits.bits.at(key))
+                << "logits of token " << key.second << " of request " << key.first << ", schedule " << number_;
         }
-        EXPECT_EQ(executor.counters().running + executor.counters().waiting, 0u);
-        EXPECT_LE(executor.counters().batch_rows, executor.counters().batch_budget);
+        return cancelled;
     }
-    EXPECT_GT(cancelled, std::size_t{SCHEDULES});
+    std::size_t outputs() const { return logits_.bits.size(); }
+
+private:
+    std::uint32_t number_;
+    std::mt19937 random_;
+    std::uint32_t max_seqs_, budget_;
+    CpuModel model_;
+    Executor executor_;
+    Logits logits_;
+    std::map<std::string, Result> results_;
+
+    std::uint32_t below(std::uint32_t n) { return static_cast<std::uint32_t>(random_()) % n; }
+};
+
+/** A schedule with 1 thread is compared with requests that are alone with 2, and the other way round. */
+void expect_outputs_of_requests_alone(const std::string &path, std::uint32_t schedules) {
+    const auto all = requests();
+    const Alone alone[2] = {serve_alone(path, all, 1), serve_alone(path, all, 2)};
+    std::size_t cancelled = 0, tokens = 0;
+    for (std::uint32_t number = 0; number < schedules && !testing::Test::HasFailure(); number++) {
+        const std::size_t threads = 1 + number % 2;
+        Schedule schedule(path, number, threads);
+        schedule.serve(all);
+        cancelled += schedule.compare(alone[2 - threads]);
+        tokens += schedule.outputs();
+    }
+    EXPECT_GT(cancelled, std::size_t{schedules});
     std::printf("%u requests in %u schedules: %zu tokens, %zu requests cancelled; "
                 "smallest margin of the largest logit over the second %g\n",
-                unsigned{REQUESTS}, unsigned{SCHEDULES}, tokens, cancelled,
-                static_cast<double>(alone_logits[0].smallest_margin));
+                unsigned{REQUESTS}, unsigned{schedules}, tokens, cancelled,
+                static_cast<double>(alone[0].logits.smallest_margin));
+}
+
+TEST(Schedules, EveryOutputIsThatOfTheRequestServedAlone) { expect_outputs_of_requests_alone(MODEL, SCHEDULES); }
+
+TEST(Schedules, EveryOutputIsThatOfTheRequestServedAloneInQ8_0) {
+    expect_outputs_of_requests_alone(QuantizedModel(GGML_TYPE_Q8_0).path(), SCHEDULES);
+}
+
+TEST(Schedules, EveryOutputIsThatOfTheRequestServedAloneInQ4_K) {
+    expect_outputs_of_requests_alone(QuantizedModel(GGML_TYPE_Q4_K).path(), SCHEDULES);
 }
 
 TEST(Schedules, OtherChunksGiveTheSameTokens) {

@@ -1,6 +1,6 @@
 #include "shim_device.hpp"
 
-#include <cblas.h>
+#include "gemm.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -94,8 +94,9 @@ public:
     }
     void multiply(float *y, const float *x, const float *w, std::size_t rows, std::size_t n, std::size_t k) override {
         enqueue([=] {
-            const auto m = static_cast<blasint>(rows), cols = static_cast<blasint>(n), depth = static_cast<blasint>(k);
-            cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m, cols, depth, 1, x, depth, w, depth, 0, y, cols);
+            const inflight::Matrix matrix{GGML_TYPE_F32, n, k, reinterpret_cast<const unsigned char *>(w),
+                                          k * sizeof(float)};
+            gemm_.multiply(x, rows, inflight::Weight({matrix}), y);
         });
     }
     void swiglu(float *y, const float *x, std::size_t rows, std::size_t width) override {
@@ -135,6 +136,8 @@ private:
     void *context_ = nullptr, *stream_ = nullptr;
     std::vector<unsigned long long> memory_;
     std::vector<void *> graphs_;
+    inflight::ThreadTeam team_{1};
+    inflight::Gemm gemm_{team_};
     /** Kept, as graph launches call them again. */
     std::deque<std::function<void()>> work_;
 

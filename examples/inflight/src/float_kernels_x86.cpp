@@ -1,0 +1,214 @@
+// Compiled once for AVX2 and once for AVX-512. It includes no header of the C++ library: their inline functions,
+// compiled here for AVX-512, could be the ones that the linker keeps for the whole program.
+#include "float_kernels.hpp"
+#ifdef __AVX512F__
+#include "add_lanes_avx512.hpp"
+#endif
+
+#include <immintrin.h>
+#include <stdint.h>
+
+namespace inflight {
+#ifdef __AVX512F__
+namespace avx512 {
+#else
+namespace avx2 {
+#endif
+extern const FloatKernels kernels;
+namespace {
+
+#define INLINE inline __attribute__((always_inline))
+
+#ifdef __AVX512F__
+constexpr const char *NAME = "AVX-512";
+using Vector = __m512;
+/** Lanes of a vector, and dot products that are computed at a time: half of the registers hold their sums. */
+constexpr size_t LANES = 16, DOTS = 16, MOST_ROWS = 8;
+
+INLINE Vector zero() { return _mm512_setzero_ps(); }
+INLINE Vector multiply_add(Vector a, Vector b, Vector sum) { return _mm512_fmadd_ps(a, b, sum); }
+
+struct F32 {
+    using Element = float;
+    static INLINE Vector load(const Element *p) { return _mm512_loadu_ps(p); }
+};
+struct F16 {
+    using Element = uint16_t;
+    static INLINE Vector load(const Element *p) {
+        return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+    }
+};
+struct Bf16 {
+    using Element = uint16_t;
+    static INLINE Vector load(const Element *p) {
+        const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+    }
+};
+#else
+constexpr const char *NAME = "AVX2";
+using Vector = __m256;
+constexpr size_t LANES = 8, DOTS = 8, MOST_ROWS = 4;
+
+INLINE Vector zero() { return _mm256_setzero_ps(); }
+INLINE Vector multiply_add(Vector a, Vector b, Vector sum) { return _mm256_fmadd_ps(a, b, sum); }
+
+struct F32 {
+    using Element = float;
+    static INLINE Vector load(const Element *p) { return _mm256_loadu_ps(p); }
+};
+struct F16 {
+    using Element = uint16_t;
+    static INLINE Vector load(const Element *p) {
+        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+    }
+};
+struct Bf16 {
+    using Element = uint16_t;
+    static INLINE Vector load(const Element *p) {
+        const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+    }
+};
+
+/** sums[d] = the sum of v[d]'s lanes, for all by the same tree. */
+INLINE void add_lanes(const Vector *v, float *sums) {
+    Vector pairs[4], fours[2];
+    for (int i = 0; i < 4; i++) {
+        pairs[i] =
+            _mm256_add_ps(_mm256_unpacklo_ps(v[2 * i], v[2 * i + 1]), _mm256_unpackhi_ps(v[2 * i], v[2 * i + 1]));
+    }
+    for (int i = 0; i < 2; i++) {
+        fours[i] = _mm256_add_ps(_mm256_shuffle_ps(pairs[2 * i], pairs[2 * i + 1], 0x44),
+                                 _mm256_shuffle_ps(pairs[2 * i], pairs[2 * i + 1], 0xee));
+    }
+    _mm256_storeu_ps(sums, _mm256_add_ps(_mm256_permute2f128_ps(fours[0], fours[1], 0x20),
+                                         _mm256_permute2f128_ps(fours[0], fours[1], 0x31)));
+}
+#endif
+
+/** Bytes: a part of the level-1 cache, and some lines. */
+constexpr size_t MOST_PREFETCHED = 8192, ROW_PREFETCH = 512;
+/** Rows of w that are read at a time. */
+constexpr size_t MOST_COLUMNS = 4;
+
+/** `n` elements, below LANES, and zeros. */
+template <class Type>
+INLINE Vector load_some(const typename Type::Element *p, size_t n) {
+    typename Type::Element padded[LANES] = {};
+    for (size_t i = 0; i < n; i++) {
+        padded[i] = p[i];
+    }
+    return Type::load(padded);
+}
+
+/** sums[i * N + j] = the products of row i of x and column j, still in lanes. */
+template <class Type, size_t ROWS, size_t N>
+INLINE void multiply_columns(const FloatProduct &p, const float *x, const typename Type::Element *const *columns,
+                             Vector *sums) {
+    // The next columns, or, where these are long, what comes next in them.
+    const size_t ahead = N * p.w_stride <= MOST_PREFETCHED ? N * p.w_stride : ROW_PREFETCH;
+#pragma GCC unroll 16
+    for (size_t d = 0; d < ROWS * N; d++) {
+        sums[d] = zero();
+    }
+    size_t c = 0;
+    for (; c + LANES <= p.k; c += LANES) {
+        Vector rows[ROWS];
+#pragma GCC unroll 16
+        for (size_t i = 0; i < ROWS; i++) {
+            rows[i] = F32::load(x + i * p.x_stride + c);
+            // Loaded once: the compiler would load it again for each column.
+            __asm__("" : "+v"(rows[i]));
+        }
+#pragma GCC unroll 16
+        for (size_t j = 0; j < N; j++) {
+            const Vector column = Type::load(columns[j] + c);
+            _mm_prefetch(reinterpret_cast<const char *>(columns[j] + c) + ahead, _MM_HINT_T0);
+#pragma GCC unroll 16
+            for (size_t i = 0; i < ROWS; i++) {
+                sums[i * N + j] = multiply_add(rows[i], column, sums[i * N + j]);
+            }
+        }
+    }
+    if (c < p.k) {
+#pragma GCC unroll 16
+        for (size_t j = 0; j < N; j++) {
+            const Vector column = load_some<Type>(columns[j] + c, p.k - c);
+#pragma GCC unroll 16
+            for (size_t i = 0; i < ROWS; i++) {
+                const Vector row = load_some<F32>(x + i * p.x_stride + c, p.k - c);
+                sums[i * N + j] = multiply_add(row, column, sums[i * N + j]);
+            }
+        }
+    }
+}
+
+/** ROWS rows of x with `n`, at most DOTS / ROWS, rows of w. */
+template <class Type, size_t ROWS>
+INLINE void multiply_tile(const FloatProduct &p, const float *x, const unsigned char *w, size_t n, float *y) {
+    // Few rows of x wait for memory, which is faster where few rows of w are read at a time.
+    constexpr size_t COLUMNS = DOTS / ROWS, N = COLUMNS < MOST_COLUMNS ? COLUMNS : MOST_COLUMNS;
+    const typename Type::Element *columns[COLUMNS];
+    for (size_t j = 0; j < COLUMNS; j++) {
+        // Beyond the last row of w: the last one again, whose result is not stored.
+        const size_t column = j < n ? j : n - 1;
+        columns[j] = reinterpret_cast<const typename Type::Element *>(w + column * p.w_stride);
+    }
+    Vector sums[DOTS];
+    for (size_t j = 0; j < COLUMNS; j += N) {
+        Vector some[ROWS * N];
+        multiply_columns<Type, ROWS, N>(p, x, columns + j, some);
+#pragma GCC unroll 16
+        for (size_t d = 0; d < ROWS * N; d++) {
+            sums[d / N * COLUMNS + j + d % N] = some[d];
+        }
+    }
+    float dots[DOTS];
+    add_lanes(sums, dots);
+    for (size_t i = 0; i < ROWS; i++) {
+        if (n == COLUMNS) {
+            __builtin_memcpy(y + i * p.y_stride, dots + i * COLUMNS, COLUMNS * sizeof(float));
+        } else {
+            for (size_t j = 0; j < n && j < COLUMNS; j++) {
+                y[i * p.y_stride + j] = dots[i * COLUMNS + j];
+            }
+        }
+    }
+}
+
+/** ROWS rows of x with all rows of w. */
+template <class Type, size_t ROWS>
+void multiply_rows(const FloatProduct &p, size_t row) {
+    constexpr size_t COLUMNS = DOTS / ROWS;
+    for (size_t j = 0; j < p.n; j += COLUMNS) {
+        const size_t n = p.n - j < COLUMNS ? p.n - j : COLUMNS;
+        multiply_tile<Type, ROWS>(p, p.x + row * p.x_stride, p.w + j * p.w_stride, n, p.y + row * p.y_stride + j);
+    }
+}
+
+template <class Type>
+void multiply(const FloatProduct &p) {
+    size_t row = 0;
+    for (; row + MOST_ROWS <= p.rows; row += MOST_ROWS) {
+        multiply_rows<Type, MOST_ROWS>(p, row);
+    }
+    if (MOST_ROWS > 4 && row + 4 <= p.rows) {
+        multiply_rows<Type, 4>(p, row);
+        row += 4;
+    }
+    if (row + 2 <= p.rows) {
+        multiply_rows<Type, 2>(p, row);
+        row += 2;
+    }
+    if (row < p.rows) {
+        multiply_rows<Type, 1>(p, row);
+    }
+}
+
+}  // namespace
+
+const FloatKernels kernels = {NAME, multiply<F32>, multiply<F16>, multiply<Bf16>};
+
+}  // namespace avx512 or avx2
+}  // namespace inflight
