@@ -300,22 +300,30 @@ impl Kernels {
     pub fn new(isa: Isa, k: StorageType, v: StorageType) -> Self {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Self {
-                key_products: integer::avx_vnni::keys(k).filter(|_| avx_vnni_available()),
-                value_products: integer::avx_vnni::values(v).filter(|_| avx_vnni_available()),
-                ..avx2_kernels::kernels(k, v)
-            },
+            Isa::Avx2 => {
+                let kernels = avx2_kernels::kernels(k, v);
+                Self {
+                    key_products: integer::avx_vnni::keys(k).filter(|_| avx_vnni_available()),
+                    value_products: integer::avx_vnni::values(v).filter(|_| avx_vnni_available()),
+                    pack_keys: if k == StorageType::F32 { transpose::group_rows_avx2 } else { kernels.pack_keys },
+                    ..kernels
+                }
+            }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Amx => Self {
-                key_products: integer::avx512_vnni::keys(k).filter(|_| vnni_available()),
-                value_products: integer::avx512_vnni::values(v).filter(|_| vnni_available()),
-                transpose_keys: match k {
-                    StorageType::F16 => Some(transpose::transpose_keys_avx512::<true>),
-                    StorageType::Bf16 => Some(transpose::transpose_keys_avx512::<false>),
-                    StorageType::F32 | StorageType::Q8 | StorageType::Q4 => None,
-                },
-                ..avx512_kernels::kernels(k, v)
-            },
+            Isa::Avx512 | Isa::Amx => {
+                let kernels = avx512_kernels::kernels(k, v);
+                Self {
+                    key_products: integer::avx512_vnni::keys(k).filter(|_| vnni_available()),
+                    value_products: integer::avx512_vnni::values(v).filter(|_| vnni_available()),
+                    pack_keys: if k == StorageType::F32 { transpose::group_rows_avx512 } else { kernels.pack_keys },
+                    transpose_keys: match k {
+                        StorageType::F16 => Some(transpose::transpose_keys_avx512::<true>),
+                        StorageType::Bf16 => Some(transpose::transpose_keys_avx512::<false>),
+                        StorageType::F32 | StorageType::Q8 | StorageType::Q4 => None,
+                    },
+                    ..kernels
+                }
+            }
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => neon_kernels::kernels(k, v),
             _ => scalar_kernels::kernels(k, v),

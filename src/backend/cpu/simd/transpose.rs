@@ -86,6 +86,82 @@ pub(crate) unsafe fn transpose_keys_avx512<const F16: bool>(rows: &GroupRows, di
     }
 }
 
+/// Bytes from the rows that are transposed to those that are prefetched: sixteen rows at a time are more streams than
+/// hardware prefetchers follow.
+#[cfg(target_arch = "x86_64")]
+const ROWS_AHEAD: usize = 16384;
+
+/// [`group_rows`](super::pack::group_rows) with AVX-512.
+///
+/// # Safety
+/// As there, `src` as bytes; the processor must have AVX-512 F.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+pub(crate) unsafe fn group_rows_avx512(src: *const u8, dim: usize, groups: usize, dst: *mut f32) {
+    use std::arch::x86_64::*;
+    for group in 0..groups {
+        let at = group * KEY_GROUP * dim;
+        for d in (0..dim).step_by(KEY_GROUP) {
+            let n = (dim - d).min(KEY_GROUP);
+            let mask = (0xFFFF_u32 >> (KEY_GROUP - n)) as __mmask16;
+            let row = |lane: usize| src.cast::<i32>().wrapping_add(at + lane * dim + d);
+            // SAFETY: masked elements are not read; `src` and `dst` have the sizes that the caller guarantees.
+            unsafe {
+                let x = std::array::from_fn(|lane| {
+                    _mm_prefetch::<_MM_HINT_T0>(row(lane).wrapping_byte_add(ROWS_AHEAD).cast());
+                    _mm512_maskz_loadu_epi32(mask, row(lane))
+                });
+                for (i, line) in transposed(x).into_iter().enumerate().take(n) {
+                    _mm512_storeu_si512(dst.add(at + (d + i) * KEY_GROUP).cast(), line);
+                }
+            }
+        }
+    }
+}
+
+/// [`group_rows`](super::pack::group_rows) with AVX2, for a multiple of 8 dims.
+///
+/// # Safety
+/// As there, `src` as bytes; the processor must have AVX2.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+pub(crate) unsafe fn group_rows_avx2(src: *const u8, dim: usize, groups: usize, dst: *mut f32) {
+    use std::arch::x86_64::*;
+    const N: usize = 8;
+    assert!(dim.is_multiple_of(N), "{dim} dims");
+    for at in (0..groups * KEY_GROUP).step_by(N) {
+        let to = at / KEY_GROUP * KEY_GROUP * dim + at % KEY_GROUP;
+        for d in (0..dim).step_by(N) {
+            // SAFETY: `src` and `dst` have the sizes that the caller guarantees.
+            unsafe {
+                let x: [__m256; N] = std::array::from_fn(|lane| {
+                    let row = src.cast::<f32>().add((at + lane) * dim + d);
+                    _mm_prefetch::<_MM_HINT_T0>(row.wrapping_byte_add(ROWS_AHEAD).cast());
+                    _mm256_loadu_ps(row)
+                });
+                // Within lanes of four: pairs of rows, then fours; then the lanes.
+                let pair = |i: usize| (_mm256_unpacklo_ps(x[i], x[i + 1]), _mm256_unpackhi_ps(x[i], x[i + 1]));
+                let four = |i: usize| {
+                    let ((a, b), (c, d)) = (pair(i), pair(i + 2));
+                    [
+                        _mm256_shuffle_ps::<0x44>(a, c),
+                        _mm256_shuffle_ps::<0xEE>(a, c),
+                        _mm256_shuffle_ps::<0x44>(b, d),
+                        _mm256_shuffle_ps::<0xEE>(b, d),
+                    ]
+                };
+                let (first, second) = (four(0), four(4));
+                for i in 0..4 {
+                    let low = _mm256_permute2f128_ps::<0x20>(first[i], second[i]);
+                    let high = _mm256_permute2f128_ps::<0x31>(first[i], second[i]);
+                    _mm256_storeu_ps(dst.add(to + (d + i) * KEY_GROUP), low);
+                    _mm256_storeu_ps(dst.add(to + (d + 4 + i) * KEY_GROUP), high);
+                }
+            }
+        }
+    }
+}
+
 /// Transposes 16 x 16 words.
 #[cfg(target_arch = "x86_64")]
 #[inline]
