@@ -1,0 +1,89 @@
+// A PTX module as the interpreter keeps it. Written from the PTX ISA documentation alone.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace ptx {
+
+using u8 = uint8_t;
+using u16 = uint16_t;
+using u32 = uint32_t;
+using u64 = uint64_t;
+using i16 = int16_t;
+using i32 = int32_t;
+using i64 = int64_t;
+
+struct Warp;
+struct Instruction;
+using Handler = void (*)(Warp&, const Instruction&, u32 mask);
+
+// What the scheduler has to know of an instruction.
+enum class Flow : u8 {
+    plain,
+    branch,       // to `target`, for the lanes that the guard lets through
+    exit,         // the lanes end
+    collective,   // all lanes of the member mask must be here: shfl, vote, bar.warp.sync; ldmatrix, mma ... (aligned: all lanes)
+    cta_barrier,  // bar.sync
+};
+
+enum class Space : u8 { generic, global, shared, param };
+
+struct Instruction {
+    Handler run = nullptr;
+    Flow flow = Flow::plain;
+    bool leader = false;   // some branch comes here
+    bool negated = false;  // @!%p
+    Space space = Space::generic;
+    u8 count = 0;          // elements of a vector operand
+    u8 bytes = 0;          // of an element in memory
+    bool sign = false;     // sign extension of a load
+    bool wide_address = true;  // 64-bit address register
+    u8 mode = 0;
+    i32 guard = -1;        // index of a predicate
+    u32 target = 0;
+    i64 offset = 0;        // of an address
+    u32 o[18] = {};        // operands: byte offsets into the register file, or indices of predicates
+    u8 width[18] = {};     // bytes of those registers
+    u32 member = ~0u;      // member mask of a collective, if constant
+    u32 line = 0;          // of the PTX text
+    u16 file = 0;          // .loc
+    u32 file_line = 0;
+    mutable u64 hits = 0;  // warp instructions executed
+    std::string text;
+};
+
+struct Constant {
+    u32 at;
+    u8 bytes;
+    u64 value;
+};
+
+struct Kernel {
+    std::string name;
+    std::vector<Instruction> code;
+    u32 register_bytes = 0;
+    u32 n_predicates = 0;
+    std::vector<Constant> constants;
+    u32 param_bytes = 0;
+    u32 max_threads = 1024;
+    u64 launches = 0, warp_instructions = 0, lane_instructions = 0;
+    std::string label;  // variant, for statistics
+};
+
+struct Module {
+    std::string target;  // sm_80 ...
+    std::map<u32, std::string> files;
+    std::map<std::string, std::unique_ptr<Kernel>> kernels;
+};
+
+// Where the dynamic shared memory begins in the shared window: not at zero, as on devices that keep 1 KiB for themselves.
+constexpr u32 kSharedBase = 1024;
+
+// Parses a text; throws std::runtime_error with what it does not know.
+std::unique_ptr<Module> parse(const std::string& text);
+
+}  // namespace ptx

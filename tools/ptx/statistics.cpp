@@ -1,0 +1,48 @@
+#include "statistics.hpp"
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <mutex>
+
+#include "warp.hpp"
+
+namespace ptx {
+namespace {
+
+struct Statistics {
+    std::mutex mutex;
+    std::vector<std::shared_ptr<Module>> modules;
+
+    // A line for each kernel that ran; coverage.py adds them up. The last field has a digit for each instruction: 1 if
+    // it ran.
+    ~Statistics() {
+        const std::string& out = Options::get().out;
+        if (out.empty()) return;
+        std::lock_guard lock(mutex);
+        FILE* file = std::fopen((out + "/" + std::to_string(getpid()) + ".stats").c_str(), "w");
+        if (!file) return;
+        for (const auto& module : modules) {
+            for (const auto& [name, kernel] : module->kernels) {
+                if (kernel->launches == 0) continue;
+                std::fprintf(file, "%s\t%s\t%llu\t%llu\t%llu\t", kernel->label.c_str(), name.c_str(),
+                             static_cast<unsigned long long>(kernel->launches),
+                             static_cast<unsigned long long>(kernel->warp_instructions),
+                             static_cast<unsigned long long>(kernel->lane_instructions));
+                for (const Instruction& i : kernel->code) std::fputc(i.hits ? '1' : '0', file);
+                std::fputc('\n', file);
+            }
+        }
+        std::fclose(file);
+    }
+};
+
+}  // namespace
+
+void count(const std::shared_ptr<Module>& module) {
+    static Statistics statistics;
+    std::lock_guard lock(statistics.mutex);
+    statistics.modules.push_back(module);
+}
+
+}  // namespace ptx
