@@ -12,20 +12,20 @@ namespace {
 
 template <class A, auto F>
 void compare(Warp& w, const Instruction& i, u32 m) {
-    const A* a = w.reg<A>(i.o[1]);
-    const A* b = w.reg<A>(i.o[2]);
+    const A* a = w.reg<A>(i.operands[1]);
+    const A* b = w.reg<A>(i.operands[2]);
     u32 r = 0;
     for (u32 l = 0; l < 32; ++l) r |= static_cast<u32>(F(a[l], b[l]) ? 1 : 0) << l;
-    u32& p = w.p[i.o[0]];
+    u32& p = w.p[i.operands[0]];
     p = (p & ~m) | (r & m);
 }
 
 template <class T>
 void select(Warp& w, const Instruction& i, u32 m) {
-    T* d = w.reg<T>(i.o[0]);
-    const T* a = w.reg<T>(i.o[1]);
-    const T* b = w.reg<T>(i.o[2]);
-    u32 p = w.p[i.o[3]];
+    T* d = w.reg<T>(i.operands[0]);
+    const T* a = w.reg<T>(i.operands[1]);
+    const T* b = w.reg<T>(i.operands[2]);
+    u32 p = w.p[i.operands[3]];
     for (u32 l = 0; l < 32; ++l) {
         T x = p >> l & 1 ? a[l] : b[l];
         if (m >> l & 1) d[l] = x;
@@ -34,15 +34,15 @@ void select(Warp& w, const Instruction& i, u32 m) {
 
 template <auto F>
 void predicates(Warp& w, const Instruction& i, u32 m) {
-    u32 r = F(w.p[i.o[1]], w.p[i.o[2]]);
-    u32& p = w.p[i.o[0]];
+    u32 r = F(w.p[i.operands[1]], w.p[i.operands[2]]);
+    u32& p = w.p[i.operands[0]];
     p = (p & ~m) | (r & m);
 }
 
 template <auto F>
 void predicate(Warp& w, const Instruction& i, u32 m) {
-    u32 r = F(w.p[i.o[1]]);
-    u32& p = w.p[i.o[0]];
+    u32 r = F(w.p[i.operands[1]]);
+    u32& p = w.p[i.operands[0]];
     p = (p & ~m) | (r & m);
 }
 
@@ -104,7 +104,9 @@ __attribute__((noinline)) float fma_down(float a, float b, float c) {
 }
 
 template <class T>
-T shift_left(T a, u32 n) { return n >= 8 * sizeof(T) ? T(0) : static_cast<T>(a << n); }
+T shift_left(T a, u32 n) {
+    return n >= 8 * sizeof(T) ? T(0) : static_cast<T>(a << n);
+}
 template <class T>
 T shift_right(T a, u32 n) {
     if (n >= 8 * sizeof(T)) return a < 0 ? static_cast<T>(-1) : T(0);
@@ -120,19 +122,20 @@ u32 bfi32(u32 a, u32 b, u32 c, u32 d) {
 void bfi(Warp& w, const Instruction& i, u32 m) {
     for (u32 l = 0; l < 32; ++l) {
         if (m >> l & 1) {
-            w.reg<u32>(i.o[0])[l] = bfi32(w.reg<u32>(i.o[1])[l], w.reg<u32>(i.o[2])[l], w.reg<u32>(i.o[3])[l], w.reg<u32>(i.o[4])[l]);
+            w.reg<u32>(i.operands[0])[l] = bfi32(w.reg<u32>(i.operands[1])[l], w.reg<u32>(i.operands[2])[l],
+                                                 w.reg<u32>(i.operands[3])[l], w.reg<u32>(i.operands[4])[l]);
         }
     }
 }
 void bfi64(Warp& w, const Instruction& i, u32 m) {
     for (u32 l = 0; l < 32; ++l) {
         if (!(m >> l & 1)) continue;
-        u64 a = w.reg<u64>(i.o[1])[l], f = w.reg<u64>(i.o[2])[l];
-        u32 pos = w.reg<u32>(i.o[3])[l] & 0xff, len = w.reg<u32>(i.o[4])[l] & 0xff;
+        u64 a = w.reg<u64>(i.operands[1])[l], f = w.reg<u64>(i.operands[2])[l];
+        u32 pos = w.reg<u32>(i.operands[3])[l] & 0xff, len = w.reg<u32>(i.operands[4])[l] & 0xff;
         for (u32 k = 0; k < len && pos + k <= 63; ++k) {
             f = (f & ~(u64{1} << (pos + k))) | ((a >> k & 1) << (pos + k));
         }
-        w.reg<u64>(i.o[0])[l] = f;
+        w.reg<u64>(i.operands[0])[l] = f;
     }
 }
 u32 fma_bf16x2(u32 x, u32 y, u32 z) {
@@ -143,20 +146,22 @@ template <class T>
 void bfe(Warp& w, const Instruction& i, u32 m) {
     for (u32 l = 0; l < 32; ++l) {
         if (!(m >> l & 1)) continue;
-        T a = w.reg<T>(i.o[1])[l];
-        u32 pos = w.reg<u32>(i.o[2])[l] & 0xff, len = w.reg<u32>(i.o[3])[l] & 0xff;
+        T a = w.reg<T>(i.operands[1])[l];
+        u32 pos = w.reg<u32>(i.operands[2])[l] & 0xff, len = w.reg<u32>(i.operands[3])[l] & 0xff;
         bool sign = std::is_signed_v<T> && len && (pos + len - 1 > 31 ? a < 0 : (a >> (pos + len - 1) & 1));
         u32 f = 0;
-        for (u32 k = 0; k < 32; ++k) f |= (k < len && pos + k <= 31 ? static_cast<u32>(a) >> (pos + k) & 1 : sign ? 1u : 0u) << k;
-        w.reg<u32>(i.o[0])[l] = f;
+        for (u32 k = 0; k < 32; ++k)
+            f |= (k < len && pos + k <= 31 ? static_cast<u32>(a) >> (pos + k) & 1 : sign ? 1u : 0u) << k;
+        w.reg<u32>(i.operands[0])[l] = f;
     }
 }
 void lop3(Warp& w, const Instruction& i, u32 m) {
     for (u32 l = 0; l < 32; ++l) {
         if (!(m >> l & 1)) continue;
-        u32 a = w.reg<u32>(i.o[1])[l], b = w.reg<u32>(i.o[2])[l], c = w.reg<u32>(i.o[3])[l], t = w.reg<u32>(i.o[4])[l], f = 0;
+        u32 a = w.reg<u32>(i.operands[1])[l], b = w.reg<u32>(i.operands[2])[l], c = w.reg<u32>(i.operands[3])[l],
+            t = w.reg<u32>(i.operands[4])[l], f = 0;
         for (u32 k = 0; k < 32; ++k) f |= (t >> ((a >> k & 1) << 2 | (b >> k & 1) << 1 | (c >> k & 1)) & 1) << k;
-        w.reg<u32>(i.o[0])[l] = f;
+        w.reg<u32>(i.operands[0])[l] = f;
     }
 }
 u32 prmt_(u32 a, u32 b, u32 c) {
@@ -172,15 +177,29 @@ u32 prmt_(u32 a, u32 b, u32 c) {
 }
 
 template <class T>
-void integer(std::unordered_map<std::string, Entry>& t, const std::string& s, const char* two_operands, const char* one_operand) {
+void integer(std::unordered_map<std::string, Entry>& t, const std::string& s, const char* two_operands,
+             const char* one_operand) {
     t["add." + s] = {two<T, T, T, [](T a, T b) { return static_cast<T>(a + b); }>, two_operands};
     t["sub." + s] = {two<T, T, T, [](T a, T b) { return static_cast<T>(a - b); }>, two_operands};
     using U = std::make_unsigned_t<T>;
-    t["mul.lo." + s] = {two<T, T, T, [](T a, T b) { return static_cast<T>(static_cast<u64>(static_cast<U>(a)) * static_cast<U>(b)); }>, two_operands};
+    t["mul.lo." + s] = {
+        two<T, T, T, [](T a, T b) { return static_cast<T>(static_cast<u64>(static_cast<U>(a)) * static_cast<U>(b)); }>,
+        two_operands};
     t["min." + s] = {two<T, T, T, [](T a, T b) { return a < b ? a : b; }>, two_operands};
     t["max." + s] = {two<T, T, T, [](T a, T b) { return b < a ? a : b; }>, two_operands};
-    t["div." + s] = {two<T, T, T, [](T a, T b) { return b == 0 ? static_cast<T>(-1) : static_cast<T>(b == static_cast<T>(-1) && std::is_signed_v<T> ? T(0) - a : a / b); }>, two_operands};
-    t["rem." + s] = {two<T, T, T, [](T a, T b) { return b == 0 ? a : static_cast<T>(b == static_cast<T>(-1) && std::is_signed_v<T> ? 0 : a % b); }>, two_operands};
+    t["div." + s] = {
+        two<T, T, T,
+            [](T a, T b) {
+                return b == 0 ? static_cast<T>(-1)
+                              : static_cast<T>(b == static_cast<T>(-1) && std::is_signed_v<T> ? T(0) - a : a / b);
+            }>,
+        two_operands};
+    t["rem." + s] = {two<T, T, T,
+                         [](T a, T b) {
+                             return b == 0 ? a
+                                           : static_cast<T>(b == static_cast<T>(-1) && std::is_signed_v<T> ? 0 : a % b);
+                         }>,
+                     two_operands};
     t["neg." + s] = {one<T, T, [](T a) { return static_cast<T>(T(0) - a); }>, one_operand};
     t["abs." + s] = {one<T, T, [](T a) { return static_cast<T>(a < 0 ? T(0) - a : a); }>, one_operand};
 }
@@ -194,7 +213,8 @@ void comparisons(std::unordered_map<std::string, Entry>& t, const std::string& s
     t["setp.ge." + s] = {compare<T, [](T a, T b) { return a >= b; }>, operands};
 }
 template <class T>
-void bitwise(std::unordered_map<std::string, Entry>& t, const std::string& s, const char* two_operands, const char* one_operand, const char* shift) {
+void bitwise(std::unordered_map<std::string, Entry>& t, const std::string& s, const char* two_operands,
+             const char* one_operand, const char* shift) {
     t["and." + s] = {two<T, T, T, [](T a, T b) { return static_cast<T>(a & b); }>, two_operands};
     t["or." + s] = {two<T, T, T, [](T a, T b) { return static_cast<T>(a | b); }>, two_operands};
     t["xor." + s] = {two<T, T, T, [](T a, T b) { return static_cast<T>(a ^ b); }>, two_operands};
@@ -240,13 +260,25 @@ std::unordered_map<std::string, Entry> make_table() {
     t["mul.wide.s32"] = {two<i64, i32, i32, [](i32 a, i32 b) { return i64{a} * b; }>, "lww"};
     t["mul.hi.u32"] = {two<u32, u32, u32, [](u32 a, u32 b) { return static_cast<u32>(u64{a} * b >> 32); }>, "www"};
     t["mul.hi.s32"] = {two<i32, i32, i32, [](i32 a, i32 b) { return static_cast<i32>(i64{a} * b >> 32); }>, "www"};
-    t["mul.hi.u64"] = {two<u64, u64, u64, [](u64 a, u64 b) { return static_cast<u64>(static_cast<unsigned __int128>(a) * b >> 64); }>, "lll"};
-    t["mul.hi.s64"] = {two<i64, i64, i64, [](i64 a, i64 b) { return static_cast<i64>(static_cast<__int128>(a) * b >> 64); }>, "lll"};
-    for (const char* s : {"u32", "s32"}) t["mad.lo." + std::string(s)] = {three<u32, u32, u32, u32, [](u32 a, u32 b, u32 c) { return a * b + c; }>, "wwww"};
-    for (const char* s : {"u64", "s64"}) t["mad.lo." + std::string(s)] = {three<u64, u64, u64, u64, [](u64 a, u64 b, u64 c) { return a * b + c; }>, "llll"};
-    for (const char* s : {"u16", "s16"}) t["mad.lo." + std::string(s)] = {three<u16, u16, u16, u16, [](u16 a, u16 b, u16 c) { return static_cast<u16>(u32{a} * b + c); }>, "hhhh"};
+    t["mul.hi.u64"] = {
+        two<u64, u64, u64, [](u64 a, u64 b) { return static_cast<u64>(static_cast<unsigned __int128>(a) * b >> 64); }>,
+        "lll"};
+    t["mul.hi.s64"] = {
+        two<i64, i64, i64, [](i64 a, i64 b) { return static_cast<i64>(static_cast<__int128>(a) * b >> 64); }>, "lll"};
+    for (const char* s : {"u32", "s32"})
+        t["mad.lo." + std::string(s)] = {three<u32, u32, u32, u32, [](u32 a, u32 b, u32 c) { return a * b + c; }>,
+                                         "wwww"};
+    for (const char* s : {"u64", "s64"})
+        t["mad.lo." + std::string(s)] = {three<u64, u64, u64, u64, [](u64 a, u64 b, u64 c) { return a * b + c; }>,
+                                         "llll"};
+    for (const char* s : {"u16", "s16"})
+        t["mad.lo." + std::string(s)] = {
+            three<u16, u16, u16, u16, [](u16 a, u16 b, u16 c) { return static_cast<u16>(u32{a} * b + c); }>, "hhhh"};
     t["mad.wide.u32"] = {three<u64, u32, u32, u64, [](u32 a, u32 b, u64 c) { return u64{a} * b + c; }>, "lwwl"};
-    t["mad.wide.s32"] = {three<i64, i32, i32, i64, [](i32 a, i32 b, i64 c) { return static_cast<i64>(static_cast<u64>(i64{a} * b) + static_cast<u64>(c)); }>, "lwwl"};
+    t["mad.wide.s32"] = {
+        three<i64, i32, i32, i64,
+              [](i32 a, i32 b, i64 c) { return static_cast<i64>(static_cast<u64>(i64{a} * b) + static_cast<u64>(c)); }>,
+        "lwwl"};
     for (const char* s : {"b32", "u32", "s32", "f32"}) t["selp." + std::string(s)] = {select<u32>, "wwwp"};
     for (const char* s : {"b64", "u64", "s64", "f64"}) t["selp." + std::string(s)] = {select<u64>, "lllp"};
     for (const char* s : {"b16", "u16", "s16"}) t["selp." + std::string(s)] = {select<u16>, "hhhp"};
@@ -261,8 +293,13 @@ std::unordered_map<std::string, Entry> make_table() {
     t["bfe.s32"] = {bfe<i32>, "wwww"};
     t["lop3.b32"] = {lop3, "wwwww"};
     t["prmt.b32"] = {three<u32, u32, u32, u32, [](u32 a, u32 b, u32 c) { return prmt_(a, b, c); }>, "wwww"};
-    t["shf.l.wrap.b32"] = {three<u32, u32, u32, u32, [](u32 a, u32 b, u32 c) { return static_cast<u32>(((u64{b} << 32 | a) << (c & 31)) >> 32); }>, "wwww"};
-    t["shf.r.wrap.b32"] = {three<u32, u32, u32, u32, [](u32 a, u32 b, u32 c) { return static_cast<u32>((u64{b} << 32 | a) >> (c & 31)); }>, "wwww"};
+    t["shf.l.wrap.b32"] = {
+        three<u32, u32, u32, u32,
+              [](u32 a, u32 b, u32 c) { return static_cast<u32>(((u64{b} << 32 | a) << (c & 31)) >> 32); }>,
+        "wwww"};
+    t["shf.r.wrap.b32"] = {
+        three<u32, u32, u32, u32, [](u32 a, u32 b, u32 c) { return static_cast<u32>((u64{b} << 32 | a) >> (c & 31)); }>,
+        "wwww"};
     t["popc.b32"] = {one<u32, u32, [](u32 a) { return static_cast<u32>(__builtin_popcount(a)); }>, "ww"};
     t["clz.b32"] = {one<u32, u32, [](u32 a) { return a ? static_cast<u32>(__builtin_clz(a)) : 32u; }>, "ww"};
 
@@ -273,7 +310,8 @@ std::unordered_map<std::string, Entry> make_table() {
         t["mul." + f] = {two<float, float, float, [](float a, float b) { return a * b; }>, "www"};
     }
     t["div.rn.f32"] = {two<float, float, float, [](float a, float b) { return a / b; }>, "www"};
-    t["fma.rn.f32"] = {three<float, float, float, float, [](float a, float b, float c) { return __builtin_fmaf(a, b, c); }>, "wwww"};
+    t["fma.rn.f32"] = {
+        three<float, float, float, float, [](float a, float b, float c) { return __builtin_fmaf(a, b, c); }>, "wwww"};
     t["fma.rm.f32"] = {three<float, float, float, float, fma_down>, "wwww"};
     t["max.f32"] = {two<float, float, float, fmax_>, "www"};
     t["min.f32"] = {two<float, float, float, fmin_>, "www"};
@@ -293,8 +331,10 @@ std::unordered_map<std::string, Entry> make_table() {
     t["fma.rn.bf16x2"] = {three<u32, u32, u32, u32, fma_bf16x2>, "wwww"};
 
     // Upper half from a, lower half from b.
-    t["cvt.rn.f16x2.f32"] = {two<u32, float, float, [](float a, float b) { return u32{float_to_half(a)} << 16 | float_to_half(b); }>, "www"};
-    t["cvt.rn.bf16x2.f32"] = {two<u32, float, float, [](float a, float b) { return u32{float_to_bf16(a)} << 16 | float_to_bf16(b); }>, "www"};
+    t["cvt.rn.f16x2.f32"] = {
+        two<u32, float, float, [](float a, float b) { return u32{float_to_half(a)} << 16 | float_to_half(b); }>, "www"};
+    t["cvt.rn.bf16x2.f32"] = {
+        two<u32, float, float, [](float a, float b) { return u32{float_to_bf16(a)} << 16 | float_to_bf16(b); }>, "www"};
     return t;
 }
 
@@ -314,15 +354,16 @@ Handler move_handler(u32 bytes) {
 void split64(Warp& w, const Instruction& i, u32 m) {
     for (u32 l = 0; l < 32; ++l) {
         if (!(m >> l & 1)) continue;
-        u64 x = w.reg<u64>(i.o[2])[l];
-        w.reg<u32>(i.o[0])[l] = static_cast<u32>(x);
-        w.reg<u32>(i.o[1])[l] = static_cast<u32>(x >> 32);
+        u64 x = w.reg<u64>(i.operands[2])[l];
+        w.reg<u32>(i.operands[0])[l] = static_cast<u32>(x);
+        w.reg<u32>(i.operands[1])[l] = static_cast<u32>(x >> 32);
     }
 }
 
 void join64(Warp& w, const Instruction& i, u32 m) {
     for (u32 l = 0; l < 32; ++l) {
-        if (m >> l & 1) w.reg<u64>(i.o[0])[l] = u64{w.reg<u32>(i.o[2])[l]} << 32 | w.reg<u32>(i.o[1])[l];
+        if (m >> l & 1)
+            w.reg<u64>(i.operands[0])[l] = u64{w.reg<u32>(i.operands[2])[l]} << 32 | w.reg<u32>(i.operands[1])[l];
     }
 }
 
@@ -331,15 +372,35 @@ void special(Warp& w, const Instruction& i, u32 m) {
         if (!(m >> l & 1)) continue;
         u32 x = 0;
         switch (i.mode) {
-            case 0: x = w.tid(l); break;
-            case 1: case 2: x = 0; break;                     // %tid.y, %tid.z
-            case 3: case 4: case 5: x = w.block->coordinate[i.mode - 3]; break;
-            case 6: case 7: case 8: x = w.launch->grid[i.mode - 6]; break;
-            case 9: x = w.launch->threads; break;             // %ntid.x
-            case 10: case 11: x = 1; break;
-            case 12: x = l; break;                            // %laneid
+            case 0:
+                x = w.tid(l);
+                break;
+            case 1:
+            case 2:
+                x = 0;
+                break;  // %tid.y, %tid.z
+            case 3:
+            case 4:
+            case 5:
+                x = w.block->coordinate[i.mode - 3];
+                break;
+            case 6:
+            case 7:
+            case 8:
+                x = w.launch->grid[i.mode - 6];
+                break;
+            case 9:
+                x = w.launch->threads;
+                break;  // %ntid.x
+            case 10:
+            case 11:
+                x = 1;
+                break;
+            case 12:
+                x = l;
+                break;  // %laneid
         }
-        w.reg<u32>(i.o[0])[l] = x;
+        w.reg<u32>(i.operands[0])[l] = x;
     }
 }
 

@@ -12,9 +12,9 @@ void copies_issue(Warp& w, const Instruction& i, u32 mask) {
     c.early = w.launch->below(2) == 0;
     c.pc = w.pc;
     c.size = i.bytes;
-    const u32* to = w.reg<u32>(i.o[0]);
-    const u64* from = w.reg<u64>(i.o[1]);
-    const u32* bytes = w.reg<u32>(i.o[2]);
+    const u32* to = w.reg<u32>(i.operands[0]);
+    const u64* from = w.reg<u64>(i.operands[1]);
+    const u32* bytes = w.reg<u32>(i.operands[2]);
     for (u32 l = 0; l < 32; ++l) {
         if (!(mask >> l & 1)) continue;
         u8* target = w.shared(to[l], i.bytes, l);

@@ -21,7 +21,8 @@ interpreter="parse arithmetic convert memory warp_ops async_copy grid race shado
 driver="ptx_code image"
 shared_driver="driver stream capture memory queue api_context api_memory api_stream api_event api_capture api_graph
     api_module api_launch api_test"
-tests=""
+tests="self_test self_test_arithmetic self_test_convert self_test_memory self_test_warp_ops self_test_async_copy
+    self_test_races"
 
 # $1: source, $2: object. Compiles it unless the object is newer than the sources. The other arguments are flags.
 compile() {
@@ -58,4 +59,5 @@ library() {
 library libcuda.so libcuda.so.1 "$(objects ptx "$interpreter $driver") $(objects shim "$shared_driver")"
 library libnvrtc.so libnvrtc.so.13 "$(objects ptx "compiler image") $(objects shim "nvrtc files")"
 # shellcheck disable=SC2046
-[ -z "$tests" ] || $CXX $(objects ptx "$tests $interpreter") -o "$out/self_test.$$" -lgtest -lgtest_main -pthread
+$CXX $(objects ptx "$tests $interpreter") -o "$out/self_test.$$" -lgtest -lgtest_main -pthread
+mv -f "$out/self_test.$$" "$out/self_test"

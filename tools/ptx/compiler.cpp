@@ -94,9 +94,14 @@ Compiled compile(const Sources& given, const Target& target) {
         return result;
     }
     fs::path ptx = scratch.path() / ".ptx", log = scratch.path() / ".log";
-    std::vector<std::string> args = {"env", "-u", "LD_LIBRARY_PATH", SKC_PTX_PYTHON, "-B",
+    std::vector<std::string> args = {"env",
+                                     "-u",
+                                     "LD_LIBRARY_PATH",
+                                     SKC_PTX_PYTHON,
+                                     "-B",
                                      (fs::path(SKC_PTX_DIR) / "nvrtc_ptx.py").string(),
-                                     (scratch.path() / sources.program.name).string(), ptx.string()};
+                                     (scratch.path() / sources.program.name).string(),
+                                     ptx.string()};
     args.insert(args.end(), options.begin(), options.end());
     result.ok = run_program(args, log);
     result.log = read_file(log);

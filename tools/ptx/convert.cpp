@@ -16,7 +16,8 @@ template <class To, class From>
 To clamp_float(From x) {
     if (x != x) return sizeof(To) == 8 ? static_cast<To>(u64{1} << 63) : To(0);
     double d = std::trunc(static_cast<double>(x));
-    double low = static_cast<double>(std::numeric_limits<To>::min()), high = static_cast<double>(std::numeric_limits<To>::max());
+    double low = static_cast<double>(std::numeric_limits<To>::min()),
+           high = static_cast<double>(std::numeric_limits<To>::max());
     if (d <= low) return std::numeric_limits<To>::min();
     if (d >= high) return std::numeric_limits<To>::max();
     return static_cast<To>(d);
@@ -24,8 +25,8 @@ To clamp_float(From x) {
 
 template <class To, class From>
 void convert(Warp& w, const Instruction& i, u32 m) {
-    const u8* a = w.r + i.o[1];
-    u8* d = w.r + i.o[0];
+    const u8* a = w.r + i.operands[1];
+    u8* d = w.r + i.operands[0];
     u32 from_stride = i.width[1], to_stride = i.width[0];
     for (u32 l = 0; l < 32; ++l) {
         if (!(m >> l & 1)) continue;
@@ -55,7 +56,8 @@ void convert(Warp& w, const Instruction& i, u32 m) {
 template <class To, class From>
 Handler either(bool exact) {
     if (!exact) return convert<To, From>;
-    if constexpr (std::is_floating_point_v<From> && std::is_integral_v<To>) return one<To, From, [](From x) { return clamp_float<To>(x); }>;
+    if constexpr (std::is_floating_point_v<From> && std::is_integral_v<To>)
+        return one<To, From, [](From x) { return clamp_float<To>(x); }>;
     return one<To, From, [](From x) { return static_cast<To>(x); }>;
 }
 
@@ -75,7 +77,8 @@ Handler convert_to(const std::string& from, bool exact) {
 
 }  // namespace
 
-Handler convert_handler(const std::string& to, const std::string& from, const std::string& rounding, bool sat, bool ftz, bool exact) {
+Handler convert_handler(const std::string& to, const std::string& from, const std::string& rounding, bool sat, bool ftz,
+                        bool exact) {
     if (ftz) return nullptr;
     // To an integer that stays a float; of two the even one.
     if (to == "f32" && from == "f32" && rounding == "rni" && !sat) {
@@ -87,10 +90,14 @@ Handler convert_handler(const std::string& to, const std::string& from, const st
     }
     if (sat) return nullptr;
     if (to == "f32" && from == "f32") return nullptr;
-    if (to == "f32" && from == "f16" && rounding.empty()) return one<float, u16, [](u16 h) { return half_to_float(h); }>;
-    if (to == "f16" && from == "f32" && rounding == "rn") return one<u16, float, [](float x) { return float_to_half(x); }>;
-    if (to == "bf16" && from == "f32" && rounding == "rn") return one<u16, float, [](float x) { return float_to_bf16(x); }>;
-    if (to == "f32" && from == "bf16" && rounding.empty()) return one<float, u16, [](u16 h) { return bits<float>(u32{h} << 16); }>;
+    if (to == "f32" && from == "f16" && rounding.empty())
+        return one<float, u16, [](u16 h) { return half_to_float(h); }>;
+    if (to == "f16" && from == "f32" && rounding == "rn")
+        return one<u16, float, [](float x) { return float_to_half(x); }>;
+    if (to == "bf16" && from == "f32" && rounding == "rn")
+        return one<u16, float, [](float x) { return float_to_bf16(x); }>;
+    if (to == "f32" && from == "bf16" && rounding.empty())
+        return one<float, u16, [](u16 h) { return bits<float>(u32{h} << 16); }>;
     bool from_float = from[0] == 'f', to_float = to[0] == 'f';
     if (to_float && !from_float && rounding != "rn") return nullptr;
     if (from_float && !to_float && rounding != "rzi") return nullptr;
@@ -136,8 +143,8 @@ u16 float_to_bf16(float x) {
 }
 
 u16 fma_bf16(u16 x, u16 y, u16 z) {
-    // The product of two bf16 is exact in f64. What rounding the sum to f64 leaves out is known exactly (two-sum). The sum
-    // is then rounded to f32 "to odd", which keeps all that rounding to bf16 has to know of it.
+    // The product of two bf16 is exact in f64. What rounding the sum to f64 leaves out is known exactly (two-sum). The
+    // sum is then rounded to f32 "to odd", which keeps all that rounding to bf16 has to know of it.
     double product = static_cast<double>(bits<float>(u32{x} << 16)) * bits<float>(u32{y} << 16);
     double addend = bits<float>(u32{z} << 16);
     double sum = product + addend;

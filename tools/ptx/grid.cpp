@@ -1,4 +1,5 @@
-// Runs the blocks of a launch: several at once, their warps in random order, diverged lanes in random order until they meet.
+// Runs the blocks of a launch: several at once, their warps in random order, diverged lanes in random order until they
+// meet.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -13,7 +14,7 @@ const Options Options::options = [] {
         const char* text = std::getenv(name);
         return text && *text ? std::strtoull(text, nullptr, 10) : other;
     };
-    o.race = number("SKC_PTX_RACE", 1);
+    o.race = static_cast<int>(number("SKC_PTX_RACE", 1));
     o.mma = static_cast<int>(number("SKC_PTX_MMA", 0));
     o.approx = static_cast<int>(number("SKC_PTX_APPROX", 0));
     o.schedule = static_cast<int>(number("SKC_PTX_SCHEDULE", 1));
@@ -22,14 +23,17 @@ const Options Options::options = [] {
 }();
 
 void Warp::fail(const std::string& what) const {
-    throw Error{what + " at " + where(*launch, pc) + ", block " + std::to_string(block->id) + " (" + std::to_string(block->coordinate[0]) + "," +
-                std::to_string(block->coordinate[1]) + "," + std::to_string(block->coordinate[2]) + ") warp " + std::to_string(index)};
+    throw Error{what + " at " + where(*launch, pc) + ", block " + std::to_string(block->id) + " (" +
+                std::to_string(block->coordinate[0]) + "," + std::to_string(block->coordinate[1]) + "," +
+                std::to_string(block->coordinate[2]) + ") warp " + std::to_string(index)};
 }
 
 u8* Warp::global(u64 address, u32 bytes, u32 lane) {
     auto& ranges = launch->ranges;
-    if (range < ranges.size() && address >= ranges[range].begin && address + bytes <= ranges[range].end) return reinterpret_cast<u8*>(address);
-    auto it = std::upper_bound(ranges.begin(), ranges.end(), address, [](u64 a, const Range& r) { return a < r.begin; });
+    if (range < ranges.size() && address >= ranges[range].begin && address + bytes <= ranges[range].end)
+        return reinterpret_cast<u8*>(address);
+    auto it =
+        std::upper_bound(ranges.begin(), ranges.end(), address, [](u64 a, const Range& r) { return a < r.begin; });
     if (it != ranges.begin()) {
         --it;
         if (address >= it->begin && address + bytes <= it->end) {
@@ -50,7 +54,8 @@ u8* Warp::shared(u64 address, u32 bytes, u32 lane) {
                       static_cast<long long>(address) - kSharedBase, launch->shared_bytes, tid(lane));
         fail(text);
     }
-    if (address % bytes != 0) fail("misaligned shared access of " + std::to_string(bytes) + " bytes by thread " + std::to_string(tid(lane)));
+    if (address % bytes != 0)
+        fail("misaligned shared access of " + std::to_string(bytes) + " bytes by thread " + std::to_string(tid(lane)));
     return block->memory.data() + (address - kSharedBase);
 }
 
@@ -152,7 +157,7 @@ void run_group(Warp& w, size_t k, int& budget) {
             case Flow::collective: {
                 u32 needed = i.member;
                 if (i.mode & 0x80) {  // member mask in a register
-                    const u32* masks = w.reg<u32>(i.o[17]);
+                    const u32* masks = w.reg<u32>(i.operands[17]);
                     needed = masks[__builtin_ctz(mask)];
                     for (u32 l = 0; l < 32; ++l) {
                         if (mask >> l & 1 && masks[l] != needed) w.fail("lanes give different member masks");
@@ -210,7 +215,7 @@ void begin(Block& b, Launch& l, u32 id, u32 slot) {
     b.memory.resize(l.shared_bytes + 16);
     std::memset(b.memory.data(), slot % 2 ? 0xFF : 0x5A, b.memory.size());
     b.first_epoch = ++b.epoch;
-    if (Options::get().race && b.cells.size() < b.memory.size() / 2 + 8) b.cells.resize(b.memory.size() / 2 + 8);
+    if (Options::get().race && b.cells.size() < b.memory.size()) b.cells.resize(b.memory.size());
     for (SharedCell& c : b.cells) c.pending = 0;
     b.known = {};
     b.acquired.clear();
@@ -255,7 +260,8 @@ bool advance(Block& b, Launch& l) {
     }
     if (alive == 0) {
         for (auto& w : b.warps) {
-            if (!w->copies.empty()) report(*w, "the thread ended with a cp.async on its way", w->copies[0].pc, w->copies[0].pc, "");
+            if (!w->copies.empty())
+                report(*w, "the thread ended with a cp.async on its way", w->copies[0].pc, w->copies[0].pc, "");
         }
         return true;
     }
@@ -317,7 +323,7 @@ std::string run(Launch& l) {
     } catch (const Error& e) {
         return e.text;
     }
-    return "";
+    return Options::get().race == 1 ? l.race : "";
 }
 
 }  // namespace ptx

@@ -20,8 +20,8 @@ inline float nan_of(float x) { return x == x ? x : bits<float>(0x7fffffffu); }
 
 template <class D, class A, auto F>
 void one(Warp& w, const Instruction& i, u32 m) {
-    D* d = w.reg<D>(i.o[0]);
-    const A* a = w.reg<A>(i.o[1]);
+    D* d = w.reg<D>(i.operands[0]);
+    const A* a = w.reg<A>(i.operands[1]);
     if (m == ~0u) {
 #pragma GCC ivdep
         for (u32 l = 0; l < 32; ++l) d[l] = F(a[l]);
@@ -34,9 +34,9 @@ void one(Warp& w, const Instruction& i, u32 m) {
 
 template <class D, class A, class B, auto F>
 void two(Warp& w, const Instruction& i, u32 m) {
-    D* d = w.reg<D>(i.o[0]);
-    const A* a = w.reg<A>(i.o[1]);
-    const B* b = w.reg<B>(i.o[2]);
+    D* d = w.reg<D>(i.operands[0]);
+    const A* a = w.reg<A>(i.operands[1]);
+    const B* b = w.reg<B>(i.operands[2]);
     if (m == ~0u) {
 #pragma GCC ivdep
         for (u32 l = 0; l < 32; ++l) d[l] = F(a[l], b[l]);
@@ -49,10 +49,10 @@ void two(Warp& w, const Instruction& i, u32 m) {
 
 template <class D, class A, class B, class C, auto F>
 void three(Warp& w, const Instruction& i, u32 m) {
-    D* d = w.reg<D>(i.o[0]);
-    const A* a = w.reg<A>(i.o[1]);
-    const B* b = w.reg<B>(i.o[2]);
-    const C* c = w.reg<C>(i.o[3]);
+    D* d = w.reg<D>(i.operands[0]);
+    const A* a = w.reg<A>(i.operands[1]);
+    const B* b = w.reg<B>(i.operands[2]);
+    const C* c = w.reg<C>(i.operands[3]);
     if (m == ~0u) {
 #pragma GCC ivdep
         for (u32 l = 0; l < 32; ++l) d[l] = F(a[l], b[l], c[l]);

@@ -24,14 +24,16 @@ u8* place(Warp& w, const Instruction& i, u64 address, u32 bytes, u32 lane, bool 
         if (address % bytes != 0) w.fail("misaligned access to parameters");
         return const_cast<u8*>(w.launch->params + address);
     }
-    if (address % bytes != 0) w.fail("misaligned global access of " + std::to_string(bytes) + " bytes at ..." + std::to_string(address % 256));
+    if (address % bytes != 0)
+        w.fail("misaligned global access of " + std::to_string(bytes) + " bytes at ..." +
+               std::to_string(address % 256));
     u8* p = w.global(address, bytes, lane);
     if (Options::get().race) global_access(w, p, bytes, lane, write, i.mode != 0);
     return p;
 }
 
 void load(Warp& w, const Instruction& i, u32 m) {
-    u32 total = u32{i.bytes} * i.count, at = i.o[17];
+    u32 total = u32{i.bytes} * i.count, at = i.operands[17];
     for (u32 l = 0; l < 32; ++l) {
         if (!(m >> l & 1)) continue;
         u64 address = address_of(w, i, at, l);
@@ -44,7 +46,7 @@ void load(Warp& w, const Instruction& i, u32 m) {
                 u32 shift = 64 - 8 * i.bytes;
                 x = static_cast<u64>(static_cast<i64>(x << shift) >> shift);
             }
-            std::memcpy(w.r + i.o[e] + l * i.width[e], &x, i.width[e]);
+            std::memcpy(w.r + i.operands[e] + l * i.width[e], &x, i.width[e]);
         }
     }
 }
@@ -56,21 +58,22 @@ void load_fast(Warp& w, const Instruction& i, u32 m) {
     const bool checked = Options::get().race;
     if (checked && i.space != Space::param) return load(w, i, m);
     const u8* from[32];
-    const u64* wide = w.reg<u64>(i.o[17]);
-    const u32* narrow = w.reg<u32>(i.o[17]);
+    const u64* wide = w.reg<u64>(i.operands[17]);
+    const u32* narrow = w.reg<u32>(i.operands[17]);
     u8* shared = w.block->memory.data();
     const u64 shared_end = kSharedBase + u64{w.launch->shared_bytes};
     for (u32 l = 0; l < 32; ++l) {
         if (!(m >> l & 1)) continue;
         u64 address = (i.wide_address ? wide[l] : narrow[l]) + static_cast<u64>(i.offset);
-        if (i.space == Space::shared && address >= kSharedBase && address + total <= shared_end && (address & (total - 1)) == 0) {
+        if (i.space == Space::shared && address >= kSharedBase && address + total <= shared_end &&
+            (address & (total - 1)) == 0) {
             from[l] = shared + (address - kSharedBase);
         } else {
             from[l] = place(w, i, address, total, l, false);
         }
     }
     for (u32 e = 0; e < i.count; ++e) {
-        Register* d = w.reg<Register>(i.o[e]);
+        Register* d = w.reg<Register>(i.operands[e]);
         for (u32 l = 0; l < 32; ++l) {
             if (!(m >> l & 1)) continue;
             Element x;
@@ -81,12 +84,12 @@ void load_fast(Warp& w, const Instruction& i, u32 m) {
 }
 
 void store(Warp& w, const Instruction& i, u32 m) {
-    u32 total = u32{i.bytes} * i.count, at = i.o[17];
+    u32 total = u32{i.bytes} * i.count, at = i.operands[17];
     for (u32 l = 0; l < 32; ++l) {
         if (!(m >> l & 1)) continue;
         u64 address = address_of(w, i, at, l);
         u8* p = place(w, i, address, total, l, true);
-        for (u32 e = 0; e < i.count; ++e) std::memcpy(p + e * i.bytes, w.r + i.o[e] + l * i.width[e], i.bytes);
+        for (u32 e = 0; e < i.count; ++e) std::memcpy(p + e * i.bytes, w.r + i.operands[e] + l * i.width[e], i.bytes);
         if (i.mode == 1 && Options::get().race) release_at(w, address, l);
         if (i.mode == 2 && Options::get().race) store_relaxed(w, address, l);
     }
@@ -97,21 +100,22 @@ template <class F>
 void atomic(Warp& w, const Instruction& i, u32 m, F f) {
     for (u32 l = 0; l < 32; ++l) {
         if (!(m >> l & 1)) continue;
-        u64 address = address_of(w, i, i.o[17], l);
+        u64 address = address_of(w, i, i.operands[17], l);
         if (address % 4 != 0) w.fail("misaligned atomic");
         if (i.space == Space::shared) w.fail("atomics on shared memory are not done");
         u8* p = w.global(address, 4, l);
         if (Options::get().race) {
             global_access(w, p, 4, l, true, true);
-            // What is published does not hold what is learnt by the same instruction; the chain goes on in the location.
+            // What is published does not hold what is learnt by the same instruction; the chain goes on in the
+            // location.
             if (i.mode & 2) release_at(w, address, l);
             if (i.mode & 1) acquire_at(w, address, l);
         }
         u32 old;
         std::memcpy(&old, p, 4);
-        u32 now = f(old, w.reg<u32>(i.o[1])[l]);
+        u32 now = f(old, w.reg<u32>(i.operands[1])[l]);
         std::memcpy(p, &now, 4);
-        w.reg<u32>(i.o[0])[l] = old;
+        w.reg<u32>(i.operands[0])[l] = old;
     }
 }
 

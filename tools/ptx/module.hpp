@@ -26,7 +26,8 @@ enum class Flow : u8 {
     plain,
     branch,       // to `target`, for the lanes that the guard lets through
     exit,         // the lanes end
-    collective,   // all lanes of the member mask must be here: shfl, vote, bar.warp.sync; ldmatrix, mma ... (aligned: all lanes)
+    collective,   // all lanes of the member mask must be here: shfl, vote, bar.warp.sync; ldmatrix, mma ... (aligned:
+                  // all lanes)
     cta_barrier,  // bar.sync
 };
 
@@ -38,19 +39,19 @@ struct Instruction {
     bool leader = false;   // some branch comes here
     bool negated = false;  // @!%p
     Space space = Space::generic;
-    u8 count = 0;          // elements of a vector operand
-    u8 bytes = 0;          // of an element in memory
-    bool sign = false;     // sign extension of a load
+    u8 count = 0;              // elements of a vector operand
+    u8 bytes = 0;              // of an element in memory
+    bool sign = false;         // sign extension of a load
     bool wide_address = true;  // 64-bit address register
     u8 mode = 0;
-    i32 guard = -1;        // index of a predicate
+    i32 guard = -1;  // index of a predicate
     u32 target = 0;
-    i64 offset = 0;        // of an address
-    u32 o[18] = {};        // operands: byte offsets into the register file, or indices of predicates
-    u8 width[18] = {};     // bytes of those registers
-    u32 member = ~0u;      // member mask of a collective, if constant
-    u32 line = 0;          // of the PTX text
-    u16 file = 0;          // .loc
+    i64 offset = 0;         // of an address
+    u32 operands[18] = {};  // byte offsets into the register file, or indices of predicates
+    u8 width[18] = {};      // bytes of those registers
+    u32 member = ~0u;       // member mask of a collective, if constant
+    u32 line = 0;           // of the PTX text
+    u16 file = 0;           // .loc
     u32 file_line = 0;
     mutable u64 hits = 0;  // warp instructions executed
     std::string text;
@@ -70,6 +71,7 @@ struct Kernel {
     std::vector<Constant> constants;
     u32 param_bytes = 0;
     u32 max_threads = 1024;
+    u32 cell_bytes = 4;  // the smallest access to memory: what the race detector tells apart
     u64 launches = 0, warp_instructions = 0, lane_instructions = 0;
     std::string label;  // variant, for statistics
 };
@@ -80,7 +82,8 @@ struct Module {
     std::map<std::string, std::unique_ptr<Kernel>> kernels;
 };
 
-// Where the dynamic shared memory begins in the shared window: not at zero, as on devices that keep 1 KiB for themselves.
+// Where the dynamic shared memory begins in the shared window: not at zero, as on devices that keep 1 KiB for
+// themselves.
 constexpr u32 kSharedBase = 1024;
 
 // Parses a text; throws std::runtime_error with what it does not know.

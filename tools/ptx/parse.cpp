@@ -110,11 +110,15 @@ struct Parser {
         return constants[key] = at;
     }
 
-    static bool is_immediate(const std::string& s) { return !s.empty() && (isdigit(s[0]) || (s[0] == '-' && s.size() > 1 && isdigit(s[1]))); }
+    static bool is_immediate(const std::string& s) {
+        return !s.empty() && (isdigit(s[0]) || (s[0] == '-' && s.size() > 1 && isdigit(s[1])));
+    }
 
     u64 immediate(const std::string& s) {
-        if (s.size() == 10 && (s.compare(0, 2, "0f") == 0 || s.compare(0, 2, "0F") == 0)) return std::stoul(s.substr(2), nullptr, 16);
-        if (s.size() == 18 && (s.compare(0, 2, "0d") == 0 || s.compare(0, 2, "0D") == 0)) return std::stoull(s.substr(2), nullptr, 16);
+        if (s.size() == 10 && (s.compare(0, 2, "0f") == 0 || s.compare(0, 2, "0F") == 0))
+            return std::stoul(s.substr(2), nullptr, 16);
+        if (s.size() == 18 && (s.compare(0, 2, "0d") == 0 || s.compare(0, 2, "0D") == 0))
+            return std::stoull(s.substr(2), nullptr, 16);
         std::string digits = s;
         if (!digits.empty() && digits.back() == 'U') digits.pop_back();
         if (digits[0] == '-') return static_cast<u64>(std::stoll(digits, nullptr, 0));
@@ -122,23 +126,24 @@ struct Parser {
     }
 
     // A source or destination of `bytes` bytes exactly; 0 = a predicate; 99 = any register.
-    void operand(Instruction& i, u32 at, const std::string& s, u32 bytes, bool destination, const std::string& statement) {
+    void operand(Instruction& i, u32 at, const std::string& s, u32 bytes, bool destination,
+                 const std::string& statement) {
         auto it = registers.find(s);
         if (it != registers.end()) {
             if (bytes != 99 && it->second.second != bytes) fail("operand " + s + " has another width", statement);
-            i.o[at] = it->second.first;
+            i.operands[at] = it->second.first;
             i.width[at] = static_cast<u8>(it->second.second);
             return;
         }
         if (destination) fail("destination " + s, statement);
         if (s == "skc_shared") {
             if (bytes != 8 && bytes != 4) fail("address width", statement);
-            i.o[at] = constant(bytes, kSharedBase);
+            i.operands[at] = constant(bytes, kSharedBase);
             i.width[at] = static_cast<u8>(bytes);
             return;
         }
         if (params.count(s)) {
-            i.o[at] = constant(bytes, 0);
+            i.operands[at] = constant(bytes, 0);
             i.width[at] = static_cast<u8>(bytes);
             return;
         }
@@ -146,10 +151,10 @@ struct Parser {
         if (bytes == 99) fail("immediate " + s + " of unknown width", statement);
         if (bytes == 0) {
             // A predicate of its own that never changes.
-            i.o[at] = immediate(s) ? one_predicate() : zero_predicate();
+            i.operands[at] = immediate(s) ? one_predicate() : zero_predicate();
             return;
         }
-        i.o[at] = constant(bytes, immediate(s));
+        i.operands[at] = constant(bytes, immediate(s));
         i.width[at] = static_cast<u8>(bytes);
     }
 
@@ -168,13 +173,13 @@ struct Parser {
         if (it != registers.end()) {
             if (it->second.second != 8 && it->second.second != 4) fail("address register", statement);
             i.wide_address = it->second.second == 8;
-            i.o[17] = it->second.first;
+            i.operands[17] = it->second.first;
         } else if (base == "skc_shared") {
             if (i.space != Space::shared) fail("shared symbol in another space", statement);
-            i.o[17] = constant(8, kSharedBase);
+            i.operands[17] = constant(8, kSharedBase);
         } else if (params.count(base)) {
             if (i.space != Space::param) fail("parameter in another space", statement);
-            i.o[17] = constant(8, 0);
+            i.operands[17] = constant(8, 0);
         } else {
             fail("address " + s, statement);
         }
@@ -232,8 +237,8 @@ struct Parser {
                 // 0 = 0, or 0 = 1
                 operand(i, 0, ops[0], 0, true, statement);
                 i.run = table().at("setp.eq.u32").run;
-                i.o[1] = constant(4, 0);
-                i.o[2] = constant(4, immediate(ops[1]) ? 0 : 1);
+                i.operands[1] = constant(4, 0);
+                i.operands[2] = constant(4, immediate(ops[1]) ? 0 : 1);
             } else {
                 operand(i, 0, ops[0], 0, true, statement);
                 operand(i, 1, ops[1], 0, false, statement);
@@ -265,8 +270,9 @@ struct Parser {
                 }
             } else {
                 static const std::map<std::string, u8> specials = {
-                    {"%tid.x", 0}, {"%tid.y", 1}, {"%tid.z", 2}, {"%ctaid.x", 3}, {"%ctaid.y", 4}, {"%ctaid.z", 5},
-                    {"%nctaid.x", 6}, {"%nctaid.y", 7}, {"%nctaid.z", 8}, {"%ntid.x", 9}, {"%ntid.y", 10}, {"%ntid.z", 11}, {"%laneid", 12}};
+                    {"%tid.x", 0},   {"%tid.y", 1},    {"%tid.z", 2},    {"%ctaid.x", 3},  {"%ctaid.y", 4},
+                    {"%ctaid.z", 5}, {"%nctaid.x", 6}, {"%nctaid.y", 7}, {"%nctaid.z", 8}, {"%ntid.x", 9},
+                    {"%ntid.y", 10}, {"%ntid.z", 11},  {"%laneid", 12}};
                 operand(i, 0, ops[0], bytes, true, statement);
                 auto it = specials.find(ops[1]);
                 if (it != specials.end()) {
@@ -285,15 +291,23 @@ struct Parser {
             std::string type = parts.back();
             for (size_t k = 1; k + 1 < parts.size(); ++k) {
                 const std::string& q = parts[k];
-                if (q == "global") i.space = Space::global;
-                else if (q == "shared") i.space = Space::shared;
-                else if (q == "param") i.space = Space::param;
-                else if (q == "v2") i.count = 2;
-                else if (q == "v4") i.count = 4;
-                else if (q == "release" && store) i.mode = 1;
-                else if (q == "relaxed") i.mode = 2;
-                else if (q == "sys" && i.mode != 0) {}
-                else fail("qualifier " + q, statement);
+                if (q == "global")
+                    i.space = Space::global;
+                else if (q == "shared")
+                    i.space = Space::shared;
+                else if (q == "param")
+                    i.space = Space::param;
+                else if (q == "v2")
+                    i.count = 2;
+                else if (q == "v4")
+                    i.count = 4;
+                else if (q == "release" && store)
+                    i.mode = 1;
+                else if (q == "relaxed")
+                    i.mode = 2;
+                else if (q == "sys" && i.mode != 0) {
+                } else
+                    fail("qualifier " + q, statement);
             }
             i.bytes = static_cast<u8>(bytes_of(type));
             i.sign = type[0] == 's';
@@ -304,7 +318,8 @@ struct Parser {
                     operand(i, k, v[k], std::max<u32>(i.bytes, 2), false, statement);
                 } else {
                     operand(i, k, v[k], 99, !store, statement);
-                    // 8-bit elements live in 16-bit registers; any register may be wider than the element, none narrower.
+                    // 8-bit elements live in 16-bit registers; any register may be wider than the element, none
+                    // narrower.
                     if (i.width[k] < i.bytes || i.width[k] == 0) fail("register narrower than the element", statement);
                 }
             }
@@ -315,16 +330,21 @@ struct Parser {
             std::string rounding;
             bool sat = false, ftz = false;
             for (size_t k = 1; k + 2 < parts.size(); ++k) {
-                if (parts[k] == "sat") sat = true;
-                else if (parts[k] == "ftz") ftz = true;
-                else rounding = parts[k];
+                if (parts[k] == "sat")
+                    sat = true;
+                else if (parts[k] == "ftz")
+                    ftz = true;
+                else
+                    rounding = parts[k];
             }
             std::string to = parts[parts.size() - 2], from = parts.back();
             operand(i, 0, ops[0], 99, true, statement);
             if (is_immediate(ops[1])) fail("cvt of an immediate", statement);
             operand(i, 1, ops[1], 99, false, statement);
-            i.run = convert_handler(to, from, rounding, sat, ftz, i.width[0] == bytes_of(to) && i.width[1] == bytes_of(from));
-            if (i.width[0] < bytes_of(to) || i.width[1] < bytes_of(from)) fail("register narrower than its type", statement);
+            i.run = convert_handler(to, from, rounding, sat, ftz,
+                                    i.width[0] == bytes_of(to) && i.width[1] == bytes_of(from));
+            if (i.width[0] < bytes_of(to) || i.width[1] < bytes_of(from))
+                fail("register narrower than its type", statement);
         } else if (op == "cvta") {
             want(2);
             if (name != "cvta.to.global.u64") fail("address conversion", statement);
@@ -373,7 +393,8 @@ struct Parser {
             i.run = nothing;
         } else if (op == "ldmatrix") {
             want(2);
-            if (!has("sync") || !has("aligned") || !has("m8n8") || !has("shared") || !has("b16")) fail("ldmatrix", statement);
+            if (!has("sync") || !has("aligned") || !has("m8n8") || !has("shared") || !has("b16"))
+                fail("ldmatrix", statement);
             i.count = has("x4") ? 4 : has("x2") ? 2 : 1;
             i.mode = has("trans") ? 1 : 0;
             i.space = Space::shared;
@@ -406,6 +427,7 @@ struct Parser {
         } else if (name == "cp.async.cg.shared.global" || name == "cp.async.ca.shared.global") {
             want(4);
             i.bytes = static_cast<u8>(immediate(ops[2]));
+            i.count = 1;
             bool whole = i.bytes == 16, part = (i.bytes == 4 || i.bytes == 8) && parts.at(2) == "ca";
             if (!whole && !part) fail("cp.async", statement);
             auto bare = [&](const std::string& a) {
@@ -425,7 +447,10 @@ struct Parser {
             i.run = copies_wait;
         } else if (op == "atom") {
             want(3);
-            if ((parts.at(1) != "acq_rel" && parts.at(1) != "relaxed") || (parts.at(2) != "gpu" && parts.at(2) != "sys") || parts.at(4) != (parts.at(3) == "exch" ? "b32" : "u32")) fail("atom", statement);
+            if ((parts.at(1) != "acq_rel" && parts.at(1) != "relaxed") ||
+                (parts.at(2) != "gpu" && parts.at(2) != "sys") ||
+                parts.at(4) != (parts.at(3) == "exch" ? "b32" : "u32"))
+                fail("atom", statement);
             i.mode = parts.at(1) == "relaxed" ? 0 : 3;
             i.run = atomic_handler(parts.at(3));
             operand(i, 0, ops[0], 4, true, statement);
@@ -449,6 +474,10 @@ struct Parser {
             auto it = labels.find(label);
             if (it == labels.end()) fail("label", label);
             kernel->code[at].target = it->second;
+        }
+        for (const Instruction& i : kernel->code) {
+            if (i.bytes && i.space != Space::param)
+                kernel->cell_bytes = std::min(kernel->cell_bytes, u32{i.bytes} * i.count);
         }
         // A last instruction that nobody runs past.
         Instruction end;

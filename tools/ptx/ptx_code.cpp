@@ -46,7 +46,8 @@ public:
         launch.ranges = accessible();
         ptx::attach_shadows(launch.ranges);
         std::string error = ptx::run(launch);
-        return error.empty() ? error : error + " [" + kernel_.label + ", SKC_SHIM_SEED=" + std::to_string(base_seed()) + "]";
+        return error.empty() ? error
+                             : error + " [" + kernel_.label + ", SKC_SHIM_SEED=" + std::to_string(base_seed()) + "]";
     }
 
 private:

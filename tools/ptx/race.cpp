@@ -1,6 +1,7 @@
-// Happens-before, per access. Within a block: bar.sync orders all of it, bar.warp.sync the lanes of a warp, program order a
-// thread; nothing else does (shfl, vote, ldmatrix and mma order no memory). Between blocks: release and acquire of atomics.
-// A cp.async writes at some time between its issue and its thread's wait: until then its target belongs to nobody.
+// Happens-before, per access. Within a block: bar.sync orders all of it, bar.warp.sync the lanes of a warp, program
+// order a thread; nothing else does (shfl, vote, ldmatrix and mma order no memory). Between blocks: release and acquire
+// of atomics. A cp.async writes at some time between its issue and its thread's wait: until then its target belongs to
+// nobody.
 
 #include <sys/mman.h>
 
@@ -28,7 +29,9 @@ void report(Warp& w, const std::string& kind, u32 pc, u32 other_pc, const std::s
     static std::mutex mutex;
     static std::set<std::string> seen;
     const Launch& l = *w.launch;
-    std::string key = l.kernel->label + " " + l.kernel->name + ": " + kind + "\n    now:    " + where(l, pc) + "\n    before: " + where(l, other_pc);
+    std::string key = l.kernel->label + " " + l.kernel->name + ": " + kind + "\n    now:    " + where(l, pc) +
+                      "\n    before: " + where(l, other_pc);
+    if (w.launch->race.empty()) w.launch->race = "RACE " + key;
     std::lock_guard<std::mutex> lock(mutex);
     if (!seen.insert(key).second || seen.size() > 500) return;
     std::string text = "RACE " + key + "\n    " + detail + "\n";
@@ -45,32 +48,34 @@ namespace {
 
 std::string detail_of(const Warp& w, u32 lane, u32 other_block, u32 other_thread, u64 address) {
     char text[200];
-    std::snprintf(text, sizeof text, "block %u thread %u at 0x%llx; before: block %u thread %u; launch %u", w.block->id, w.tid(lane),
-                  static_cast<unsigned long long>(address), other_block, other_thread, w.launch->serial);
+    std::snprintf(text, sizeof text, "block %u thread %u at 0x%llx; before: block %u thread %u; launch %u", w.block->id,
+                  w.tid(lane), static_cast<unsigned long long>(address), other_block, other_thread, w.launch->serial);
     return text;
 }
-
-constexpr u32 kCell = 2;
 
 }  // namespace
 
 void shared_access(Warp& w, u32 at, u32 bytes, u32 lane, bool write, bool collective) {
     Block& b = *w.block;
     u32 thread = w.tid(lane), warp_bit = 1u << w.index;
-    for (u32 c = at / kCell; c <= (at + bytes - 1) / kCell; ++c) {
+    const u32 cell = w.launch->kernel->cell_bytes;
+    for (u32 c = at / cell; c <= (at + bytes - 1) / cell; ++c) {
         SharedCell& s = b.cells[c];
         if (s.pending) {
-            report(w, write ? "shared written while a cp.async to it is on its way" : "shared read while a cp.async to it is on its way", w.pc, s.w_pc,
-                   detail_of(w, lane, b.id, s.w_thread, c * kCell));
+            report(w,
+                   write ? "shared written while a cp.async to it is on its way"
+                         : "shared read while a cp.async to it is on its way",
+                   w.pc, s.w_pc, detail_of(w, lane, b.id, s.w_thread, c * cell));
         }
         bool written = s.w_epoch >= b.first_epoch;
         if (!write && !written) {
-            report(w, "shared read before anything was written", w.pc, w.pc, detail_of(w, lane, b.id, 0, c * kCell));
+            report(w, "shared read before anything was written", w.pc, w.pc, detail_of(w, lane, b.id, 0, c * cell));
         }
         if (written && s.w_epoch == b.epoch && (s.w_thread != thread || (collective && !write))) {
             bool ordered = s.w_thread / 32 == w.index && s.w_warp_epoch < w.epoch;
             if (!ordered) {
-                report(w, write ? "shared write after write" : "shared read after write", w.pc, s.w_pc, detail_of(w, lane, b.id, s.w_thread, c * kCell));
+                report(w, write ? "shared write after write" : "shared read after write", w.pc, s.w_pc,
+                       detail_of(w, lane, b.id, s.w_thread, c * cell));
             }
         }
         if (write) {
@@ -78,7 +83,8 @@ void shared_access(Warp& w, u32 at, u32 bytes, u32 lane, bool write, bool collec
                 bool others = (s.r_warps & ~warp_bit) != 0;
                 bool mates = (s.r_warps & warp_bit) && s.r_warp_epoch == w.epoch && (s.r_lanes & ~(1u << lane)) != 0;
                 if (others || mates) {
-                    report(w, "shared write after read", w.pc, s.r_pc, detail_of(w, lane, b.id, others ? 999 : w.index * 32, c * kCell));
+                    report(w, "shared write after read", w.pc, s.r_pc,
+                           detail_of(w, lane, b.id, others ? 999 : w.index * 32, c * cell));
                 }
             }
             s.w_epoch = b.epoch;
@@ -104,7 +110,8 @@ void shared_access(Warp& w, u32 at, u32 bytes, u32 lane, bool write, bool collec
 void shared_pending(Warp& w, u32 at, u32 bytes, u32 lane, bool begin) {
     if (begin) shared_access(w, at, bytes, lane, true);
     Block& b = *w.block;
-    for (u32 c = at / kCell; c <= (at + bytes - 1) / kCell; ++c) {
+    const u32 cell = w.launch->kernel->cell_bytes;
+    for (u32 c = at / cell; c <= (at + bytes - 1) / cell; ++c) {
         SharedCell& s = b.cells[c];
         s.pending = begin;
         s.w_epoch = b.epoch;
@@ -141,12 +148,14 @@ bool one_lane(u32 lanes) { return (lanes & (lanes - 1)) == 0; }
 void global_access(Warp& w, const u8* address, u32 bytes, u32 lane, bool write, bool atomic) {
     Launch& l = *w.launch;
     Block& b = *w.block;
-    if (l.programmatic && !(w.waited >> lane & 1)) report(w, "global access before griddepcontrol.wait", w.pc, w.pc, "");
+    if (l.programmatic && !(w.waited >> lane & 1))
+        report(w, "global access before griddepcontrol.wait", w.pc, w.pc, "");
     Range& range = l.ranges[w.range];  // just hit
     if (!range.shadow) return;
     auto* cells = static_cast<GlobalCell*>(range.shadow);
-    u64 first = (reinterpret_cast<uintptr_t>(address) - range.begin) / kCell;
-    u64 last = (reinterpret_cast<uintptr_t>(address) + bytes - 1 - range.begin) / kCell;
+    const u32 cell = l.kernel->cell_bytes;
+    u64 first = (reinterpret_cast<uintptr_t>(address) - range.begin) / cell;
+    u64 last = (reinterpret_cast<uintptr_t>(address) + bytes - 1 - range.begin) / cell;
     u32 thread = w.tid(lane), warp_bit = 1u << w.index;
     u32 own = b.own.empty() ? 0 : (b.own.count(thread) ? b.own[thread] : 0);
     for (u64 c = first; c <= last; ++c) {
@@ -155,35 +164,43 @@ void global_access(Warp& w, const u8* address, u32 bytes, u32 lane, bool write, 
             g.launch = l.serial;
             g.written = g.read = g.many = g.atomic = g.r_atomic = 0;
         }
-        u64 shown = range.begin + c * kCell;
+        u64 shown = range.begin + c * cell;
         if (g.written && !(g.atomic && atomic)) {
             bool ordered;
             if (g.w_block == b.id) {
-                ordered = g.w_thread == thread || g.w_epoch < b.epoch || (g.w_thread / 32 == w.index && g.w_warp_epoch < w.epoch);
+                ordered = g.w_thread == thread || g.w_epoch < b.epoch ||
+                          (g.w_thread / 32 == w.index && g.w_warp_epoch < w.epoch);
             } else {
                 ordered = told(w, lane, g.w_block, g.w_epoch, g.w_thread, g.w_own, true);
             }
             if (!ordered) {
-                report(w, write ? "global write after write" : "global read after write", w.pc, g.w_pc, detail_of(w, lane, g.w_block, g.w_thread, shown));
+                report(w, write ? "global write after write" : "global read after write", w.pc, g.w_pc,
+                       detail_of(w, lane, g.w_block, g.w_thread, shown));
             }
         }
         if (write) {
-            auto check = [&](u32 block, u32 epoch, u32 warp_epoch, u32 warps, u32 lanes, u32 r_own, u32 pc, u32 r_thread, bool r_atomic) {
+            auto check = [&](u32 block, u32 epoch, u32 warp_epoch, u32 warps, u32 lanes, u32 r_own, u32 pc,
+                             u32 r_thread, bool r_atomic) {
                 if (atomic && r_atomic) return;
                 bool ordered;
                 if (block == b.id) {
                     bool others = epoch == b.epoch && (warps & ~warp_bit);
-                    bool mates = epoch == b.epoch && (warps & warp_bit) && warp_epoch == w.epoch && (lanes & ~(1u << lane));
+                    bool mates =
+                        epoch == b.epoch && (warps & warp_bit) && warp_epoch == w.epoch && (lanes & ~(1u << lane));
                     ordered = !others && !mates;
                 } else {
                     ordered = told(w, lane, block, epoch, r_thread, r_own, one_lane(warps) && one_lane(lanes));
                 }
-                if (!ordered) report(w, "global write after read", w.pc, pc, detail_of(w, lane, block, r_thread, shown));
+                if (!ordered)
+                    report(w, "global write after read", w.pc, pc, detail_of(w, lane, block, r_thread, shown));
             };
-            if (g.read) check(g.r_block, g.r_epoch, g.r_warp_epoch, g.r_warps, g.r_lanes, g.r_own, g.r_pc, g.r_thread, g.r_atomic);
+            if (g.read)
+                check(g.r_block, g.r_epoch, g.r_warp_epoch, g.r_warps, g.r_lanes, g.r_own, g.r_pc, g.r_thread,
+                      g.r_atomic);
             if (g.many) {
                 for (const ReadRecord& r : l.readers[reinterpret_cast<uintptr_t>(&g)]) {
-                    if (r.block != g.r_block) check(r.block, r.epoch, r.warp_epoch, r.warps, r.lanes, r.own, r.pc, r.thread, r.atomic);
+                    if (r.block != g.r_block)
+                        check(r.block, r.epoch, r.warp_epoch, r.warps, r.lanes, r.own, r.pc, r.thread, r.atomic);
                 }
             }
             g.written = 1;
@@ -198,7 +215,8 @@ void global_access(Warp& w, const u8* address, u32 bytes, u32 lane, bool write, 
             if (g.read && g.r_block != b.id) {
                 // Kept aside; a block that comes back is found again there.
                 auto& list = l.readers[reinterpret_cast<uintptr_t>(&g)];
-                ReadRecord was{g.r_block, g.r_epoch, g.r_warp_epoch, g.r_warps, g.r_lanes, g.r_own, g.r_pc, g.r_thread, g.r_atomic};
+                ReadRecord was{g.r_block, g.r_epoch, g.r_warp_epoch, g.r_warps, g.r_lanes,
+                               g.r_own,   g.r_pc,    g.r_thread,     g.r_atomic};
                 bool found = false;
                 for (ReadRecord& r : list) {
                     if (r.block == was.block) r = was, found = true;

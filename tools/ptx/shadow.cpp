@@ -14,7 +14,7 @@ struct Shadow {
     size_t bytes = 0;  // of memory
     void* cells = nullptr;
 
-    static size_t size(size_t bytes) { return bytes / 2 * sizeof(GlobalCell) + 4096; }
+    static size_t size(size_t bytes) { return bytes * sizeof(GlobalCell); }
     void release() {
         if (cells) munmap(cells, size(bytes));
         cells = nullptr;

@@ -10,11 +10,12 @@
 namespace ptx {
 
 struct Options {
-    bool race = true;        // SKC_PTX_RACE: happens-before detector
-    int mma = 0;             // SKC_PTX_MMA: 0 exact sums rounded once, 1 truncation in blocks of 8 as tensor cores do
-    int approx = 0;          // SKC_PTX_APPROX: 0 correctly rounded ex2, rcp; 1 off by up to 2 ulp
-    int schedule = 1;        // SKC_PTX_SCHEDULE: 0 lowest pc first; 1 random among diverged lanes; 2 warps split at random too
-    std::string out;         // SKC_PTX_OUT: folder of statistics and reports
+    int race = 1;    // SKC_PTX_RACE: 1 a race fails the launch, 2 it is reported only, 0 races are not looked for
+    int mma = 0;     // SKC_PTX_MMA: 0 exact sums rounded once, 1 truncation in blocks of 8 as tensor cores do
+    int approx = 0;  // SKC_PTX_APPROX: 0 correctly rounded ex2, rcp; 1 off by up to 2 ulp
+    int schedule =
+        1;            // SKC_PTX_SCHEDULE: 0 lowest pc first; 1 random among diverged lanes; 2 warps split at random too
+    std::string out;  // SKC_PTX_OUT: folder of statistics and reports
     static const Options& get() { return options; }
     static const Options options;
 };
@@ -31,8 +32,8 @@ struct Error {
 // ---- Happens-before: see race.cpp
 
 struct Knowledge {
-    std::unordered_map<u32, u32> blocks;  // accesses of a block before this epoch are known
-    std::unordered_map<u64, u32> threads; // (block << 16 | thread): that thread's own accesses up to this number
+    std::unordered_map<u32, u32> blocks;   // accesses of a block before this epoch are known
+    std::unordered_map<u64, u32> threads;  // (block << 16 | thread): that thread's own accesses up to this number
     bool empty() const { return blocks.empty() && threads.empty(); }
     void merge(const Knowledge& other);
 };
@@ -78,21 +79,23 @@ struct Warp {
     Launch* launch = nullptr;
     u32 index = 0;
     std::vector<u8> storage;
-    u8* r = nullptr;         // registers: 32 lanes of each
-    std::vector<u32> p;      // predicates: a bit per lane
+    u8* r = nullptr;     // registers: 32 lanes of each
+    std::vector<u32> p;  // predicates: a bit per lane
     std::vector<Group> groups;
     u32 live = 0;
     bool at_barrier = false;
-    u32 epoch = 1;           // of bar.warp.sync
-    u32 pc = 0;              // of the instruction that runs
-    u32 waited = 0;          // lanes that have executed griddepcontrol.wait
+    u32 epoch = 1;   // of bar.warp.sync
+    u32 pc = 0;      // of the instruction that runs
+    u32 waited = 0;  // lanes that have executed griddepcontrol.wait
     std::vector<Copy> copies;
     u32 committed[32] = {};
     u64 executed = 0, lanes_executed = 0;
-    size_t range = 0;        // last allocation hit
+    size_t range = 0;  // last allocation hit
 
     template <class T>
-    T* reg(u32 at) { return reinterpret_cast<T*>(r + at); }
+    T* reg(u32 at) {
+        return reinterpret_cast<T*>(r + at);
+    }
     u32 tid(u32 lane) const { return index * 32 + lane; }
     [[noreturn]] void fail(const std::string& what) const;
     u8* global(u64 address, u32 bytes, u32 lane);
@@ -131,8 +134,9 @@ struct Launch {
     u64 random = 1;
     u32 serial = 0;
     std::vector<Range> ranges;
-    std::unordered_map<u64, Knowledge> locations;                    // what releases at an address have published
-    std::unordered_map<u64, std::vector<ReadRecord>> readers;        // of cells that several blocks read
+    std::string race;                                          // the first that was found
+    std::unordered_map<u64, Knowledge> locations;              // what releases at an address have published
+    std::unordered_map<u64, std::vector<ReadRecord>> readers;  // of cells that several blocks read
     void start(u64 seed) {
         random = seed | 1;
         for (int i = 0; i < 8; ++i) below(2);

@@ -1,5 +1,5 @@
-// Instructions that a warp executes together. Layouts: PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type",
-// ldmatrix, movmatrix, shfl.sync.
+// Instructions that a warp executes together. Layouts: PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point
+// type", ldmatrix, movmatrix, shfl.sync.
 #include <cmath>
 #include <cstring>
 
@@ -9,11 +9,11 @@
 namespace ptx {
 
 void shuffle(Warp& w, const Instruction& i, u32 m) {
-    u32* d = w.reg<u32>(i.o[0]);
-    const u32* b = w.reg<u32>(i.o[3]);
-    const u32* c = w.reg<u32>(i.o[4]);
+    u32* d = w.reg<u32>(i.operands[0]);
+    const u32* b = w.reg<u32>(i.operands[3]);
+    const u32* c = w.reg<u32>(i.operands[4]);
     u32 a[32], out[32], p = 0;
-    std::memcpy(a, w.reg<u32>(i.o[2]), sizeof a);
+    std::memcpy(a, w.reg<u32>(i.operands[2]), sizeof a);
     for (u32 lane = 0; lane < 32; ++lane) {
         if (!(m >> lane & 1)) continue;
         u32 value = b[lane] & 31, clamp = c[lane] & 31, mask = c[lane] >> 8 & 31;
@@ -21,10 +21,22 @@ void shuffle(Warp& w, const Instruction& i, u32 m) {
         i32 j = 0;
         bool ok = false;
         switch (i.mode & 3) {
-            case 0: j = static_cast<i32>(lane) - static_cast<i32>(value); ok = j >= static_cast<i32>(most); break;
-            case 1: j = static_cast<i32>(lane + value); ok = j <= static_cast<i32>(most); break;
-            case 2: j = static_cast<i32>(lane ^ value); ok = j <= static_cast<i32>(most); break;
-            case 3: j = static_cast<i32>(least | (value & ~mask)); ok = j <= static_cast<i32>(most); break;
+            case 0:
+                j = static_cast<i32>(lane) - static_cast<i32>(value);
+                ok = j >= static_cast<i32>(most);
+                break;
+            case 1:
+                j = static_cast<i32>(lane + value);
+                ok = j <= static_cast<i32>(most);
+                break;
+            case 2:
+                j = static_cast<i32>(lane ^ value);
+                ok = j <= static_cast<i32>(most);
+                break;
+            case 3:
+                j = static_cast<i32>(least | (value & ~mask));
+                ok = j <= static_cast<i32>(most);
+                break;
         }
         if (!ok) j = static_cast<i32>(lane);
         if (!(m >> j & 1)) w.fail("shfl from a lane that does not take part");
@@ -34,15 +46,15 @@ void shuffle(Warp& w, const Instruction& i, u32 m) {
     for (u32 lane = 0; lane < 32; ++lane) {
         if (m >> lane & 1) d[lane] = out[lane];
     }
-    if (i.width[1]) w.p[i.o[1]] = (w.p[i.o[1]] & ~m) | p;
+    if (i.width[1]) w.p[i.operands[1]] = (w.p[i.operands[1]] & ~m) | p;
 }
 
 void vote(Warp& w, const Instruction& i, u32 m) {
-    u32 votes = w.p[i.o[1]];
+    u32 votes = w.p[i.operands[1]];
     if (i.mode & 0x40) votes = ~votes;
     votes &= m;
     bool result = (i.mode & 3) == 0 ? votes != 0 : (i.mode & 3) == 1 ? votes == m : votes == m || votes == 0;
-    w.p[i.o[0]] = (w.p[i.o[0]] & ~m) | (result ? m : 0);
+    w.p[i.operands[0]] = (w.p[i.operands[0]] & ~m) | (result ? m : 0);
 }
 
 void warp_barrier(Warp& w, const Instruction&, u32) { ++w.epoch; }
@@ -50,13 +62,14 @@ void warp_barrier(Warp& w, const Instruction&, u32) { ++w.epoch; }
 void load_matrix(Warp& w, const Instruction& i, u32) {
     u16 tile[4][8][8];
     for (u32 l = 0; l < 8u * i.count; ++l) {
-        u64 address = (i.wide_address ? w.reg<u64>(i.o[17])[l] : w.reg<u32>(i.o[17])[l]) + static_cast<u64>(i.offset);
+        u64 address = (i.wide_address ? w.reg<u64>(i.operands[17])[l] : w.reg<u32>(i.operands[17])[l]) +
+                      static_cast<u64>(i.offset);
         const u8* p = w.shared(address, 16, l);
         if (Options::get().race) shared_access(w, static_cast<u32>(address - kSharedBase), 16, l, false, true);
         std::memcpy(tile[l / 8][l % 8], p, 16);
     }
     for (u32 k = 0; k < i.count; ++k) {
-        u32* d = w.reg<u32>(i.o[k]);
+        u32* d = w.reg<u32>(i.operands[k]);
         for (u32 l = 0; l < 32; ++l) {
             u32 row = l / 4, column = 2 * (l % 4);
             u16 low = i.mode & 1 ? tile[k][column][row] : tile[k][row][column];
@@ -68,12 +81,12 @@ void load_matrix(Warp& w, const Instruction& i, u32) {
 
 void move_matrix(Warp& w, const Instruction& i, u32) {
     u16 tile[8][8];
-    const u32* a = w.reg<u32>(i.o[1]);
+    const u32* a = w.reg<u32>(i.operands[1]);
     for (u32 l = 0; l < 32; ++l) {
         tile[l / 4][2 * (l % 4)] = static_cast<u16>(a[l]);
         tile[l / 4][2 * (l % 4) + 1] = static_cast<u16>(a[l] >> 16);
     }
-    u32* d = w.reg<u32>(i.o[0]);
+    u32* d = w.reg<u32>(i.operands[0]);
     for (u32 l = 0; l < 32; ++l) d[l] = u32{tile[2 * (l % 4) + 1][l / 4]} << 16 | tile[2 * (l % 4)][l / 4];
 }
 
@@ -90,8 +103,8 @@ const float* halves() {
 
 double canonical(double x) { return x; }
 
-// c + the sum of eight products as tensor cores do it at worst: all aligned to the largest, cut off below 24 bits, the sum
-// cut off as well.
+// c + the sum of eight products as tensor cores do it at worst: all aligned to the largest, cut off below 24 bits, the
+// sum cut off as well.
 float truncated(float c, const double* products) {
     double largest = std::fabs(static_cast<double>(c));
     bool finite = std::isfinite(c);
@@ -135,15 +148,15 @@ void multiply(Warp& w, const Instruction& i, u32) {
         for (u32 k = 0; k < 8; ++k) {
             u32 row = (k < 2 || (k >= 4 && k < 6)) ? group : group + 8;
             u32 column = 2 * t + (k & 1) + (k >= 4 ? 8 : 0);
-            u32 x = w.reg<u32>(i.o[4 + k / 2])[l];
+            u32 x = w.reg<u32>(i.operands[4 + k / 2])[l];
             a[row][column] = widen(static_cast<u16>(k & 1 ? x >> 16 : x));
         }
         for (u32 k = 0; k < 4; ++k) {
             u32 row = 2 * t + (k & 1) + (k >= 2 ? 8 : 0);
-            u32 x = w.reg<u32>(i.o[8 + k / 2])[l];
+            u32 x = w.reg<u32>(i.operands[8 + k / 2])[l];
             b[row][group] = widen(static_cast<u16>(k & 1 ? x >> 16 : x));
         }
-        for (u32 k = 0; k < 4; ++k) c[k < 2 ? group : group + 8][2 * t + (k & 1)] = w.reg<float>(i.o[10 + k])[l];
+        for (u32 k = 0; k < 4; ++k) c[k < 2 ? group : group + 8][2 * t + (k & 1)] = w.reg<float>(i.operands[10 + k])[l];
     }
     float d[16][8];
     if (Options::get().mma == 1) {
@@ -152,7 +165,8 @@ void multiply(Warp& w, const Instruction& i, u32) {
                 float sum = c[r][n];
                 for (u32 half_k = 0; half_k < 2; ++half_k) {
                     double products[8];
-                    for (u32 k = 0; k < 8; ++k) products[k] = static_cast<double>(a[r][8 * half_k + k]) * b[8 * half_k + k][n];
+                    for (u32 k = 0; k < 8; ++k)
+                        products[k] = static_cast<double>(a[r][8 * half_k + k]) * b[8 * half_k + k][n];
                     sum = truncated(sum, products);
                 }
                 d[r][n] = sum;
@@ -178,7 +192,7 @@ void multiply(Warp& w, const Instruction& i, u32) {
             float x = d[k < 2 ? l >> 2 : (l >> 2) + 8][2 * (l % 4) + (k & 1)];
             u32 nan = 0x7fffffff;
             if (x != x) std::memcpy(&x, &nan, 4);
-            w.reg<float>(i.o[k])[l] = x;
+            w.reg<float>(i.operands[k])[l] = x;
         }
     }
 }
