@@ -1,5 +1,5 @@
 // Instructions that lanes execute by themselves: arithmetic, comparisons, conversions.
-#include <cfenv>
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -367,40 +367,40 @@ void join64(Warp& w, const Instruction& i, u32 m) {
     }
 }
 
+namespace {
+
+// In the order of special_register's names.
+u32 special_value(const Warp& w, u32 lane, u8 mode) {
+    const u32 value[] = {w.tid(lane),
+                         0,
+                         0,
+                         w.block->coordinate[0],
+                         w.block->coordinate[1],
+                         w.block->coordinate[2],
+                         w.launch->grid[0],
+                         w.launch->grid[1],
+                         w.launch->grid[2],
+                         w.launch->threads,
+                         1,
+                         1,
+                         lane};
+    return value[mode];
+}
+
+}  // namespace
+
+bool special_register(const std::string& name, u8& mode) {
+    static const char* const kNames[] = {"%tid.x",   "%tid.y",    "%tid.z",    "%ctaid.x",  "%ctaid.y",
+                                         "%ctaid.z", "%nctaid.x", "%nctaid.y", "%nctaid.z", "%ntid.x",
+                                         "%ntid.y",  "%ntid.z",   "%laneid"};
+    auto it = std::find(std::begin(kNames), std::end(kNames), name);
+    mode = static_cast<u8>(it - std::begin(kNames));
+    return it != std::end(kNames);
+}
+
 void special(Warp& w, const Instruction& i, u32 m) {
     for (u32 l = 0; l < 32; ++l) {
-        if (!(m >> l & 1)) continue;
-        u32 x = 0;
-        switch (i.mode) {
-            case 0:
-                x = w.tid(l);
-                break;
-            case 1:
-            case 2:
-                x = 0;
-                break;  // %tid.y, %tid.z
-            case 3:
-            case 4:
-            case 5:
-                x = w.block->coordinate[i.mode - 3];
-                break;
-            case 6:
-            case 7:
-            case 8:
-                x = w.launch->grid[i.mode - 6];
-                break;
-            case 9:
-                x = w.launch->threads;
-                break;  // %ntid.x
-            case 10:
-            case 11:
-                x = 1;
-                break;
-            case 12:
-                x = l;
-                break;  // %laneid
-        }
-        w.reg<u32>(i.operands[0])[l] = x;
+        if (m >> l & 1) w.reg<u32>(i.operands[0])[l] = special_value(w, l, i.mode);
     }
 }
 

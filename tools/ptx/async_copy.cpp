@@ -1,6 +1,7 @@
 // cp.async: data arrives when its thread waits for its group, not before. Until then the target holds garbage.
 #include <cstring>
 
+#include "instruction_table.hpp"
 #include "warp.hpp"
 
 namespace ptx {

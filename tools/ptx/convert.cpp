@@ -77,27 +77,32 @@ Handler convert_to(const std::string& from, bool exact) {
 
 }  // namespace
 
-Handler convert_handler(const std::string& to, const std::string& from, const std::string& rounding, bool sat, bool ftz,
-                        bool exact) {
-    if (ftz) return nullptr;
-    // To an integer that stays a float; of two the even one.
-    if (to == "f32" && from == "f32" && rounding == "rni" && !sat) {
-        return one<float, float, [](float a) { return nan_of(std::nearbyint(a)); }>;
-    }
+Handler convert_handler(const Conversion& c) {
+    const std::string &to = c.to, &from = c.from, &rounding = c.rounding;
+    const bool exact = c.exact;
     if (to == "f32" && from == "f32") {
-        if (!sat || !rounding.empty()) return nullptr;
-        return one<float, float, [](float a) { return 0.0f < a ? (a < 1.0f ? a : 1.0f) : 0.0f; }>;
+        // To a number from 0 to 1; to an integer that stays a float, of two the even one.
+        if (c.saturate && rounding.empty()) {
+            return one<float, float, [](float a) { return 0.0f < a ? (a < 1.0f ? a : 1.0f) : 0.0f; }>;
+        }
+        if (!c.saturate && rounding == "rni") {
+            return one<float, float, [](float a) { return nan_of(std::nearbyint(a)); }>;
+        }
+        return nullptr;
     }
-    if (sat) return nullptr;
-    if (to == "f32" && from == "f32") return nullptr;
-    if (to == "f32" && from == "f16" && rounding.empty())
+    if (c.saturate) return nullptr;
+    if (to == "f32" && from == "f16" && rounding.empty()) {
         return one<float, u16, [](u16 h) { return half_to_float(h); }>;
-    if (to == "f16" && from == "f32" && rounding == "rn")
+    }
+    if (to == "f16" && from == "f32" && rounding == "rn") {
         return one<u16, float, [](float x) { return float_to_half(x); }>;
-    if (to == "bf16" && from == "f32" && rounding == "rn")
+    }
+    if (to == "bf16" && from == "f32" && rounding == "rn") {
         return one<u16, float, [](float x) { return float_to_bf16(x); }>;
-    if (to == "f32" && from == "bf16" && rounding.empty())
+    }
+    if (to == "f32" && from == "bf16" && rounding.empty()) {
         return one<float, u16, [](u16 h) { return bits<float>(u32{h} << 16); }>;
+    }
     bool from_float = from[0] == 'f', to_float = to[0] == 'f';
     if (to_float && !from_float && rounding != "rn") return nullptr;
     if (from_float && !to_float && rounding != "rzi") return nullptr;

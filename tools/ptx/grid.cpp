@@ -155,9 +155,9 @@ void run_group(Warp& w, size_t k, int& budget) {
                 ++pc;
                 break;
             case Flow::collective: {
-                u32 needed = i.member;
-                if (i.mode & 0x80) {  // member mask in a register
-                    const u32* masks = w.reg<u32>(i.operands[17]);
+                u32 needed = ~0u;
+                if (i.has_member_mask) {
+                    const u32* masks = w.reg<u32>(i.operands[kMemberMask]);
                     needed = masks[__builtin_ctz(mask)];
                     for (u32 l = 0; l < 32; ++l) {
                         if (mask >> l & 1 && masks[l] != needed) w.fail("lanes give different member masks");

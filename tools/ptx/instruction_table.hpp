@@ -15,21 +15,33 @@ struct Entry {
 };
 const std::unordered_map<std::string, Entry>& table();
 
+// Handlers that depend on the form of the instruction: NULL if it is not known.
 Handler load_handler(const Instruction& i);
 Handler store_handler();
-Handler atomic_handler(const std::string& operation);  // inc, add, ...; u32
-Handler convert_handler(const std::string& to, const std::string& from, const std::string& rounding, bool sat, bool ftz,
-                        bool exact);
+Handler atomic_handler(const std::string& operation);
 Handler move_handler(u32 bytes);
-void special(Warp& w, const Instruction& i, u32 mask);  // mov from a special register; mode says which
+struct Conversion {
+    std::string to, from, rounding;
+    bool saturate = false;
+    bool exact = false;  // the registers are as wide as the types
+};
+Handler convert_handler(const Conversion& conversion);
+
+// Whether there is a special register of that name; `mode` is what special() knows it by.
+bool special_register(const std::string& name, u8& mode);
+
+void special(Warp& w, const Instruction& i, u32 mask);  // mov from a special register
 void split64(Warp& w, const Instruction& i, u32 mask);  // mov.b64 {a, b}, c
 void join64(Warp& w, const Instruction& i, u32 mask);   // mov.b64 c, {a, b}
-void shuffle(Warp& w, const Instruction& i, u32 mask);  // mode & 3: 0 up, 1 down, 2 bfly, 3 idx
-void vote(Warp& w, const Instruction& i, u32 mask);     // mode & 3: 0 any, 1 all, 2 uni
+void shuffle(Warp& w, const Instruction& i, u32 mask);  // mode: 0 up, 1 down, 2 bfly, 3 idx
+void vote(Warp& w, const Instruction& i, u32 mask);     // mode: 0 any, 1 all, 2 uni
 void warp_barrier(Warp& w, const Instruction& i, u32 mask);
-void load_matrix(Warp& w, const Instruction& i, u32 mask);  // mode 1: transposed
+void load_matrix(Warp& w, const Instruction& i, u32 mask);
 void move_matrix(Warp& w, const Instruction& i, u32 mask);
-void multiply(Warp& w, const Instruction& i, u32 mask);  // mode 1: bf16
+void multiply(Warp& w, const Instruction& i, u32 mask);
+void copies_issue(Warp& w, const Instruction& i, u32 mask);
+void copies_commit(Warp& w, const Instruction& i, u32 mask);
+void copies_wait(Warp& w, const Instruction& i, u32 mask);
 void fence(Warp& w, const Instruction& i, u32 mask);
 void grid_wait(Warp& w, const Instruction& i, u32 mask);
 void grid_launch(Warp& w, const Instruction& i, u32 mask);

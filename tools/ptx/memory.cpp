@@ -28,17 +28,17 @@ u8* place(Warp& w, const Instruction& i, u64 address, u32 bytes, u32 lane, bool 
         w.fail("misaligned global access of " + std::to_string(bytes) + " bytes at ..." +
                std::to_string(address % 256));
     u8* p = w.global(address, bytes, lane);
-    if (Options::get().race) global_access(w, p, bytes, lane, write, i.mode != 0);
+    if (Options::get().race) global_access(w, p, bytes, lane, write, i.ordering != Ordering::weak);
     return p;
 }
 
 void load(Warp& w, const Instruction& i, u32 m) {
-    u32 total = u32{i.bytes} * i.count, at = i.operands[17];
+    u32 total = u32{i.bytes} * i.count, at = i.operands[kAddress];
     for (u32 l = 0; l < 32; ++l) {
         if (!(m >> l & 1)) continue;
         u64 address = address_of(w, i, at, l);
         const u8* p = place(w, i, address, total, l, false);
-        if (i.mode == 2 && Options::get().race) load_relaxed(w, address, l);
+        if (i.ordering == Ordering::relaxed && Options::get().race) load_relaxed(w, address, l);
         for (u32 e = 0; e < i.count; ++e) {
             u64 x = 0;
             std::memcpy(&x, p + e * i.bytes, i.bytes);
@@ -58,8 +58,8 @@ void load_fast(Warp& w, const Instruction& i, u32 m) {
     const bool checked = Options::get().race;
     if (checked && i.space != Space::param) return load(w, i, m);
     const u8* from[32];
-    const u64* wide = w.reg<u64>(i.operands[17]);
-    const u32* narrow = w.reg<u32>(i.operands[17]);
+    const u64* wide = w.reg<u64>(i.operands[kAddress]);
+    const u32* narrow = w.reg<u32>(i.operands[kAddress]);
     u8* shared = w.block->memory.data();
     const u64 shared_end = kSharedBase + u64{w.launch->shared_bytes};
     for (u32 l = 0; l < 32; ++l) {
@@ -84,23 +84,21 @@ void load_fast(Warp& w, const Instruction& i, u32 m) {
 }
 
 void store(Warp& w, const Instruction& i, u32 m) {
-    u32 total = u32{i.bytes} * i.count, at = i.operands[17];
+    u32 total = u32{i.bytes} * i.count, at = i.operands[kAddress];
     for (u32 l = 0; l < 32; ++l) {
         if (!(m >> l & 1)) continue;
         u64 address = address_of(w, i, at, l);
         u8* p = place(w, i, address, total, l, true);
         for (u32 e = 0; e < i.count; ++e) std::memcpy(p + e * i.bytes, w.r + i.operands[e] + l * i.width[e], i.bytes);
-        if (i.mode == 1 && Options::get().race) release_at(w, address, l);
-        if (i.mode == 2 && Options::get().race) store_relaxed(w, address, l);
+        if (i.ordering == Ordering::relaxed && Options::get().race) store_relaxed(w, address, l);
     }
 }
 
-// mode: 1 acquire, 2 release
 template <class F>
 void atomic(Warp& w, const Instruction& i, u32 m, F f) {
     for (u32 l = 0; l < 32; ++l) {
         if (!(m >> l & 1)) continue;
-        u64 address = address_of(w, i, i.operands[17], l);
+        u64 address = address_of(w, i, i.operands[kAddress], l);
         if (address % 4 != 0) w.fail("misaligned atomic");
         if (i.space == Space::shared) w.fail("atomics on shared memory are not done");
         u8* p = w.global(address, 4, l);
@@ -108,8 +106,10 @@ void atomic(Warp& w, const Instruction& i, u32 m, F f) {
             global_access(w, p, 4, l, true, true);
             // What is published does not hold what is learnt by the same instruction; the chain goes on in the
             // location.
-            if (i.mode & 2) release_at(w, address, l);
-            if (i.mode & 1) acquire_at(w, address, l);
+            if (i.ordering == Ordering::acq_rel) {
+                release_at(w, address, l);
+                acquire_at(w, address, l);
+            }
         }
         u32 old;
         std::memcpy(&old, p, 4);
@@ -132,7 +132,7 @@ void atomic_exch(Warp& w, const Instruction& i, u32 m) {
 }  // namespace
 
 Handler load_handler(const Instruction& i) {
-    if (i.sign || i.mode != 0) return load;
+    if (i.sign || i.ordering != Ordering::weak) return load;
     bool same = true;
     for (u32 e = 1; e < i.count; ++e) same = same && i.width[e] == i.width[0];
     if (!same) return load;

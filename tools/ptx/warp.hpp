@@ -163,11 +163,6 @@ void barrier_passed(Block& b);
 void report(Warp& w, const std::string& kind, u32 pc, u32 other_pc, const std::string& detail);
 std::string where(const Launch& l, u32 pc);
 
-// ---- copies.cpp
-void copies_issue(Warp& w, const Instruction& i, u32 mask);
-void copies_commit(Warp& w, const Instruction& i, u32 mask);
-void copies_wait(Warp& w, const Instruction& i, u32 mask);
-
 // ---- grid.cpp: runs a launch; the empty string, or what went wrong.
 std::string run(Launch& launch);
 

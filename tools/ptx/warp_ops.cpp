@@ -20,7 +20,7 @@ void shuffle(Warp& w, const Instruction& i, u32 m) {
         u32 most = (lane & mask) | (clamp & ~mask), least = lane & mask;
         i32 j = 0;
         bool ok = false;
-        switch (i.mode & 3) {
+        switch (i.mode) {
             case 0:
                 j = static_cast<i32>(lane) - static_cast<i32>(value);
                 ok = j >= static_cast<i32>(most);
@@ -51,9 +51,9 @@ void shuffle(Warp& w, const Instruction& i, u32 m) {
 
 void vote(Warp& w, const Instruction& i, u32 m) {
     u32 votes = w.p[i.operands[1]];
-    if (i.mode & 0x40) votes = ~votes;
+    if (i.negated_source) votes = ~votes;
     votes &= m;
-    bool result = (i.mode & 3) == 0 ? votes != 0 : (i.mode & 3) == 1 ? votes == m : votes == m || votes == 0;
+    bool result = i.mode == 0 ? votes != 0 : i.mode == 1 ? votes == m : votes == m || votes == 0;
     w.p[i.operands[0]] = (w.p[i.operands[0]] & ~m) | (result ? m : 0);
 }
 
@@ -62,7 +62,7 @@ void warp_barrier(Warp& w, const Instruction&, u32) { ++w.epoch; }
 void load_matrix(Warp& w, const Instruction& i, u32) {
     u16 tile[4][8][8];
     for (u32 l = 0; l < 8u * i.count; ++l) {
-        u64 address = (i.wide_address ? w.reg<u64>(i.operands[17])[l] : w.reg<u32>(i.operands[17])[l]) +
+        u64 address = (i.wide_address ? w.reg<u64>(i.operands[kAddress])[l] : w.reg<u32>(i.operands[kAddress])[l]) +
                       static_cast<u64>(i.offset);
         const u8* p = w.shared(address, 16, l);
         if (Options::get().race) shared_access(w, static_cast<u32>(address - kSharedBase), 16, l, false, true);
@@ -72,8 +72,8 @@ void load_matrix(Warp& w, const Instruction& i, u32) {
         u32* d = w.reg<u32>(i.operands[k]);
         for (u32 l = 0; l < 32; ++l) {
             u32 row = l / 4, column = 2 * (l % 4);
-            u16 low = i.mode & 1 ? tile[k][column][row] : tile[k][row][column];
-            u16 high = i.mode & 1 ? tile[k][column + 1][row] : tile[k][row][column + 1];
+            u16 low = i.transposed ? tile[k][column][row] : tile[k][row][column];
+            u16 high = i.transposed ? tile[k][column + 1][row] : tile[k][row][column + 1];
             d[l] = u32{high} << 16 | low;
         }
     }
@@ -100,8 +100,6 @@ const float* halves() {
     }();
     return t;
 }
-
-double canonical(double x) { return x; }
 
 // c + the sum of eight products as tensor cores do it at worst: all aligned to the largest, cut off below 24 bits, the
 // sum cut off as well.
@@ -133,11 +131,10 @@ float truncated(float c, const double* products) {
 
 // o: 0-3 d, 4-7 a, 8-9 b, 10-13 c
 void multiply(Warp& w, const Instruction& i, u32) {
-    (void)canonical;
     float a[16][16], b[16][8], c[16][8];
     const float* half = halves();
     auto widen = [&](u16 h) {
-        if (!(i.mode & 1)) return half[h];
+        if (!i.bf16) return half[h];
         u32 bits = u32{h} << 16;
         float x;
         std::memcpy(&x, &bits, 4);
