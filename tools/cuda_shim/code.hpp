@@ -1,5 +1,5 @@
-// What the driver has to know of device code. There are two kinds: the stand-in's shared objects (host_code.cpp), and PTX
-// (tools/ptx/ptx_code.cpp). A driver is linked with one of them; all the rest of it is the same.
+// What the driver has to know of device code. There are two kinds: the stand-in's shared objects (host_code.cpp), and
+// PTX (tools/ptx/ptx_code.cpp). A driver is linked with one of them; all the rest of it is the same.
 #pragma once
 
 #include <cstddef>
@@ -33,7 +33,7 @@ public:
     virtual std::shared_ptr<Kernel> find(const std::string& name) = 0;
 };
 
-// From an image that check_image has accepted, without its trailer. NULL if it cannot be loaded, with a message on stderr.
+// From an image that check_image has accepted. NULL if it cannot be loaded, with a message on stderr.
 std::shared_ptr<Code> load_code(const void* image, size_t bytes);
 
 }  // namespace skc_shim

@@ -16,8 +16,8 @@ bool write_file(const std::filesystem::path& path, const std::string& text);
 // Written under another name and renamed, so that other processes never see half of it. A failure is not reported.
 void store(const std::filesystem::path& path, const std::string& text);
 
-// Runs a program with its output in a file, without LD_PRELOAD, which loads AddressSanitizer for the tests only. Whether
-// it ended with 0.
+// Runs a program with its output in a file, without LD_PRELOAD, which loads AddressSanitizer for the tests only. True
+// if it ended with 0.
 bool run_program(const std::vector<std::string>& args, const std::filesystem::path& log);
 
 // A temporary directory, removed in the destructor.

@@ -17,7 +17,8 @@ flags="-std=c++20 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -Werror -I$here -I
 interpreter_flags="-O3 -march=native -fwrapv -ffp-contract=off"
 compiler_flags="-DSKC_PTX_DIR='\"$here\"' -DSKC_PTX_PYTHON='\"$PYTHON\"'"
 
-interpreter="parse statement symbols instruction arithmetic convert memory warp_ops async_copy grid race shadow statistics"
+interpreter="parse statement symbols instruction arithmetic convert memory warp_ops async_copy grid race shadow
+    statistics"
 driver="ptx_code image"
 shared_driver="driver stream capture memory queue api_context api_memory api_stream api_event api_capture api_graph
     api_module api_launch api_test"

@@ -3,8 +3,7 @@
 // of atomics. A cp.async writes at some time between its issue and its thread's wait: until then its target belongs to
 // nobody.
 
-#include <sys/mman.h>
-
+#include <algorithm>
 #include <cstdio>
 #include <mutex>
 #include <set>
@@ -14,8 +13,8 @@
 namespace ptx {
 
 void Knowledge::merge(const Knowledge& other) {
-    for (auto& [b, e] : other.blocks) blocks[b] = std::max(blocks[b], e);
-    for (auto& [t, o] : other.threads) threads[t] = std::max(threads[t], o);
+    for (const auto& [block, epoch] : other.blocks) blocks[block] = std::max(blocks[block], epoch);
+    for (const auto& [thread, own] : other.threads) threads[thread] = std::max(threads[thread], own);
 }
 
 std::string where(const Launch& l, u32 pc) {
@@ -123,131 +122,140 @@ void shared_pending(Warp& w, u32 at, u32 bytes, u32 lane, bool begin) {
 
 namespace {
 
-bool knows(const Knowledge& k, u32 block, u32 epoch, u64 thread_key, u32 own, bool one_thread) {
-    auto b = k.blocks.find(block);
-    if (b != k.blocks.end() && b->second > epoch) return true;
-    if (!one_thread) return false;
-    auto t = k.threads.find(thread_key);
-    return t != k.threads.end() && t->second >= own;
+// An access of one lane to device memory.
+struct GlobalAccess {
+    Warp& w;
+    u32 lane;
+    u32 thread;
+    u32 own;  // releases of the thread so far
+    bool atomic;
+};
+
+// Whether a thread knows what another block has done. `single`: by one thread, whose own releases tell too.
+struct Told {
+    u32 block, epoch, thread, own;
+    bool single;
+
+    bool by(const Knowledge& k) const {
+        auto b = k.blocks.find(block);
+        if (b != k.blocks.end() && b->second > epoch) return true;
+        if (!single) return false;
+        auto t = k.threads.find(u64{block} << 16 | thread);
+        return t != k.threads.end() && t->second >= own;
+    }
+    bool to(const GlobalAccess& a) const {
+        const Block& b = *a.w.block;
+        if (by(b.known)) return true;
+        if (b.acquired.empty()) return false;
+        auto acquired = b.acquired.find(a.thread);
+        return acquired != b.acquired.end() && by(acquired->second);
+    }
+};
+
+bool one_bit(u32 x) { return (x & (x - 1)) == 0; }
+
+bool is_before(const WriteRecord& r, const GlobalAccess& a) {
+    const Block& b = *a.w.block;
+    if (r.block != b.id) return Told{r.block, r.epoch, r.thread, r.own, true}.to(a);
+    return r.thread == a.thread || r.epoch < b.epoch || (r.thread / 32 == a.w.index && r.warp_epoch < a.w.epoch);
 }
 
-// Whether this thread has been told of what another block did.
-bool told(Warp& w, u32 lane, u32 block, u32 epoch, u32 thread, u32 own, bool one_thread) {
-    Block& b = *w.block;
-    u64 key = u64{block} << 16 | thread;
-    if (knows(b.known, block, epoch, key, own, one_thread)) return true;
-    if (b.acquired.empty()) return false;
-    auto a = b.acquired.find(w.tid(lane));
-    return a != b.acquired.end() && knows(a->second, block, epoch, key, own, one_thread);
+bool is_before(const ReadRecord& r, const GlobalAccess& a) {
+    const Block& b = *a.w.block;
+    if (r.block != b.id) return Told{r.block, r.epoch, r.thread, r.own, one_bit(r.warps) && one_bit(r.lanes)}.to(a);
+    if (r.epoch != b.epoch) return true;
+    u32 own_warp = 1u << a.w.index;
+    bool mates = (r.warps & own_warp) && r.warp_epoch == a.w.epoch && (r.lanes & ~(1u << a.lane));
+    return !(r.warps & ~own_warp) && !mates;
 }
 
-bool one_lane(u32 lanes) { return (lanes & (lanes - 1)) == 0; }
+void check_readers(const GlobalAccess& a, const GlobalCell& g, u64 address) {
+    auto check = [&](const ReadRecord& r) {
+        if ((a.atomic && r.atomic) || is_before(r, a)) return;
+        report(a.w, "global write after read", a.w.pc, r.pc, detail_of(a.w, a.lane, r.block, r.thread, address));
+    };
+    if (g.read) check(g.r);
+    if (!g.others) return;
+    for (const ReadRecord& r : a.w.launch->readers[g.others - 1]) {
+        if (!g.read || r.block != g.r.block) check(r);
+    }
+}
+
+// Puts the reads of another block aside, and finds this block's where they have been put aside before.
+void change_reader(const GlobalAccess& a, GlobalCell& g) {
+    auto& readers = a.w.launch->readers;
+    if (!g.others) {
+        readers.emplace_back();
+        g.others = static_cast<u32>(readers.size());
+    }
+    auto& list = readers[g.others - 1];
+    auto of = [&](u32 block) {
+        return std::find_if(list.begin(), list.end(), [&](const ReadRecord& r) { return r.block == block; });
+    };
+    auto old = of(g.r.block);
+    if (old == list.end()) {
+        list.push_back(g.r);
+    } else {
+        *old = g.r;
+    }
+    auto own = of(a.w.block->id);
+    g.read = own != list.end();
+    if (g.read) g.r = *own;
+}
+
+void record_read(const GlobalAccess& a, GlobalCell& g) {
+    const Block& b = *a.w.block;
+    if (g.read && g.r.block != b.id) change_reader(a, g);
+    ReadRecord& r = g.r;
+    r.atomic = a.atomic && (!g.read || r.atomic);
+    if (!g.read || r.epoch != b.epoch) r.warps = r.lanes = r.warp_epoch = 0;
+    if (r.warp_epoch != a.w.epoch) r.lanes = 0;
+    g.read = true;
+    r.block = b.id;
+    r.epoch = b.epoch;
+    r.warp_epoch = a.w.epoch;
+    r.warps |= 1u << a.w.index;
+    r.lanes |= 1u << a.lane;
+    r.own = a.own;
+    r.thread = static_cast<u16>(a.thread);
+    r.pc = a.w.pc;
+}
 
 }  // namespace
 
 void global_access(Warp& w, const u8* address, u32 bytes, u32 lane, bool write, bool atomic) {
     Launch& l = *w.launch;
     Block& b = *w.block;
-    if (l.programmatic && !(w.waited >> lane & 1))
+    if (l.programmatic && !(w.waited >> lane & 1)) {
         report(w, "global access before griddepcontrol.wait", w.pc, w.pc, "");
+    }
     Range& range = l.ranges[w.range];  // just hit
     if (!range.shadow) return;
+    u32 thread = w.tid(lane);
+    auto own = b.own.find(thread);
+    GlobalAccess a{w, lane, thread, own == b.own.end() ? 0 : own->second, atomic};
     auto* cells = static_cast<GlobalCell*>(range.shadow);
     const u32 cell = l.kernel->cell_bytes;
     u64 first = (reinterpret_cast<uintptr_t>(address) - range.begin) / cell;
     u64 last = (reinterpret_cast<uintptr_t>(address) + bytes - 1 - range.begin) / cell;
-    u32 thread = w.tid(lane), warp_bit = 1u << w.index;
-    u32 own = b.own.empty() ? 0 : (b.own.count(thread) ? b.own[thread] : 0);
     for (u64 c = first; c <= last; ++c) {
         GlobalCell& g = cells[c];
         if (g.launch != l.serial) {
             g.launch = l.serial;
-            g.written = g.read = g.many = g.atomic = g.r_atomic = 0;
+            g.written = g.read = false;
+            g.others = 0;
         }
-        u64 shown = range.begin + c * cell;
-        if (g.written && !(g.atomic && atomic)) {
-            bool ordered;
-            if (g.w_block == b.id) {
-                ordered = g.w_thread == thread || g.w_epoch < b.epoch ||
-                          (g.w_thread / 32 == w.index && g.w_warp_epoch < w.epoch);
-            } else {
-                ordered = told(w, lane, g.w_block, g.w_epoch, g.w_thread, g.w_own, true);
-            }
-            if (!ordered) {
-                report(w, write ? "global write after write" : "global read after write", w.pc, g.w_pc,
-                       detail_of(w, lane, g.w_block, g.w_thread, shown));
-            }
+        u64 at = range.begin + c * cell;
+        if (g.written && !(g.w.atomic && atomic) && !is_before(g.w, a)) {
+            report(w, write ? "global write after write" : "global read after write", w.pc, g.w.pc,
+                   detail_of(w, lane, g.w.block, g.w.thread, at));
         }
         if (write) {
-            auto check = [&](u32 block, u32 epoch, u32 warp_epoch, u32 warps, u32 lanes, u32 r_own, u32 pc,
-                             u32 r_thread, bool r_atomic) {
-                if (atomic && r_atomic) return;
-                bool ordered;
-                if (block == b.id) {
-                    bool others = epoch == b.epoch && (warps & ~warp_bit);
-                    bool mates =
-                        epoch == b.epoch && (warps & warp_bit) && warp_epoch == w.epoch && (lanes & ~(1u << lane));
-                    ordered = !others && !mates;
-                } else {
-                    ordered = told(w, lane, block, epoch, r_thread, r_own, one_lane(warps) && one_lane(lanes));
-                }
-                if (!ordered)
-                    report(w, "global write after read", w.pc, pc, detail_of(w, lane, block, r_thread, shown));
-            };
-            if (g.read)
-                check(g.r_block, g.r_epoch, g.r_warp_epoch, g.r_warps, g.r_lanes, g.r_own, g.r_pc, g.r_thread,
-                      g.r_atomic);
-            if (g.many) {
-                for (const ReadRecord& r : l.readers[reinterpret_cast<uintptr_t>(&g)]) {
-                    if (r.block != g.r_block)
-                        check(r.block, r.epoch, r.warp_epoch, r.warps, r.lanes, r.own, r.pc, r.thread, r.atomic);
-                }
-            }
-            g.written = 1;
-            g.atomic = atomic;
-            g.w_block = b.id;
-            g.w_epoch = b.epoch;
-            g.w_warp_epoch = w.epoch;
-            g.w_own = own;
-            g.w_pc = w.pc;
-            g.w_thread = static_cast<u16>(thread);
+            check_readers(a, g, at);
+            g.written = true;
+            g.w = {b.id, b.epoch, w.epoch, a.own, w.pc, static_cast<u16>(thread), atomic};
         } else {
-            if (g.read && g.r_block != b.id) {
-                // Kept aside; a block that comes back is found again there.
-                auto& list = l.readers[reinterpret_cast<uintptr_t>(&g)];
-                ReadRecord was{g.r_block, g.r_epoch, g.r_warp_epoch, g.r_warps, g.r_lanes,
-                               g.r_own,   g.r_pc,    g.r_thread,     g.r_atomic};
-                bool found = false;
-                for (ReadRecord& r : list) {
-                    if (r.block == was.block) r = was, found = true;
-                }
-                if (!found) list.push_back(was);
-                g.many = 1;
-                g.read = 0;
-                for (ReadRecord& r : list) {
-                    if (r.block == b.id) {
-                        g.r_epoch = r.epoch, g.r_warp_epoch = r.warp_epoch, g.r_warps = r.warps, g.r_lanes = r.lanes;
-                        g.r_atomic = r.atomic;
-                        g.read = 1;
-                    }
-                }
-            }
-            g.r_atomic = atomic && (!g.read || g.r_atomic);
-            if (!g.read || g.r_epoch != b.epoch) {
-                g.r_warps = 0;
-                g.r_lanes = 0;
-                g.r_warp_epoch = 0;
-            }
-            g.read = 1;
-            g.r_block = b.id;
-            g.r_epoch = b.epoch;
-            if (g.r_warp_epoch != w.epoch) g.r_lanes = 0;
-            g.r_warp_epoch = w.epoch;
-            g.r_warps |= warp_bit;
-            g.r_lanes |= 1u << lane;
-            g.r_own = own;
-            g.r_thread = static_cast<u16>(thread);
-            g.r_pc = w.pc;
+            record_read(a, g);
         }
     }
 }

@@ -40,7 +40,8 @@ const char* const kProduct = R"(
 	add.s32 %r20, %r20, 512;
 	ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%r21, %r22}, [%r20];
 	mov.f32 %f1, 0f00000000;
-	mma.sync.aligned.m16n8k16.row.col.f32.T.T.f32 {%f2, %f3, %f4, %f5}, {%r12, %r13, %r14, %r15}, {%r21, %r22}, {%f1, %f1, %f1, %f1};
+	mma.sync.aligned.m16n8k16.row.col.f32.T.T.f32 {%f2, %f3, %f4, %f5},
+		{%r12, %r13, %r14, %r15}, {%r21, %r22}, {%f1, %f1, %f1, %f1};
 	shr.u32 %r23, %r1, 2;
 	and.b32 %r24, %r1, 3;
 	shl.b32 %r25, %r23, 5;

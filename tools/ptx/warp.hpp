@@ -38,6 +38,9 @@ struct Knowledge {
     void merge(const Knowledge& other);
 };
 
+// The cells of memory: what is known of the last accesses to so many bytes as Kernel::cell_bytes.
+
+// Of shared memory. Epochs are those of the block and of the warp.
 struct SharedCell {
     u32 w_epoch = 0, w_warp_epoch = 0, r_epoch = 0, r_warps = 0, r_warp_epoch = 0, r_lanes = 0;
     u32 w_pc = 0, r_pc = 0;
@@ -45,12 +48,26 @@ struct SharedCell {
     u16 pending = 0;  // a cp.async is on its way
 };
 
+struct WriteRecord {
+    u32 block, epoch, warp_epoch, own, pc;
+    u16 thread;
+    bool atomic;
+};
+
+// Of one block.
+struct ReadRecord {
+    u32 block, epoch, warp_epoch, warps, lanes, own, pc;
+    u16 thread;  // the last one
+    bool atomic;
+};
+
+// Of device memory. It begins as zeros, and what an earlier launch has left does not count.
 struct GlobalCell {
     u32 launch;
-    u32 w_block, w_epoch, w_warp_epoch, w_own, w_pc;
-    u32 r_block, r_epoch, r_warp_epoch, r_warps, r_lanes, r_own, r_pc;
-    u16 w_thread, r_thread;
-    u8 written, read, atomic, r_atomic, many;
+    bool written, read;
+    u32 others;  // reads of other blocks: index in Launch::readers, plus one
+    WriteRecord w;
+    ReadRecord r;
 };
 
 struct Launch;
@@ -117,12 +134,6 @@ struct Block {
     std::unordered_map<u32, Knowledge> fenced, relaxed;
 };
 
-struct ReadRecord {
-    u32 block, epoch, warp_epoch, warps, lanes, own, pc;
-    u16 thread;
-    u8 atomic;
-};
-
 struct Launch {
     const Module* module = nullptr;
     Kernel* kernel = nullptr;
@@ -134,9 +145,9 @@ struct Launch {
     u64 random = 1;
     u32 serial = 0;
     std::vector<Range> ranges;
-    std::string race;                                          // the first that was found
-    std::unordered_map<u64, Knowledge> locations;              // what releases at an address have published
-    std::unordered_map<u64, std::vector<ReadRecord>> readers;  // of cells that several blocks read
+    std::string race;                              // the first that was found
+    std::unordered_map<u64, Knowledge> locations;  // what releases at an address have published
+    std::vector<std::vector<ReadRecord>> readers;  // of cells that several blocks read
     void start(u64 seed) {
         random = seed | 1;
         for (int i = 0; i < 8; ++i) below(2);
