@@ -105,6 +105,7 @@ Compiled compile(const Sources& given, const Target& target) {
     args.insert(args.end(), options.begin(), options.end());
     result.ok = run_program(args, log);
     result.log = read_file(log);
+    if (!result.ok) std::fprintf(stderr, "ptx: does not compile:\n%s\n", result.log.c_str());
     if (result.ok) result.object = label(sources, target) + read_file(ptx);
     if (result.ok && !entry.empty()) store(entry, result.object);
     return result;

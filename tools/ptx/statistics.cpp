@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <mutex>
+#include <set>
 
 #include "warp.hpp"
 
@@ -14,8 +15,8 @@ struct Statistics {
     std::mutex mutex;
     std::vector<std::shared_ptr<Module>> modules;
 
-    // A line for each kernel that ran; coverage.py adds them up. The last field has a digit for each instruction: 1 if
-    // it ran.
+    // A line for each kernel that ran; summary.py adds them up. The last fields are lines of the sources: those of
+    // which an instruction ran, and the others.
     ~Statistics() {
         const std::string& out = Options::get().out;
         if (out.empty()) return;
@@ -29,7 +30,17 @@ struct Statistics {
                              static_cast<unsigned long long>(kernel->launches),
                              static_cast<unsigned long long>(kernel->warp_instructions),
                              static_cast<unsigned long long>(kernel->lane_instructions));
-                for (const Instruction& i : kernel->code) std::fputc(i.hits ? '1' : '0', file);
+                std::set<std::string> ran, others;
+                for (const Instruction& i : kernel->code) {
+                    auto name = module->files.find(i.file);
+                    if (name == module->files.end()) continue;
+                    (i.hits ? ran : others).insert(name->second + ":" + std::to_string(i.file_line));
+                }
+                for (const std::string& line : ran) std::fprintf(file, "%s ", line.c_str());
+                std::fputc('\t', file);
+                for (const std::string& line : others) {
+                    if (!ran.count(line)) std::fprintf(file, "%s ", line.c_str());
+                }
                 std::fputc('\n', file);
             }
         }
