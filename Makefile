@@ -20,8 +20,8 @@ NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files
 	nightly-llama-hosts nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
-.PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in ptx ptx-test emulator llama-hosts \
-	asan-short asan-long header bench gpu-pack clean clean-cache
+.PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in ptx ptx-test \
+	emulator llama-hosts asan-short asan-long header bench gpu-pack clean clean-cache
 .DEFAULT_GOAL := help
 
 help:
