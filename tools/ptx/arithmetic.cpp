@@ -351,20 +351,32 @@ Handler move_handler(u32 bytes) {
     return one<u64, u64, [](u64 a) { return a; }>;
 }
 
-void split64(Warp& w, const Instruction& i, u32 m) {
+namespace {
+
+template <class Whole, class Half>
+void split_halves(Warp& w, const Instruction& i, u32 m) {
     for (u32 l = 0; l < 32; ++l) {
         if (!(m >> l & 1)) continue;
-        u64 x = w.reg<u64>(i.operands[2])[l];
-        w.reg<u32>(i.operands[0])[l] = static_cast<u32>(x);
-        w.reg<u32>(i.operands[1])[l] = static_cast<u32>(x >> 32);
+        Whole x = w.reg<Whole>(i.operands[2])[l];
+        w.reg<Half>(i.operands[0])[l] = static_cast<Half>(x);
+        w.reg<Half>(i.operands[1])[l] = static_cast<Half>(x >> 8 * sizeof(Half));
     }
 }
 
-void join64(Warp& w, const Instruction& i, u32 m) {
+template <class Whole, class Half>
+void join_halves(Warp& w, const Instruction& i, u32 m) {
     for (u32 l = 0; l < 32; ++l) {
-        if (m >> l & 1)
-            w.reg<u64>(i.operands[0])[l] = u64{w.reg<u32>(i.operands[2])[l]} << 32 | w.reg<u32>(i.operands[1])[l];
+        if (!(m >> l & 1)) continue;
+        Whole high = w.reg<Half>(i.operands[2])[l];
+        w.reg<Whole>(i.operands[0])[l] = high << 8 * sizeof(Half) | w.reg<Half>(i.operands[1])[l];
     }
+}
+
+}  // namespace
+
+Handler halves_handler(bool split, u32 bytes) {
+    if (bytes == 8) return split ? split_halves<u64, u32> : join_halves<u64, u32>;
+    return split ? split_halves<u32, u16> : join_halves<u32, u16>;
 }
 
 namespace {

@@ -64,17 +64,17 @@ struct Parser {
         bool split = operand(0)[0] == '{', join = operand(1)[0] == '{';
         if (split || join) {
             auto halves = elements_of(operand(split ? 0 : 1));
-            if (bytes != 8 || halves.size() != 2 || (split && join)) s.fail("unknown form");
+            if (bytes < 4 || halves.size() != 2 || (split && join)) s.fail("unknown form");
             if (split) {
-                destination(0, halves[0], 4);
-                destination(1, halves[1], 4);
-                source(2, operand(1), 8);
+                destination(0, halves[0], bytes / 2);
+                destination(1, halves[1], bytes / 2);
+                source(2, operand(1), bytes);
             } else {
-                destination(0, operand(0), 8);
-                source(1, halves[0], 4);
-                source(2, halves[1], 4);
+                destination(0, operand(0), bytes);
+                source(1, halves[0], bytes / 2);
+                source(2, halves[1], bytes / 2);
             }
-            i.run = split ? split64 : join64;
+            i.run = halves_handler(split, bytes);
             return;
         }
         destination(0, operand(0), bytes);

@@ -20,6 +20,8 @@ Handler load_handler(const Instruction& i);
 Handler store_handler();
 Handler atomic_handler(const std::string& operation);
 Handler move_handler(u32 bytes);
+// mov {a, b}, c, or mov c, {a, b}: a is the low half.
+Handler halves_handler(bool split, u32 bytes);
 struct Conversion {
     std::string to, from, rounding;
     bool saturate = false;
@@ -31,8 +33,6 @@ Handler convert_handler(const Conversion& conversion);
 bool special_register(const std::string& name, u8& mode);
 
 void special(Warp& w, const Instruction& i, u32 mask);  // mov from a special register
-void split64(Warp& w, const Instruction& i, u32 mask);  // mov.b64 {a, b}, c
-void join64(Warp& w, const Instruction& i, u32 mask);   // mov.b64 c, {a, b}
 void shuffle(Warp& w, const Instruction& i, u32 mask);  // mode: 0 up, 1 down, 2 bfly, 3 idx
 void vote(Warp& w, const Instruction& i, u32 mask);     // mode: 0 any, 1 all, 2 uni
 void warp_barrier(Warp& w, const Instruction& i, u32 mask);

@@ -66,12 +66,13 @@ public:
             return;
         }
         pending_ += (pending_.empty() ? "" : " ") + line;
-        if (pending_.back() != ';') return;
+        if (pending_.back() != ';' && pending_.back() != '}') return;
         for (const std::string& part : split(pending_, ';')) statement(trim(part), place);
         pending_.clear();
     }
 
-    bool between_statements() const { return pending_.empty(); }
+    // Whether a closing brace would end the body.
+    bool at_end() const { return pending_.empty() && !symbols_.in_scope(); }
 
     std::unique_ptr<Kernel> end() {
         for (const Instruction& i : kernel_->code) {
@@ -102,6 +103,15 @@ private:
 
     void statement(const std::string& text, const Place& place) {
         if (text.empty() || starts_with(text, ".pragma")) return;
+        // Registers may be declared for a few statements in braces.
+        if (text[0] == '{' || text[0] == '}') {
+            if (text[0] == '{') {
+                symbols_.open_scope();
+            } else {
+                symbols_.close_scope();
+            }
+            return statement(trim(text.substr(1)), place);
+        }
         if (starts_with(text, ".reg")) return symbols_.declare(text);
         if (text[0] == '.') throw std::runtime_error("unknown directive: " + text);
         ParsedInstruction parsed = parse_instruction(text, symbols_);
@@ -148,7 +158,7 @@ private:
             std::istringstream in(line.substr(4));
             in >> place_.file >> place_.file_line;
         } else if (in_body_) {
-            if (kernel_->between_statements() && line[0] == '}') {
+            if (kernel_->at_end() && line[0] == '}') {
                 std::unique_ptr<Kernel> kernel = kernel_->end();
                 module_->kernels[kernel->name] = std::move(kernel);
                 kernel_ = nullptr;

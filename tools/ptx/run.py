@@ -25,6 +25,10 @@ EVERYTHING = {"SKC_HISTORIES": "300", "SKC_SNAPSHOT_HISTORIES": "60", "SKC_MENDE
               "SKC_REPLAYS": "100", "SKC_SOAK": "2000", "SKC_SHARE": "9"}
 
 
+# NVRTC writes other PTX for them: a few tests that meet every kernel.
+NEWER = ("cuda: differential::streams", "cuda: segments", "cuda: errors")
+
+
 @dataclasses.dataclass(frozen=True)
 class Pass:
     name: str
@@ -37,7 +41,8 @@ def passes(options):
         seeds = {"SKC_SEED": str(1 + options.day)}
         return [Pass("compute_90a", {**NEWEST, **EVERYTHING, **seeds}),
                 Pass("compute_80", {**HARSH, **EVERYTHING, **seeds}),
-                Pass("compute_90a-harsh", {**HARSH, **NEWEST, **EVERYTHING, **seeds})]
+                Pass("compute_90a-harsh", {**HARSH, **NEWEST, **EVERYTHING, **seeds}),
+                *(Pass(f"compute_{arch}", {"SKC_SHIM_ARCH": arch, **SHARE, **seeds}, NEWER) for arch in ("100", "120"))]
     shapes = [{"SKC_SHAPE": str((options.day + n) % SHAPES)} for n in (0, 5)]
     newest = tuple(f"cuda: {module}" for module in ("codes", "create", "differential", "edits", "errors", "graphs",
                                                     "segments", "snapshots", "soak", "steps"))

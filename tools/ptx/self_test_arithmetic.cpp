@@ -3,6 +3,7 @@
 #include <cfenv>
 #include <cmath>
 #include <limits>
+#include <stdexcept>
 
 #include "random.hpp"
 #include "self_test.hpp"
@@ -63,6 +64,20 @@ TEST(Arithmetic, FieldsOf64Bits) {
         EXPECT_EQ(high[i], a << 32 | (b & 0xffffffff));
         EXPECT_EQ(over[i], a << 60 | (b & 0x0fffffffffffffff));  // bits beyond the 63rd are left out
     }
+}
+
+TEST(Arithmetic, HalvesOfRegisters) {
+    // Registers declared in braces are others than those outside, and end with them.
+    std::string swap = R"(
+	mov.b32 %r5, 7;
+	{ .reg .b16 low, %r5; mov.b32 {low, %r5}, %r1; mov.b32 %r4, {%r5, low}; }
+	add.u32 %r4, %r4, %r5;
+)";
+    EXPECT_EQ(run_lanes(swap, {{0x12345678, 0, 0}})[0], 0x56781234u + 7);
+    std::string wide = "mov.b64 {%r1, %r2}, %rd1;\nmov.b64 %rd4, {%r2, %r1};";
+    EXPECT_EQ(run_wide_lanes(wide, {{0x1122334455667788, 0, 0}})[0], 0x5566778811223344u);
+    std::vector<u8> memory(64);
+    EXPECT_THROW(run_body("{ .reg .b32 inner; mov.u32 inner, %r0; }\nmov.u32 %r1, inner;", memory), std::runtime_error);
 }
 
 TEST(Arithmetic, ComparisonsOfNan) {

@@ -3,6 +3,7 @@
 #include <cctype>
 #include <cstdlib>
 #include <sstream>
+#include <stdexcept>
 
 namespace ptx {
 
@@ -48,6 +49,12 @@ void Symbols::declare(const std::string& statement) {
         int n = std::atoi(name.c_str() + open + 1);
         for (int k = 0; k < n; ++k) add(name.substr(0, open) + std::to_string(k));
     }
+}
+
+void Symbols::close_scope() {
+    if (scopes_.empty()) throw std::runtime_error("a brace that nothing opens");
+    registers_ = std::move(scopes_.back());
+    scopes_.pop_back();
 }
 
 u32 Symbols::constant(u32 bytes, u64 value) {

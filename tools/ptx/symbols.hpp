@@ -17,6 +17,10 @@ public:
 
     // .reg .b32 %r<10>
     void declare(const std::string& statement);
+    // Braces around statements: what is declared inside ends with them.
+    void open_scope() { scopes_.push_back(registers_); }
+    void close_scope();
+    bool in_scope() const { return !scopes_.empty(); }
     void declare_parameter(const std::string& name) { parameter_ = name; }
 
     // A place in the register file that holds a value in all lanes.
@@ -38,6 +42,7 @@ private:
     };
     Kernel& kernel_;
     std::map<std::string, Register> registers_;
+    std::vector<std::map<std::string, Register>> scopes_;  // what there was outside
     std::map<std::pair<u32, u64>, u32> constants_;
     std::string parameter_;
 
