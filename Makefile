@@ -264,6 +264,7 @@ all-cuda-sanitize: test-setup gpu-pack
 ptx:
 	PYTHON="$(PYTHON)" tools/ptx/build.sh build/ptx
 	build/ptx/self_test --gtest_brief=1
+	SKC_PTX_SCHEDULE=2 SKC_PTX_MMA=1 SKC_PTX_APPROX=1 build/ptx/self_test --gtest_brief=1
 
 PTX_KERNELS = SINKCACHE_CUDA_CACHE_DIR= SKC_SHIM_CACHE=$(CURDIR)/build/ptx-kernels SKC_SHIM_MULTIPROCESSORS=8
 ptx-test: test-setup setup-venv ptx gpu-pack

@@ -104,6 +104,24 @@ TEST(Arithmetic, RoundingToIntegers) {
     EXPECT_EQ(run_lanes("cvt.rni.f32.f32 %r4, %r1;", operands), expected);
 }
 
+// make ptx runs the self test with both settings.
+TEST(Arithmetic, ApproximationsAreAsFarOffAsSet) {
+    std::vector<std::array<u32, 3>> operands;
+    for (u32 i = 0; i < 320; ++i) operands.push_back({bits(-4.0f + 0.0251f * static_cast<float>(i)), 0, 0});
+    auto results = run_lanes("ex2.approx.ftz.f32 %r4, %r1;", operands);
+    u32 off = 0;
+    for (size_t i = 0; i < results.size(); ++i) {
+        float x;
+        std::memcpy(&x, &operands[i][0], 4);
+        int distance = static_cast<int>(results[i] - bits(static_cast<float>(std::exp2(static_cast<double>(x)))));
+        EXPECT_LE(std::abs(distance), 2) << x;
+        off += distance != 0;
+    }
+    EXPECT_EQ(off > 0, ptx::Options::get().approx == 1);
+    // Powers of two stay exact.
+    EXPECT_EQ(run_lanes("ex2.approx.ftz.f32 %r4, %r1;", {{bits(-3), 0, 0}})[0], bits(0.125f));
+}
+
 // A bf16 from its parts: (128 + fraction) * 2^(exponent - 7).
 u16 bf16(bool negative, int exponent, u32 fraction) {
     return static_cast<u16>(negative << 15 | (exponent + 127) << 7 | fraction);

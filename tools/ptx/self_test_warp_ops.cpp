@@ -62,12 +62,14 @@ const char* const kProduct = R"(
 
 class Product : public testing::TestWithParam<bool> {};
 
+std::string product(bool bf16) {
+    std::string body = kProduct, type = bf16 ? "bf16" : "f16";
+    body.replace(body.find(".T.T."), 5, "." + type + "." + type + ".");
+    return body;
+}
+
 TEST_P(Product, OfMatrices) {
     bool bf16 = GetParam();
-    std::string body = kProduct, type = bf16 ? "bf16" : "f16";
-    size_t at = body.find(".T.T.");
-    ASSERT_NE(at, std::string::npos);
-    body.replace(at, 5, "." + type + "." + type + ".");
     std::vector<u8> memory(4096);
     auto* halves = reinterpret_cast<u16*>(memory.data());
     float a[16][16], b[16][8];
@@ -83,7 +85,7 @@ TEST_P(Product, OfMatrices) {
     for (u32 n = 0; n < 8; ++n) {
         for (u32 k = 0; k < 16; ++k) b[k][n] = draw(halves + 256 + 16 * n + k);
     }
-    ASSERT_EQ(run_body(body, memory), "");
+    ASSERT_EQ(run_body(product(bf16), memory), "");
     auto* d = reinterpret_cast<float*>(memory.data() + 1024);
     for (u32 m = 0; m < 16; ++m) {
         for (u32 n = 0; n < 8; ++n) {
@@ -97,6 +99,18 @@ TEST_P(Product, OfMatrices) {
     u32 lane5;
     std::memcpy(&lane5, memory.data() + 2048 + 4 * 5, 4);
     EXPECT_EQ(lane5, static_cast<u32>(halves[256 + 16 * 3 + 1]) << 16 | halves[256 + 16 * 2 + 1]);
+}
+
+// make ptx runs the self test with both settings.
+TEST(WarpOps, ProductsAreRoundedAsSet) {
+    std::vector<u8> memory(4096);
+    auto* halves = reinterpret_cast<u16*>(memory.data());
+    // 2^24 and seven quarters. Aligned to the largest and cut off at 24 bits, a quarter is nothing.
+    for (u32 k = 0; k < 8; ++k) halves[k] = halves[256 + k] = ptx::float_to_half(k == 0 ? 4096.0f : 0.5f);
+    ASSERT_EQ(run_body(product(false), memory), "");
+    float sum;
+    std::memcpy(&sum, memory.data() + 1024, 4);
+    EXPECT_EQ(sum, ptx::Options::get().mma == 1 ? 16777216.0f : 16777218.0f);
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, Product, testing::Bool());
