@@ -3,38 +3,39 @@
 
 #include <string>
 #include <unordered_map>
-#include <unordered_set>
 
 #include "module.hpp"
 
 namespace ptx {
 
+// SKC_PTX_RACE, SKC_PTX_SCHEDULE ...: see README.md.
 struct Options {
-    int race = 1;    // SKC_PTX_RACE: 1 a race fails the launch, 2 it is reported only, 0 races are not looked for
-    int mma = 0;     // SKC_PTX_MMA: 0 exact sums rounded once, 1 truncation in blocks of 8 as tensor cores do
-    int approx = 0;  // SKC_PTX_APPROX: 0 correctly rounded ex2, rcp; 1 off by up to 2 ulp
-    int schedule =
-        1;            // SKC_PTX_SCHEDULE: 0 lowest pc first; 1 random among diverged lanes; 2 warps split at random too
-    std::string out;  // SKC_PTX_OUT: folder of statistics and reports
+    int race = 1;      // 1: a race fails the launch, 2: it is reported only, 0: races are not looked for
+    int schedule = 1;  // 0: lowest pc first, 1: random among diverged lanes, 2: warps are split at random too
+    int mma = 0;       // 0: sums are exact and rounded once, 1: cut off in blocks of 8
+    int approx = 0;    // 0: ex2, rcp and lg2 are correctly rounded, 1: off by up to 2 ulp
+    std::string out;   // folder of statistics and reports
     static const Options& get() { return options; }
     static const Options options;
 };
 
+// An allocation, and its cells for the race detector.
 struct Range {
     uintptr_t begin, end;
     void* shadow;
 };
 
+// Thrown where a launch goes wrong.
 struct Error {
     std::string text;
 };
 
 // ---- Happens-before: see race.cpp
 
+// What a thread, or all threads of a block, know of other blocks.
 struct Knowledge {
     std::unordered_map<u32, u32> blocks;   // accesses of a block before this epoch are known
     std::unordered_map<u64, u32> threads;  // (block << 16 | thread): that thread's own accesses up to this number
-    bool empty() const { return blocks.empty() && threads.empty(); }
     void merge(const Knowledge& other);
 };
 
@@ -73,12 +74,14 @@ struct GlobalCell {
 struct Launch;
 struct Block;
 
+// Lanes of a warp that are at the same instruction.
 struct Group {
     u32 pc;
     u32 mask;
     bool waiting;  // for other lanes, at a collective
 };
 
+// A cp.async of a warp.
 struct Copy {
     u32 mask;
     u32 group[32];
