@@ -94,9 +94,12 @@ Compiled compile(const Sources& given, const Target& target) {
         return result;
     }
     fs::path ptx = scratch.path() / ".ptx", log = scratch.path() / ".log";
+    // The compiler that the library is to find is this one; nvrtc_ptx.py is to find NVIDIA's.
     std::vector<std::string> args = {"env",
                                      "-u",
                                      "LD_LIBRARY_PATH",
+                                     "-u",
+                                     "SINKCACHE_NVRTC_DIR",
                                      SKC_PTX_PYTHON,
                                      "-B",
                                      (fs::path(SKC_PTX_DIR) / "nvrtc_ptx.py").string(),

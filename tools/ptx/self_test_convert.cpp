@@ -1,6 +1,8 @@
 // Conversions of 16-bit floats, against the processor's and against the two neighbours of a number.
 
+#ifdef __x86_64__
 #include <immintrin.h>
+#endif
 
 #include <cmath>
 
@@ -11,9 +13,27 @@
 namespace ptx_test {
 namespace {
 
+// The processor's conversions.
+#ifdef __x86_64__
+float widen(u16 h) { return _cvtsh_ss(h); }
+u16 narrow(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
+#else
+float widen(u16 h) {
+    __fp16 x;
+    std::memcpy(&x, &h, 2);
+    return static_cast<float>(x);
+}
+u16 narrow(float f) {
+    __fp16 x = static_cast<__fp16>(f);
+    u16 h;
+    std::memcpy(&h, &x, 2);
+    return h;
+}
+#endif
+
 TEST(Convert, FromHalf) {
     for (u32 h = 0; h < 65536; ++h) {
-        float mine = ptx::half_to_float(static_cast<u16>(h)), theirs = _cvtsh_ss(static_cast<u16>(h));
+        float mine = ptx::half_to_float(static_cast<u16>(h)), theirs = widen(static_cast<u16>(h));
         if (theirs != theirs) {
             ASSERT_NE(mine, mine) << h;
         } else {
@@ -42,7 +62,7 @@ TEST(Convert, FromFloat) {
         float x;
         std::memcpy(&x, &b, 4);
         if (x != x) continue;
-        ASSERT_EQ(ptx::float_to_half(x), _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT)) << x;
+        ASSERT_EQ(ptx::float_to_half(x), narrow(x)) << x;
         if (!std::isfinite(x)) continue;
         ASSERT_EQ(ptx::float_to_bf16(x), nearest_bf16(b, x)) << x;
     }
