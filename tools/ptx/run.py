@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs the tests of the CUDA backend as PTX: tools/ptx/run.py DIR PTX [--all] [--day D]
+"""Runs the tests of the CUDA backend as PTX, pass by pass: tools/ptx/run.py DIR PTX [--all] [--day D]
 
 DIR: packed test programs (scripts/gpu_check --pack). PTX: the folder that tools/ptx/build.sh has written. Prints what
 has run last. Exit status 1 where a test fails, which it also does for a race.
@@ -23,8 +23,6 @@ SHARE = {"SKC_HISTORIES": "20", "SKC_SNAPSHOT_HISTORIES": "2", "SKC_STREAMS": "8
          "SKC_SHARE": "200"}
 EVERYTHING = {"SKC_HISTORIES": "300", "SKC_SNAPSHOT_HISTORIES": "60", "SKC_MENDED": "40", "SKC_STREAMS": "176",
               "SKC_REPLAYS": "100", "SKC_SOAK": "2000", "SKC_SHARE": "9"}
-
-
 # NVRTC writes other PTX for them: a few tests that meet every kernel.
 NEWER = ("cuda: differential::streams", "cuda: segments", "cuda: errors")
 
@@ -38,7 +36,7 @@ class Pass:
 
 def passes(options):
     if options.all:
-        seeds = {"SKC_SEED": str(1 + options.day)}
+        seeds = {"SKC_SHIM_SEED": str(1 + options.day)}
         return [Pass("compute_90a", {**NEWEST, **EVERYTHING, **seeds}),
                 Pass("compute_80", {**HARSH, **EVERYTHING, **seeds}),
                 Pass("compute_90a-harsh", {**HARSH, **NEWEST, **EVERYTHING, **seeds}),
@@ -59,7 +57,7 @@ def run(one, options):
     print(f"-- {one.name}: {' '.join(f'{k}={v}' for k, v in one.settings.items())}", flush=True)
     environment = {**os.environ, **one.settings, "SKC_PTX_OUT": str(out)}
     command = [sys.executable, "-B", ROOT / "scripts" / "gpu_check", options.directory, "--shim", options.ptx,
-               "--jobs", str(options.jobs), "--limit", str(options.limit)]
+               "--jobs", str(options.jobs), "--limit", "7200" if options.all else "600"]
     for only in one.only:
         command += ["--only", only]
     return subprocess.run(command, cwd=ROOT, env=environment).returncode == 0, out
@@ -70,9 +68,8 @@ def main():
     parser.add_argument("directory", type=pathlib.Path)
     parser.add_argument("ptx", type=pathlib.Path)
     parser.add_argument("--all", action="store_true", help="hours instead of minutes")
-    parser.add_argument("--day", type=int, default=0, metavar="D", help="which shapes, which seed: others every day")
+    parser.add_argument("--day", type=int, default=0, metavar="D", help="which shapes, or orders of threads: others every day")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
-    parser.add_argument("--limit", type=float, default=7200, help="seconds for one test")
     options = parser.parse_args()
     done = [run(one, options) for one in passes(options)]
     summary = [sys.executable, "-B", ROOT / "tools" / "ptx" / "summary.py", "--kernels", *[out for _, out in done]]
