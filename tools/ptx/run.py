@@ -68,7 +68,8 @@ def main():
     parser.add_argument("directory", type=pathlib.Path)
     parser.add_argument("ptx", type=pathlib.Path)
     parser.add_argument("--all", action="store_true", help="hours instead of minutes")
-    parser.add_argument("--day", type=int, default=0, metavar="D", help="which shapes, or orders of threads: others every day")
+    parser.add_argument("--day", type=int, default=0, metavar="D",
+                        help="which shapes, or orders of threads: others every day")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
     done = [run(one, options) for one in passes(options)]
