@@ -13,22 +13,22 @@ CHECK = check-format check-text check-links check-cycles check-parameters check-
 	check-python check-predictions check-lint check-docs check-rust
 TEST = test-setup test-rust test-stream test-cpp test-python test-cuda
 ALL = all-llama all-llama-hosts all-inflight all-damaged-files all-sanitize-cpp all-sanitize-rust all-mutants \
-	all-aarch64 all-emulated-isa all-cuda-sanitize all-cuda-cubins all-cuda-variants all-cuda-nvcc all-gpu-bench \
-	all-python all-languages all-abi all-fuzz
+	all-aarch64 all-emulated-isa all-cuda-sanitize all-ptx all-cuda-cubins all-cuda-variants all-cuda-nvcc \
+	all-gpu-bench all-python all-languages all-abi all-fuzz
 NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking nightly-python \
-	nightly-sanitize-rust nightly-mutants nightly-cuda-variants nightly-aarch64 nightly-third-party nightly-llama-hosts \
-	nightly-fuzz nightly-fresh-machine
+	nightly-sanitize-rust nightly-mutants nightly-cuda-variants nightly-ptx nightly-aarch64 nightly-third-party \
+	nightly-llama-hosts nightly-fuzz nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
-.PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in emulator llama-hosts \
-	asan-short asan-long fuzz header bench gpu-pack clean clean-cache
+.PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in ptx ptx-test \
+	emulator llama-hosts asan-short asan-long fuzz header bench gpu-pack clean clean-cache
 .DEFAULT_GOAL := help
 
 help:
 	@echo "Tests, in tiers; each lists at its end what ran and what was skipped:"
 	@echo "  make check      format, lint, documents, quick Rust tests; minutes, installs nothing"
 	@echo "  make test       Rust, C, C++, Python, CUDA kernels on a stand-in; 15 minutes, installs a few Debian packages"
-	@echo "  make test-all   what test leaves out: llama.cpp, sanitizers, mutants, AArch64, nvcc, PyTorch; about 6 GB"
+	@echo "  make test-all   what test leaves out: llama.cpp, sanitizers, mutants, AArch64, PTX, nvcc, PyTorch; about 6 GB"
 	@echo "  make nightly    a million histories, long soaks, a fresh machine; hours"
 	@echo "Parts, each a target of its own:"
 	@for tier in "check: $(CHECK)" "test: $(TEST)" "test-all: $(ALL)" "nightly: $(NIGHTLY)"; do \
@@ -88,6 +88,7 @@ check-scripts:
 # Builds nothing: marks in the sources and the table of mutants belong together. all-mutants runs them.
 check-mutants:
 	@$(call python,scripts/mutants.py --check)
+	@$(call python,tools/ptx/mutants.py --check)
 
 # The package's binding is what the header says. Adding a call: scripts/python_abi.py writes it.
 check-python:
@@ -259,6 +260,20 @@ all-cuda-sanitize: test-setup gpu-pack
 	$(KERNELS) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 scripts/gpu_check build/gpu_check \
 		--jobs $(JOBS) --shim build/shim-sanitize --preload "$(ASAN):$(UBSAN)" --json build/gpu_check/shim.json
 
+# What NVIDIA's compiler makes of the kernels, executed as PTX: two architectures, with a race detector, and mistakes
+# that only this finds. Others every day.
+ptx:
+	PYTHON="$(PYTHON)" tools/ptx/build.sh build/ptx
+	build/ptx/self_test --gtest_brief=1
+	SKC_PTX_SCHEDULE=2 SKC_PTX_MMA=1 SKC_PTX_APPROX=1 build/ptx/self_test --gtest_brief=1
+
+PTX_KERNELS = SINKCACHE_CUDA_CACHE_DIR= SKC_SHIM_CACHE=$(CURDIR)/build/ptx-kernels SKC_SHIM_MULTIPROCESSORS=8
+ptx-test: test-setup setup-venv ptx gpu-pack
+	$(PTX_KERNELS) $(PYTHON) -B tools/ptx/run.py build/gpu_check build/ptx --jobs $(JOBS) --day $(shell date +%j)
+	$(PTX_KERNELS) $(PYTHON) -B tools/ptx/mutants.py build/gpu_check build/ptx --jobs $(JOBS)
+
+all-ptx: ptx-test
+
 # Kernels that are built in: by NVIDIA's compiler for two architectures, and on the stand-in where there is no compiler.
 all-cuda-cubins: test-setup stand-in
 	SINKCACHE_NVRTC_DIR=$(CURDIR)/build/shim SINKCACHE_CUBIN_ARCHS=80,90 SINKCACHE_CUBIN_SHAPES=128x1:bf16,64x2:bf16 \
@@ -359,6 +374,12 @@ nightly-sanitize-rust:
 
 nightly-cuda-variants: setup-venv
 	scripts/cuda_variants.py
+
+# Hours: all tests of the backend as PTX, three times, and all mutants of the kernels.
+nightly-ptx: test-setup setup-venv ptx gpu-pack
+	$(PTX_KERNELS) $(PYTHON) -B tools/ptx/run.py build/gpu_check build/ptx --jobs $(JOBS) --all --day $(shell date +%j)
+	$(PTX_KERNELS) $(PYTHON) -B tools/ptx/mutants.py build/gpu_check build/ptx --jobs $(JOBS)
+	$(PTX_KERNELS) $(PYTHON) -B tools/ptx/mutants.py build/gpu_check build/ptx --jobs $(JOBS) --stand-in
 
 nightly-mutants: setup-aarch64 stand-in emulator
 	$(PYTHON) scripts/mutants.py

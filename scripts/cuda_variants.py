@@ -148,29 +148,35 @@ class Nvrtc:
         self.version = f"{major.value}.{minor.value}"
         self.headers = {p.name: p.read_bytes() for p in sorted(KERNELS.glob("*.cuh"))}
 
+    def translate(self, name, source, headers, options, kind):
+        """-> (error code, log, the program as "CUBIN" or "PTX")."""
+        names = (ctypes.c_char_p * len(headers))(*[n.encode() for n in headers])
+        texts = (ctypes.c_char_p * len(headers))(*headers.values())
+        handle = ctypes.c_void_p()
+        self.lib.nvrtcCreateProgram(ctypes.byref(handle), source, name.encode(), len(headers), texts, names)
+        array = (ctypes.c_char_p * len(options))(*[o.encode() for o in options])
+        code = self.lib.nvrtcCompileProgram(handle, len(options), array)
+
+        def get(what):
+            size = ctypes.c_size_t()
+            getattr(self.lib, f"nvrtcGet{what}Size")(handle, ctypes.byref(size))
+            text = ctypes.create_string_buffer(max(size.value, 1))
+            getattr(self.lib, f"nvrtcGet{what}")(handle, text)
+            return text.raw[:size.value]
+
+        log = get("ProgramLog").rstrip(b"\0").decode()
+        output = get(kind) if code == 0 else b""
+        self.lib.nvrtcDestroyProgram(ctypes.byref(handle))
+        return code, log, output
+
     def compile(self, job):
         """-> (job, log of ptxas), or raises with the compiler's text."""
         program, arch, macros = job
-        names = (ctypes.c_char_p * len(self.headers))(*[n.encode() for n in self.headers])
-        texts = (ctypes.c_char_p * len(self.headers))(*self.headers.values())
-        handle = ctypes.c_void_p()
-        source = (KERNELS / program).read_bytes()
-        self.lib.nvrtcCreateProgram(ctypes.byref(handle), source, program.encode(), len(self.headers), texts, names)
         options = [f"--gpu-architecture=sm_{arch}", "-std=c++17", "--ptxas-options=-v", *(f"-D{m}" for m in macros)]
-        array = (ctypes.c_char_p * len(options))(*[o.encode() for o in options])
-        code = self.lib.nvrtcCompileProgram(handle, len(options), array)
-        size = ctypes.c_size_t()
-        self.lib.nvrtcGetProgramLogSize(handle, ctypes.byref(size))
-        log = ctypes.create_string_buffer(max(size.value, 1))
-        self.lib.nvrtcGetProgramLog(handle, log)
-        cubin = ctypes.c_size_t()
-        if code == 0:
-            self.lib.nvrtcGetCUBINSize(handle, ctypes.byref(cubin))
-        self.lib.nvrtcDestroyProgram(ctypes.byref(handle))
-        text = log.value.decode()
-        if code != 0 or cubin.value == 0:
+        code, text, cubin = self.translate(program, (KERNELS / program).read_bytes(), self.headers, options, "CUBIN")
+        if code != 0 or not cubin:
             what = f"{program} {arch} {' '.join(macros)}"
-            raise RuntimeError(f"{what}: error {code}, cubin of {cubin.value} bytes\n{text}")
+            raise RuntimeError(f"{what}: error {code}, cubin of {len(cubin)} bytes\n{text}")
         return job, text
 
 

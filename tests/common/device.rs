@@ -62,11 +62,19 @@ impl Host {
 
     /// Multiprocessors of the device.
     pub fn multiprocessors(&self) -> u32 {
+        self.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+    }
+
+    /// The major number of the device's compute capability.
+    pub fn compute_capability(&self) -> u32 {
+        self.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
+    }
+
+    fn attribute(&self, which: sys::CUdevice_attribute) -> u32 {
         let (mut device, mut n) = (0, 0);
         // SAFETY: outputs are writable; a context is current.
         unsafe {
             ok(sys::cuCtxGetDevice(&raw mut device));
-            let which = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
             ok(sys::cuDeviceGetAttribute(&raw mut n, which, device));
         }
         n as u32

@@ -128,7 +128,14 @@ const fn invalid(ids: [i32; 3], counts: [i32; 3], status: Status, entry: u32) ->
 #[test]
 fn invalid_entries_are_skipped_and_reported() {
     let Some(_turn) = cuda() else { return };
-    let mut cache = new_cache(&config(1, 3, 1, 10));
+    // Rows are appended by two kernels.
+    for kv_dtype in [StorageType::Bf16, StorageType::Q8] {
+        expect_invalid_entries(&CacheConfig { kv_dtype, ..config(1, 3, 1, 10) });
+    }
+}
+
+fn expect_invalid_entries(config: &CacheConfig) {
+    let mut cache = new_cache(config);
     let rows = 8;
     let t = Tensors::new(rows);
     let mut random = Random(3);

@@ -249,6 +249,10 @@ fn programmatic_launches_change_no_bit() {
     let plain = config(2, 2, 4, 60);
     let mut early = plain.clone();
     early.cuda.programmatic = true;
+    if with_host(|host| host.compute_capability()) < 9 {
+        assert_eq!(Cache::new(&early).unwrap_err().status(), Status::InvalidConfig);
+        return;
+    }
     let (mut a, mut b) = (new_cache(&early), new_cache(&plain));
     let (mut ta, mut tb) = (Tensors::new(40), Tensors::new(40));
     let ids = [1, 0];

@@ -4,18 +4,11 @@
 #include <cstring>
 
 #include "driver.hpp"
-#include "grid.hpp"
+#include "random.hpp"
 
 using namespace skc_shim;
 
 namespace {
-
-struct LaunchShape {
-    unsigned grid[3];
-    unsigned block[3];
-    unsigned shared_bytes;
-    bool programmatic;
-};
 
 using Params = std::shared_ptr<void>;
 
@@ -28,11 +21,11 @@ Params copy_params(const Function& function, void** params, void** extra) {
             if (reinterpret_cast<uintptr_t>(extra[0]) == kParamBuffer) from = extra[1];
             if (reinterpret_cast<uintptr_t>(extra[0]) == kParamBufferSize) bytes = *static_cast<size_t*>(extra[1]);
         }
-        if (bytes != function.param_bytes) return nullptr;
+        if (bytes != function.kernel->param_bytes) return nullptr;
     }
     if (!from) return nullptr;
-    Params copy(std::malloc(function.param_bytes), std::free);
-    std::memcpy(copy.get(), from, function.param_bytes);
+    Params copy(std::malloc(function.kernel->param_bytes), std::free);
+    std::memcpy(copy.get(), from, function.kernel->param_bytes);
     return copy;
 }
 
@@ -45,17 +38,15 @@ CUresult launch(CUfunction handle, CUstream stream_handle, const LaunchShape& sh
     const unsigned* grid = shape.grid;
     bool grid_fits = grid[0] - 1u < 2147483647u && grid[1] - 1u < 65535 && grid[2] - 1u < 65535;
     // Kernels have one-dimensional blocks of whole warps.
-    bool block_fits = shape.block[0] - 1u < function->max_threads && shape.block[0] % 32 == 0 && shape.block[1] == 1 &&
-                      shape.block[2] == 1;
+    bool block_fits = shape.block[0] - 1u < function->kernel->max_threads && shape.block[0] % 32 == 0 &&
+                      shape.block[1] == 1 && shape.block[2] == 1;
     if (!grid_fits || !block_fits || shape.shared_bytes > function->max_shared) return CUDA_ERROR_INVALID_VALUE;
     Params copy = copy_params(*function, params, extra);
     if (!copy) return CUDA_ERROR_INVALID_VALUE;
-    Work work = [=, d = shape]() -> std::string {
+    Work work = [=]() -> std::string {
         if (!function->module->loaded) return function->name + ": its module was unloaded before it ran";
         uint64_t seed = base_seed() * 0x9e3779b97f4a7c15ULL + ++driver().seeds;
-        Launch launch{function->kernel, copy.get(), {d.grid[0], d.grid[1], d.grid[2]}, d.block[0], d.shared_bytes, seed,
-                      d.programmatic};
-        std::string error = run_grid(launch);
+        std::string error = function->kernel->run(shape, copy.get(), seed);
         return error.empty() ? error : function->name + ": " + error;
     };
     CUresult result = enqueue(call, *stream, std::move(work));

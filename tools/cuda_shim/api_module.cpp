@@ -1,11 +1,6 @@
 // The driver API: modules and functions.
 
-#include <dlfcn.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cstdio>
 
 #include "driver.hpp"
 #include "image.hpp"
@@ -13,16 +8,6 @@
 using namespace skc_shim;
 
 namespace {
-
-// Loads a shared object from memory. Each gets a file of its own: dlopen identifies objects by their file.
-bool load(Module& module, const void* object, size_t bytes) {
-    module.file = memfd_create("skc_shim_kernels", MFD_CLOEXEC);
-    if (module.file < 0 || write(module.file, object, bytes) != static_cast<ssize_t>(bytes)) return false;
-    std::string path = "/proc/self/fd/" + std::to_string(module.file);
-    module.library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (!module.library) std::fprintf(stderr, "skc_shim: %s\n", dlerror());
-    return module.library;
-}
 
 // Code for compute capability x.y runs on devices x.z with z >= y.
 bool runs_on(uint32_t image, uint32_t device) { return image / 10 == device / 10 && image % 10 <= device % 10; }
@@ -41,7 +26,8 @@ SKC_SHIM_API CUresult cuModuleLoadData(CUmodule* out, const void* image) {
     auto module = std::make_shared<Module>();
     module->context = call.context.get();
     module->arch = arch;
-    if (!load(*module, image, bytes)) return CUDA_ERROR_INVALID_IMAGE;
+    module->code = load_code(image, bytes);
+    if (!module->code) return CUDA_ERROR_INVALID_IMAGE;
     *out = reinterpret_cast<CUmodule>(call.d.modules.add(module));
     return CUDA_SUCCESS;
 }
@@ -68,17 +54,12 @@ SKC_SHIM_API CUresult cuModuleGetFunction(CUfunction* out, CUmodule handle, cons
     auto module = call.d.modules.find(handle);
     if (!module) return CUDA_ERROR_INVALID_HANDLE;
     if (!out || !name) return CUDA_ERROR_INVALID_VALUE;
-    auto symbol = [&](const std::string& suffix) { return dlsym(module->library, (name + suffix).c_str()); };
-    auto* bytes = static_cast<unsigned*>(symbol("_param_bytes"));
-    auto* threads = static_cast<unsigned*>(symbol("_threads"));
-    void* kernel = symbol("");
-    if (!kernel || !bytes || !threads) return CUDA_ERROR_NOT_FOUND;
+    std::shared_ptr<Kernel> kernel = module->code->find(name);
+    if (!kernel) return CUDA_ERROR_NOT_FOUND;
     auto function = std::make_shared<Function>();
     function->module = module;
     function->name = name;
-    function->kernel = reinterpret_cast<void (*)(const void*)>(kernel);
-    function->param_bytes = *bytes;
-    function->max_threads = *threads;
+    function->kernel = std::move(kernel);
     *out = reinterpret_cast<CUfunction>(call.d.functions.add(function));
     return CUDA_SUCCESS;
 }
@@ -103,7 +84,7 @@ SKC_SHIM_API CUresult cuFuncGetAttribute(int* out, int which, CUfunction handle)
     if (!out) return CUDA_ERROR_INVALID_VALUE;
     switch (which) {
         case CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK:
-            *out = static_cast<int>(function->max_threads);
+            *out = static_cast<int>(function->kernel->max_threads);
             return CUDA_SUCCESS;
         case CU_FUNC_ATTRIBUTE_BINARY_VERSION: *out = static_cast<int>(function->module->arch); return CUDA_SUCCESS;
         case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES:
@@ -122,7 +103,7 @@ SKC_SHIM_API CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* out, CUfu
     if (!out || threads <= 0) return CUDA_ERROR_INVALID_VALUE;
     size_t all_shared = static_cast<size_t>(call.d.settings.shared_optin) + 1024;
     size_t blocks = std::min<size_t>({32, 2048 / static_cast<size_t>(threads), all_shared / (shared_bytes + 1024)});
-    *out = static_cast<uint32_t>(threads) > function->max_threads || shared_bytes > function->max_shared
+    *out = static_cast<uint32_t>(threads) > function->kernel->max_threads || shared_bytes > function->max_shared
                ? 0
                : static_cast<int>(blocks);
     return CUDA_SUCCESS;

@@ -24,9 +24,9 @@ case $mode in
 esac
 
 runtime="grid scheduler runtime fiber warp_ops async_copy"
-driver="driver stream capture memory queue image api_context api_memory api_stream api_event api_capture api_graph
-    api_module api_launch api_test"
-compiler="nvrtc compiler"
+driver="driver stream capture memory queue image host_code api_context api_memory api_stream api_event api_capture
+    api_graph api_module api_launch api_test"
+compiler="nvrtc compiler files"
 tests="self_test_warp_ops self_test_convert self_test_device_bugs self_test_programmatic_launch self_test_streams
     self_test_graphs self_test_contexts self_test_compiler self_test_error_record"
 

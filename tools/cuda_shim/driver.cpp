@@ -1,12 +1,9 @@
 #include "driver.hpp"
 
-#include <dlfcn.h>
-#include <unistd.h>
-
 #include <cstdio>
 #include <cstdlib>
 
-#include "grid.hpp"
+#include "random.hpp"
 
 namespace skc_shim {
 namespace {
@@ -47,11 +44,6 @@ Driver& driver() {
 ThreadState& thread_state() {
     thread_local ThreadState state;
     return state;
-}
-
-Module::~Module() {
-    if (library) dlclose(library);
-    if (file >= 0) close(file);
 }
 
 void Context::fail(const std::string& why) {

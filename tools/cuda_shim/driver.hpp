@@ -11,6 +11,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "code.hpp"
 #include "cuda_api.hpp"
 #include "queue.hpp"
 
@@ -60,19 +61,15 @@ struct Event {
 
 struct Module {
     Context* context = nullptr;
-    void* library = nullptr;
-    int file = -1;  // stays open while loaded: AddressSanitizer reads symbols from it
+    std::shared_ptr<Code> code;
     uint32_t arch = 0;
     bool loaded = true;
-    ~Module();
 };
 
 struct Function {
     std::shared_ptr<Module> module;
     std::string name;
-    void (*kernel)(const void*) = nullptr;
-    uint32_t param_bytes = 0;
-    uint32_t max_threads = 0;  // of a block
+    std::shared_ptr<Kernel> kernel;
     uint32_t max_shared = 48 * 1024;
 };
 

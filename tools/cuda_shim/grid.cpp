@@ -1,6 +1,5 @@
 #include "grid.hpp"
 
-#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -8,14 +7,6 @@
 #include "scheduler.hpp"
 
 namespace skc_shim {
-
-uint64_t base_seed() {
-    static const uint64_t seed = [] {
-        const char* text = std::getenv("SKC_SHIM_SEED");
-        return text ? std::strtoull(text, nullptr, 0) : 1;
-    }();
-    return seed;
-}
 
 std::string run_grid(const Launch& launch) {
     // A scheduler keeps its stacks. There are as many as grids have run at the same time.

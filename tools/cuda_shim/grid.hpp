@@ -20,7 +20,4 @@ struct Launch {
 // After an error the blocks are abandoned where they were.
 std::string run_grid(const Launch& launch);
 
-// SKC_SHIM_SEED, or 1.
-uint64_t base_seed();
-
 }  // namespace skc_shim

@@ -1,4 +1,4 @@
-// The stand-in NVRTC: a "cubin" is a shared object that g++ makes of the same sources.
+// The stand-in NVRTC: a "cubin" is what compiler.hpp makes of the sources.
 
 #include <algorithm>
 #include <cstdio>
@@ -51,13 +51,6 @@ Program* find(void* handle) {
     return it == programs().end() ? nullptr : *it;
 }
 
-// What the options select.
-struct Target {
-    int arch = 75;
-    bool cubin = false;  // for a real architecture, "sm_90", not a virtual one
-    std::vector<std::string> flags;
-};
-
 bool starts_with(const std::string& text, const char* prefix) { return text.rfind(prefix, 0) == 0; }
 
 bool parse_arch(const std::string& text, Target& target) {
@@ -69,6 +62,7 @@ bool parse_arch(const std::string& text, Target& target) {
     bool suffix = (std::strcmp(end, "a") == 0 || std::strcmp(end, "f") == 0) && arch >= 90;
     if ((*end && !suffix) || std::find(std::begin(kArchs), std::end(kArchs), arch) == std::end(kArchs)) return false;
     target.arch = static_cast<int>(arch);
+    target.arch_name = number;
     target.cubin = real;
     return true;
 }
@@ -117,6 +111,17 @@ nvrtcResult copy_out(const std::string& text, char* out) {
 }
 
 }  // namespace
+
+bool skc_shim::Sources::names_are_safe() const {
+    auto safe = [](const File& file) {
+        return !file.name.empty() && file.name[0] != '.' && file.name[0] != '-' &&
+               file.name.find('/') == std::string::npos;
+    };
+    for (const File& header : headers) {
+        if (!safe(header)) return false;
+    }
+    return safe(program);
+}
 
 NVRTC_API nvrtcResult nvrtcVersion(int* major, int* minor) {
     if (!major || !minor) return NVRTC_ERROR_INVALID_INPUT;
@@ -168,7 +173,7 @@ NVRTC_API nvrtcResult nvrtcCompileProgram(void* handle, int n, const char* const
     program->log.clear();
     program->cubin.clear();
     if (!parse(n, options, target, program->log)) return NVRTC_ERROR_INVALID_OPTION;
-    Compiled compiled = compile(program->sources, target.flags);
+    Compiled compiled = compile(program->sources, target);
     program->log = compiled.log;
     if (!compiled.ok) return NVRTC_ERROR_COMPILATION;
     // For a virtual architecture NVRTC makes PTX and no cubin: success, with an empty cubin.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 
 namespace skc_shim {
 
@@ -30,5 +31,14 @@ private:
 
     uint64_t state_;
 };
+
+// SKC_SHIM_SEED, or 1.
+inline uint64_t base_seed() {
+    static const uint64_t seed = [] {
+        const char* text = std::getenv("SKC_SHIM_SEED");
+        return text ? std::strtoull(text, nullptr, 0) : 1;
+    }();
+    return seed;
+}
 
 }  // namespace skc_shim
