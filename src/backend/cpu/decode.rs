@@ -56,18 +56,27 @@ impl KvSplit<'_> {
         let prefetches = cfg!(target_arch = "x86_64") && self.tile.rows <= PREFETCH_MAX_ROWS;
         let distance = |storage| if prefetches && half(storage) { PREFETCH_KEYS } else { 0 };
         let stored = Stored { k, v, n, ahead_k: distance(shape.k_type), ahead_v: distance(shape.v_type) };
+        if let Some(query) = self.tile.only_query(self.block) {
+            self.qk_piece(&stored, Piece { from: 0, to: n, query }, &turned.unturned(query), scratch);
+        } else {
+            self.qk_each_piece(&stored, turned, scratch);
+        }
+        self.softmax(n, scratch);
+        self.pv(&stored, scratch);
+    }
+
+    /// QK^T of the pieces of a split.
+    fn qk_each_piece(&self, stored: &Stored, turned: &mut TurnedQueries<'_>, scratch: &mut Scratch<'_>) {
         let mut pieces = Pieces::new();
         self.tile.for_each_piece(self.block, |piece| {
             if pieces.len() == turned.at_a_time() {
-                self.qk_pieces(&stored, &mut pieces, turned, scratch);
+                self.qk_pieces(stored, &mut pieces, turned, scratch);
             }
             // From the first slot on, and up to the last: what lies outside is masked.
             let from = if piece.from == self.block.lo { 0 } else { piece.from };
             pieces.push(Piece { from, to: piece.to.next_multiple_of(KEY_GROUP), ..piece });
         });
-        self.qk_pieces(&stored, &mut pieces, turned, scratch);
-        self.softmax(n, scratch);
-        self.pv(&stored, scratch);
+        self.qk_pieces(stored, &mut pieces, turned, scratch);
     }
 
     fn split(&self, stored: &Stored) -> StoredSplit<'_> {

@@ -113,11 +113,16 @@ impl QueryTile<'_> {
         }
     }
 
-    /// Calls `visit` with the columns of a block by the queries that they meet, in order; with all of them without RoPE
-    /// or edits. Neighbours that meet the same queries are one piece.
+    /// The queries that all columns of a block meet: without RoPE or edits these are known.
+    pub fn only_query(&self, block: &Block) -> Option<SegmentQuery> {
+        let only = self.entry.n_ranges == 0 || self.call.layer.frequencies.is_empty();
+        only.then_some(if block.fixed { SegmentQuery::Sinks } else { SegmentQuery::Window })
+    }
+
+    /// Calls `visit` with the columns of a block by the queries that they meet, in order. Neighbours that meet the same
+    /// queries are one piece.
     pub fn for_each_piece(&self, block: &Block, mut visit: impl FnMut(Piece)) {
-        if self.entry.n_ranges == 0 || self.call.layer.frequencies.is_empty() {
-            let query = if block.fixed { SegmentQuery::Sinks } else { SegmentQuery::Window };
+        if let Some(query) = self.only_query(block) {
             return visit(Piece { from: block.lo, to: block.hi, query });
         }
         let mut last: Option<Piece> = None;

@@ -90,6 +90,11 @@ impl<'a> TurnedQueries<'a> {
         Self { tile, kernels, left_f32, room, last: None, place: 0, last_left: None }
     }
 
+    /// Queries of the window or of the sinks.
+    pub fn unturned(&self, query: SegmentQuery) -> PieceQueries {
+        PieceQueries { query, first: 0, left_f32: self.left_f32 }
+    }
+
     /// How many pieces may be turned together: beside the last one before them.
     pub fn at_a_time(&self) -> usize {
         self.room.saturating_sub(1).clamp(1, TOGETHER)
@@ -102,8 +107,7 @@ impl<'a> TurnedQueries<'a> {
         scratch: &mut Scratch<'_>,
     ) -> [PieceQueries; TOGETHER] {
         let rows = self.tile.rows;
-        let none = PieceQueries { query: SegmentQuery::Window, first: 0, left_f32: self.left_f32 };
-        let mut all = [none; TOGETHER];
+        let mut all = [self.unturned(SegmentQuery::Window); TOGETHER];
         let mut new = [false; TOGETHER];
         for ((piece, of_piece), new) in pieces.zip(&mut all).zip(&mut new) {
             of_piece.query = piece.query;
