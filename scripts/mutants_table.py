@@ -101,7 +101,7 @@ COMMON = {
     "block_begins_late": Replace("offset % SLOT_ALIGN", "offset % SLOT_ALIGN + u64::from(offset % SLOT_ALIGN == 7)"),
     "pins_dropped_for_sinks": Replace(" - self.pinned", "", VECTORS),
     "turned_query_without_hadamard": Line("()", VECTORS),
-    "turned_query_of_another_segment": Replace("self.last != Some(turn)", "self.last.is_none()", VECTORS),
+    "turned_query_of_another_segment": Replace("t == turn", "t != turn", VECTORS),
     "passed_pin_as_new": Replace("turn.has_passed(&layer.ring, scratch.ranges[r])", "false", VECTORS),
     "segment_overwrites_its_neighbour": Replace("columns.n > 0", "columns.n > 99", VECTORS),
     "rows_moved_oldest_first": Replace("from < to", "from > to",

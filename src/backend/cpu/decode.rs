@@ -11,7 +11,7 @@ use super::segments::Piece;
 use super::simd::gemm::{PvArgs, QkArgs};
 use super::simd::softmax::{SoftmaxArgs, visible_union};
 use super::simd::{Kernels, pv_rows};
-use super::turned_queries::{PieceQueries, Pieces, TurnedQueries};
+use super::turned_queries::{PieceQueries, TurnedQueries};
 use super::visibility::Block;
 use crate::config::StorageType;
 
@@ -59,44 +59,21 @@ impl KvSplit<'_> {
         if let Some(query) = self.tile.only_query(self.block) {
             self.qk_piece(&stored, Piece { from: 0, to: n, query }, &turned.unturned(query), scratch);
         } else {
-            self.qk_each_piece(&stored, turned, scratch);
+            self.tile.for_each_piece(self.block, |piece| {
+                let queries = turned.of_piece(self.block, &piece, scratch);
+                // From the first slot on, and up to the last: what lies outside is masked.
+                let from = if piece.from == self.block.lo { 0 } else { piece.from };
+                let piece = Piece { from, to: piece.to.next_multiple_of(KEY_GROUP), ..piece };
+                self.qk_piece(&stored, piece, &queries, scratch);
+            });
         }
         self.softmax(n, scratch);
         self.pv(&stored, scratch);
     }
 
-    /// QK^T of the pieces of a split.
-    fn qk_each_piece(&self, stored: &Stored, turned: &mut TurnedQueries<'_>, scratch: &mut Scratch<'_>) {
-        let mut pieces = Pieces::new();
-        self.tile.for_each_piece(self.block, |piece| {
-            if pieces.len() == turned.at_a_time() {
-                self.qk_pieces(stored, &mut pieces, turned, scratch);
-            }
-            // From the first slot on, and up to the last: what lies outside is masked.
-            let from = if piece.from == self.block.lo { 0 } else { piece.from };
-            pieces.push(Piece { from, to: piece.to.next_multiple_of(KEY_GROUP), ..piece });
-        });
-        self.qk_pieces(stored, &mut pieces, turned, scratch);
-    }
-
     fn split(&self, stored: &Stored) -> StoredSplit<'_> {
         let Stored { k, v, n, .. } = *stored;
         StoredSplit { tile: self.tile, k, v, n, next: self.next_keys() }
-    }
-
-    /// QK^T of some pieces, which are taken out.
-    fn qk_pieces(
-        &self,
-        stored: &Stored,
-        pieces: &mut Pieces,
-        turned: &mut TurnedQueries<'_>,
-        scratch: &mut Scratch<'_>,
-    ) {
-        let pieces = pieces.take();
-        let queries = turned.turn(pieces.clone(), scratch);
-        for (piece, queries) in pieces.zip(queries) {
-            self.qk_piece(stored, piece, &queries, scratch);
-        }
     }
 
     /// QK^T of the columns of a piece, which ends at a whole key group.

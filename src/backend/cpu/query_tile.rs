@@ -143,6 +143,24 @@ impl QueryTile<'_> {
         last.into_iter().for_each(visit);
     }
 
+    /// The queries that a piece's segment meets, and those of the segments behind it: of the block's, or of all.
+    pub fn queries_from(
+        &self,
+        block: &Block,
+        piece: &Piece,
+        all: bool,
+    ) -> impl Iterator<Item = SegmentQuery> + use<'_> {
+        let (ring, ranges) = (&self.call.layer.ring, self.call.ranges_of(self.entry));
+        let (first, places) = (block.place(piece.from), block.places());
+        let [fixed, window] = if all { self.keys() } else { [places.clone(), places] };
+        let [fixed, window] = match (block.fixed, all) {
+            (true, true) => [first..fixed.end, window],
+            (true, false) => [first..fixed.end, 0..0],
+            (false, _) => [0..0, first..window.end],
+        };
+        fixed_segments(ring, ranges, fixed).chain(ring_segments(ranges, window)).map(|s| s.query)
+    }
+
     /// The columns of a block that each row sees, into `visible`.
     pub fn visible_columns(&self, block: &Block, ranges: &[VisibleRange], visible: &mut [ColumnRange]) {
         let layer = self.call.layer;

@@ -1,14 +1,16 @@
-//! The queries of a decode that are turned for segments. Those of several pieces are turned together, so that the
-//! processor need not wait for one before it begins another; a segment that goes on in the next KV split keeps its own.
+//! The queries of a decode that are turned for segments. Those of the next few segments are turned together, so that
+//! the processor need not wait for one before it begins another; a segment that goes on in the next KV split keeps its
+//! own.
 
 use super::query_tile::QueryTile;
 use super::rounded_queries::{RowSet, round_turned};
 use super::scratch::Scratch;
 use super::segments::{Piece, SegmentQuery, Turn};
 use super::simd::Kernels;
+use super::visibility::Block;
 
-/// The most pieces whose queries are turned together.
-const TOGETHER: usize = 4;
+/// The most segments whose queries are turned together.
+const TOGETHER: usize = 8;
 
 /// The queries that a piece meets.
 #[derive(Clone, Copy, Debug)]
@@ -40,54 +42,26 @@ impl PieceQueries {
     }
 }
 
-/// Pieces whose queries are turned together.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pieces {
-    pieces: [Piece; TOGETHER],
-    n: usize,
-}
-
-impl Pieces {
-    pub fn new() -> Self {
-        Self { pieces: [Piece { from: 0, to: 0, query: SegmentQuery::Window }; TOGETHER], n: 0 }
-    }
-
-    pub fn push(&mut self, piece: Piece) {
-        self.pieces[self.n] = piece;
-        self.n += 1;
-    }
-
-    /// The pieces, which are taken out.
-    pub fn take(&mut self) -> impl Iterator<Item = Piece> + Clone + use<> {
-        let n = std::mem::take(&mut self.n);
-        self.pieces.into_iter().take(n)
-    }
-
-    pub fn len(&self) -> usize {
-        self.n
-    }
-}
-
 /// The turned queries of a tile.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TurnedQueries<'a> {
     tile: &'a QueryTile<'a>,
     kernels: &'a Kernels,
+    /// Whether all KV splits are computed here, one after the other: then queries are turned for later splits too.
+    all_splits: bool,
     /// Those of the window and of the sinks that are left to f32.
     left_f32: Option<RowSet>,
-    /// Turns that scratch has room for.
-    room: usize,
-    /// The last turn, if there was one, its place and its rows that are left to f32.
-    last: Option<Turn>,
-    place: usize,
-    last_left: Option<RowSet>,
+    /// The turns whose queries are in scratch, one behind the other, and their rows that are left to f32.
+    turns: [Turn; TOGETHER],
+    left: [Option<RowSet>; TOGETHER],
+    n: usize,
 }
 
 impl<'a> TurnedQueries<'a> {
     /// Of a loaded tile.
-    pub fn new(tile: &'a QueryTile<'a>, kernels: &'a Kernels, left_f32: Option<RowSet>, scratch: &Scratch<'_>) -> Self {
-        let room = scratch.q_turned.len() / (tile.rows * tile.call.shape.head_dim).max(1);
-        Self { tile, kernels, left_f32, room, last: None, place: 0, last_left: None }
+    pub fn new(tile: &'a QueryTile<'a>, kernels: &'a Kernels, left_f32: Option<RowSet>, all_splits: bool) -> Self {
+        let none = Turn { ring_end: 0, behind: 0, before: 0 };
+        Self { tile, kernels, all_splits, left_f32, turns: [none; TOGETHER], left: [None; TOGETHER], n: 0 }
     }
 
     /// Queries of the window or of the sinks.
@@ -95,40 +69,41 @@ impl<'a> TurnedQueries<'a> {
         PieceQueries { query, first: 0, left_f32: self.left_f32 }
     }
 
-    /// How many pieces may be turned together: beside the last one before them.
-    pub fn at_a_time(&self) -> usize {
-        self.room.saturating_sub(1).clamp(1, TOGETHER)
+    /// The queries that a piece of a block meets. Those of an earlier piece may be gone.
+    pub fn of_piece(&mut self, block: &Block, piece: &Piece, scratch: &mut Scratch<'_>) -> PieceQueries {
+        let SegmentQuery::Turned(turn) = piece.query else { return self.unturned(piece.query) };
+        let known = self.turns[..self.n].iter().position(|&t| t == turn); // mutant: turned_query_of_another_segment
+        let place = known.unwrap_or_else(|| {
+            self.turn_next(block, piece, scratch);
+            0
+        });
+        PieceQueries { query: piece.query, first: place * self.tile.rows, left_f32: self.left[place] }
     }
 
-    /// Turns the queries of some pieces, at most [`Self::at_a_time`].
-    pub fn turn(
-        &mut self,
-        pieces: impl Iterator<Item = Piece> + Clone,
-        scratch: &mut Scratch<'_>,
-    ) -> [PieceQueries; TOGETHER] {
-        let rows = self.tile.rows;
-        let mut all = [self.unturned(SegmentQuery::Window); TOGETHER];
-        let mut new = [false; TOGETHER];
-        for ((piece, of_piece), new) in pieces.zip(&mut all).zip(&mut new) {
-            of_piece.query = piece.query;
-            let SegmentQuery::Turned(turn) = piece.query else { continue };
-            *new = self.last != Some(turn); // mutant: turned_query_of_another_segment
-            if *new {
-                self.place = (self.place + 1) % self.room;
-                self.last = Some(turn);
-                self.tile.turn(&turn, (0, rows), self.place * rows, self.kernels, scratch);
+    /// Turns the queries of a piece's segment, and of those behind it.
+    fn turn_next(&mut self, block: &Block, piece: &Piece, scratch: &mut Scratch<'_>) {
+        let (tile, rows) = (self.tile, self.tile.rows);
+        let room = scratch.q_turned.len() / (rows * tile.call.shape.head_dim);
+        let most = room.min(TOGETHER);
+        self.n = 0;
+        for query in tile.queries_from(block, piece, self.all_splits) {
+            let SegmentQuery::Turned(turn) = query else { continue };
+            if self.n == most {
+                break;
             }
-            of_piece.first = self.place * rows;
-        }
-        let Some(keys) = &self.kernels.key_products else { return all };
-        for (of_piece, new) in all.iter_mut().zip(new) {
-            if new {
-                self.last_left = Some(round_turned(self.tile, of_piece.first, keys, scratch));
-            }
-            if let SegmentQuery::Turned(_) = of_piece.query {
-                of_piece.left_f32 = self.last_left;
+            if self.n == 0 || self.turns[self.n - 1] != turn {
+                self.turns[self.n] = turn;
+                self.n += 1;
             }
         }
-        all
+        debug_assert_eq!(piece.query, SegmentQuery::Turned(self.turns[0]), "another segment");
+        for (place, turn) in self.turns[..self.n].iter().enumerate() {
+            tile.turn(turn, (0, rows), place * rows, self.kernels, scratch);
+        }
+        if let Some(keys) = &self.kernels.key_products {
+            for (place, left) in self.left[..self.n].iter_mut().enumerate() {
+                *left = Some(round_turned(tile, place * rows, keys, scratch));
+            }
+        }
     }
 }

@@ -80,7 +80,7 @@ impl<'a> Worker<'a> {
             AttendPath::Decode => {
                 tile.load(kernels, &mut self.angles, scratch);
                 let left_f32 = kernels.key_products.map(|keys| round_queries(&tile, &keys, scratch));
-                let mut turned = TurnedQueries::new(&tile, kernels, left_f32, scratch);
+                let mut turned = TurnedQueries::new(&tile, kernels, left_f32, true);
                 let mut blocks = tile.blocks(SPLIT_KEYS as u64).peekable();
                 while let Some(block) = blocks.next() {
                     let next = blocks.peek();
@@ -108,7 +108,7 @@ impl<'a> Worker<'a> {
         tile.load(kernels, &mut self.angles, scratch);
         let left_f32 = kernels.key_products.map(|keys| round_queries(&tile, &keys, scratch));
         let Some(block) = tile.blocks(SPLIT_KEYS as u64).nth(split as usize) else { return };
-        let mut turned = TurnedQueries::new(&tile, kernels, left_f32, scratch);
+        let mut turned = TurnedQueries::new(&tile, kernels, left_f32, false);
         KvSplit { tile: &tile, slots: &slots, kernels, block: &block, next: None }.attend(&mut turned, scratch);
         let dim = padded_dim(self.call.shape.head_dim_v);
         let (mut total, partial) = self::partials(scratch);
