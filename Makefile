@@ -252,13 +252,17 @@ all-aarch64: setup-aarch64
 all-emulated-isa: test-setup
 	CARGO="$(CARGO)" scripts/emulated_isa
 
-# As test-cuda, but more of everything, and kernels and driver under ASan and UBSan.
+# As test-cuda, but more of everything, and kernels and driver under ASan and UBSan. What takes the longest is a share:
+# nightly-soak and nightly-ptx do more of it.
+SANITIZE_SHARE = SKC_HISTORIES=60 SKC_SNAPSHOT_HISTORIES=20 SKC_MENDED=20 SKC_STREAMS=22 SKC_REPLAYS=100 SKC_SOAK=1000 \
+	SKC_SHARE=36
 ASAN = $(shell $(CXX) -print-file-name=libasan.so)
 UBSAN = $(shell $(CXX) -print-file-name=libubsan.so)
 all-cuda-sanitize: test-setup gpu-pack
 	tools/cuda_shim/build.sh build/shim-sanitize sanitize
-	$(KERNELS) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 scripts/gpu_check build/gpu_check \
-		--jobs $(JOBS) --shim build/shim-sanitize --preload "$(ASAN):$(UBSAN)" --json build/gpu_check/shim.json
+	$(SANITIZE_SHARE) $(KERNELS) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
+		scripts/gpu_check build/gpu_check --jobs $(JOBS) --shim build/shim-sanitize --preload "$(ASAN):$(UBSAN)" \
+		--json build/gpu_check/shim.json
 
 # What NVIDIA's compiler makes of the kernels, executed as PTX: two architectures, with a race detector, and mistakes
 # that only this finds. Others every day.
