@@ -64,6 +64,23 @@ TEST(Parts, InvalidModelFilesAreRejected) {
     EXPECT_THROW(LlamaWeights::load(MODEL, 0, 3), std::runtime_error);
 }
 
+TEST(Parts, ZeroIsATokenAndContextsMayBeLongOrUnknown) {
+    using namespace std::string_literals;
+    const auto with = [](const std::string &from, const std::string &to) {
+        const auto path = copy_of_model("keys", std::filesystem::file_size(MODEL), from, to);
+        const LlamaConfig config = LlamaWeights::load(path).config;
+        std::filesystem::remove(path);
+        return config;
+    };
+    const std::string number = "\4\0\0\0"s;
+    EXPECT_EQ(with("bos_token_id" + number + "\1"s, "bos_token_id" + number + "\0"s).bos, 0);
+    EXPECT_TRUE(with("eos_token_id" + number + "\2"s, "eos_token_id" + number + "\0"s).ends(0));
+    EXPECT_EQ(with("llama.context_length", "llama.context_lengtx").trained_context, 0u);
+    EXPECT_EQ(with("llama.context_length" + number + "\0\1\0\0"s, "llama.context_length" + number + "\0\0\100\0"s)
+                  .trained_context,
+              1u << 22);
+}
+
 /** Row `i` of the stacked matrices as f32. */
 std::vector<float> row_of(const Weight &weight, std::size_t i) {
     std::vector<float> row(weight.k);
