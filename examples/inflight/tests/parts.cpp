@@ -1,6 +1,7 @@
 // The parts below the executor: the GGUF reader, sampling, metrics. Products: products.cpp.
 #include "metrics.hpp"
 #include "quantized_model.hpp"
+#include "report.hpp"
 #include "support.hpp"
 
 #include <nlohmann/json.hpp>
@@ -154,6 +155,20 @@ TEST(Parts, SamplingFollowsTheProbabilities) {
     EXPECT_EQ(counts[3], 0);
     const float ties[] = {1, 3, 3};
     EXPECT_EQ(sample(ties, 3, {}, 9), 1);
+}
+
+TEST(Parts, AFailedTwinTakesNoBytesOfARunningAnswer) {
+    LlamaConfig config = weights().config;
+    const auto vocabulary = make_vocabulary(MODEL, config);
+    std::ostringstream out;
+    Report report(out, true, *vocabulary);
+    Result twin;
+    twin.id = "a";
+    twin.outcome = Outcome::failed;
+    report.token("a", 0xc3 + LlamaConfig::byte_offset);
+    report.request(twin);
+    report.token("a", 0xa9 + LlamaConfig::byte_offset);
+    EXPECT_NE(out.str().find("{\"id\":\"a\",\"delta\":\"\u00e9\"}"), std::string::npos) << out.str();
 }
 
 TEST(Parts, MetricsHaveThePrometheusFormat) {
