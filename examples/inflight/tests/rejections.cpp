@@ -119,6 +119,7 @@ not json
 {"id":"array","prompt":[1,2,3]}
 {"id":"object","prompt":{"a":1}}
 {"id":"null","prompt":"abc","temperature":null}
+{"id":"nul","messages":[{"role":"user","content":"a\u0000b"}]}
 {"id":"all","prompt":"abc","max_tokens":7,"temperature":0.5,"seed":18446744073709551615,"fork":"x")"
                           R"(,"conversation":"y","arrival":3,"cancel_after":4}
 )");
@@ -151,7 +152,8 @@ not json
                                                    {"line 24", "more than 16 arrays and objects"},
                                                    {"array", "field 'prompt' is an array of 3: it must be"},
                                                    {"object", "field 'prompt' is an object of 1: it must be"},
-                                                   {"null", "field 'temperature' is null (null)"}};
+                                                   {"null", "field 'temperature' is null (null)"},
+                                                   {"nul", "made of contents without a NUL character"}};
     for (const auto &[id, part] : wrong) {
         ASSERT_EQ(lines.count(id), 1u) << id;
         EXPECT_NE(lines[id].error.find(part), std::string::npos)
