@@ -7,8 +7,8 @@
 namespace inflight {
 
 /**
- * Calls on a thread with a stack of `bytes`, and waits. Memory is used as far as the call reaches. Passes exceptions on;
- * throws std::runtime_error if there is no such stack.
+ * Calls on a thread with a stack of `bytes`, and waits. Memory is used as far as the call reaches. Passes exceptions
+ * on; throws std::runtime_error if there is no such stack.
  */
 void call_with_stack(std::size_t bytes, const std::function<void()> &call);
 

@@ -136,7 +136,8 @@ void Executor::commit(std::vector<Entry> &entries, const std::vector<Token> &tok
     for (Entry &e : entries) {
         RequestState &state = *e.state;
         counters_.evicted_tokens += plugin.evicted(state.slot) - e.evicted;
-        if (!state.finished && !state.result.tokens.empty() && (state.tokens_left() == 0 || model_.config().ends(state.last()))) {
+        if (!state.finished && !state.result.tokens.empty() &&
+            (state.tokens_left() == 0 || model_.config().ends(state.last()))) {
             finish(state, Outcome::done);
         }
     }
