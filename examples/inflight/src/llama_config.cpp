@@ -208,6 +208,9 @@ private:
         if (gguf_.tensor("rope_freqs.weight") && global.rope_scale != 1) {
             gguf_.fail("scales RoPE by a factor and by a tensor: one of them is allowed");
         }
+        if (gguf_.tensor("rope_freqs.weight") && local.rope_base != global.rope_base) {
+            gguf_.fail("scales RoPE by a tensor, and its layers have other bases: one of them is allowed");
+        }
     }
 
     void read_factors(LlamaConfig &c) const {
