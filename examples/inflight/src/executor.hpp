@@ -158,6 +158,7 @@ private:
     void commit_context(Entry &entry, const std::vector<Token> &tokens, std::size_t &next);
     std::uint32_t commit_step(Entry &entry, const std::vector<Token> &tokens, std::size_t &next);
     void append_generated(RequestState &state, Token token);
+    void fail_without_token(RequestState &state);
 };
 
 }  // namespace inflight

@@ -136,7 +136,8 @@ void Executor::commit(std::vector<Entry> &entries, const std::vector<Token> &tok
     for (Entry &e : entries) {
         RequestState &state = *e.state;
         counters_.evicted_tokens += plugin.evicted(state.slot) - e.evicted;
-        if (!state.result.tokens.empty() && (state.tokens_left() == 0 || model_.config().ends(state.last()))) {
+        if (!state.finished && !state.result.tokens.empty() &&
+            (state.tokens_left() == 0 || model_.config().ends(state.last()))) {
             finish(state, Outcome::done);
         }
     }
@@ -147,6 +148,11 @@ void Executor::commit_context(Entry &e, const std::vector<Token> &tokens, std::s
     counters_.context_tokens += e.n;
     pin_fed(*e.state);
     if (!e.state->in_context()) {
+        if (tokens[next] == NO_TOKEN) {
+            next++;
+            fail_without_token(*e.state);
+            return;
+        }
         e.state->first_token_at = Clock::now();
         e.state->result.first_token =
             std::chrono::duration<double>(e.state->first_token_at - e.state->arrived_at).count();
@@ -160,6 +166,11 @@ std::uint32_t Executor::commit_step(Entry &e, const std::vector<Token> &tokens, 
     RequestState &state = *e.state;
     std::size_t n_generated = 0;
     do {
+        if (tokens[next + n_generated] == NO_TOKEN) {
+            next += e.n;
+            fail_without_token(state);
+            return 0;
+        }
         append_generated(state, tokens[next + n_generated]);
         n_generated++;
     } while (n_generated < e.n && state.last() == e.draft[n_generated - 1] && !model_.config().ends(state.last()));
@@ -170,6 +181,11 @@ std::uint32_t Executor::commit_step(Entry &e, const std::vector<Token> &tokens, 
     counters_.accepted_tokens += n_generated - 1;
     counters_.decode_tokens += n_generated;
     return static_cast<std::uint32_t>(e.n - n_generated);
+}
+
+/** What it has in the cache may be no numbers either, so its conversation is lost. */
+void Executor::fail_without_token(RequestState &state) {
+    finish(state, Outcome::failed, "the model's logits are no finite numbers", false);
 }
 
 void Executor::append_generated(RequestState &state, Token token) {

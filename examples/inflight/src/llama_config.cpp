@@ -102,6 +102,10 @@ private:
     std::uint64_t count(const char *key, std::optional<std::uint64_t> otherwise = {}) const {
         return gguf_.count(prefix_ + key, otherwise);
     }
+    /** The first token of a vocabulary may be special, too: it is in Granite's. */
+    Token token(const char *key, std::optional<std::uint64_t> otherwise = {}) const {
+        return static_cast<Token>(gguf_.count(key, otherwise, {0, 1U << 20}));
+    }
     double number(const char *key, std::optional<double> otherwise = {}) const {
         return gguf_.number(prefix_ + key, otherwise);
     }
@@ -143,7 +147,8 @@ private:
         }
         c.rope_dim = count("rope.dimension_count", c.head_dim);
         c.feed_forward = count("feed_forward_length");
-        c.trained_context = count("context_length", 0);
+        // check_model() has checked it: some models were trained with more than 2^20 tokens.
+        c.trained_context = gguf_.count(prefix_ + "context_length", 0, {0, UINT32_MAX});
         c.rms_eps = static_cast<float>(number("attention.layer_norm_rms_epsilon"));
         c.rope_neox = family_.rope_neox;
         c.qk_norm = family_.qk_norm;
@@ -159,13 +164,13 @@ private:
                        std::to_string(c.vocabulary));
         }
         c.bytes = is_byte_vocabulary(tokens);
-        c.bos = static_cast<Token>(gguf_.count("tokenizer.ggml.bos_token_id", 1));
+        c.bos = token("tokenizer.ggml.bos_token_id", 1);
         // In most vocabularies of byte pairs no token stands for the beginning.
         c.add_bos = gguf_.flag("tokenizer.ggml.add_bos_token").value_or(gguf_.text("tokenizer.ggml.model") != "gpt2");
-        c.end_tokens = {static_cast<Token>(gguf_.count("tokenizer.ggml.eos_token_id", 2))};
+        c.end_tokens = {token("tokenizer.ggml.eos_token_id", 2)};
         for (const char *key : {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"}) {
             if (gguf_.has(key)) {
-                c.end_tokens.insert(static_cast<Token>(gguf_.count(key)));
+                c.end_tokens.insert(token(key));
             }
         }
         if (static_cast<std::size_t>(std::max(c.bos, *c.end_tokens.rbegin())) >= c.vocabulary) {
@@ -202,6 +207,9 @@ private:
         }
         if (gguf_.tensor("rope_freqs.weight") && global.rope_scale != 1) {
             gguf_.fail("scales RoPE by a factor and by a tensor: one of them is allowed");
+        }
+        if (gguf_.tensor("rope_freqs.weight") && local.rope_base != global.rope_base) {
+            gguf_.fail("scales RoPE by a tensor, and its layers have other bases: one of them is allowed");
         }
     }
 

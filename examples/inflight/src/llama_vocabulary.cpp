@@ -1,6 +1,7 @@
 #include "llama_vocabulary.hpp"
 
 #include "command_line.hpp"
+#include "deep_stack.hpp"
 
 #include <llama.h>
 
@@ -12,6 +13,12 @@
 
 namespace inflight {
 namespace {
+
+/**
+ * Many vocabularies of byte pairs divide texts by std::regex, which recurses for each character of a word: it takes 324
+ * bytes of stack in GCC's library. Shorter texts need no stack of their own.
+ */
+constexpr std::size_t STACK_PER_BYTE = 512, STACK = 1 << 20, SHORT_TEXT = 4096;
 
 /** A failed assertion of llama.cpp: the program ends with an error and not by a signal. */
 void end_process(const char *message) {
@@ -83,8 +90,16 @@ std::vector<Token> LlamaVocabulary::tokenize(const std::string &text) const {
     // A guess: the call says how many there are if it is too low.
     std::vector<Token> tokens(text.size() / 2 + 16);
     for (;;) {
-        const std::int32_t n = llama_tokenize(vocab_, text.data(), bytes, tokens.data(),
-                                              static_cast<std::int32_t>(tokens.size()), false, true);
+        std::int32_t n = 0;
+        const auto call = [&] {
+            n = llama_tokenize(vocab_, text.data(), bytes, tokens.data(), static_cast<std::int32_t>(tokens.size()),
+                               false, true);
+        };
+        if (text.size() <= SHORT_TEXT) {
+            call();
+        } else {
+            call_with_stack(STACK + STACK_PER_BYTE * text.size(), call);
+        }
         if (n == std::numeric_limits<std::int32_t>::min()) {
             throw std::runtime_error("the text has too many tokens");
         }

@@ -53,7 +53,10 @@ void Report::token(const std::string &id, Token token) {
 }
 
 void Report::request(const Result &r) {
-    streams_.erase(r.id);
+    // A result without tokens may be that of a second request whose id a running one has.
+    if (!r.tokens.empty()) {
+        streams_.erase(r.id);
+    }
     if (json_) {
         nlohmann::ordered_json line{{"id", r.id}, {"outcome", name(r.outcome)}};
         if (r.outcome == Outcome::failed) {

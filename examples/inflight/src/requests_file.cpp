@@ -106,6 +106,10 @@ std::vector<Message> messages(const Json &list) {
         if (!roles.count(message["role"])) {
             reject("messages", message["role"], "made of roles system, user and assistant");
         }
+        // Templates take texts that end there: the rest would be lost.
+        if (message["content"].get_ref<const std::string &>().find('\0') != std::string::npos) {
+            reject("messages", message["content"], "made of contents without a NUL character");
+        }
         messages.push_back({message["role"], message["content"]});
     }
     return messages;

@@ -19,6 +19,9 @@ double uniform(std::uint64_t seed, std::uint64_t index) {
 
 Token sample(const float *logits, std::size_t n, const Sampling &sampling, std::uint64_t index) {
     const float *best = std::max_element(logits, logits + n);
+    if (!std::isfinite(*best)) {
+        return NO_TOKEN;
+    }
     if (sampling.temperature <= 0) {
         return static_cast<Token>(best - logits);
     }

@@ -1,6 +1,9 @@
 #include "thread_team.hpp"
 
 #include <chrono>
+#include <stdexcept>
+#include <string>
+#include <system_error>
 
 namespace inflight {
 namespace {
@@ -18,12 +21,21 @@ void pause() {
 }  // namespace
 
 ThreadTeam::ThreadTeam(std::size_t threads) {
-    for (std::size_t i = 1; i < threads; i++) {
-        workers_.emplace_back([this] { work(); });
+    try {
+        for (std::size_t i = 1; i < threads; i++) {
+            workers_.emplace_back([this] { work(); });
+        }
+    } catch (const std::system_error &error) {
+        const std::size_t started = workers_.size() + 1;
+        end();
+        throw std::runtime_error("only " + std::to_string(started) + " of " + std::to_string(threads) +
+                                 " threads could be started: " + error.code().message());
     }
 }
 
-ThreadTeam::~ThreadTeam() {
+ThreadTeam::~ThreadTeam() { end(); }
+
+void ThreadTeam::end() {
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         ends_ = true;

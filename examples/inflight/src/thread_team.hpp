@@ -18,7 +18,7 @@ namespace inflight {
  */
 class ThreadTeam {
 public:
-    /** `threads` with the caller. */
+    /** `threads` with the caller. Throws std::runtime_error if the system does not give as many. */
     explicit ThreadTeam(std::size_t threads);
     ~ThreadTeam();
     ThreadTeam(const ThreadTeam &) = delete;
@@ -57,6 +57,7 @@ private:
 
     void share(std::uint32_t n, Call call, const void *body);
     bool take_unit();
+    void end();
     void work();
     bool wait_for_loop(std::uint64_t seen);
 };

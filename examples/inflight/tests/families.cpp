@@ -134,6 +134,10 @@ TEST(Families, OthersAreRejectedByName) {
     more.integers["attention.value_length"] = 8;
     expect_rejected(more, "has values of 8 dims and keys of 16");
     more = models.at("gemma3_windows");
+    more.reals["rope.freq_base"] = 1e6F;
+    more.tensors.push_back({"rope_freqs.weight", {8}, 0.5F});
+    expect_rejected(more, "scales RoPE by a tensor, and its layers have other bases");
+    more = models.at("gemma3_windows");
     more.integers["block_count"] = 5;
     expect_rejected(more, "has sliding windows in all of its layers");
 }

@@ -1,6 +1,7 @@
 // The parts below the executor: the GGUF reader, sampling, metrics. Products: products.cpp.
 #include "metrics.hpp"
 #include "quantized_model.hpp"
+#include "report.hpp"
 #include "support.hpp"
 
 #include <nlohmann/json.hpp>
@@ -62,6 +63,23 @@ TEST(Parts, InvalidModelFilesAreRejected) {
     expect_rejected("/nowhere/model.gguf", "is not a file");
     expect_rejected(testing::TempDir(), "is not a file");
     EXPECT_THROW(LlamaWeights::load(MODEL, 0, 3), std::runtime_error);
+}
+
+TEST(Parts, ZeroIsATokenAndContextsMayBeLongOrUnknown) {
+    using namespace std::string_literals;
+    const auto with = [](const std::string &from, const std::string &to) {
+        const auto path = copy_of_model("keys", std::filesystem::file_size(MODEL), from, to);
+        const LlamaConfig config = LlamaWeights::load(path).config;
+        std::filesystem::remove(path);
+        return config;
+    };
+    const std::string number = "\4\0\0\0"s;
+    EXPECT_EQ(with("bos_token_id" + number + "\1"s, "bos_token_id" + number + "\0"s).bos, 0);
+    EXPECT_TRUE(with("eos_token_id" + number + "\2"s, "eos_token_id" + number + "\0"s).ends(0));
+    EXPECT_EQ(with("llama.context_length", "llama.context_lengtx").trained_context, 0u);
+    EXPECT_EQ(with("llama.context_length" + number + "\0\1\0\0"s, "llama.context_length" + number + "\0\0\100\0"s)
+                  .trained_context,
+              1u << 22);
 }
 
 /** Row `i` of the stacked matrices as f32. */
@@ -137,6 +155,20 @@ TEST(Parts, SamplingFollowsTheProbabilities) {
     EXPECT_EQ(counts[3], 0);
     const float ties[] = {1, 3, 3};
     EXPECT_EQ(sample(ties, 3, {}, 9), 1);
+}
+
+TEST(Parts, AFailedTwinTakesNoBytesOfARunningAnswer) {
+    LlamaConfig config = weights().config;
+    const auto vocabulary = make_vocabulary(MODEL, config);
+    std::ostringstream out;
+    Report report(out, true, *vocabulary);
+    Result twin;
+    twin.id = "a";
+    twin.outcome = Outcome::failed;
+    report.token("a", 0xc3 + LlamaConfig::byte_offset);
+    report.request(twin);
+    report.token("a", 0xa9 + LlamaConfig::byte_offset);
+    EXPECT_NE(out.str().find("{\"id\":\"a\",\"delta\":\"\u00e9\"}"), std::string::npos) << out.str();
 }
 
 TEST(Parts, MetricsHaveThePrometheusFormat) {

@@ -119,6 +119,7 @@ not json
 {"id":"array","prompt":[1,2,3]}
 {"id":"object","prompt":{"a":1}}
 {"id":"null","prompt":"abc","temperature":null}
+{"id":"nul","messages":[{"role":"user","content":"a\u0000b"}]}
 {"id":"all","prompt":"abc","max_tokens":7,"temperature":0.5,"seed":18446744073709551615,"fork":"x")"
                           R"(,"conversation":"y","arrival":3,"cancel_after":4}
 )");
@@ -151,7 +152,8 @@ not json
                                                    {"line 24", "more than 16 arrays and objects"},
                                                    {"array", "field 'prompt' is an array of 3: it must be"},
                                                    {"object", "field 'prompt' is an object of 1: it must be"},
-                                                   {"null", "field 'temperature' is null (null)"}};
+                                                   {"null", "field 'temperature' is null (null)"},
+                                                   {"nul", "made of contents without a NUL character"}};
     for (const auto &[id, part] : wrong) {
         ASSERT_EQ(lines.count(id), 1u) << id;
         EXPECT_NE(lines[id].error.find(part), std::string::npos)
@@ -317,6 +319,44 @@ TEST(Rejections, AFailureBetweenLayersIsUndone) {
     expect_done(results);
     EXPECT_EQ(results.at("b2").tokens, a2.tokens);
     EXPECT_EQ(results.at("a3").tokens, results.at("b3").tokens);
+}
+
+/** Its logits for one of the batch's rows are no numbers, in one forward pass. */
+class NoNumbers : public Model {
+public:
+    NoNumbers(CpuModel &model, int pass) : model_(model), pass_(pass) {}
+    const LlamaConfig &config() const override { return model_.config(); }
+    AttentionPlugin &plugin() override { return model_.plugin(); }
+    std::string describe() const override { return model_.describe(); }
+    std::vector<Token> forward(const Batch &batch) override {
+        auto tokens = model_.forward(batch);
+        if (passes_++ == pass_) {
+            const std::vector<float> logits(model_.config().vocabulary, NAN);
+            tokens.at(0) = sample(logits.data(), logits.size(), {}, 0);
+        }
+        return tokens;
+    }
+
+private:
+    CpuModel &model_;
+    int pass_, passes_ = 0;
+};
+
+TEST(Rejections, OfLogitsThatAreNoNumbers) {
+    for (const int pass : {0, 3}) {
+        CpuModel model(weights(), plugin_config(2), single_rank(), 1);
+        NoNumbers without(model, pass);
+        Executor executor(without, executor_config(2));
+        Request bad = new_sequence("bad", 0, 10, 8), round = request("round", text(800, 5), 4);
+        bad.conversation = "t";
+        round.start = Start::continued;
+        round.source = "t";
+        const auto results = run(executor, {bad, new_sequence("good", 100, 10, 8), round});
+        expect_failed(results.at("bad"), "logits are no finite numbers");
+        EXPECT_EQ(results.at("bad").tokens.size(), static_cast<std::size_t>(pass));
+        expect_failed(results.at("round"), "was lost");
+        EXPECT_EQ(results.at("good").outcome, Outcome::done);
+    }
 }
 
 }  // namespace

@@ -119,6 +119,8 @@ TEST_F(Serve, EveryErrorIsOneLineAndExitCode2) {
 #if !defined(__SANITIZE_ADDRESS__)
     // AddressSanitizer adds a line of its own.
     rejected(serve + model + from + " --window 16777216 --max-seqs 16777216", "could not be allocated");
+    // Memory for the stacks of some threads.
+    rejected("ulimit -v 2000000; timeout 60 " + serve + settings + " --threads 1024", "1024 threads could be started");
 #endif
     // Before the first request runs, and not after the last.
     rejected(serve + model + from + " --metrics /nowhere/m", "'/nowhere/m'");

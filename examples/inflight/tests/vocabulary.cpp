@@ -151,6 +151,19 @@ TEST(Text, TokensAreThoseOfLlamaCpp) {
     expect_ids_of_llama(VocabularyKind::sentence_piece);
 }
 
+TEST(Text, LongWordsNeedNoLongStack) {
+    // With this division of texts into words, llama.cpp recurses for each character of one.
+    const VocabularyFile file(VocabularyKind::byte_pairs);
+    std::ifstream in(file.model(), std::ios::binary);
+    std::string all(std::istreambuf_iterator<char>(in), {});
+    all.replace(all.find("gpt-2"), 5, "bloom");
+    std::ofstream(file.model(), std::ios::binary) << all;
+    LlamaConfig config = LlamaWeights::load(file.model()).config;
+    const auto vocabulary = make_vocabulary(file.model(), config);
+    const std::string word(300000, 'x');
+    EXPECT_EQ(vocabulary->text(vocabulary->tokenize(word)), word);
+}
+
 /** Whether all of it is whole characters. */
 bool is_whole(const std::string &text) {
     try {
