@@ -162,6 +162,14 @@ fn call(host: &Host, b: &mut Bytes<'_>, saved: &mut Vec<u8>) -> (i32, Option<(u3
             args
         }};
     }
+    // An edit with so many tokens of each sequence.
+    macro_rules! edit {
+        ($call:ident, $type:ty { $($field:ident: $array:ident),* }) => {{
+            let e = Entries::new(b, &tokens);
+            let args = args!($type { n_entries: e.n, $($field: e.$array.as_ptr()),* });
+            ($call(cache, &raw const args), None)
+        }};
+    }
     let kind = b.byte() % 16;
     // SAFETY: a live cache. Arrays and tensors are as long as a call that is not refused reads.
     unsafe {
@@ -240,18 +248,8 @@ fn call(host: &Host, b: &mut Bytes<'_>, saved: &mut Vec<u8>) -> (i32, Option<(u3
                 }
                 (status, (status == 0 && kind != 2).then_some((layer, e)))
             }
-            7 => {
-                let e = Entries::new(b, &tokens);
-                let args =
-                    args!(skc_evict_args { n_entries: e.n, seq_ids: e.seqs.as_ptr(), n_tokens: e.counts.as_ptr() });
-                (skc_evict(cache, &raw const args), None)
-            }
-            8 => {
-                let e = Entries::new(b, &tokens);
-                let args =
-                    args!(skc_rewind_args { n_entries: e.n, seq_ids: e.seqs.as_ptr(), n_tokens: e.counts.as_ptr() });
-                (skc_rewind(cache, &raw const args), None)
-            }
+            7 => edit!(skc_evict, skc_evict_args { seq_ids: seqs, n_tokens: counts }),
+            8 => edit!(skc_rewind, skc_rewind_args { seq_ids: seqs, n_tokens: counts }),
             9 => {
                 let e = Entries::new(b, &tokens);
                 let positions = if b.byte() < 128 { std::ptr::null() } else { e.first.as_ptr() };
@@ -268,26 +266,8 @@ fn call(host: &Host, b: &mut Bytes<'_>, saved: &mut Vec<u8>) -> (i32, Option<(u3
                 });
                 (skc_fork(cache, &raw const args), None)
             }
-            11 => {
-                let e = Entries::new(b, &tokens);
-                let args = args!(skc_pin_args {
-                    n_entries: e.n,
-                    seq_ids: e.seqs.as_ptr(),
-                    first: e.first.as_ptr(),
-                    n_tokens: e.counts.as_ptr(),
-                });
-                (skc_pin(cache, &raw const args), None)
-            }
-            12 => {
-                let e = Entries::new(b, &tokens);
-                let args = args!(skc_evict_range_args {
-                    n_entries: e.n,
-                    seq_ids: e.seqs.as_ptr(),
-                    first: e.first.as_ptr(),
-                    n_tokens: e.counts.as_ptr(),
-                });
-                (skc_evict_range(cache, &raw const args), None)
-            }
+            11 => edit!(skc_pin, skc_pin_args { seq_ids: seqs, first: first, n_tokens: counts }),
+            12 => edit!(skc_evict_range, skc_evict_range_args { seq_ids: seqs, first: first, n_tokens: counts }),
             13 => {
                 let e = Entries::new(b, &tokens);
                 let seqs = if b.byte() < 128 { std::ptr::null() } else { e.seqs.as_ptr() };

@@ -1,6 +1,7 @@
 // Compiled once for AVX2 and once for AVX-512. It includes no header of the C++ library: their inline functions,
 // compiled here for AVX-512, could be the ones that the linker keeps for the whole program.
 #include "float_kernels.hpp"
+#include "product_tiles.hpp"
 #ifdef __AVX512F__
 #include "add_lanes_avx512.hpp"
 #endif
@@ -23,7 +24,7 @@ namespace {
 constexpr const char *NAME = "AVX-512";
 using Vector = __m512;
 /** Lanes of a vector, and dot products that are computed at a time: half of the registers hold their sums. */
-constexpr size_t LANES = 16, DOTS = 16, MOST_ROWS = 8;
+constexpr size_t LANES = 16, MOST_DOTS = 16, ROWS_AT_A_TIME = 8;
 
 INLINE Vector zero() { return _mm512_setzero_ps(); }
 INLINE Vector multiply_add(Vector a, Vector b, Vector sum) { return _mm512_fmadd_ps(a, b, sum); }
@@ -48,7 +49,7 @@ struct Bf16 {
 #else
 constexpr const char *NAME = "AVX2";
 using Vector = __m256;
-constexpr size_t LANES = 8, DOTS = 8, MOST_ROWS = 4;
+constexpr size_t LANES = 8, MOST_DOTS = 8, ROWS_AT_A_TIME = 4;
 
 INLINE Vector zero() { return _mm256_setzero_ps(); }
 INLINE Vector multiply_add(Vector a, Vector b, Vector sum) { return _mm256_fmadd_ps(a, b, sum); }
@@ -144,18 +145,18 @@ INLINE void multiply_columns(const FloatProduct &p, const float *x, const typena
     }
 }
 
-/** ROWS rows of x with `n`, at most DOTS / ROWS, rows of w. */
+/** ROWS rows of x with `n`, at most MOST_DOTS / ROWS, rows of w. */
 template <class Type, size_t ROWS>
 INLINE void multiply_tile(const FloatProduct &p, const float *x, const unsigned char *w, size_t n, float *y) {
     // Few rows of x wait for memory, which is faster where few rows of w are read at a time.
-    constexpr size_t COLUMNS = DOTS / ROWS, N = COLUMNS < MOST_COLUMNS ? COLUMNS : MOST_COLUMNS;
+    constexpr size_t COLUMNS = MOST_DOTS / ROWS, N = COLUMNS < MOST_COLUMNS ? COLUMNS : MOST_COLUMNS;
     const typename Type::Element *columns[COLUMNS];
     for (size_t j = 0; j < COLUMNS; j++) {
         // Beyond the last row of w: the last one again, whose result is not stored.
         const size_t column = j < n ? j : n - 1;
         columns[j] = reinterpret_cast<const typename Type::Element *>(w + column * p.w_stride);
     }
-    Vector sums[DOTS];
+    Vector sums[MOST_DOTS];
     for (size_t j = 0; j < COLUMNS; j += N) {
         Vector some[ROWS * N];
         multiply_columns<Type, ROWS, N>(p, x, columns + j, some);
@@ -164,7 +165,7 @@ INLINE void multiply_tile(const FloatProduct &p, const float *x, const unsigned 
             sums[d / N * COLUMNS + j + d % N] = some[d];
         }
     }
-    float dots[DOTS];
+    float dots[MOST_DOTS];
     add_lanes(sums, dots);
     for (size_t i = 0; i < ROWS; i++) {
         if (n == COLUMNS) {
@@ -177,33 +178,18 @@ INLINE void multiply_tile(const FloatProduct &p, const float *x, const unsigned 
     }
 }
 
-/** ROWS rows of x with all rows of w. */
-template <class Type, size_t ROWS>
-void multiply_rows(const FloatProduct &p, size_t row) {
-    constexpr size_t COLUMNS = DOTS / ROWS;
-    for (size_t j = 0; j < p.n; j += COLUMNS) {
-        const size_t n = p.n - j < COLUMNS ? p.n - j : COLUMNS;
-        multiply_tile<Type, ROWS>(p, p.x + row * p.x_stride, p.w + j * p.w_stride, n, p.y + row * p.y_stride + j);
+template <class Type>
+struct Tile {
+    static constexpr size_t DOTS = MOST_DOTS, MOST_ROWS = ROWS_AT_A_TIME;
+    template <size_t ROWS>
+    static INLINE void multiply(const FloatProduct &p, const float *x, const unsigned char *w, size_t n, float *y) {
+        multiply_tile<Type, ROWS>(p, x, w, n, y);
     }
-}
+};
 
 template <class Type>
 void multiply(const FloatProduct &p) {
-    size_t row = 0;
-    for (; row + MOST_ROWS <= p.rows; row += MOST_ROWS) {
-        multiply_rows<Type, MOST_ROWS>(p, row);
-    }
-    if (MOST_ROWS > 4 && row + 4 <= p.rows) {
-        multiply_rows<Type, 4>(p, row);
-        row += 4;
-    }
-    if (row + 2 <= p.rows) {
-        multiply_rows<Type, 2>(p, row);
-        row += 2;
-    }
-    if (row < p.rows) {
-        multiply_rows<Type, 1>(p, row);
-    }
+    multiply_in_tiles<Tile<Type>>(p);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // Compiled for AVX-512 with VNNI: see float_kernels_x86.cpp for why it includes no header of the C++ library.
 #include "add_lanes_avx512.hpp"
+#include "product_tiles.hpp"
 #include "q8_kernels.hpp"
 
 #include <immintrin.h>
@@ -12,7 +13,7 @@ namespace {
 
 /** Columns of a block, which has one scale; of a step of two blocks; blocks whose scales are loaded together. */
 constexpr size_t BLOCK = 32, STEP = 64, GROUP = 16;
-constexpr size_t DOTS = 16, MOST_ROWS = 8;
+constexpr size_t MOST_DOTS = 16, ROWS_AT_A_TIME = 8;
 
 /*
  * A packed row of x: for each step 64 integers, then 16 scales, eight for each of its two blocks; behind the steps, for
@@ -134,13 +135,13 @@ INLINE void multiply_columns(const Q8Product &p, const unsigned char *x, const u
 template <class Type, size_t ROWS>
 INLINE void multiply_tile(const Q8Product &p, const unsigned char *x, const unsigned char *w, size_t n, float *y) {
     // Few rows of x wait for memory, which is fastest where one row of w is read after the other.
-    constexpr size_t COLUMNS = DOTS / ROWS, N = COLUMNS < ROWS ? COLUMNS : ROWS;
+    constexpr size_t COLUMNS = MOST_DOTS / ROWS, N = COLUMNS < ROWS ? COLUMNS : ROWS;
     const unsigned char *columns[COLUMNS];
     for (size_t j = 0; j < COLUMNS; j++) {
         // Beyond the last row of w: the last one again, whose result is not stored.
         columns[j] = w + (j < n ? j : n - 1) * p.w_stride;
     }
-    __m512 sums[DOTS];
+    __m512 sums[MOST_DOTS];
     for (size_t j = 0; j < COLUMNS; j += N) {
         __m512 some[ROWS * N];
         multiply_columns<Type, ROWS, N>(p, x, columns + j, some);
@@ -149,7 +150,7 @@ INLINE void multiply_tile(const Q8Product &p, const unsigned char *x, const unsi
             sums[d / N * COLUMNS + j + d % N] = some[d];
         }
     }
-    float dots[DOTS];
+    float dots[MOST_DOTS];
     add_lanes(sums, dots);
     for (size_t i = 0; i < ROWS; i++) {
         for (size_t j = 0; j < n && j < COLUMNS; j++) {
@@ -158,32 +159,19 @@ INLINE void multiply_tile(const Q8Product &p, const unsigned char *x, const unsi
     }
 }
 
-template <class Type, size_t ROWS>
-void multiply_rows(const Q8Product &p, size_t row) {
-    constexpr size_t COLUMNS = DOTS / ROWS;
-    for (size_t j = 0; j < p.n; j += COLUMNS) {
-        const size_t n = p.n - j < COLUMNS ? p.n - j : COLUMNS;
-        multiply_tile<Type, ROWS>(p, p.x + row * p.x_stride, p.w + j * p.w_stride, n, p.y + row * p.y_stride + j);
+template <class Type>
+struct Tile {
+    static constexpr size_t DOTS = MOST_DOTS, MOST_ROWS = ROWS_AT_A_TIME;
+    template <size_t ROWS>
+    static INLINE void multiply(const Q8Product &p, const unsigned char *x, const unsigned char *w, size_t n,
+                                float *y) {
+        multiply_tile<Type, ROWS>(p, x, w, n, y);
     }
-}
+};
 
 template <class Type>
 void multiply(const Q8Product &p) {
-    size_t row = 0;
-    for (; row + MOST_ROWS <= p.rows; row += MOST_ROWS) {
-        multiply_rows<Type, MOST_ROWS>(p, row);
-    }
-    if (row + 4 <= p.rows) {
-        multiply_rows<Type, 4>(p, row);
-        row += 4;
-    }
-    if (row + 2 <= p.rows) {
-        multiply_rows<Type, 2>(p, row);
-        row += 2;
-    }
-    if (row < p.rows) {
-        multiply_rows<Type, 1>(p, row);
-    }
+    multiply_in_tiles<Tile<Type>>(p);
 }
 
 }  // namespace

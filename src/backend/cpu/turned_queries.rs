@@ -43,7 +43,7 @@ impl PieceQueries {
 }
 
 /// The turned queries of a tile.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct TurnedQueries<'a> {
     tile: &'a QueryTile<'a>,
     kernels: &'a Kernels,

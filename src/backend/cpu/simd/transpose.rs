@@ -1,4 +1,4 @@
-//! Sixteen tokens to a whole key group: keys are transposed, bf16 values interleaved.
+//! Sixteen tokens to a whole key group: keys are transposed (those in f32 when they are read), bf16 values interleaved.
 
 use crate::backend::cpu::kv_layout::KEY_GROUP;
 
