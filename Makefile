@@ -189,6 +189,7 @@ llama-hosts: setup-engines setup-venv
 		--library build/integrations/llama_cpp/interpose/libsinkcache_llama.so $(HOST_TESTS)
 
 all-inflight: setup-engines stand-in
+	@scripts/setup prometheus
 	$(call cmake_build,$(WITH_ENGINES))
 	$(CTEST) --test-dir build -R '^inflight_' -E '^inflight_cuda$$'
 	$(ON_STAND_IN) $(CTEST) --test-dir build -R '^inflight_cuda$$'
