@@ -17,7 +17,7 @@ ALL = all-llama all-llama-hosts all-inflight all-damaged-files all-sanitize-cpp 
 	all-gpu-bench all-python all-languages all-abi all-fuzz
 NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking nightly-python \
 	nightly-sanitize-rust nightly-mutants nightly-cuda-variants nightly-ptx nightly-aarch64 nightly-third-party \
-	nightly-llama-hosts nightly-fuzz nightly-fresh-machine
+	nightly-llama-hosts nightly-fuzz nightly-gpu-rehearsal nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
 .PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in ptx ptx-test \
@@ -410,6 +410,11 @@ nightly-llama-hosts: setup-engines setup-venv
 
 nightly-fuzz:
 	scripts/fuzz 3600
+
+# The first hour with a GPU on the stand-in: in a root with Python alone, with contenders that fail and a full disk.
+nightly-gpu-rehearsal: setup-venv stand-in gpu-pack
+	$(MAKE) --no-print-directory $(TORCH)/complete
+	benches/gpu/rehearsal/run build/gpu_check build/shim $(TORCH_PYTHON) $(CURDIR)/build/gpu-rehearsal 1200
 
 # The README's two commands in a new Debian that has Rust, git, make and a C linker.
 nightly-fresh-machine:
