@@ -14,7 +14,7 @@ CHECK = check-format check-text check-links check-cycles check-parameters check-
 TEST = test-setup test-rust test-stream test-cpp test-python test-cuda
 ALL = all-llama all-llama-hosts all-inflight all-damaged-files all-sanitize-cpp all-sanitize-rust all-mutants \
 	all-aarch64 all-emulated-isa all-cuda-sanitize all-ptx all-cuda-cubins all-cuda-variants all-cuda-nvcc \
-	all-gpu-bench all-python all-languages all-abi all-fuzz
+	all-gpu-bench all-python all-notebook all-languages all-abi all-fuzz
 NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking nightly-python \
 	nightly-sanitize-rust nightly-mutants nightly-cuda-variants nightly-ptx nightly-aarch64 nightly-third-party \
 	nightly-llama-hosts nightly-fuzz nightly-fresh-machine
@@ -321,12 +321,26 @@ $(TRANSFORMERS)%/complete: $(TORCH)/complete
 	rm -rf $(@D)
 	$(TORCH_PYTHON) -m pip install --quiet --no-compile --target $(@D) transformers==$*
 	touch $@
-TRANSFORMERS_VERSIONS = 5.24.0 5.16.1
+TRANSFORMERS_NEWEST = 5.24.0
+TRANSFORMERS_VERSIONS = $(TRANSFORMERS_NEWEST) 5.16.1
 
 # The Python package with PyTorch and transformers.
 all-python: setup-venv
 	$(MAKE) --no-print-directory $(TORCH)/complete $(TRANSFORMERS_VERSIONS:%=$(TRANSFORMERS)%/complete)
 	CARGO="$(CARGO)" scripts/python_wheel torch $(TORCH_PYTHON) $(TRANSFORMERS_VERSIONS:%=$(TRANSFORMERS)%)
+
+# What examples/notebook needs more. accelerate by itself: it would bring another PyTorch.
+NOTEBOOK = $(CACHE)/notebook-$(shell cksum <examples/notebook/requirements.txt | cut -d' ' -f1)
+$(NOTEBOOK)/complete: $(TORCH)/complete
+	rm -rf $(NOTEBOOK)
+	$(TORCH_PYTHON) -m pip install --quiet --no-compile --target $(NOTEBOOK) -r examples/notebook/requirements.txt
+	$(TORCH_PYTHON) -m pip install --quiet --no-compile --target $(NOTEBOOK) --no-deps accelerate==1.15.0
+	touch $@
+
+# The notebook prints and draws what is committed in it. After a change: scripts/notebook.py --write.
+all-notebook: setup-venv
+	$(MAKE) --no-print-directory $(NOTEBOOK)/complete $(TRANSFORMERS)$(TRANSFORMERS_NEWEST)/complete
+	CARGO="$(CARGO)" scripts/python_wheel notebook $(TORCH_PYTHON) $(TRANSFORMERS)$(TRANSFORMERS_NEWEST) $(NOTEBOOK)
 
 # The crate from Rust, and the C ABI from Go, Node.js, Java and C#: each example checks itself. What a machine does not
 # have is skipped.
