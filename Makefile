@@ -378,9 +378,11 @@ nightly-soak: test-setup stand-in gpu-pack
 nightly-damaged-files:
 	$(MAKE) --no-print-directory all-damaged-files DAMAGED_FILES=2000 DAMAGED_SEED=$(shell date +%j)
 
-# The Python package as a wheel for any Linux, in every Python of this machine.
+# The Python package as a wheel for any Linux, in every Python of this machine; a longer text through transformers.
 nightly-python: setup-venv
 	CARGO="$(CARGO)" PYTHON="$(PYTHON)" scripts/python_wheel manylinux
+	$(MAKE) --no-print-directory $(TORCH)/complete $(TRANSFORMERS)$(TRANSFORMERS_NEWEST)/complete
+	SKC_TOKENS=20000 CARGO="$(CARGO)" scripts/python_wheel torch $(TORCH_PYTHON) $(TRANSFORMERS)$(TRANSFORMERS_NEWEST)
 
 # A thousand parked conversations, where all-inflight has 120.
 nightly-parking: setup-engines
