@@ -14,9 +14,9 @@ CHECK = check-format check-text check-links check-cycles check-parameters check-
 TEST = test-setup test-rust test-stream test-cpp test-python test-cuda
 ALL = all-llama all-llama-hosts all-inflight all-damaged-files all-sanitize-cpp all-sanitize-rust all-mutants \
 	all-aarch64 all-emulated-isa all-cuda-sanitize all-ptx all-cuda-cubins all-cuda-variants all-cuda-nvcc \
-	all-gpu-bench all-python all-notebook all-languages all-abi all-fuzz
+	all-gpu-bench all-python all-notebook all-languages all-package all-abi all-fuzz
 NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking nightly-python \
-	nightly-sanitize-rust nightly-mutants nightly-cuda-variants nightly-ptx nightly-aarch64 nightly-third-party \
+	nightly-candle nightly-sanitize-rust nightly-mutants nightly-cuda-variants nightly-ptx nightly-aarch64 nightly-third-party \
 	nightly-llama-hosts nightly-fuzz nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
@@ -349,6 +349,13 @@ all-languages:
 	target/release/sinkcache-example
 	scripts/languages target/release
 
+# What a registry would be given: it builds by itself, and is below crates.io's limit.
+MOST_PACKAGE_BYTES = 10000000
+all-package:
+	$(CARGO) package -p sinkcache --locked --allow-dirty
+	@bytes=$$(stat -c %s target/package/sinkcache-*.crate); echo "the package has $$bytes bytes"; \
+		[ "$$bytes" -le $(MOST_PACKAGE_BYTES) ] || { echo "at most $(MOST_PACKAGE_BYTES) are allowed"; exit 1; }
+
 # The header's structs, functions and numbers are those of cpp_tests/abi.xml. After an addition: scripts/abi.py --write.
 all-abi:
 	@scripts/setup abi
@@ -383,6 +390,13 @@ nightly-python: setup-venv
 	CARGO="$(CARGO)" PYTHON="$(PYTHON)" scripts/python_wheel manylinux
 	$(MAKE) --no-print-directory $(TORCH)/complete $(TRANSFORMERS)$(TRANSFORMERS_NEWEST)/complete
 	SKC_TOKENS=20000 CARGO="$(CARGO)" scripts/python_wheel torch $(TORCH_PYTHON) $(TRANSFORMERS)$(TRANSFORMERS_NEWEST)
+
+# A Llama in candle over the crate, beside candle's own. Minutes: candle is large, and no other part needs it.
+CANDLE = --manifest-path examples/candle/Cargo.toml
+nightly-candle:
+	$(CARGO) fmt $(CANDLE) --check
+	CARGO_TARGET_DIR=$(CURDIR)/target $(CARGO) clippy $(CANDLE) --release --locked -- -D warnings
+	CARGO_TARGET_DIR=$(CURDIR)/target $(CARGO) run $(CANDLE) --release --locked
 
 # A thousand parked conversations, where all-inflight has 120.
 nightly-parking: setup-engines
