@@ -14,10 +14,10 @@ CHECK = check-format check-text check-links check-cycles check-parameters check-
 TEST = test-setup test-rust test-stream test-cpp test-python test-cuda
 ALL = all-llama all-llama-hosts all-inflight all-damaged-files all-sanitize-cpp all-sanitize-rust all-mutants \
 	all-aarch64 all-emulated-isa all-cuda-sanitize all-ptx all-cuda-cubins all-cuda-variants all-cuda-nvcc \
-	all-gpu-bench all-python all-languages all-abi all-fuzz
+	all-gpu-bench all-python all-notebook all-languages all-package all-abi all-fuzz
 NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking nightly-python \
-	nightly-sanitize-rust nightly-mutants nightly-cuda-variants nightly-ptx nightly-aarch64 nightly-third-party \
-	nightly-llama-hosts nightly-fuzz nightly-gpu-rehearsal nightly-fresh-machine
+	nightly-candle nightly-sanitize-rust nightly-mutants nightly-cuda-variants nightly-ptx nightly-aarch64 \
+	nightly-third-party nightly-llama-hosts nightly-fuzz nightly-gpu-rehearsal nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
 .PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in ptx ptx-test \
@@ -322,12 +322,26 @@ $(TRANSFORMERS)%/complete: $(TORCH)/complete
 	rm -rf $(@D)
 	$(TORCH_PYTHON) -m pip install --quiet --no-compile --target $(@D) transformers==$*
 	touch $@
-TRANSFORMERS_VERSIONS = 5.24.0 5.16.1
+TRANSFORMERS_NEWEST = 5.24.0
+TRANSFORMERS_VERSIONS = $(TRANSFORMERS_NEWEST) 5.16.1
 
 # The Python package with PyTorch and transformers.
 all-python: setup-venv
 	$(MAKE) --no-print-directory $(TORCH)/complete $(TRANSFORMERS_VERSIONS:%=$(TRANSFORMERS)%/complete)
 	CARGO="$(CARGO)" scripts/python_wheel torch $(TORCH_PYTHON) $(TRANSFORMERS_VERSIONS:%=$(TRANSFORMERS)%)
+
+# What examples/notebook needs more. accelerate by itself: it would bring another PyTorch.
+NOTEBOOK = $(CACHE)/notebook-$(shell cksum <examples/notebook/requirements.txt | cut -d' ' -f1)
+$(NOTEBOOK)/complete: $(TORCH)/complete
+	rm -rf $(NOTEBOOK)
+	$(TORCH_PYTHON) -m pip install --quiet --no-compile --target $(NOTEBOOK) -r examples/notebook/requirements.txt
+	$(TORCH_PYTHON) -m pip install --quiet --no-compile --target $(NOTEBOOK) --no-deps accelerate==1.15.0
+	touch $@
+
+# The notebook prints and draws what is committed in it. After a change: scripts/notebook.py --write.
+all-notebook: setup-venv
+	$(MAKE) --no-print-directory $(NOTEBOOK)/complete $(TRANSFORMERS)$(TRANSFORMERS_NEWEST)/complete
+	CARGO="$(CARGO)" scripts/python_wheel notebook $(TORCH_PYTHON) $(TRANSFORMERS)$(TRANSFORMERS_NEWEST) $(NOTEBOOK)
 
 # The crate from Rust, and the C ABI from Go, Node.js, Java and C#: each example checks itself. What a machine does not
 # have is skipped.
@@ -335,6 +349,13 @@ all-languages:
 	$(CARGO) build --release -p sinkcache -p sinkcache-example
 	target/release/sinkcache-example
 	scripts/languages target/release
+
+# What a registry would be given: it builds by itself, and is below crates.io's limit.
+MOST_PACKAGE_BYTES = 10000000
+all-package:
+	$(CARGO) package -p sinkcache --locked --allow-dirty
+	@bytes=$$(stat -c %s target/package/sinkcache-*.crate); echo "the package has $$bytes bytes"; \
+		[ "$$bytes" -le $(MOST_PACKAGE_BYTES) ] || { echo "at most $(MOST_PACKAGE_BYTES) are allowed"; exit 1; }
 
 # The header's structs, functions and numbers are those of cpp_tests/abi.xml. After an addition: scripts/abi.py --write.
 all-abi:
@@ -365,9 +386,18 @@ nightly-soak: test-setup stand-in gpu-pack
 nightly-damaged-files:
 	$(MAKE) --no-print-directory all-damaged-files DAMAGED_FILES=2000 DAMAGED_SEED=$(shell date +%j)
 
-# The Python package as a wheel for any Linux, in every Python of this machine.
+# The Python package as a wheel for any Linux, in every Python of this machine; a longer text through transformers.
 nightly-python: setup-venv
 	CARGO="$(CARGO)" PYTHON="$(PYTHON)" scripts/python_wheel manylinux
+	$(MAKE) --no-print-directory $(TORCH)/complete $(TRANSFORMERS)$(TRANSFORMERS_NEWEST)/complete
+	SKC_TOKENS=20000 CARGO="$(CARGO)" scripts/python_wheel torch $(TORCH_PYTHON) $(TRANSFORMERS)$(TRANSFORMERS_NEWEST)
+
+# A Llama in candle over the crate, beside candle's own. Minutes: candle is large, and no other part needs it.
+CANDLE = --manifest-path examples/candle/Cargo.toml
+nightly-candle:
+	$(CARGO) fmt $(CANDLE) --check
+	CARGO_TARGET_DIR=$(CURDIR)/target $(CARGO) clippy $(CANDLE) --release --locked -- -D warnings
+	CARGO_TARGET_DIR=$(CURDIR)/target $(CARGO) run $(CANDLE) --release --locked
 
 # A thousand parked conversations, where all-inflight has 120.
 nightly-parking: setup-engines
