@@ -41,7 +41,7 @@ def tokens_of(count):
 def losses(name, count):
     """Of each token but the first: the negative logarithm of its probability. And bytes of keys and values held."""
     import torch
-    from old_sink_cache import OldSinkCache
+    from torch_caches import OldSinkCache
     from sinkcache.transformers import SinkCache, cache_argument
     from tiny_llama import load
     from transformers import DynamicCache
