@@ -15,9 +15,9 @@ TEST = test-setup test-rust test-stream test-cpp test-python test-cuda
 ALL = all-llama all-llama-hosts all-inflight all-damaged-files all-sanitize-cpp all-sanitize-rust all-mutants \
 	all-aarch64 all-emulated-isa all-cuda-sanitize all-ptx all-cuda-cubins all-cuda-variants all-cuda-nvcc \
 	all-gpu-bench all-python all-notebook all-languages all-package all-abi all-fuzz
-NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking nightly-python \
-	nightly-candle nightly-sanitize-rust nightly-mutants nightly-cuda-variants nightly-ptx nightly-aarch64 nightly-third-party \
-	nightly-llama-hosts nightly-fuzz nightly-fresh-machine
+NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking \
+	nightly-python nightly-candle nightly-sanitize-rust nightly-mutants nightly-cuda-variants nightly-ptx \
+	nightly-aarch64 nightly-third-party nightly-llama-hosts nightly-fuzz nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
 .PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in ptx ptx-test \

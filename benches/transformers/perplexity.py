@@ -5,8 +5,8 @@ version 5, with the bundled model, which was trained on 256 tokens, and the bund
   python3 benches/transformers/perplexity.py OUT.json        runs them and draws OUT.svg
   python3 benches/transformers/perplexity.py --draw OUT.json draws alone
 
-Needs sinkcache, PyTorch, transformers and matplotlib; one thread. The program stream (examples/stream) measures the same
-in Rust, on the same tokens with --skip 0.
+Needs sinkcache, PyTorch, transformers and matplotlib; one thread. The program stream (examples/stream) measures the
+same in Rust, on the same tokens with --skip 0.
 """
 import argparse
 import datetime

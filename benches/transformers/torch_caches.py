@@ -1,10 +1,10 @@
 """Attention sinks in PyTorch, to compare with. Written for these comparisons from the methods; nobody's code.
 
-OldSinkCache   the way of the SinkCache that transformers had before version 5: keys are held at their places in the cache,
-               and when a token goes, every key of the window is turned back by one place, in the model's type
-RingSinkCache  the fastest that could be thought of: keys stay where and as they are, a new one takes the slot of the one
-               that goes (attention does not mind the order), and only the sinks are turned, from their positions by the
-               number of tokens that are gone
+OldSinkCache   the way of the SinkCache that transformers had before version 5: keys are held at their places in the
+               cache, and when a token goes, every key of the window is turned back by one place, in the model's type
+RingSinkCache  the fastest that could be thought of: keys stay where and as they are, a new one takes the slot of the
+               one that goes (attention does not mind the order), and only the sinks are turned, from their positions
+               by the number of tokens that are gone
 
 Both take one token at a time once they are full.
 """
