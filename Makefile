@@ -13,11 +13,12 @@ CHECK = check-format check-text check-links check-cycles check-parameters check-
 	check-python check-predictions check-lint check-docs check-rust
 TEST = test-setup test-rust test-stream test-cpp test-python test-cuda
 ALL = all-llama all-llama-hosts all-inflight all-damaged-files all-sanitize-cpp all-sanitize-rust all-mutants \
-	all-aarch64 all-emulated-isa all-cuda-sanitize all-ptx all-cuda-cubins all-cuda-variants all-cuda-nvcc \
+	all-aarch all-emulated-isa all-cuda-sanitize all-ptx all-cuda-cubins all-cuda-variants all-cuda-nvcc \
 	all-gpu-bench all-python all-notebook all-languages all-package all-abi all-fuzz
-NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking nightly-python \
-	nightly-candle nightly-sanitize-rust nightly-mutants nightly-cuda-variants nightly-ptx nightly-aarch64 \
-	nightly-third-party nightly-llama-hosts nightly-fuzz nightly-gpu-rehearsal nightly-fresh-machine
+NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking \
+	nightly-python nightly-candle nightly-sanitize-rust nightly-mutants nightly-cuda-variants nightly-ptx \
+	nightly-aarch nightly-third-party nightly-llama-hosts nightly-fuzz nightly-gpu-rehearsal \
+	nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
 .PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in ptx ptx-test \
@@ -387,7 +388,7 @@ nightly-damaged-files:
 	$(MAKE) --no-print-directory all-damaged-files DAMAGED_FILES=2000 DAMAGED_SEED=$(shell date +%j)
 
 # The Python package as a wheel for any Linux, in every Python of this machine; a longer text through transformers.
-nightly-python: setup-venv
+nightly-python: setup-venv setup-aarch64
 	CARGO="$(CARGO)" PYTHON="$(PYTHON)" scripts/python_wheel manylinux
 	$(MAKE) --no-print-directory $(TORCH)/complete $(TRANSFORMERS)$(TRANSFORMERS_NEWEST)/complete
 	SKC_TOKENS=20000 CARGO="$(CARGO)" scripts/python_wheel torch $(TORCH_PYTHON) $(TRANSFORMERS)$(TRANSFORMERS_NEWEST)

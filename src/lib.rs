@@ -81,8 +81,8 @@
 //! ```
 //!
 //! # More
-//! `examples/rust` in the repository checks each row of a stream against a plain softmax, `examples/candle` is a Llama in
-//! candle over this cache. The C ABI (`include/sinkcache.h`, module [`ffi`]) wraps the same objects.
+//! `examples/rust` in the repository checks each row of a stream against a plain softmax, `examples/candle` is a Llama
+//! in candle over this cache. The C ABI (`include/sinkcache.h`, module [`ffi`]) wraps the same objects.
 
 pub mod backend;
 mod batch;

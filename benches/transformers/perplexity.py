@@ -5,8 +5,8 @@ version 5, with the bundled model, which was trained on 256 tokens, and the bund
   python3 benches/transformers/perplexity.py OUT.json        runs them and draws OUT.svg
   python3 benches/transformers/perplexity.py --draw OUT.json draws alone
 
-Needs sinkcache, PyTorch, transformers and matplotlib; one thread. The program stream (examples/stream) measures the same
-in Rust, on the same tokens with --skip 0.
+Needs sinkcache, PyTorch, transformers and matplotlib; one thread. The program stream (examples/stream) measures the
+same in Rust, on the same tokens with --skip 0.
 """
 import argparse
 import datetime
@@ -41,7 +41,7 @@ def tokens_of(count):
 def losses(name, count):
     """Of each token but the first: the negative logarithm of its probability. And bytes of keys and values held."""
     import torch
-    from old_sink_cache import OldSinkCache
+    from torch_caches import OldSinkCache
     from sinkcache.transformers import SinkCache, cache_argument
     from tiny_llama import load
     from transformers import DynamicCache

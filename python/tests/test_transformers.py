@@ -95,8 +95,8 @@ def perplexity(model, cache, x, since):
 
 
 class Plain:
-    """StreamingLLM by its definition, for a Llama: keys are kept as they are before RoPE, and for each token all that are
-    held then are rotated to their places in the cache. In the type of the model."""
+    """StreamingLLM by its definition, for a Llama: keys are kept as they are before RoPE, and for each token all that
+    are held then are rotated to their places in the cache. In the type of the model."""
 
     def __init__(self, model, sinks, window):
         self.model, self.sinks, self.length = model, sinks, sinks + window

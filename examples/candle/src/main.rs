@@ -1,5 +1,5 @@
-//! The bundled Llama in candle, over sinks and a window: its logits are those of candle's own model while all tokens are
-//! held, and its perplexity stays where it is far beyond that.
+//! The bundled Llama in candle, over sinks and a window: its logits are those of candle's own model while all tokens
+//! are held, and its perplexity stays where it is far beyond that.
 //!
 //! `cargo run --release` in this folder; candle computes on the CPU.
 
