@@ -367,7 +367,7 @@ all-valgrind: test-setup
 	@scripts/setup valgrind || { echo "SKIPPED: Valgrind cannot be installed"; exit 0; }; \
 		scripts/valgrind build avx2 $(VALGRIND_TESTS) && scripts/valgrind build scalar $(VALGRIND_TESTS)
 
-# A million tokens; nightly-life has a hundred times as many.
+# Three million tokens; nightly-life has 100 million.
 all-soak:
 	$(CARGO) test -p sinkcache --test soak -- --nocapture
 
