@@ -13,12 +13,13 @@ CHECK = check-format check-text check-links check-cycles check-parameters check-
 	check-python check-predictions check-lint check-docs check-rust
 TEST = test-setup test-rust test-stream test-cpp test-python test-cuda
 ALL = all-llama all-llama-hosts all-inflight all-damaged-files all-sanitize-cpp all-sanitize-rust all-mutants \
-	all-aarch all-emulated-isa all-cuda-sanitize all-ptx all-cuda-cubins all-cuda-variants all-cuda-nvcc \
-	all-gpu-bench all-python all-notebook all-languages all-package all-abi all-fuzz
+	all-aarch64 all-emulated-isa all-cuda-sanitize all-ptx all-cuda-cubins all-cuda-variants all-cuda-nvcc \
+	all-gpu-bench all-python all-notebook all-languages all-package all-abi all-fuzz all-tsan all-loom all-miri \
+	all-valgrind all-soak all-dependencies
 NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking \
 	nightly-python nightly-candle nightly-sanitize-rust nightly-mutants nightly-cuda-variants nightly-ptx \
-	nightly-aarch nightly-third-party nightly-llama-hosts nightly-fuzz nightly-gpu-rehearsal \
-	nightly-fresh-machine
+	nightly-aarch64 nightly-third-party nightly-llama-hosts nightly-fuzz nightly-gpu-rehearsal nightly-tsan \
+	nightly-loom nightly-miri nightly-valgrind nightly-life nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
 .PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in ptx ptx-test \
@@ -363,9 +364,39 @@ all-abi:
 	@scripts/setup abi
 	$(PYTHON) -B scripts/abi.py
 
-# A minute of what nightly-fuzz does for an hour.
+# Of what nightly-fuzz does for an hour.
 all-fuzz:
 	@scripts/fuzz 60
+	@scripts/setup engines clang && scripts/fuzz_readers 20
+
+# What threads share: run under ThreadSanitizer, and as models in every order of threads.
+all-tsan:
+	@scripts/tsan 20000 60
+
+all-loom:
+	@scripts/loom 2
+
+# Undefined behaviour, on scalar kernels and small shapes.
+all-miri:
+	@scripts/miri short
+
+# Programs of the C++ tests in memcheck, on two instruction sets. Those that only take longer are left to the night.
+VALGRIND_SHORT = batches layouts call_errors config_errors structs handles pointers memory busy step_part edits ranges \
+	snapshots nonfinite log raii allocation_failures
+VALGRIND_TESTS = $(VALGRIND_SHORT)
+all-valgrind: test-setup
+	$(call cmake_build,$(WITHOUT_ENGINES))
+	@scripts/setup valgrind || { echo "SKIPPED: Valgrind cannot be installed"; exit 0; }; \
+		scripts/valgrind build avx2 $(VALGRIND_TESTS) && scripts/valgrind build scalar $(VALGRIND_TESTS)
+
+# Three million tokens; nightly-life has 100 million.
+all-soak:
+	$(CARGO) test -p sinkcache --test soak -- --nocapture
+
+# Licences and sources of all packages, and the library with the oldest versions of them that it allows.
+all-dependencies:
+	@$(PYTHON) -B scripts/dependencies.py
+	@scripts/minimal_versions
 
 # --- nightly ---
 
@@ -441,6 +472,33 @@ nightly-llama-hosts: setup-engines setup-venv
 
 nightly-fuzz:
 	scripts/fuzz 3600
+	scripts/setup engines clang && scripts/fuzz_readers 1200
+
+nightly-tsan:
+	scripts/tsan 1000000 2000
+
+nightly-loom:
+	scripts/loom 3
+
+nightly-miri:
+	scripts/miri long
+
+# All but `fork`, whose children end at once with what the parent had, and `small_stack`, which counts bytes.
+nightly-valgrind:
+	$(MAKE) --no-print-directory all-valgrind \
+		VALGRIND_TESTS="$(VALGRIND_SHORT) parallel_for threads discovery vectors"
+
+# LIFE_PIECES pieces of LIFE_TOKENS tokens, each going on where the one before has ended, in another process. What is
+# there already goes on: `make nightly-life LIFE_PIECES=1` is one more piece.
+LIFE_TOKENS = 10000000
+LIFE_PIECES = 10
+LIFE_STATE = $(CURDIR)/build/soak-state
+nightly-life:
+	@if [ "$(LIFE_PIECES)" != 1 ]; then rm -f "$(LIFE_STATE)"; fi
+	@mkdir -p build
+	@for piece in $$(seq $(LIFE_PIECES)); do \
+		SKC_SOAK_TOKENS=$(LIFE_TOKENS) SKC_SOAK_STATE="$(LIFE_STATE)" \
+			$(CARGO) test -p sinkcache --test soak -- --nocapture || exit 1; done
 
 # The first hour with a GPU on the stand-in: in a root with Python alone, with contenders that fail and a full disk.
 nightly-gpu-rehearsal: setup-venv stand-in gpu-pack
@@ -463,6 +521,7 @@ bench:
 SECONDS = 600
 fuzz:
 	@scripts/fuzz $(SECONDS)
+	@scripts/setup engines clang && scripts/fuzz_readers $(SECONDS)
 
 # What a machine with a GPU needs, in a folder that stands by itself: `build/gpu_check/benches/gpu/go OUT` there.
 gpu-pack:

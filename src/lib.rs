@@ -97,6 +97,7 @@ mod process;
 pub mod ranges;
 pub mod ring;
 pub mod rope;
+mod sync;
 mod tensor;
 mod text;
 
@@ -111,3 +112,10 @@ pub use error::{Error, Result, Status};
 pub use exec::{ParallelFor, TaskFn};
 pub use memory::{AllocFn, FreeFn, Memory};
 pub use tensor::{AttendTensors, Element, RowsIn, RowsOut, StepTensors};
+
+/// What the fuzz targets reach that the library does not offer.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::backend::cuda::kernel_file;
+}
