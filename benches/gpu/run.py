@@ -7,8 +7,8 @@ README.md.
     ... --device shim --smoke       the library's CUDA backend on the stand-in of tools/cuda_shim
 
 Writes to FOLDER: rows.jsonl (a line as soon as it is known), results.json and table.txt. The exit code is 0 when the
-run has finished, whatever the results; with --strict it is 1 if a row is wrong or an error, or nothing was measured. It is
-3 when FOLDER has no more room.
+run has finished, whatever the results; with --strict it is 1 if a row is wrong or an error, or nothing was measured. It
+is 3 when FOLDER has no more room.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def options():
         "--cases", default="", help="only cases whose key contains one of these words, separated by semicolons"
     )
     p.add_argument("--contenders", default="", help="only contenders whose name contains one of these words")
-    p.add_argument("--extra", type=pathlib.Path, help="a Python file whose CONTENDERS are measured too, after the others")
+    p.add_argument("--extra", type=pathlib.Path, help="a Python file whose CONTENDERS are measured after the others")
     p.add_argument("--smoke", action="store_true", help="tiny cases")
     p.add_argument("--strict", action="store_true", help="exit code 1 if any row is wrong or an error")
     p.add_argument("--resume", action="store_true", help="continue a run that was interrupted")

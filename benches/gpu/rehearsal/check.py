@@ -7,7 +7,8 @@ import sys
 
 def main():
     out = pathlib.Path(sys.argv[1])
-    check, results, llama = (json.loads((out / f).read_text()) for f in ("gpu_check.json", "results.json", "llama.json"))
+    names = ("gpu_check.json", "results.json", "llama.json")
+    check, results, llama = (json.loads((out / name).read_text()) for name in names)
     failed = [r for r in check["rows"] if not r["ok"]]
     assert check["rows"] and not failed, failed
     faults = {r["contender"]: r["note"] for r in results["rows"] if r["contender"] in ("crash", "hang")}
@@ -20,8 +21,8 @@ def main():
     assert llama["checks"] and all(r["holds"] for r in llama["checks"]), llama["checks"]
     assert llama["rows"] and all(r["status"] == "ok" for r in llama["rows"]), llama["rows"]
     assert len((out / "ncu.csv").read_text().splitlines()) == 3, "launches under Nsight Compute"
-    print(f"{len(check['rows'])} of {len(check['rows'])} passed; {len(others)} rows timed, {len(faults)} faults as rows, "
-          f"{len(llama['rows'])} rows of the whole model")
+    print(f"{len(check['rows'])} of {len(check['rows'])} passed; {len(others)} rows timed, {len(faults)} faults as "
+          f"rows, {len(llama['rows'])} rows of the whole model")
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ struct FloatKernels {
     void (*f16)(const FloatProduct &);
     void (*bf16)(const FloatProduct &);
     /**
-     * out[i] = gate[i] / (1 + exp(-gate[i])) * up[i], for n elements. Relative to the exact value within 5e-7, and where gates
-     * are below -87 at most 1e-38 |gate[i] up[i]| from zero. Bits depend on one element alone.
+     * out[i] = gate[i] / (1 + exp(-gate[i])) * up[i], for n elements. Relative to the exact value within 5e-7, and
+     * where gates are below -87 at most 1e-38 |gate[i] up[i]| from zero. Bits depend on one element alone.
      */
     void (*silu_times)(const float *gate, const float *up, float *out, size_t n);
 };
