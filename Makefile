@@ -14,8 +14,8 @@ CHECK = check-format check-text check-links check-cycles check-parameters check-
 TEST = test-setup test-rust test-stream test-cpp test-python test-cuda
 ALL = all-llama all-llama-hosts all-inflight all-damaged-files all-sanitize-cpp all-sanitize-rust all-mutants \
 	all-aarch64 all-emulated-isa all-cuda-sanitize all-ptx all-cuda-cubins all-cuda-variants all-cuda-nvcc \
-	all-gpu-bench all-python all-notebook all-languages all-package all-abi all-fuzz all-tsan all-loom all-miri \
-	all-valgrind all-soak all-dependencies
+	all-gpu-bench all-python all-notebook all-languages all-package all-abi all-fuzz all-loom all-valgrind \
+	all-soak all-dependencies
 NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking \
 	nightly-python nightly-candle nightly-sanitize-rust nightly-mutants nightly-cuda-variants nightly-ptx \
 	nightly-aarch64 nightly-third-party nightly-llama-hosts nightly-fuzz nightly-gpu-rehearsal nightly-tsan \
@@ -23,7 +23,7 @@ NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
 .PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in ptx ptx-test \
-	emulator llama-hosts asan-short asan-long fuzz header bench gpu-pack clean clean-cache
+	emulator llama-hosts asan-short asan-long tsan miri fuzz header bench gpu-pack clean clean-cache
 .DEFAULT_GOAL := help
 
 help:
@@ -40,6 +40,7 @@ help:
 	@echo "  make header     write include/sinkcache.h after a change of src/ffi"
 	@echo "  make bench      the benchmarks of criterion"
 	@echo "  make fuzz       fuzz targets for SECONDS (600) in all"
+	@echo "  make tsan, make miri   ThreadSanitizer and Miri over a share of what they do at night"
 	@echo "  make gpu-pack   build/gpu_check: all that a machine with a GPU needs to check and measure the CUDA backend"
 	@echo "  make clean      remove what was built here; make clean-cache: what is kept in $(CACHE)"
 
@@ -370,14 +371,15 @@ all-fuzz:
 	@scripts/setup engines clang && scripts/fuzz_readers 20
 
 # What threads share: run under ThreadSanitizer, and as models in every order of threads.
-all-tsan:
+# Minutes each; nightly-tsan and nightly-miri do more.
+tsan:
 	@scripts/tsan 20000 60
 
 all-loom:
 	@scripts/loom 2
 
 # Undefined behaviour, on scalar kernels and small shapes.
-all-miri:
+miri:
 	@scripts/miri short
 
 # Programs of the C++ tests in memcheck, on two instruction sets. Those that only take longer are left to the night.
