@@ -242,7 +242,7 @@ asan-long:
 # Named mistakes in a copy of the sources, each of which the tests must catch: every eighth, others every day. All of
 # them would take longer than any other part.
 all-mutants: setup-aarch64 stand-in emulator
-	$(PYTHON) scripts/mutants.py --share 8 --day $(shell date +%j)
+	$(PYTHON) scripts/mutants.py --share 12 --day $(shell date +%j)
 
 # Of instructions, for processors that do not have them; only x86-64 can run it.
 emulator:
