@@ -212,7 +212,7 @@ def shared_bytes(kernel, macros):
         return decode + new_tokens * sum((row + 15) // 16 * 16 for row in rows)
     small = 64 * query + 2 * (16 if dim > 128 else 64) * token
     large = 128 * query + 3 * 32 * token
-    return 64 + (max(small, large) if dim <= 128 else small)
+    return 80 + (max(small, large) if dim <= 128 else small)
 
 
 def table(results, version):
