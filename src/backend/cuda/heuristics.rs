@@ -98,8 +98,8 @@ impl Heuristics<'_> {
 
     /// KV splits of a chunk with so many query tiles of 64 rows to a KV head.
     fn chunk_splits(&self, kernels: &VariantKernels, call: CallSize, tiles: u64) -> u32 {
-        let dim = kernels.variant.dim;
-        let rounds = self.key_tiles(call, chunk_keys(dim)).div_ceil(chunk_slices(dim).into()).max(1);
+        let (dtype, dim) = (kernels.variant.dtype, kernels.variant.dim);
+        let rounds = self.key_tiles(call, chunk_keys(dim)).div_ceil(chunk_slices(dtype, dim).into()).max(1);
         let heads = (u64::from(call.n_entries) * self.shape.n_kv_heads as u64 * tiles).max(1);
         let most = (MAX_GRID_YZ / tiles).min(max_chunk_partials(self.multiprocessors) / heads);
         let work = SplitWork { heads, rounds, max_splits: most.min(rounds).max(1), merge: CHUNK_MERGE };

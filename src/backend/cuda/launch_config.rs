@@ -91,8 +91,8 @@ pub const fn chunk_keys(dim: u32) -> u32 {
 }
 
 /// Into how many slices of warps, each with its own tiles of keys, a block with a query tile of 64 rows is divided.
-pub const fn chunk_slices(dim: u32) -> u32 {
-    if dim > 128 { 1 } else { 2 }
+pub const fn chunk_slices(dtype: u32, dim: u32) -> u32 {
+    if dim > 128 || is_quantised(dtype) { 1 } else { 2 }
 }
 
 /// Shared memory of a chunk: query rows, stages of keys and values, scratch. Query tiles of 64 rows have two stages,
@@ -100,7 +100,7 @@ pub const fn chunk_slices(dim: u32) -> u32 {
 pub const fn chunk_shared(dtype: u32, dim: u32) -> u32 {
     const CHUNK_SCRATCH: u32 = 80;
     let (row, token) = (query_row_bytes(dim), tile_token_bytes(dtype, dim));
-    let small = CHUNK_SMALL_ROWS * row + 2 * chunk_slices(dim) * chunk_keys(dim) * token;
+    let small = CHUNK_SMALL_ROWS * row + 2 * chunk_slices(dtype, dim) * chunk_keys(dim) * token;
     let large = CHUNK_LARGE_ROWS * row + 3 * chunk_keys(dim) * token;
     CHUNK_SCRATCH + if dim <= 128 && large > small { large } else { small }
 }

@@ -220,7 +220,8 @@ SKC_DEVICE void attend_rows(const SkcAttend& p, QueryTile& tile) {
 #else
 #pragma unroll 1
         for (u32 i = 0; i < 2; ++i) {
-            u32 before = i == 0 ? 0 : chunk_tiles(key_range(l, 0, {true, b.tokens.oldest}, b.tokens).n);
+            // Where fewer sinks than n_sink are held, there is no window.
+            u32 before = i == 0 ? 0 : chunk_tiles((u32)ring.n_sink);
             add_keys<Form>(c, p, b, {i == 0, b.tokens.oldest}, before);
         }
 #endif

@@ -49,10 +49,10 @@ struct ChunkForm {
     static constexpr u32 ROWS = ROWS_;
     static constexpr u32 STAGES = STAGES_;  // of tiles of keys in shared memory
     static constexpr u32 KEYS = CHUNK_KEYS(SKC_DIM);
-    static constexpr u32 WARP_ROWS = CHUNK_WARP_ROWS(SKC_DIM);
+    static constexpr u32 WARP_ROWS = CHUNK_WARP_ROWS(SKC_TYPE, SKC_DIM, ROWS_);
     static constexpr u32 M_BLOCKS = WARP_ROWS / 16;
     // Warps of a slice share tiles of keys. Slices share the rows and take every SLICES-th tile.
-    static constexpr u32 SLICES = CHUNK_SLICES(SKC_DIM, ROWS_);
+    static constexpr u32 SLICES = CHUNK_SLICES(SKC_TYPE, SKC_DIM, ROWS_);
     static constexpr u32 SLICE_WARPS = 4 / SLICES;
     static constexpr u32 SLICE_THREADS = 32 * SLICE_WARPS;
     // Keys of small tiles may be split among blocks.

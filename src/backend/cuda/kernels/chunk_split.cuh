@@ -152,8 +152,9 @@ SKC_DEVICE bool merge_splits(ChunkRows<M_BLOCKS>& c, const SkcAttend& p, u32 spl
     warp_sync();
     c.rows[0] = ChunkState::empty();
     c.rows[1] = ChunkState::empty();
-#pragma unroll 4
+#pragma unroll 1
     for (u32 i = 0; i < n; ++i) add_stats(c.rows[0], c.rows[1], partial(i).stats());
+#pragma unroll 1
     // mutant: chunk_split_left_out
     for (u32 i = 0; i < n; ++i) add_partial(c.rows[0], c.rows[1], partial(i));
     return true;
