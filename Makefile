@@ -14,10 +14,12 @@ CHECK = check-format check-text check-links check-cycles check-parameters check-
 TEST = test-setup test-rust test-stream test-cpp test-python test-cuda
 ALL = all-llama all-llama-hosts all-inflight all-damaged-files all-sanitize-cpp all-sanitize-rust all-mutants \
 	all-aarch64 all-emulated-isa all-cuda-sanitize all-ptx all-cuda-cubins all-cuda-variants all-cuda-nvcc \
-	all-gpu-bench all-python all-languages all-abi all-fuzz
-NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking nightly-python \
-	nightly-sanitize-rust nightly-mutants nightly-cuda-variants nightly-ptx nightly-aarch64 nightly-third-party \
-	nightly-llama-hosts nightly-fuzz nightly-fresh-machine
+	all-gpu-bench all-python all-notebook all-languages all-package all-abi all-fuzz all-tsan all-loom all-miri \
+	all-valgrind all-soak all-dependencies
+NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking \
+	nightly-python nightly-candle nightly-sanitize-rust nightly-mutants nightly-cuda-variants nightly-ptx \
+	nightly-aarch64 nightly-third-party nightly-llama-hosts nightly-fuzz nightly-gpu-rehearsal nightly-tsan \
+	nightly-loom nightly-miri nightly-valgrind nightly-life nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
 .PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in ptx ptx-test \
@@ -189,6 +191,7 @@ llama-hosts: setup-engines setup-venv
 		--library build/integrations/llama_cpp/interpose/libsinkcache_llama.so $(HOST_TESTS)
 
 all-inflight: setup-engines stand-in
+	@scripts/setup prometheus
 	$(call cmake_build,$(WITH_ENGINES))
 	$(CTEST) --test-dir build -R '^inflight_' -E '^inflight_cuda$$'
 	$(ON_STAND_IN) $(CTEST) --test-dir build -R '^inflight_cuda$$'
@@ -321,12 +324,26 @@ $(TRANSFORMERS)%/complete: $(TORCH)/complete
 	rm -rf $(@D)
 	$(TORCH_PYTHON) -m pip install --quiet --no-compile --target $(@D) transformers==$*
 	touch $@
-TRANSFORMERS_VERSIONS = 5.24.0 5.16.1
+TRANSFORMERS_NEWEST = 5.24.0
+TRANSFORMERS_VERSIONS = $(TRANSFORMERS_NEWEST) 5.16.1
 
 # The Python package with PyTorch and transformers.
 all-python: setup-venv
 	$(MAKE) --no-print-directory $(TORCH)/complete $(TRANSFORMERS_VERSIONS:%=$(TRANSFORMERS)%/complete)
 	CARGO="$(CARGO)" scripts/python_wheel torch $(TORCH_PYTHON) $(TRANSFORMERS_VERSIONS:%=$(TRANSFORMERS)%)
+
+# What examples/notebook needs more. accelerate by itself: it would bring another PyTorch.
+NOTEBOOK = $(CACHE)/notebook-$(shell cksum <examples/notebook/requirements.txt | cut -d' ' -f1)
+$(NOTEBOOK)/complete: $(TORCH)/complete
+	rm -rf $(NOTEBOOK)
+	$(TORCH_PYTHON) -m pip install --quiet --no-compile --target $(NOTEBOOK) -r examples/notebook/requirements.txt
+	$(TORCH_PYTHON) -m pip install --quiet --no-compile --target $(NOTEBOOK) --no-deps accelerate==1.15.0
+	touch $@
+
+# The notebook prints and draws what is committed in it. After a change: scripts/notebook.py --write.
+all-notebook: setup-venv
+	$(MAKE) --no-print-directory $(NOTEBOOK)/complete $(TRANSFORMERS)$(TRANSFORMERS_NEWEST)/complete
+	CARGO="$(CARGO)" scripts/python_wheel notebook $(TORCH_PYTHON) $(TRANSFORMERS)$(TRANSFORMERS_NEWEST) $(NOTEBOOK)
 
 # The crate from Rust, and the C ABI from Go, Node.js, Java and C#: each example checks itself. What a machine does not
 # have is skipped.
@@ -335,14 +352,51 @@ all-languages:
 	target/release/sinkcache-example
 	scripts/languages target/release
 
+# What a registry would be given: it builds by itself, and is below crates.io's limit.
+MOST_PACKAGE_BYTES = 10000000
+all-package:
+	$(CARGO) package -p sinkcache --locked --allow-dirty
+	@bytes=$$(stat -c %s target/package/sinkcache-*.crate); echo "the package has $$bytes bytes"; \
+		[ "$$bytes" -le $(MOST_PACKAGE_BYTES) ] || { echo "at most $(MOST_PACKAGE_BYTES) are allowed"; exit 1; }
+
 # The header's structs, functions and numbers are those of cpp_tests/abi.xml. After an addition: scripts/abi.py --write.
 all-abi:
 	@scripts/setup abi
 	$(PYTHON) -B scripts/abi.py
 
-# A minute of what nightly-fuzz does for an hour.
+# Of what nightly-fuzz does for an hour.
 all-fuzz:
 	@scripts/fuzz 60
+	@scripts/setup engines clang && scripts/fuzz_readers 20
+
+# What threads share: run under ThreadSanitizer, and as models in every order of threads.
+all-tsan:
+	@scripts/tsan 20000 60
+
+all-loom:
+	@scripts/loom 2
+
+# Undefined behaviour, on scalar kernels and small shapes.
+all-miri:
+	@scripts/miri short
+
+# Programs of the C++ tests in memcheck, on two instruction sets. Those that only take longer are left to the night.
+VALGRIND_SHORT = batches layouts call_errors config_errors structs handles pointers memory busy step_part edits ranges \
+	snapshots nonfinite log raii allocation_failures
+VALGRIND_TESTS = $(VALGRIND_SHORT)
+all-valgrind: test-setup
+	$(call cmake_build,$(WITHOUT_ENGINES))
+	@scripts/setup valgrind || { echo "SKIPPED: Valgrind cannot be installed"; exit 0; }; \
+		scripts/valgrind build avx2 $(VALGRIND_TESTS) && scripts/valgrind build scalar $(VALGRIND_TESTS)
+
+# Three million tokens; nightly-life has 100 million.
+all-soak:
+	$(CARGO) test -p sinkcache --test soak -- --nocapture
+
+# Licences and sources of all packages, and the library with the oldest versions of them that it allows.
+all-dependencies:
+	@$(PYTHON) -B scripts/dependencies.py
+	@scripts/minimal_versions
 
 # --- nightly ---
 
@@ -364,9 +418,18 @@ nightly-soak: test-setup stand-in gpu-pack
 nightly-damaged-files:
 	$(MAKE) --no-print-directory all-damaged-files DAMAGED_FILES=2000 DAMAGED_SEED=$(shell date +%j)
 
-# The Python package as a wheel for any Linux, in every Python of this machine.
-nightly-python: setup-venv
+# The Python package as a wheel for any Linux, in every Python of this machine; a longer text through transformers.
+nightly-python: setup-venv setup-aarch64
 	CARGO="$(CARGO)" PYTHON="$(PYTHON)" scripts/python_wheel manylinux
+	$(MAKE) --no-print-directory $(TORCH)/complete $(TRANSFORMERS)$(TRANSFORMERS_NEWEST)/complete
+	SKC_TOKENS=20000 CARGO="$(CARGO)" scripts/python_wheel torch $(TORCH_PYTHON) $(TRANSFORMERS)$(TRANSFORMERS_NEWEST)
+
+# A Llama in candle over the crate, beside candle's own. Minutes: candle is large, and no other part needs it.
+CANDLE = --manifest-path examples/candle/Cargo.toml
+nightly-candle:
+	$(CARGO) fmt $(CANDLE) --check
+	CARGO_TARGET_DIR=$(CURDIR)/target $(CARGO) clippy $(CANDLE) --release --locked -- -D warnings
+	CARGO_TARGET_DIR=$(CURDIR)/target $(CARGO) run $(CANDLE) --release --locked
 
 # A thousand parked conversations, where all-inflight has 120.
 nightly-parking: setup-engines
@@ -409,6 +472,38 @@ nightly-llama-hosts: setup-engines setup-venv
 
 nightly-fuzz:
 	scripts/fuzz 3600
+	scripts/setup engines clang && scripts/fuzz_readers 1200
+
+nightly-tsan:
+	scripts/tsan 1000000 2000
+
+nightly-loom:
+	scripts/loom 3
+
+nightly-miri:
+	scripts/miri long
+
+# All but `fork`, whose children end at once with what the parent had, and `small_stack`, which counts bytes.
+nightly-valgrind:
+	$(MAKE) --no-print-directory all-valgrind \
+		VALGRIND_TESTS="$(VALGRIND_SHORT) parallel_for threads discovery vectors"
+
+# LIFE_PIECES pieces of LIFE_TOKENS tokens, each going on where the one before has ended, in another process. What is
+# there already goes on: `make nightly-life LIFE_PIECES=1` is one more piece.
+LIFE_TOKENS = 10000000
+LIFE_PIECES = 10
+LIFE_STATE = $(CURDIR)/build/soak-state
+nightly-life:
+	@if [ "$(LIFE_PIECES)" != 1 ]; then rm -f "$(LIFE_STATE)"; fi
+	@mkdir -p build
+	@for piece in $$(seq $(LIFE_PIECES)); do \
+		SKC_SOAK_TOKENS=$(LIFE_TOKENS) SKC_SOAK_STATE="$(LIFE_STATE)" \
+			$(CARGO) test -p sinkcache --test soak -- --nocapture || exit 1; done
+
+# The first hour with a GPU on the stand-in: in a root with Python alone, with contenders that fail and a full disk.
+nightly-gpu-rehearsal: setup-venv stand-in gpu-pack
+	$(MAKE) --no-print-directory $(TORCH)/complete
+	benches/gpu/rehearsal/run build/gpu_check build/shim $(TORCH_PYTHON) $(CURDIR)/build/gpu-rehearsal 1200
 
 # The README's two commands in a new Debian that has Rust, git, make and a C linker.
 nightly-fresh-machine:
@@ -426,6 +521,7 @@ bench:
 SECONDS = 600
 fuzz:
 	@scripts/fuzz $(SECONDS)
+	@scripts/setup engines clang && scripts/fuzz_readers $(SECONDS)
 
 # What a machine with a GPU needs, in a folder that stands by itself: `build/gpu_check/benches/gpu/go OUT` there.
 gpu-pack:

@@ -44,7 +44,9 @@ class BuildPackage(build_py):
                 shutil.copy(file, package / folder / (PACKED if folder == "lib" else file.name))
         # Symbols are for those who build the library themselves.
         if sys.platform.startswith("linux") and shutil.which("strip"):
-            subprocess.run(["strip", "--strip-unneeded", package / "lib" / PACKED], check=False)
+            # A library for another machine has been stripped when it was linked.
+            subprocess.run(["strip", "--strip-unneeded", package / "lib" / PACKED], check=False,
+                           stderr=subprocess.DEVNULL)
 
 
 class Wheel(bdist_wheel):

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::error::Result;
-#[cfg(unix)]
+#[cfg(all(unix, not(miri)))]
 use crate::error::bail;
 
 /// What children of fork(2) call before the fork returns there, once it is registered.
@@ -34,7 +34,7 @@ impl ForkHandler {
     }
 }
 
-#[cfg(unix)]
+#[cfg(all(unix, not(miri)))]
 fn at_fork_in_child(call: extern "C" fn()) -> Result<()> {
     type Handler = Option<extern "C" fn()>;
     unsafe extern "C" {
@@ -49,7 +49,7 @@ fn at_fork_in_child(call: extern "C" fn()) -> Result<()> {
 }
 
 /// There is no fork.
-#[cfg(not(unix))]
+#[cfg(not(all(unix, not(miri))))]
 fn at_fork_in_child(_: extern "C" fn()) -> Result<()> {
     Ok(())
 }

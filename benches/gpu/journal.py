@@ -2,6 +2,8 @@
 
 A kernel that faults destroys the process's CUDA context, and one that hangs blocks the process. Therefore a run records
 what it is about to do, and restarts its process if that fails. What was running becomes a row with an error.
+
+A disk that is full may leave half of any of these files: what can be read is kept, and the rest is measured again.
 """
 
 import contextlib
@@ -24,14 +26,23 @@ class Journal:
                 file.unlink(missing_ok=True)
         self.rows = [json.loads(line) for line in self._complete_lines()]
         # Wall time, which continues over a restart.
-        if not self.began_file.exists():
-            self.began_file.write_text(repr(time.time()))
-        self.until = float(self.began_file.read_text()) + budget
-        if self.now_file.exists():
-            last = json.loads(self.now_file.read_text())
-            self.now_file.unlink()
-            if not self.has(last["key"], last["contender"]):
-                self.add({**last, "status": "error", "note": "the process ended while this ran"})
+        began = self._read(self.began_file, float)
+        if began is None:
+            began = time.time()
+            self.began_file.write_text(repr(began))
+        self.until = began + budget
+        last = self._read(self.now_file, json.loads)
+        self.now_file.unlink(missing_ok=True)
+        if last and not self.has(last["key"], last["contender"]):
+            self.add({**last, "status": "error", "note": "the process ended while this ran"})
+
+    @staticmethod
+    def _read(file, parse):
+        """None without the file, or with half of it."""
+        try:
+            return parse(file.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
 
     def _complete_lines(self):
         """The lines of the file. An incomplete last line is removed from it."""
@@ -50,11 +61,11 @@ class Journal:
         return self.until - time.time()
 
     def add(self, row):
-        self.rows.append(row)
         with self.rows_file.open("a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        self.rows.append(row)
 
     @contextlib.contextmanager
     def running(self, fields, limit):
@@ -72,8 +83,11 @@ class Journal:
             self.now_file.unlink(missing_ok=True)
 
     def _too_long(self, fields, limit):
-        self.add({**fields, "status": "error", "note": f"took longer than {limit:g} s"})
-        restart()
+        try:
+            self.add({**fields, "status": "error", "note": f"took longer than {limit:g} s"})
+        finally:
+            # Also with a full disk: what hangs must end.
+            restart()
 
 
 def restart():

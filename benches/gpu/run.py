@@ -7,14 +7,17 @@ README.md.
     ... --device shim --smoke       the library's CUDA backend on the stand-in of tools/cuda_shim
 
 Writes to FOLDER: rows.jsonl (a line as soon as it is known), results.json and table.txt. The exit code is 0 when the
-run has finished, whatever the results; with --strict it is 1 if a row is wrong or an error, or nothing was measured.
+run has finished, whatever the results; with --strict it is 1 if a row is wrong or an error, or nothing was measured. It is
+3 when FOLDER has no more room.
 """
 
 import argparse
 import datetime
+import errno
 import json
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -50,6 +53,7 @@ def options():
         "--cases", default="", help="only cases whose key contains one of these words, separated by semicolons"
     )
     p.add_argument("--contenders", default="", help="only contenders whose name contains one of these words")
+    p.add_argument("--extra", type=pathlib.Path, help="a Python file whose CONTENDERS are measured too, after the others")
     p.add_argument("--smoke", action="store_true", help="tiny cases")
     p.add_argument("--strict", action="store_true", help="exit code 1 if any row is wrong or an error")
     p.add_argument("--resume", action="store_true", help="continue a run that was interrupted")
@@ -86,6 +90,7 @@ def main():
     import skc
 
     platform = open_platform(o.device)
+    extra = runpy.run_path(str(o.extra))["CONTENDERS"] if o.extra else ()
     copies = ceiling(platform, o.smoke)
     decode_key = next((c.key for c in cases if c.decode), None)
     header = {
@@ -107,7 +112,7 @@ def main():
     for case in cases:
         kinds = [
             k
-            for k in contenders_for(case, platform)
+            for k in (*contenders_for(case, platform), *(k for k in extra if k.supports(case, platform)))
             if case_list.matches(k.name, o.contenders) and not journal.has(case.key, k.name)
         ]
         if not kinds:
@@ -160,5 +165,16 @@ def alive(platform):
         return False
 
 
+def main_or_full_disk():
+    """As main(); says in one line that results cannot be written."""
+    try:
+        return main()
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print(f"--out: {e.strerror}: what was written stays; with room, --resume continues", flush=True)
+        return 3
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_or_full_disk())

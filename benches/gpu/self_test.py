@@ -191,6 +191,46 @@ class Runs(unittest.TestCase):
             self.assertEqual(third.rows, again.rows)
             self.assertEqual(third.until, journal.until)
 
+    def test_half_written_files_are_as_none(self):
+        with tempfile.TemporaryDirectory() as folder:
+            Journal(folder, False, 10).add({"key": "a", "contender": "x", "status": "ok"})
+            for name, text in (("now.json", ""), ("now.json", '{"key": "c", "con'), ("began", ""), ("began", "12.3.")):
+                (pathlib.Path(folder) / name).write_text(text)
+                again = Journal(folder, True, 10)
+                self.assertEqual([(r["key"], r["status"]) for r in again.rows], [("a", "ok")], (name, text))
+                self.assertGreater(again.seconds_left(), 5)
+
+    def test_a_full_disk_ends_the_run_and_room_lets_it_continue(self):
+        # A limit of file sizes fails as a full disk does: in the middle of a line.
+        program = (
+            f"import sys\nsys.path.insert(0, {str(HERE)!r})\nimport resource, run, contenders\n"
+            "from contenders.sinkcache import Step, TwoCalls\n"
+            "contenders.contenders_for = lambda case, platform: [Step, TwoCalls]\n"
+            "limit = int(sys.argv.pop(1))\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))\n"
+            "sys.exit(run.main_or_full_disk())\n"
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / "program.py"
+            file.write_text(program)
+
+            def run(limit, *options):
+                command = [sys.executable, str(file), str(limit), "--device", "cpu", "--smoke", "--seconds", "0.005",
+                           "--cases", "2 x 1 over 48", "--out", f"{folder}/out", *options]
+                done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
+                return done.returncode, done.stdout
+
+            for limit in (10, 700):
+                code, said = run(limit)
+                self.assertEqual(code, 3, (limit, said))
+                self.assertIn("--out: File too large: what was written stays", said)
+            code, said = run(-1, "--resume")
+            self.assertEqual(code, 0, said)
+            rows = json.loads((pathlib.Path(folder) / "out" / "results.json").read_text())["rows"]
+            keys = [(r["contender"], r["mode"]) for r in rows if r["status"] == "ok"]
+            self.assertEqual(len(keys), 4, rows)
+            self.assertEqual(len(set(keys)), 4, rows)
+
     def run_with(self, change, *options):
         """Runs run.py in a process of its own, after executing `change`. -> (exit code, results)"""
         with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,7 @@
 """SinkCache in transformers: the repository's tiny model, and models of many families with random weights."""
 import copy
 import math
+import os
 import unittest
 
 try:
@@ -67,6 +68,11 @@ REFUSED = {
 }
 
 
+# Perplexity of the text's tokens from 512 on, by tokens read:
+# cargo run --release --example stream -- --skip 0 --tokens N --mode sink --stride 1 --kv-dtype f32 --threads 1 --json
+STREAM = {3000: 2.929583, 20000: 3.275241}
+
+
 def random_weights(model):
     for name, parameter in model.named_parameters():
         if name.endswith("sinks"):
@@ -89,39 +95,47 @@ def perplexity(model, cache, x, since):
 
 
 class Plain:
-    """StreamingLLM by its definition, for a Llama in f64: keys are kept as they are before RoPE, and at each token all
-    that are held are rotated to their places in the cache."""
+    """StreamingLLM by its definition, for a Llama: keys are kept as they are before RoPE, and for each token all that
+    are held then are rotated to their places in the cache. In the type of the model."""
 
     def __init__(self, model, sinks, window):
-        self.model, self.sinks, self.window = model, sinks, window
-        self.kept = [([], []) for _ in model.model.layers]
+        self.model, self.sinks, self.length = model, sinks, sinks + window
         dim = model.model.layers[0].self_attn.head_dim
         base = model.config.rope_parameters["rope_theta"]
         self.frequencies = base ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
 
-    def rotate(self, x, positions):
-        angle = positions[:, None, None].double() * self.frequencies
+    def rotate(self, x, places):
+        """x is [..., places, heads, dims]."""
+        angle = places[:, None, None].double() * self.frequencies
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         low, high = x.chunk(2, -1)
-        return torch.cat((low * angle.cos() - high * angle.sin(), high * angle.cos() + low * angle.sin()), -1)
+        return torch.cat((low * cos - high * sin, high * cos + low * sin), -1)
 
-    def step(self, token):
-        x = self.model.model.embed_tokens(torch.tensor([token]))
-        for layer, (keys, values) in zip(self.model.model.layers, self.kept):
+    def held(self, count):
+        """The tokens that each of `count` tokens attends to, in order, and which of these columns are there."""
+        token, place = torch.arange(count)[:, None], torch.arange(self.length)[None]
+        evicted = (token - self.length + 1).clamp(min=0)
+        held = torch.where(place < self.sinks, place, place + evicted)
+        return held.clamp(max=count - 1), held <= token
+
+    def logits(self, tokens):
+        held, there = self.held(len(tokens))
+        places = torch.arange(self.length)
+        x = self.model.model.embed_tokens(tokens)
+        for layer in self.model.model.layers:
             h, attention = layer.input_layernorm(x), layer.self_attn
             projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-            q, k, v = (project(h).view(-1, attention.head_dim) for project in projections)
-            keys.append(k)
-            values.append(v)
-            if len(keys) > self.sinks + self.window:
-                del keys[self.sinks], values[self.sinks]
-            n, group = len(keys), len(q) // len(k)
-            rotated = self.rotate(torch.stack(keys), torch.arange(n)).repeat_interleave(group, 1)
-            q = self.rotate(q[None], torch.tensor([n - 1]))[0]
-            scores = torch.einsum("hd,nhd->hn", q, rotated) / attention.head_dim**0.5
-            out = torch.einsum("hn,nhd->hd", scores.softmax(-1), torch.stack(values).repeat_interleave(group, 1))
-            x = x + attention.o_proj(out.reshape(1, -1))
+            q, k, v = (project(h).view(len(h), -1, attention.head_dim) for project in projections)
+            group = q.shape[1] // k.shape[1]
+            keys, values = self.rotate(k[held], places), v[held]
+            q = self.rotate(q, torch.arange(len(tokens)).clamp(max=self.length - 1))
+            q = q.unflatten(1, (-1, group))
+            scores = torch.einsum("tkgd,tnkd->tkgn", q, keys) / attention.head_dim**0.5
+            scores.masked_fill_(~there[:, None, None], -torch.inf)
+            out = torch.einsum("tkgn,tnkd->tkgd", scores.softmax(-1), values)
+            x = x + attention.o_proj(out.flatten(1))
             x = x + layer.mlp(layer.post_attention_layernorm(x))
-        return self.model.lm_head(self.model.model.norm(x))[0]
+        return self.model.lm_head(self.model.model.norm(x))
 
 
 @torch.no_grad()
@@ -149,23 +163,36 @@ class Logits(WithoutGradients):
             self.assertEqual((cache.get_seq_length(), cache.info().cached_tokens), (150, 150))
 
     def test_past_the_window_they_are_streaming_llm(self):
-        x = ids(200)
-        plain = Plain(load(torch.float64), 4, 60)
-        want = torch.stack([plain.step(token) for token in x[0].tolist()])
-        for rope, bound in (("cache", 1.5e-6), ("applied", 2e-5)):
-            for cut in (1000, 7, 1):
-                got = logits(MODEL, x, SinkCache(MODEL, 64, rope=rope), cut)[0]
-                self.assertLessEqual(float((got - want).abs().max() / want.abs().max()), bound, (rope, cut))
+        """In f32, PyTorch's own rounding in the rest of the model is most of the difference."""
+        x = ids(1200)
+        want = Plain(load(torch.float64), 4, 60).logits(x[0])
 
-    def test_at_any_position(self):
-        x = ids(600)
-        cache, found = SinkCache(MODEL, 256), []
+        def differences(got):
+            return float((got - want).norm() / want.norm()), float((got - want).abs().max() / want.abs().max())
+
+        for rope, bounds, cuts in (("cache", (1e-6, 1.5e-6), (1200, 100, 7)), ("applied", (1e-5, 2e-5), (1200, 33))):
+            for cut in cuts:
+                found = differences(logits(MODEL, x, SinkCache(MODEL, 64, rope=rope), cut)[0])
+                self.assertLessEqual(found[0], bounds[0], (rope, cut))
+                self.assertLessEqual(found[1], bounds[1], (rope, cut))
+        # Token by token it is slow: until all that is held has been replaced twice.
+        want = want[:200]
+        found = differences(logits(MODEL, x[:, :200], SinkCache(MODEL, 64), 1)[0])
+        self.assertLessEqual(found[0], 1e-6)
+
+    def test_a_text_from_any_position(self):
+        """As the program stream computes it, and the cache stays as large as it was: STREAM says by which command."""
+        tokens = min(STREAM, key=lambda n: abs(n - int(os.environ.get("SKC_TOKENS", 3000))))
+        cache, found, x = SinkCache(MODEL, 256), [], ids(tokens + 1)
         for start in (0, 2**24, 2**40):
             logits(MODEL, ids(2), cache)
             cache.reset()
             cache.kv.reset(start_positions=start)
-            found.append(perplexity(MODEL, cache, x, 300))
-        self.assertLess(found[0], 4)
+            bytes_held = cache.kv.nbytes
+            found.append(perplexity(MODEL, cache, x, 512))
+            self.assertEqual((cache.kv.nbytes, cache.info().cached_tokens), (bytes_held, 256))
+        print(f"perplexity of {tokens} tokens: {found[0]:.4f}, of stream {STREAM[tokens]:.4f}")
+        self.assertLess(abs(found[0] / STREAM[tokens] - 1), 1e-3)
         self.assertLess(max(found) / min(found) - 1, 1e-4)
 
     def test_half_types(self):
@@ -350,7 +377,7 @@ class Generate(WithoutGradients):
     def test_a_chat(self):
         """The whole conversation is passed at each round, as transformers' recipe does; each token goes in once."""
         cache, text = SinkCache(MODEL, 64), ids(1)
-        for n in range(8):
+        for n in range(30):
             text = self.generate(torch.cat((text, ids(30, 3000 * n)[:, 1:]), 1), cache, 10)
         self.assertEqual(cache.info().length_min, text.shape[1] - 1)
         self.assertEqual(logits(MODEL, text[:, :-1], SinkCache(MODEL, 64))[0, -1].argmax(), text[0, -1])

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """No function has more than six parameters (structs instead), and in Rust none is a tuple of three or more.
 
-Free to have more: the C ABI and its C++ header, functions of CUDA's and ggml's form, and kernel entry points. `self` is
-a parameter.
+Free to have more: the C ABI and its C++ header, functions of CUDA's, ggml's and candle's form, and kernel entry points.
+`self` is a parameter.
 """
 import re
 
@@ -10,8 +10,8 @@ import common
 from cycles import strip
 
 MOST = 6
-# Whose functions have the form of the C ABI, of CUDA's driver, of ggml.
-FOREIGN = ("include/", "tools/cuda_shim/api_", "benches/peers/ggml_")
+# Whose functions have the form of the C ABI, of CUDA's driver, of ggml, of candle's operations.
+FOREIGN = ("include/", "tools/cuda_shim/api_", "benches/peers/ggml_", "examples/candle/src/sink_attention.rs")
 RUST = re.compile(r"\b(extern\s*(?:\"[^\"]*\")?\s*)?fn\s+(\w+)\s*")
 # A definition: a type or a qualified name before the name, the body after the parameters.
 CPP = re.compile(r"(?:[\w>&*\]]\s+|[&*]|::)(~?\w+|operator\W+)\s*\(")

@@ -1,18 +1,21 @@
 //! On which threads a call runs: the calling thread, the cache's thread pool, or the host's parallel loop.
 
+#[cfg(all(test, sinkcache_loom))]
+mod models;
 mod thread;
 mod thread_pool;
 
 use std::any::Any;
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
 use self::thread_pool::Pool;
 use crate::error::{Error, Result, Status};
 use crate::memory::with_room;
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use crate::sync::thread::yield_now;
 
 /// One iteration of a parallel loop. The loop passes `data` and the iteration's `index` on.
 pub type TaskFn = unsafe extern "C" fn(data: *mut c_void, index: u32);
@@ -148,7 +151,7 @@ fn run_on_host(host: ParallelFor, claimed: &[AtomicBool], part: &(dyn Fn(u32) + 
     // Run parts that the host left out, and wait for parts that still run.
     (0..n).for_each(|i| task.run(i));
     while task.done.load(Ordering::Acquire) < n {
-        std::thread::yield_now();
+        yield_now();
     }
     task.panic.into_inner().map_or(Ok(()), Err)
 }
@@ -163,7 +166,7 @@ pub fn panic_error(panic: &(dyn Any + Send)) -> Error {
     Error::new(Status::Internal, format_args!("a bug in sinkcache, please report it: {text}"))
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(sinkcache_loom)))]
 mod tests {
     use super::*;
 

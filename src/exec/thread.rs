@@ -34,7 +34,7 @@ impl Thread {
     }
 }
 
-#[cfg(unix)]
+#[cfg(all(unix, not(miri), not(sinkcache_loom)))]
 mod imp {
     use std::ffi::c_void;
     use std::io;
@@ -90,19 +90,25 @@ mod imp {
     }
 }
 
-#[cfg(not(unix))]
+// Miri and loom have threads of std alone.
+#[cfg(any(not(unix), miri, sinkcache_loom))]
 mod imp {
     use std::ffi::c_void;
     use std::io;
 
     use super::Entry;
+    use crate::sync::thread::{Builder, JoinHandle};
 
-    pub type Id = std::thread::JoinHandle<()>;
+    pub type Id = JoinHandle<()>;
+
+    struct Data(*mut c_void);
+    // SAFETY: whoever starts a thread demands that `entry` may have it there.
+    unsafe impl Send for Data {}
 
     pub unsafe fn start(entry: Entry, data: *mut c_void) -> io::Result<Id> {
-        let data = data.expose_provenance();
-        std::thread::Builder::new().spawn(move || {
-            entry(std::ptr::with_exposed_provenance_mut(data));
+        let data = Data(data);
+        Builder::new().spawn(move || {
+            entry({ data }.0);
         })
     }
 

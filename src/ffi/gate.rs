@@ -1,13 +1,13 @@
 //! The gate of a cache: it lets one call, or one thread team, use the cache at a time. Others get `Busy`.
 
-use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use super::log::Log;
 use super::team::Team;
 use crate::cache::Cache;
 use crate::error::{Result, bail};
+use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::{Mutex, MutexGuard, Shared};
 
 /// No call uses the cache.
 const IDLE: u32 = 0;
@@ -20,7 +20,7 @@ const TEAM: u32 = 2;
 pub struct Handle {
     gate: AtomicU32,
     /// Accessed only by those whom the gate has let in.
-    cache: UnsafeCell<Cache>,
+    cache: Shared<Cache>,
     /// The step of a thread team. Its lock is std's, which allocates nothing when members wait for it.
     team: Mutex<Team>,
     pub log: Log,
@@ -74,7 +74,7 @@ impl<'a> Exclusive<'a> {
 
     pub fn cache(&mut self) -> &mut Cache {
         // SAFETY: the gate is in state EXCLUSIVE, entered by `self`: no other reference exists.
-        unsafe { &mut *self.handle.cache.get() }
+        unsafe { &mut *self.handle.cache.write() }
     }
 }
 
@@ -90,7 +90,7 @@ impl Drop for Exclusive<'_> {
 impl Handle {
     /// A cache that no call uses.
     pub fn new(cache: Cache, log: Log) -> Self {
-        Self { gate: AtomicU32::new(IDLE), cache: UnsafeCell::new(cache), team: Mutex::default(), log }
+        Self { gate: AtomicU32::new(IDLE), cache: Shared::new(cache), team: Mutex::default(), log }
     }
 
     /// The cache, for one who has the handle alone.
@@ -122,7 +122,7 @@ impl Handle {
     /// The gate must be open for a team, and the caller one of its members that has joined and not left.
     pub unsafe fn cache_shared(&self) -> &Cache {
         // SAFETY: the gate is open for the team, and `cache_exclusive` is not called while a member computes.
-        unsafe { &*self.cache.get() }
+        unsafe { &*self.cache.read() }
     }
 
     /// The cache, to change it when a team's step begins or ends.
@@ -132,6 +132,6 @@ impl Handle {
     #[expect(clippy::mut_from_ref, reason = "the gate and the lock make it exclusive")]
     pub unsafe fn cache_exclusive(&self) -> &mut Cache {
         // SAFETY: no member computes, so none has a reference; the lock keeps others from joining.
-        unsafe { &mut *self.cache.get() }
+        unsafe { &mut *self.cache.write() }
     }
 }

@@ -18,6 +18,8 @@ mod gate;
 mod info;
 mod lifecycle;
 mod log;
+#[cfg(all(test, sinkcache_loom))]
+mod models;
 mod registry;
 mod slots;
 mod snapshot;

@@ -4,12 +4,13 @@
 //! locked in it.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::cell::{Cell, UnsafeCell};
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::cell::Cell;
 
 use super::gate::Handle;
 use crate::error::{Result, bail};
 use crate::process::ForkHandler;
+use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use crate::sync::{Shared, null_pointers, shared_static};
 
 /// How many slots there can be.
 pub const MAX_SLOTS: u32 = if usize::BITS == 64 { 1 << 24 } else { 1 << 12 } - FIRST_CHUNK;
@@ -17,14 +18,20 @@ pub const MAX_SLOTS: u32 = if usize::BITS == 64 { 1 << 24 } else { 1 << 12 } - F
 pub const MAX_GENERATION: u32 = if usize::BITS == 64 { u32::MAX } else { (1 << 12) - 1 };
 
 /// Slots are allocated by chunks, each twice as large as the one before, that never move and are never freed.
-const FIRST_CHUNK: u32 = 64;
+const FIRST_CHUNK: u32 = if cfg!(sinkcache_loom) { 1 } else { 64 };
 const N_CHUNKS: usize = ((MAX_SLOTS + FIRST_CHUNK) / FIRST_CHUNK).ilog2() as usize;
-static CHUNKS: [AtomicPtr<Slot>; N_CHUNKS] = [const { AtomicPtr::new(std::ptr::null_mut()) }; N_CHUNKS];
-/// Number of slots in use or free.
-static N_SLOTS: AtomicU32 = AtomicU32::new(0);
-/// The free slots, as a stack: index of the top plus 1, or 0, in the low half. The high half counts changes, so that a
-/// comparison fails if the top was taken and put back meanwhile.
-static FREE: AtomicU64 = AtomicU64::new(0);
+shared_static! {
+    static CHUNKS: [AtomicPtr<Slot>; N_CHUNKS] = null_pointers!(N_CHUNKS);
+}
+shared_static! {
+    /// Number of slots in use or free.
+    static N_SLOTS: AtomicU32 = AtomicU32::new(0);
+}
+shared_static! {
+    /// The free slots, as a stack: index of the top plus 1, or 0, in the low half. The high half counts changes, so
+    /// that a comparison fails if the top was taken and put back meanwhile.
+    static FREE: AtomicU64 = AtomicU64::new(0);
+}
 
 /// Zero is a valid slot, without a cache.
 struct Slot {
@@ -32,9 +39,17 @@ struct Slot {
     /// marks below.
     state: AtomicU64,
     /// Valid while there is a cache.
-    handle: UnsafeCell<Option<Box<Handle>>>,
+    handle: Shared<Option<Box<Handle>>>,
     /// While on the stack of free slots: the slot below, as in [`FREE`].
     below: AtomicU32,
+}
+
+#[cfg(sinkcache_loom)]
+impl Slot {
+    /// Loom's atomics have to be created.
+    fn without_cache() -> Self {
+        Self { state: AtomicU64::new(0), handle: Shared::new(None), below: AtomicU32::new(0) }
+    }
 }
 
 /// Beside the number of users: another thread was using the cache when this process was forked. It cannot finish here,
@@ -117,6 +132,11 @@ fn allocate_chunk(index: u32) -> Result<()> {
     if new.is_null() {
         bail!(OutOfMemory, "{} bytes for handles could not be allocated", layout.size());
     }
+    #[cfg(sinkcache_loom)]
+    for i in 0..(FIRST_CHUNK as usize) << chunk {
+        // SAFETY: room for so many slots.
+        unsafe { new.add(i).write(Slot::without_cache()) };
+    }
     if chunk_ptr.compare_exchange(std::ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire).is_err() {
         // SAFETY: allocated above with this layout; another thread's chunk is used instead.
         unsafe { dealloc(new.cast(), layout) };
@@ -172,7 +192,7 @@ pub fn insert(handle: Box<Handle>) -> Result<(u32, u32)> {
     };
     let generation = unpack(slot.state.load(Ordering::Relaxed)).0 + 1;
     // SAFETY: the slot was taken just now and has no cache: nobody else accesses it.
-    unsafe { *slot.handle.get() = Some(handle) };
+    unsafe { *slot.handle.write() = Some(handle) };
     slot.state.store(pack(generation, 1), Ordering::Release);
     Ok((index, generation))
 }
@@ -217,7 +237,7 @@ impl InUse {
 
     pub fn handle(&self) -> Option<&Handle> {
         // SAFETY: this use is counted: while it is, the handle is neither moved nor freed, and only shared.
-        unsafe { &*self.slot.handle.get() }.as_deref()
+        unsafe { &*self.slot.handle.read() }.as_deref()
     }
 
     /// Keeps everybody else out, to destroy the cache; `None` while another call uses it.
@@ -248,13 +268,13 @@ pub struct Closed {
 impl Closed {
     pub fn handle(&mut self) -> Option<&mut Handle> {
         // SAFETY: the slot is marked CLOSING by `self`: nobody else uses or enters it.
-        unsafe { &mut *self.slot.handle.get() }.as_deref_mut()
+        unsafe { &mut *self.slot.handle.write() }.as_deref_mut()
     }
 
     /// Takes the cache out of its slot.
     pub fn remove(self) -> Option<Box<Handle>> {
         // SAFETY: as in `handle`.
-        let handle = unsafe { &mut *self.slot.handle.get() }.take();
+        let handle = unsafe { &mut *self.slot.handle.write() }.take();
         self.slot.state.store(pack(self.generation, 0), Ordering::Release);
         if self.generation < MAX_GENERATION {
             give_back(self.index, self.slot);
@@ -284,7 +304,7 @@ extern "C" fn mark_lost() {
     });
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(sinkcache_loom)))]
 mod tests {
     use super::*;
 

@@ -1,4 +1,5 @@
 #include "cpu_model.hpp"
+#include "float_kernels.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -67,6 +68,18 @@ float silu(float x) { return x / (1.0f + std::exp(-x)); }
 float gelu(float x) {
     constexpr float ROOT_OF_2_OVER_PI = 0.79788456f;
     return 0.5f * x * (1.0f + std::tanh(ROOT_OF_2_OVER_PI * x * (1.0f + 0.044715f * x * x)));
+}
+
+/** out = activation(gate) * up, for n elements. */
+void activate(Activation activation, const float *gate, const float *up, float *out, std::size_t n) {
+    const FloatKernels *kernels = *float_kernels();
+    if (activation == Activation::silu && kernels != nullptr) {
+        kernels->silu_times(gate, up, out, n);
+        return;
+    }
+    for (std::size_t j = 0; j < n; j++) {
+        out[j] = (activation == Activation::silu ? silu(gate[j]) : gelu(gate[j])) * up[j];
+    }
 }
 
 }  // namespace
@@ -139,11 +152,7 @@ void CpuModel::feed_forward(const LayerWeights &layer, std::size_t rows) {
     gemm_.multiply(normed_.data(), rows, layer.gate_up, gate_up_.data());
     team_.run(rows, [&](std::size_t i) {
         const float *gate = gate_up_.row(i), *up = gate + inner_.width();
-        float *out = inner_.row(i);
-        const bool is_silu = weights_.config.activation == Activation::silu;
-        for (std::size_t j = 0; j < inner_.width(); j++) {
-            out[j] = (is_silu ? silu(gate[j]) : gelu(gate[j])) * up[j];
-        }
+        activate(weights_.config.activation, gate, up, inner_.row(i), inner_.width());
     });
     gemm_.multiply(inner_.data(), rows, layer.down, added_.data());
     add(rows, layer.feed_forward_post_norm);

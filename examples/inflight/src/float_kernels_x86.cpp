@@ -28,6 +28,17 @@ constexpr size_t LANES = 16, MOST_DOTS = 16, ROWS_AT_A_TIME = 8;
 
 INLINE Vector zero() { return _mm512_setzero_ps(); }
 INLINE Vector multiply_add(Vector a, Vector b, Vector sum) { return _mm512_fmadd_ps(a, b, sum); }
+INLINE Vector broadcast(float x) { return _mm512_set1_ps(x); }
+INLINE Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
+INLINE Vector subtract(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
+INLINE Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
+INLINE Vector divide(Vector a, Vector b) { return _mm512_div_ps(a, b); }
+INLINE Vector minimum(Vector a, Vector b) { return _mm512_min_ps(a, b); }
+INLINE Vector maximum(Vector a, Vector b) { return _mm512_max_ps(a, b); }
+INLINE void store(float *p, Vector x) { _mm512_storeu_ps(p, x); }
+INLINE Vector nearest(Vector x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+/** x 2^n for whole n. */
+INLINE Vector times_power_of_two(Vector x, Vector n) { return _mm512_scalef_ps(x, n); }
 
 struct F32 {
     using Element = float;
@@ -53,6 +64,20 @@ constexpr size_t LANES = 8, MOST_DOTS = 8, ROWS_AT_A_TIME = 4;
 
 INLINE Vector zero() { return _mm256_setzero_ps(); }
 INLINE Vector multiply_add(Vector a, Vector b, Vector sum) { return _mm256_fmadd_ps(a, b, sum); }
+INLINE Vector broadcast(float x) { return _mm256_set1_ps(x); }
+INLINE Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
+INLINE Vector subtract(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
+INLINE Vector multiply(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
+INLINE Vector divide(Vector a, Vector b) { return _mm256_div_ps(a, b); }
+INLINE Vector minimum(Vector a, Vector b) { return _mm256_min_ps(a, b); }
+INLINE Vector maximum(Vector a, Vector b) { return _mm256_max_ps(a, b); }
+INLINE void store(float *p, Vector x) { _mm256_storeu_ps(p, x); }
+INLINE Vector nearest(Vector x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+/** x 2^n for whole n from -126 to 127. */
+INLINE Vector times_power_of_two(Vector x, Vector n) {
+    const __m256i exponents = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return multiply(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponents, 23)));
+}
 
 struct F32 {
     using Element = float;
@@ -192,9 +217,51 @@ void multiply(const FloatProduct &p) {
     multiply_in_tiles<Tile<Type>>(p);
 }
 
+/**
+ * exp(x): 2^n times a polynomial of what is left, at most ln(2) / 2 to either side. Near the ends of f32's range, which
+ * SiLU does not tell apart, the result stays where it is. NaN stays NaN.
+ */
+INLINE Vector exponential(Vector x) {
+    constexpr float MOST = 88.0f, LEAST = -87.0f, INVERSE_OF_LN2 = 1.44269504f;
+    // ln(2) in two parts: the first has few bits, so that n times it is exact.
+    constexpr float LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
+    // 1 / i!, those of the highest powers first.
+    constexpr float COEFFICIENTS[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+    // With NaN these return their second operand.
+    x = maximum(broadcast(LEAST), minimum(broadcast(MOST), x));
+    const Vector n = nearest(multiply(x, broadcast(INVERSE_OF_LN2)));
+    Vector rest = multiply_add(n, broadcast(-LN2_HIGH), x);
+    rest = multiply_add(n, broadcast(-LN2_LOW), rest);
+    Vector sum = zero();
+#pragma GCC unroll 8
+    for (const float c : COEFFICIENTS) {
+        sum = multiply_add(sum, rest, broadcast(c));
+    }
+    return times_power_of_two(sum, n);
+}
+
+INLINE Vector silu_times(Vector gate, Vector up) {
+    const Vector one = broadcast(1.0f);
+    return multiply(divide(gate, add(one, exponential(subtract(zero(), gate)))), up);
+}
+
+void silu_times(const float *gate, const float *up, float *out, size_t n) {
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        store(out + i, silu_times(F32::load(gate + i), F32::load(up + i)));
+    }
+    if (i < n) {
+        float last[LANES];
+        store(last, silu_times(load_some<F32>(gate + i, n - i), load_some<F32>(up + i, n - i)));
+        for (size_t j = 0; i + j < n; j++) {
+            out[i + j] = last[j];
+        }
+    }
+}
+
 }  // namespace
 
-const FloatKernels kernels = {NAME, multiply<F32>, multiply<F16>, multiply<Bf16>};
+const FloatKernels kernels = {NAME, multiply<F32>, multiply<F16>, multiply<Bf16>, silu_times};
 
 }  // namespace avx512 or avx2
 }  // namespace inflight

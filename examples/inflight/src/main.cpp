@@ -7,6 +7,9 @@
 #include "report.hpp"
 #include "requests_file.hpp"
 #include "storage_types.hpp"
+#ifdef INFLIGHT_HTTP
+#include "metrics_server.hpp"
+#endif
 #ifdef INFLIGHT_CUDA
 #include "cuda_device.hpp"
 #include "device_model.hpp"
@@ -41,6 +44,9 @@ struct Options {
     std::optional<std::uint32_t> max_segments;
     std::uint64_t park_memory = 0, park_disk = 0;
     std::string park_dir;
+    std::string metrics_address = "127.0.0.1";
+    std::optional<std::uint16_t> metrics_port;
+    std::uint32_t metrics_linger = 0;
     bool json = false, stream = false, quiet = false;
 };
 
@@ -103,17 +109,79 @@ void declare(CLI::App &app, Options &o) {
     dir->needs(disk);
     disk->needs(dir);
     app.add_option("--metrics", o.metrics, "file for Prometheus' textfile collectors, rewritten every second");
+#ifdef INFLIGHT_HTTP
+    CLI::Option *port = app.add_option("--metrics-port", o.metrics_port,
+                                       "port of http://ADDRESS:PORT/metrics, for Prometheus; 0 = a free one, printed");
+    app.add_option("--metrics-address", o.metrics_address, "address of this machine that --metrics-port listens on")
+        ->capture_default_str()
+        ->needs(port);
+    app.add_option("--metrics-linger", o.metrics_linger,
+                   "seconds that the end waits for Prometheus to read the last counters")
+        ->capture_default_str()
+        ->check(CLI::Range(0u, 86400u))
+        ->needs(port);
+#endif
     app.add_flag("--json", o.json, "a JSON line per request, then one of totals");
     app.add_flag("--stream", o.stream, "with --json: also a line for each part of an answer, as it comes")
         ->needs(app.get_option("--json"));
     app.add_flag("--quiet", o.quiet, "no progress on the terminal");
 }
 
+/** Counters for Prometheus: a file, HTTP, both or none. */
+class MetricsOutput {
+public:
+    /** Opens them: a wrong path or port must not show after hours. Only rank 0 has any. */
+    MetricsOutput(const Options &options, const Group &group) : options_(options) {
+        if (group.rank() != 0) {
+            return;
+        }
+        to_file_ = !options.metrics.empty();
+        write_file({});
+#ifdef INFLIGHT_HTTP
+        if (options.metrics_port) {
+            server_ = std::make_unique<MetricsServer>(options.metrics_address, *options.metrics_port);
+            if (!options.quiet) {
+                std::cerr << "metrics: " << server_->url() << std::endl;
+            }
+        }
+#endif
+    }
+    /** For HTTP, after each batch: cheap. */
+    void publish([[maybe_unused]] const Metrics &metrics) {
+#ifdef INFLIGHT_HTTP
+        if (server_) {
+            server_->publish(metrics);
+        }
+#endif
+    }
+    void write_file(const Metrics &metrics) const {
+        if (to_file_) {
+            write_metrics(options_.metrics, metrics);
+        }
+    }
+    void linger() {
+#ifdef INFLIGHT_HTTP
+        if (server_ && options_.metrics_linger > 0 &&
+            !server_->wait_until_read(std::chrono::seconds(options_.metrics_linger)) && !options_.quiet) {
+            std::cerr << "metrics: nobody has read the last counters" << std::endl;
+        }
+#endif
+    }
+
+private:
+    const Options &options_;
+    bool to_file_ = false;
+#ifdef INFLIGHT_HTTP
+    std::unique_ptr<MetricsServer> server_;
+#endif
+};
+
 /** Writes results, progress and metrics. Only rank 0 writes. */
 class Console {
 public:
-    Console(const Options &options, const Group &group, const Vocabulary &vocabulary, CacheBytes cache)
-        : options_(options), first_(group.rank() == 0), ranks_(group.size()), cache_(cache),
+    Console(const Options &options, const Group &group, const Vocabulary &vocabulary, CacheBytes cache,
+            MetricsOutput &metrics)
+        : first_(group.rank() == 0), ranks_(group.size()), cache_(cache), metrics_(metrics),
           progress_(!options.quiet && isatty(STDERR_FILENO)), report_(std::cout, options.json, vocabulary) {}
 
     void results(const std::vector<Result> &results) {
@@ -133,32 +201,37 @@ public:
         }
     }
     void update(const Counters &counters, const Parking *parking) {
+        if (!first_) {
+            return;
+        }
+        metrics_.publish(metrics(counters, parking));
         const auto now = Clock::now();
-        if (!first_ || now - updated_ < std::chrono::milliseconds(progress_ ? 200 : 1000)) {
+        if (now - updated_ < std::chrono::milliseconds(progress_ ? 200 : 1000)) {
             return;
         }
         updated_ = now;
         if (progress_) {
             show_progress(std::cerr, counters);
         }
-        metrics(counters, parking);
+        metrics_.write_file(metrics(counters, parking));
     }
     void totals(const Counters &counters, const Parking *parking) {
         if (first_) {
             if (progress_) {
                 std::cerr << "\r\033[K" << std::flush;
             }
-            metrics(counters, parking);
+            metrics_.publish(metrics(counters, parking));
+            metrics_.write_file(metrics(counters, parking));
             const double seconds = std::chrono::duration<double>(Clock::now() - began_).count();
             report_.totals({counters, counters_of(parking), seconds, cache_, ranks_});
         }
     }
 
 private:
-    const Options &options_;
     bool first_;
     std::size_t ranks_;
     CacheBytes cache_;
+    MetricsOutput &metrics_;
     bool progress_;
     Report report_;
     Clock::time_point began_ = Clock::now(), updated_;
@@ -166,10 +239,8 @@ private:
     static std::optional<ParkingCounters> counters_of(const Parking *parking) {
         return parking ? std::optional<ParkingCounters>(parking->counters()) : std::nullopt;
     }
-    void metrics(const Counters &counters, const Parking *parking) const {
-        if (!options_.metrics.empty()) {
-            write_metrics(options_.metrics, {counters, counters_of(parking), cache_.host + cache_.device});
-        }
+    Metrics metrics(const Counters &counters, const Parking *parking) const {
+        return {counters, counters_of(parking), cache_.host + cache_.device};
     }
 };
 
@@ -279,10 +350,7 @@ std::unique_ptr<Parking> make_parking(const Options &options, Group &group) {
 
 void serve(Options options, Group &group) {
     std::ifstream file = open_requests(options.requests);
-    if (group.rank() == 0 && !options.metrics.empty()) {
-        // A wrong path must not show after hours.
-        write_metrics(options.metrics, {});
-    }
+    MetricsOutput metrics(options, group);
     LlamaWeights weights = LlamaWeights::load(options.model, group.rank(), group.size());
     const auto vocabulary = make_vocabulary(options.model, weights.config);
     std::unique_ptr<Parking> parking;
@@ -302,7 +370,7 @@ void serve(Options options, Group &group) {
         std::cerr << "warning: --sink and --window reach " << reached << " positions: the model was trained with "
                   << trained << std::endl;
     }
-    Console console(options, group, *vocabulary, cache_bytes);
+    Console console(options, group, *vocabulary, cache_bytes, metrics);
     if (options.stream && vocabulary->has_text()) {
         executor.observe([&](const std::string &id, Token token) { console.token(id, token); });
     }
@@ -325,6 +393,7 @@ void serve(Options options, Group &group) {
         executor.park_idle();
     }
     console.totals(counters(), parking.get());
+    metrics.linger();
 }
 
 }  // namespace

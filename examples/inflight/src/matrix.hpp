@@ -37,24 +37,33 @@ struct Weight {
     explicit Weight(std::vector<Matrix> matrices);
 };
 
-/** Activations [rows, width]. */
+/**
+ * Activations [rows, width]. The memory begins at a cache line: where widths are multiples of a vector, no vector of a
+ * row lies in two lines, which would take a load of each.
+ */
 class Activations {
 public:
     explicit Activations(std::size_t width = 0) : width_(width) {}
 
     /** Grows the memory if needed; the contents stay. */
     void resize(std::size_t rows) {
-        if (values_.size() < rows * width_) {
-            values_.resize(rows * width_);
+        const std::size_t lines = (rows * width_ + CacheLine::FLOATS - 1) / CacheLine::FLOATS;
+        if (lines_.size() < lines) {
+            lines_.resize(lines);
         }
     }
     std::size_t width() const { return width_; }
-    float *data() { return values_.data(); }
-    float *row(std::size_t i) { return values_.data() + i * width_; }
+    float *data() { return reinterpret_cast<float *>(lines_.data()); }
+    float *row(std::size_t i) { return data() + i * width_; }
 
 private:
+    struct alignas(64) CacheLine {
+        static constexpr std::size_t FLOATS = 16;
+        float floats[FLOATS];
+    };
+
     std::size_t width_;
-    std::vector<float> values_;
+    std::vector<CacheLine> lines_;
 };
 
 }  // namespace inflight

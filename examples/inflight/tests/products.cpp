@@ -189,6 +189,46 @@ TEST(Products, InfinitiesStayInTheirColumn) {
     }
 }
 
+TEST(Products, SiluIsThatOfEachElement) {
+    Values values(6);
+    for (auto at = float_kernels(); *at; ++at) {
+        const FloatKernels &kernels = **at;
+        // All scales, zero, and both ends.
+        std::vector<float> gate{0.0f, -0.0f, 87.0f, -87.0f, 88.0f, 1e30f, INFINITY}, up;
+        for (const float scale : {1e-6f, 1e-2f, 1.0f, 10.0f, 30.0f}) {
+            for (const float x : values(1000)) {
+                gate.push_back(std::max(x * scale, -87.0f));
+            }
+        }
+        up = values(gate.size());
+        std::vector<float> out(gate.size());
+        kernels.silu_times(gate.data(), up.data(), out.data(), gate.size());
+        for (std::size_t i = 0; i < gate.size(); i++) {
+            const double exact = gate[i] / (1.0 + std::exp(-static_cast<double>(gate[i]))) * up[i];
+            if (std::isinf(gate[i])) {
+                EXPECT_EQ(out[i], static_cast<float>(exact));
+                continue;
+            }
+            ASSERT_NEAR(out[i], exact, 5e-7 * std::abs(exact)) << kernels.name << ": gate " << gate[i];
+        }
+        // Any length, at any place: the same bits, and nothing is written beyond.
+        for (std::size_t n = 0; n < 40; n++) {
+            const std::size_t from = values.below(1000);
+            std::vector<float> some(n + 1, 7.0f);
+            kernels.silu_times(gate.data() + from, up.data() + from, some.data(), n);
+            EXPECT_EQ(std::memcmp(some.data(), out.data() + from, n * sizeof(float)), 0) << kernels.name << ", n " << n;
+            EXPECT_EQ(some[n], 7.0f);
+        }
+        const float far[] = {-88.0f, -100.0f, -1e30f, NAN}, ones[] = {1.0f, 1.0f, 1.0f, 1.0f};
+        float small[4];
+        kernels.silu_times(far, ones, small, 4);
+        EXPECT_NEAR(small[0], 0.0f, 88e-38f);
+        EXPECT_NEAR(small[1], 0.0f, 100e-38f);
+        EXPECT_NEAR(small[2], 0.0f, 1e-8f);
+        EXPECT_TRUE(std::isnan(small[3]));
+    }
+}
+
 TEST(Products, ATeamDoesEveryUnitOnce) {
     ThreadTeam team(4);
     for (const std::size_t n : {0, 1, 2, 3, 100, 1000}) {

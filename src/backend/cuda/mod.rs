@@ -13,6 +13,8 @@ mod params;
 mod state;
 mod submit;
 
+#[cfg(fuzzing)]
+pub use self::jit::kernel_file;
 pub(crate) use self::state::Cuda;
 
 use self::device_layout::RowAddresses;

@@ -25,6 +25,41 @@ pub struct CubinKey {
     pub source: u128,
 }
 
+impl CubinKey {
+    /// What a file begins with, before the cubin.
+    fn header(&self, cubin: &[u8]) -> String {
+        format!("{MAGIC}\n{}\n{}\n", self.recipe, self.checksums(cubin))
+    }
+
+    /// The cubin of a file's bytes, if it was made from this and is intact.
+    fn cubin_of<'a>(&self, file: &'a [u8]) -> Option<&'a [u8]> {
+        let mut rest = file;
+        let mut line = || {
+            let end = rest.iter().position(|&b| b == b'\n')?;
+            let (line, tail) = rest.split_at(end);
+            rest = tail.get(1..)?;
+            std::str::from_utf8(line).ok()
+        };
+        let (magic, recipe, sums) = (line()?, line()?, line()?);
+        (magic == MAGIC && recipe == self.recipe && sums == self.checksums(rest)).then_some(rest)
+    }
+
+    fn checksums(&self, cubin: &[u8]) -> String {
+        format!("{:032x} {} {:032x}", self.source, cubin.len(), hash(&cubin))
+    }
+}
+
+/// A file of the cache, for the fuzz target: what is written for a cubin; and the cubin that is read from a file's
+/// bytes, if there is one.
+#[cfg(fuzzing)]
+pub fn kernel_file(recipe: &str, cubin: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> Option<Vec<u8>> {
+    let key = CubinKey { recipe: recipe.to_owned(), source: hash(&recipe) };
+    let mut file = key.header(cubin).into_bytes();
+    file.extend_from_slice(cubin);
+    change(&mut file);
+    key.cubin_of(&file).map(<[u8]>::to_vec)
+}
+
 /// A directory of cubins.
 #[derive(Clone, Debug)]
 pub struct DiskCache(PathBuf);
@@ -54,17 +89,7 @@ impl DiskCache {
 
     /// The entry of a key, if there is one and it is intact.
     pub fn read(&self, key: &CubinKey) -> Option<Vec<u8>> {
-        let bytes = read_file(&self.path(key))?;
-        let mut rest = bytes.as_slice();
-        let mut line = || {
-            let end = rest.iter().position(|&b| b == b'\n')?;
-            let (line, tail) = rest.split_at(end);
-            rest = tail.get(1..)?;
-            std::str::from_utf8(line).ok()
-        };
-        let (magic, recipe, sums) = (line()?, line()?, line()?);
-        let intact = magic == MAGIC && recipe == key.recipe && sums == checksums(key, rest);
-        intact.then(|| rest.to_vec())
+        key.cubin_of(&read_file(&self.path(key))?).map(<[u8]>::to_vec)
     }
 
     /// Stores a cubin. A failure is not reported: the cubin will be compiled again.
@@ -79,7 +104,7 @@ impl DiskCache {
         let temporary = self.0.join(format!("{}-{n}.tmp", std::process::id()));
         let outcome = (|| {
             let mut file = File::options().write(true).create_new(true).open(&temporary)?;
-            file.write_all(format!("{MAGIC}\n{}\n{}\n", key.recipe, checksums(key, cubin)).as_bytes())?;
+            file.write_all(key.header(cubin).as_bytes())?;
             file.write_all(cubin)?;
             file.sync_all()?;
             std::fs::rename(&temporary, self.path(key))
@@ -118,10 +143,6 @@ fn open_file(path: &Path) -> std::io::Result<File> {
 #[cfg(not(unix))]
 fn open_file(path: &Path) -> std::io::Result<File> {
     File::open(path)
-}
-
-fn checksums(key: &CubinKey, cubin: &[u8]) -> String {
-    format!("{:032x} {} {:032x}", key.source, cubin.len(), hash(&cubin))
 }
 
 #[cfg(unix)]

@@ -13,6 +13,8 @@ use std::sync::Arc;
 use once_cell::sync::OnceCell;
 use parking_lot::Mutex;
 
+#[cfg(fuzzing)]
+pub use self::disk_cache::kernel_file;
 use self::disk_cache::{CubinKey, DiskCache};
 use self::nvrtc::{Source, nvrtc};
 use self::program::{options, recipe, text_hash};
