@@ -210,9 +210,9 @@ def shared_bytes(kernel, macros):
         stages = 2 if dim > 80 and not quantised else 3
         decode = 2 * 8 * query + stages * (2 if dim > 128 else 4) * 16 * token + 64
         return decode + new_tokens * sum((row + 15) // 16 * 16 for row in rows)
-    small = 64 * query + 2 * (16 if dim > 128 else 64) * token
+    small = 64 * query + 2 * (16 if dim > 128 else 32 if quantised else 64) * token
     large = 128 * query + 3 * 32 * token
-    return 64 + (max(small, large) if dim <= 128 else small)
+    return 80 + (max(small, large) if dim <= 128 else small)
 
 
 def table(results, version):

@@ -47,6 +47,7 @@ SEGMENTS = ("cuda", "segments::segments_agree_with_the_cpu")
 RANGE_EDITS = ("cuda", "segments::device_arrays_equal_host_arrays")
 ROW_MOVES = ("cuda", "segments::rows_move_as_on_the_cpu")
 CODES = ("cuda", "codes::rows_that_are_not_rotated_are_those_of_the_definition")
+SPLIT_CHUNKS = ("cuda", "chunk_splits::split_chunks_agree_with_unsplit_ones")
 MASKED = ("cuda", "differential::masked_infinities_do_not_reach_a_query")
 
 HISTORIES = ("histories", "random_histories_match_the_definition")
@@ -211,6 +212,13 @@ CUDA = {
     "chunk_missing_barrier": Delete(),
     "copies_not_waited_for": Replace("STAGES - 2", "STAGES - 1"),
     "merge_before_all_arrived": Replace("p.n_splits - 1", "p.n_splits / 2", STREAMS),
+    "slices_merged_too_early": Delete(SPLIT_CHUNKS),
+    "slices_at_one_scale": Replace("others[r].max", "own.max", SPLIT_CHUNKS),
+    "chunk_splits_at_one_scale": Replace("stats.z", "stats.x", SPLIT_CHUNKS),
+    "chunk_split_left_out": Replace("u32 i = 0", "u32 i = 1", SPLIT_CHUNKS),
+    "chunk_merged_before_all_arrived": Replace("!= n - 1", "!= 0", SPLIT_CHUNKS),
+    "chunk_arrivals_not_reset": Replace("n - 1", "n", SPLIT_CHUNKS),
+    "chunk_share_read_too_early": Delete(SPLIT_CHUNKS),
     "last_key_left_out": Replace("key < keys.n", "key + 1 < keys.n"),
     "lengths_before_all_blocks_read": Replace("!= blocks - 1", "!= 0"),
     "step_reads_old_slots": Delete(),

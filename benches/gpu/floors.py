@@ -17,6 +17,7 @@ sys.path.insert(0, str(HERE))
 
 from cases import Case
 from gpu_specs import ARCHS, DEVICES
+import misses
 import model
 import report
 
@@ -24,6 +25,7 @@ ROOT = HERE.parent.parent
 RESOURCES = ROOT / "src" / "backend" / "cuda" / "kernels" / "RESOURCES.md"
 PREDICTIONS = HERE / "PREDICTIONS.md"
 NOT_MEASURED = "not measured on a GPU"
+MISSES_ON = "H100 SXM"
 
 
 def resources():
@@ -85,6 +87,39 @@ def predictions(table, measured):
     return lines
 
 
+def misses_of(table):
+    """What bounds the aims that are predicted to be missed. Every one of them has a line."""
+    device = DEVICES[MISSES_ON]
+    found = misses.all_misses(table, device)
+    missed = [a.aim for a in model.aims(table, device) if not a.reached]
+    without = [aim for aim in missed if not any(misses.of_aim(m, aim) for m in found)]
+    if without:
+        sys.exit(f"misses.py says nothing of {without}")
+    lines = ["| aim | what bounds it | what would have to change |", "|---|---|---|"]
+    for miss in found:
+        if any(misses.of_aim(miss, aim) for aim in missed):
+            lines.append(f"| {miss.aims} | {miss.bound} | {miss.change} |")
+    return lines
+
+
+def chunk_l2(table):
+    """What the model does not limit: reads of the L2 by chunks."""
+    device = DEVICES[MISSES_ON]
+    lines = []
+    for cached, chunk in ((2048, 128), (16384, 128), (2048, 512), (16384, 512)):
+        case = Case(1, cached, 32, 8, 128, "bf16", chunk)
+        t = model.tiling(model._kernel_on(table, "skc_attend_chunk", device, case.dim), device, case)
+        rate = model.chunk_l2_rate(table, device, case)
+        slow = model.flash(device, case) / model.chunk(table, device, case, model.SMALL_TILES)
+        lines.append(
+            f"- A chunk of {chunk} over {cached}: query tiles {t.tiles} of {t.rows} rows, KV splits {t.splits}. "
+            "Blocks read "
+            f"{rate / 1e12:.1f} TB/s of K and V, most of it from the L2, for which the model has no limit. At "
+            f"{model.SMALL_TILES:.2f} of the assumed rate it would be {slow:.2f} x."
+        )
+    return lines
+
+
 def text(measured, title):
     table = resources()
     return (
@@ -102,6 +137,16 @@ def text(measured, title):
                 *predictions(table, measured),
                 "",
                 "README.md explains them.",
+                "",
+                f"### Aims that are predicted to be missed, on an {MISSES_ON}",
+                "",
+                "The model's numbers, not measurements.",
+                "",
+                *misses_of(table),
+                "",
+                "### What the model does not limit",
+                "",
+                *chunk_l2(table),
                 "",
                 "## Floors",
                 "",

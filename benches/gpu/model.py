@@ -2,8 +2,8 @@
 
 A decode step: a launch, the dependent reads before a block's first tile, then waves of blocks at the smaller of the
 memory bandwidth and what their bytes in flight allow, and the merge of KV splits. A chunk: waves of tiles at a share of
-the peak that depends on how full a multiprocessor is. PyTorch's contenders: their launches, or the bytes that each of
-their operations moves.
+the peak that depends on how full a multiprocessor is, and the partial results of KV splits. PyTorch's contenders: their
+launches, or the bytes that each of their operations moves.
 """
 
 import dataclasses
@@ -78,20 +78,22 @@ def _kernel_on(table, name, device, dim):
     return kernel(name, dim, registers, shared, ARCHS[device.arch])
 
 
-def n_splits(heads, cached, k, multiprocessors):
-    """KV splits of a head: n_splits of src/backend/cuda/heuristics.rs, in its units."""
-    warps = k.threads // 32
-    rounds = max(1, math.ceil(math.ceil(cached / 16) / warps))
-    most = max(1, min(rounds, 4 * multiprocessors // heads))
-    slots = multiprocessors * k.resident
+# Times of merging KV splits in units of half a round: fixed, and how many splits cost one more.
+DECODE_MERGE = 2, 8
+CHUNK_MERGE = 6, 1
+
+
+def best_splits(heads, rounds, most, resident, multiprocessors, merge_time):
+    """n_splits of src/backend/cuda/heuristics.rs, in its units. `heads` of a chunk: query tiles of all KV heads."""
+    slots = multiprocessors * resident
 
     def wave(blocks, rounds_each):
         return 0 if blocks == 0 else (3 if blocks == 1 else 2 * blocks) * rounds_each + 4
 
     def time(splits, rounds_each):
         full, left = divmod(heads * splits, slots)
-        merge = 2 + splits // 8 if splits > 1 else 0
-        return full * wave(k.resident, rounds_each) + wave(math.ceil(left / multiprocessors), rounds_each) + merge
+        merge = merge_time[0] + splits // merge_time[1] if splits > 1 else 0
+        return full * wave(resident, rounds_each) + wave(math.ceil(left / multiprocessors), rounds_each) + merge
 
     each, best = rounds, (time(1, rounds), 1)
     while each > 1:
@@ -101,6 +103,21 @@ def n_splits(heads, cached, k, multiprocessors):
         each = math.ceil(rounds / splits)
         best = min(best, (time(splits, each), splits))
     return best[1]
+
+
+def n_splits(heads, cached, k, multiprocessors):
+    """KV splits of a decode's head."""
+    warps = k.threads // 32
+    rounds = max(1, math.ceil(math.ceil(cached / 16) / warps))
+    most = max(1, min(rounds, 4 * multiprocessors // heads))
+    return best_splits(heads, rounds, most, k.resident, multiprocessors, DECODE_MERGE)
+
+
+def chunk_splits(tiles, keys, dim, k, multiprocessors):
+    """KV splits of a chunk's query tile of 64 rows; `tiles` of all KV heads."""
+    rounds = math.ceil(keys / (16 if dim > 128 else 64))
+    most = max(1, min(rounds, 2 * multiprocessors // tiles))
+    return best_splits(tiles, rounds, most, k.resident, multiprocessors, CHUNK_MERGE)
 
 
 def decode(table, device, case):
@@ -123,24 +140,54 @@ def decode(table, device, case):
     return seconds
 
 
-def chunk(table, device, case):
-    """Seconds of a chunk and its append: waves of tiles of 128 rows, or of 64 if there are too few for the
-    multiprocessors."""
-    k = _kernel_on(table, "skc_attend_chunk", device, case.dim)
+class Tiling(NamedTuple):
+    """How the work of a chunk is divided."""
+
+    rows: int  # of a query tile
+    tiles: int  # of all KV heads
+    splits: int  # blocks to a tile
+
+
+def tiling(k, device, case):
+    """Query tiles of 128 rows, or of 64 if there are too few for the multiprocessors, with a KV split then."""
     rows = case.chunk * case.q_heads // case.kv_heads
     heads = case.n_seqs * case.kv_heads
-    blocks = heads * math.ceil(rows / 128)
-    small = case.dim > 128 or blocks < device.multiprocessors
-    # A warp of a small tile has half as many rows for each key that it loads.
-    share = CHUNK * (SMALL_TILES if small else 1.0)
-    if small:
-        blocks = heads * math.ceil(rows / 64)
+    if case.dim <= 128 and heads * math.ceil(rows / 128) >= device.multiprocessors:
+        return Tiling(128, heads * math.ceil(rows / 128), 1)
+    tiles = heads * math.ceil(rows / 64)
+    return Tiling(64, tiles, chunk_splits(tiles, case.cached + case.chunk - 1, case.dim, k, device.multiprocessors))
+
+
+def partial_bytes(dim):
+    """A partial result of 64 rows: CHUNK_PARTIAL of kernels/launch_config.cuh."""
+    return 4 * 4 * 32 * (dim // 2 + 4)
+
+
+def chunk(table, device, case, small_share=1.0):
+    """Seconds of a chunk and its append. `small_share`: the rate of small tiles of heads up to 128 relative to large
+    ones. It is 1 since their warps have 32 rows too; only those of 256 use what they load half as often."""
+    k = _kernel_on(table, "skc_attend_chunk", device, case.dim)
+    t = tiling(k, device, case)
+    share = CHUNK * (1.0 if t.rows == 128 else SMALL_TILES if case.dim > 128 else small_share)
+    blocks = t.tiles * t.splits
     slots = device.multiprocessors * k.resident
     full, rest = divmod(blocks, slots)
     alone = ONE_BLOCK if rest <= device.multiprocessors else 1.0
     seconds_of_wave = case.step_flops / blocks * slots / (share * device.flops)
     last = seconds_of_wave * (1 / k.resident / alone if rest <= device.multiprocessors else 1.0) if rest else 0.0
-    return full * seconds_of_wave + last + 2 * NODE + 3 * READ
+    seconds = full * seconds_of_wave + last + 2 * NODE + 3 * READ
+    if t.splits > 1:
+        # Partial results stay in the L2, but are counted at the device memory's rate, as if all blocks wrote them at
+        # the same time. A warp that merges loads one split's after the other.
+        seconds += blocks * partial_bytes(case.dim) / (STREAM * device.bytes_per_s) + MERGE + (t.splits - 1) * READ
+    return seconds
+
+
+def chunk_l2_rate(table, device, case):
+    """Bytes per second that blocks read of K and V, most of them from the L2, at the predicted rate of flops. The model
+    has no limit for them."""
+    t = tiling(_kernel_on(table, "skc_attend_chunk", device, case.dim), device, case)
+    return CHUNK * device.flops / (t.rows * 4 * case.dim) * 2 * 2 * case.dim
 
 
 def flash(device, case):

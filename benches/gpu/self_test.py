@@ -171,6 +171,10 @@ class Splits(unittest.TestCase):
         k = model.Kernel(128, 2, 3, "shared memory", 0)
         for heads, rounds, want in ((8, 32, 16), (64, 32, 4), (512, 32, 1), (8, 256, 32), (8, 4, 4)):
             self.assertEqual(model.n_splits(heads, 64 * rounds, k, 132), want, (heads, rounds))
+        # That of `splits_of_chunks_that_predictions_rest_on`.
+        k = model.Kernel(128, 2, 2, "shared memory", 0)
+        for tiles, rounds, want in ((64, 35, 4), (64, 259, 4), (8, 33, 11), (128, 37, 2), (136, 37, 1), (64, 3, 1)):
+            self.assertEqual(model.chunk_splits(tiles, 64 * rounds, 128, k, 132), want, (tiles, rounds))
 
 
 class Runs(unittest.TestCase):

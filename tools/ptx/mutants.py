@@ -47,6 +47,11 @@ MUTANTS = {
         SEGMENTS),
     "chunk_copies_of_other_warps": (
         "chunk.cuh", "block_sync(); // mutant: chunk_missing_barrier", "warp_sync();", STREAMS),
+    "chunk_split_released_before_it_is_written": (
+        "chunk_split.cuh", "warp_sync();\n    u32 arrived = 0;", "u32 arrived = 0;", mutants_table.SPLIT_CHUNKS),
+    "chunk_splits_read_by_lanes_that_acquired_nothing": (
+        "chunk_split.cuh", "return false; // mutant: chunk_merged_before_all_arrived\n    warp_sync();",
+        "return false;", mutants_table.SPLIT_CHUNKS),
     "decode_partials_over_stages": (
         "decode.cuh", "copy_async_wait<0>();\n    block_sync();", "copy_async_wait<0>();", STREAMS),
     "splits_that_are_not_acquired": (

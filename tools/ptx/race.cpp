@@ -1,7 +1,7 @@
 // Happens-before, per access. Within a block: bar.sync orders all of it, bar.warp.sync the lanes of a warp, program
 // order a thread; nothing else does (shfl, vote, ldmatrix and mma order no memory). Between blocks: release and acquire
-// of atomics. A cp.async writes at some time between its issue and its thread's wait: until then its target belongs to
-// nobody.
+// of atomics, with what those barriers order before the one and after the other. A cp.async writes at some time between
+// its issue and its thread's wait: until then its target belongs to nobody.
 
 #include <algorithm>
 #include <cstdio>
@@ -14,6 +14,7 @@ namespace ptx {
 
 void Knowledge::merge(const Knowledge& other) {
     for (const auto& [block, epoch] : other.blocks) blocks[block] = std::max(blocks[block], epoch);
+    for (const auto& [warp, epoch] : other.warps) warps[warp] = std::max(warps[warp], epoch);
     for (const auto& [thread, own] : other.threads) threads[thread] = std::max(threads[thread], own);
 }
 
@@ -131,14 +132,17 @@ struct GlobalAccess {
     bool atomic;
 };
 
-// Whether a thread knows what another block has done. `single`: by one thread, whose own releases tell too.
+// Whether a thread knows what another block has done. `one_warp`: by one warp, whose barriers tell too; `single`: by
+// one thread, whose own releases do.
 struct Told {
-    u32 block, epoch, thread, own;
-    bool single;
+    u32 block, epoch, warp_epoch, thread, own;
+    bool one_warp, single;
 
     bool by(const Knowledge& k) const {
         auto b = k.blocks.find(block);
         if (b != k.blocks.end() && b->second > epoch) return true;
+        auto w = k.warps.find(u64{block} << 16 | thread / 32);
+        if (one_warp && w != k.warps.end() && w->second > warp_epoch) return true;
         if (!single) return false;
         auto t = k.threads.find(u64{block} << 16 | thread);
         return t != k.threads.end() && t->second >= own;
@@ -156,13 +160,16 @@ bool one_bit(u32 x) { return (x & (x - 1)) == 0; }
 
 bool is_before(const WriteRecord& r, const GlobalAccess& a) {
     const Block& b = *a.w.block;
-    if (r.block != b.id) return Told{r.block, r.epoch, r.thread, r.own, true}.to(a);
+    if (r.block != b.id) return Told{r.block, r.epoch, r.warp_epoch, r.thread, r.own, true, true}.to(a);
     return r.thread == a.thread || r.epoch < b.epoch || (r.thread / 32 == a.w.index && r.warp_epoch < a.w.epoch);
 }
 
 bool is_before(const ReadRecord& r, const GlobalAccess& a) {
     const Block& b = *a.w.block;
-    if (r.block != b.id) return Told{r.block, r.epoch, r.thread, r.own, one_bit(r.warps) && one_bit(r.lanes)}.to(a);
+    if (r.block != b.id) {
+        bool one_warp = one_bit(r.warps);
+        return Told{r.block, r.epoch, r.warp_epoch, r.thread, r.own, one_warp, one_warp && one_bit(r.lanes)}.to(a);
+    }
     if (r.epoch != b.epoch) return true;
     u32 own_warp = 1u << a.w.index;
     bool mates = (r.warps & own_warp) && r.warp_epoch == a.w.epoch && (r.lanes & ~(1u << a.lane));
@@ -268,6 +275,7 @@ Knowledge knowledge_of(Block& b, u32 thread) {
     auto a = b.acquired.find(thread);
     if (a != b.acquired.end()) k.merge(a->second);
     k.blocks[b.id] = b.epoch;  // everything before the last barrier
+    k.warps[u64{b.id} << 16 | thread / 32] = b.warps[thread / 32]->epoch;
     k.threads[u64{b.id} << 16 | thread] = b.own[thread]++;
     return k;
 }
@@ -302,6 +310,19 @@ void fence(Warp& w, u32 lane) {
         b.relaxed.erase(relaxed);
     }
     b.fenced[thread] = knowledge_of(b, thread);
+}
+
+void warp_barrier_passed(Warp& w) {
+    ++w.epoch;
+    Block& b = *w.block;
+    if (b.acquired.empty()) return;
+    Knowledge all;
+    for (u32 lane = 0; lane < 32; ++lane) {
+        auto own = b.acquired.find(w.tid(lane));
+        if (own != b.acquired.end()) all.merge(own->second);
+    }
+    if (all.blocks.empty()) return;
+    for (u32 lane = 0; lane < 32; ++lane) b.acquired[w.tid(lane)] = all;
 }
 
 void barrier_passed(Block& b) {

@@ -27,7 +27,7 @@ EVERYTHING = {"SKC_HISTORIES": "300", "SKC_SNAPSHOT_HISTORIES": "60", "SKC_MENDE
 ALL_TESTS = ("cuda", "vectors", "histories", "snapshots: a_loaded", "snapshots: ranges", "snapshots: sizes",
              "snapshots: snapshots_of_all")
 # NVRTC writes other PTX for them: a few tests that meet every kernel.
-NEWER = ("cuda: differential::streams", "cuda: segments", "cuda: errors")
+NEWER = ("cuda: chunk_splits::split", "cuda: differential::streams", "cuda: segments", "cuda: errors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +45,10 @@ def passes(options):
                 Pass("compute_90a-harsh", {**HARSH, **NEWEST, **EVERYTHING, **seeds}, ALL_TESTS),
                 *(Pass(f"compute_{arch}", {"SKC_SHIM_ARCH": arch, **SHARE, **seeds}, NEWER) for arch in ("100", "120"))]
     shapes = [{"SKC_SHAPE": str((options.day + n) % SHAPES)} for n in (0, 5)]
-    newest = tuple(f"cuda: {module}" for module in ("codes", "create", "differential", "edits", "errors", "graphs",
-                                                    "segments", "snapshots", "soak", "steps"))
-    oldest = ("cuda: differential::streams", "cuda: segments", "cuda: edits", "cuda: graphs", "cuda: errors",
+    newest = tuple(f"cuda: {module}" for module in ("chunk_splits", "codes", "create", "differential", "edits",
+                                                    "errors", "graphs", "segments", "snapshots", "soak", "steps"))
+    oldest = ("cuda: chunk_splits::split", "cuda: differential::streams", "cuda: segments", "cuda: edits",
+              "cuda: graphs", "cuda: errors",
               "vectors: every", "histories: random_histories_match")
     return [Pass("compute_90a", {**NEWEST, **SHARE, **shapes[0]}, (*newest, "vectors: half", "vectors: one_cut")),
             Pass("compute_80", {**HARSH, **SHARE, **shapes[1]}, oldest)]

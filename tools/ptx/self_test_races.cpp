@@ -84,6 +84,45 @@ TEST(Races, BetweenBlocks) {
     expect_race(last_block("atom.relaxed.gpu.inc.u32 %r2, [%rd0], 3;"), "global read after write", kBlocks);
 }
 
+// Lane t of block b writes word t of b; in the last block to arrive lane t reads what lanes t ^ 1 of all have written.
+std::string last_warp(const std::string& before_release, const std::string& after_acquire) {
+    return R"(
+	mov.u32 %r1, %ctaid.x;
+	mul.wide.u32 %rd1, %r1, 128;
+	add.s64 %rd2, %rd0, %rd1;
+	mul.wide.u32 %rd3, %r0, 4;
+	add.s64 %rd2, %rd2, %rd3;
+	xor.b32 %r4, %r0, 1;
+	mul.wide.u32 %rd4, %r4, 4;
+	add.s64 %rd5, %rd0, %rd4;
+	st.global.u32 [%rd2+64], %r1;
+	)" +
+           before_release + R"(
+	mov.u32 %r2, 0;
+	setp.ne.u32 %p1, %r0, 0;
+	@%p1 bra ARRIVED;
+	atom.acq_rel.gpu.inc.u32 %r2, [%rd0], 3;
+ARRIVED:
+	shfl.sync.idx.b32 %r2, %r2, 0, 31, -1;
+	setp.ne.u32 %p1, %r2, 3;
+	@%p1 bra END;
+	)" +
+           after_acquire + R"(
+	ld.global.u32 %r3, [%rd5+64];
+	ld.global.u32 %r3, [%rd5+192];
+	ld.global.u32 %r3, [%rd5+320];
+	ld.global.u32 %r3, [%rd5+448];
+END:
+)";
+}
+
+TEST(Races, BetweenWarpsOfBlocks) {
+    const std::string barrier = "bar.warp.sync -1;";
+    expect_ordered(last_warp(barrier, barrier), kBlocks);
+    expect_race(last_warp("", barrier), "global read after write", kBlocks);
+    expect_race(last_warp(barrier, ""), "global read after write", kBlocks);
+}
+
 // Blocks add to a word, one after the other: the lock is taken by an exchange.
 std::string locked(const std::string& unlock) {
     return R"(

@@ -35,6 +35,7 @@ struct Error {
 // What a thread, or all threads of a block, know of other blocks.
 struct Knowledge {
     std::unordered_map<u32, u32> blocks;   // accesses of a block before this epoch are known
+    std::unordered_map<u64, u32> warps;    // (block << 16 | warp): accesses of a warp before this bar.warp.sync of it
     std::unordered_map<u64, u32> threads;  // (block << 16 | thread): that thread's own accesses up to this number
     void merge(const Knowledge& other);
 };
@@ -173,6 +174,7 @@ void acquire_at(Warp& w, u64 address, u32 lane);
 void store_relaxed(Warp& w, u64 address, u32 lane);
 void load_relaxed(Warp& w, u64 address, u32 lane);
 void fence(Warp& w, u32 lane);
+void warp_barrier_passed(Warp& w);
 void barrier_passed(Block& b);
 void report(Warp& w, const std::string& kind, u32 pc, u32 other_pc, const std::string& detail);
 std::string where(const Launch& l, u32 pc);

@@ -57,7 +57,7 @@ void vote(Warp& w, const Instruction& i, u32 m) {
     w.p[i.operands[0]] = (w.p[i.operands[0]] & ~m) | (result ? m : 0);
 }
 
-void warp_barrier(Warp& w, const Instruction&, u32) { ++w.epoch; }
+void warp_barrier(Warp& w, const Instruction&, u32) { warp_barrier_passed(w); }
 
 void load_matrix(Warp& w, const Instruction& i, u32) {
     u16 tile[4][8][8];

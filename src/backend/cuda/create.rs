@@ -1,8 +1,8 @@
 //! What a cache allocates and loads when it is created.
 
-use super::device_layout::{AuxLayout, KvLayout};
+use super::device_layout::{AuxLayout, KvLayout, SplitScratch};
 use super::device_memory::{DeviceBuffer, MappedHost, SetupStream};
-use super::driver::CurrentContext;
+use super::driver::{Context, CurrentContext};
 use super::jit::program::{SHAPES_VARIABLE, Variant, arch_name};
 use super::modules::{CommonKernels, Loaded, VariantKernels, load_common, load_variant, variant_of};
 use super::params::{SkcErrorLog, SkcErrorPage, SkcLayer, SkcRing, SkcStore};
@@ -28,8 +28,12 @@ impl<'a> Blueprint<'a> {
         KvLayout::new(self.shape, self.layers(), self.n_seqs)
     }
 
-    pub fn aux_layout(&self, multiprocessors: u32) -> AuxLayout {
-        AuxLayout::new(self.shape, self.layers(), self.n_seqs, multiprocessors)
+    pub fn aux_layout(&self, context: &Context) -> Result<AuxLayout> {
+        let multiprocessors = context.multiprocessors()?;
+        let (arch, shared_limit) = (context.arch()?, context.shared_limit()?);
+        let specialised = |layer: &Layer| variant_of(self.shape, layer, arch, shared_limit).is_some();
+        let scratch = SplitScratch::new(self.shape, multiprocessors, self.layers.iter().any(specialised));
+        Ok(AuxLayout::new(self.layers(), self.n_seqs, scratch))
     }
 }
 
@@ -76,7 +80,7 @@ pub fn build(current: &CurrentContext<'_>, blueprint: Blueprint<'_>, resources: 
         bail!(InvalidConfig, "programmatic launches need compute capability 9.0: the device has {major}.{minor}");
     }
     let multiprocessors = context.multiprocessors()?;
-    let aux = blueprint.aux_layout(multiprocessors);
+    let aux = blueprint.aux_layout(context)?;
     // Memory first: a cache too large for the device is rejected before anything is compiled.
     let settings = allocate(current, blueprint, &aux, resources)?;
     let mut warnings = Vec::new();

@@ -1,7 +1,7 @@
 //! The layout of a cache's device memory. It has two buffers: K and V, and everything else.
 
 use super::device_memory::ALIGN;
-use super::launch_config::DECODE_COLUMNS;
+use super::launch_config::{CHUNK_WARPS, DECODE_COLUMNS, chunk_partial_floats};
 use super::params::{SkcErrorLog, SkcRing, SkcStore};
 use crate::config::{Layer, Shape, StorageType};
 use crate::error::{Error, Result, Status};
@@ -9,7 +9,7 @@ use crate::memory::with_room;
 use crate::ranges::EditedRange;
 use crate::ring::Seq;
 
-/// Floats of a partial result: for each query column the accumulator, the maximum and the sum.
+/// Floats of a decode's partial result: for each query column the accumulator, the maximum and the sum.
 fn partial_floats(shape: &Shape) -> u64 {
     u64::from(DECODE_COLUMNS) * (shape.head_dim_v as u64 + 2)
 }
@@ -147,7 +147,8 @@ pub struct AuxLayout {
     pub starts: u64,
     /// `[n_seqs]` u32.
     pub append_arrivals: u64,
-    /// u32 per (entry, KV head) of a KV split.
+    /// u32 per (entry, KV head) of a decode's KV split; per block and warp of a chunk's, of which those of a query
+    /// tile's first block count.
     pub split_arrivals: u64,
     /// One `SkcErrorLog`.
     pub errors: u64,
@@ -171,19 +172,40 @@ pub fn max_entries(n_seqs: u32) -> u32 {
     n_seqs.saturating_mul(2).max(1024)
 }
 
-/// The most partial results of a launch: (entry, KV head, split) triples.
+/// The most partial results of a decode's launch: (entry, KV head, split) triples.
 pub fn max_partials(multiprocessors: u32) -> u64 {
     4 * u64::from(multiprocessors.max(1))
 }
 
+/// The most partial results of a chunk's launch: (entry, KV head, query tile, split) quadruples. As many blocks are
+/// resident at a time; those of more query tiles fill the device without a KV split.
+pub fn max_chunk_partials(multiprocessors: u32) -> u64 {
+    2 * u64::from(multiprocessors.max(1))
+}
+
+/// What KV splits need: partial results, and counters of splits that have arrived. Launches of a cache follow each
+/// other, so decodes and chunks share both.
+#[derive(Clone, Copy, Debug)]
+pub struct SplitScratch {
+    floats: u64,
+    arrivals: u64,
+}
+
+impl SplitScratch {
+    /// `specialised`: whether some layer has kernels that split keys.
+    pub fn new(shape: &Shape, multiprocessors: u32, specialised: bool) -> Self {
+        let decode = max_partials(multiprocessors);
+        let chunk = match specialised && shape.max_chunk * shape.group as u64 > DECODE_COLUMNS.into() {
+            true => max_chunk_partials(multiprocessors),
+            false => 0,
+        };
+        let floats = (decode * partial_floats(shape)).max(chunk * chunk_partial_floats(shape.head_dim_v as u64));
+        Self { floats, arrivals: decode.max(chunk * CHUNK_WARPS) }
+    }
+}
+
 impl AuxLayout {
-    /// For a device with so many multiprocessors.
-    pub fn new<'a>(
-        shape: &Shape,
-        layers: impl ExactSizeIterator<Item = &'a Layer>,
-        n_seqs: u32,
-        multiprocessors: u32,
-    ) -> Self {
+    pub fn new<'a>(layers: impl ExactSizeIterator<Item = &'a Layer>, n_seqs: u32, scratch: SplitScratch) -> Self {
         // At most 2^16 layers x 2^24 sequences x (56 bytes + 2^10 ranges of 32 bytes): no overflow.
         let mut at = 0;
         let mut take = |n: u64, size: usize| {
@@ -196,7 +218,7 @@ impl AuxLayout {
         let seqs = take(n_layers * u64::from(n_seqs), size_of::<Seq>());
         let starts = take(n_seqs.into(), 8);
         let append_arrivals = take(n_seqs.into(), 4);
-        let split_arrivals = take(max_partials(multiprocessors), 4);
+        let split_arrivals = take(scratch.arrivals, 4);
         let errors = take(1, size_of::<SkcErrorLog>());
         let rings = take(n_layers, size_of::<SkcRing>());
         let stores = take(2 * n_layers, size_of::<SkcStore>());
@@ -211,7 +233,7 @@ impl AuxLayout {
                 sink_logits: take(layer.sink_logits.len() as u64, 4),
             })
             .collect();
-        let partials = take(max_partials(multiprocessors) * partial_floats(shape), 4);
+        let partials = take(scratch.floats, 4);
         Self {
             seqs,
             starts,

@@ -1,10 +1,10 @@
 //! Which kernel runs for which call and shape, and how many blocks of it. No other file decides either.
 
-use super::device_layout::max_partials;
+use super::device_layout::{max_chunk_partials, max_partials};
 use super::driver::LaunchSize;
 use super::launch_config::{
-    CHUNK_LARGE_ROWS, CHUNK_SMALL_ROWS, DECODE_COLUMNS, DECODE_KEYS, append_shared, chunk_shared, decode_shared,
-    generic_shared, step_shared, step_tokens,
+    CHUNK_LARGE_ROWS, CHUNK_SMALL_ROWS, DECODE_COLUMNS, DECODE_KEYS, append_shared, chunk_keys, chunk_shared,
+    chunk_slices, decode_shared, generic_shared, step_shared, step_tokens,
 };
 use super::modules::{MAX_GRID_YZ, SplitKernel, VariantKernels};
 use crate::backend::TokenCall;
@@ -21,7 +21,7 @@ pub enum TokenKernel {
     Decode,
     /// The same, and their tokens are appended in the same launch.
     Step,
-    /// Attention of many queries, in tiles of rows.
+    /// Attention of many queries, in tiles of rows, with a KV split where few rows would leave multiprocessors idle.
     Chunk,
 }
 
@@ -87,11 +87,23 @@ impl Heuristics<'_> {
         let fills_device = u64::from(call.n_entries) * heads * large_tiles >= u64::from(self.multiprocessors);
         let small_tiles = variant.dim > 128 || !fills_device;
         let tiles = if small_tiles { rows.div_ceil(CHUNK_SMALL_ROWS.into()) } else { large_tiles };
+        // Blocks that share a query tile lie side by side in z. Kernels loop over tiles only where they do not split.
+        let n_splits = if small_tiles { self.chunk_splits(kernels, call, tiles) } else { 1 };
         let size = LaunchSize {
-            grid: grid(call.n_entries, heads, tiles),
+            grid: grid(call.n_entries, heads, tiles * u64::from(n_splits)),
             shared_bytes: chunk_shared(variant.dtype, variant.dim),
         };
-        LaunchChoice { kernel: TokenKernel::Chunk, size, n_splits: 1, small_tiles }
+        LaunchChoice { kernel: TokenKernel::Chunk, size, n_splits, small_tiles }
+    }
+
+    /// KV splits of a chunk with so many query tiles of 64 rows to a KV head.
+    fn chunk_splits(&self, kernels: &VariantKernels, call: CallSize, tiles: u64) -> u32 {
+        let (dtype, dim) = (kernels.variant.dtype, kernels.variant.dim);
+        let rounds = self.key_tiles(call, chunk_keys(dim)).div_ceil(chunk_slices(dtype, dim).into()).max(1);
+        let heads = (u64::from(call.n_entries) * self.shape.n_kv_heads as u64 * tiles).max(1);
+        let most = (MAX_GRID_YZ / tiles).min(max_chunk_partials(self.multiprocessors) / heads);
+        let work = SplitWork { heads, rounds, max_splits: most.min(rounds).max(1), merge: CHUNK_MERGE };
+        n_splits(work, self.residency(kernels.chunk)) as u32
     }
 
     /// Append. Each block stores every head of its tokens, so that their angles are computed once.
@@ -113,21 +125,29 @@ impl Heuristics<'_> {
         }
     }
 
-    fn split(&self, kernel: TokenKernel, loaded: SplitKernel, shared_bytes: u32, call: CallSize) -> LaunchChoice {
-        let heads = self.shape.n_kv_heads as u64;
+    /// Tiles of so many keys that a call sees at most.
+    fn key_tiles(&self, call: CallSize, keys: u32) -> u64 {
         let ring = &self.layer.ring;
-        // The first token's window, and the tokens after it; sinks and pinned tokens.
-        let keys = ring.window + u64::from(call.n_tokens.saturating_sub(1));
-        let tiles = ring.fixed_slots().div_ceil(DECODE_KEYS.into()) + keys.div_ceil(DECODE_KEYS.into());
-        let warps = u64::from(loaded.kernel.threads / 32);
-        let work =
-            SplitWork { heads: (u64::from(call.n_entries) * heads).max(1), rounds: tiles.div_ceil(warps).max(1) };
-        let max_splits = work.rounds.min(MAX_GRID_YZ).min(max_partials(self.multiprocessors) / work.heads).max(1);
-        let device = Residency {
+        // Sinks and pinned tokens; the first token's window, and the tokens after it.
+        let window = ring.window + u64::from(call.n_tokens.saturating_sub(1));
+        ring.fixed_slots().div_ceil(keys.into()) + window.div_ceil(keys.into())
+    }
+
+    fn residency(&self, loaded: SplitKernel) -> Residency {
+        Residency {
             multiprocessors: self.multiprocessors.into(),
             blocks_per_multiprocessor: loaded.blocks_per_multiprocessor.into(),
-        };
-        let n_splits = n_splits(work, max_splits, device) as u32;
+        }
+    }
+
+    fn split(&self, kernel: TokenKernel, loaded: SplitKernel, shared_bytes: u32, call: CallSize) -> LaunchChoice {
+        let heads = self.shape.n_kv_heads as u64;
+        let warps = u64::from(loaded.kernel.threads / 32);
+        let rounds = self.key_tiles(call, DECODE_KEYS).div_ceil(warps).max(1);
+        let all_heads = (u64::from(call.n_entries) * heads).max(1);
+        let max_splits = rounds.min(MAX_GRID_YZ).min(max_partials(self.multiprocessors) / all_heads).max(1);
+        let work = SplitWork { heads: all_heads, rounds, max_splits, merge: DECODE_MERGE };
+        let n_splits = n_splits(work, self.residency(loaded)) as u32;
         let size = LaunchSize { grid: grid(call.n_entries, heads, n_splits.into()), shared_bytes };
         LaunchChoice { kernel, size, n_splits, small_tiles: false }
     }
@@ -138,13 +158,24 @@ pub fn grid(n_entries: u32, y: u64, z: u64) -> [u32; 3] {
     [n_entries, y.clamp(1, MAX_GRID_YZ) as u32, z.clamp(1, MAX_GRID_YZ) as u32]
 }
 
-/// What a decode has to do: KV heads of all entries, and rounds of each, without a KV split. A round is a tile for each
-/// warp of a block: 35 KiB of K and V with heads of 128. That takes about a microsecond at a multiprocessor's share of
-/// an H100's bandwidth, which is also about the latency of its memory.
+/// What a launch has to do: KV heads of all entries (of a chunk, each with so many query tiles), and rounds of each,
+/// without a KV split. A round of a decode is a tile for each warp of a block: 35 KiB of K and V with heads of 128,
+/// which take about a microsecond at a multiprocessor's share of an H100's bandwidth, and that is also about the
+/// latency of its memory. A round of a chunk is a tile for each slice: 64 rows times 64 keys with heads of 128, which
+/// take about a microsecond at 30 % of an H100's flops.
 #[derive(Clone, Copy, Debug)]
 struct SplitWork {
     heads: u64,
     rounds: u64,
+    max_splits: u64,
+    merge: MergeTime,
+}
+
+/// Time of merging splits, and how many of them cost a half round more.
+#[derive(Clone, Copy, Debug)]
+struct MergeTime {
+    fixed: u64,
+    unroll: u64,
 }
 
 /// Blocks that a device can run at the same time.
@@ -163,13 +194,15 @@ const ROUND_SHARED: u64 = 2;
 /// What a block does beside its rounds: it reads counters, loads queries, waits for the first tiles, and merges its
 /// warps.
 const BLOCK_FIXED: u64 = 4;
-/// Merging splits. So many of them cost a half more: their loads' latencies overlap.
-const MERGE_FIXED: u64 = 2;
-const MERGE_UNROLL: u64 = 8;
+/// A decode's partial results are small, and their loads' latencies overlap.
+const DECODE_MERGE: MergeTime = MergeTime { fixed: 2, unroll: 8 };
+/// A chunk's are 34 KiB with heads of 128: all blocks write theirs at about the same time, and a warp that merges loads
+/// one after the other.
+const CHUNK_MERGE: MergeTime = MergeTime { fixed: 6, unroll: 1 };
 
-/// Into how many blocks the keys of each KV head are split: the number that takes the least time by the model above,
-/// which has not been measured on a GPU.
-fn n_splits(work: SplitWork, max_splits: u64, device: Residency) -> u64 {
+/// Into how many blocks the keys of each KV head, or query tile, are split: the number that takes the least time by the
+/// model above, which has not been measured on a GPU.
+fn n_splits(work: SplitWork, device: Residency) -> u64 {
     let multiprocessors = device.multiprocessors.max(1);
     let per_multiprocessor = device.blocks_per_multiprocessor.max(1);
     let resident = multiprocessors * per_multiprocessor;
@@ -182,7 +215,7 @@ fn n_splits(work: SplitWork, max_splits: u64, device: Residency) -> u64 {
     let time = |splits: u64, rounds: u64| {
         let blocks = work.heads * splits;
         let (full_waves, left) = (blocks / resident, blocks % resident);
-        let merge = if splits > 1 { MERGE_FIXED + splits / MERGE_UNROLL } else { 0 };
+        let merge = if splits > 1 { work.merge.fixed + splits / work.merge.unroll } else { 0 };
         full_waves * wave(per_multiprocessor, rounds) + wave(left.div_ceil(multiprocessors), rounds) + merge
     };
     let mut rounds = work.rounds.max(1);
@@ -191,7 +224,7 @@ fn n_splits(work: SplitWork, max_splits: u64, device: Residency) -> u64 {
     // there are few such numbers.
     while rounds > 1 {
         let splits = work.rounds.div_ceil(rounds - 1);
-        if splits > max_splits {
+        if splits > work.max_splits {
             break;
         }
         rounds = work.rounds.div_ceil(splits);
@@ -207,7 +240,14 @@ mod tests {
     /// On `multiprocessors` with three resident blocks each.
     fn splits(heads: u64, rounds: u64, max_splits: u64, multiprocessors: u64) -> u64 {
         let device = Residency { multiprocessors, blocks_per_multiprocessor: 3 };
-        n_splits(SplitWork { heads, rounds }, max_splits, device)
+        n_splits(SplitWork { heads, rounds, max_splits, merge: DECODE_MERGE }, device)
+    }
+
+    /// Of a chunk, on 132 multiprocessors with two resident blocks each.
+    fn chunk_splits(tiles: u64, rounds: u64) -> u64 {
+        let device = Residency { multiprocessors: 132, blocks_per_multiprocessor: 2 };
+        let max_splits = rounds.min(max_chunk_partials(132) / tiles).max(1);
+        n_splits(SplitWork { heads: tiles, rounds, max_splits, merge: CHUNK_MERGE }, device)
     }
 
     /// One sequence of 8 KV heads over 4 + 2,048 keys on 132 multiprocessors: every one has work, and no split is
@@ -242,12 +282,21 @@ mod tests {
         }
     }
 
+    /// As above. Query tiles of 128 tokens of one sequence with 32 query heads over 2,048 and 16,384 keys; of 16
+    /// tokens; of more than fill the device.
+    #[test]
+    fn splits_of_chunks_that_predictions_rest_on() {
+        for [tiles, rounds, want] in [[64, 35, 4], [64, 259, 4], [8, 33, 11], [128, 37, 2], [136, 37, 1], [64, 3, 1]] {
+            assert_eq!(chunk_splits(tiles, rounds), want, "{tiles} query tiles of {rounds} rounds");
+        }
+    }
+
     #[test]
     fn degenerate_counts() {
         let none = Residency { multiprocessors: 0, blocks_per_multiprocessor: 0 };
         let one = Residency { multiprocessors: 1, blocks_per_multiprocessor: 1 };
-        let work = SplitWork { heads: 1, rounds: 1 };
-        assert_eq!(n_splits(work, 1, none), 1);
-        assert_eq!(n_splits(work, 65_535, one), 1);
+        let work = SplitWork { heads: 1, rounds: 1, max_splits: 1, merge: DECODE_MERGE };
+        assert_eq!(n_splits(work, none), 1);
+        assert_eq!(n_splits(SplitWork { max_splits: 65_535, ..work }, one), 1);
     }
 }

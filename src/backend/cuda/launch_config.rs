@@ -85,13 +85,32 @@ pub const fn step_shared(dtype: u32, dim: u32, group: u32) -> u32 {
     decode_shared(dtype, dim) + step_tokens(group) * token
 }
 
-/// Shared memory of a chunk: query rows, stages of keys and values, scratch. Query tiles of 64 rows have two stages, of
-/// 64 keys (16 with heads of 256); those of 128 rows three, of 32 keys.
+/// Keys of a chunk's tile.
+pub const fn chunk_keys(dim: u32) -> u32 {
+    if dim > 128 { 16 } else { 32 }
+}
+
+/// Into how many slices of warps, each with its own tiles of keys, a block with a query tile of 64 rows is divided.
+pub const fn chunk_slices(dtype: u32, dim: u32) -> u32 {
+    if dim > 128 || is_quantised(dtype) { 1 } else { 2 }
+}
+
+/// Shared memory of a chunk: query rows, stages of keys and values, scratch. Query tiles of 64 rows have two stages,
+/// each with a tile for every slice; those of 128 rows three.
 pub const fn chunk_shared(dtype: u32, dim: u32) -> u32 {
+    const CHUNK_SCRATCH: u32 = 80;
     let (row, token) = (query_row_bytes(dim), tile_token_bytes(dtype, dim));
-    let small = CHUNK_SMALL_ROWS * row + 2 * if dim > 128 { 16 } else { 64 } * token;
-    let large = CHUNK_LARGE_ROWS * row + 3 * 32 * token;
-    SCRATCH + if dim <= 128 && large > small { large } else { small }
+    let small = CHUNK_SMALL_ROWS * row + 2 * chunk_slices(dtype, dim) * chunk_keys(dim) * token;
+    let large = CHUNK_LARGE_ROWS * row + 3 * chunk_keys(dim) * token;
+    CHUNK_SCRATCH + if dim <= 128 && large > small { large } else { small }
+}
+
+/// Warps of a chunk's block. Each writes and merges the partial results of its own rows.
+pub const CHUNK_WARPS: u64 = 4;
+
+/// Floats of a chunk's partial result: accumulators of 64 rows, and for each lane of a warp two maxima and two sums.
+pub const fn chunk_partial_floats(dim: u64) -> u64 {
+    CHUNK_WARPS * 32 * (dim / 2 + 4)
 }
 
 #[cfg(test)]

@@ -115,7 +115,7 @@ pub struct VariantKernels {
     pub variant: Variant,
     pub decode: SplitKernel,
     pub step: SplitKernel,
-    pub chunk: Kernel,
+    pub chunk: SplitKernel,
 }
 
 /// Loads the kernels of a variant.
@@ -128,16 +128,17 @@ pub fn load_variant(
     let module = load(current, &Compilation { source: FAST, arch, macros: &variant.macros() }, disk_cache)?;
     let dim = variant.dim;
     Loaded::new(current, module, |module| {
-        let split = |name: &'static CStr, shared_bytes: u32| {
-            let kernel = module.kernel(name, 32 * decode_warps(dim), shared_bytes)?;
+        let split = |name: &'static CStr, threads: u32, shared_bytes: u32| {
+            let kernel = module.kernel(name, threads, shared_bytes)?;
             let blocks_per_multiprocessor = module.blocks_per_multiprocessor(&kernel, shared_bytes)?.max(1);
             Ok(SplitKernel { kernel, blocks_per_multiprocessor })
         };
+        let decode_threads = 32 * decode_warps(dim);
         Ok(VariantKernels {
             variant,
-            decode: split(c"skc_attend_decode", decode_shared(variant.dtype, dim))?,
-            step: split(c"skc_step_decode", step_shared(variant.dtype, dim, variant.group))?,
-            chunk: module.kernel(c"skc_attend_chunk", THREADS, chunk_shared(variant.dtype, dim))?,
+            decode: split(c"skc_attend_decode", decode_threads, decode_shared(variant.dtype, dim))?,
+            step: split(c"skc_step_decode", decode_threads, step_shared(variant.dtype, dim, variant.group))?,
+            chunk: split(c"skc_attend_chunk", THREADS, chunk_shared(variant.dtype, dim))?,
         })
     })
 }

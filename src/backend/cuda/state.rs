@@ -36,7 +36,7 @@ impl Cuda {
         let context = Context::new(config.device, config.context)?;
         let blueprint = Blueprint { shape, layers, n_seqs, config };
         let kv = blueprint.kv_layout()?;
-        let aux = blueprint.aux_layout(context.multiprocessors()?);
+        let aux = blueprint.aux_layout(&context)?;
         let bytes = kv.bytes.checked_add(aux.bytes);
         bytes.ok_or_else(|| Error::new(Status::OutOfMemory, "device memory exceeds 2^64 bytes"))
     }
@@ -94,7 +94,7 @@ impl Cuda {
             TokenKernel::Generic => self.common()?.attend,
             TokenKernel::Decode => specialised()?.decode.kernel,
             TokenKernel::Step => specialised()?.step.kernel,
-            TokenKernel::Chunk => specialised()?.chunk,
+            TokenKernel::Chunk => specialised()?.chunk.kernel,
         })
     }
 

@@ -20,6 +20,7 @@ const HEADERS: &[(&str, &str)] = files![
     "chunk_codes.cuh",
     "chunk_numbers.cuh",
     "chunk_rows.cuh",
+    "chunk_split.cuh",
     "commit.cuh",
     "decode.cuh",
     "decode_block.cuh",

@@ -1,8 +1,8 @@
-// skc_attend_chunk: many queries. A row is one query head of one token. A warp has one or two blocks of 16 rows, and
-// the block's warps share tiles of keys: of one segment after the other, the sinks first. Only tiles at the edge of
-// what some row sees are masked.
+// skc_attend_chunk: many queries. A row is one query head of one token. A warp has one or two blocks of 16 rows and
+// shares tiles of keys with others: of one segment after the other, the sinks first. Only tiles at the edge of what
+// some row sees are masked. The keys of query tiles of 64 rows may be split among blocks (chunk_split.cuh).
 //
-// Grid: entries, KV heads, tiles of 64 or 128 rows (loop). 128 threads. Shared: CHUNK_SHARED bytes.
+// Grid: entries, KV heads, tiles of 64 or 128 rows (loop) x splits. 128 threads. Shared: CHUNK_SHARED bytes.
 #pragma once
 
 #include "launch_config.cuh"
@@ -12,6 +12,7 @@
 #else
 #include "chunk_codes.cuh"
 #endif
+#include "chunk_split.cuh"
 
 // Adds a tile to the warp's rows, which begin at `queries`; `first`: the tile's first key in its range. `masked`: not
 // all of the rows see all of its keys.
@@ -79,29 +80,42 @@ SKC_DEVICE void load_rows(const SkcAttend& p, const ChunkBlock& b, const KeySegm
     }
 }
 
-// Runs over the keys of one segment with STAGES tiles of them in shared memory: one is read while the others are being
-// copied.
-template <u32 M_BLOCKS, u32 KEYS, u32 STAGES>
-SKC_DEVICE void add_keys(ChunkRows<M_BLOCKS>& c, const SkcAttend& p, const ChunkBlock& b, const KeySegment& s) {
+// Runs over the block's share of the keys of one segment, with tiles of them in stages of shared memory: one is read
+// while the others are being copied. `before`: tiles of the segments before it.
+template <class Form>
+SKC_DEVICE void add_keys(ChunkRows<Form::M_BLOCKS>& c, const SkcAttend& p, const ChunkBlock& b, const KeySegment& s,
+                         u32 before) {
+    constexpr u32 KEYS = Form::KEYS;
     constexpr u32 K_BYTES = tile_bytes<KeyForm>(KEYS);
     constexpr u32 V_BYTES = tile_bytes<ValueForm>(KEYS);
+    constexpr u32 ROUND = Form::SLICES * KEYS;
     const QueryTile& tile = b.tile;
     u64 head = (u64)tile.q.seq * p.layer.n_kv_heads + block_y();
     KeyRange keys = key_range(p.layer, head, s, b.tokens);
-    if (keys.n == 0) return;
+    u32 begin = 0;
+    if (Form::CAN_SPLIT) {
+        u32 tiles = chunk_tiles(keys.n);
+        begin = tile.begin > before ? (tile.begin - before) * KEYS : 0;
+        keys.n = tile.end <= before ? 0 : tile.end - before < tiles ? (tile.end - before) * KEYS : keys.n;
+    }
+    if (begin >= keys.n) return;
     auto stage_tile = [&](u32 stage) -> KvTile {
-        u8* k = b.stages + stage * (K_BYTES + V_BYTES);
+        u8* k = b.stages + (stage * Form::SLICES + Form::slice()) * (K_BYTES + V_BYTES);
         return {k, k + K_BYTES};
     };
     auto start_tile = [&](u32 first, u32 stage) {
-        if (first < keys.n) copy_tile<KEYS, 128>(p.layer, keys, first, stage_tile(stage), thread());
+        if (first < keys.n) {
+            u32 index = thread() % Form::SLICE_THREADS;
+            copy_tile<KEYS, Form::SLICE_THREADS>(p.layer, keys, first, stage_tile(stage), index);
+        }
         copy_async_commit();
     };
     block_sync();
-    for (u32 i = 0; i + 1 < STAGES; ++i) start_tile(i * KEYS, i);
+    u32 first = begin + Form::slice() * KEYS;
+    for (u32 i = 0; i + 1 < Form::STAGES; ++i) start_tile(first + i * ROUND, i);
     load_rows(p, b, s);
-    u32 low = warp() * 16 * M_BLOCKS;
-    u32 high = (u32)min_u64(low + 16 * M_BLOCKS, tile.rows);
+    u32 low = Form::first_row();
+    u32 high = (u32)min_u64(low + Form::WARP_ROWS, tile.rows);
     // What some and what all of the warp's rows see. Rows beyond the last see nothing.
     VisibleRange some = {0, 0};
     VisibleRange all = {0, 0};
@@ -109,32 +123,33 @@ SKC_DEVICE void add_keys(ChunkRows<M_BLOCKS>& c, const SkcAttend& p, const Chunk
         Ring ring = ring_of(p.layer);
         VisibleRange oldest_row = visible_range(ring, tile.q, token_of(tile, low), s);
         VisibleRange newest_row = visible_range(ring, tile.q, token_of(tile, high - 1), s);
-        some = {oldest_row.begin, newest_row.end};
-        if (high - low == 16 * M_BLOCKS) all = {newest_row.begin, oldest_row.end};
+        some = {oldest_row.begin, (u32)min_u64(newest_row.end, keys.n)};
+        if (high - low == Form::WARP_ROWS) all = {newest_row.begin, oldest_row.end};
     }
     u32 stage = 0;
-    for (u32 first = 0; first < keys.n; first += KEYS) {
-        copy_async_wait<STAGES - 2>();
+    // Slices have the same number of rounds: they meet.
+    for (; first < keys.n + Form::slice() * KEYS; first += ROUND) {
+        copy_async_wait<Form::STAGES - 2>();
         block_sync(); // mutant: chunk_missing_barrier
         // Into the stage that was read in the round before.
-        start_tile(first + (STAGES - 1) * KEYS, (stage + STAGES - 1) % STAGES);
+        start_tile(first + (Form::STAGES - 1) * ROUND, (stage + Form::STAGES - 1) % Form::STAGES);
         if (first < some.end && first + KEYS > some.begin) {
             bool masked = first < all.begin || first + KEYS > all.end;
-            add_tile<M_BLOCKS, KEYS>(c, b.queries + low * ROW_BYTES, stage_tile(stage), first, masked);
+            add_tile<Form::M_BLOCKS, KEYS>(c, b.queries + low * ROW_BYTES, stage_tile(stage), first, masked);
         }
-        stage = (stage + 1) % STAGES;
+        stage = (stage + 1) % Form::STAGES;
     }
 }
 
-// Normalises the lane's rows and writes them and their lse.
-template <u32 M_BLOCKS>
-SKC_DEVICE void store_rows(const SkcAttend& p, const QueryTile& tile, ChunkRows<M_BLOCKS>& c) {
+// Normalises the lane's rows and writes them and their lse. `first`: the warp's first row.
+template <u32 M_BLOCKS, u32 N>
+SKC_DEVICE void store_rows(const SkcAttend& p, const QueryTile& tile, ChunkRows<N>& c, u32 first) {
     const SkcLayer& l = p.layer;
 #pragma unroll
     for (u32 r = 0; r < 2 * M_BLOCKS; ++r) {
         auto& state = c.rows[r];
         state.stats.sum_lanes(ChunkLayout::LOW, ChunkLayout::HIGH);
-        u32 index = warp() * 16 * M_BLOCKS + lane() / 4 + 8 * r;
+        u32 index = first + lane() / 4 + 8 * r;
         if (index >= tile.rows) continue;
         u32 head = head_of(tile, index);
         state.normalise(l, head);
@@ -153,46 +168,69 @@ SKC_DEVICE void store_rows(const SkcAttend& p, const QueryTile& tile, ChunkRows<
 }
 
 // All rows of the entry that fall to the block.
-template <u32 M_BLOCKS, u32 KEYS, u32 STAGES>
+template <class Form>
 SKC_DEVICE void attend_rows(const SkcAttend& p, QueryTile& tile) {
-    constexpr u32 ROWS = 64 * M_BLOCKS;
-    constexpr u32 TILES = STAGES * (tile_bytes<KeyForm>(KEYS) + tile_bytes<ValueForm>(KEYS));
-    static_assert(ROWS * ROW_BYTES + TILES + sizeof(QueryTile) <= CHUNK_SHARED(SKC_TYPE, SKC_DIM), "they fit");
+    constexpr u32 ROWS = Form::ROWS;
+    constexpr u32 STAGE_TILES = Form::STAGES * Form::SLICES;
+    constexpr u32 TILES = STAGE_TILES * (tile_bytes<KeyForm>(Form::KEYS) + tile_bytes<ValueForm>(Form::KEYS));
+    static_assert(ROWS * ROW_BYTES + TILES + CHUNK_SCRATCH <= CHUNK_SHARED(SKC_TYPE, SKC_DIM), "they fit");
+    static_assert(Form::SLICES == 1 || 4 * 4 * WarpPartial::FLOATS <= ROWS * ROW_BYTES + TILES, "as do slices");
     const SkcLayer& l = p.layer;
+    // Blocks that share a query tile lie side by side; then each has only one.
+    const bool splits = Form::CAN_SPLIT && p.n_splits > 1;
     u8* queries = shared_memory();
-    u64 row0 = (u64)block_z() * ROWS;
+    u64 row0 = (u64)(splits ? block_z() / p.n_splits : block_z()) * ROWS;
     while (row0 < tile.q.m * GROUP) {
         block_sync();
         if (thread() == 0) {
             tile.query = row0 / GROUP;
             tile.skip = (u32)(row0 % GROUP);
             tile.rows = (u32)min_u64(ROWS, tile.q.m * GROUP - row0);
+            tile.split = splits ? block_z() % p.n_splits : 0;
+            tile.begin = 0;
+            tile.end = ~0u;
         }
         block_sync();
         Ring ring = ring_of(l);
         u64 oldest = ring.n_sink + query_evicted(ring, tile.q, token_of(tile, 0));
         ChunkBlock b = {tile, {oldest, token_of(tile, tile.rows - 1)}, queries, queries + ROWS * ROW_BYTES};
-        ChunkRows<M_BLOCKS> c;
+        if (splits) {
+            share_tiles<Form::SLICES>(p, b.tokens, tile);
+            block_sync(); // mutant: chunk_share_read_too_early
+        }
+        ChunkRows<Form::M_BLOCKS> c;
 #pragma unroll
-        for (u32 r = 0; r < 2 * M_BLOCKS; ++r) c.rows[r] = SoftmaxState<2 * DIM_BLOCKS>::empty();
+        for (u32 r = 0; r < 2 * Form::M_BLOCKS; ++r) c.rows[r] = SoftmaxState<2 * DIM_BLOCKS>::empty();
         c.scorer = scorer_of(l);
         // Rows beyond the last are zeros, and their masks are empty.
         u32 vectors = ROWS * ROW_BYTES / 16;
         for (u32 i = tile.rows * ROW_BYTES / 16 + thread(); i < vectors; i += 128) ((U32x4*)queries)[i] = {0, 0, 0, 0};
 #if SEGMENTED
+        u32 before = 0;
         // The list is made anew for each segment: the loops over keys need the registers.
 #pragma unroll 1
         for (u32 i = 0;; ++i) {
             u64 first = ring.n_sink + query_evicted(ring, tile.q, token_of(tile, 0));
             SegmentList list = segment_list(l, tile.q.seq, first, token_of(tile, tile.rows - 1));
             if (i >= list.count()) break;
-            add_keys<M_BLOCKS, KEYS, STAGES>(c, p, b, list.segment(i));
+            Segment segment = list.segment(i);
+            add_keys<Form>(c, p, b, segment, before);
+            if (Form::CAN_SPLIT) before += chunk_tiles((u32)segment.n);
         }
 #else
 #pragma unroll 1
-        for (u32 i = 0; i < 2; ++i) add_keys<M_BLOCKS, KEYS, STAGES>(c, p, b, {i == 0, b.tokens.oldest});
+        for (u32 i = 0; i < 2; ++i) {
+            // Where fewer sinks than n_sink are held, there is no window.
+            u32 before = i == 0 ? 0 : chunk_tiles((u32)ring.n_sink);
+            add_keys<Form>(c, p, b, {i == 0, b.tokens.oldest}, before);
+        }
 #endif
-        store_rows(p, tile, c);
+        if constexpr (Form::SLICES == 2) merge_slices(c, (float*)shared_memory());
+        bool complete = true;
+        if constexpr (Form::CAN_SPLIT) {
+            if (splits) complete = Form::merged_row() < tile.rows && merge_splits(c, p, tile.split);
+        }
+        if (complete) store_rows<Form::MERGED_BLOCKS>(p, tile, c, Form::merged_row());
         row0 = tile.query * GROUP + tile.skip + (u64)grid_z() * ROWS;
     }
 }
@@ -202,14 +240,14 @@ SKC_KERNEL(128, skc_attend_chunk, SkcAttend) {
     // Scratch lies where the queries will be.
     Queries q = find_queries(p, (u64*)shared_memory(), 4);
     if (!q.active) return;
-    QueryTile& tile = *(QueryTile*)(shared_memory() + CHUNK_SHARED(SKC_TYPE, SKC_DIM) - sizeof(QueryTile));
+    QueryTile& tile = *(QueryTile*)(shared_memory() + CHUNK_SHARED(SKC_TYPE, SKC_DIM) - CHUNK_SCRATCH);
     if (thread() == 0) tile.q = q;
     block_sync();
 #if SKC_DIM <= 128
     if (q.m * GROUP > CHUNK_SMALL_ROWS && !p.small_tiles) {
-        attend_rows<2, CHUNK_LARGE_KEYS, CHUNK_LARGE_STAGES>(p, tile);
+        attend_rows<ChunkForm<CHUNK_LARGE_ROWS, CHUNK_LARGE_STAGES>>(p, tile);
         return;
     }
 #endif
-    attend_rows<1, CHUNK_SMALL_KEYS(SKC_DIM), CHUNK_SMALL_STAGES>(p, tile);
+    attend_rows<ChunkForm<CHUNK_SMALL_ROWS, CHUNK_SMALL_STAGES>>(p, tile);
 }

@@ -43,14 +43,41 @@ struct ChunkRows {
     Scorer scorer;
 };
 
-// The rows that a block works on. In shared memory: the loops over keys need the registers.
+// How the four warps of a block divide a query tile of ROWS rows and its keys.
+template <u32 ROWS_, u32 STAGES_>
+struct ChunkForm {
+    static constexpr u32 ROWS = ROWS_;
+    static constexpr u32 STAGES = STAGES_;  // of tiles of keys in shared memory
+    static constexpr u32 KEYS = CHUNK_KEYS(SKC_DIM);
+    static constexpr u32 WARP_ROWS = CHUNK_WARP_ROWS(SKC_TYPE, SKC_DIM, ROWS_);
+    static constexpr u32 M_BLOCKS = WARP_ROWS / 16;
+    // Warps of a slice share tiles of keys. Slices share the rows and take every SLICES-th tile.
+    static constexpr u32 SLICES = CHUNK_SLICES(SKC_TYPE, SKC_DIM, ROWS_);
+    static constexpr u32 SLICE_WARPS = 4 / SLICES;
+    static constexpr u32 SLICE_THREADS = 32 * SLICE_WARPS;
+    // Keys of small tiles may be split among blocks.
+    static constexpr bool CAN_SPLIT = ROWS == CHUNK_SMALL_ROWS;
+    // Blocks of 16 rows that a warp has when the slices are merged.
+    static constexpr u32 MERGED_BLOCKS = M_BLOCKS / SLICES;
+
+    SKC_DEVICE static u32 slice() { return warp() / SLICE_WARPS; }
+    // The warp's first row: until slices are merged, and then.
+    SKC_DEVICE static u32 first_row() { return warp() % SLICE_WARPS * WARP_ROWS; }
+    SKC_DEVICE static u32 merged_row() { return first_row() + slice() * 16 * MERGED_BLOCKS; }
+};
+
+// The rows that a block works on, which of the blocks that share their keys it is, and its share of the tiles of keys:
+// begin .. end of all segments'. In shared memory: the loops over keys need the registers.
 struct QueryTile {
     Queries q;
     u64 query;  // the query that the first row belongs to
     u32 skip;   // heads of it that lie in the tile before
     u32 rows;
+    u32 split;
+    u32 begin;
+    u32 end;
 };
-static_assert(sizeof(QueryTile) == 64, "fits behind the tiles of keys");
+static_assert(sizeof(QueryTile) <= CHUNK_SCRATCH, "fits behind the tiles of keys");
 
 // The query, the token and the query head of a row.
 SKC_DEVICE u64 query_of(const QueryTile& tile, u32 row) { return tile.query + (tile.skip + row) / GROUP; }

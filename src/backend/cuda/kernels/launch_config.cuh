@@ -47,25 +47,31 @@
 // A decode's shared memory, and K and V of the new tokens.
 #define STEP_SHARED(type, dim, group) (DECODE_SHARED(type, dim) + STEP_TOKENS(group) * NEW_TOKEN_BYTES(type, dim))
 
-// ---- skc_attend_chunk. The warps of a block share tiles of keys. Large query tiles have 32 rows for each warp, so
-// that every fragment of K and V that is loaded from shared memory is used twice. Small ones have 16: for few rows, and
-// for heads of 256, whose accumulators alone fill the registers.
+// ---- skc_attend_chunk. A warp has CHUNK_WARP_ROWS rows and tiles of CHUNK_KEYS keys: 32 rows use every fragment of K
+// and V that is loaded from shared memory twice. With heads of 256 the accumulators of 16 rows fill the registers.
+// Query tiles of 128 rows have four warps that share tiles of keys; those of 64 rows, for few rows, have two slices of
+// two warps, which share the rows and divide the keys. (With heads of 256, and where codes are widened, four warps have
+// 64 rows: slices of quantised types would spill registers.)
+#define CHUNK_WARP_ROWS(type, dim, rows) ((dim) > 128 || (QUANTISED(type) && (rows) == CHUNK_SMALL_ROWS) ? 16 : 32)
+#define CHUNK_KEYS(dim) ((dim) > 128 ? 16 : 32)
+#define CHUNK_SLICES(type, dim, rows) (4 * CHUNK_WARP_ROWS(type, dim, rows) / (rows))
 #define CHUNK_SMALL_ROWS 64
-#define CHUNK_SMALL_KEYS(dim) ((dim) > 128 ? 16 : 64)
 #define CHUNK_SMALL_STAGES 2
 #define CHUNK_LARGE_ROWS 128
-#define CHUNK_LARGE_KEYS 32
 #define CHUNK_LARGE_STAGES 3
 // Queries and stages of K and V, of either layout.
-#define CHUNK_SMALL_BYTES(type, dim)                    \
-    (CHUNK_SMALL_ROWS * QUERY_ROW_BYTES(dim) +          \
-     CHUNK_SMALL_STAGES * CHUNK_SMALL_KEYS(dim) * TILE_TOKEN_BYTES(type, dim))
-#define CHUNK_LARGE_BYTES(type, dim)                    \
-    (CHUNK_LARGE_ROWS * QUERY_ROW_BYTES(dim) +          \
-     CHUNK_LARGE_STAGES * CHUNK_LARGE_KEYS * TILE_TOKEN_BYTES(type, dim))
+#define CHUNK_BYTES(type, dim, rows, stages) \
+    ((rows)*QUERY_ROW_BYTES(dim) +       \
+     (stages)*CHUNK_SLICES(type, dim, rows) * CHUNK_KEYS(dim) * TILE_TOKEN_BYTES(type, dim))
+#define CHUNK_SMALL_BYTES(type, dim) CHUNK_BYTES(type, dim, CHUNK_SMALL_ROWS, CHUNK_SMALL_STAGES)
+#define CHUNK_LARGE_BYTES(type, dim) CHUNK_BYTES(type, dim, CHUNK_LARGE_ROWS, CHUNK_LARGE_STAGES)
+// What the block works on, and scratch.
+#define CHUNK_SCRATCH 80
 // What the larger layout needs (heads of 256 have the small one only), and scratch.
 #define CHUNK_SHARED(type, dim)                                                                       \
     (((dim) <= 128 && CHUNK_LARGE_BYTES(type, dim) > CHUNK_SMALL_BYTES(type, dim)                     \
           ? CHUNK_LARGE_BYTES(type, dim)                                                              \
           : CHUNK_SMALL_BYTES(type, dim)) +                                                           \
-     64)
+     CHUNK_SCRATCH)
+// Floats of a warp's partial result: for each lane two rows' accumulators, and their maxima and sums.
+#define CHUNK_PARTIAL(dim) (32 * ((dim) / 2 + 4))

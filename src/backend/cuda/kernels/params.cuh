@@ -170,8 +170,12 @@ struct SkcAttend {
     SkcRows q;        // [rows, n_q_heads, head_dim] of in_dtype
     SkcRows out;      // [rows, n_q_heads, head_dim_v] of out_dtype
     SkcRows lse;      // f32 [rows, n_q_heads], ptr NULL = not wanted
-    float* partials;      // partial results of a KV split: [entries][n_kv_heads][n_splits][8][head_dim_v + 2]
-    u32* split_arrivals;  // [entries][n_kv_heads] splits that have arrived; 0 between launches
+    // Partial results of a KV split. Of a decode: [entries][n_kv_heads][n_splits][8][head_dim_v + 2]; of a chunk:
+    // [entries][n_kv_heads][tiles][n_splits][4 warps][CHUNK_PARTIAL].
+    float* partials;
+    // Splits that have arrived; 0 between launches. Of a decode: [entries][n_kv_heads]; of a chunk:
+    // [entries][n_kv_heads][tiles][n_splits][4 warps], of which those of split 0 count.
+    u32* split_arrivals;
     u32 n_splits;
     u32 small_tiles;      // chunk: 1 = query tiles of 64 rows, where tiles of 128 would leave multiprocessors idle
 };
