@@ -940,7 +940,7 @@ typedef struct skc_kernel_info {
     uint32_t block_threads;
     /** Bytes of shared memory per block. */
     uint32_t shared_bytes;
-    /** KV splits: thread blocks that divide the keys of one KV head of one sequence among them. */
+    /** KV splits: thread blocks that divide the keys of a KV head (in a chunk: of a query tile) of a sequence. */
     uint32_t n_splits;
 } skc_kernel_info;
 

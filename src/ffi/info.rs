@@ -116,7 +116,7 @@ pub struct skc_kernel_info {
     pub block_threads: u32,
     /// Bytes of shared memory per block.
     pub shared_bytes: u32,
-    /// KV splits: thread blocks that divide the keys of one KV head of one sequence among them.
+    /// KV splits: thread blocks that divide the keys of a KV head (in a chunk: of a query tile) of a sequence.
     pub n_splits: u32,
 }
 c_struct!(skc_kernel_info);
