@@ -314,6 +314,7 @@ all-gpu-bench: setup-venv stand-in gpu-pack
 	$(MAKE) --no-print-directory $(TORCH)/complete
 	$(PYTHON) benches/gpu/floors.py
 	$(GPU_BENCH) $(TORCH_PYTHON) -W ignore benches/gpu/self_test.py
+	rm -rf build/gpu-bench
 	$(GPU_BENCH) PYTHON=$(TORCH_PYTHON) GO_DEVICE=cpu GO_OPTIONS="--smoke --strict --seconds 0.02 --limit 0" \
 		GO_LLAMA_OPTIONS="--tiny --seconds 0.05" build/gpu_check/benches/gpu/go build/gpu-bench/cpu 600
 	$(GPU_BENCH) $(ON_STAND_IN) SINKCACHE_NVRTC_DIR=$(CURDIR)/build/shim \
