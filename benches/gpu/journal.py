@@ -24,7 +24,7 @@ class Journal:
         if not resume:
             for file in (self.rows_file, self.now_file, self.began_file):
                 file.unlink(missing_ok=True)
-        self.rows = [json.loads(line) for line in self._complete_lines()]
+        self.rows = [row for line in self._complete_lines() for row in json.loads(line)]
         # Wall time, which continues over a restart.
         began = self._read(self.began_file, float)
         if began is None:
@@ -60,12 +60,13 @@ class Journal:
     def seconds_left(self):
         return self.until - time.time()
 
-    def add(self, row):
+    def add(self, *rows):
+        """All rows of a contender: they are a line, so that a line that is cut leaves none of them."""
         with self.rows_file.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(rows) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self.rows.append(row)
+        self.rows += rows
 
     @contextlib.contextmanager
     def running(self, fields, limit):

@@ -6,9 +6,9 @@ README.md.
     ... --device cpu --smoke        tiny shapes on this CPU: does everything run, and is it right?
     ... --device shim --smoke       the library's CUDA backend on the stand-in of tools/cuda_shim
 
-Writes to FOLDER: rows.jsonl (a line as soon as it is known), results.json and table.txt. The exit code is 0 when the
-run has finished, whatever the results; with --strict it is 1 if a row is wrong or an error, or nothing was measured. It
-is 3 when FOLDER has no more room.
+Writes to FOLDER: rows.jsonl (the rows of a contender are a line), results.json and table.txt. The exit code is 0
+when the run has finished, whatever the results; with --strict it is 1 if a row is wrong or an error, or nothing was
+measured. It is 3 when FOLDER has no more room.
 """
 
 import argparse
@@ -138,9 +138,9 @@ def main():
             with journal.running({**about, "mode": ""}, o.limit * kind.limit_factor):
                 found = measure(kind, case, platform, data, o.seconds)
             clocks = platform.clocks()
-            for row in found:
-                journal.add({**about, **row, "clocks": clocks})
-                print(report.line(journal.rows[-1], header["copy_bytes_per_s"]), flush=True)
+            journal.add(*({**about, **row, "clocks": clocks} for row in found))
+            for row in journal.rows[-len(found) :]:
+                print(report.line(row, header["copy_bytes_per_s"]), flush=True)
             if any(r["status"] == "error" for r in found) and not alive(platform):
                 print("the device has failed: restarting", flush=True)
                 restart()
