@@ -147,10 +147,11 @@ public:
 #endif
     }
     /** For HTTP, after each batch: cheap. */
-    void publish([[maybe_unused]] const Metrics &metrics) {
+    template <class MakeMetrics>
+    void publish([[maybe_unused]] const MakeMetrics &make) {
 #ifdef INFLIGHT_HTTP
         if (server_) {
-            server_->publish(metrics);
+            server_->publish(make());
         }
 #endif
     }
@@ -204,7 +205,7 @@ public:
         if (!first_) {
             return;
         }
-        metrics_.publish(metrics(counters, parking));
+        metrics_.publish([&] { return metrics(counters, parking); });
         const auto now = Clock::now();
         if (now - updated_ < std::chrono::milliseconds(progress_ ? 200 : 1000)) {
             return;
@@ -220,7 +221,7 @@ public:
             if (progress_) {
                 std::cerr << "\r\033[K" << std::flush;
             }
-            metrics_.publish(metrics(counters, parking));
+            metrics_.publish([&] { return metrics(counters, parking); });
             metrics_.write_file(metrics(counters, parking));
             const double seconds = std::chrono::duration<double>(Clock::now() - began_).count();
             report_.totals({counters, counters_of(parking), seconds, cache_, ranks_});

@@ -64,7 +64,7 @@ ListeningSocket listen_on(const std::string &address, std::uint16_t port) {
     return {file, port_of(file)};
 }
 
-/** An answer of this text. `publication` 0: it has no counters. */
+/** Answers with this text; `allowed`: the methods that are allowed, where another was asked for. */
 MHD_Result respond(MHD_Connection *connection, unsigned status, std::string text, const char *allowed = nullptr) {
     MHD_Response *response = MHD_create_response_from_buffer(text.size(), text.data(), MHD_RESPMEM_MUST_COPY);
     if (response == nullptr) {
@@ -81,6 +81,7 @@ MHD_Result respond(MHD_Connection *connection, unsigned status, std::string text
 
 /** What belongs to a request, from its first line until it has been answered. */
 struct Request {
+    /** Of the counters that it was answered with; 0: none. */
     std::uint64_t publication = 0;
 };
 
