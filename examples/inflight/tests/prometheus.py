@@ -10,6 +10,7 @@ exit code is 77. --page keeps Prometheus running until a line is read, and print
 import argparse
 import json
 import math
+import os
 import re
 import shutil
 import socket
@@ -25,9 +26,10 @@ from pathlib import Path
 REQUESTS, ROUNDS = 200, 4
 PROMPT = "It was a dark and stormy night, and a dark and stormy day. " * 2
 PROMPT_LENGTH = len(PROMPT)
-SCRAPE = "200ms"
-#: What Grafana puts in for $__rate_interval: at least four scrapes.
-RATE_INTERVAL = "1s"
+#: A scrape that takes longer is lost, and machines stall.
+SCRAPE = "1s"
+#: For $__rate_interval, where Grafana puts in four scrapes: all of a run, however fast the machine is.
+RATE_INTERVAL = "10m"
 PATIENCE = 60
 SKIPPED = 77
 
@@ -102,18 +104,22 @@ class Prometheus:
                                     timeout=PATIENCE) as answer:
             return json.load(answer)["data"]["result"]
 
-    def wait_for(self, what):
+    def is_up(self):
+        """Whether the last scrape had an answer; None before the first."""
+        found = self.ask("query", query='up{job="inflight"}')
+        return found[0]["value"][1] == "1" if found else None
+
+    def wait_for(self, event, what):
         end = time.monotonic() + PATIENCE
-        while time.monotonic() < end:
+        while time.monotonic() < end and self.process.poll() is None:
             try:
                 if what():
                     return
             except (urllib.error.URLError, ConnectionError):
                 pass
-            if self.process.poll() is not None:
-                break
             time.sleep(0.1)
-        raise SystemExit("Prometheus did not get ready:\n" + Path(self.log.name).read_text(encoding="utf-8"))
+        raise SystemExit(f"{event}: not within {PATIENCE} s. Prometheus says:\n"
+                         + Path(self.log.name).read_text(encoding="utf-8"))
 
     def stop(self):
         self.process.terminate()
@@ -130,21 +136,24 @@ def address_of(serve):
 
 
 def start(args, folder):
-    path = folder / "requests.jsonl"
-    path.write_text("".join(json.dumps(r) + "\n" for r in requests()), encoding="ascii")
-    return subprocess.Popen(
+    """inflight-serve, and the pipe that it reads requests from."""
+    path = folder / "requests"
+    os.mkfifo(path)
+    serve = subprocess.Popen(
         [args.serve, "--model", args.model, "--requests", path, "--json", "--max-seqs", "8", "--budget", "128",
          "--chunk", "32", "--sink", "4", "--window", "124", "--max-pinned", "32", "--max-segments", "8", "--draft", "4",
          "--park-memory", "16M", "--park-dir", folder / "parked", "--park-disk", "64M",
          "--metrics-port", "0", "--metrics-linger", str(PATIENCE)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Also for reading, so that it opens although nobody reads yet.
+    return serve, os.fdopen(os.open(path, os.O_RDWR), "w", encoding="ascii")
 
 
-def last_values(server, begin, end):
+def last_values(server, end):
     """{(metric, labels...): the last value that was read}"""
     values = {}
-    for series in server.ask("query_range", query='{__name__=~"sinkcache_inflight_.*"}', start=begin, end=end,
-                             step=SCRAPE):
+    # The samples themselves: between the last scrape and the end of the target there may be no step of a query.
+    for series in server.ask("query", query='{__name__=~"sinkcache_inflight_.*"}[10m]', time=end):
         labels = {k: v for k, v in series["metric"].items() if k not in ("__name__", "instance", "job")}
         name = series["metric"]["__name__"].removeprefix("sinkcache_inflight_")
         values[(name, *labels.values())] = float(series["values"][-1][1])
@@ -189,17 +198,20 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         begin = time.time()
-        serve = start(args, folder)
+        serve, pipe = start(args, folder)
         server = None
         try:
             server = Prometheus(folder, address_of(serve))
+            # Rates need what was there before the first request.
+            server.wait_for("a first scrape", server.is_up)
+            with pipe:
+                pipe.write("".join(json.dumps(r) + "\n" for r in requests()))
             out, errors = serve.communicate(timeout=5 * PATIENCE)
             assert serve.returncode == 0, errors
             assert "nobody has read" not in errors, errors
-            # What was read last is there a little later.
-            server.wait_for(lambda: server.ask("query", query='up{job="inflight"}')[0]["value"][1] == "0")
+            server.wait_for("the end of the target", lambda: server.is_up() is False)
             end = time.time()
-            compare(last_values(server, begin, end), json.loads(out.splitlines()[-1])["totals"])
+            compare(last_values(server, end), json.loads(out.splitlines()[-1])["totals"])
             check_dashboard(server, args.dashboard, begin, end)
             if args.page:
                 print(server.address, begin, end, flush=True)
