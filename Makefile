@@ -367,10 +367,18 @@ all-abi:
 	@scripts/setup abi
 	$(PYTHON) -B scripts/abi.py
 
+# $(call fuzz,SECONDS): all targets, in so many seconds.
+define fuzz
+scripts/setup engines clang venv
+scripts/fuzz $$(($(1) * 6 / 10))
+scripts/fuzz_readers $$(($(1) * 2 / 10))
+PYTHON="$(PYTHON)" scripts/fuzz_python $$(($(1) / 10))
+scripts/fuzz_llama $$(($(1) / 10))
+endef
+
 # Of what nightly-fuzz does for an hour.
 all-fuzz:
-	@scripts/fuzz 60
-	@scripts/setup engines clang && scripts/fuzz_readers 20
+	$(call fuzz,100)
 
 # What threads share: run under ThreadSanitizer, and as models in every order of threads.
 # Minutes each; nightly-tsan and nightly-miri do more.
@@ -475,8 +483,7 @@ nightly-llama-hosts: setup-engines setup-venv
 		$(MAKE) --no-print-directory llama-hosts HOST_TESTS="--everything $$page"
 
 nightly-fuzz:
-	scripts/fuzz 3600
-	scripts/setup engines clang && scripts/fuzz_readers 1200
+	$(call fuzz,3600)
 
 nightly-tsan:
 	scripts/tsan 1000000 2000
@@ -524,8 +531,7 @@ bench:
 # An input that fails is kept in fuzz/artifacts.
 SECONDS = 600
 fuzz:
-	@scripts/fuzz $(SECONDS)
-	@scripts/setup engines clang && scripts/fuzz_readers $(SECONDS)
+	$(call fuzz,$(SECONDS))
 
 # What a machine with a GPU needs, in a folder that stands by itself: `build/gpu_check/benches/gpu/go OUT` there.
 gpu-pack:

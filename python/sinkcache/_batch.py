@@ -30,9 +30,18 @@ def integers(name: str, values: Any) -> list[int]:
         raise TypeError(f"{name} must be integers, not {values!r}") from None
 
 
+def is_one(values: Any) -> bool:
+    """Whether it is one integer, also one of NumPy or PyTorch. Their arrays of one element are not."""
+    return hasattr(values, "__index__") and not getattr(values, "ndim", 0)
+
+
+def one_or_more(name: str, values: Any) -> list[int]:
+    return repeated(name, values, 1) if is_one(values) else integers(name, values)
+
+
 def repeated(name: str, values: Any, count: int) -> list[int]:
     """One integer for each sequence; a single one stands for all."""
-    if hasattr(values, "__index__") and not getattr(values, "ndim", 0):
+    if is_one(values):
         return [operator.index(values)] * count
     numbers = integers(name, values)
     if len(numbers) != count:

@@ -13,8 +13,8 @@ from typing import Any
 from . import _abi, _batch, _tensors
 from ._batch import Ints
 from ._library import check, lib
-from ._settings import (IO_DTYPES, KV_DTYPES, Layer, Rope, device_index, dtype_name, fill_layer, invalid_argument,
-                        invalid_config, unsigned)
+from ._settings import (IO_DTYPES, KV_DTYPES, Layer, Rope, boolean, device_index, dtype_name, fill_layer,
+                        invalid_argument, invalid_config, unsigned)
 
 _UNSET: Any = object()
 _NOTHING = (ctypes.c_double * 8)()
@@ -88,7 +88,7 @@ class KVCache:
         #: CUDA: the stream (a CUstream or cudaStream_t as a number) of the calls that follow; None = PyTorch's current
         #: stream, or without PyTorch the legacy default stream.
         self.stream: int | None = None
-        self._in_step = _abi.SKC_IN_STEP if in_step else 0
+        self._in_step = _abi.SKC_IN_STEP if boolean("in_step", in_step) else 0
         own = {"window_length": window_length, "num_sink_tokens": num_sink_tokens, "rope": rope,
                "alibi_slopes": alibi_slopes, "sm_scale": sm_scale, "logits_soft_cap": logits_soft_cap,
                "sink_logits": sink_logits, "max_pinned": max_pinned, "max_segments": max_segments}
@@ -134,6 +134,8 @@ class KVCache:
             config.n_threads = _threads() if num_threads is None else unsigned("num_threads", num_threads)
         callback = None
         if log is not None:
+            if not callable(log):
+                raise TypeError(f"log must be a function of a level and a text, not {log!r}")
             receive = log  # For type checkers: it is not None.
             callback = _abi.skc_log_fn(lambda _, level, text: receive(level, text.decode(errors="replace")))
             config.log = callback
@@ -286,8 +288,7 @@ class KVCache:
 
     def fork(self, src_seq_ids: Ints, dst_seq_ids: Ints) -> None:
         """Makes sequences independent copies of others."""
-        dst = _batch.repeated("dst_seq_ids", dst_seq_ids, 1) if isinstance(dst_seq_ids, int) else _batch.integers(
-            "dst_seq_ids", dst_seq_ids)
+        dst = _batch.one_or_more("dst_seq_ids", dst_seq_ids)
         src = _batch.repeated("src_seq_ids", src_seq_ids, len(dst))
         args = _abi.skc_fork_args(struct_size=sizeof(_abi.skc_fork_args), n_entries=len(dst), stream=self._stream())
         args.src_seq_ids = _batch.c_array("src_seq_ids", src)
@@ -454,9 +455,7 @@ class KVCache:
             if self.max_batch_size > 1:
                 raise invalid_argument(f"seq_ids is needed: the cache has {self.max_batch_size} sequences")
             return [0]
-        if hasattr(seq_ids, "__index__") and not getattr(seq_ids, "ndim", 0):
-            return _batch.repeated("seq_ids", seq_ids, 1)
-        return _batch.integers("seq_ids", seq_ids)
+        return _batch.one_or_more("seq_ids", seq_ids)
 
     def _edit(self, kind: Any, ids: list[int]) -> Any:
         args = kind(struct_size=sizeof(kind), n_entries=len(ids), stream=self._stream())
@@ -482,9 +481,10 @@ def _set_input(args: Any, name: str, tensor: tuple[_tensors.Tensor, int, int]) -
 
 
 def unsigned_layer(layer: int) -> int:
-    if layer == _abi.SKC_ALL_LAYERS:
-        raise invalid_argument(f"layer is {layer}; a layer of the cache is allowed")
-    return unsigned("layer", layer)
+    number = unsigned("layer", layer)
+    if number == _abi.SKC_ALL_LAYERS:
+        raise invalid_argument(f"layer is {number}; a layer of the cache is allowed")
+    return number
 
 
 def _seq_id(name: str, value: Any) -> int:

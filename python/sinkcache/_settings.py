@@ -118,6 +118,13 @@ def _number(name: str, value: Any) -> float:
         raise TypeError(f"{name} must be a number, not {value!r}") from None
 
 
+def boolean(name: str, value: Any) -> bool:
+    """True or False, also those of NumPy."""
+    if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool"):
+        return bool(value)
+    raise TypeError(f"{name} must be True or False, not {value!r}")
+
+
 def fill_layer(config: Any, layer: Layer) -> None:
     """Fills a skc_layer_config. The struct keeps its arrays alive."""
     check(lib.skc_layer_config_init(ctypes.byref(config), ctypes.sizeof(config)))
@@ -145,8 +152,9 @@ def fill_layer(config: Any, layer: Layer) -> None:
         raise invalid_config("alibi_slopes are allowed only with rope=None")
     if not isinstance(rope, Rope):
         raise TypeError(f"rope must be a Rope or None, not {rope!r}")
-    config.position_mode = _abi.SKC_POSITION_ROPE_APPLIED if rope.applied else _abi.SKC_POSITION_ROPE
-    config.rope_style = _abi.SKC_ROPE_INTERLEAVED if rope.interleaved else _abi.SKC_ROPE_NEOX
+    applied, interleaved = boolean("rope.applied", rope.applied), boolean("rope.interleaved", rope.interleaved)
+    config.position_mode = _abi.SKC_POSITION_ROPE_APPLIED if applied else _abi.SKC_POSITION_ROPE
+    config.rope_style = _abi.SKC_ROPE_INTERLEAVED if interleaved else _abi.SKC_ROPE_NEOX
     config.rope_dim = 0 if rope.dim is None else unsigned("rope.dim", rope.dim)
     if rope.dim == 0:
         raise invalid_config("rope.dim is 0; rope=None stands for no rotation")

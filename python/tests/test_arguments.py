@@ -51,6 +51,12 @@ class Calls(CacheTest):
         for wrong in (None, [[1.0]], "q", 3):
             self.refuse(TypeError, "q must be an array of NumPy, PyTorch", lambda: self.step(q=wrong))
 
+    def test_numbers_of_numpy(self):
+        self.cache.fork(np.int64(0), np.int64(1))
+        self.assertEqual(self.cache.info(np.array(1)), self.cache.info(0))
+        self.refuse(TypeError, "layer must be an integer", lambda: self.step(layer=np.array([0, 1])))
+        self.refuse(InvalidArgumentError, "layer is 4294967295", lambda: self.step(layer=np.uint32(2**32 - 1)))
+
     def test_strides_in_fractions_of_elements(self):
         records = np.zeros(6, np.dtype([("x", np.float32, (2, 64)), ("odd", np.uint8, (2,))]))
         self.refuse(InvalidArgumentError, "no multiples of 4", lambda: self.step(k=records["x"]))
@@ -162,6 +168,10 @@ class Settings(unittest.TestCase):
             (InvalidConfigError, "rope.inv_freq has 2 dimensions", {"rope": Rope(inv_freq=np.zeros((2, 16)))}),
             (TypeError, "rope.inv_freq must be a sequence of numbers", {"rope": Rope(inv_freq=["a"])}),
             (TypeError, "rope must be a Rope or None", {"rope": "neox"}),
+            (TypeError, "rope.applied must be True or False", {"rope": Rope(applied=np.zeros(3))}),
+            (TypeError, "rope.interleaved must be True or False", {"rope": Rope(interleaved="no")}),
+            (TypeError, "in_step must be True or False", {"in_step": 2}),
+            (TypeError, "log must be a function of a level and a text, not 3", {"log": 3}),
             (InvalidConfigError, "alibi_slopes are allowed only with rope=None", {"alibi_slopes": [1.0] * 8}),
             (InvalidConfigError, "alibi_slopes", {"alibi_slopes": [1.0] * 7, "rope": None}),
             (InvalidConfigError, "sink_logits", {"sink_logits": [0.0] * 3}),

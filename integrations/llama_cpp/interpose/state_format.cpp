@@ -49,11 +49,16 @@ StateHeader read_header(const std::uint8_t *from, std::size_t n_bytes) {
     if (layout.kind < 1 || layout.kind > 3) {
         invalid("a state of kind " + std::to_string(layout.kind) + ": allowed are 1 to 3");
     }
+    const auto kind = static_cast<StateKind>(layout.kind);
+    if (layout.reserved != 0 || (kind != StateKind::CONTEXT && layout.n_seqs != 0) ||
+        (kind == StateKind::UNUSABLE && layout.n_bytes != sizeof layout)) {
+        invalid("a state with a damaged header");
+    }
     if (layout.n_bytes < sizeof layout || layout.n_bytes > n_bytes) {
         invalid("a state of " + std::to_string(layout.n_bytes) + " bytes, of which there are " +
                 std::to_string(n_bytes));
     }
-    return {static_cast<StateKind>(layout.kind), layout.n_seqs, layout.n_bytes};
+    return {kind, layout.n_seqs, layout.n_bytes};
 }
 
 }  // namespace interpose

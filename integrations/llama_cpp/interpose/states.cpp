@@ -120,6 +120,19 @@ void check_states(const StateHeader &header, const std::uint8_t *from) {
     }
 }
 
+/** Loads the states of the first sequences, whose lengths have been checked. False at the first error. */
+bool load_states(Served &served, const std::uint8_t *from, std::uint32_t n_seqs) {
+    const std::uint8_t *at = from + STATE_HEADER_BYTES;
+    for (std::uint32_t s = 0; s < n_seqs; ++s) {
+        const auto bytes = static_cast<std::size_t>(read_header(at, SIZE_MAX).n_bytes);
+        if (served.load_state(static_cast<llama_seq_id>(s), at, bytes) == 0) {
+            return false;
+        }
+        at += bytes;
+    }
+    return true;
+}
+
 FileHeader header_of(std::uint32_t magic, std::uint32_t version, std::size_t n_tokens) {
     if (n_tokens > UINT32_MAX) {
         fail(std::to_string(n_tokens) + " tokens: at most " + std::to_string(UINT32_MAX) + " are allowed");
@@ -173,20 +186,20 @@ std::size_t load_all_states(Served &served, const std::uint8_t *from, std::size_
                  std::to_string(served.n_seqs()));
         }
         check_states(header, from);
-        std::size_t at = STATE_HEADER_BYTES;
-        for (std::uint32_t s = 0; s < header.n_seqs; ++s) {
-            const auto left = static_cast<std::size_t>(header.n_bytes) - at;
-            const std::size_t one = served.load_state(static_cast<llama_seq_id>(s), from + at, left);
-            if (one == 0) {
-                return 0;
-            }
-            at += one;
+        // A snapshot is checked when it is loaded: those before a damaged one are then taken back.
+        std::vector<std::uint8_t> before(all_state_bytes(served));
+        if (before.empty() || save_all_states(served, before.data(), before.size()) != before.size()) {
+            fail("what the context has cannot be kept meanwhile");
+        }
+        if (!load_states(served, from, header.n_seqs)) {
+            load_states(served, before.data(), served.n_seqs());
+            return 0;
         }
         // As with llama.cpp: what a state does not have is empty after it.
         for (std::uint32_t s = header.n_seqs; s < served.n_seqs(); ++s) {
             served.seq_rm(static_cast<llama_seq_id>(s), -1, -1);
         }
-        return at;
+        return static_cast<std::size_t>(header.n_bytes);
     });
 }
 
