@@ -1,5 +1,5 @@
-//! The histories of tests/histories against the oracle, with events that the fuzzer's bytes choose: those that reach new
-//! code are kept and changed further. Two bytes choose the cache.
+//! The histories of tests/histories against the oracle, with events that the fuzzer's bytes choose: those that reach
+//! new code are kept and changed further. Two bytes choose the cache.
 #![no_main]
 
 #[path = "../../tests/common/mod.rs"]
