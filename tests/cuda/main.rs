@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod allocations;
 mod chunk_splits;
 mod codes;
 mod create;

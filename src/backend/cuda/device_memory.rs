@@ -134,15 +134,16 @@ impl<T: Copy + Default> MappedHost<T> {
     /// One `T` with its default value.
     pub fn new(_: &CurrentContext<'_>) -> Result<Self> {
         let (mut host, mut device) = (std::ptr::null_mut(), 0);
+        let what = &format!("{} bytes of host memory for the device", size_of::<T>());
         // SAFETY: a context is current, and outputs are writable. The block has the size of a `T` and is page-aligned,
         // so that a `T` may be written to it; on failure it is freed once.
         unsafe {
-            check(sys::cuMemHostAlloc(&raw mut host, size_of::<T>(), sys::CU_MEMHOSTALLOC_DEVICEMAP), "mapped memory")?;
+            check(sys::cuMemHostAlloc(&raw mut host, size_of::<T>(), sys::CU_MEMHOSTALLOC_DEVICEMAP), what)?;
             let Some(place) = NonNull::new(host.cast::<T>()) else {
-                bail!(OutOfMemory, "mapped memory: the driver returned NULL");
+                bail!(OutOfMemory, "{what}: the driver returned NULL");
             };
             place.write(T::default());
-            if let Err(error) = check(sys::cuMemHostGetDevicePointer_v2(&raw mut device, host, 0), "mapped memory") {
+            if let Err(error) = check(sys::cuMemHostGetDevicePointer_v2(&raw mut device, host, 0), what) {
                 let _ = sys::cuMemFreeHost(host);
                 return Err(error);
             }
