@@ -490,6 +490,7 @@ nightly-tsan:
 
 nightly-loom:
 	scripts/loom 3
+	$(PYTHON) -B scripts/loom_faults.py
 
 nightly-miri:
 	scripts/miri long

@@ -187,8 +187,8 @@ impl HostCounters {
         }
     }
 
-    /// Whether pins and evict_ranges of a sequence have all been seen by the host: else only a reset or a read-back
-    /// makes it known again.
+    /// Whether pins and evict_ranges of a sequence have all been seen by the host: else only a reset, a
+    /// read-back, a load or a copy makes it known again.
     pub fn knows_ranges(&self, seq: usize) -> bool {
         self.staleness.as_ref().is_none_or(|s| s.ranges_refreshed[seq] >= s.ranges_invalidated)
     }

@@ -7,7 +7,7 @@ use sinkcache::{
 };
 
 use crate::common::device::{Buf, Host, with_host};
-use crate::common::new_cache;
+use crate::common::{new_cache, transfer};
 use crate::common::quantised::KvTypes;
 use crate::differential::{Pair, SHAPES, Tally, draw_config, draw_types};
 use crate::support::{Graph, Random, Tensors, config, cuda};
@@ -454,7 +454,8 @@ fn replayed_edits_equal_eager_calls() {
     });
 }
 
-/// Edits captured with arrays of the host: their sequences alone become unknown to `note_replay`, until a reset.
+/// Edits captured with arrays of the host: their sequences alone become unknown to `note_replay`, until a reset, a load
+/// or a copy.
 #[test]
 fn captured_edits_of_host_arrays_end_with_a_reset() {
     let Some(_turn) = cuda() else { return };
@@ -493,6 +494,17 @@ fn captured_edits_of_host_arrays_end_with_a_reset() {
         assert_eq!(replayed.note_replay(None, &[1], &[0]).unwrap_err().status(), Status::LengthUnknown);
         replayed.reset(&[1], None).unwrap();
         replayed.note_replay(None, &[1], &[0]).unwrap();
+        for copied in [false, true] {
+            Graph::capture(host, || {
+                set_stream(&mut replayed, host);
+                replayed.pin(&[1], &[2], &[1]).unwrap();
+            });
+            set_stream(&mut replayed, host);
+            assert_eq!(replayed.note_replay(None, &[1], &[0]).unwrap_err().status(), Status::LengthUnknown);
+            transfer(&mut eager, 0, &mut replayed, 1, copied);
+            replayed.note_replay(None, &[1], &[0]).unwrap();
+            assert!(replayed.seq_info(0, 1).unwrap() == eager.seq_info(0, 0).unwrap());
+        }
         assert_eq!(replayed.take_error().unwrap(), None);
     });
 }

@@ -79,6 +79,8 @@ impl Cache {
             self.counters.replace(layer, dst, &restored, source.saved_ranges(layer, src));
             self.counters.refresh(layer, dst);
         }
+        // The source's are known, or it could not be copied.
+        self.counters.refresh_ranges(dst);
         self.counters.starts[dst] = source.counters.starts[src];
         self.send_counters(dst)
     }
