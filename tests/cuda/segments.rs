@@ -7,8 +7,8 @@ use sinkcache::{
 };
 
 use crate::common::device::{Buf, Host, with_host};
-use crate::common::{new_cache, transfer};
 use crate::common::quantised::KvTypes;
+use crate::common::{new_cache, transfer};
 use crate::differential::{Pair, SHAPES, Tally, draw_config, draw_types};
 use crate::support::{Graph, Random, Tensors, config, cuda};
 
