@@ -30,7 +30,8 @@ FAULTS = {
     "the_last_worker_wakes_nobody": (POOL, "                self.done.notify_one();\n", ""),
     "a_task_is_joined_after_its_end": (POOL, "lock(&shared.state).task = None;", ""),
     "a_part_runs_twice": (POOL, "self.next.fetch_add(1, Ordering::Relaxed)",
-                          "{ let i = self.next.load(Ordering::Relaxed); self.next.store(i + 1, Ordering::Relaxed); i }"),
+                          "{ let i = self.next.load(Ordering::Relaxed); self.next.store(i + 1, Ordering::Relaxed); "
+                          "i }"),
     "quit_wakes_nobody": (POOL, "        self.shared().wake.notify_all();\n", ""),
     "a_cache_is_closed_in_use": (SLOTS, "self.slot.state.compare_exchange(now, closing, Ordering::Acquire, "
                                         "Ordering::Relaxed).ok()?;",

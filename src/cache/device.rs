@@ -242,8 +242,8 @@ impl Cache {
             if !self.counters.knows_ranges(seq) {
                 bail!(
                     LengthUnknown,
-                    "seq_ids[{index}] is {id}: a pin or an evict_range may have changed it unseen by the host: a reset, \
-                     a read-back, a load or a copy makes it known again"
+                    "seq_ids[{index}] is {id}: a pin or an evict_range may have changed it unseen by the host: a \
+                     reset, a read-back, a load or a copy makes it known again"
                 );
             }
             for layer in layers.clone() {
