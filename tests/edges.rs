@@ -253,6 +253,36 @@ fn poison_reaches_only_those_who_see_it() {
     }
 }
 
+/// An abort succeeds exactly as long as the step has not overwritten a token that is visible without it. Sinks and pins,
+/// which have slots of their own, make no difference. The step can then be done again.
+#[test]
+fn an_abort_knows_which_tokens_are_overwritten() {
+    const HELD: usize = 20;
+    for (n_sink, max_pinned, max_rewind) in [(0, 0, 0), (2, 0, 0), (2, 3, 0), (5, 0, 7)] {
+        let plain = config(2, 4, max_rewind);
+        let room = LayerConfig { n_sink, max_pinned, max_segments: max_pinned, ..plain.layers[0].clone() };
+        let config = CacheConfig { layers: vec![room], ..plain };
+        let spare = config.max_chunk.max(max_rewind) as usize;
+        for n in 1..spare + 8 {
+            let mut cache = Cache::new(&config).unwrap();
+            let both = |cache: &mut Cache, n, from| [0, 1].map(|layer| step(cache, layer, n, from));
+            both(&mut cache, HELD, 0);
+            if max_pinned > 0 {
+                cache.pin(&[0], &[HELD as u64 - 2], &[2]).unwrap();
+                both(&mut cache, 2, HELD);
+            }
+            let mut never_aborted = Cache::new(&config).unwrap();
+            never_aborted.copy_sequence(0, &mut cache, 0).unwrap();
+            step(&mut cache, 0, n, 100);
+            let aborted = cache.abort_step(None);
+            assert_eq!(aborted.is_ok(), n <= spare, "{n_sink} sinks, {max_pinned} pins, {n} tokens: {aborted:?}");
+            if aborted.is_ok() {
+                assert_eq!(both(&mut cache, n, 50), both(&mut never_aborted, n, 50), "{n_sink} sinks, {n} tokens");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_first_step_can_always_be_aborted() {
     let mut cache = Cache::new(&config(2, 4, 0)).unwrap();
