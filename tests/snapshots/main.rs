@@ -290,3 +290,21 @@ fn equal_settings_may_be_given_once_or_for_each_layer() {
     }
     assert_eq!(infos(&b, 1), infos(&a, 2));
 }
+
+/// What is given once is compared with each layer that has settings of its own, and the other way round.
+#[test]
+fn a_layer_that_differs_from_the_only_setting_is_refused() {
+    let uneven = config(TYPES[1]);
+    let once = CacheConfig { layers: vec![uneven.layers[0].clone()], ..uneven.clone() };
+    for (from, to) in [(&once, &uneven), (&uneven, &once)] {
+        let (mut source, mut cache) = (new_cache(from), new_cache(to));
+        step(&mut source, from, 0, 12, 1);
+        step(&mut cache, to, 1, 5, 2);
+        let before = save(&mut cache, 1);
+        let error = cache.load_sequence(1, &TAG, &save(&mut source, 0)).unwrap_err();
+        assert!(error.status() == Status::InvalidSnapshot && error.message().contains("layer 1: window"), "{error}");
+        let error = cache.copy_sequence(1, &mut source, 0).unwrap_err();
+        assert!(error.status() == Status::InvalidArgument && error.message().contains("layer 1: window"), "{error}");
+        assert!(save(&mut cache, 1) == before);
+    }
+}
