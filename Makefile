@@ -19,11 +19,11 @@ ALL = all-llama all-llama-hosts all-inflight all-damaged-files all-sanitize-cpp 
 NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking \
 	nightly-python nightly-candle nightly-sanitize-rust nightly-mutants nightly-cuda-variants nightly-ptx \
 	nightly-aarch64 nightly-third-party nightly-llama-hosts nightly-fuzz nightly-gpu-rehearsal nightly-tsan \
-	nightly-loom nightly-miri nightly-valgrind nightly-life nightly-fresh-machine
+	nightly-loom nightly-miri nightly-valgrind nightly-life nightly-coverage nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
 .PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in ptx ptx-test \
-	emulator llama-hosts asan-short asan-long tsan miri fuzz header bench gpu-pack clean clean-cache
+	emulator llama-hosts asan-short asan-long tsan miri coverage fuzz header bench gpu-pack clean clean-cache
 .DEFAULT_GOAL := help
 
 help:
@@ -41,6 +41,7 @@ help:
 	@echo "  make bench      the benchmarks of criterion"
 	@echo "  make fuzz       fuzz targets for SECONDS (600) in all"
 	@echo "  make tsan, make miri   ThreadSanitizer and Miri over a share of what they do at night"
+	@echo "  make coverage   lines and branches of src/ that tests run; build/coverage lists the others"
 	@echo "  make gpu-pack   build/gpu_check: all that a machine with a GPU needs to check and measure the CUDA backend"
 	@echo "  make clean      remove what was built here; make clean-cache: what is kept in $(CACHE)"
 
@@ -392,6 +393,10 @@ all-loom:
 miri:
 	@scripts/miri short
 
+# Lines and branches of src/ that the tests run: fails below 95 % of the lines.
+coverage: test-setup
+	@$(PYTHON) -B scripts/coverage.py
+
 # Programs of the C++ tests in memcheck, on two instruction sets. Those that only take longer are left to the night.
 VALGRIND_SHORT = batches layouts call_errors config_errors structs handles pointers memory busy step_part edits ranges \
 	snapshots nonfinite log raii allocation_failures
@@ -495,6 +500,9 @@ nightly-loom:
 nightly-miri:
 	scripts/miri long
 
+nightly-coverage:
+	$(MAKE) --no-print-directory coverage
+
 # All but `fork`, whose children end at once with what the parent had, and `small_stack`, which counts bytes.
 nightly-valgrind:
 	$(MAKE) --no-print-directory all-valgrind \
@@ -540,7 +548,7 @@ gpu-pack:
 
 clean:
 	$(CARGO) clean
-	rm -rf build build-sanitize build-cuda build-third-party
+	rm -rf build build-sanitize build-coverage build-cuda build-third-party
 
 clean-cache:
 	rm -rf $(CACHE)

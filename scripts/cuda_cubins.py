@@ -159,6 +159,7 @@ def with_the_stand_in(shim, folder):
     run(programs["vectors"], bare, "half_inputs_and_outputs", "one_cut_one_result")
     small = {"SKC_STREAMS": "2", "SKC_REPLAYS": "20", "SKC_SOAK": "100", "SKC_SHARE": "36"}
     run(programs["cuda"], {**bare, **small}, "graphs", "create")
+    return programs
 
 
 def main():

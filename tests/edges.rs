@@ -1,7 +1,7 @@
 //! Cases that random histories do not reach: steps that stop between layers, the last stream positions, huge settings.
 
 use sinkcache::{
-    AttendTensors, Batch, Cache, CacheConfig, Error, LayerConfig, RowsIn, RowsOut, SeqInfo, Status, StepTensors,
+    AttendTensors, Batch, Cache, CacheConfig, DType, Error, LayerConfig, RowsIn, RowsOut, SeqInfo, Status, StepTensors,
     StorageType,
 };
 
@@ -222,6 +222,49 @@ fn a_rejected_batch_changes_nothing() {
     assert_eq!(status(cache.evict(&[1, 0], &[0, 2])), Status::OutOfRange);
     assert_eq!((cache.seq_info(0, 0).unwrap().len_max, cache.seq_info(0, 1).unwrap().len_max), (3, 0));
     attend(&mut cache, 0, 0, 3, 0).unwrap();
+}
+
+/// An entry of one list belongs to that of the other at the same place.
+#[test]
+fn lists_of_different_lengths_are_rejected() {
+    let layers = vec![LayerConfig { n_sink: 2, window: 6, max_pinned: 2, max_segments: 4, ..LayerConfig::default() }];
+    let mut cache = Cache::new(&CacheConfig { layers, ..config(3, 8, 8) }).unwrap();
+    (0..3).for_each(|layer| append(&mut cache, layer, 0, 5, 0).unwrap());
+    let before = infos(&cache);
+    for rejected in [
+        cache.evict(&[0], &[1, 1]),
+        cache.rewind(&[0, 1], &[1]),
+        cache.reset(&[0, 1], Some(&[7])),
+        cache.reset(&[], Some(&[7])),
+        cache.fork(&[0], &[]),
+        cache.fork(&[], &[1]),
+        cache.pin(&[0], &[], &[1]),
+        cache.pin(&[0], &[2], &[]),
+        cache.evict_range(&[0], &[2, 3], &[1]),
+        cache.evict_range(&[], &[2], &[1]),
+    ] {
+        assert_eq!(status(rejected), Status::InvalidArgument);
+    }
+    assert_eq!(infos(&cache), before);
+    attend(&mut cache, 0, 0, 5, 0).unwrap();
+}
+
+#[test]
+fn an_error_prints_its_text() {
+    let error = Cache::new(&config(0, 8, 8)).unwrap_err();
+    assert!(error.message().contains("n_layers is 0"), "{error}");
+    assert_eq!(error.to_string(), error.message());
+    assert!(format!("{error:?}").contains(&format!("{:?}", error.message())), "{error:?}");
+}
+
+/// Rows of a type are stored as they are in the storage type of that name.
+#[test]
+fn each_type_of_tensors_has_a_storage_type() {
+    for (dtype, stored) in
+        [(DType::F32, StorageType::F32), (DType::F16, StorageType::F16), (DType::Bf16, StorageType::Bf16)]
+    {
+        assert_eq!(StorageType::from(dtype), stored);
+    }
 }
 
 /// A token does not change a query that it is not visible to, even in the same block of keys: 0 x NaN is NaN, so masked

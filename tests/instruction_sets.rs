@@ -9,7 +9,7 @@ use common::plain::Plain;
 use common::quantised::KvTypes;
 use common::share::share;
 use common::{Call, Rows, check, feed, this_program};
-use sinkcache::{Batch, Cache, CacheConfig, ISA_VARIABLE, Isa, LayerConfig, PositionMode, StorageType};
+use sinkcache::{Batch, Cache, CacheConfig, ISA_VARIABLE, Isa, LayerConfig, PositionMode, StorageType, TokenCall};
 
 const DTYPES: [StorageType; 5] = StorageType::ALL;
 /// Those that store small integers and powers of two as they are.
@@ -471,6 +471,29 @@ fn the_variable_chooses() {
             message.contains(&format!("SINKCACHE_CPU is {name}: this processor has no {name}, {best} is its best")),
             "{message}"
         );
+    }
+}
+
+/// AMX serves chunks of shapes and types that it has kernels for; AVX-512 does the rest.
+#[test]
+fn kernels_are_named_after_what_runs() {
+    for isa in Isa::all() {
+        let plain = if isa == Isa::Amx { Isa::Avx512 } else { isa };
+        for (dtype, dims, chunks) in [
+            (StorageType::F16, (64, 32), isa),
+            (StorageType::Bf16, (32, 64), isa),
+            (StorageType::F32, (64, 64), plain),
+            (StorageType::F16, (40, 64), plain),
+            (StorageType::F16, (64, 40), plain),
+        ] {
+            let cache = Cache::new(&config(isa, dtype, dims, 64)).unwrap();
+            let kernel = |call, n| cache.kernel_choice(0, call, 1, n).unwrap().kernel;
+            assert_eq!(kernel(TokenCall::Append, 200), format!("cpu_append_{}", plain.name()));
+            assert_eq!(kernel(TokenCall::Attend, 1), format!("cpu_decode_{}", plain.name()));
+            for (call, n) in [(TokenCall::Attend, 200), (TokenCall::Step, 1000)] {
+                assert_eq!(kernel(call, n), format!("cpu_chunk_{}", chunks.name()), "{dtype:?}, {dims:?}");
+            }
+        }
     }
 }
 

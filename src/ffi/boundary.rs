@@ -91,3 +91,28 @@ pub fn check_pointer<T>(name: &str, ptr: *const T) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
+mod tests {
+    use std::ffi::CStr;
+
+    use super::*;
+    use crate::error::Status;
+
+    /// At every place where a character of two or three bytes may be cut.
+    #[test]
+    fn a_long_text_ends_with_a_whole_character() {
+        for begin in 0..3 {
+            for letter in ["a", "é", "€"] {
+                let text = "a".repeat(begin) + &letter.repeat(LAST_ERROR_BYTES);
+                let status = boundary(|| Err(Error::new(Status::OutOfRange, &text)));
+                assert_eq!(status, Status::OutOfRange as skc_status);
+                // SAFETY: a C string, until the next call that fails on this thread.
+                let kept = unsafe { CStr::from_ptr(skc_last_error()) }.to_str().unwrap();
+                assert!(text.starts_with(kept), "{begin}, {letter}");
+                assert!((LAST_ERROR_BYTES - 3..LAST_ERROR_BYTES).contains(&kept.len()), "{}", kept.len());
+            }
+        }
+    }
+}

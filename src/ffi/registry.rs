@@ -138,9 +138,11 @@ pub fn destroy(handle: *const skc_cache) -> Result<()> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
 mod tests {
     use super::super::slots::MAX_GENERATION;
     use super::*;
+    use crate::config::CacheConfig;
 
     #[test]
     fn handles_round_trip_and_addresses_are_none() {
@@ -150,5 +152,22 @@ mod tests {
         let local = 0_u64;
         assert_eq!(decode(std::ptr::from_ref(&local).cast()), None);
         assert_eq!(decode(std::ptr::null()), None);
+    }
+
+    /// The call ends with the panic's text, and the cache can only be destroyed.
+    #[test]
+    fn a_panic_makes_the_cache_unusable() {
+        let config = CacheConfig { n_q_heads: 1, n_kv_heads: 1, head_dim: 8, ..CacheConfig::default() };
+        let handle = register(Cache::new(&config).unwrap(), Log { call: None, user: std::ptr::null_mut() }).unwrap();
+        let error = with_cache(handle, |_| -> Result<()> { panic!("seven") }).unwrap_err();
+        assert_eq!(error.status(), Status::Internal);
+        assert!(error.message().contains("seven"), "{error}");
+        for _ in 0..2 {
+            let error = with_cache(handle, |cache| cache.reset(&[0], None)).unwrap_err();
+            assert_eq!(error.status(), Status::Internal);
+            assert!(error.message().contains("can only be destroyed"), "{error}");
+        }
+        destroy(handle).unwrap();
+        assert_eq!(destroy(handle).unwrap_err().status(), Status::InvalidHandle);
     }
 }

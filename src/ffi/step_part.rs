@@ -145,3 +145,45 @@ fn leave(handle: &Handle, outcome: Result<()>) -> Result<()> {
     handle.end_team();
     outcome
 }
+
+#[cfg(all(test, not(sinkcache_loom)))]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
+mod tests {
+    use super::super::gate::Exclusive;
+    use super::super::log::Log;
+    use super::*;
+    use crate::cache::Cache;
+    use crate::config::CacheConfig;
+    use crate::error::{Error, Status};
+
+    /// The others finish, and the cache can only be destroyed: whether the step ends with its last member, or by an
+    /// abort because one never comes.
+    #[test]
+    fn a_member_that_fails_fails_the_step() {
+        let config = CacheConfig { n_q_heads: 2, n_kv_heads: 2, head_dim: 8, n_threads: 3, ..CacheConfig::default() };
+        let (seq, n_tokens, x, mut out) = (0, 1, [0.5_f32; 16], [0.0_f32; 16]);
+        let row = x.as_ptr().cast();
+        // SAFETY: all fields are integers and pointers, for which zero is valid.
+        let zero: skc_step_args = unsafe { std::mem::zeroed() };
+        let (seq_ids, n_tokens) = (&raw const seq, &raw const n_tokens);
+        let out = out.as_mut_ptr().cast();
+        let args = skc_step_args { n_entries: 1, seq_ids, n_tokens, q: row, k: row, v: row, out, ..zero };
+        for aborted in [false, true] {
+            let handle = Handle::new(Cache::new(&config).unwrap(), Log { call: None, user: std::ptr::null_mut() });
+            for ith in 0..if aborted { 2 } else { 3 } {
+                // SAFETY: the arrays and rows are as the header demands.
+                unsafe { join(&handle, args, ith, 3) }.unwrap();
+            }
+            let failed = leave(&handle, Err(Error::new(Status::Internal, "seven")));
+            assert_eq!(failed.unwrap_err().message(), "seven");
+            leave(&handle, Ok(())).unwrap();
+            let mut cache = if aborted {
+                Exclusive::enter_and_end_step(&handle, |_| Ok(())).unwrap()
+            } else {
+                assert_eq!(leave(&handle, Ok(())).unwrap_err().message(), "seven");
+                Exclusive::enter(&handle).unwrap()
+            };
+            assert_eq!(cache.cache().reset(&[0], None).unwrap_err().status(), Status::Internal);
+        }
+    }
+}

@@ -216,6 +216,52 @@ fn invalid_attends_are_skipped_and_reported() {
     }
 }
 
+/// Capturing it changes nothing, but the host no longer knows the length of the copy, nor of a copy of that.
+#[test]
+fn a_captured_fork_copies_at_each_replay() {
+    let Some(_turn) = cuda() else { return };
+    let mut cache = new_cache(&config(2, 3, 2, 20));
+    let (mut t, mut random) = (Tensors::new(5), Random(3));
+    let mut feed = |cache: &mut Cache, seq, seed| {
+        t.draw(&mut Random(seed), 5);
+        (0..2).for_each(|layer| t.feed(cache, layer, Batch::new(&[seq], &[5])));
+        t.out.read()
+    };
+    let stale = |cache: &Cache, seq| cache.seq_info(0, seq).is_err_and(|e| e.status() == Status::LengthUnknown);
+    with_host(|host| {
+        feed(&mut cache, 0, random.below(u64::MAX) | 1);
+        let graph = Graph::capture(host, || {
+            // SAFETY: the host's stream lives as long as the thread.
+            unsafe { cache.set_stream(host.stream.cast()) }.unwrap();
+            cache.fork(&[0], &[1]).unwrap();
+        });
+        // SAFETY: as above.
+        unsafe { cache.set_stream(host.stream.cast()) }.unwrap();
+        assert!(!stale(&cache, 0) && stale(&cache, 1));
+        cache.fork(&[1], &[2]).unwrap();
+        assert!(stale(&cache, 2));
+        for seq in [1, 2] {
+            cache.read_back(seq).unwrap();
+            assert_eq!(cache.seq_info(1, seq).unwrap().len_max, 0);
+        }
+        for _ in 0..6 {
+            graph.launch(host);
+            cache.read_back(1).unwrap();
+            assert_eq!(cache.seq_info(1, 1).unwrap(), cache.seq_info(1, 0).unwrap());
+            let seed = random.below(u64::MAX) | 1;
+            assert_eq!(feed(&mut cache, 0, seed), feed(&mut cache, 1, seed));
+        }
+        // What a replay would have removed.
+        cache.note_replay(None, &[1], &[-2]).unwrap();
+        assert_eq!(cache.seq_info(0, 1).unwrap().len_max, 33);
+        assert_eq!(cache.note_replay(None, &[1], &[-34]).unwrap_err().status(), Status::OutOfRange);
+        assert_eq!(cache.note_replay(None, &[1, 2], &[1]).unwrap_err().status(), Status::InvalidArgument);
+        cache.read_back(1).unwrap();
+        assert_eq!(cache.seq_info(0, 1).unwrap().len_max, 35);
+        assert_eq!(cache.take_error().unwrap(), None);
+    });
+}
+
 fn length(cache: &mut Cache, seq: i32) -> u64 {
     cache.read_back(seq).unwrap();
     cache.seq_info(0, seq).unwrap().len_min

@@ -9,7 +9,8 @@ mod ranges;
 
 use common::{Call, Rows, feed, new_cache, transfer};
 use parts::{Part, Parts, refused, saved};
-use sinkcache::{Batch, Cache, CacheConfig, HostTag, LayerConfig, SeqInfo, Status, StorageType};
+use sinkcache::{Batch, Cache, CacheConfig, HostTag, LayerConfig, PositionMode, SeqInfo, Status, StorageType};
+use twox_hash::XxHash3_64;
 
 const TAG: HostTag = [7; 32];
 
@@ -266,13 +267,57 @@ fn sections_that_do_not_belong_are_refused() {
     refuse(c, "bytes are not the K and V of", &|p| p.part(b"ROWS").content.extend([0; 8]));
     let unknown = |flags| Part { tag: *b"NEW!", flags, content: vec![1, 2, 3] };
     refuse(c, "a section NEW! that this library does not know", &|p| p.sections.insert(2, unknown(1)));
+    // More sections than there are, in a header whose checksum is right.
+    let mut bytes = parts.bytes();
+    bytes[12] += 1;
+    let sum = XxHash3_64::oneshot(&bytes[..56]);
+    bytes[56..64].copy_from_slice(&sum.to_le_bytes());
+    let error = c.load_sequence(0, &TAG, &bytes).unwrap_err();
+    assert_eq!(error.status(), Status::InvalidSnapshot);
+    assert!(error.message().contains("section 4 of 5 begins 0 bytes before the end"), "{error}");
     // A section that an older library may leave out.
     let mut parts = parts.clone();
     for at in [0, 2, 5] {
         parts.sections.insert(at, unknown(0));
     }
-    cache.load_sequence(1, &TAG, &parts.bytes()).unwrap();
+    let mut bytes = parts.bytes();
+    cache.load_sequence(1, &TAG, &bytes).unwrap();
     assert_eq!(infos(&cache, 1)[0].len_max, 131);
+    // The first section, whose padding is not zero although its checksum is right.
+    bytes[64 + 16 + 3] = 1;
+    let sum = XxHash3_64::oneshot(&bytes[64..88]);
+    bytes[88..96].copy_from_slice(&sum.to_le_bytes());
+    let error = cache.load_sequence(1, &TAG, &bytes).unwrap_err();
+    assert_eq!(error.status(), Status::InvalidSnapshot);
+    assert!(error.message().contains("section 0 (NEW!) has padding that is not zero"), "{error}");
+}
+
+/// Copies need the same slopes and logits on both sides, to the bit.
+#[test]
+fn copies_between_other_slopes_or_logits_are_rejected() {
+    let with = |slope: f32, logit: f32| {
+        let mut config = config(TYPES[1]);
+        for layer in &mut config.layers {
+            layer.position_mode = PositionMode::Alibi;
+            layer.alibi_slopes = vec![0.5, 0.25, 0.125, slope];
+            layer.sink_logits = vec![1.0, 2.0, 3.0, logit];
+        }
+        let cache = new_cache(&config);
+        (config, cache)
+    };
+    let (config, mut from) = with(0.0625, 4.0);
+    step(&mut from, &config, 0, 12, 1);
+    let (slope, logit) = (0.0625_f32.next_up(), 4.0_f32.next_down());
+    for (other, text) in [((slope, 4.0), "alibi_slopes"), ((0.0625, logit), "sink_logits")] {
+        let (_, mut to) = with(other.0, other.1);
+        let error = to.copy_sequence(1, &mut from, 0).unwrap_err();
+        assert_eq!(error.status(), Status::InvalidArgument, "{error}");
+        assert!(error.message().contains(text), "{error}");
+        assert_eq!(infos(&to, 1)[0].len_max, 0);
+    }
+    let (_, mut same) = with(0.0625, 4.0);
+    same.copy_sequence(1, &mut from, 0).unwrap();
+    assert_eq!(infos(&same, 1)[0].len_max, 12);
 }
 
 /// One setting for all layers is the same as an equal one for each.

@@ -129,6 +129,12 @@ fn wrong_ranges_with_right_checksums_are_refused() {
     refused(c, &change(&|p| p.sections.swap(2, 3)), "a section EDIT of the snapshot is in the wrong place");
     refused(c, &change(&|p| p.sections.swap(1, 2)), "a section EDIT of the snapshot is in the wrong place");
     refused(c, &change(&|p| p.sections.insert(3, p.sections[2].clone())), "a section EDIT");
+    // Behind the sinks and the edited tokens.
+    refused(
+        c,
+        &change(&|p| (p.set(3, 6), p.set(4, 15)).0),
+        "begin at 15: at least 16 is possible with 13 edited tokens",
+    );
     // Without the section the rows are too many.
     refused(c, &change(&|p| drop(p.sections.remove(2))), "bytes are not the K and V of");
 }
