@@ -59,10 +59,13 @@ CUDA = {"SKC_TEST_BACKEND": "cuda", "SINKCACHE_CUDA_CACHE_DIR": "", "SKC_SHAPE":
 
 @dataclasses.dataclass
 class Part:
-    """A program of the ladder. `limit`: seconds that it may take."""
+    """A program of the ladder. `last`: it takes minutes. `files`: whose mutants it is for. `limit`: seconds that it may
+    take."""
     name: str
     command: list
     environment: dict
+    last: bool = False
+    files: str = "src/"
     limit: float = 600.0
 
     def failure(self, number):
@@ -121,9 +124,9 @@ class Build:
         mutants.Suite({}, (), {}).copy_dependencies(PLACE)
         self.limits = {}
 
-    def cargo(self, *arguments):
+    def cargo(self, *arguments, **environment):
         command = ["cargo", *arguments, "-p", "sinkcache", "--message-format=json"]
-        environment = {**os.environ, "CARGO_TARGET_DIR": str(PLACE / "target")}
+        environment = {**os.environ, "CARGO_TARGET_DIR": str(PLACE / "target"), **environment}
         done = subprocess.run(command, cwd=PLACE / "source", capture_output=True, text=True, env=environment)
         messages = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         return done, messages
@@ -170,19 +173,22 @@ class Build:
                 raise Failure(f"errors outside of any mutant: {errors}")
             others |= wrong
 
+    def programs(self, *arguments, **environment):
+        """Builds tests -> their programs."""
+        done, messages = self.cargo(*arguments, **environment)
+        if done.returncode:
+            texts = [m["message"]["rendered"] for m in messages if m["reason"] == "compiler-message"]
+            raise Failure("does not compile:\n" + "\n".join([*texts, done.stderr]))
+        return {"lib" if m["target"]["name"] == "sinkcache" else m["target"]["name"]: m["executable"]
+                for m in messages if m.get("executable") and m["profile"]["test"]}
+
     def parts(self):
-        """Builds everything -> the ladder; with the time that each part takes without a mutant as its limit."""
-        programs = [argument for name in (*SHORT[1:], *LONG) for argument in ("--test", name)]
+        """Builds everything -> the ladder."""
+        tests = [argument for name in (*SHORT[1:], *LONG) for argument in ("--test", name)]
         cuda = ["--test", "cuda"] if STAND_IN.exists() else []
         # The shared library by itself: tests alone leave it in another folder.
-        done, messages = self.cargo("build", "--lib")
-        if not done.returncode:
-            done, messages = self.cargo("test", "--no-run", "--lib", *programs, *cuda)
-        if done.returncode:
-            raise Failure("does not compile:\n" + "\n".join(
-                message["message"]["rendered"] for message in messages if message["reason"] == "compiler-message"))
-        built = {"lib" if m["target"]["name"] == "sinkcache" else m["target"]["name"]: m["executable"]
-                 for m in messages if m.get("executable") and m["profile"]["test"]}
+        self.programs("build", "--lib")
+        built = self.programs("test", "--no-run", "--lib", *tests, *cuda)
         library = {"LD_LIBRARY_PATH": str(PLACE / "target" / "debug")}
         parts = [Part(f"Rust: {name}", [built[name]], {}) for name in SHORT]
         for name in CPP:
@@ -194,22 +200,30 @@ class Build:
             else:
                 print(f"skipped: {program} is not built")
         parts += [Part(f"Rust: {name}", [built[name]], {}) for name in LONG]
+        parts.append(Part("loom", [], {"LOOM_MAX_PREEMPTIONS": "2"}, last=True, files="src/ffi/"))
         if cuda:
-            parts.append(Part("CUDA: cuda", [built["cuda"]], CUDA))
-            parts.append(Part("CUDA: histories", [built["histories"]], CUDA))
-            parts.append(Part("CUDA: snapshots", [built["snapshots"]], CUDA))
+            names = ("histories", "snapshots", "cuda")
+            parts += [Part(f"CUDA: {name}", [built[name]], CUDA, last=True) for name in names]
         else:
             print(f"skipped: tests of the CUDA backend, since {STAND_IN} is missing")
-        for part in parts:
-            if part.name not in self.limits:
-                began = time.monotonic()
-                if failed := part.failure(0):
-                    raise Failure(f"{part.name} fails without any mutant: {failed}")
-                took = time.monotonic() - began
-                self.limits[part.name] = 20 + 8 * took
-                print(f"without a mutant: {part.name}, {took:.1f} s", flush=True)
-            part.limit = self.limits[part.name]
         return parts
+
+    def prepare(self, part):
+        """Builds what has not been built with the others, and asks once how long the part takes without a mutant."""
+        if not part.command:
+            folder = str(PLACE / "target" / "loom")
+            built = self.programs("test", "--no-run", "--lib", CARGO_TARGET_DIR=folder,
+                                  RUSTFLAGS="--cfg sinkcache_loom", CARGO_PROFILE_DEV_OPT_LEVEL="0",
+                                  CARGO_PROFILE_DEV_DEBUG="0")
+            part.command = [built["lib"], "models"]
+        if part.name not in self.limits:
+            began = time.monotonic()
+            if failed := part.failure(0):
+                raise Failure(f"{part.name} fails without any mutant: {failed}")
+            took = time.monotonic() - began
+            self.limits[part.name] = 20 + 8 * took
+            print(f"without a mutant: {part.name}, {took:.1f} s", flush=True)
+        part.limit = self.limits[part.name]
 
 
 class Results:
@@ -217,7 +231,7 @@ class Results:
 
     def __init__(self, path):
         self.path, digest = path, hashlib.sha256()
-        for name in mutants.source_names("cpp_tests/", "scripts/mutation"):
+        for name in mutants.source_names("cpp_tests/"):
             digest.update(name.encode() + b"\0" + hashlib.sha256((ROOT / name).read_bytes()).digest())
         self.sources = digest.hexdigest()[:16]
         command = ["git", "rev-parse", "--short=10", "HEAD"]
@@ -244,14 +258,28 @@ def describe(line):
     return f"{line['seconds']:6.1f} s  {where}"
 
 
-def climb(number, mutant, parts, results):
-    """Runs the ladder until a part fails."""
-    began = time.monotonic()
-    for part in parts:
-        if failed := part.failure(number):
-            results.add(mutant, "found", part=part.name, test=failed, seconds=round(time.monotonic() - began, 2))
-            return
-    results.add(mutant, "survived", seconds=round(time.monotonic() - began, 2))
+def climb(build, numbered, results, until):
+    """Runs the ladder for each mutant until a part fails. The parts that take minutes come when all have been through
+    the others. -> whether there was time."""
+    parts, spent, left = build.parts(), dict.fromkeys(numbered, 0.0), dict(numbered)
+    for last in (False, True):
+        for number, mutant in list(left.items()):
+            some = [part for part in parts if part.last == last and mutant.file.startswith(part.files)]
+            for part in some:
+                build.prepare(part)
+            if time.monotonic() > until:
+                return False
+            began = time.monotonic()
+            caught = next(((part, failed) for part in some if (failed := part.failure(number))), None)
+            spent[number] += time.monotonic() - began
+            if caught:
+                results.add(mutant, "found", part=caught[0].name, test=caught[1], seconds=round(spent[number], 2))
+                del left[number]
+            elif last:
+                results.add(mutant, "survived", seconds=round(spent[number], 2))
+            else:
+                print(f"{spent[number]:6.1f} s  not found so far  {mutant.name}", flush=True)
+    return True
 
 
 def report(lines, count):
@@ -286,20 +314,15 @@ def run(build, wanted, count, results, until):
             return some
         others = build.switched(numbered)
         together = {number: mutant for number, mutant in numbered.items() if number not in others}
-        alone = {}
-        if together:
-            parts = build.parts()
-            for number, mutant in together.items():
-                if time.monotonic() > until:
-                    return some
-                climb(number, mutant, parts, results)
+        if together and not climb(build, together, results, until):
+            return some
         for number in sorted(others):
             if time.monotonic() > until:
                 return some
-            if build.builds(numbered[number]):
-                climb(number, numbered[number], build.parts(), results)
-            else:
+            if not build.builds(numbered[number]):
                 results.add(numbered[number], "does not build")
+            elif not climb(build, {number: numbered[number]}, results, until):
+                return some
 
 
 def main():
