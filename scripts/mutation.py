@@ -49,7 +49,8 @@ FEW = {"RUST_BACKTRACE": "0", "PROPTEST_RNG_SEED": "1", "PROPTEST_MAX_SHRINK_ITE
 # In the order in which they run: seconds, then longer ones.
 SHORT = ("lib", "edges", "header", "teams", "hammer")
 CPP = ("config_errors", "call_errors", "structs", "handles", "memory", "log", "batches", "edits", "ranges", "step_part",
-       "snapshots", "busy", "raii", "pointers", "allocation_failures", "discovery", "parallel_for")
+       "snapshots", "busy", "raii", "pointers", "allocation_failures", "discovery", "parallel_for", "nonfinite", "layouts",
+       "fork", "threads")
 LONG = ("allocations", "snapshots", "vectors", "histories", "segments")
 CUDA = {"SKC_TEST_BACKEND": "cuda", "SINKCACHE_CUDA_CACHE_DIR": "", "SKC_SHAPE": "7", "SKC_STREAMS": "8",
         "SKC_REPLAYS": "12", "SKC_SOAK": "100", "SKC_SHIM_MULTIPROCESSORS": "8", "SKC_HISTORIES": "10",
@@ -65,7 +66,7 @@ class Part:
     command: list
     environment: dict
     last: bool = False
-    files: str = "src/"
+    files: tuple = ("src/",)
     limit: float = 600.0
 
     def failure(self, number):
@@ -200,10 +201,11 @@ class Build:
             else:
                 print(f"skipped: {program} is not built")
         parts += [Part(f"Rust: {name}", [built[name]], {}) for name in LONG]
-        parts.append(Part("loom", [], {"LOOM_MAX_PREEMPTIONS": "2"}, last=True, files="src/ffi/"))
+        parts.append(Part("loom", [], {"LOOM_MAX_PREEMPTIONS": "2"}, last=True, files=("src/ffi/",)))
         if cuda:
             names = ("histories", "snapshots", "cuda")
-            parts += [Part(f"CUDA: {name}", [built[name]], CUDA, last=True) for name in names]
+            files = ("src/cache/", "src/ffi/")
+            parts += [Part(f"CUDA: {name}", [built[name]], CUDA, last=True, files=files) for name in names]
         else:
             print(f"skipped: tests of the CUDA backend, since {STAND_IN} is missing")
         return parts
