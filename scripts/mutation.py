@@ -49,8 +49,8 @@ FEW = {"RUST_BACKTRACE": "0", "PROPTEST_RNG_SEED": "1", "PROPTEST_MAX_SHRINK_ITE
 # In the order in which they run: seconds, then longer ones.
 SHORT = ("lib", "edges", "header", "teams", "hammer")
 CPP = ("config_errors", "call_errors", "structs", "handles", "memory", "log", "batches", "edits", "ranges", "step_part",
-       "snapshots", "busy", "raii", "pointers", "allocation_failures", "discovery", "parallel_for", "nonfinite", "layouts",
-       "fork", "threads")
+       "snapshots", "busy", "raii", "pointers", "allocation_failures", "discovery", "parallel_for", "nonfinite",
+       "layouts", "fork", "threads")
 LONG = ("allocations", "snapshots", "vectors", "histories", "segments")
 CUDA = {"SKC_TEST_BACKEND": "cuda", "SINKCACHE_CUDA_CACHE_DIR": "", "SKC_SHAPE": "7", "SKC_STREAMS": "8",
         "SKC_REPLAYS": "12", "SKC_SOAK": "100", "SKC_SHIM_MULTIPROCESSORS": "8", "SKC_HISTORIES": "10",
@@ -262,11 +262,12 @@ def describe(line):
 
 def climb(build, numbered, results, until):
     """Runs the ladder for each mutant until a part fails. The parts that take minutes come when all have been through
-    the others. -> whether there was time."""
+    the others, and not for those that nothing can find. -> whether there was time."""
     parts, spent, left = build.parts(), dict.fromkeys(numbered, 0.0), dict(numbered)
     for last in (False, True):
         for number, mutant in list(left.items()):
             some = [part for part in parts if part.last == last and mutant.file.startswith(part.files)]
+            some = [] if last and mutant.key in EQUIVALENT else some
             for part in some:
                 build.prepare(part)
             if time.monotonic() > until:
@@ -309,21 +310,25 @@ def report(lines, count):
 
 def run(build, wanted, count, results, until):
     """The first `count` of the wanted that build."""
+    alone = set()
     while True:
         some = [m for m in wanted if results.by_name.get(m.name, {}).get("outcome") != "does not build"][:count]
-        numbered = {number: m for number, m in enumerate(some, 1) if m.name not in results.by_name}
-        if not numbered or time.monotonic() > until:
+        left = {number: m for number, m in enumerate(some, 1) if m.name not in results.by_name}
+        if not left or time.monotonic() > until:
             return some
-        others = build.switched(numbered)
-        together = {number: mutant for number, mutant in numbered.items() if number not in others}
+        together = {number: m for number, m in left.items() if m not in alone}
+        others = build.switched(together)
+        for number in sorted(others):
+            if build.builds(left[number]):
+                alone.add(left[number])
+            else:
+                results.add(left[number], "does not build")
+        if others:
+            continue
         if together and not climb(build, together, results, until):
             return some
-        for number in sorted(others):
-            if time.monotonic() > until:
-                return some
-            if not build.builds(numbered[number]):
-                results.add(numbered[number], "does not build")
-            elif not climb(build, {number: numbered[number]}, results, until):
+        for number, mutant in left.items():
+            if mutant in alone and not (build.builds(mutant) and climb(build, {number: mutant}, results, until)):
                 return some
 
 
