@@ -46,12 +46,13 @@ LIBRARY_TYPES = 'crate-type = ["cdylib", "rlib"]'
 FEW = {"RUST_BACKTRACE": "0", "PROPTEST_RNG_SEED": "1", "PROPTEST_MAX_SHRINK_ITERS": "0",
        "PROPTEST_DISABLE_FAILURE_PERSISTENCE": "true", "SKC_HISTORIES": "300", "SKC_SNAPSHOT_HISTORIES": "150",
        "SKC_MENDED": "300", "SKC_SHRINK": "0", "SKC_SHARE": "36", "SKC_HAMMER": "300"}
-# In the order in which they run: seconds, then longer ones.
-SHORT = ("lib", "edges", "header", "teams", "hammer")
-CPP = ("config_errors", "call_errors", "structs", "handles", "memory", "log", "batches", "edits", "ranges", "step_part",
-       "snapshots", "busy", "raii", "pointers", "allocation_failures", "discovery", "parallel_for", "nonfinite",
-       "layouts", "fork", "threads")
-LONG = ("allocations", "snapshots", "vectors", "histories", "segments")
+# In the order in which they run: those of a second, then longer ones.
+LADDER = [f"{kind}: {name}" for kind, names in (
+    ("Rust", "lib edges header teams hammer"),
+    ("C++", "config_errors call_errors structs handles memory log batches edits ranges step_part snapshots busy raii "
+            "pointers allocation_failures discovery parallel_for nonfinite layouts threads"),
+    ("Rust", "allocations snapshots vectors histories segments"),
+    ("C++", "fork")) for name in names.split()]
 CUDA = {"SKC_TEST_BACKEND": "cuda", "SINKCACHE_CUDA_CACHE_DIR": "", "SKC_SHAPE": "7", "SKC_STREAMS": "8",
         "SKC_REPLAYS": "12", "SKC_SOAK": "100", "SKC_SHIM_MULTIPROCESSORS": "8", "SKC_HISTORIES": "10",
         "SKC_SNAPSHOT_HISTORIES": "5", "SKC_MENDED": "5", "SKC_SHIM_CACHE": str(ROOT / "build" / "shim-kernels"),
@@ -185,22 +186,26 @@ class Build:
 
     def parts(self):
         """Builds everything -> the ladder."""
-        tests = [argument for name in (*SHORT[1:], *LONG) for argument in ("--test", name)]
+        rust = [name.removeprefix("Rust: ") for name in LADDER if name.startswith("Rust")]
+        tests = [argument for name in rust if name != "lib" for argument in ("--test", name)]
         cuda = ["--test", "cuda"] if STAND_IN.exists() else []
         # The shared library by itself: tests alone leave it in another folder.
         self.programs("build", "--lib")
         built = self.programs("test", "--no-run", "--lib", *tests, *cuda)
         library = {"LD_LIBRARY_PATH": str(PLACE / "target" / "debug")}
-        parts = [Part(f"Rust: {name}", [built[name]], {}) for name in SHORT]
-        for name in CPP:
-            if (program := self.cpp / f"test_{name}").exists():
+        parts = []
+        for title in LADDER:
+            kind, name = title.split(": ")
+            program = self.cpp / f"test_{name}"
+            if kind == "Rust":
+                parts.append(Part(title, [built[name]], {}))
+            elif program.exists():
                 loads = subprocess.run(["ldd", program], capture_output=True, text=True, env={**os.environ, **library})
                 if library["LD_LIBRARY_PATH"] not in loads.stdout:
                     raise Failure(f"{program} does not load the library of the mutants:\n{loads.stdout}")
-                parts.append(Part(f"C++: {name}", [program, "--gtest_brief=1"], library))
+                parts.append(Part(title, [program, "--gtest_brief=1"], library))
             else:
                 print(f"skipped: {program} is not built")
-        parts += [Part(f"Rust: {name}", [built[name]], {}) for name in LONG]
         parts.append(Part("loom", [], {"LOOM_MAX_PREEMPTIONS": "2"}, last=True, files=("src/ffi/",)))
         if cuda:
             names = ("histories", "snapshots", "cuda")
