@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ VERSION = "27.1.0"
 # What decides, as against kernels, whose mutants are marked: scripts/mutants_table.py. Left out are models of loom.
 FILES = ("src/ring.rs", "src/ranges.rs", "src/batch.rs", "src/cache/**/*.rs", "src/config/**/*.rs", "src/ffi/**/*.rs")
 EXCLUDED = ("src/ffi/models.rs",)
+CONST_FN = re.compile(r"\bconst\s+((?:unsafe\s+)?(?:extern\s+\"C\"\s+)?fn\b)")
 # The variable is read without an allocation, since tests count those.
 SWITCH = """
 mod mutation {
@@ -131,8 +133,8 @@ class Switched:
 
     def __init__(self, text, numbered):
         """`numbered`: number -> mutant. `left_out` are those that no switch can hold: outside of functions, or in a
-        function inside another."""
-        self.left_out, self.parts, self.bodies = [], [], []
+        function inside another. `constant` are those in functions that were constant."""
+        self.left_out, self.parts, self.bodies, self.constant = [], [], [], []
         by_body = collections.defaultdict(dict)
         for number, mutant in numbered.items():
             inside = mutant.function and body(text, mutant.function)
@@ -147,7 +149,12 @@ class Switched:
                 continue
             wrong, begun = " | ".join(map(str, mutants)), "".join([*out, text[done:begin]]).count("\n")
             # The right body comes first: where types differ, the compiler then complains of the wrong one.
-            out += [text[done:begin], "\nmatch crate::mutation::number() ",
+            head = next(iter(mutants.values())).function[0]
+            # A constant function could not ask which mutant runs. Where it must be constant, nothing compiles.
+            header = CONST_FN.sub(r"\1", text[head:begin])
+            if header != text[head:begin]:
+                self.constant += mutants
+            out += [text[done:head], header, "\nmatch crate::mutation::number() ",
                     f"{{ _ if !matches!(crate::mutation::number(), {wrong}) => {{"]
             out += [text[begin:end], "\n}"]
             for i, (number, mutant) in enumerate(mutants.items()):

@@ -58,6 +58,12 @@ class Switches(unittest.TestCase):
         self.assertEqual(Switched(outer, {1: outside, 2: inside}).left_out, [2])
         self.assertEqual(Switched(SOURCE, {1: mutant("1 + 1", "1 - 1", None)}).left_out, [1])
 
+    def test_a_constant_function_is_constant_no_more(self):
+        source = "const ONE: u8 = 1;\npub const fn two() -> u8 {\n    ONE + ONE\n}\n"
+        switched = Switched(source, {5: mutant("+", "-", "pub const fn two", source)})
+        self.assertTrue(switched.text.startswith("const ONE: u8 = 1;\npub fn two() -> u8 {"))
+        self.assertEqual((switched.constant, switched.left_out), ([5], []))
+
     def test_the_draw_depends_on_the_seed_alone(self):
         some = [Mutant(str(i), f"a.rs: {i}", "a.rs", (0, 1), None, "") for i in range(9)]
         order = mutation_sources.drawn(some, 1)
