@@ -210,7 +210,7 @@ class Build:
                 print(f"skipped: {program} is not built")
         parts.append(Part("loom", [], {"LOOM_MAX_PREEMPTIONS": "2"}, last=True, files=("src/ffi/",)))
         if cuda:
-            names = ("histories", "snapshots", "cuda")
+            names = ("cuda", "histories", "snapshots")
             files = ("src/cache/", "src/ffi/device.rs")
             parts += [Part(f"CUDA: {name}", [built[name]], CUDA, last=True, files=files) for name in names]
         else:
@@ -269,12 +269,13 @@ def describe(line):
 
 def climb(build, numbered, results, until):
     """Runs the ladder for each mutant until a part fails. The parts that take minutes come when all have been through
-    the others, and not for those that nothing can find. -> whether there was time."""
-    parts, spent, left = build.parts(), dict.fromkeys(numbered, 0.0), dict(numbered)
-    for last in (False, True):
-        for number, mutant in list(left.items()):
+    the others; those that nothing can find come at the end, and not to these parts. -> whether there was time."""
+    parts, spent = build.parts(), dict.fromkeys(numbered, 0.0)
+    known = {number: mutant for number, mutant in numbered.items() if mutant.key in EQUIVALENT}
+    left = {number: mutant for number, mutant in numbered.items() if number not in known}
+    for last, mutants_left in ((False, left), (True, left), (False, known)):
+        for number, mutant in list(mutants_left.items()):
             some = [part for part in parts if part.last == last and mutant.file.startswith(part.files)]
-            some = [] if last and mutant.key in EQUIVALENT else some
             for part in some:
                 build.prepare(part)
             if time.monotonic() > until:
@@ -284,8 +285,8 @@ def climb(build, numbered, results, until):
             spent[number] += time.monotonic() - began
             if caught:
                 results.add(mutant, "found", part=caught[0].name, test=caught[1], seconds=round(spent[number], 2))
-                del left[number]
-            elif last:
+                del mutants_left[number]
+            elif last or mutants_left is known:
                 results.add(mutant, "survived", seconds=round(spent[number], 2))
             else:
                 print(f"{spent[number]:6.1f} s  not found so far  {mutant.name}", flush=True)

@@ -26,6 +26,46 @@ CONST_FN = re.compile(r"\bconst\s+((?:unsafe\s+)?(?:extern\s+\"C\"\s+)?fn\b)")
 # The variable is read without an allocation, since tests count those.
 SWITCH = """
 mod mutation {
+    /// What a function returns whose bodies have iterators of their own types.
+    #[derive(Clone)]
+    pub enum Either<A, B> {
+        Right(A),
+        Wrong(B),
+    }
+
+    impl<T, A: Iterator<Item = T>, B: Iterator<Item = T>> Iterator for Either<A, B> {
+        type Item = T;
+
+        fn next(&mut self) -> Option<T> {
+            match self {
+                Self::Right(a) => a.next(),
+                Self::Wrong(b) => b.next(),
+            }
+        }
+
+        fn size_hint(&self) -> (usize, Option<usize>) {
+            match self {
+                Self::Right(a) => a.size_hint(),
+                Self::Wrong(b) => b.size_hint(),
+            }
+        }
+    }
+
+    impl<T, A, B> DoubleEndedIterator for Either<A, B>
+    where
+        A: DoubleEndedIterator<Item = T>,
+        B: DoubleEndedIterator<Item = T>,
+    {
+        fn next_back(&mut self) -> Option<T> {
+            match self {
+                Self::Right(a) => a.next_back(),
+                Self::Wrong(b) => b.next_back(),
+            }
+        }
+    }
+
+    impl<T, A: ExactSizeIterator<Item = T>, B: ExactSizeIterator<Item = T>> ExactSizeIterator for Either<A, B> {}
+
     use std::sync::atomic::{AtomicU32, Ordering};
 
     static NUMBER: AtomicU32 = AtomicU32::new(u32::MAX);
@@ -128,6 +168,15 @@ def applied(text, mutant, begin=0, end=None):
     return text[begin:mutant.span[0]] + mutant.replacement + text[mutant.span[1]:end]
 
 
+def wrapped(header, n):
+    """What stands before and behind the right body and each of the `n` wrong ones of a function. Iterators have types
+    of their own, which have to become one."""
+    if not re.search(r"-> impl \w*Iterator\b", header):
+        return [("", "")] * (n + 1)
+    right, wrong = "crate::mutation::Either::Right(", "crate::mutation::Either::Wrong("
+    return [(wrong * i + right, ")" * (i + 1)) for i in range(n)] + [(wrong * n, ")" * n)]
+
+
 class Switched:
     """A file that holds many mutants."""
 
@@ -147,25 +196,30 @@ class Switched:
             if begin < done:
                 self.left_out += mutants
                 continue
-            wrong, begun = " | ".join(map(str, mutants)), "".join([*out, text[done:begin]]).count("\n")
-            # The right body comes first: where types differ, the compiler then complains of the wrong one.
+            begun = "".join([*out, text[done:begin]]).count("\n")
             head = next(iter(mutants.values())).function[0]
-            # A constant function could not ask which mutant runs. Where it must be constant, nothing compiles.
-            header = CONST_FN.sub(r"\1", text[head:begin])
-            if header != text[head:begin]:
+            header = text[head:begin]
+            if CONST_FN.search(header):
                 self.constant += mutants
-            out += [text[done:head], header, "\nmatch crate::mutation::number() ",
-                    f"{{ _ if !matches!(crate::mutation::number(), {wrong}) => {{"]
-            out += [text[begin:end], "\n}"]
-            for i, (number, mutant) in enumerate(mutants.items()):
-                out.append(f"\n{number if i + 1 < len(mutants) else '_'} => {{")
+            # The right body comes first: where types differ, the compiler then complains of the wrong one.
+            numbers = " | ".join(map(str, mutants))
+            pattern, wraps = f"_ if !matches!(crate::mutation::number(), {numbers})", wrapped(header, len(mutants))
+            out += [text[done:head], header, "\nmatch crate::mutation::number() {"]
+            out += [f"\n{pattern} => {wraps[0][0]}{{", text[begin:end], f"\n}}{wraps[0][1]},"]
+            patterns = [*map(str, mutants)][:-1] + ["_"]
+            for (number, mutant), pattern, (before, after) in zip(mutants.items(), patterns, wraps[1:]):
+                out.append(f"\n{pattern} => {before}{{")
                 first = "".join(out).count("\n") + 1
-                out += [applied(text, mutant, begin, end), "\n}"]
+                out += [applied(text, mutant, begin, end), f"\n}}{after},"]
                 self.parts.append((first, "".join(out).count("\n") + 1, number))
             out.append("}\n")
             self.bodies.append((begun + 1, "".join(out).count("\n") + 1, list(mutants)))
             done = end
         self.text = "".join([*out, text[done:]])
+        # A constant function could not ask which mutant runs, nor be called by those that stay constant. Where one must
+        # be constant, nothing compiles.
+        if self.constant:
+            self.text = CONST_FN.sub(r"\1", self.text)
 
     def at(self, line):
         """The mutants that a line is of: one, or all of the function, or none."""

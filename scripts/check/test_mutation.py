@@ -36,10 +36,10 @@ class Switches(unittest.TestCase):
         self.assertEqual(switched.left_out, [])
         code = "".join(switched.text.split())
         right = '//Abraceinacomment:}lettext="}";a[0]+1'
-        bodies = f"matchcrate::mutation::number(){{_if!matches!(crate::mutation::number(),3|4)=>{{{right}}}"
-        bodies += f"3=>{{{right.replace('+', '-')}}}_=>{{{right.replace('a[0]', 'a[1]')}}}}}}}constTWO"
+        bodies = f"matchcrate::mutation::number(){{_if!matches!(crate::mutation::number(),3|4)=>{{{right}}},"
+        bodies += f"3=>{{{right.replace('+', '-')}}},_=>{{{right.replace('a[0]', 'a[1]')}}},}}}}constTWO"
         self.assertIn("fnfirst(a:[u8;{2}])->u8{" + bodies, code)
-        self.assertIn("number(),7)=>{b&&true}_=>{b||true}}}", code)
+        self.assertIn("number(),7)=>{b&&true},_=>{b||true},}}", code)
 
     def test_a_line_has_its_mutant(self):
         switched = Switched(SOURCE, {3: mutant("+ 1\n", "- 1\n", "fn first"), 4: mutant("&&", "||", "fn second"),
@@ -63,6 +63,13 @@ class Switches(unittest.TestCase):
         switched = Switched(source, {5: mutant("+", "-", "pub const fn two", source)})
         self.assertTrue(switched.text.startswith("const ONE: u8 = 1;\npub fn two() -> u8 {"))
         self.assertEqual((switched.constant, switched.left_out), ([5], []))
+
+    def test_iterators_become_one_type(self):
+        source = "fn two() -> impl Iterator<Item = u8> {\n    once(1).chain(once(2))\n}\n"
+        some = {4: mutant("1", "3", "fn two", source), 6: mutant("2", "5", "fn two", source)}
+        code = "".join(Switched(source, some).text.replace("crate::mutation::Either::", "").split())
+        self.assertIn("4|6)=>Right({once(1).chain(once(2))}),4=>Wrong(Right({once(3).chain(once(2))})),", code)
+        self.assertIn("_=>Wrong(Wrong({once(1).chain(once(5))})),}", code)
 
     def test_the_draw_depends_on_the_seed_alone(self):
         some = [Mutant(str(i), f"a.rs: {i}", "a.rs", (0, 1), None, "") for i in range(9)]

@@ -333,5 +333,8 @@ mod tests {
                 next = if at + 1 == (FIRST_CHUNK as usize) << chunk { (chunk + 1, 0) } else { (chunk, at + 1) };
             }
         }
+        // No chunk is too many, and the last is full.
+        let last = N_CHUNKS - 1;
+        assert_eq!(place(MAX_SLOTS - 1), (last, ((FIRST_CHUNK as usize) << last) - 1));
     }
 }
