@@ -310,6 +310,7 @@ mod tests {
 
     /// No other unit test makes a cache by the C ABI.
     #[test]
+    #[expect(clippy::unwrap_used, reason = "a test")]
     fn every_change_of_the_free_slots_is_counted() {
         let changes = || FREE.load(Ordering::Relaxed) >> 32;
         let taken = [(); 3].map(|()| take().unwrap());
