@@ -17,13 +17,13 @@ ALL = all-llama all-llama-hosts all-inflight all-damaged-files all-sanitize-cpp 
 	all-gpu-bench all-python all-notebook all-languages all-package all-abi all-fuzz all-loom all-valgrind \
 	all-soak all-dependencies
 NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking \
-	nightly-python nightly-candle nightly-sanitize-rust nightly-mutants nightly-cuda-variants nightly-ptx \
-	nightly-aarch64 nightly-third-party nightly-llama-hosts nightly-fuzz nightly-gpu-rehearsal nightly-tsan \
-	nightly-loom nightly-miri nightly-valgrind nightly-life nightly-coverage nightly-fresh-machine
+	nightly-python nightly-candle nightly-sanitize-rust nightly-mutants nightly-mutation nightly-cuda-variants \
+	nightly-ptx nightly-aarch64 nightly-third-party nightly-llama-hosts nightly-fuzz nightly-gpu-rehearsal \
+	nightly-tsan nightly-loom nightly-miri nightly-valgrind nightly-life nightly-coverage nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
 .PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in ptx ptx-test \
-	emulator llama-hosts asan-short asan-long tsan miri coverage fuzz header bench gpu-pack clean clean-cache
+	emulator llama-hosts asan-short asan-long tsan miri coverage fuzz mutation header bench gpu-pack clean clean-cache
 .DEFAULT_GOAL := help
 
 help:
@@ -40,6 +40,7 @@ help:
 	@echo "  make header     write include/sinkcache.h after a change of src/ffi"
 	@echo "  make bench      the benchmarks of criterion"
 	@echo "  make fuzz       fuzz targets for SECONDS (600) in all"
+	@echo "  make mutation   100 of cargo-mutants' mutants, those of the committed seed (SEED=, COUNT=)"
 	@echo "  make tsan, make miri   ThreadSanitizer and Miri over a share of what they do at night"
 	@echo "  make coverage   lines and branches of src/ that tests run; build/coverage lists the others"
 	@echo "  make gpu-pack   build/gpu_check: all that a machine with a GPU needs to check and measure the CUDA backend"
@@ -468,6 +469,10 @@ nightly-ptx: test-setup setup-venv ptx gpu-pack
 nightly-mutants: setup-aarch64 stand-in emulator
 	$(PYTHON) scripts/mutants.py
 
+# Others every day.
+nightly-mutation:
+	$(MAKE) --no-print-directory mutation SEED=$(shell date +%Y%j) COUNT=500 MUTATION_SECONDS=7200
+
 nightly-aarch64: setup-aarch64
 	CARGO="$(CARGO)" SKC_HISTORIES=2000 SKC_SHARE=4 scripts/neon_test
 
@@ -541,6 +546,13 @@ bench:
 SECONDS = 600
 fuzz:
 	$(call fuzz,$(SECONDS))
+
+# Mutants of cargo-mutants in what is not a kernel. What is there for the same sources is not run again.
+MUTATION = $(if $(SEED),--seed $(SEED)) $(if $(COUNT),--count $(COUNT)) \
+	$(if $(MUTATION_SECONDS),--limit-seconds $(MUTATION_SECONDS))
+mutation: test-setup stand-in
+	$(call cmake_build,$(WITHOUT_ENGINES))
+	$(PYTHON) -B scripts/mutation.py $(MUTATION)
 
 # What a machine with a GPU needs, in a folder that stands by itself: `build/gpu_check/benches/gpu/go OUT` there.
 gpu-pack:

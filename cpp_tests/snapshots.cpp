@@ -171,7 +171,7 @@ std::vector<std::pair<sinkcache::Config, std::string>> strangers() {
         {layered([](Layer &l) { l.rope_style = SKC_ROPE_NEOX; }), "layer 1: rope_style is 2"},
         {layered([](Layer &l) { l.rope_dim = 8; }), "layer 1: the number of RoPE frequencies is 8"},
         {layered([](Layer &l) { l.rope_base = 10001; }), "layer 1: RoPE frequency 1 is"},
-        {layered([](Layer &l) { l.rope_scale = 0.5; }), "layer 1: RoPE frequency 0 is"},
+        {layered([](Layer &l) { l.rope_scale = 0.5; }), "layer 1: RoPE frequency 0 is 1.59154943"},
         {layered([](Layer &l) { l.rope_mscale = 1.1; }), "layer 1: rope_mscale has 1e0"},
         {layered([](Layer &l) { l.scale = 0.3; }), "layer 1: scale has 2.5e-1"},
         {layered([](Layer &l) { l.softcap = 3; }), "layer 1: softcap has 0e0 in the snapshot and 3e0"},

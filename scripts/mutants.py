@@ -235,16 +235,20 @@ def can_neon():
     return bool(platform.machine() == "aarch64" or qemu) and any(pathlib.Path(libs).glob("libcore-*.rlib"))
 
 
-def copy_sources(place):
-    shutil.rmtree(place / "source", ignore_errors=True)
+def source_names(*more):
+    """What a copy of the sources needs to build and run the tests: these files, and `more`."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     keep = ("src/", "tests/", "benches/", "Cargo.toml", "Cargo.lock", "build.rs", "cbindgen.toml", "include/",
-            "examples/rust", "examples/stream")
-    for name in names.stdout.splitlines():
-        if name.startswith(keep) and (ROOT / name).is_file():
-            (place / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, place / "source" / name)
+            "examples/rust", "examples/stream", *more)
+    return [name for name in names.stdout.splitlines() if name.startswith(keep) and (ROOT / name).is_file()]
+
+
+def copy_sources(place):
+    shutil.rmtree(place / "source", ignore_errors=True)
+    for name in source_names():
+        (place / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, place / "source" / name)
     # The tests link the Rust library: the two for C would be linked anew for every mutant.
     manifest = place / "source" / "Cargo.toml"
     text = manifest.read_text()

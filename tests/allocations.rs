@@ -57,16 +57,30 @@ fn config() -> CacheConfig {
     }
 }
 
+/// But for the objects themselves and their settings: a fixed size, however many sequences and ranges there are.
+fn the_footprint_is_what_is_allocated() {
+    let beyond = |n_seqs: u32, max_segments: u32| {
+        let layers = vec![LayerConfig { max_segments, ..config().layers[0].clone() }];
+        let config = CacheConfig { n_seqs, layers, ..config() };
+        let before = LIVE.get();
+        let cache = Cache::new(&config).unwrap();
+        let taken = LIVE.get().wrapping_sub(before) as i64;
+        drop(cache);
+        taken - Cache::footprint(&config).unwrap().host as i64
+    };
+    let fixed = beyond(4, 0);
+    assert!((0..4096).contains(&fixed), "{fixed} bytes beyond the footprint");
+    for (n_seqs, max_segments) in [(1, 0), (500, 0), (1, 5), (500, 5)] {
+        assert_eq!(beyond(n_seqs, max_segments), fixed, "{n_seqs} sequences, {max_segments} segments");
+    }
+}
+
 /// A single test, so that no other test allocates at the same time.
 #[test]
 fn nothing_is_allocated_after_create() {
-    let footprint = Cache::footprint(&config()).unwrap();
+    the_footprint_is_what_is_allocated();
     let before = LIVE.get();
     let mut cache = Cache::new(&config()).unwrap();
-    let taken = LIVE.get().wrapping_sub(before) as u64;
-    // The footprint does not include the objects themselves and their settings: a fixed size.
-    let expected = footprint.host..footprint.host + 4096;
-    assert!(expected.contains(&taken), "{taken} bytes allocated, footprint {}", footprint.host);
 
     let (k, q) = (vec![1.0_f32; 24 * 32], vec![1.0_f32; 24 * 64]);
     let (mut out, mut lse) = (vec![0.0_f32; 24 * 64], vec![0.0_f32; 24 * 4]);

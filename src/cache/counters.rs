@@ -232,11 +232,50 @@ impl HostCounters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::CacheConfig;
+    use crate::config::{CacheConfig, LayerConfig};
 
     fn layers(n: u32) -> Layers {
+        layers_with(n, 0)
+    }
+
+    fn layers_with(n: u32, max_segments: u32) -> Layers {
         let (n_q_heads, n_kv_heads, head_dim) = (1, 1, 8);
-        CacheConfig { n_layers: n, n_q_heads, n_kv_heads, head_dim, ..CacheConfig::default() }.validate().unwrap().1
+        let layers = vec![LayerConfig { max_segments, ..LayerConfig::default() }];
+        let config = CacheConfig { n_layers: n, n_q_heads, n_kv_heads, head_dim, layers, ..CacheConfig::default() };
+        config.validate().unwrap().1
+    }
+
+    #[test]
+    fn bytes_are_those_that_are_allocated() {
+        for (n_layers, n_seqs, max_segments) in [(1, 1, 0), (3, 5, 0), (3, 5, 4), (2, 1000, 2)] {
+            for on_device in [false, true] {
+                let layers = layers_with(n_layers, max_segments);
+                let counters = HostCounters::new(&layers, n_seqs, on_device).unwrap();
+                let words = |of: &[u64]| size_of_val(of);
+                let stale = counters.staleness.as_ref();
+                let taken = size_of_val(&counters.seqs[..])
+                    + size_of_val(&counters.ranges[..])
+                    + size_of_val(&counters.range_offsets[..])
+                    + words(&counters.starts)
+                    + stale.map_or(0, |s| words(&s.invalidated) + words(&s.refreshed) + words(&s.ranges_refreshed));
+                assert_eq!(HostCounters::bytes(&layers, n_seqs as u64, on_device), taken as u64, "{n_layers} {n_seqs}");
+            }
+        }
+    }
+
+    #[test]
+    fn invalidated_ranges_are_stale_until_refreshed() {
+        let mut counters = HostCounters::new(&layers(1), 3, true).unwrap();
+        let known = |counters: &HostCounters| [0, 1, 2].map(|seq| counters.knows_ranges(seq));
+        assert_eq!(known(&counters), [true; 3]);
+        counters.invalidate_all_ranges();
+        assert_eq!(known(&counters), [false; 3]);
+        counters.refresh_ranges(1);
+        counters.refresh_ranges(2);
+        counters.invalidate_ranges(2);
+        assert_eq!(known(&counters), [false, true, false]);
+        counters.invalidate_all_ranges();
+        assert_eq!(known(&counters), [false; 3]);
     }
 
     #[test]

@@ -340,3 +340,21 @@ fn check_array(name: &str, address: u64, align: u64, n: u32) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::CacheConfig;
+    use crate::error::Error;
+
+    #[test]
+    fn a_lost_device_and_no_other_error_ends_a_cache() {
+        let config = CacheConfig { n_layers: 1, n_q_heads: 1, n_kv_heads: 1, head_dim: 8, ..CacheConfig::default() };
+        let mut cache = Cache::new(&config).unwrap();
+        for (status, usable) in [(Status::OutOfMemory, true), (Status::DeviceLost, false)] {
+            let outcome: Result<()> = Err(Error::new(status, format_args!("a call failed")));
+            assert_eq!(cache.note_device_loss(outcome).unwrap_err().status(), status);
+            assert_eq!(cache.check_usable().is_ok(), usable);
+        }
+    }
+}

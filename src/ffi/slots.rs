@@ -308,6 +308,21 @@ extern "C" fn mark_lost() {
 mod tests {
     use super::*;
 
+    /// No other unit test makes a cache by the C ABI.
+    #[test]
+    #[expect(clippy::unwrap_used, reason = "a test")]
+    fn every_change_of_the_free_slots_is_counted() {
+        let changes = || FREE.load(Ordering::Relaxed) >> 32;
+        let taken = [(); 3].map(|()| take().unwrap());
+        let before = changes();
+        taken.iter().for_each(|&index| give_back(index, slot(index).unwrap()));
+        assert_eq!(changes(), before + 3);
+        let again = [(); 3].map(|()| take().unwrap());
+        assert_eq!(changes(), before + 6);
+        // The last one given back is the first one taken.
+        assert_eq!(again, [taken[2], taken[1], taken[0]]);
+    }
+
     #[test]
     fn every_slot_has_a_place_of_its_own() {
         let mut next = (0, 0);
@@ -319,5 +334,8 @@ mod tests {
                 next = if at + 1 == (FIRST_CHUNK as usize) << chunk { (chunk + 1, 0) } else { (chunk, at + 1) };
             }
         }
+        // No chunk is too many, and the last is full.
+        let last = N_CHUNKS - 1;
+        assert_eq!(place(MAX_SLOTS - 1), (last, ((FIRST_CHUNK as usize) << last) - 1));
     }
 }
