@@ -296,8 +296,8 @@ fn poison_reaches_only_those_who_see_it() {
     }
 }
 
-/// An abort succeeds exactly as long as the step has not overwritten a token that is visible without it. Sinks and pins,
-/// which have slots of their own, make no difference. The step can then be done again.
+/// An abort succeeds exactly as long as the step has not overwritten a token that is visible without it. Sinks and
+/// pins, which have slots of their own, make no difference. The step can then be done again.
 #[test]
 fn an_abort_knows_which_tokens_are_overwritten() {
     const HELD: usize = 20;

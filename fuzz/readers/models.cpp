@@ -7,6 +7,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
@@ -53,6 +55,14 @@ void read(const std::string &path) {
     expect(config.n_layers > 0 && config.layers.size() == config.n_layers, "a model has layers");
     expect(config.n_kv_heads > 0 && config.n_q_heads % config.n_kv_heads == 0, "KV heads divide query heads");
     expect(!config.bytes || config.vocabulary >= 256, "bytes have tokens");
+    const auto is_token = [&](inflight::Token t) { return t >= 0 && std::size_t(t) < config.vocabulary; };
+    expect(is_token(config.bos), "the first token is of the vocabulary");
+    expect(std::all_of(config.end_tokens.begin(), config.end_tokens.end(), is_token), "what ends an answer is a token");
+    const auto is_positive = [](double x) { return std::isfinite(x) && x > 0; };
+    expect(is_positive(config.rms_eps), "the epsilon of norms is above 0");
+    expect(std::all_of(config.layers.begin(), config.layers.end(), [&](const inflight::LayerShape &layer) {
+        return is_positive(layer.rope_base) && is_positive(layer.rope_scale);
+    }), "frequencies can be computed");
 }
 
 }  // namespace

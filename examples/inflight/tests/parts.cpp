@@ -60,6 +60,11 @@ TEST(Parts, InvalidModelFilesAreRejected) {
     patched("width", "llama.feed_forward_length\4\0\0\0\300\2"s, "llama.feed_forward_length\4\0\0\0\301\2"s,
             "it should be 705 x 256");
     patched("zero", "llama.attention.head_count\4\0\0\0\4"s, "llama.attention.head_count\4\0\0\0\0"s, "1 to 2^20");
+    for (const std::string key : {"bos", "eos", "eot", "eom"}) {
+        const std::string from = key == "bos" ? "bos" : "eos", end = "_token_id\4\0\0\0"s;
+        patched(key, from + end + (key == "bos" ? "\1\0"s : "\2\0"s), key + end + "\3\1"s,
+                "outside its vocabulary of 259");
+    }
     expect_rejected("/nowhere/model.gguf", "is not a file");
     expect_rejected(testing::TempDir(), "is not a file");
     EXPECT_THROW(LlamaWeights::load(MODEL, 0, 3), std::runtime_error);

@@ -114,6 +114,9 @@ not json
 {"id":"warm","prompt":"abc","temperature":"hot"}
 {"id":"end","prompt":"abc","continue":"a","end":1}
 {"id":"late","prompt":"abc","arrival":-1}
+{"id":"late sum","prompt":"abc","arrival":4611686018427387904}
+{"id":"never","prompt":"abc","cancel_after":4611686018427387904}
+{"id":"almost never","prompt":"abc","arrival":4611686018427387903,"cancel_after":4611686018427387903}
 {"id":"far","prompt":"abc","temperature":1e999}
 {"id":"deep","prompt":"abc","x":[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]}
 {"id":"array","prompt":[1,2,3]}
@@ -148,8 +151,10 @@ not json
                                                    {"warm", "field 'temperature' is \"hot\""},
                                                    {"end", "field 'end' is 1"},
                                                    {"late", "field 'arrival' is -1 (number)"},
-                                                   {"line 23", "number that is too large"},
-                                                   {"line 24", "more than 16 arrays and objects"},
+                                                   {"late sum", "field 'arrival' is 4611686018427387904"},
+                                                   {"never", "field 'cancel_after' is 4611686018427387904"},
+                                                   {"line 26", "number that is too large"},
+                                                   {"line 27", "more than 16 arrays and objects"},
                                                    {"array", "field 'prompt' is an array of 3: it must be"},
                                                    {"object", "field 'prompt' is an object of 1: it must be"},
                                                    {"null", "field 'temperature' is null (null)"},
@@ -159,7 +164,8 @@ not json
         EXPECT_NE(lines[id].error.find(part), std::string::npos)
             << "\"" << lines[id].error << "\" lacks \"" << part << "\"";
     }
-    EXPECT_EQ(lines.size(), wrong.size() + 2);
+    EXPECT_EQ(lines.size(), wrong.size() + 3);
+    EXPECT_TRUE(lines["almost never"].request);
     ASSERT_TRUE(lines["good"].request);
     EXPECT_EQ(lines["good"].request->prompt, (std::vector<Token>{1, 'a' + 3, 'b' + 3, 'c' + 3}));
     ASSERT_TRUE(lines["all"].request);
