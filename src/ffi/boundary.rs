@@ -1,5 +1,6 @@
 //! The boundary to C: panics become errors, errors become statuses and the text of the last error.
 
+use std::any::Any;
 use std::cell::Cell;
 use std::ffi::c_char;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,14 +38,24 @@ pub fn boundary(body: impl FnOnce() -> Result<()>) -> skc_status {
     }
 }
 
+/// Drops the payload of a panic. A panic of that drop must not unwind into C; its payload is dropped in turn.
+fn discard(mut payload: Box<dyn Any + Send>) {
+    for _ in 0..8 {
+        match catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+            Ok(()) => return,
+            Err(next) => payload = next,
+        }
+    }
+    std::mem::forget(payload);
+}
+
 /// Runs `body`; a panic becomes an error.
 pub fn catch_panic<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(outcome) => outcome,
         Err(panic) => {
             let error = panic_error(panic.as_ref());
-            // Not dropped: a payload whose own drop panics would unwind into C.
-            std::mem::forget(panic);
+            discard(panic);
             Err(error)
         }
     }
@@ -99,6 +110,19 @@ mod tests {
 
     use super::*;
     use crate::error::Status;
+
+    struct PanicsWhenDropped;
+    impl Drop for PanicsWhenDropped {
+        fn drop(&mut self) {
+            panic!("in a drop");
+        }
+    }
+
+    #[test]
+    fn a_panic_in_the_drop_of_a_panic_does_not_escape() {
+        let error = catch_panic::<()>(|| std::panic::panic_any(PanicsWhenDropped)).unwrap_err();
+        assert_eq!(error.status(), Status::Internal);
+    }
 
     /// At every place where a character of two or three bytes may be cut.
     #[test]

@@ -156,7 +156,6 @@ mod tests {
 
     /// The call ends with the panic's text, and the cache can only be destroyed.
     #[test]
-    #[cfg_attr(miri, ignore = "the payload of a panic is leaked on purpose")]
     fn a_panic_makes_the_cache_unusable() {
         let config = CacheConfig { n_q_heads: 1, n_kv_heads: 1, head_dim: 8, ..CacheConfig::default() };
         let handle = register(Cache::new(&config).unwrap(), Log { call: None, user: std::ptr::null_mut() }).unwrap();
