@@ -28,7 +28,8 @@ struct Expected {
     bool broken = false;
 
     llama_pos end() const { return start + llama_pos(held.size()); }
-    llama_pos max() const { return broken ? std::max(end() - 1, 0) : held.empty() ? -1 : end() - 1; }
+    /** An unusable one is never empty for the host. */
+    llama_pos max() const { return std::max(held.empty() ? -1 : end() - 1, broken ? 0 : -1); }
     bool operator==(const Expected &o) const { return held == o.held && start == o.start && broken == o.broken; }
 };
 
