@@ -6,16 +6,15 @@
 Most of them show in few orders of threads out of many. Exit status 1 when one is not found.
 """
 import os
-import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-COPY = ROOT / "target" / "loom-faults"
-SOURCES = ("Cargo.toml", "Cargo.lock", "build.rs", "src", "include", "tests", "benches", "cuda", "scripts", "examples")
+import mutants
+
+COPY = mutants.ROOT / "target" / "loom-faults"
+SOURCE = COPY / "source"
 POOL, SLOTS, GATE = "src/exec/thread_pool.rs", "src/ffi/slots.rs", "src/ffi/gate.rs"
 
 #: Name: file, text, what it becomes.
@@ -53,35 +52,20 @@ FAULTS = {
 }
 
 
-def copy():
-    """The sources, of the same times so that only what changes is built again."""
-    for name in SOURCES:
-        source, target = ROOT / name, COPY / name
-        if source.is_dir():
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(source, target, copy_function=shutil.copy2)
-        elif source.exists():
-            COPY.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target)
-    # Alone: the other packages of the workspace are not in the copy.
-    manifest = (COPY / "Cargo.toml").read_text(encoding="utf-8")
-    manifest = re.sub(r"(?m)^\[workspace\]\n(?:.+\n)*", "[workspace]\n", manifest)
-    (COPY / "Cargo.toml").write_text(manifest, encoding="utf-8")
-
-
 def run():
     """Whether the models pass; their output."""
     environment = {**os.environ, "RUSTFLAGS": "--cfg sinkcache_loom", "LOOM_MAX_PREEMPTIONS": "2",
                    "CARGO_TARGET_DIR": str(COPY / "target"), "CARGO_PROFILE_DEV_OPT_LEVEL": "0",
                    "CARGO_PROFILE_DEV_DEBUG": "0"}
-    done = subprocess.run([os.environ.get("CARGO", "cargo"), "test", "--lib", "models"], cwd=COPY, env=environment,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900)
+    done = subprocess.run([os.environ.get("CARGO", "cargo"), "test", "-p", "sinkcache", "--lib", "models"],
+                          cwd=SOURCE, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          timeout=900)
     return done.returncode == 0, done.stdout
 
 
 def main():
     names = sys.argv[1:] or list(FAULTS)
-    copy()
+    mutants.copy_sources(COPY)
     passed, output = run()
     if not passed:
         print(output[-3000:])
@@ -89,7 +73,7 @@ def main():
     missed = []
     for name in names:
         file, old, new = FAULTS[name]
-        path = COPY / file
+        path = SOURCE / file
         whole = path.read_text(encoding="utf-8")
         assert whole.count(old) == 1, f"{name}: {whole.count(old)} places in {file}"
         path.write_text(whole.replace(old, new), encoding="utf-8")

@@ -421,8 +421,8 @@ def run(seed, calls=40):
     one = Run(seed)
     try:
         one.calls(calls)
-    except Exception as error:
-        error.add_note(f"seed {seed}") if hasattr(error, "add_note") else print(f"seed {seed}", file=sys.stderr)
+    except Exception:
+        print(f"seed {seed}", file=sys.stderr)
         raise
     finally:
         one.close()
