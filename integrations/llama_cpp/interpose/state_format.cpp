@@ -52,7 +52,10 @@ StateHeader read_header(const std::uint8_t *from, std::size_t n_bytes) {
     const auto kind = static_cast<StateKind>(layout.kind);
     if (layout.reserved != 0 || (kind != StateKind::CONTEXT && layout.n_seqs != 0) ||
         (kind == StateKind::UNUSABLE && layout.n_bytes != sizeof layout)) {
-        invalid("a state with a damaged header");
+        invalid("a state of kind " + std::to_string(layout.kind) + " with " + std::to_string(layout.n_seqs) +
+                " sequences, a reserved word of " + std::to_string(layout.reserved) + " and " +
+                std::to_string(layout.n_bytes) + " bytes: allowed are 0, 0 and, for kind 2, " +
+                std::to_string(sizeof layout) + "; kind 3 may have sequences");
     }
     if (layout.n_bytes < sizeof layout || layout.n_bytes > n_bytes) {
         invalid("a state of " + std::to_string(layout.n_bytes) + " bytes, of which there are " +
