@@ -12,9 +12,10 @@ import sys
 import time
 
 import mutants
+from mutation_sources import Copy
 
-COPY = mutants.ROOT / "target" / "loom-faults"
-SOURCE = COPY / "source"
+PLACE = mutants.ROOT / "target" / "loom-faults"
+SOURCE = PLACE / "source"
 POOL, SLOTS, GATE = "src/exec/thread_pool.rs", "src/ffi/slots.rs", "src/ffi/gate.rs"
 
 #: Name: file, text, what it becomes.
@@ -55,7 +56,7 @@ FAULTS = {
 def run():
     """Whether the models pass; their output."""
     environment = {**os.environ, "RUSTFLAGS": "--cfg sinkcache_loom", "LOOM_MAX_PREEMPTIONS": "2",
-                   "CARGO_TARGET_DIR": str(COPY / "target"), "CARGO_PROFILE_DEV_OPT_LEVEL": "0",
+                   "CARGO_TARGET_DIR": str(PLACE / "target"), "CARGO_PROFILE_DEV_OPT_LEVEL": "0",
                    "CARGO_PROFILE_DEV_DEBUG": "0"}
     done = subprocess.run([os.environ.get("CARGO", "cargo"), "test", "-p", "sinkcache", "--lib", "models"],
                           cwd=SOURCE, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -65,7 +66,8 @@ def run():
 
 def main():
     names = sys.argv[1:] or list(FAULTS)
-    mutants.copy_sources(COPY)
+    copy = Copy(SOURCE, mutants.source_names())
+    copy.write({})
     passed, output = run()
     if not passed:
         print(output[-3000:])
@@ -73,13 +75,11 @@ def main():
     missed = []
     for name in names:
         file, old, new = FAULTS[name]
-        path = SOURCE / file
-        whole = path.read_text(encoding="utf-8")
+        whole = (mutants.ROOT / file).read_text(encoding="utf-8")
         assert whole.count(old) == 1, f"{name}: {whole.count(old)} places in {file}"
-        path.write_text(whole.replace(old, new), encoding="utf-8")
+        copy.write({file: whole.replace(old, new)})
         began = time.monotonic()
         passed, output = run()
-        path.write_text(whole, encoding="utf-8")
         failed = re.findall(r"^test (\S+) \.\.\. FAILED", output, re.M)
         if passed or "could not compile" in output:
             missed.append(name)
