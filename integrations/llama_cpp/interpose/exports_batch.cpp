@@ -16,12 +16,16 @@ std::int32_t refuse_encoding() {
 }
 
 /** Keeps a row that llama.cpp has added, at `index` or, where it reports an error of the row, at the end. */
-std::int32_t keep_row(const llama_batch_ext *batch, llama_seq_id seq_id, std::int32_t index) {
+std::int32_t keep_row(const llama_batch_ext *batch, llama_seq_id seq_id, std::int32_t index,
+                      bool is_embedding = false) {
     constexpr std::int32_t ADDED_ALL_THE_SAME = -2;
+    llama_cpp::BatchRow row;
+    row.seq_id = seq_id;
+    row.is_embedding = is_embedding;
     if (index >= 0) {
-        registry().set_row(batch, static_cast<std::size_t>(index), seq_id);
+        registry().set_row(batch, static_cast<std::size_t>(index), row);
     } else if (index == ADDED_ALL_THE_SAME) {
-        registry().append_row(batch, seq_id);
+        registry().append_row(batch, row);
     }
     return index;
 }
@@ -99,7 +103,8 @@ void llama_batch_ext_clear(llama_batch_ext *batch) {
 }
 
 std::int32_t llama_batch_ext_add(llama_batch_ext *batch, llama_seq_id seq_id) {
-    return keep_row(batch, seq_id, real().llama_batch_ext_add(batch, seq_id));
+    // Without a token: an embedding may be set later.
+    return keep_row(batch, seq_id, real().llama_batch_ext_add(batch, seq_id), true);
 }
 
 std::int32_t llama_batch_ext_add_token(llama_batch_ext *batch, llama_seq_id seq_id, llama_token token) {
@@ -108,7 +113,7 @@ std::int32_t llama_batch_ext_add_token(llama_batch_ext *batch, llama_seq_id seq_
 
 std::int32_t skc_batch_ext_add_embd(llama_batch_ext *batch, llama_seq_id seq_id, Oversized<llama_embd> embd) {
     const auto index = pass_on<std::int32_t>(real().llama_batch_ext_add_embd, embd, batch, seq_id);
-    return keep_row(batch, seq_id, index);
+    return keep_row(batch, seq_id, index, true);
 }
 
 bool llama_batch_ext_add_seq(llama_batch_ext *batch, std::int32_t index, llama_seq_id seq_id) {

@@ -94,18 +94,16 @@ void Registry::forget_rows(const llama_batch_ext *batch) {
     rows_.erase(batch);
 }
 
-void Registry::set_row(const llama_batch_ext *batch, std::size_t index, llama_seq_id seq_id) {
+void Registry::set_row(const llama_batch_ext *batch, std::size_t index, const llama_cpp::BatchRow &row) {
     const std::lock_guard<std::mutex> lock(mutex_);
     auto &rows = rows_[batch];
     rows.resize(index + 1);
-    rows[index] = llama_cpp::BatchRow();
-    rows[index].seq_id = seq_id;
+    rows[index] = row;
 }
 
-void Registry::append_row(const llama_batch_ext *batch, llama_seq_id seq_id) {
+void Registry::append_row(const llama_batch_ext *batch, const llama_cpp::BatchRow &row) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    rows_[batch].push_back(llama_cpp::BatchRow());
-    rows_[batch].back().seq_id = seq_id;
+    rows_[batch].push_back(row);
 }
 
 void Registry::add_sequence(const llama_batch_ext *batch, std::size_t index, llama_seq_id seq_id) {

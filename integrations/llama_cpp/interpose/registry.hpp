@@ -51,8 +51,8 @@ public:
     std::vector<llama_cpp::BatchRow> rows(const llama_batch_ext *batch) const;
     void clear_rows(const llama_batch_ext *batch);
     void forget_rows(const llama_batch_ext *batch);
-    void set_row(const llama_batch_ext *batch, std::size_t index, llama_seq_id seq_id);
-    void append_row(const llama_batch_ext *batch, llama_seq_id seq_id);
+    void set_row(const llama_batch_ext *batch, std::size_t index, const llama_cpp::BatchRow &row);
+    void append_row(const llama_batch_ext *batch, const llama_cpp::BatchRow &row);
     void add_sequence(const llama_batch_ext *batch, std::size_t index, llama_seq_id seq_id);
     void set_position(const llama_batch_ext *batch, std::size_t index, llama_pos pos);
 

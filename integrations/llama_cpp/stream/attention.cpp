@@ -36,6 +36,20 @@ std::int64_t count_visible(const ggml_tensor *mask) {
     return n;
 }
 
+/**
+ * Whether the positions in a graph are `expected`, [n]. With M-RoPE a token of text has its position three times, and
+ * then 0: all first ones come first.
+ */
+bool are_positions(const ggml_tensor *t, std::int64_t n, const llama_pos *expected) {
+    const auto *positions = static_cast<const llama_pos *>(t->data);
+    const auto are = [&](int section) { return std::equal(expected, expected + n, positions + section * n); };
+    if (t->ne[0] == n) {
+        return are(0);
+    }
+    const llama_pos *fourth = positions + 3 * n;
+    return are(0) && are(1) && are(2) && std::all_of(fourth, fourth + n, [](llama_pos p) { return p == 0; });
+}
+
 }  // namespace
 
 Attention::Attention(std::size_t n_layers) : layers_(new Layer[n_layers]), n_layers_(n_layers) {
@@ -151,7 +165,6 @@ void Attention::run(Layer &layer, ggml_tensor *dst, int ith, int nth) {
 /** One thread's share of an op. @return false, with `error` set, if it was not computed */
 bool Attention::step(const Layer &layer, ggml_tensor *dst, int ith, int nth) {
     const ggml_tensor *q = dst->src[0], *k = dst->src[1], *v = dst->src[2];
-    const auto *positions = static_cast<const llama_pos *>(dst->src[3]->data);
     if (!plan_) {
         error.set(SKC_STATUS_INVALID_ARGUMENT,
                   "llama_decode was called directly: batches must go through sinkcache::LlamaContext::decode()");
@@ -164,7 +177,7 @@ bool Attention::step(const Layer &layer, ggml_tensor *dst, int ith, int nth) {
     const auto index = static_cast<std::size_t>(row / n_ubatch_);
     const std::int64_t n = dst->ne[2];
     if (index >= plan_->ubatches.size() || plan_->ubatches[index].n_rows != n ||
-        !std::equal(positions, positions + n, &plan_->positions[std::size_t(row)])) {
+        !are_positions(dst->src[3], n, &plan_->positions[std::size_t(row)])) {
         error.set(SKC_STATUS_INTERNAL, "layer " + std::to_string(layer.index) + ": llama.cpp computes " +
                                            std::to_string(n) + " tokens that do not match row " + std::to_string(row) +
                                            " of the batch");

@@ -44,6 +44,7 @@ std::vector<BatchRow> rows_of(const llama_batch &batch) {
     }
     std::vector<BatchRow> rows(static_cast<std::size_t>(batch.n_tokens));
     for (std::size_t i = 0; i < rows.size(); ++i) {
+        rows[i].is_embedding = !batch.token;
         if (batch.n_seq_id) {
             rows[i].n_seq_ids = batch.n_seq_id[i];
         }

@@ -21,6 +21,8 @@ struct BatchRow {
     llama_pos pos = NEXT;
     /** Sequences that the host puts it in; more than 1 is refused. */
     std::int32_t n_seq_ids = 1;
+    /** Whether the host gives its embedding in place of a token's number. */
+    bool is_embedding = false;
 
     /** The position after the sequence's last token. */
     static constexpr llama_pos NEXT = -1;

@@ -157,8 +157,9 @@ LayerNodes read_layer(ggml_tensor *attention, const CacheWrites &writes) {
         require(layer.shape.rope == read_rope(k_source.rope), "Q and K have RoPE of different kinds");
         layer.positions = q_source.rope->src[1];
         require(layer.positions == k_source.rope->src[1], "Q and K have different positions");
-        require(layer.positions->type == GGML_TYPE_I32 && layer.positions->ne[0] == n_tokens,
-                "positions are not one I32 per token");
+        const std::int64_t n_positions = layer.shape.rope.n_positions();
+        require(layer.positions->type == GGML_TYPE_I32 && layer.positions->ne[0] == n_positions * n_tokens,
+                [&] { return "positions are not " + std::to_string(n_positions) + " I32 per token"; });
     }
     layer.shape.scale = double(op_param_f32(attention, 0)) * q_source.factor * k_source.factor;
     layer.shape.softcap = op_param_f32(attention, 2);
@@ -218,11 +219,13 @@ std::string unsupported_reason(const llama_model *model) {
     switch (api().llama_model_rope_type(model)) {
     case LLAMA_ROPE_TYPE_NORM:
     case LLAMA_ROPE_TYPE_NEOX:
+    case LLAMA_ROPE_TYPE_MROPE:
+    case LLAMA_ROPE_TYPE_IMROPE:
         return {};
     case LLAMA_ROPE_TYPE_NONE:
         return because("a model without RoPE is not supported by this adapter");
     default:
-        return because("M-RoPE (several positions per token) is not supported");
+        return because("RoPE type " + std::to_string(api().llama_model_rope_type(model)) + " is not supported");
     }
 }
 

@@ -42,7 +42,7 @@ struct LayerNodes {
     ggml_tensor *k = nullptr;
     /** [head_dim_v * n_kv_heads, n_tokens]. */
     ggml_tensor *v = nullptr;
-    /** Positions, [n_tokens] of I32; of a layer without RoPE, those of another layer. */
+    /** Positions, [n_tokens] of I32, or [4 x n_tokens] with M-RoPE; of a layer without RoPE, those of another. */
     ggml_tensor *positions = nullptr;
     /** What attention may look at: [cells, rows] of F16 or F32, minus infinity where it may not. */
     ggml_tensor *mask = nullptr;

@@ -14,9 +14,30 @@ namespace sinkcache {
 namespace llama_cpp {
 
 bool RopeParams::operator==(const RopeParams &o) const {
-    return n_dims == o.n_dims && mode == o.mode && n_ctx_orig == o.n_ctx_orig && base == o.base && scale == o.scale &&
-           ext_factor == o.ext_factor && attn_factor == o.attn_factor && beta_fast == o.beta_fast &&
-           beta_slow == o.beta_slow && freq_factors == o.freq_factors;
+    return n_dims == o.n_dims && mode == o.mode && sections == o.sections && n_ctx_orig == o.n_ctx_orig &&
+           base == o.base && scale == o.scale && ext_factor == o.ext_factor && attn_factor == o.attn_factor &&
+           beta_fast == o.beta_fast && beta_slow == o.beta_slow && freq_factors == o.freq_factors;
+}
+
+// As ggml_mrope_cache_init chooses it. Qwen3-VL's sections of 24, 20, 20 and 0 leave two pairs to it.
+bool RopeParams::takes_fourth_position(std::int32_t pair) const {
+    if (!is_mrope()) {
+        return false;
+    }
+    const std::int32_t in_three = sections[0] + sections[1] + sections[2];
+    const std::int32_t sector = pair % (in_three + sections[3]);
+    if (mode == GGML_ROPE_TYPE_IMROPE) {
+        return sector >= 3 * sections[static_cast<std::size_t>(sector % 3)];
+    }
+    return sector >= in_three;
+}
+
+bool RopeParams::is_linear() const {
+    bool all_turn = true;
+    for (std::int32_t pair = 0; pair < n_dims / 2; ++pair) {
+        all_turn = all_turn && !takes_fourth_position(pair);
+    }
+    return all_turn && !freq_factors && ext_factor == 0;
 }
 
 // Pair j is rotated by base^(-2j / n_dims) / factor_j radians per token. YaRN multiplies low frequencies by `scale`,
@@ -36,6 +57,9 @@ std::vector<float> RopeParams::inv_freq() const {
         const double extrapolated = std::pow(double(base), -2.0 * double(j) / n_dims) / factor[j];
         require(std::isfinite(extrapolated),
                 [&] { return "frequency factor " + std::to_string(j) + " is " + std::to_string(factor[j]); });
+        if (takes_fourth_position(static_cast<std::int32_t>(j))) {
+            continue;
+        }
         const double ramp = (double(j) - corr_dims[0]) / std::max(0.001, double(corr_dims[1]) - corr_dims[0]);
         const double mix = ext_factor * (1.0 - std::min(1.0, std::max(0.0, ramp)));
         frequencies[j] = static_cast<float>(extrapolated * (scale * (1.0 - mix) + mix));
@@ -62,10 +86,18 @@ RopeParams read_rope(const ggml_tensor *node) {
     rope.beta_fast = f32(9);
     rope.beta_slow = f32(10);
     rope.freq_factors = node->src[2];
-    if (rope.mode != GGML_ROPE_TYPE_NORMAL && rope.mode != GGML_ROPE_TYPE_NEOX) {
-        throw NotSupported(rope.mode & GGML_ROPE_TYPE_MROPE
-                               ? "M-RoPE (several positions per token) is not supported"
-                               : "RoPE mode " + std::to_string(rope.mode) + " is not supported");
+    require(rope.mode == GGML_ROPE_TYPE_NORMAL || rope.mode == GGML_ROPE_TYPE_NEOX ||
+                rope.mode == GGML_ROPE_TYPE_MROPE || rope.mode == GGML_ROPE_TYPE_IMROPE,
+            [&] { return "RoPE mode " + std::to_string(rope.mode) + " is not supported"; });
+    if (rope.is_mrope()) {
+        std::int64_t pairs = 0;
+        for (std::size_t i = 0; i < rope.sections.size(); ++i) {
+            rope.sections[i] = i32(11 + static_cast<int>(i));
+            require(rope.sections[i] >= 0 && rope.sections[i] <= rope.n_dims,
+                    [&] { return "M-RoPE with a section of " + std::to_string(rope.sections[i]) + " pairs"; });
+            pairs += rope.sections[i];
+        }
+        require(pairs > 0, "M-RoPE without sections");
     }
     require(i32(15) == 0,
             [&] { return "RoPE of dims from " + std::to_string(i32(15)) + " on, not from 0, is not supported"; });

@@ -4,17 +4,20 @@
 
 #include <ggml.h>
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
 namespace sinkcache {
 namespace llama_cpp {
 
-/** The parameters that ggml_rope_ext stores in a ROPE node. */
+/** The parameters that ggml_rope_ext and ggml_rope_multi store in a ROPE node. */
 struct RopeParams {
     std::int32_t n_dims = 0;
-    /** GGML_ROPE_TYPE_NORMAL or GGML_ROPE_TYPE_NEOX. */
+    /** GGML_ROPE_TYPE_NORMAL, _NEOX, _MROPE or _IMROPE. */
     std::int32_t mode = 0;
+    /** Of M-RoPE: how many pairs take each of a token's four positions. */
+    std::array<std::int32_t, 4> sections{};
     std::int32_t n_ctx_orig = 0;
     float base = 0;
     float scale = 0;
@@ -27,12 +30,23 @@ struct RopeParams {
 
     bool operator==(const RopeParams &other) const;
 
-    /** Whether `base` and `scale` alone give the frequencies: neither factors nor YaRN. */
-    bool is_linear() const { return !freq_factors && ext_factor == 0; }
-    /** Angular frequencies in radians per token, [n_dims / 2]. @throws NotSupported if the factors cannot be read. */
+    bool is_mrope() const { return (mode & GGML_ROPE_TYPE_MROPE) != 0; }
+    /** Positions of a token in the graph's tensor of positions. */
+    std::int64_t n_positions() const { return is_mrope() ? 4 : 1; }
+    /** Whether the halves of a head are paired, not neighbours. */
+    bool is_neox() const { return mode == GGML_ROPE_TYPE_NEOX || is_mrope(); }
+    /** Whether `base` and `scale` alone give the frequencies: neither factors nor YaRN nor pairs that stay. */
+    bool is_linear() const;
+    /**
+     * Angular frequencies in radians per token, [n_dims / 2], for tokens of text: of M-RoPE's four positions the first
+     * three are then equal and the fourth is 0. @throws NotSupported if the factors cannot be read.
+     */
     std::vector<float> inv_freq() const;
     /** Factor on the rotated dims of q and of k (YaRN's attention factor). */
     double mscale() const;
+
+private:
+    bool takes_fourth_position(std::int32_t pair) const;
 };
 
 /** Parameters of a ROPE node. @throws NotSupported for a kind of RoPE that the cache does not compute. */

@@ -35,7 +35,7 @@ skc_layer_config layer_config(const LayerShape &shape, std::uint32_t sliding_win
         return layer;
     }
     const RopeParams &rope = shape.rope;
-    layer.rope_style = rope.mode == GGML_ROPE_TYPE_NEOX ? SKC_ROPE_NEOX : SKC_ROPE_INTERLEAVED;
+    layer.rope_style = rope.is_neox() ? SKC_ROPE_NEOX : SKC_ROPE_INTERLEAVED;
     layer.rope_dim = static_cast<std::uint32_t>(rope.n_dims);
     layer.rope_mscale = rope.mscale();
     if (rope.is_linear()) {
@@ -324,6 +324,18 @@ void Stream::on_graph(ggml_context *graph_ctx, ggml_cgraph *graph) try {
     attention_.error.set(SKC_STATUS_INVALID_CONFIG, unsupported_);
 }
 
+// A host gives each of them four positions, of which an image's differ. That of a row is only the first.
+void Stream::check_embeddings(const std::vector<BatchRow> &rows) const {
+    const auto embedding = std::find_if(rows.begin(), rows.end(), [](const BatchRow &r) { return r.is_embedding; });
+    const bool mrope = std::any_of(shapes_.begin(), shapes_.end(), [](const LayerShape &shape) {
+        return shape.has_rope && shape.rope.is_mrope();
+    });
+    if (mrope && embedding != rows.end()) {
+        invalid_argument("token " + std::to_string(embedding - rows.begin()) +
+                         " of the batch is an embedding: images and other embeddings are not supported with M-RoPE");
+    }
+}
+
 std::int32_t Stream::decode(const std::vector<BatchRow> &rows,
                             const std::function<std::int32_t(const std::vector<llama_pos> &)> &compute) {
     attention_.error.rethrow();
@@ -334,6 +346,7 @@ std::int32_t Stream::decode(const std::vector<BatchRow> &rows,
         invalid_argument("llama_set_n_threads raised the threads to " + std::to_string(threads) +
                          ": the cache was created for " + std::to_string(n_threads_));
     }
+    check_embeddings(rows);
     BatchPlan plan = plan_batch(rows, ctx_.get(), *cache_, *sequences_);
     sequences_->assign_positions(plan);
     for (const BatchEntry &entry : plan.entries) {

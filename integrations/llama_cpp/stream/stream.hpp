@@ -108,6 +108,7 @@ private:
     llama_sampler_seq_config make_hook();
     void on_graph(ggml_context *graph_ctx, ggml_cgraph *graph);
     bool aborts() const;
+    void check_embeddings(const std::vector<BatchRow> &rows) const;
     bool has_model_data() const;
     void roll_back(const BatchPlan &plan);
     std::uint64_t length(llama_seq_id seq_id) const { return cache_->info(seq_id).length_min; }

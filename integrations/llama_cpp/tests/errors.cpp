@@ -72,6 +72,24 @@ TEST_F(Errors, BatchesAreChecked) {
     expect_continues(ctx, 100);
 }
 
+TEST(ErrorsOfMrope, EmbeddingsAreRefused) {
+    const llama_model_ptr model = load(supported_models().at("qwen3vl_mrope"), "embeddings");
+    const Tokens tokens = random_tokens(model.get(), 8);
+    LlamaContext ctx(model.get(), params(64), options(4, 60));
+    OwnBatch image(tokens);
+    llama_batch batch = image.get();
+    std::vector<float> embeddings(tokens.size() * std::size_t(llama_model_n_embd(model.get())), 0.5F);
+    batch.token = nullptr;
+    batch.embd = embeddings.data();
+    EXPECT_ERROR(ctx.decode(batch), "token 0 of the batch is an embedding: images and other embeddings");
+    EXPECT_EQ(ctx.length(0), 0U);
+    // Without M-RoPE they are tokens like others.
+    const llama_model_ptr plain = load(decoder("llama"), "embeddings");
+    LlamaContext served(plain.get(), params(64), options(4, 60));
+    served.decode(batch);
+    EXPECT_EQ(served.length(0), tokens.size());
+}
+
 TEST_F(Errors, SettingsAreChecked) {
     const auto with = [&](const std::function<void(llama_context_params &, sinkcache::LlamaOptions &)> &change) {
         auto p = params(64);

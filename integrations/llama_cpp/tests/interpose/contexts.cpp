@@ -154,6 +154,26 @@ TEST_F(ServedTest, ExtendedBatchesAreRefusedAlike) {
     expect_continues(ctx.get(), 170);
 }
 
+TEST(ServedModels, WithMropeRefuseEmbeddings) {
+    const llama_model_ptr mrope = load(supported_models().at("qwen3vl_mrope"), "mrope");
+    const llama_context_ptr ctx = serve(mrope.get(), served_params());
+    std::vector<float> row(std::size_t(llama_model_n_embd(mrope.get())), 0.5F);
+    llama_batch_ext *batch = llama_batch_ext_init(ctx.get());
+    ASSERT_EQ(llama_batch_ext_add_token(batch, 0, 1), 0);
+    ASSERT_EQ(llama_batch_ext_add_embd(batch, 0, {row.data(), 1, row.size()}), 1);
+    EXPECT_NE(log_of([&] { EXPECT_EQ(llama_process(ctx.get(), LLAMA_PROCESS_TYPE_DECODE, batch), -1); })
+                  .find("token 1 of the batch is an embedding"),
+              std::string::npos);
+    llama_batch_ext_clear(batch);
+    // A row without a token, whose embedding would come later.
+    ASSERT_EQ(llama_batch_ext_add(batch, 0), 0);
+    EXPECT_NE(log_of([&] { EXPECT_EQ(llama_process(ctx.get(), LLAMA_PROCESS_TYPE_DECODE, batch), -1); })
+                  .find("token 0 of the batch is an embedding"),
+              std::string::npos);
+    llama_batch_ext_free(batch);
+    EXPECT_EQ(llama_memory_seq_pos_max(llama_get_memory(ctx.get()), 0), -1);
+}
+
 TEST_F(ServedTest, AnAbortedBatchKeepsWhatWasComputed) {
     std::atomic<int> calls_left{0};
     auto p = served_params();

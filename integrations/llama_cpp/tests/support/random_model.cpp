@@ -148,6 +148,27 @@ void remove_tensors(RandomModel &model, const std::string &part) {
     model.tensors.erase(std::remove_if(model.tensors.begin(), model.tensors.end(), has_part), model.tensors.end());
 }
 
+/** M-RoPE, whose pairs take one of a token's four positions. */
+void add_models_with_mrope(std::map<std::string, RandomModel> &models) {
+    Shape shape;
+    shape.qkv_bias = true;
+    RandomModel qwen2 = decoder("qwen2vl", shape);
+    qwen2.arrays["rope.dimension_sections"] = {2, 3, 3, 0};
+    models["qwen2vl_mrope"] = qwen2;
+    // The last pair takes the fourth position.
+    qwen2.arrays["rope.dimension_sections"] = {2, 3, 2, 1};
+    models["qwen2vl_mrope_fourth"] = qwen2;
+
+    shape = Shape();
+    shape.qk_norm = true;
+    RandomModel qwen3 = decoder("qwen3vl", shape);
+    qwen3.arrays["rope.dimension_sections"] = {3, 3, 2, 0};
+    models["qwen3vl_mrope"] = qwen3;
+    // As Qwen3-VL's, sections that leave the last of the interleaved pairs to the fourth position.
+    qwen3.arrays["rope.dimension_sections"] = {4, 2, 2, 0};
+    models["qwen3vl_mrope_fourth"] = qwen3;
+}
+
 /** Layers with a sliding window of 32 tokens, layers without RoPE, learned sink logits. */
 void add_models_with_windows(std::map<std::string, RandomModel> &models) {
     Shape shape;
@@ -285,31 +306,30 @@ std::map<std::string, RandomModel> supported_models() {
     partial.integers.erase("attention.value_length");
     models["stablelm_partial"] = partial;
     add_models_with_windows(models);
+    add_models_with_mrope(models);
     return models;
 }
 
-bool stock_can_shift(const std::string &name) {
-    for (const char *part : {"yarn", "longrope", "no_rope", "cohere2"}) {
+std::optional<RandomModel> shift_reference(const std::string &name) {
+    for (const char *part : {"yarn", "longrope", "no_rope", "cohere2", "mrope_fourth"}) {
         if (name.find(part) != std::string::npos) {
-            return false;
+            return std::nullopt;
         }
     }
-    return true;
+    RandomModel model = supported_models().at(name);
+    if (model.arrays.erase("rope.dimension_sections") > 0) {
+        model.arch = model.arch == "qwen2vl" ? "qwen2" : "qwen3";
+    }
+    return model;
 }
 
 std::map<std::string, Unsupported> unsupported_models() {
     std::map<std::string, Unsupported> models;
-    Shape shape;
-    shape.qkv_bias = true;
-    RandomModel vl = decoder("qwen2vl", shape);
-    vl.arrays["rope.dimension_sections"] = {2, 3, 3, 0};
-    models["qwen2vl"] = {vl, "M-RoPE"};
-
     RandomModel longrope = supported_models().at("llama_longrope");
     longrope.integers["rope.scaling.original_context_length"] = 300;
     models["longrope_beyond"] = {longrope, "LongRoPE"};
 
-    shape = Shape();
+    Shape shape;
     shape.norm_bias = true;
     shape.n_kv_heads = 4;
     shape.gate = false;

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -64,10 +65,11 @@ RandomModel decoder(const std::string &arch, const Shape &shape = Shape());
 std::map<std::string, RandomModel> supported_models();
 
 /**
- * Whether stock llama.cpp is a reference past the window, of the model of that name. A shift multiplies keys by YaRN's
- * mscale again, and rotates keys of layers that have no RoPE.
+ * The model with which stock llama.cpp is a reference past the window for the model of that name, if there is one. A
+ * shift multiplies keys by YaRN's mscale again, and rotates keys of layers that have no RoPE; with M-RoPE it ends the
+ * process, but for text a model with plain RoPE and the same weights is the same.
  */
-bool stock_can_shift(const std::string &name);
+std::optional<RandomModel> shift_reference(const std::string &name);
 
 /** A model that the adapter must reject, and a part of the error text. */
 struct Unsupported {
