@@ -80,10 +80,15 @@ void Attention::install(ggml_context *ctx, const std::vector<LayerNodes> &layers
             // output: they counted its users before this op became one. The CPU backend does not fuse these, and an
             // output would occupy its memory until the end of the graph.
             api().ggml_set_output(layers[i].q);
-            api().ggml_set_output(layers[i].k);
+            if (layers[i].k) {
+                api().ggml_set_output(layers[i].k);
+            }
         }
         ggml_tensor *node = layers[i].attention;
-        ggml_tensor *args[] = {layers[i].q, layers[i].k, layers[i].v, layers[i].positions, layers[i].mask};
+        // A layer that reads the K and V of an earlier one has none: q takes their places.
+        layers_[i].shares = layers[i].shape.shares();
+        ggml_tensor *k = layers[i].k ? layers[i].k : layers[i].q, *v = layers[i].v ? layers[i].v : layers[i].q;
+        ggml_tensor *args[] = {layers[i].q, k, v, layers[i].positions, layers[i].mask};
         const std::int64_t *ne = node->ne;
         const int n_args = with_masks ? 5 : 4;
         const ggml_tensor *donor = api().ggml_custom_4d(ctx, node->type, ne[0], ne[1], ne[2], ne[3], args, n_args,
@@ -91,6 +96,12 @@ void Attention::install(ggml_context *ctx, const std::vector<LayerNodes> &layers
         node->op = donor->op;
         std::memcpy(node->op_params, donor->op_params, sizeof node->op_params);
         std::copy(std::begin(donor->src), std::end(donor->src), std::begin(node->src));
+    }
+}
+
+void Attention::set_caches(const std::vector<LayerCache> &caches) {
+    for (std::size_t i = 0; i < n_layers_; ++i) {
+        layers_[i].place = caches[i];
     }
 }
 
@@ -144,7 +155,7 @@ void Attention::run(Layer &layer, ggml_tensor *dst, int ith, int nth) {
     }
     bool done = false;
     try {
-        done = step(layer, dst, ith, nth);
+        done = attend(layer, dst, ith, nth);
     } catch (const std::exception &e) {
         error.set(SKC_STATUS_INTERNAL, e.what());
     }
@@ -162,16 +173,15 @@ void Attention::run(Layer &layer, ggml_tensor *dst, int ith, int nth) {
     }
 }
 
-/** One thread's share of an op. @return false, with `error` set, if it was not computed */
-bool Attention::step(const Layer &layer, ggml_tensor *dst, int ith, int nth) {
-    const ggml_tensor *q = dst->src[0], *k = dst->src[1], *v = dst->src[2];
+/** The micro-batch whose rows an op gets; NULL, with `error` set, if there is none. */
+const Ubatch *Attention::ubatch_of(const Layer &layer, const ggml_tensor *dst) {
     if (!plan_) {
         error.set(SKC_STATUS_INVALID_ARGUMENT,
                   "llama_decode was called directly: batches must go through sinkcache::LlamaContext::decode()");
-        return false;
+        return nullptr;
     }
     if (error.is_set()) {
-        return false;
+        return nullptr;
     }
     const std::int64_t row = layer.n_rows.load(std::memory_order_relaxed);
     const auto index = static_cast<std::size_t>(row / n_ubatch_);
@@ -181,33 +191,50 @@ bool Attention::step(const Layer &layer, ggml_tensor *dst, int ith, int nth) {
         error.set(SKC_STATUS_INTERNAL, "layer " + std::to_string(layer.index) + ": llama.cpp computes " +
                                            std::to_string(n) + " tokens that do not match row " + std::to_string(row) +
                                            " of the batch");
+        return nullptr;
+    }
+    return &plan_->ubatches[index];
+}
+
+/** One thread's share of an op. @return false, with `error` set, if it was not computed */
+bool Attention::attend(const Layer &layer, ggml_tensor *dst, int ith, int nth) {
+    const Ubatch *const ubatch = ubatch_of(layer, dst);
+    if (!ubatch) {
         return false;
     }
-    const Ubatch &ubatch = plan_->ubatches[index];
     const auto stride = [](const ggml_tensor *t, int dim) {
         return static_cast<std::int64_t>(t->nb[dim] / sizeof(float));
     };
-
-    skc_step_args args{};
-    args.struct_size = sizeof args;
-    args.layer = layer.index;
-    args.n_entries = static_cast<std::uint32_t>(ubatch.seq_ids.size());
-    args.seq_ids = ubatch.seq_ids.data();
-    args.n_tokens = ubatch.n_tokens.data();
-    args.q = q->data;
-    args.q_head_stride = stride(q, 1);
-    args.q_token_stride = stride(q, 2);
-    args.k = k->data;
-    args.k_head_stride = stride(k, 1);
-    args.k_token_stride = stride(k, 2);
-    args.v = v->data;
-    args.v_head_stride = dst->ne[0];
-    args.v_token_stride = stride(v, 1);
-    args.out = dst->data;
-    args.out_head_stride = stride(dst, 1);
-    args.out_token_stride = stride(dst, 2);
-    const skc_status status =
-        skc_step_part(cache_, &args, static_cast<std::uint32_t>(ith), static_cast<std::uint32_t>(nth));
+    const auto args_of = [&](auto args) {
+        args.struct_size = sizeof args;
+        args.layer = layer.place.layer;
+        args.n_entries = static_cast<std::uint32_t>(ubatch->seq_ids.size());
+        args.seq_ids = ubatch->seq_ids.data();
+        args.n_tokens = ubatch->n_tokens.data();
+        args.q = dst->src[0]->data;
+        args.q_head_stride = stride(dst->src[0], 1);
+        args.q_token_stride = stride(dst->src[0], 2);
+        args.out = dst->data;
+        args.out_head_stride = stride(dst, 1);
+        args.out_token_stride = stride(dst, 2);
+        return args;
+    };
+    skc_status status = SKC_STATUS_OK;
+    if (layer.shares) {
+        const auto args = args_of(skc_attend_args{});
+        loop_->run(ith, nth, [&] { status = skc_attend(layer.place.cache, &args); });
+    } else {
+        const ggml_tensor *k = dst->src[1], *v = dst->src[2];
+        auto args = args_of(skc_step_args{});
+        args.k = k->data;
+        args.k_head_stride = stride(k, 1);
+        args.k_token_stride = stride(k, 2);
+        args.v = v->data;
+        args.v_head_stride = dst->ne[0];
+        args.v_token_stride = stride(v, 1);
+        status = skc_step_part(layer.place.cache, &args, static_cast<std::uint32_t>(ith),
+                               static_cast<std::uint32_t>(nth));
+    }
     if (status != SKC_STATUS_OK) {
         error.set(status, "layer " + std::to_string(layer.index) + ": " + skc_last_error());
         return false;

@@ -5,6 +5,7 @@
 #include "batch.hpp"
 #include "errors.hpp"
 #include "graph.hpp"
+#include "op_loop.hpp"
 
 #include "sinkcache.hpp"
 
@@ -19,9 +20,16 @@
 namespace sinkcache {
 namespace llama_cpp {
 
+/** The cache that a layer attends with, and its layer there. */
+struct LayerCache {
+    skc_cache *cache = nullptr;
+    std::uint32_t layer = 0;
+};
+
 /**
  * Attention of all layers of one context. ggml runs an op in all its threads, with a barrier after the op and none
- * inside: each thread calls skc_step_part for its share of the KV heads.
+ * inside: each thread calls skc_step_part for its share of the KV heads. A layer that reads the K and V of an earlier
+ * one calls skc_attend for what that has appended, and its threads are the cache's parallel loop.
  */
 class Attention {
 public:
@@ -38,8 +46,10 @@ public:
     void begin_probe();
     /** The counts, one for each layer. */
     std::vector<std::int64_t> end_probe();
-    /** The cache that ops compute with; it must live until the last graph has run. */
-    void set_cache(skc_cache *cache) { cache_ = cache; }
+    /** What ops compute with, one for each layer; the caches must live until the last graph has run. */
+    void set_caches(const std::vector<LayerCache> &caches);
+    /** The parallel loop of those caches. */
+    OpLoop &loop() const { return *loop_; }
 
     /**
      * Ops may run between begin() and end(), on `plan`, which must live until end(). `n_ubatch`: rows of a full ubatch.
@@ -55,6 +65,9 @@ private:
     struct Layer {
         Attention *owner = nullptr;
         std::uint32_t index = 0;
+        LayerCache place;
+        /** Whether it reads the K and V of an earlier layer. */
+        bool shares = false;
         /** Rows of the batch computed so far, changed by the last thread to finish an op. */
         std::atomic<std::int64_t> n_rows{0};
         /** Threads that have finished the current op. */
@@ -65,11 +78,12 @@ private:
 
     static void op(ggml_tensor *dst, int ith, int nth, void *layer);
     void run(Layer &layer, ggml_tensor *dst, int ith, int nth);
-    bool step(const Layer &layer, ggml_tensor *dst, int ith, int nth);
+    bool attend(const Layer &layer, ggml_tensor *dst, int ith, int nth);
+    const Ubatch *ubatch_of(const Layer &layer, const ggml_tensor *dst);
 
     std::unique_ptr<Layer[]> layers_;
     std::size_t n_layers_;
-    skc_cache *cache_ = nullptr;
+    std::unique_ptr<OpLoop> loop_ = std::make_unique<OpLoop>();
     /** NULL while no op may run. */
     const BatchPlan *plan_ = nullptr;
     std::int64_t n_ubatch_ = 1;

@@ -1,5 +1,6 @@
 #include "batch.hpp"
 
+#include "caches.hpp"
 #include "errors.hpp"
 #include "llama_api.hpp"
 #include "sequences.hpp"
@@ -66,7 +67,7 @@ std::vector<BatchRow> rows_of(const llama_batch &batch) {
     return rows;
 }
 
-BatchPlan plan_batch(const std::vector<BatchRow> &rows, const llama_context *ctx, const Cache &cache,
+BatchPlan plan_batch(const std::vector<BatchRow> &rows, const llama_context *ctx, const Caches &cache,
                      const Sequences &sequences) {
     const std::uint32_t n_batch = api().llama_n_batch(ctx);
     if (rows.empty() || rows.size() > n_batch) {

@@ -12,6 +12,7 @@
 namespace sinkcache {
 namespace llama_cpp {
 
+class Caches;
 class Sequences;
 
 /** A token of a host's batch, as far as the cache needs to know it. */
@@ -65,7 +66,7 @@ std::vector<BatchRow> rows_of(const llama_batch &batch);
  *
  * @throws Error with the token and what is allowed
  */
-BatchPlan plan_batch(const std::vector<BatchRow> &rows, const llama_context *ctx, const Cache &cache,
+BatchPlan plan_batch(const std::vector<BatchRow> &rows, const llama_context *ctx, const Caches &cache,
                      const Sequences &sequences);
 
 }  // namespace llama_cpp

@@ -112,12 +112,74 @@ ggml_tensor *written_rows(const CacheWrites &writes, const ggml_tensor *cache, c
     const auto it = writes.find(data_owner(cache));
     require(it != writes.end(), [&] {
         return std::string("no SET_ROWS node writes the ") + which + " it reads (" + describe(data_owner(cache)) +
-               "): layers that share a cache, and models without one, are not supported";
+               "): a model without a cache is not supported";
     });
     return it->second->src[0];
 }
 
-LayerNodes read_layer(ggml_tensor *attention, const CacheWrites &writes) {
+/** The tensor that RoPE rotates, or without RoPE the earliest one with the heads apart. */
+ggml_tensor *unrotated(const Source &source, const char *which, bool has_rope) {
+    require(source.rope || (!has_rope && source.heads && is_without_positions(source.end)), [&] {
+        return std::string(which) + " does not come from RoPE: between it and attention lies " + describe(source.end);
+    });
+    require(!source.rope || !source.rope->view_src,
+            "in-place RoPE is not supported: it overwrites Q or K before RoPE, which the cache needs");
+    return source.rope ? source.rope->src[0] : source.heads;
+}
+
+void require_heads_apart(const ggml_tensor *t, const char *which, const HeadsShape &shape) {
+    require(has_f32_rows(t) && shape.is_of(t), [&] {
+        return std::string(which) + " before RoPE (" + describe(t) + ") is not [head_dim, heads, tokens] of f32";
+    });
+}
+
+/** Reads k and v of a layer that has its own, whose q has been read. */
+void read_kv(LayerNodes &layer, const Source &q_source, const CacheWrites &writes, const HeadsShape &k_shape) {
+    LayerShape &shape = layer.shape;
+    const Source k_source = find_source(written_rows(writes, layer.attention->src[1], "K"), k_shape);
+    layer.v = written_rows(writes, layer.attention->src[2], "V");
+    require(shape.has_rope || !k_source.rope, "K has RoPE and Q has none");
+    layer.k = unrotated(k_source, "K", shape.has_rope);
+    if (shape.has_rope) {
+        require(shape.rope == read_rope(k_source.rope), "Q and K have RoPE of different kinds");
+        require(q_source.rope->src[1] == k_source.rope->src[1], "Q and K have different positions");
+    }
+    layer.k_factor = k_source.factor;
+    require_heads_apart(layer.k, "K", k_shape);
+    require(has_f32_rows(layer.v) && layer.v->ne[0] == shape.head_dim_v * shape.n_kv_heads &&
+                layer.v->ne[1] == k_shape.n_tokens,
+            [&] { return "V (" + describe(layer.v) + ") is not [heads x head_dim, tokens] of f32"; });
+}
+
+/** The layer among `layers` that reads the same K and V and writes them; -1 if there is none. */
+std::int32_t owner_of(const ggml_tensor *attention, const std::vector<LayerNodes> &layers) {
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+        // Its attention is unchanged until the whole graph has been read.
+        const ggml_tensor *other = layers[i].attention;
+        if (data_owner(other->src[1]) == data_owner(attention->src[1])) {
+            require(data_owner(other->src[2]) == data_owner(attention->src[2]),
+                    [&] { return "it reads the K of layer " + std::to_string(i) + " and another V"; });
+            return static_cast<std::int32_t>(i);
+        }
+    }
+    return -1;
+}
+
+/** The k factor of a layer that reads the K and V of `owner`, if the owner's cache can serve it. */
+double shared_k_factor(const LayerShape &shape, const LayerNodes &owner, double scale_of_q) {
+    const LayerShape &o = owner.shape;
+    require(shape.n_q_heads == o.n_q_heads && shape.n_kv_heads == o.n_kv_heads && shape.head_dim == o.head_dim &&
+                shape.head_dim_v == o.head_dim_v && shape.has_rope == o.has_rope &&
+                (!shape.has_rope || shape.rope == o.rope) && scale_of_q * owner.k_factor == o.scale &&
+                shape.softcap == o.softcap && shape.sink_logits == o.sink_logits,
+            [&] {
+                return "it reads the K and V of layer " + std::to_string(shape.kv_of) +
+                       " with other heads, RoPE, scale, softcap or sink logits";
+            });
+    return owner.k_factor;
+}
+
+LayerNodes read_layer(ggml_tensor *attention, const CacheWrites &writes, const std::vector<LayerNodes> &layers) {
     ggml_tensor *const q = attention->src[0], *const k = attention->src[1], *const v = attention->src[2];
     require(data_owner(k) != data_owner(v),
             "K and V share a tensor: multi-head latent attention (MLA) is not supported");
@@ -126,60 +188,42 @@ LayerNodes read_layer(ggml_tensor *attention, const CacheWrites &writes) {
     require(q->ne[3] == 1, "attention over several streams is not supported");
 
     LayerNodes layer;
+    LayerShape &shape = layer.shape;
     layer.attention = attention;
-    layer.shape.head_dim = q->ne[0];
-    layer.shape.n_q_heads = q->ne[2];
-    layer.shape.n_kv_heads = k->ne[2];
-    layer.shape.head_dim_v = v->ne[0];
+    layer.mask = attention->src[3];
+    shape.head_dim = q->ne[0];
+    shape.n_q_heads = q->ne[2];
+    shape.n_kv_heads = k->ne[2];
+    shape.head_dim_v = v->ne[0];
+    shape.softcap = op_param_f32(attention, 2);
     const std::int64_t n_tokens = q->ne[1];
+    shape.sink_logits = attention->src[4];
+    require(!shape.sink_logits || (shape.sink_logits->type == GGML_TYPE_F32 &&
+                                   api().ggml_nelements(shape.sink_logits) == shape.n_q_heads),
+            "learned sink logits are not one F32 per query head");
 
     require(q->op == GGML_OP_PERMUTE && q->src[0]->ne[1] == q->ne[2] && q->src[0]->ne[2] == q->ne[1],
             [&] { return "Q reaches attention through " + describe(q) + ", which is not supported"; });
-    const Source q_source = find_source(q->src[0], {layer.shape.head_dim, layer.shape.n_q_heads, n_tokens});
-    const Source k_source = find_source(written_rows(writes, k, "K"),
-                                        {layer.shape.head_dim, layer.shape.n_kv_heads, n_tokens});
-    layer.v = written_rows(writes, v, "V");
-    layer.mask = attention->src[3];
-    layer.shape.has_rope = q_source.rope || k_source.rope;
-    const auto origin = [&](const Source &source, const char *which) {
-        require(source.rope || (!layer.shape.has_rope && source.heads && is_without_positions(source.end)), [&] {
-            return std::string(which) + " does not come from RoPE: between it and attention lies " +
-                   describe(source.end);
-        });
-        require(!source.rope || !source.rope->view_src,
-                "in-place RoPE is not supported: it overwrites Q or K before RoPE, which the cache needs");
-        return source.rope ? source.rope->src[0] : source.heads;
-    };
-    layer.q = origin(q_source, "Q");
-    layer.k = origin(k_source, "K");
-    if (layer.shape.has_rope) {
-        layer.shape.rope = read_rope(q_source.rope);
-        require(layer.shape.rope == read_rope(k_source.rope), "Q and K have RoPE of different kinds");
+    const HeadsShape q_shape{shape.head_dim, shape.n_q_heads, n_tokens};
+    const Source q_source = find_source(q->src[0], q_shape);
+    shape.has_rope = q_source.rope != nullptr;
+    layer.q = unrotated(q_source, "Q", shape.has_rope);
+    require_heads_apart(layer.q, "Q", q_shape);
+    if (shape.has_rope) {
+        shape.rope = read_rope(q_source.rope);
         layer.positions = q_source.rope->src[1];
-        require(layer.positions == k_source.rope->src[1], "Q and K have different positions");
-        const std::int64_t n_positions = layer.shape.rope.n_positions();
+        const std::int64_t n_positions = shape.rope.n_positions();
         require(layer.positions->type == GGML_TYPE_I32 && layer.positions->ne[0] == n_positions * n_tokens,
                 [&] { return "positions are not " + std::to_string(n_positions) + " I32 per token"; });
     }
-    layer.shape.scale = double(op_param_f32(attention, 0)) * q_source.factor * k_source.factor;
-    layer.shape.softcap = op_param_f32(attention, 2);
-
-    layer.shape.sink_logits = attention->src[4];
-    require(!layer.shape.sink_logits || (layer.shape.sink_logits->type == GGML_TYPE_F32 &&
-                                         api().ggml_nelements(layer.shape.sink_logits) == layer.shape.n_q_heads),
-            "learned sink logits are not one F32 per query head");
-    for (const ggml_tensor *t : {layer.q, layer.k}) {
-        const bool is_q = t == layer.q;
-        require(has_f32_rows(t) && t->ne[0] == layer.shape.head_dim && t->ne[2] == n_tokens &&
-                    t->ne[1] == (is_q ? layer.shape.n_q_heads : layer.shape.n_kv_heads),
-                [&] {
-                    return std::string(is_q ? "Q" : "K") + " before RoPE (" + describe(t) +
-                           ") is not [head_dim, heads, tokens] of f32";
-                });
+    const double scale_of_q = double(op_param_f32(attention, 0)) * q_source.factor;
+    shape.kv_of = owner_of(attention, layers);
+    if (shape.shares()) {
+        layer.k_factor = shared_k_factor(shape, layers[static_cast<std::size_t>(shape.kv_of)], scale_of_q);
+    } else {
+        read_kv(layer, q_source, writes, {shape.head_dim, shape.n_kv_heads, n_tokens});
     }
-    require(has_f32_rows(layer.v) && layer.v->ne[0] == layer.shape.head_dim_v * layer.shape.n_kv_heads &&
-                layer.v->ne[1] == n_tokens,
-            [&] { return "V (" + describe(layer.v) + ") is not [heads x head_dim, tokens] of f32"; });
+    shape.scale = scale_of_q * layer.k_factor;
     return layer;
 }
 
@@ -188,7 +232,7 @@ LayerNodes read_layer(ggml_tensor *attention, const CacheWrites &writes) {
 bool LayerShape::operator==(const LayerShape &o) const {
     return n_q_heads == o.n_q_heads && n_kv_heads == o.n_kv_heads && head_dim == o.head_dim &&
            head_dim_v == o.head_dim_v && scale == o.scale && softcap == o.softcap && has_rope == o.has_rope &&
-           (!has_rope || rope == o.rope) && sink_logits == o.sink_logits;
+           (!has_rope || rope == o.rope) && sink_logits == o.sink_logits && kv_of == o.kv_of;
 }
 
 std::string metadata(const llama_model *model, const std::string &key) {
@@ -252,7 +296,7 @@ std::vector<LayerNodes> read_graph(ggml_cgraph *graph, std::int32_t n_layers, bo
             require(attention->src[3] && attentions[0]->src[3], "it has no mask");
             require(windows_differ || data_owner(attention->src[3]) == data_owner(attentions[0]->src[3]),
                     "its mask is not that of layer 0, and the model's metadata do not name a window");
-            layers.push_back(read_layer(attention, writes));
+            layers.push_back(read_layer(attention, writes, layers));
         } catch (const NotSupported &e) {
             throw NotSupported("layer " + std::to_string(layers.size()) + ": " + e.what());
         }

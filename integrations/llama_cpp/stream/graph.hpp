@@ -27,7 +27,10 @@ struct LayerShape {
     RopeParams rope;
     /** Learned sink logits, [n_q_heads] of F32, or NULL. Owned by the model. */
     const ggml_tensor *sink_logits = nullptr;
+    /** The earlier layer whose K and V it reads, which have its head counts, dims and RoPE; -1: its own. */
+    std::int32_t kv_of = -1;
 
+    bool shares() const { return kv_of >= 0; }
     bool operator==(const LayerShape &other) const;
 };
 
@@ -38,10 +41,12 @@ struct LayerNodes {
     ggml_tensor *attention = nullptr;
     /** Before RoPE, if there is any: [head_dim, n_q_heads, n_tokens]. */
     ggml_tensor *q = nullptr;
-    /** Before RoPE, if there is any: [head_dim, n_kv_heads, n_tokens]. */
+    /** Before RoPE, if there is any: [head_dim, n_kv_heads, n_tokens]. NULL in a layer that reads another's K and V. */
     ggml_tensor *k = nullptr;
-    /** [head_dim_v * n_kv_heads, n_tokens]. */
+    /** [head_dim_v * n_kv_heads, n_tokens], or NULL like k. */
     ggml_tensor *v = nullptr;
+    /** Factor on k that the graph applies after RoPE: a part of the shape's scale. */
+    double k_factor = 1;
     /** Positions, [n_tokens] of I32, or [4 x n_tokens] with M-RoPE; of a layer without RoPE, those of another. */
     ggml_tensor *positions = nullptr;
     /** What attention may look at: [cells, rows] of F16 or F32, minus infinity where it may not. */

@@ -9,59 +9,6 @@ namespace sinkcache {
 namespace llama_cpp {
 namespace {
 
-/** What the settings of a layer point to. */
-struct LayerArrays {
-    std::vector<float> inv_freq, sink_logits;
-};
-
-/** Settings of a layer. `sliding_window` is the model's own, 0 for a layer without one. */
-skc_layer_config layer_config(const LayerShape &shape, std::uint32_t sliding_window, const StreamSettings &settings,
-                              LayerArrays &arrays) {
-    // A layer with a window of its own sees no sinks: the model was trained without.
-    Layer layer(sliding_window ? 0 : settings.n_sink, sliding_window ? sliding_window : settings.window);
-    layer.room(sliding_window ? 0 : settings.max_pinned, settings.max_segments);
-    layer.scale = shape.scale;
-    layer.softcap = shape.softcap;
-    if (shape.sink_logits) {
-        require(shape.sink_logits->buffer && shape.sink_logits->data, "its learned sink logits have no data");
-        arrays.sink_logits.resize(static_cast<std::size_t>(shape.n_q_heads));
-        api().ggml_backend_tensor_get(shape.sink_logits, arrays.sink_logits.data(), 0,
-                                      arrays.sink_logits.size() * sizeof(float));
-        layer.sink_logits = arrays.sink_logits.data();
-        layer.n_sink_logits = static_cast<std::uint32_t>(arrays.sink_logits.size());
-    }
-    if (!shape.has_rope) {
-        layer.position_mode = SKC_POSITION_NONE;
-        return layer;
-    }
-    const RopeParams &rope = shape.rope;
-    layer.rope_style = rope.is_neox() ? SKC_ROPE_NEOX : SKC_ROPE_INTERLEAVED;
-    layer.rope_dim = static_cast<std::uint32_t>(rope.n_dims);
-    layer.rope_mscale = rope.mscale();
-    if (rope.is_linear()) {
-        layer.rope_base = rope.base;
-        layer.rope_scale = rope.scale;
-    } else {
-        arrays.inv_freq = rope.inv_freq();
-        layer.inv_freq = arrays.inv_freq.data();
-        layer.n_inv_freq = static_cast<std::uint32_t>(arrays.inv_freq.size());
-    }
-    return layer;
-}
-
-// llama.cpp chooses the LongRoPE factors by n_ctx, which is the room for a batch here.
-void check_long_rope(const RopeParams &rope, const StreamSettings &settings, std::uint32_t n_ctx) {
-    const std::string factors = rope.freq_factors ? rope.freq_factors->name : "";
-    const std::uint64_t held = std::uint64_t(settings.n_sink) + settings.max_pinned + settings.window;
-    const bool beyond = held > static_cast<std::uint64_t>(rope.n_ctx_orig);
-    if (factors.find(beyond ? "rope_factors_short" : "rope_factors_long") != std::string::npos) {
-        invalid_config("LongRoPE has other frequencies above " + std::to_string(rope.n_ctx_orig) +
-                       " tokens: n_sink + max_pinned + window = " + std::to_string(held) +
-                       " and n_batch + n_seqs = " + std::to_string(n_ctx) +
-                       " (padded) must be both above it or both not");
-    }
-}
-
 /** Whether a context computes one embedding for each sequence. */
 bool is_pooled(const llama_model *model, const llama_context_params &p) {
     const std::string of_model = metadata(model, metadata(model, "general.architecture") + ".pooling_type");
@@ -109,49 +56,6 @@ std::int32_t range_length(const char *edit, std::uint64_t n) {
 }
 
 }  // namespace
-
-/** The configuration of the cache, with the arrays that it points to. */
-class Stream::CacheConfig {
-public:
-    explicit CacheConfig(const Stream &stream);
-    const Config &get() const { return config_; }
-
-private:
-    Config config_;
-    std::vector<LayerArrays> arrays_;
-};
-
-Stream::CacheConfig::CacheConfig(const Stream &stream) : arrays_(stream.shapes_.size()) {
-    const std::vector<LayerShape> &shapes = stream.shapes_;
-    const StreamSettings &settings = stream.settings_;
-    const LayerShape &first = shapes.front();
-    std::vector<skc_layer_config> layers;
-    for (std::size_t i = 0; i < shapes.size(); ++i) {
-        const LayerShape &s = shapes[i];
-        if (s.n_q_heads != first.n_q_heads || s.n_kv_heads != first.n_kv_heads || s.head_dim != first.head_dim ||
-            s.head_dim_v != first.head_dim_v) {
-            invalid_config("layer " + std::to_string(i) +
-                           " differs from layer 0 in head counts or head dims: all layers must have the same");
-        }
-        try {
-            layers.push_back(layer_config(s, stream.windows_[i], settings, arrays_[i]));
-        } catch (const NotSupported &e) {
-            invalid_config("layer " + std::to_string(i) + ": " + e.what());
-        }
-        if (s.has_rope) {
-            check_long_rope(s.rope, settings, api().llama_n_ctx(stream.context()));
-        }
-    }
-    const auto n32 = [](std::int64_t n) { return static_cast<std::uint32_t>(n); };
-    config_.heads(n32(first.n_q_heads), n32(first.n_kv_heads), n32(first.head_dim), n32(first.head_dim_v))
-        .types(SKC_DTYPE_F32, settings.k_dtype)
-        .storage(settings.k_dtype, settings.v_dtype)
-        .seqs(settings.n_seqs)
-        .layers(layers)
-        .max_chunk(api().llama_n_ubatch(stream.context()))
-        .max_rewind(stream.max_rewind())
-        .threads(stream.n_threads_);
-}
 
 void Stream::FreeContext::operator()(llama_context *ctx) const { api().llama_free(ctx); }
 void Stream::FreeSampler::operator()(llama_sampler *sampler) const { api().llama_sampler_free(sampler); }
@@ -267,13 +171,33 @@ std::uint32_t Stream::max_rewind() const {
     return std::max(settings_.max_rewind, api().llama_n_ubatch(ctx_.get()));
 }
 
-void Stream::create_cache() {
-    const CacheConfig config(*this);
-    cache_ = std::make_unique<Cache>(config.get());
-    attention_.set_cache(cache_->handle());
+CacheConfigs Stream::cache_configs() const {
+    CacheSettings s;
+    s.n_sink = settings_.n_sink;
+    s.window = settings_.window;
+    s.k_dtype = settings_.k_dtype;
+    s.v_dtype = settings_.v_dtype;
+    s.n_seqs = settings_.n_seqs;
+    s.max_rewind = max_rewind();
+    s.max_pinned = settings_.max_pinned;
+    s.max_segments = settings_.max_segments;
+    s.n_ubatch = api().llama_n_ubatch(ctx_.get());
+    s.n_ctx = api().llama_n_ctx(ctx_.get());
+    s.n_threads = n_threads_;
+    return {shapes_, windows_, s, attention_.loop()};
 }
 
-std::uint64_t Stream::cache_bytes() const { return has_model_data() ? CacheConfig(*this).get().bytes().first : 0; }
+void Stream::create_cache() {
+    const CacheConfigs configs = cache_configs();
+    cache_ = std::make_unique<Caches>(configs.configs());
+    std::vector<LayerCache> of_layers;
+    for (const LayerPlace &place : configs.places()) {
+        of_layers.push_back({cache_->handle(place.cache), place.layer});
+    }
+    attention_.set_caches(of_layers);
+}
+
+std::uint64_t Stream::cache_bytes() const { return has_model_data() ? cache_configs().bytes() : 0; }
 
 /** Whether the tensors that the configuration is computed from can be read: llama.cpp may load a model without them. */
 bool Stream::has_model_data() const {
@@ -352,7 +276,7 @@ std::int32_t Stream::decode(const std::vector<BatchRow> &rows,
     for (const BatchEntry &entry : plan.entries) {
         // The host's numbering lets an empty sequence start anywhere.
         if (entry.length_before == 0 && cache_->info(entry.seq_id).start_position != entry.position) {
-            cache_->reset({entry.seq_id}, {entry.position});
+            cache_->reset(entry.seq_id, entry.position);
         }
     }
     attention_.begin(plan, api().llama_n_ubatch(ctx_.get()));
@@ -380,15 +304,23 @@ std::int32_t Stream::decode(const std::vector<BatchRow> &rows,
 void Stream::roll_back(const BatchPlan &plan) {
     for (const BatchEntry &entry : plan.entries) {
         try {
-            cache_->abort_step({entry.seq_id});
             const std::uint64_t appended = length(entry.seq_id) - entry.length_before;
             const auto completed = static_cast<std::uint64_t>(sequences_->uncommitted(entry.seq_id));
-            if (appended > completed) {
-                cache_->rewind({entry.seq_id}, {static_cast<std::int32_t>(appended - completed)});
-            }
+            cache_->cut_failed_step(entry.seq_id, entry.length_before + std::min(appended, completed));
         } catch (const Error &) {
             sequences_->mark_broken(entry.seq_id);
         }
+    }
+}
+
+/** An edit of a sequence, which becomes unusable if only some of the caches could do it. */
+template <class Edit>
+void Stream::edit(llama_seq_id seq_id, const Edit &edit) {
+    try {
+        edit();
+    } catch (const UnevenError &) {
+        sequences_->mark_broken(seq_id);
+        throw;
     }
 }
 
@@ -400,30 +332,30 @@ void Stream::rewind(llama_seq_id seq_id, std::uint64_t n) {
         throw Error(SKC_STATUS_OUT_OF_RANGE, "rewind by " + std::to_string(n) + ": sequence " + std::to_string(seq_id) +
                                                  " has " + std::to_string(length) + " tokens");
     }
-    cache_->rewind({seq_id}, {static_cast<std::int32_t>(n)});
+    edit(seq_id, [&] { cache_->rewind(seq_id, static_cast<std::int32_t>(n)); });
     sequences_->drop(seq_id);
 }
 
 void Stream::pin(llama_seq_id seq_id, std::uint64_t first, std::uint32_t n) {
     sequences_->usable(seq_id);
-    cache_->pin({seq_id}, {first}, {range_length("pin", n)});
+    edit(seq_id, [&] { cache_->pin(seq_id, first, range_length("pin", n)); });
 }
 
 void Stream::evict_range(llama_seq_id seq_id, std::uint64_t first, std::uint32_t n) {
     sequences_->usable(seq_id);
-    cache_->evict_range({seq_id}, {first}, {range_length("evict_range", n)});
+    edit(seq_id, [&] { cache_->evict_range(seq_id, first, range_length("evict_range", n)); });
 }
 
 void Stream::clear(llama_seq_id seq_id, std::uint64_t start_position) {
     sequences_->existing(seq_id);
-    cache_->reset({seq_id}, {start_position});
+    edit(seq_id, [&] { cache_->reset(seq_id, start_position); });
     sequences_->clear(seq_id);
 }
 
 void Stream::fork(llama_seq_id src, llama_seq_id dst) {
     sequences_->usable(src);
     sequences_->existing(dst);
-    cache_->fork({src}, {dst});
+    edit(dst, [&] { cache_->fork(src, dst); });
     // What llama.cpp's own cache holds belongs to the sequence of before. Any position may follow.
     sequences_->clear(dst);
 }
@@ -440,7 +372,7 @@ std::size_t Stream::save(llama_seq_id seq_id, const HostTag &tag, std::uint8_t *
 
 void Stream::load(llama_seq_id seq_id, Span<std::uint8_t> saved, const HostTag &tag) {
     sequences_->existing(seq_id);
-    cache_->load(seq_id, saved, tag);
+    edit(seq_id, [&] { cache_->load(seq_id, saved, tag); });
     sequences_->clear(seq_id);
 }
 

@@ -4,6 +4,8 @@
 
 #include "attention.hpp"
 #include "batch.hpp"
+#include "cache_config.hpp"
+#include "caches.hpp"
 #include "errors.hpp"
 #include "graph.hpp"
 #include "sequences.hpp"
@@ -103,14 +105,16 @@ private:
     struct FreeSampler {
         void operator()(llama_sampler *sampler) const;
     };
-    class CacheConfig;
 
     llama_sampler_seq_config make_hook();
     void on_graph(ggml_context *graph_ctx, ggml_cgraph *graph);
+    CacheConfigs cache_configs() const;
     bool aborts() const;
     void check_embeddings(const std::vector<BatchRow> &rows) const;
     bool has_model_data() const;
     void roll_back(const BatchPlan &plan);
+    template <class Edit>
+    void edit(llama_seq_id seq_id, const Edit &edit);
     std::uint64_t length(llama_seq_id seq_id) const { return cache_->info(seq_id).length_min; }
 
     llama_model *model_;
@@ -135,7 +139,7 @@ private:
     std::uint32_t n_threads_ = 1;
     std::uint32_t n_outputs_max_ = 1;
     // Members are destroyed in reverse order: the context first, since it uses the cache and the sampler.
-    std::unique_ptr<Cache> cache_;
+    std::unique_ptr<Caches> cache_;
     std::unique_ptr<llama_sampler, FreeSampler> graph_hook_;
     std::unique_ptr<llama_context, FreeContext> ctx_;
     std::unique_ptr<Sequences> sequences_;

@@ -18,9 +18,10 @@ namespace {
         EXPECT_NE(text.find(part), std::string::npos) << text;                                                         \
     } while (false)
 
-class Errors : public testing::Test {
+/** A model whose layers have one cache, and one that needs two and whose last layers read the K and V of others. */
+class Errors : public testing::TestWithParam<const char *> {
 protected:
-    llama_model_ptr model = load(decoder("llama"), "errors");
+    llama_model_ptr model = load(supported_models().at(GetParam()), "errors");
     Tokens tokens = random_tokens(model.get(), 300);
     Rows want = [this] {
         LlamaContext ctx(model.get(), params(64), options(4, 60));
@@ -36,7 +37,7 @@ protected:
 
 }  // namespace
 
-TEST_F(Errors, BatchesAreChecked) {
+TEST_P(Errors, BatchesAreChecked) {
     auto o = options(4, 60);
     o.n_seqs = 2;
     LlamaContext ctx(model.get(), params(64), o);
@@ -90,7 +91,7 @@ TEST(ErrorsOfMrope, EmbeddingsAreRefused) {
     EXPECT_EQ(served.length(0), tokens.size());
 }
 
-TEST_F(Errors, SettingsAreChecked) {
+TEST_P(Errors, SettingsAreChecked) {
     const auto with = [&](const std::function<void(llama_context_params &, sinkcache::LlamaOptions &)> &change) {
         auto p = params(64);
         auto o = options(4, 60);
@@ -120,7 +121,7 @@ TEST_F(Errors, SettingsAreChecked) {
                  "a sampler for sequence 1");
 }
 
-TEST_F(Errors, SettingsOfLlamaThatChangeLaterAreChecked) {
+TEST_P(Errors, SettingsOfLlamaThatChangeLaterAreChecked) {
     LlamaContext ctx(model.get(), params(64), options(4, 60));
     run(ctx, slice(tokens, 0, 100), 20);
     OwnBatch batch(slice(tokens, 100, 120));
@@ -134,7 +135,7 @@ TEST_F(Errors, SettingsOfLlamaThatChangeLaterAreChecked) {
 }
 
 // With these settings llama.cpp alone would abort the process.
-TEST_F(Errors, SmallBatchesAndFewOutputsWork) {
+TEST_P(Errors, SmallBatchesAndFewOutputsWork) {
     auto o = options(4, 60);
     o.n_seqs = 5;
     auto p = params(1);
@@ -160,7 +161,7 @@ TEST_F(Errors, SmallBatchesAndFewOutputsWork) {
     EXPECT_LE(compare({logits(few.get(), 49)}, {want[149]}).largest, 1e-4);
 }
 
-TEST_F(Errors, LlamaDecodeIsRejected) {
+TEST_P(Errors, LlamaDecodeIsRejected) {
     LlamaContext ctx(model.get(), params(64), options(4, 60));
     run(ctx, slice(tokens, 0, 100), 20);
     const auto newest = [&] { return llama_memory_seq_pos_max(llama_get_memory(ctx.get()), 0); };
@@ -182,7 +183,7 @@ TEST_F(Errors, LlamaDecodeIsRejected) {
     expect_continues(ctx, 0);
 }
 
-TEST_F(Errors, EditsOfLlamasOwnCacheAreDetected) {
+TEST_P(Errors, EditsOfLlamasOwnCacheAreDetected) {
     LlamaContext ctx(model.get(), params(64), options(4, 60));
     run(ctx, slice(tokens, 0, 100), 20);
     std::vector<std::uint8_t> state(llama_state_get_size(ctx.get()));
@@ -228,7 +229,7 @@ TEST_F(Errors, EditsOfLlamasOwnCacheAreDetected) {
 }
 
 // The host's abort callback ends a graph after some layers have appended the tokens.
-TEST_F(Errors, AnAbortedBatchIsRolledBack) {
+TEST_P(Errors, AnAbortedBatchIsRolledBack) {
     std::atomic<int> calls_left{0};
     auto p = params(64);
     p.n_ubatch = 8;
@@ -261,7 +262,7 @@ TEST_F(Errors, AnAbortedBatchIsRolledBack) {
 }
 
 // Without the adapter's sampler, attention would read llama.cpp's own cache, which holds few tokens.
-TEST_F(Errors, RemovingTheSamplerIsAnError) {
+TEST_P(Errors, RemovingTheSamplerIsAnError) {
     LlamaContext ctx(model.get(), params(64), options(4, 60));
     run(ctx, slice(tokens, 0, 100), 20);
     const llama_pos newest = llama_memory_seq_pos_max(llama_get_memory(ctx.get()), 0);
@@ -272,3 +273,6 @@ TEST_F(Errors, RemovingTheSamplerIsAnError) {
     EXPECT_EQ(llama_memory_seq_pos_max(llama_get_memory(ctx.get()), 0), newest);
     EXPECT_ERROR(ctx.decode(batch.get()), "the sampler of sequence 1 must not be removed");
 }
+
+INSTANTIATE_TEST_SUITE_P(Models, Errors, testing::Values("llama_gqa", "gemma4_shared_kv"),
+                         [](const auto &info) { return std::string(info.param); });

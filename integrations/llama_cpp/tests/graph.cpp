@@ -21,7 +21,9 @@ struct LayerOptions {
     int q_mode = GGML_ROPE_TYPE_NEOX, k_mode = GGML_ROPE_TYPE_NEOX;
     bool in_place = false, no_k_rope = false, no_store = false, sinks = false, sparse = false, shared_kv = false;
     bool own_mask = false, q_norm = false, f16_v = false;
-    float q_scale = 1, q_bias = 0, k_scale = 1, freq_base = 10000;
+    /** Its K and V, or its K alone, are those of the layer before. */
+    bool k_of_last = false, kv_of_last = false;
+    float q_scale = 1, q_bias = 0, k_scale = 1, freq_base = 10000, q_freq_base = 10000;
 };
 
 class Graph : public testing::Test {
@@ -32,6 +34,7 @@ protected:
     ggml_tensor *rows = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, TOKENS);
     ggml_tensor *mask = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, CELLS, TOKENS, 1, 1);
     ggml_tensor *q = nullptr, *k = nullptr, *v = nullptr;
+    ggml_tensor *k_cache = nullptr, *v_cache = nullptr;
 
     ~Graph() override { ggml_free(ctx); }
 
@@ -44,7 +47,7 @@ protected:
         q = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, DIM, HEADS, TOKENS);
         k = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, DIM, KV_HEADS, TOKENS);
         v = ggml_new_tensor_3d(ctx, o.f16_v ? GGML_TYPE_F16 : GGML_TYPE_F32, DIM, KV_HEADS, TOKENS);
-        ggml_tensor *q_cur = rope(q, o.q_mode, 10000, o.in_place);
+        ggml_tensor *q_cur = rope(q, o.q_mode, o.q_freq_base, o.in_place);
         ggml_tensor *k_cur = o.no_k_rope ? ggml_dup(ctx, k) : rope(k, o.k_mode, o.freq_base, o.in_place);
         if (o.q_scale != 1 || o.q_bias != 0) {
             q_cur = ggml_scale_bias(ctx, q_cur, o.q_scale, o.q_bias);
@@ -55,16 +58,20 @@ protected:
         if (o.q_norm) {
             q_cur = ggml_rms_norm(ctx, q_cur, 1e-5F);
         }
-        ggml_tensor *k_cache = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, DIM * KV_HEADS, CELLS);
-        ggml_tensor *v_cache = o.shared_kv ? k_cache : ggml_new_tensor_2d(ctx, GGML_TYPE_F16, DIM * KV_HEADS, CELLS);
+        if (!o.k_of_last && !o.kv_of_last) {
+            k_cache = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, DIM * KV_HEADS, CELLS);
+        }
+        if (!o.kv_of_last) {
+            v_cache = o.shared_kv ? k_cache : ggml_new_tensor_2d(ctx, GGML_TYPE_F16, DIM * KV_HEADS, CELLS);
+        }
         const auto store = [&](ggml_tensor *cache, ggml_tensor *x) {
             x = ggml_view_2d(ctx, x, DIM * KV_HEADS, TOKENS, x->nb[2], 0);
             ggml_build_forward_expand(graph, ggml_set_rows(ctx, cache, x, rows));
         };
-        if (!o.no_store) {
+        if (!o.no_store && !o.k_of_last && !o.kv_of_last) {
             store(k_cache, k_cur);
         }
-        if (!o.shared_kv) {
+        if (!o.shared_kv && !o.kv_of_last) {
             store(v_cache, v);
         }
         const auto heads = [&](ggml_tensor *cache) {
@@ -148,6 +155,60 @@ TEST_F(Graph, UnsupportedNodesAreRejectedWithAReason) {
     }
 }
 
+TEST_F(Graph, ALayerMayReadTheKAndVOfAnother) {
+    LayerOptions o;
+    o.k_scale = 3;
+    add_layer(o);
+    add_layer(LayerOptions());
+    o.kv_of_last = true;
+    o.k_scale = 1;
+    add_layer(o);
+    const auto layers = read_graph(graph, 3);
+    EXPECT_EQ(layers[0].shape.kv_of, -1);
+    EXPECT_EQ(layers[1].shape.kv_of, -1);
+    EXPECT_EQ(layers[2].shape.kv_of, 1);
+    EXPECT_EQ(layers[2].q, q);
+    EXPECT_EQ(layers[2].k, nullptr);
+    EXPECT_EQ(layers[2].v, nullptr);
+    EXPECT_FALSE(layers[2].shape == layers[1].shape);
+}
+
+TEST_F(Graph, AFactorOnSharedKeysIsAPartOfTheScale) {
+    LayerOptions o;
+    o.k_scale = 3;
+    add_layer(o);
+    o.kv_of_last = true;
+    o.k_scale = 1;
+    add_layer(o);
+    const auto layers = read_graph(graph, 2);
+    EXPECT_DOUBLE_EQ(layers[1].shape.scale, 0.25 * 3);
+}
+
+TEST_F(Graph, SharedKAndVMustBeUsedInTheSameWay) {
+    const std::vector<std::pair<std::function<void(LayerOptions &)>, std::string>> cases = {
+        {[](LayerOptions &o) { o.scale = 0.5F; }, "with other heads, RoPE, scale"},
+        {[](LayerOptions &o) { o.softcap = 30; }, "with other heads, RoPE, scale"},
+        {[](LayerOptions &o) { o.sinks = true; }, "with other heads, RoPE, scale"},
+        {[](LayerOptions &o) { o.q_freq_base = 5000; }, "with other heads, RoPE, scale"},
+        {[](LayerOptions &o) { o.q_mode = GGML_ROPE_TYPE_NORMAL; }, "with other heads, RoPE, scale"},
+        {[](LayerOptions &o) {
+             o.kv_of_last = false;
+             o.k_of_last = true;
+         },
+         "layer 1: it reads the K of layer 0 and another V"},
+    };
+    for (const auto &[change, want] : cases) {
+        ggml_graph_clear(graph);
+        add_layer(LayerOptions());
+        LayerOptions o;
+        o.kv_of_last = true;
+        change(o);
+        const std::string text = rejection(o, 2);
+        EXPECT_EQ(text.rfind("layer 1: ", 0), 0U) << text;
+        EXPECT_NE(text.find(want), std::string::npos) << text << ", not " << want;
+    }
+}
+
 TEST_F(Graph, NeedsOneNodePerLayerAndOneMask) {
     add_layer(LayerOptions());
     EXPECT_NE(rejection(LayerOptions(), 3).find("2 FLASH_ATTN_EXT nodes for 3 layers"), std::string::npos);
@@ -171,8 +232,10 @@ TEST_F(Graph, OtherKindsOfRopeAreRejected) {
         }
         node->op_params[i] = before;
     };
-    expect_rejected(2, GGML_ROPE_TYPE_MROPE, "M-RoPE");
-    expect_rejected(2, GGML_ROPE_TYPE_IMROPE, "M-RoPE");
+    // A node of ggml_rope_ext has no sections.
+    expect_rejected(2, GGML_ROPE_TYPE_MROPE, "M-RoPE without sections");
+    expect_rejected(2, GGML_ROPE_TYPE_IMROPE, "M-RoPE without sections");
+    expect_rejected(2, GGML_ROPE_TYPE_VISION, "RoPE mode 24");
     expect_rejected(2, 4, "RoPE mode 4");
     expect_rejected(15, 8, "from 8 on");
     expect_rejected(5, 0, "base 0");

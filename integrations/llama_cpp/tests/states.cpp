@@ -11,9 +11,10 @@ namespace {
 
 const HostTag TAG{1, 2, 3};
 
-class States : public testing::Test {
+/** A model whose layers have one cache, and one that needs two and whose last layers read the K and V of others. */
+class States : public testing::TestWithParam<const char *> {
 protected:
-    llama_model_ptr model = load(decoder("llama"), "states");
+    llama_model_ptr model = load(supported_models().at(GetParam()), "states");
     Tokens tokens = random_tokens(model.get(), 400);
 
     sinkcache::LlamaOptions sequences(std::uint32_t n) const {
@@ -42,7 +43,7 @@ skc_status status_of(const std::function<void()> &call) {
 
 }  // namespace
 
-TEST_F(States, ASequenceGoesOnInAnotherContextWithTheSameBits) {
+TEST_P(States, ASequenceGoesOnInAnotherContextWithTheSameBits) {
     for (const std::size_t length : {std::size_t{1}, std::size_t{30}, std::size_t{300}}) {
         LlamaContext ctx(model.get(), params(64), options(4, 60));
         run(ctx, slice(tokens, 0, length), 50);
@@ -59,7 +60,7 @@ TEST_F(States, ASequenceGoesOnInAnotherContextWithTheSameBits) {
     }
 }
 
-TEST_F(States, WithNarrowStorage) {
+TEST_P(States, WithNarrowStorage) {
     sinkcache::LlamaOptions narrow = options(4, 60);
     narrow.k_dtype = SKC_DTYPE_Q8;
     narrow.v_dtype = SKC_DTYPE_Q4;
@@ -70,7 +71,7 @@ TEST_F(States, WithNarrowStorage) {
     expect_same(run(other, slice(tokens, 300, 390), 9), run(ctx, slice(tokens, 300, 390), 9));
 }
 
-TEST_F(States, TokensCanBeRewoundAfterALoad) {
+TEST_P(States, TokensCanBeRewoundAfterALoad) {
     LlamaContext ctx(model.get(), params(64), options(4, 60));
     run(ctx, slice(tokens, 0, 200), 50);
     const Rows want = run(ctx, slice(tokens, 200, 240), 20);
@@ -81,7 +82,7 @@ TEST_F(States, TokensCanBeRewoundAfterALoad) {
     expect_same(run(ctx, slice(tokens, 220, 240), 20), Rows(want.begin() + 20, want.end()));
 }
 
-TEST_F(States, OfOneSequenceDoNotTouchTheOthers) {
+TEST_P(States, OfOneSequenceDoNotTouchTheOthers) {
     LlamaContext ctx(model.get(), params(64), sequences(3)), alone(model.get(), params(64), sequences(3));
     run(ctx, slice(tokens, 0, 150), 50, 0);
     run(ctx, slice(tokens, 100, 180), 40, 1);
@@ -95,7 +96,7 @@ TEST_F(States, OfOneSequenceDoNotTouchTheOthers) {
     expect_same(run(ctx, slice(tokens, 180, 220), 10, 1), run(alone, slice(tokens, 180, 220), 10, 1));
 }
 
-TEST_F(States, OfAnotherModelOrSettingAreRejectedAndChangeNothing) {
+TEST_P(States, OfAnotherModelOrSettingAreRejectedAndChangeNothing) {
     LlamaContext ctx(model.get(), params(64), options(4, 60));
     run(ctx, slice(tokens, 0, 150), 50);
     const std::vector<std::uint8_t> saved = ctx.save(0, TAG);
@@ -122,3 +123,6 @@ TEST_F(States, OfAnotherModelOrSettingAreRejectedAndChangeNothing) {
     EXPECT_EQ(status_of([&] { ctx.save(-1, TAG); }), SKC_STATUS_OUT_OF_RANGE);
     expect_same(run(ctx, slice(tokens, 150, 190), 20), want);
 }
+
+INSTANTIATE_TEST_SUITE_P(Models, States, testing::Values("llama_gqa", "gemma4_shared_kv"),
+                         [](const auto &info) { return std::string(info.param); });

@@ -1,5 +1,7 @@
 #include "random_model.hpp"
 
+#include "random_gemma.hpp"
+
 #include <ggml-cpp.h>
 
 #include <algorithm>
@@ -307,6 +309,9 @@ std::map<std::string, RandomModel> supported_models() {
     models["stablelm_partial"] = partial;
     add_models_with_windows(models);
     add_models_with_mrope(models);
+    models["gemma3n_shared_kv"] = random_gemma3n();
+    models["gemma4_heads"] = random_gemma4(false);
+    models["gemma4_shared_kv"] = random_gemma4(true);
     return models;
 }
 
