@@ -150,6 +150,45 @@ void remove_tensors(RandomModel &model, const std::string &part) {
     model.tensors.erase(std::remove_if(model.tensors.begin(), model.tensors.end(), has_part), model.tensors.end());
 }
 
+/** Norms behind attention and feed-forward in place of those before them; Olmo's of Q and K go over all heads. */
+void add_models_with_late_norms(std::map<std::string, RandomModel> &models) {
+    for (const char *arch : {"olmo2", "exaone4"}) {
+        const bool olmo = std::string(arch) == "olmo2";
+        Shape shape;
+        shape.n_layers = 4;
+        shape.qk_norm = !olmo;
+        RandomModel model = decoder(arch, shape);
+        remove_tensors(model, "ffn_norm");
+        remove_tensors(model, "attn_norm");
+        for (std::int64_t i = 0; i < shape.n_layers; ++i) {
+            const std::string block = "blk." + std::to_string(i) + ".";
+            model.tensors.push_back({block + "post_attention_norm.weight", {shape.n_embd}, 0.1F, 1.0F});
+            model.tensors.push_back({block + "post_ffw_norm.weight", {shape.n_embd}, 0.1F, 1.0F});
+            if (olmo) {
+                model.tensors.push_back({block + "attn_q_norm.weight", {shape.n_heads * shape.head_dim}, 0.1F, 1.2F});
+                model.tensors.push_back({block + "attn_k_norm.weight", {shape.n_kv_heads * shape.head_dim}, 0.1F, 1.2F});
+            }
+        }
+        models[std::string(arch) + "_late_norms"] = model;
+        if (olmo) {
+            // Every fourth layer is without a window.
+            model.integers["attention.sliding_window"] = 32;
+            models["olmo2_windows"] = model;
+        }
+    }
+    // Q, K and V in one matrix, and so are the gate and the way up.
+    Shape shape;
+    shape.fused_qkv = true;
+    shape.gate = false;
+    RandomModel phi = decoder("phi3", shape);
+    for (RandomTensor &t : phi.tensors) {
+        if (t.name.find("ffn_up") != std::string::npos) {
+            t.dims[1] *= 2;
+        }
+    }
+    models["phi3_fused"] = phi;
+}
+
 /** M-RoPE, whose pairs take one of a token's four positions. */
 void add_models_with_mrope(std::map<std::string, RandomModel> &models) {
     Shape shape;
@@ -308,6 +347,7 @@ std::map<std::string, RandomModel> supported_models() {
     partial.integers.erase("attention.value_length");
     models["stablelm_partial"] = partial;
     add_models_with_windows(models);
+    add_models_with_late_norms(models);
     add_models_with_mrope(models);
     models["gemma3n_shared_kv"] = random_gemma3n();
     models["gemma4_heads"] = random_gemma4(false);
