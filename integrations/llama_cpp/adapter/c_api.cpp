@@ -79,6 +79,7 @@ sinkcache::LlamaOptions read_options(const skc_llama_options *given) {
     options.max_rewind = o.max_rewind;
     options.max_pinned = o.max_pinned;
     options.max_segments = o.max_segments;
+    options.gpu = o.gpu != 0;
     return options;
 }
 

@@ -22,6 +22,7 @@ StreamSettings settings_of(const LlamaOptions &options) {
     settings.max_rewind = options.max_rewind;
     settings.max_pinned = options.max_pinned;
     settings.max_segments = options.max_segments;
+    settings.use_gpu = options.gpu;
     return settings;
 }
 

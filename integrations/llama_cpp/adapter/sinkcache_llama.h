@@ -51,11 +51,16 @@ typedef struct skc_llama_options {
     /** Room for pinned tokens, and for pinned runs and dropped ranges together. */
     uint32_t max_pinned;
     uint32_t max_segments;
+    /**
+     * Not 0: K and V of layers on a CUDA device are kept and attended there, if llama.cpp was built with CUDA and
+     * sinkcache can use it. 0: on the CPU, with copies. Not yet run on a GPU.
+     */
+    uint32_t gpu;
 } skc_llama_options;
 
-/** 4 sinks, a window of 2,044 tokens, f16, one sequence. */
+/** 4 sinks, a window of 2,044 tokens, f16, one sequence, on the GPU if there is one. */
 #define SKC_LLAMA_OPTIONS_INIT                                                                                         \
-    { sizeof(skc_llama_options), 4, 2044, SKC_DTYPE_F16, SKC_DTYPE_F16, 1, 64, 0, 0 }
+    { sizeof(skc_llama_options), 4, 2044, SKC_DTYPE_F16, SKC_DTYPE_F16, 1, 64, 0, 0, 1 }
 
 /**
  * Creates a llama_context and its cache. `model`, and the samplers and user data that `params` points to, must outlive

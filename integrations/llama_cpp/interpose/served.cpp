@@ -87,6 +87,7 @@ StreamSettings stream_settings(const llama_context_params &params, std::uint32_t
     s.v_dtype = settings.kv ? settings.kv->v : map_type('V', params.type_v);
     s.n_seqs = std::max(1U, params.n_seq_max);
     s.max_rewind = settings.max_rewind;
+    s.use_gpu = settings.gpu;
     s.numbering = llama_cpp::Numbering::OF_THE_HOST;
     return s;
 }
@@ -140,6 +141,12 @@ Served::Served(llama_model *model, const llama_context_params &params, std::uint
                             " tokens of each, " + std::to_string((bytes + (1 << 20) - 1) >> 20) +
                             " MiB, rewinds of up to " + std::to_string(stream_.max_rewind()) +
                             "; the host is told a length of " + std::to_string(length_));
+    if (stream_.n_layers_on_gpu() > 0) {
+        log(LogLevel::INFO, "attention of " + std::to_string(stream_.n_layers_on_gpu()) + " of " +
+                                std::to_string(stream_.n_layers()) + " layers is computed on the GPU");
+    } else if (!stream_.gpu_problem().empty()) {
+        log(LogLevel::INFO, stream_.gpu_problem());
+    }
 }
 
 bool Served::attempt(const std::string &what, const std::function<void()> &call) {

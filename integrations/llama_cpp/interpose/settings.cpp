@@ -19,7 +19,7 @@ namespace {
 
 constexpr const char *PREFIX = "SINKCACHE_LLAMA_";
 constexpr const char *NAMES[] = {"SINK",        "WINDOW",      "KV",  "LENGTH", "MAX_REWIND",
-                                 "CHECKPOINTS", "UNSUPPORTED", "LOG", "LIB"};
+                                 "CHECKPOINTS", "GPU",         "UNSUPPORTED", "LOG", "LIB"};
 
 /** A variable's value; NULL if it is not set or empty. */
 const char *value_of(const std::string &name) {
@@ -111,6 +111,7 @@ Settings read_settings() {
         }
     }
     s.checkpoints = choice("CHECKPOINTS", s.checkpoints, {{"off", false}, {"on", true}});
+    s.gpu = choice("GPU", s.gpu, {{"auto", true}, {"off", false}});
     s.unsupported = choice("UNSUPPORTED", s.unsupported, {{"fail", Unsupported::FAIL}, {"stock", Unsupported::STOCK}});
     return s;
 }

@@ -33,6 +33,8 @@ struct Settings {
     std::optional<programs::StorageTypes> kv;
     /** CHECKPOINTS: whether a server is to keep states of a prompt, to go back to what a rewind does not reach. */
     bool checkpoints = false;
+    /** GPU: whether attention of layers on a CUDA device is computed there. */
+    bool gpu = true;
     /** UNSUPPORTED */
     Unsupported unsupported = Unsupported::FAIL;
     /** LOG */

@@ -78,6 +78,7 @@ class Launcher(unittest.TestCase):
             self.refuses(2, [f"'{value}'", "f32, f16, bf16, q8, q4"], "--kv-dtype", value, "--", host)
         self.refuses(2, ["'maybe'", "fail and stock"], "--unsupported", "maybe", "--", host)
         self.refuses(2, ["'yes'", "on and off"], "--checkpoints", "yes", "--", host)
+        self.refuses(2, ["'on'", "auto and off"], "--gpu", "on", "--", host)
         self.refuses(2, ["'--windows'", "--help"], "--windows", "5", "--", host)
         self.refuses(2, ["--window needs a value"], "--window")
         self.refuses(2, ["no program"], "--window", "5")
@@ -171,7 +172,7 @@ class Launcher(unittest.TestCase):
         host = self.host(".0.6.0")
         other = self.compile(self.folder / "libother.so", "int other;\n", "-shared")
         done = self.start("--sink=4", "--window", 4092, "--kv-dtype", "q8/q4", "--length", 100000, "--max-rewind", 64,
-                          "--unsupported", "stock", "--checkpoints", "on", "--", host, "--window", "a b",
+                          "--unsupported", "stock", "--checkpoints", "on", "--gpu", "off", "--", host, "--window", "a b",
                           env={"LD_PRELOAD": str(other)})
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         lines = done.stdout.splitlines()
@@ -181,7 +182,7 @@ class Launcher(unittest.TestCase):
         self.assertEqual(settings, {
             "SINKCACHE_LLAMA_SINK=4", "SINKCACHE_LLAMA_WINDOW=4092", "SINKCACHE_LLAMA_KV=q8/q4",
             "SINKCACHE_LLAMA_LENGTH=100000", "SINKCACHE_LLAMA_CHECKPOINTS=on", "SINKCACHE_LLAMA_MAX_REWIND=64",
-            "SINKCACHE_LLAMA_UNSUPPORTED=stock",
+            "SINKCACHE_LLAMA_UNSUPPORTED=stock", "SINKCACHE_LLAMA_GPU=off",
             f"LD_PRELOAD={self.library}:{other}"})
 
     def test_a_program_of_the_path_and_no_options(self):
@@ -195,7 +196,7 @@ class Launcher(unittest.TestCase):
         done = self.start("--help", library=None)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         for option in ("--sink", "--window", "--kv-dtype", "--length", "--max-rewind", "--checkpoints",
-                       "--unsupported", "--library", "--check "):
+                       "--gpu", "--unsupported", "--library", "--check "):
             self.assertIn(option, done.stdout)
 
 

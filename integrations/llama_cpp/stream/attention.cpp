@@ -1,5 +1,7 @@
 #include "attention.hpp"
 
+#include "accelerators.hpp"
+#include "ggml_abi.hpp"
 #include "llama_api.hpp"
 
 #include <ggml-backend.h>
@@ -24,16 +26,16 @@ bool has_gpu() {
 
 /** How many cells the first row of a mask shows: those of value 0. */
 std::int64_t count_visible(const ggml_tensor *mask) {
-    std::int64_t n = 0;
-    for (std::int64_t i = 0; i < mask->ne[0]; ++i) {
-        if (mask->type == GGML_TYPE_F16) {
-            // All bits but the sign's.
-            n += (static_cast<const std::uint16_t *>(mask->data)[i] & 0x7FFFU) == 0;
-        } else {
-            n += static_cast<const float *>(mask->data)[i] == 0;
-        }
+    const auto n = static_cast<std::size_t>(mask->ne[0]);
+    if (mask->type == GGML_TYPE_F16) {
+        std::vector<std::uint16_t> row(n);
+        api().ggml_backend_tensor_get(mask, row.data(), 0, n * sizeof row[0]);
+        // All bits but the sign's.
+        return std::count_if(row.begin(), row.end(), [](std::uint16_t x) { return (x & 0x7FFFU) == 0; });
     }
-    return n;
+    std::vector<float> row(n);
+    api().ggml_backend_tensor_get(mask, row.data(), 0, n * sizeof row[0]);
+    return std::count(row.begin(), row.end(), 0.0F);
 }
 
 /**
@@ -59,12 +61,22 @@ Attention::Attention(std::size_t n_layers) : layers_(new Layer[n_layers]), n_lay
     }
 }
 
+/** The layer of a node that is an op of this class; NULL for others. */
+const Attention::Layer *Attention::layer_of(const ggml_tensor *node) {
+    ggml_abi::CustomOp op;
+    std::memcpy(&op, node->op_params, sizeof op);
+    const bool is_ours = node->op == GGML_OP_CUSTOM && op.function == &Attention::op;
+    return is_ours ? static_cast<const Layer *>(op.userdata) : nullptr;
+}
+
+bool Attention::is_op_of(const ggml_tensor *node, std::int32_t device) {
+    const Layer *const layer = layer_of(node);
+    return layer && layer->device == device;
+}
+
 bool Attention::is_installed(ggml_cgraph *graph) {
     for (int i = 0; i < api().ggml_graph_n_nodes(graph); ++i) {
-        const ggml_tensor *node = api().ggml_graph_node(graph, i);
-        // ggml stores an op's function in front of its parameters.
-        const ggml_custom_op_t function = &Attention::op;
-        if (node->op == GGML_OP_CUSTOM && std::memcmp(node->op_params, &function, sizeof function) == 0) {
+        if (layer_of(api().ggml_graph_node(graph, i))) {
             return true;
         }
     }
@@ -87,6 +99,7 @@ void Attention::install(ggml_context *ctx, const std::vector<LayerNodes> &layers
         ggml_tensor *node = layers[i].attention;
         // A layer that reads the K and V of an earlier one has none: q takes their places.
         layers_[i].shares = layers[i].shape.shares();
+        layers_[i].device = layers[i].shape.device;
         ggml_tensor *k = layers[i].k ? layers[i].k : layers[i].q, *v = layers[i].v ? layers[i].v : layers[i].q;
         ggml_tensor *args[] = {layers[i].q, k, v, layers[i].positions, layers[i].mask};
         const std::int64_t *ne = node->ne;
@@ -148,8 +161,7 @@ void Attention::run(Layer &layer, ggml_tensor *dst, int ith, int nth) {
     if (probing_) {
         if (ith == 0) {
             layer.n_visible = count_visible(dst->src[4]);
-            auto *out = static_cast<float *>(dst->data);
-            std::fill(out, out + api().ggml_nelements(dst), 0.0F);
+            fill(dst, 0.0F);
         }
         return;
     }
@@ -160,9 +172,9 @@ void Attention::run(Layer &layer, ggml_tensor *dst, int ith, int nth) {
         error.set(SKC_STATUS_INTERNAL, e.what());
     }
     if (!done && ith == 0) {
-        // The abort callback ends the graph, unless the host has replaced it: then no logit may look valid.
-        auto *out = static_cast<float *>(dst->data);
-        std::fill(out, out + api().ggml_nelements(dst), std::numeric_limits<float>::quiet_NaN());
+        // The abort callback ends the graph, unless the host has replaced it, or the graph is on a GPU: then no logit
+        // may look valid.
+        fill(dst, std::numeric_limits<float>::quiet_NaN());
     }
     // Every thread has read n_rows before it gets here, and ggml's barrier comes before the next op of this layer.
     if (layer.n_finished.fetch_add(1, std::memory_order_acq_rel) + 1 == nth) {
@@ -196,44 +208,64 @@ const Ubatch *Attention::ubatch_of(const Layer &layer, const ggml_tensor *dst) {
     return &plan_->ubatches[index];
 }
 
+namespace {
+
+std::int64_t stride(const ggml_tensor *t, int dim) { return static_cast<std::int64_t>(t->nb[dim] / sizeof(float)); }
+
+/** Waits for what a CUDA cache has begun. */
+skc_status wait_for(const LayerCache &place, llama_seq_id seq_id) {
+    skc_sequence_info info{};
+    info.struct_size = sizeof info;
+    info.flags = SKC_READ_BACK;
+    return skc_seq_info(place.cache, place.layer, seq_id, &info);
+}
+
+}  // namespace
+
+/** Arguments of skc_attend, and of skc_step without k and v. */
+template <class Args>
+Args Attention::args_of(const Layer &layer, const Ubatch &ubatch, const ggml_tensor *dst) {
+    Args args{};
+    args.struct_size = sizeof args;
+    args.layer = layer.place.layer;
+    args.n_entries = static_cast<std::uint32_t>(ubatch.seq_ids.size());
+    args.seq_ids = ubatch.seq_ids.data();
+    args.n_tokens = ubatch.n_tokens.data();
+    args.q = dst->src[0]->data;
+    args.q_head_stride = stride(dst->src[0], 1);
+    args.q_token_stride = stride(dst->src[0], 2);
+    args.out = dst->data;
+    args.out_head_stride = stride(dst, 1);
+    args.out_token_stride = stride(dst, 2);
+    return args;
+}
+
 /** One thread's share of an op. @return false, with `error` set, if it was not computed */
 bool Attention::attend(const Layer &layer, ggml_tensor *dst, int ith, int nth) {
     const Ubatch *const ubatch = ubatch_of(layer, dst);
     if (!ubatch) {
         return false;
     }
-    const auto stride = [](const ggml_tensor *t, int dim) {
-        return static_cast<std::int64_t>(t->nb[dim] / sizeof(float));
-    };
-    const auto args_of = [&](auto args) {
-        args.struct_size = sizeof args;
-        args.layer = layer.place.layer;
-        args.n_entries = static_cast<std::uint32_t>(ubatch->seq_ids.size());
-        args.seq_ids = ubatch->seq_ids.data();
-        args.n_tokens = ubatch->n_tokens.data();
-        args.q = dst->src[0]->data;
-        args.q_head_stride = stride(dst->src[0], 1);
-        args.q_token_stride = stride(dst->src[0], 2);
-        args.out = dst->data;
-        args.out_head_stride = stride(dst, 1);
-        args.out_token_stride = stride(dst, 2);
-        return args;
-    };
+    const LayerCache &place = layer.place;
     skc_status status = SKC_STATUS_OK;
     if (layer.shares) {
-        const auto args = args_of(skc_attend_args{});
-        loop_->run(ith, nth, [&] { status = skc_attend(layer.place.cache, &args); });
+        const auto args = args_of<skc_attend_args>(layer, *ubatch, dst);
+        loop_->run(ith, nth, [&] { status = skc_attend(place.cache, &args); });
     } else {
         const ggml_tensor *k = dst->src[1], *v = dst->src[2];
-        auto args = args_of(skc_step_args{});
+        auto args = args_of<skc_step_args>(layer, *ubatch, dst);
         args.k = k->data;
         args.k_head_stride = stride(k, 1);
         args.k_token_stride = stride(k, 2);
         args.v = v->data;
         args.v_head_stride = dst->ne[0];
         args.v_token_stride = stride(v, 1);
-        status = skc_step_part(layer.place.cache, &args, static_cast<std::uint32_t>(ith),
-                               static_cast<std::uint32_t>(nth));
+        status = place.on_device ? skc_step(place.cache, &args)
+                                 : skc_step_part(place.cache, &args, static_cast<std::uint32_t>(ith),
+                                                 static_cast<std::uint32_t>(nth));
+    }
+    if (status == SKC_STATUS_OK && place.on_device) {
+        status = wait_for(place, ubatch->seq_ids.front());
     }
     if (status != SKC_STATUS_OK) {
         error.set(status, "layer " + std::to_string(layer.index) + ": " + skc_last_error());

@@ -24,6 +24,8 @@ namespace llama_cpp {
 struct LayerCache {
     skc_cache *cache = nullptr;
     std::uint32_t layer = 0;
+    /** Whether the cache is on a CUDA device, and so the tensors of the op. */
+    bool on_device = false;
 };
 
 /**
@@ -37,6 +39,8 @@ public:
 
     /** Whether the attention of a graph has been replaced already, of this object or another one. */
     static bool is_installed(ggml_cgraph *graph);
+    /** Whether a node is an op of this class, for a layer on a CUDA device, or with ON_CPU on none. */
+    static bool is_op_of(const ggml_tensor *node, std::int32_t device);
     /**
      * Replaces the attention nodes of a graph by ops of this object, which must outlive the graph. `with_masks`: ops
      * get their masks, for a probe.
@@ -68,6 +72,8 @@ private:
         LayerCache place;
         /** Whether it reads the K and V of an earlier layer. */
         bool shares = false;
+        /** As cuda_device_of(). */
+        std::int32_t device = ON_CPU;
         /** Rows of the batch computed so far, changed by the last thread to finish an op. */
         std::atomic<std::int64_t> n_rows{0};
         /** Threads that have finished the current op. */
@@ -76,9 +82,12 @@ private:
         std::atomic<std::int64_t> n_visible{0};
     };
 
+    static const Layer *layer_of(const ggml_tensor *node);
     static void op(ggml_tensor *dst, int ith, int nth, void *layer);
     void run(Layer &layer, ggml_tensor *dst, int ith, int nth);
     bool attend(const Layer &layer, ggml_tensor *dst, int ith, int nth);
+    template <class Args>
+    static Args args_of(const Layer &layer, const Ubatch &ubatch, const ggml_tensor *dst);
     const Ubatch *ubatch_of(const Layer &layer, const ggml_tensor *dst);
 
     std::unique_ptr<Layer[]> layers_;

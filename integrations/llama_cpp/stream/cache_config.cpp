@@ -11,9 +11,9 @@ namespace sinkcache {
 namespace llama_cpp {
 namespace {
 
-bool has_equal_heads(const LayerShape &a, const LayerShape &b) {
-    return a.n_q_heads == b.n_q_heads && a.n_kv_heads == b.n_kv_heads && a.head_dim == b.head_dim &&
-           a.head_dim_v == b.head_dim_v;
+bool fits_one_cache(const LayerShape &a, const LayerShape &b) {
+    return a.device == b.device && a.n_q_heads == b.n_q_heads && a.n_kv_heads == b.n_kv_heads &&
+           a.head_dim == b.head_dim && a.head_dim_v == b.head_dim_v;
 }
 
 // llama.cpp chooses the LongRoPE factors by n_ctx, which is the room for a batch here.
@@ -75,7 +75,7 @@ CacheConfigs::CacheConfigs(const std::vector<LayerShape> &shapes, const std::vec
     const auto cache_of = [&](std::size_t layer) {
         return static_cast<std::size_t>(
             std::find_if(examples.begin(), examples.end(),
-                         [&](std::size_t example) { return has_equal_heads(shapes[example], shapes[layer]); }) -
+                         [&](std::size_t example) { return fits_one_cache(shapes[example], shapes[layer]); }) -
             examples.begin());
     };
     for (const bool slides : {false, true}) {
@@ -91,16 +91,16 @@ CacheConfigs::CacheConfigs(const std::vector<LayerShape> &shapes, const std::vec
         const LayerShape &shape = shapes[i];
         if (shape.shares()) {
             const auto owner = static_cast<std::size_t>(shape.kv_of);
-            if (windows[i] != windows[owner]) {
+            if (windows[i] != windows[owner] || shape.device != shapes[owner].device) {
                 invalid_config("layer " + std::to_string(i) + " reads the K and V of layer " + std::to_string(owner) +
-                               " with another sliding window, which is not supported");
+                               " with another sliding window or on another device, which is not supported");
             }
             places_[i] = places_[owner];
             any_shares = true;
             continue;
         }
         const std::size_t cache = cache_of(i);
-        places_[i] = {cache, static_cast<std::uint32_t>(layers[cache].size())};
+        places_[i] = {cache, static_cast<std::uint32_t>(layers[cache].size()), shape.device != ON_CPU};
         try {
             layers[cache].push_back(layer_config(shape, windows[i], settings, arrays_[i]));
         } catch (const NotSupported &e) {
@@ -122,7 +122,9 @@ CacheConfigs::CacheConfigs(const std::vector<LayerShape> &shapes, const std::vec
             .max_chunk(settings.n_ubatch)
             .max_rewind(settings.max_rewind)
             .threads(settings.n_threads);
-        if (any_shares) {
+        if (shape.device != ON_CPU) {
+            config.cuda(static_cast<std::uint32_t>(shape.device)).threads(1);
+        } else if (any_shares) {
             config.parallel_for(&OpLoop::parallel_for, &loop);
         }
         configs_.push_back(config);
@@ -132,7 +134,8 @@ CacheConfigs::CacheConfigs(const std::vector<LayerShape> &shapes, const std::vec
 std::uint64_t CacheConfigs::bytes() const {
     std::uint64_t all = 0;
     for (const Config &config : configs_) {
-        all += config.bytes().first;
+        const auto [on_host, on_device] = config.bytes();
+        all += on_host + on_device;
     }
     return all;
 }

@@ -29,11 +29,13 @@ struct CacheSettings {
 struct LayerPlace {
     std::size_t cache = 0;
     std::uint32_t layer = 0;
+    /** Whether the cache is on a CUDA device. */
+    bool on_device = false;
 };
 
 /**
- * Configurations of the caches, with the arrays that they point to: one for all layers whose heads have the same counts
- * and dims. A layer that reads another's K and V has none of its own.
+ * Configurations of the caches, with the arrays that they point to: one for all layers on one device whose heads have
+ * the same counts and dims. A layer that reads another's K and V has none of its own.
  */
 class CacheConfigs {
 public:
@@ -49,7 +51,7 @@ public:
     const std::vector<Config> &configs() const { return configs_; }
     /** One for each layer of the model. */
     const std::vector<LayerPlace> &places() const { return places_; }
-    /** Bytes that the caches will allocate. @throws Error as Config::bytes() */
+    /** Bytes that the caches will allocate, on the host and on devices. @throws Error as Config::bytes() */
     std::uint64_t bytes() const;
 
 private:

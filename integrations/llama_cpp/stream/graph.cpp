@@ -77,12 +77,12 @@ Source find_source(ggml_tensor *t, const HeadsShape &shape) {
     }
 }
 
-/** Whether a tensor comes from its projection by nodes that do not depend on positions. */
-bool is_without_positions(const ggml_tensor *t) {
+/** The product with a weight that a tensor comes from by nodes that do not depend on positions; NULL if it does not. */
+const ggml_tensor *projection(const ggml_tensor *t) {
     for (;;) {
         switch (t->op) {
         case GGML_OP_MUL_MAT:
-            return true;
+            return t;
         case GGML_OP_VIEW:
         case GGML_OP_RESHAPE:
         case GGML_OP_CONT:
@@ -96,7 +96,7 @@ bool is_without_positions(const ggml_tensor *t) {
             t = t->src[0];
             break;
         default:
-            return false;
+            return nullptr;
         }
     }
 }
@@ -119,7 +119,7 @@ ggml_tensor *written_rows(const CacheWrites &writes, const ggml_tensor *cache, c
 
 /** The tensor that RoPE rotates, or without RoPE the earliest one with the heads apart. */
 ggml_tensor *unrotated(const Source &source, const char *which, bool has_rope) {
-    require(source.rope || (!has_rope && source.heads && is_without_positions(source.end)), [&] {
+    require(source.rope || (!has_rope && source.heads && projection(source.end)), [&] {
         return std::string(which) + " does not come from RoPE: between it and attention lies " + describe(source.end);
     });
     require(!source.rope || !source.rope->view_src,
@@ -209,6 +209,9 @@ LayerNodes read_layer(ggml_tensor *attention, const CacheWrites &writes, const s
     shape.has_rope = q_source.rope != nullptr;
     layer.q = unrotated(q_source, "Q", shape.has_rope);
     require_heads_apart(layer.q, "Q", q_shape);
+    if (const ggml_tensor *product = projection(layer.q)) {
+        layer.weight = product->src[0];
+    }
     if (shape.has_rope) {
         shape.rope = read_rope(q_source.rope);
         layer.positions = q_source.rope->src[1];
@@ -232,7 +235,8 @@ LayerNodes read_layer(ggml_tensor *attention, const CacheWrites &writes, const s
 bool LayerShape::operator==(const LayerShape &o) const {
     return n_q_heads == o.n_q_heads && n_kv_heads == o.n_kv_heads && head_dim == o.head_dim &&
            head_dim_v == o.head_dim_v && scale == o.scale && softcap == o.softcap && has_rope == o.has_rope &&
-           (!has_rope || rope == o.rope) && sink_logits == o.sink_logits && kv_of == o.kv_of;
+           (!has_rope || rope == o.rope) && sink_logits == o.sink_logits && kv_of == o.kv_of &&
+           device == o.device;
 }
 
 std::string metadata(const llama_model *model, const std::string &key) {

@@ -141,6 +141,11 @@ void Stream::create_context(llama_context_params p) {
     }
     n_threads_ = static_cast<std::uint32_t>(std::max({1, p.n_threads, p.n_threads_batch}));
 
+    // A host that keeps K and V off the GPU means this cache, too.
+    settings_.use_gpu = settings_.use_gpu && p.offload_kqv;
+    if (settings_.use_gpu) {
+        gpu_problem_ = add_accelerators(&Attention::is_op_of);
+    }
     ctx_.reset(api().llama_init_from_model(model_, p));
     if (!unsupported_.empty()) {
         invalid_config(unsupported_);
@@ -164,6 +169,11 @@ void Stream::create_context(llama_context_params p) {
     sequences_ = std::make_unique<Sequences>(ctx_.get(), settings_.n_seqs, settings_.numbering);
     // Not before: llama.cpp does not call it while it creates a context, and it must not end the probe.
     set_abort_callback(user.call, user.data);
+}
+
+std::size_t Stream::n_layers_on_gpu() const {
+    return static_cast<std::size_t>(std::count_if(shapes_.begin(), shapes_.end(),
+                                                  [](const LayerShape &shape) { return shape.device != ON_CPU; }));
 }
 
 // roll_back() may have to remove a whole micro-batch.
@@ -192,7 +202,7 @@ void Stream::create_cache() {
     cache_ = std::make_unique<Caches>(configs.configs());
     std::vector<LayerCache> of_layers;
     for (const LayerPlace &place : configs.places()) {
-        of_layers.push_back({cache_->handle(place.cache), place.layer});
+        of_layers.push_back({cache_->handle(place.cache), place.layer, place.on_device});
     }
     attention_.set_caches(of_layers);
 }
@@ -231,7 +241,10 @@ void Stream::on_graph(ggml_context *graph_ctx, ggml_cgraph *graph) try {
     if (api().ggml_graph_n_nodes(graph) == 0 || Attention::is_installed(graph)) {
         return;
     }
-    const auto layers = read_graph(graph, api().llama_model_n_layer(model_), n_swa_ > 0);
+    auto layers = read_graph(graph, api().llama_model_n_layer(model_), n_swa_ > 0);
+    for (LayerNodes &layer : layers) {
+        layer.shape.device = settings_.use_gpu ? cuda_device_of(layer.weight) : ON_CPU;
+    }
     if (shapes_.empty()) {
         for (const auto &layer : layers) {
             shapes_.push_back(layer.shape);

@@ -36,6 +36,8 @@ struct StreamSettings {
     std::uint32_t max_rewind = 64;
     std::uint32_t max_pinned = 0, max_segments = 0;
     Numbering numbering = Numbering::OF_THE_STREAM;
+    /** Whether attention of layers whose weights are on a CUDA device is computed there. */
+    bool use_gpu = true;
 };
 
 /** One call at a time. What throws, throws Error, with the reason. */
@@ -61,6 +63,12 @@ public:
      * thrown, and 0 returned, for a model that was loaded without its data
      */
     std::uint64_t cache_bytes() const;
+
+    /** How many layers' attention is computed on CUDA devices, of all that have attention. After create_context(). */
+    std::size_t n_layers_on_gpu() const;
+    std::size_t n_layers() const { return shapes_.size(); }
+    /** Why layers on a GPU are attended on the CPU; empty if they are not. */
+    const std::string &gpu_problem() const { return gpu_problem_; }
 
     llama_context *context() const { return ctx_.get(); }
     const StreamSettings &settings() const { return settings_; }
@@ -125,6 +133,7 @@ private:
     std::vector<std::uint32_t> windows_;
     /** Why a graph is not supported; empty if nothing was found. */
     std::string unsupported_;
+    std::string gpu_problem_;
     Attention attention_;
     struct AbortCallback {
         ggml_abort_callback call = nullptr;

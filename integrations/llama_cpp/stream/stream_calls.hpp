@@ -4,10 +4,18 @@
 
 /** The list that the table LlamaApi, and whatever fills it, is made from. */
 #define SINKCACHE_STREAM_CALLS(CALL)                                                                                   \
+    CALL(ggml_backend_buffer_get_type)                                                                                 \
+    CALL(ggml_backend_buft_is_host)                                                                                    \
+    CALL(ggml_backend_dev_backend_reg)                                                                                 \
+    CALL(ggml_backend_dev_buffer_type)                                                                                 \
     CALL(ggml_backend_dev_count)                                                                                       \
     CALL(ggml_backend_dev_get)                                                                                         \
+    CALL(ggml_backend_dev_name)                                                                                        \
     CALL(ggml_backend_dev_type)                                                                                        \
+    CALL(ggml_backend_reg_name)                                                                                        \
+    CALL(ggml_backend_register)                                                                                        \
     CALL(ggml_backend_tensor_get)                                                                                      \
+    CALL(ggml_backend_tensor_set)                                                                                      \
     CALL(ggml_custom_4d)                                                                                               \
     CALL(ggml_graph_n_nodes)                                                                                           \
     CALL(ggml_graph_node)                                                                                              \

@@ -84,6 +84,7 @@ TEST_F(ServedTest, InvalidSettingsAreRefusedByName) {
     refused("KV", "q5", "f32, f16, bf16, q8, q4, or two of them as K/V");
     refused("UNSUPPORTED", "yes", "fail, stock");
     refused("CHECKPOINTS", "1", "off, on");
+    refused("GPU", "on", "auto, off");
     refused("LOG", "loud", "quiet, errors, info, debug");
 
     {
