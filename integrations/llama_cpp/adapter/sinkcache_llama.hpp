@@ -32,8 +32,8 @@ struct LlamaOptions {
     /** Room for pin() and evict_range(), see skc_layer_config: tokens, and pinned runs and dropped ranges together. */
     std::uint32_t max_pinned = 0, max_segments = 0;
     /**
-     * Whether K and V of layers on a CUDA device are kept and attended there (llama.cpp built with CUDA). Otherwise, and
-     * where sinkcache cannot use CUDA, q, k and v are copied to the CPU. Not yet run on a GPU.
+     * Whether K and V of layers on a CUDA device are kept and attended there (llama.cpp built with CUDA). Otherwise,
+     * and where sinkcache cannot use CUDA, q, k and v are copied to the CPU. Not yet run on a GPU.
      */
     bool gpu = true;
 };

@@ -172,8 +172,8 @@ class Launcher(unittest.TestCase):
         host = self.host(".0.6.0")
         other = self.compile(self.folder / "libother.so", "int other;\n", "-shared")
         done = self.start("--sink=4", "--window", 4092, "--kv-dtype", "q8/q4", "--length", 100000, "--max-rewind", 64,
-                          "--unsupported", "stock", "--checkpoints", "on", "--gpu", "off", "--", host, "--window", "a b",
-                          env={"LD_PRELOAD": str(other)})
+                          "--unsupported", "stock", "--checkpoints", "on", "--gpu", "off",
+                          "--", host, "--window", "a b", env={"LD_PRELOAD": str(other)})
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         lines = done.stdout.splitlines()
         self.assertEqual([line for line in lines if line.startswith("argument ")],

@@ -165,8 +165,9 @@ void add_models_with_late_norms(std::map<std::string, RandomModel> &models) {
             model.tensors.push_back({block + "post_attention_norm.weight", {shape.n_embd}, 0.1F, 1.0F});
             model.tensors.push_back({block + "post_ffw_norm.weight", {shape.n_embd}, 0.1F, 1.0F});
             if (olmo) {
-                model.tensors.push_back({block + "attn_q_norm.weight", {shape.n_heads * shape.head_dim}, 0.1F, 1.2F});
-                model.tensors.push_back({block + "attn_k_norm.weight", {shape.n_kv_heads * shape.head_dim}, 0.1F, 1.2F});
+                const std::int64_t q = shape.n_heads * shape.head_dim, k = shape.n_kv_heads * shape.head_dim;
+                model.tensors.push_back({block + "attn_q_norm.weight", {q}, 0.1F, 1.2F});
+                model.tensors.push_back({block + "attn_k_norm.weight", {k}, 0.1F, 1.2F});
             }
         }
         models[std::string(arch) + "_late_norms"] = model;
