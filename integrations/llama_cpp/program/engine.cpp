@@ -41,6 +41,7 @@ public:
     void decode(const std::vector<llama_token> &tokens, bool all_logits) override {
         context_.decode(batch_.fill(tokens, all_logits));
     }
+    void forget(std::uint32_t n) override { context_.rewind(0, n); }
     std::uint64_t cache_bytes() const override { return context_.cache_bytes(); }
     std::vector<std::uint8_t> save(const sinkcache::HostTag &tag) const override { return context_.save(0, tag); }
     void load(const std::vector<std::uint8_t> &saved, const sinkcache::HostTag &tag) override {
@@ -106,6 +107,10 @@ public:
             throw UserError(with_reason("llama_decode returned " + std::to_string(status)));
         }
         n_past_ += static_cast<std::uint32_t>(tokens.size());
+    }
+    void forget(std::uint32_t n) override {
+        n_past_ -= std::min(n, n_past_);
+        llama_memory_seq_rm(llama_get_memory(context_.get()), 0, static_cast<llama_pos>(n_past_), -1);
     }
     std::uint64_t cache_bytes() const override { return bytes_; }
     const char *mode() const override { return "stock"; }

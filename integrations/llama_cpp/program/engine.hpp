@@ -48,6 +48,8 @@ public:
     virtual llama_context *context() const = 0;
     /** Appends at most n_batch tokens and computes the logits of all of them, or of the last one. */
     virtual void decode(const std::vector<llama_token> &tokens, bool all_logits) = 0;
+    /** Removes the newest `n` tokens. @throws sinkcache::Error for more than can be taken back */
+    virtual void forget(std::uint32_t n) = 0;
     /** Bytes of K and V. */
     virtual std::uint64_t cache_bytes() const = 0;
     /** The sequence as bytes, under a tag that load() must name, too. Only with sinkcache. @throws sinkcache::Error */

@@ -2,6 +2,7 @@
 // llama.cpp.
 #include "chat.hpp"
 #include "command_line.hpp"
+#include "compare.hpp"
 #include "llama_log.hpp"
 #include "score.hpp"
 #include "storage_types.hpp"
@@ -51,19 +52,27 @@ int main(int argc, char **argv) {
     const unsigned cores = std::max(1U, std::thread::hardware_concurrency());
     ScoreSettings scoring;
     ChatSettings chatting;
+    CompareSettings comparing;
     scoring.common.threads = cores;
     chatting.common.threads = cores;
+    comparing.common.threads = cores;
     bool verbose = false;
 
     CLI::App app(
         "llama-stream: scores a text of any length at constant memory and time per token.\n"
-        "llama-stream chat: holds a conversation of any length.\nBoth run a GGUF model in an unmodified llama.cpp "
-        "with sinkcache as its KV cache, or with --stock without it.");
+        "llama-stream chat: holds a conversation of any length.\n"
+        "llama-stream compare: a token's time beside llama.cpp's ways to stay within a window.\n"
+        "All run a GGUF model in an unmodified llama.cpp with sinkcache as its KV cache, or with --stock without it.");
     CLI::App chat_app(
         "llama-stream chat: a conversation of any number of rounds. Prompts are lines of standard input or "
         "of a file; the chat template of the model is used if it has one.");
-    // Two apps instead of a subcommand, since the two share few options.
-    const bool is_chat = argc > 1 && std::string(argv[1]) == "chat";
+    CLI::App compare_app(
+        "llama-stream compare: milliseconds per token in windows of several sizes, sinks included. Of llama.cpp: "
+        "recomputing the window for every token, its context shifted by one token or by half, and a cache that is "
+        "full and does not shift. And of sinkcache. All take turns.");
+    // Three apps instead of subcommands, since they share few options.
+    const std::string chosen_name = argc > 1 ? argv[1] : "";
+    const bool is_chat = chosen_name == "chat", is_compare = chosen_name == "compare";
     add_common_options(app, scoring.common, scoring.json, verbose);
     app.add_option("-f,--file", scoring.text, "Text to score")->required()->check(CLI::ExistingFile);
     app.add_option("-n,--tokens", scoring.tokens, "Tokens to stream; 0 = the whole text")
@@ -114,8 +123,30 @@ int main(int argc, char **argv) {
         ->capture_default_str();
     chat_app.add_option("--seed", chatting.seed, "Seed of the sampler")->capture_default_str();
     chat_app.add_flag("--raw", chatting.raw, "No chat template");
-    CLI::App &chosen = is_chat ? chat_app : app;
-    if (const auto code = programs::parse(chosen, is_chat ? argc - 1 : argc, is_chat ? argv + 1 : argv)) {
+    Settings &c = comparing.common;
+    compare_app.add_option("-m,--model", c.model, "GGUF file of a model")->required()->check(CLI::ExistingFile);
+    compare_app.add_option("-f,--file", comparing.text, "Text, repeated if it is short")
+        ->required()
+        ->check(CLI::ExistingFile);
+    compare_app.add_option("--windows", comparing.windows, "Tokens held, sinks included")
+        ->capture_default_str()
+        ->delimiter(',');
+    compare_app.add_option("--sink", c.sink, "First tokens, which are never evicted")->capture_default_str();
+    compare_app.add_option("-n,--tokens", comparing.tokens, "Tokens one by one in a round, of each way")
+        ->capture_default_str()
+        ->check(CLI::Range(2, 1024));
+    compare_app.add_option("--rounds", comparing.rounds, "Rounds")->capture_default_str()->check(CLI::Range(1, 1000));
+    compare_app.add_option("--kv-dtype", c.kv_dtype, "Type of K and V: f32, f16, bf16")
+        ->capture_default_str()
+        ->check(CLI::IsMember({"f32", "f16", "bf16"}));
+    compare_app.add_option("-t,--threads", c.threads, "Threads")->capture_default_str()->check(CLI::Range(1, 1024));
+    compare_app.add_flag("!--no-flash", c.flash, "llama.cpp without flash attention");
+    compare_app.add_flag("!--no-repack", c.repack, "Do not repack weights");
+    compare_app.add_flag("--json", comparing.json, "Print lines of JSON");
+    compare_app.add_flag("-v,--verbose", verbose, "Print llama.cpp's log");
+    CLI::App &chosen = is_chat ? chat_app : is_compare ? compare_app : app;
+    const bool named_app = is_chat || is_compare;
+    if (const auto code = programs::parse(chosen, named_app ? argc - 1 : argc, named_app ? argv + 1 : argv)) {
         return *code;
     }
     try {
@@ -134,6 +165,8 @@ int main(int argc, char **argv) {
         if (is_chat) {
             chatting.common.n_batch = std::min<std::uint32_t>(512, std::max<std::uint32_t>(1, chatting.common.window));
             chat(chatting);
+        } else if (is_compare) {
+            compare(comparing);
         } else {
             scoring.common.n_batch = std::max(scoring.chunk, scoring.prefill);
             score(scoring);

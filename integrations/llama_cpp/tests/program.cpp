@@ -183,6 +183,13 @@ TEST(Program, ErrorsSayWhatIsWrong) {
     expect_error(MODEL + TEXT + " --chunk 0", "--chunk");
     expect_error(MODEL + TEXT + " --what", "--what");
     expect_error("chat", "--model is required");
+    expect_error("compare " + MODEL, "--file is required");
+    expect_error("compare " + MODEL + TEXT + " --windows 75",
+                 "--windows 75: with 4 sinks and 16 tokens in a round, 76 to");
+    expect_error("compare " + MODEL + TEXT + " --windows 2000000", "--windows 2000000: with 4 sinks");
+    expect_error("compare " + MODEL + TEXT + " --sink 4294967295", "--sink 4294967295: allowed are 0 to 1048576");
+    expect_error("compare " + MODEL + TEXT + " --kv-dtype q8", "--kv-dtype");
+    expect_error("compare " + MODEL + " -f " + empty.path, "is empty");
     const File model;
     unsupported_models().at("mamba").model.write(model.path);
     expect_error("-m " + model.path + TEXT, "the model has no tokenizer");
@@ -191,6 +198,23 @@ TEST(Program, ErrorsSayWhatIsWrong) {
     mamba.tensors[0].dims[1] = 259;
     mamba.write(model.path);
     expect_error("-m " + model.path + TEXT + " -n 10", "a recurrent model has no KV cache");
+}
+
+TEST(Program, ComparesWaysToStayWithinAWindow) {
+    const File text("A short text, which is repeated.");
+    const auto records =
+        run("compare " + MODEL + " -f " + text.path + " --windows 64,128 -n 8 --rounds 2 --json").lines();
+    ASSERT_EQ(records.size(), 2U);
+    for (const nlohmann::json &record : records) {
+        for (const char *way : {"recompute", "shift_by_one", "shift_by_half", "cached", "sinkcache"}) {
+            EXPECT_GT(record.at(std::string(way) + "_ms").get<double>(), 0) << way;
+        }
+    }
+    EXPECT_EQ(records[0].at("window"), 64);
+    EXPECT_EQ(records[1].at("window"), 128);
+    const Output table = run("compare " + MODEL + TEXT + " --windows 128 --rounds 1");
+    EXPECT_EQ(table.status, 0);
+    EXPECT_NE(table.text.find("recomputing/sinkcache"), std::string::npos);
 }
 
 // A byte order mark and carriage returns are no part of a prompt.
