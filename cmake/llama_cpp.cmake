@@ -46,3 +46,24 @@ endmacro()
 macro(sinkcache_find_ggml)
     sinkcache_find_llama_package(ggml)
 endmacro()
+
+# Where the source of the llama.cpp lies that was found, if it is the pinned version: some of its headers and files are
+# not installed. Empty for another version, or where the source cannot be had.
+function(sinkcache_llama_source out)
+    set(${out} "" PARENT_SCOPE)
+    find_file(SINKCACHE_GGML_HEADER ggml-backend.h HINTS "${LLAMA_INCLUDE_DIR}" "${GGML_INCLUDE_DIR}")
+    mark_as_advanced(SINKCACHE_GGML_HEADER)
+    if(NOT SINKCACHE_LLAMA_BUNDLED OR NOT SINKCACHE_GGML_HEADER)
+        return()
+    endif()
+    execute_process(COMMAND "${PROJECT_SOURCE_DIR}/scripts/llama_cpp" --source OUTPUT_VARIABLE source
+                    OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE failed)
+    if(failed OR NOT EXISTS "${source}/ggml/include/ggml-backend.h")
+        return()
+    endif()
+    execute_process(COMMAND ${CMAKE_COMMAND} -E compare_files "${SINKCACHE_GGML_HEADER}"
+                            "${source}/ggml/include/ggml-backend.h" RESULT_VARIABLE other ERROR_QUIET OUTPUT_QUIET)
+    if(NOT other)
+        set(${out} "${source}" PARENT_SCOPE)
+    endif()
+endfunction()

@@ -38,10 +38,17 @@ std::string piece_of(const llama_vocab *vocab, llama_token token, bool special =
     return n > 0 ? std::string(text, static_cast<std::size_t>(n)) : std::string();
 }
 
-/** The model's chat template; empty = none, or none is wanted. */
-std::string chat_template(const llama_model *model, const ChatSettings &s) {
+/** The model's chat template, or none if it has none or none is wanted. @throws UserError */
+ChatTemplate chat_template(const llama_model *model, const ChatSettings &s) {
     const char *text = s.raw ? nullptr : llama_model_chat_template(model, nullptr);
-    return text ? text : "";
+    if (!text) {
+        return {"", s.system};
+    }
+    const llama_vocab *vocab = llama_model_get_vocab(model);
+    const auto piece = [&](llama_token token) {
+        return token == LLAMA_TOKEN_NULL ? std::string() : piece_of(vocab, token, true);
+    };
+    return {text, s.system, JinjaTemplate::make(text, {piece(llama_vocab_bos(vocab)), piece(llama_vocab_eos(vocab))})};
 }
 
 /** How many of the first tokens of a conversation are those of the system message. */
@@ -80,7 +87,7 @@ class Conversation {
 public:
     Conversation(Engine &engine, const ChatSettings &s)
         : engine_(engine), settings_(s), sampler_(make_sampler(s)),
-          template_(chat_template(engine.model(), s), s.system) {}
+          template_(chat_template(engine.model(), s)) {}
 
     /** Decodes a prompt, generates the answer, and prints it with its timings. */
     void round(const std::string &prompt);
@@ -96,6 +103,7 @@ private:
     std::uint64_t pin(std::uint64_t first, std::uint64_t end);
     std::uint64_t drop_thoughts(const std::vector<llama_token> &tokens, std::size_t answer);
     void note(const std::string &text) const;
+    void note_first_round();
     void report(std::size_t n_prompt, const Answer &answer) const;
 
     Engine &engine_;
@@ -109,6 +117,8 @@ private:
     std::uint64_t processed_ = 0;
     /** Tokens that the round has pinned. */
     std::uint64_t pinned_ = 0;
+    /** Tokens of the first round; 0 when it has been said that they have left the window. */
+    std::uint64_t first_round_ = 0;
 };
 
 /** Pins the first `n_pinned` tokens batch by batch, before the window moves past them. */
@@ -178,6 +188,17 @@ void Conversation::note(const std::string &text) const {
     std::fprintf(stderr, "[round %llu: %s]\n", static_cast<unsigned long long>(rounds_ + 1), text.c_str());
 }
 
+/** Once: that of the first round only sinks and pinned tokens are left. */
+void Conversation::note_first_round() {
+    if (settings_.common.stock || first_round_ == 0 || processed_ < first_round_ + settings_.common.window) {
+        return;
+    }
+    note("the first round has left the window of " + std::to_string(settings_.common.window) + " tokens, but for " +
+         std::to_string(settings_.common.sink) + " sinks" +
+         (settings_.pin_system ? " and the pinned system message" : ""));
+    first_round_ = 0;
+}
+
 void Conversation::round(const std::string &prompt) {
     const llama_vocab *vocab = engine_.vocab();
     const Stopwatch watch;
@@ -223,6 +244,10 @@ void Conversation::round(const std::string &prompt) {
         answer.dropped = drop_thoughts(tokens, n_prompt);
     }
     answer.pinned = pinned_;
+    if (rounds_ == 0) {
+        first_round_ = processed_;
+    }
+    note_first_round();
     ++rounds_;
     report(n_prompt, answer);
 }
@@ -312,7 +337,7 @@ void check_edits(const ChatSettings &settings) {
 /** Room for the pins of a system message. The first prompt is not known yet, and matters little. */
 std::uint32_t pinned_room(const llama_model *model, const ChatSettings &settings) {
     const llama_vocab *vocab = llama_model_get_vocab(model);
-    ChatTemplate chat(chat_template(model, settings), settings.system);
+    ChatTemplate chat = chat_template(model, settings);
     const std::string prompt = "a", text = chat.next(prompt);
     const auto tokens = tokenize(vocab, text, true, !chat.raw());
     // The token at the border may become one of the system message's.

@@ -13,22 +13,22 @@ std::string trimmed(const std::string &text) {
     return from == std::string::npos ? "" : text.substr(from, text.find_last_not_of(" \n\t\r") - from + 1);
 }
 
-}  // namespace
+/**
+ * Stands for an answer. Templates trim answers, and drop the thoughts in them: what follows an answer is found behind a
+ * text that they leave alone.
+ */
+const std::string ANSWER = "sinkcache-answer-5d1f0c9b";
 
-std::string ChatTemplate::apply(bool with_last, const std::string &prompt, bool with_system) const {
-    std::vector<llama_chat_message> messages;
-    if (with_system && !state_.system.empty()) {
-        messages.push_back({"system", state_.system.c_str()});
+/** By llama.cpp's list of known templates. */
+std::string format_known(const std::string &known, const std::vector<ChatMessage> &messages) {
+    std::vector<llama_chat_message> list;
+    for (const ChatMessage &message : messages) {
+        list.push_back({message.role.c_str(), message.content.c_str()});
     }
-    if (with_last) {
-        messages.push_back({"user", state_.prompt.c_str()});
-        messages.push_back({"assistant", state_.answer.c_str()});
-    }
-    messages.push_back({"user", prompt.c_str()});
     std::string text(1024, '\0');
     for (;;) {
-        const std::int32_t n = llama_chat_apply_template(template_.c_str(), messages.data(), messages.size(), true,
-                                                         text.data(), static_cast<std::int32_t>(text.size()));
+        const std::int32_t n = llama_chat_apply_template(known.c_str(), list.data(), list.size(), true, text.data(),
+                                                         static_cast<std::int32_t>(text.size()));
         if (n < 0) {
             throw UserError("llama.cpp does not know the model's chat template: --raw runs without one");
         }
@@ -40,6 +40,29 @@ std::string ChatTemplate::apply(bool with_last, const std::string &prompt, bool 
     }
 }
 
+}  // namespace
+
+std::string ChatTemplate::format(const std::vector<ChatMessage> &messages) const {
+    const std::string text = jinja_ ? jinja_->apply(messages) : format_known(template_, messages);
+    if (text.find(trimmed(messages.back().content)) == std::string::npos) {
+        throw UserError("the model's chat template does not contain the prompt: --raw runs without one");
+    }
+    return text;
+}
+
+std::string ChatTemplate::apply(bool with_last, const std::string &prompt, bool with_system) const {
+    std::vector<ChatMessage> messages;
+    if (with_system && !state_.system.empty()) {
+        messages.push_back({"system", state_.system});
+    }
+    if (with_last) {
+        messages.push_back({"user", state_.prompt});
+        messages.push_back({"assistant", ANSWER});
+    }
+    messages.push_back({"user", prompt});
+    return format(messages);
+}
+
 std::string ChatTemplate::next(const std::string &prompt) {
     std::string text;
     if (raw()) {
@@ -48,14 +71,11 @@ std::string ChatTemplate::next(const std::string &prompt) {
     } else if (state_.first) {
         text = apply(false, prompt);
     } else {
-        // Format the last round and the prompt, and return what follows the last answer. Templates may trim messages,
-        // so search for the answer without leading and trailing white space.
+        // What follows the last answer. The first one that is found may be a part of a prompt.
         const std::string both = apply(true, prompt);
-        const std::string before = apply(false, state_.prompt);
-        const std::string answer = trimmed(state_.answer);
-        const auto at =
-            both.compare(0, before.size(), before) == 0 ? both.find(answer, before.size()) : std::string::npos;
-        text = at == std::string::npos ? apply(false, prompt) : both.substr(at + answer.size());
+        const auto at = both.rfind(ANSWER);
+        // A template that does not write answers. The system message has been read already.
+        text = at == std::string::npos ? apply(false, prompt, false) : both.substr(at + ANSWER.size());
     }
     state_.prompt = prompt;
     state_.answer.clear();

@@ -2,8 +2,12 @@
 #ifndef LLAMA_STREAM_TEMPLATE_HPP
 #define LLAMA_STREAM_TEMPLATE_HPP
 
+#include "jinja.hpp"
+
+#include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 /**
  * The text between two answers of a conversation. A template formats a whole conversation, at a cost that grows with
@@ -11,8 +15,12 @@
  */
 class ChatTemplate {
 public:
-    /** `text`: the template; empty = none, each prompt is a line of text. */
-    ChatTemplate(std::string text, std::string system) : template_(std::move(text)) {
+    /**
+     * `text`: the template; empty = none, each prompt is a line of text. Without `jinja` it is one of llama.cpp's list
+     * of known templates.
+     */
+    ChatTemplate(std::string text, std::string system, std::shared_ptr<const JinjaTemplate> jinja = nullptr)
+        : template_(std::move(text)), jinja_(std::move(jinja)) {
         state_.system = std::move(system);
     }
     /** The text that the model must process before it answers `prompt`. @throws UserError */
@@ -40,10 +48,13 @@ public:
     void resume(State state) { state_ = std::move(state); }
 
 private:
-    /** The template's text of the system message, the last round if `with_last`, and `prompt`. */
+    /** The template's text of the system message, the last round with ANSWER if `with_last`, and `prompt`. */
     std::string apply(bool with_last, const std::string &prompt, bool with_system = true) const;
 
+    std::string format(const std::vector<ChatMessage> &messages) const;
+
     std::string template_;
+    std::shared_ptr<const JinjaTemplate> jinja_;
     State state_;
 };
 

@@ -71,6 +71,75 @@ TEST(Parts, TemplatesRoundByRound) {
     EXPECT_THROW(ChatTemplate("nothing known", "").next("hi"), UserError);
 }
 
+// A template that drops the thoughts of earlier answers, and that has a system message of its own.
+TEST(Parts, TemplatesInJinjaRoundByRound) {
+    const std::string text = R"({{- bos_token -}}
+{%- if messages[0].role != 'system' -%}<system>You are kind.</system>{%- endif -%}
+{%- for message in messages -%}
+    {%- if message.role == 'assistant' -%}
+        {%- set content = message.content.split('</think>')[-1] | trim -%}
+        <assistant>{{ content }}</assistant>
+    {%- else -%}
+        <{{ message.role }}>{{ message.content | trim }}</{{ message.role }}>
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<assistant>{%- endif -%})";
+    const auto jinja = JinjaTemplate::make(text, {"<s>", "</s>"});
+    if (!jinja) {
+        GTEST_SKIP() << "this build has no interpreter of templates";
+    }
+    ChatTemplate chat(text, "", jinja);
+    // Tokenization adds the token for the beginning.
+    EXPECT_EQ(chat.next("hi"), "<system>You are kind.</system><user>hi</user><assistant>");
+    for (const char *answer : {"<think>They greet me.</think>  Hello.  ", "", "sinkcache", "hi"}) {
+        chat.answered(answer);
+        EXPECT_EQ(chat.next(" more "), "</assistant><user>more</user><assistant>") << answer;
+    }
+    ChatTemplate with_system(text, "Be brief.", jinja);
+    const std::string first = with_system.next("hi");
+    EXPECT_EQ(first, "<system>Be brief.</system><user>hi</user><assistant>");
+    EXPECT_EQ(first.substr(0, with_system.system_bytes(first, "hi")), "<system>Be brief.");
+
+    const auto error_of = [](const std::string &source, const std::string &system) -> std::string {
+        try {
+            ChatTemplate(source, system, JinjaTemplate::make(source, {})).next("hi");
+        } catch (const UserError &e) {
+            return e.what();
+        }
+        return "no error";
+    };
+    EXPECT_NE(error_of("{% for message in messages %}", "").find("the model's chat template ("), std::string::npos);
+    EXPECT_NE(error_of("{{ messages[0].nothing.at_all() }}", "").find("at_all"), std::string::npos);
+    // These would end the process, and for want of an end not soon.
+    const std::string crashes = "crashes, or takes more than 20 seconds or 1 GiB";
+    EXPECT_NE(error_of("{{ " + std::string(200000, '(') + " }}", "").find(crashes), std::string::npos);
+    EXPECT_NE(error_of("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "").find(crashes), std::string::npos);
+    EXPECT_NE(error_of("{% for i in range(1000000000) %}{% endfor %}", ""), "no error");
+    const std::string doubles =
+        "{% set n = namespace(s='xx') %}{% for i in range(40) %}{% set n.s = n.s + n.s %}{% endfor %}";
+    EXPECT_NE(error_of(doubles, ""), "no error");
+    EXPECT_NE(error_of("no Jinja at all", "").find("does not contain the prompt"), std::string::npos);
+    const std::string refuses =
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system messages here') }}{% endif %}"
+        "{{ messages[-1].content }}";
+    EXPECT_NE(error_of(refuses, "Be brief.").find("no system messages here"), std::string::npos);
+    EXPECT_EQ(error_of(refuses, ""), "no error");
+}
+
+// A template that writes no answers does not begin anew.
+TEST(Parts, TheSystemMessageIsReadOnce) {
+    const std::string text = "{% for message in messages %}{% if message.role != 'assistant' %}{{ message.role }}: "
+                             "{{ message.content }}\n{% endif %}{% endfor %}";
+    const auto jinja = JinjaTemplate::make(text, {});
+    if (!jinja) {
+        GTEST_SKIP() << "this build has no interpreter of templates";
+    }
+    ChatTemplate chat(text, "Be brief.", jinja);
+    EXPECT_EQ(chat.next("hi"), "system: Be brief.\nuser: hi\n");
+    chat.answered("Hello.");
+    EXPECT_EQ(chat.next("more"), "user: more\n");
+}
+
 TEST(Parts, TheSystemMessageOfATemplate) {
     const auto system = [](const char *text, const std::string &message) {
         ChatTemplate chat(text, message);

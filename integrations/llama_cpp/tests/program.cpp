@@ -47,6 +47,10 @@ struct File {
     ~File() { std::remove(path.c_str()); }
 };
 
+/** A chat template in Jinja, which is also in llama.cpp's list of known ones. */
+const std::string CHATML =
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{'<|im_start|>assistant\n'}}{% endif %}";
 const std::string MODEL = std::string("-m ") + DATA "/tiny-llama-bytes.gguf -t 1";
 const std::string TEXT = std::string(" -f ") + DATA "/stream.txt";
 
@@ -236,8 +240,7 @@ TEST(Program, ChatsGoOnInAnotherProcess) {
     shape.n_vocab = 259;
     RandomModel random = decoder("llama", shape);
     random.tokenizer_of = DATA "/tiny-llama-bytes.gguf";
-    random.strings["tokenizer.chat_template"] =
-        "{% for message in messages %}{{'<|im_start|>' + message['role']}}{% endfor %}";
+    random.strings["tokenizer.chat_template"] = CHATML;
     const File model, saved, all("hello\nthere\nyou\nwho\nread\n"), first("hello\nthere\n"), second("you\n"),
         third("who\nread\n");
     random.write(model.path);
@@ -412,8 +415,7 @@ TEST(Program, ChatsWithTheTemplateOfTheModel) {
     shape.n_vocab = 259;
     RandomModel random = decoder("llama", shape);
     random.tokenizer_of = DATA "/tiny-llama-bytes.gguf";
-    random.strings["tokenizer.chat_template"] =
-        "{% for message in messages %}{{'<|im_start|>' + message['role']}}{% endfor %}";
+    random.strings["tokenizer.chat_template"] = CHATML;
     const File model, prompts("hello\nthere\n");
     random.write(model.path);
     const Output out =
