@@ -165,16 +165,24 @@ void Attention::run(Layer &layer, ggml_tensor *dst, int ith, int nth) {
         }
         return;
     }
-    bool done = false;
-    try {
-        done = attend(layer, dst, ith, nth);
-    } catch (const std::exception &e) {
-        error.set(SKC_STATUS_INTERNAL, e.what());
-    }
-    if (!done && ith == 0) {
-        // The abort callback ends the graph, unless the host has replaced it, or the graph is on a GPU: then no logit
-        // may look valid.
-        fill(dst, std::numeric_limits<float>::quiet_NaN());
+    const auto compute = [&] {
+        bool done = false;
+        try {
+            done = attend(layer, dst, ith, nth);
+        } catch (const std::exception &e) {
+            error.set(SKC_STATUS_INTERNAL, e.what());
+        }
+        if (!done && ith == 0) {
+            // The abort callback ends the graph, unless the host has replaced it, or the graph is on a GPU: then no
+            // logit may look valid.
+            fill(dst, std::numeric_limits<float>::quiet_NaN());
+        }
+    };
+    if (layer.shares) {
+        // The first thread alone decides whether there is anything to do.
+        loop_->run(ith, nth, compute);
+    } else {
+        compute();
     }
     // Every thread has read n_rows before it gets here, and ggml's barrier comes before the next op of this layer.
     if (layer.n_finished.fetch_add(1, std::memory_order_acq_rel) + 1 == nth) {
@@ -250,7 +258,7 @@ bool Attention::attend(const Layer &layer, ggml_tensor *dst, int ith, int nth) {
     skc_status status = SKC_STATUS_OK;
     if (layer.shares) {
         const auto args = args_of<skc_attend_args>(layer, *ubatch, dst);
-        loop_->run(ith, nth, [&] { status = skc_attend(place.cache, &args); });
+        status = skc_attend(place.cache, &args);
     } else {
         const ggml_tensor *k = dst->src[1], *v = dst->src[2];
         auto args = args_of<skc_step_args>(layer, *ubatch, dst);

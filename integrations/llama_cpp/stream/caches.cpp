@@ -116,9 +116,11 @@ void Caches::fork(std::int32_t src, std::int32_t dst) {
     in_all([&](std::size_t i) { caches_[i].fork({src}, {dst}); });
 }
 
-void Caches::cut_failed_step(std::int32_t seq_id, std::uint64_t length) {
+void Caches::cut_failed_step(std::int32_t seq_id, std::uint64_t most) {
+    // First of all: while a step is unfinished a cache takes no other call.
+    in_all([&](std::size_t i) { caches_[i].abort_step({seq_id}); });
+    const std::uint64_t length = std::min(most, info(seq_id).length_min);
     in_all([&](std::size_t i) {
-        caches_[i].abort_step({seq_id});
         const std::uint64_t now = caches_[i].info(seq_id).length_min;
         if (now > length) {
             caches_[i].rewind({seq_id}, {static_cast<std::int32_t>(now - length)});

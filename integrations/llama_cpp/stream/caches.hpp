@@ -34,8 +34,11 @@ public:
     void pin(std::int32_t seq_id, std::uint64_t first, std::int32_t n);
     void evict_range(std::int32_t seq_id, std::uint64_t first, std::int32_t n);
     void fork(std::int32_t src, std::int32_t dst);
-    /** Ends a step that failed, and cuts the sequence to `length` tokens in every layer that has more. */
-    void cut_failed_step(std::int32_t seq_id, std::uint64_t length);
+    /**
+     * Ends a step that failed, and cuts the sequence to the length of its shortest layer, or to `most` tokens if it is
+     * longer.
+     */
+    void cut_failed_step(std::int32_t seq_id, std::uint64_t most);
 
     std::size_t snapshot_bytes(std::int32_t seq_id);
     std::size_t save_to(std::int32_t seq_id, std::uint8_t *to, std::size_t n_bytes, const HostTag &tag);

@@ -20,7 +20,7 @@ class OpLoop {
 public:
     /**
      * Called once by each of the `nth` threads of an op: `call()` runs in the first, the others run tasks of the loops
-     * that it begins, and return when it has. Another op may begin once all have returned.
+     * that it begins, and return when it has. Another op may begin once all have returned. `call` must not throw.
      */
     template <class Call>
     void run(int ith, int nth, const Call &call) {

@@ -317,9 +317,8 @@ std::int32_t Stream::decode(const std::vector<BatchRow> &rows,
 void Stream::roll_back(const BatchPlan &plan) {
     for (const BatchEntry &entry : plan.entries) {
         try {
-            const std::uint64_t appended = length(entry.seq_id) - entry.length_before;
             const auto completed = static_cast<std::uint64_t>(sequences_->uncommitted(entry.seq_id));
-            cache_->cut_failed_step(entry.seq_id, entry.length_before + std::min(appended, completed));
+            cache_->cut_failed_step(entry.seq_id, entry.length_before + completed);
         } catch (const Error &) {
             sequences_->mark_broken(entry.seq_id);
         }
