@@ -2,10 +2,10 @@
 #include "command_line.hpp"
 #include "cpu_model.hpp"
 #include "executor.hpp"
+#include "feed.hpp"
 #include "metrics.hpp"
 #include "mpi_group.hpp"
 #include "report.hpp"
-#include "requests_file.hpp"
 #include "storage_types.hpp"
 #ifdef INFLIGHT_HTTP
 #include "metrics_server.hpp"
@@ -268,60 +268,6 @@ struct Engine {
     }
 };
 
-std::ifstream open_requests(const std::string &path) {
-    std::error_code ignored;
-    if (std::filesystem::is_directory(path, ignored)) {
-        throw std::runtime_error("requests '" + path + "' is a directory");
-    }
-    std::ifstream file(path, std::ios::binary);
-    if (!file) {
-        throw std::runtime_error("requests '" + path + "' cannot be opened");
-    }
-    return file;
-}
-
-/** Feeds the executor from a file, no faster than it needs requests: the file may be long, or a pipe. */
-class Feed {
-public:
-    Feed(std::istream &file, Executor &executor, const LlamaConfig &model, const Vocabulary &vocabulary)
-        : requests_(file, model, vocabulary), executor_(executor) {}
-
-    /** Submits the next lines, at least one if the executor is idle. Returns results of those that are no requests. */
-    std::vector<Result> submit(bool idle) {
-        std::vector<Result> unreadable;
-        for (std::size_t n = 0; !ended_ && n < MOST_WAITING && ((idle && n == 0) || has_room()); n++) {
-            const std::optional<Line> line = requests_.next();
-            ended_ = !line;
-            if (line && line->request) {
-                executor_.submit(*line->request);
-            } else if (line) {
-                Result result;
-                result.id = line->id;
-                result.outcome = Outcome::failed;
-                result.error = line->error;
-                unreadable.push_back(std::move(result));
-            }
-        }
-        unreadable_ += unreadable.size();
-        return unreadable;
-    }
-    bool ended() const { return ended_; }
-    std::uint64_t unreadable() const { return unreadable_; }
-
-private:
-    /** A conversation keeps its sequence for a next round that is among the waiting requests. */
-    static constexpr std::size_t MOST_WAITING = 1024, MOST_WAITING_TOKENS = std::size_t(1) << 24;
-
-    RequestReader requests_;
-    Executor &executor_;
-    bool ended_ = false;
-    std::uint64_t unreadable_ = 0;
-
-    bool has_room() const {
-        return executor_.counters().waiting < MOST_WAITING && executor_.waiting_tokens() < MOST_WAITING_TOKENS;
-    }
-};
-
 bool parks(const Options &options) { return options.park_memory > 0 || !options.park_dir.empty(); }
 
 std::string shard_name(const Group &group) {
@@ -350,7 +296,7 @@ std::unique_ptr<Parking> make_parking(const Options &options, Group &group) {
 }
 
 void serve(Options options, Group &group) {
-    std::ifstream file = open_requests(options.requests);
+    RequestsFile file = RequestsFile::open(options.requests);
     MetricsOutput metrics(options, group);
     LlamaWeights weights = LlamaWeights::load(options.model, group.rank(), group.size());
     const auto vocabulary = make_vocabulary(options.model, weights.config);
@@ -375,7 +321,7 @@ void serve(Options options, Group &group) {
     if (options.stream && vocabulary->has_text()) {
         executor.observe([&](const std::string &id, Token token) { console.token(id, token); });
     }
-    Feed feed(file, executor, model.config(), *vocabulary);
+    Feed feed(std::move(file), group.size() == 1, executor, model.config(), *vocabulary);
     // Unreadable lines count as failed requests.
     const auto counters = [&] {
         Counters c = executor.counters();

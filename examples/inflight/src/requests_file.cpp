@@ -283,25 +283,29 @@ Request request(const Json &line, const LlamaConfig &model, const Vocabulary &vo
 
 std::optional<Line> RequestReader::next() {
     while (lines_.next()) {
-        if (lines_.text().find_first_not_of(" \t") != std::string::npos) {
-            return read();
+        if (auto line = read({lines_.text(), lines_.number(), lines_.cut()}, model_, vocabulary_)) {
+            return line;
         }
     }
     return std::nullopt;
 }
 
-Line RequestReader::read() {
-    const std::string number = "line " + std::to_string(lines_.number());
+std::optional<Line> RequestReader::read(const TextLine &text, const LlamaConfig &model, const Vocabulary &vocabulary) {
+    if (text.text.find_first_not_of(" \t") == std::string::npos) {
+        return std::nullopt;
+    }
+    const std::string number = "line " + std::to_string(text.number);
     Line line{{}, number, ""};
     try {
-        if (lines_.cut()) {
-            throw std::runtime_error("the line has more than " + std::to_string(lines_.max_bytes()) + " bytes");
+        if (text.cut) {
+            throw std::runtime_error("the line has more than " + std::to_string(programs::LineReader::MAX_BYTES) +
+                                     " bytes");
         }
-        const Json json = parse(lines_.text());
+        const Json json = parse(text.text);
         if (json.is_object() && json.contains("id") && json["id"].is_string()) {
             line.id = programs::one_line(json["id"]);
         }
-        line.request = request(json, model_, vocabulary_);
+        line.request = request(json, model, vocabulary);
     } catch (const Json::parse_error &) {
         line.error = "the line is not JSON";
     } catch (const Json::out_of_range &) {

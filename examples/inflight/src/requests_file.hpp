@@ -3,6 +3,7 @@
 
 #include "line_reader.hpp"
 #include "request.hpp"
+#include "text_line.hpp"
 #include "vocabulary.hpp"
 
 #include <istream>
@@ -52,13 +53,13 @@ public:
 
     /** The next line; none at the end. Throws std::runtime_error only if the stream cannot be read. */
     std::optional<Line> next();
+    /** A line that was read elsewhere; none if it is empty. */
+    static std::optional<Line> read(const TextLine &line, const LlamaConfig &model, const Vocabulary &vocabulary);
 
 private:
     programs::LineReader lines_;
     const LlamaConfig &model_;
     const Vocabulary &vocabulary_;
-
-    Line read();
 };
 
 }  // namespace inflight
