@@ -19,6 +19,7 @@ from cases import Case
 from gpu_specs import ARCHS, DEVICES
 import misses
 import model
+import published
 import report
 
 ROOT = HERE.parent.parent
@@ -87,6 +88,47 @@ def predictions(table, measured):
     return lines
 
 
+def beside_published(table, results):
+    """Published times of one sequence, what the model predicts for a step, and what was measured."""
+    lines = [
+        "| cached | XQA, published | FA3, published | step, H100 SXM, predicted | step, H200 SXM, predicted "
+        "| measured |",
+        "|---|---|---|---|---|---|",
+    ]
+    for p in report.published_lines(results or {"rows": [], "copy_bytes_per_s": 0}):
+        case = Case(1, p.cached, 32, 8, 128, "bf16")
+        steps = (model.decode(table, DEVICES[name], case) * 1e6 for name in ("H100 SXM", "H200 SXM"))
+        measured = [f"{name} {us:.1f} us" for name, us in (("step", p.sinkcache), ("XQA", p.xqa_here)) if us]
+        lines.append(
+            f"| {p.cached} | {p.xqa:.1f} us | {p.fa3:.1f} us | "
+            + " | ".join(f"{us:.1f} us" for us in steps)
+            + f" | {', '.join(measured) or NOT_MEASURED} |"
+        )
+    return [*lines, "", published_bound(table)]
+
+
+def published_bound(table):
+    """What the published times say about the device, and where they are predicted not to be reached."""
+    device, xqa = DEVICES["H200 SXM"], published.VLLM_43232["XQA"]
+    steps = {n: Case(1, n, 32, 8, 128, "bf16") for n in xqa}
+    longest = max(xqa)
+    rate = steps[longest].layer_bytes / xqa[longest] * 1e6
+    slower = [n for n, case in steps.items() if model.decode(table, device, case) * 1e6 > xqa[n]]
+    fixed = model.decode(table, device, steps[longest]) - steps[longest].step_bytes / (model.OWN * device.bytes_per_s)
+    text = (
+        f"XQA's time over {longest} is {rate / 1e12:.2f} TB/s of K and V, above the {MISSES_ON}'s datasheet, so the "
+        f"columns to compare are those of the H200: {rate / device.bytes_per_s:.2f} of its datasheet, launch and merge "
+        "included."
+    )
+    if slower:
+        text += (
+            f" A step is predicted to be slower over {', '.join(map(str, slower))}: {model.OWN:.2f} of the bandwidth "
+            f"is assumed for its bytes alone, and {fixed * 1e6:.1f} us are added. A loop that sustains "
+            f"{steps[longest].step_bytes / (xqa[longest] / 1e6 - fixed) / device.bytes_per_s:.2f} would be as fast."
+        )
+    return text
+
+
 def misses_of(table):
     """What bounds the aims that are predicted to be missed. Every one of them has a line."""
     device = DEVICES[MISSES_ON]
@@ -120,8 +162,13 @@ def chunk_l2(table):
     return lines
 
 
-def text(measured, title):
+def text(results, llama):
+    """PREDICTIONS.md. `results`, `llama`: results.json and llama.json as loaded, or None."""
     table = resources()
+    measured = report.aims(results, llama) if results else []
+    title = NOT_MEASURED
+    if results:
+        title = f"{results['device']['name']}, commit {results['commit'][:12]}, {results['date']}"
     return (
         "\n".join(
             [
@@ -137,6 +184,14 @@ def text(measured, title):
                 *predictions(table, measured),
                 "",
                 "README.md explains them.",
+                "",
+                "### Beside published times",
+                "",
+                "One sequence, 32/8 heads of 128 in bf16. Published: attention of a layer in vLLM "
+                "(vllm-project/vllm#43232) on Hopper,",
+                "8 KV heads of 128; other kernels rotate and store. A step rotates, stores and attends in one launch.",
+                "",
+                *beside_published(table, results),
                 "",
                 f"### Aims that are predicted to be missed, on an {MISSES_ON}",
                 "",
@@ -173,15 +228,14 @@ def main():
     p.add_argument("--write", action="store_true")
     p.add_argument("--measured", type=pathlib.Path)
     o = p.parse_args()
-    measured, title = [], NOT_MEASURED
+    results = llama = None
     if o.measured:
         results = json.loads((o.measured / "results.json").read_text())
         if results["platform"] != "cuda":
             sys.exit(f"{o.measured} holds no results of a GPU")
-        llama = o.measured / "llama.json"
-        measured = report.aims(results, json.loads(llama.read_text()) if llama.exists() else None)
-        title = f"{results['device']['name']}, commit {results['commit'][:12]}, {results['date']}"
-    new = text(measured, title)
+        file = o.measured / "llama.json"
+        llama = json.loads(file.read_text()) if file.exists() else None
+    new = text(results, llama)
     if o.write:
         PREDICTIONS.write_text(new)
         return 0
@@ -196,12 +250,13 @@ def main():
 
 def strip(text):
     """The lines without measured values."""
-    lines = [re.sub(r"Measured: .*", "", line) for line in text.splitlines()]
-    begin = lines.index("## Predictions") if "## Predictions" in lines else 0
-    end = lines.index("## Floors") if "## Floors" in lines else 0
-    return [
-        line.rsplit("|", 2)[0] if begin < i < end and line.startswith("|") else line for i, line in enumerate(lines)
-    ]
+    lines, in_table, found = text.splitlines(), False, []
+    for line in lines:
+        # The last column of a table whose heading says so.
+        in_table = line.startswith("|") and (in_table or line.endswith("| measured |"))
+        line = re.sub(r"^Measured: .*", "", line)
+        found.append(line.rsplit("|", 2)[0] if in_table else line)
+    return found
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import pathlib
 import sys
 from typing import NamedTuple
 
+import published
+
 
 class Verdict(NamedTuple):
     """An aim, the measured value, and whether that reaches the aim; None if it was not measured or the aim has no
@@ -144,6 +146,51 @@ class _Verdicts:
         self._add("launches of a decode step", ", ".join(f"{k}: {v}" for k, v in counts.items()) or "not counted", None)
 
 
+class Published(NamedTuple):
+    """Published times of one sequence over `cached` tokens beside those of a run, in microseconds or None."""
+
+    cached: int
+    xqa: float
+    fa3: float
+    xqa_here: float
+    sinkcache: float
+
+
+def published_lines(results):
+    """A Published for every length that vLLM's table has."""
+    rows, found = _Verdicts(results), []
+    for cached, xqa in published.VLLM_43232["XQA"].items():
+        where = {"n_seqs": 1, "cached": cached, "chunk": 1, "start": 0, **MAIN}
+        here = rows._times(contender="FlashInfer, XQA", mode="graph", **where)
+        ours = rows._ours(**where)
+        found.append(
+            Published(
+                cached,
+                xqa,
+                published.VLLM_43232["FA3"][cached],
+                min(here.values(), default=None),
+                ours and ours[1],
+            )
+        )
+    return found
+
+
+def published_table(results):
+    """Lines of text; none where nothing was measured at these lengths."""
+    lines = [p for p in published_lines(results) if p.xqa_here or p.sinkcache]
+    if not lines:
+        return ""
+
+    def us(x):
+        return f"{x:8.1f} us" if x else "not measured"
+
+    head = "1 sequence: published by vLLM #43232 (XQA, FA3; Hopper; no rotation, no append), XQA here, a step here"
+    return "\n".join(
+        [head]
+        + [f"     {p.cached:6} {p.xqa:6.1f} us {p.fa3:6.1f} us {us(p.xqa_here)} {us(p.sinkcache)}" for p in lines]
+    )
+
+
 def _fastest(times):
     return min(times.items(), key=lambda item: item[1]) if times else None
 
@@ -206,6 +253,7 @@ def main():
         print("Not a GPU: aims are not evaluated.")
         return 0
     print(table(aims(results, llama)))
+    print(published_table(results))
     for r in results["rows"]:
         if r["status"] in ("wrong", "error"):
             print(f"{r['status']}: {r['contender']} on {r['key']}: {r.get('note', '')}"[:200])

@@ -125,7 +125,8 @@ class Cases(unittest.TestCase):
         decode = {
             (c.n_seqs, c.cached, c.q_heads, c.kv_heads, c.dim, c.dtype) for c in cases if c.decode and not c.start
         }
-        self.assertEqual(len(decode), 4 * 5 * 5 * 2)
+        # 8192 and 32768 tokens of one sequence besides: others have published times.
+        self.assertEqual(len(decode), 4 * 5 * 5 * 2 + 2)
         self.assertEqual(len(cases), len(set(cases)))
         self.assertEqual(cases[0], Case(1, 2048, 32, 8, 128, "bf16", core=True))
         self.assertEqual({c.start for c in cases}, {0, 10_000, 10_000_000})
@@ -322,6 +323,33 @@ class Report(unittest.TestCase):
         results["rows"][0]["status"] = "wrong"
         self.assertFalse(any(v.holds for v in report.aims(results, None)))
         report.table(report.aims(results, None))
+
+    def test_published_times_stand_beside_what_was_measured_at_the_same_length(self):
+        def row(cached, contender, family, us, **more):
+            case = {"n_seqs": 1, "cached": cached, "chunk": 1, "start": 0, **report.MAIN}
+            return {**case, "contender": contender, "family": family, "mode": "graph", "us": us, "status": "ok"} | more
+
+        rows = [
+            row(2048, "sinkcache skc_step", "sinkcache", 7.0),
+            row(2048, "FlashInfer, XQA", "window", 9.0),
+            row(8192, "FlashInfer, XQA", "window", 15.0, status="wrong"),
+            row(4096, "FlashInfer, XQA", "window", 11.0, dtype="f16"),
+        ]
+        results = {"rows": rows, "copy_bytes_per_s": 0}
+        found = {p.cached: (p.xqa, p.xqa_here, p.sinkcache) for p in report.published_lines(results)}
+        self.assertEqual(found[2048], (8.1, 9.0, 7.0))
+        self.assertEqual(found[8192], (14.5, None, None))
+        self.assertEqual(found[4096], (10.5, None, None))
+        self.assertEqual(len(report.published_table(results).splitlines()), 2)
+        self.assertEqual(report.published_table({**results, "rows": []}), "")
+
+    def test_measured_columns_alone_are_not_compared_with_the_committed_predictions(self):
+        import floors
+
+        table = "| aim | predicted | measured |\n|---|---|---|\n| x | {} | {} |\n\n| a | b |\n|---|---|\n| c | {} |\n"
+        self.assertEqual(floors.strip(table.format(1, 2, 3)), floors.strip(table.format(1, "none", 3)))
+        self.assertNotEqual(floors.strip(table.format(1, 2, 3)), floors.strip(table.format(2, 2, 3)))
+        self.assertNotEqual(floors.strip(table.format(1, 2, 3)), floors.strip(table.format(1, 2, 4)))
 
     def test_every_predicted_aim_is_evaluated_by_the_report(self):
         import floors
