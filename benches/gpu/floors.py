@@ -26,7 +26,7 @@ ROOT = HERE.parent.parent
 RESOURCES = ROOT / "src" / "backend" / "cuda" / "kernels" / "RESOURCES.md"
 PREDICTIONS = HERE / "PREDICTIONS.md"
 NOT_MEASURED = "not measured on a GPU"
-MISSES_ON = "H100 SXM"
+PREDICTED = "H100 SXM", "H200 SXM"
 
 
 def resources():
@@ -81,7 +81,7 @@ def predictions(table, measured):
     """Every aim with its predictions for an H100 and an H200, and the measured value."""
     found = {verdict.aim: verdict.value for verdict in measured}
     lines = ["| aim | H100 SXM, predicted | H200 SXM, predicted | measured |", "|---|---|---|---|"]
-    columns = [model.aims(table, DEVICES[name]) for name in ("H100 SXM", "H200 SXM")]
+    columns = [model.aims(table, DEVICES[name]) for name in PREDICTED]
     for row in zip(*columns):
         cells = [f"{x.value}: **{'reached' if x.reached else 'missed'}**" for x in row]
         lines.append(f"| {row[0].aim} | {cells[0]} | {cells[1]} | {found.get(row[0].aim, NOT_MEASURED)} |")
@@ -97,7 +97,7 @@ def beside_published(table, results):
     ]
     for p in report.published_lines(results or {"rows": [], "copy_bytes_per_s": 0}):
         case = Case(1, p.cached, 32, 8, 128, "bf16")
-        steps = (model.decode(table, DEVICES[name], case) * 1e6 for name in ("H100 SXM", "H200 SXM"))
+        steps = (model.decode(table, DEVICES[name], case) * 1e6 for name in PREDICTED)
         measured = [f"{name} {us:.1f} us" for name, us in (("step", p.sinkcache), ("XQA", p.xqa_here)) if us]
         lines.append(
             f"| {p.cached} | {p.xqa:.1f} us | {p.fa3:.1f} us | "
@@ -116,9 +116,9 @@ def published_bound(table):
     slower = [n for n, case in steps.items() if model.decode(table, device, case) * 1e6 > xqa[n]]
     fixed = model.decode(table, device, steps[longest]) - steps[longest].step_bytes / (model.OWN * device.bytes_per_s)
     text = (
-        f"XQA's time over {longest} is {rate / 1e12:.2f} TB/s of K and V, above the {MISSES_ON}'s datasheet, so the "
-        f"columns to compare are those of the H200: {rate / device.bytes_per_s:.2f} of its datasheet, launch and merge "
-        "included."
+        f"XQA's time over {longest} is {rate / 1e12:.2f} TB/s of K and V, above the {PREDICTED[0]}'s datasheet, so "
+        f"the columns to compare are those of the H200: {rate / device.bytes_per_s:.2f} of its datasheet, launch and "
+        "merge included."
     )
     if slower:
         text += (
@@ -129,24 +129,26 @@ def published_bound(table):
     return text
 
 
-def misses_of(table):
-    """What bounds the aims that are predicted to be missed. Every one of them has a line."""
-    device = DEVICES[MISSES_ON]
+def misses_of(table, name):
+    """What bounds the aims that are predicted to be missed on a device. Every one of them has a line."""
+    device = DEVICES[name]
     found = misses.all_misses(table, device)
     missed = [a.aim for a in model.aims(table, device) if not a.reached]
     without = [aim for aim in missed if not any(misses.of_aim(m, aim) for m in found)]
     if without:
         sys.exit(f"misses.py says nothing of {without}")
-    lines = ["| aim | what bounds it | what would have to change |", "|---|---|---|"]
+    lines = [f"### Aims that are predicted to be missed, on an {name}", ""]
+    lines += ["The model's numbers, not measurements.", ""]
+    lines += ["| aim | what bounds it | what would have to change |", "|---|---|---|"]
     for miss in found:
         if any(misses.of_aim(miss, aim) for aim in missed):
             lines.append(f"| {miss.aims} | {miss.bound} | {miss.change} |")
-    return lines
+    return [*lines, ""]
 
 
 def chunk_l2(table):
     """What the model does not limit: reads of the L2 by chunks."""
-    device = DEVICES[MISSES_ON]
+    device = DEVICES[PREDICTED[0]]
     lines = []
     for cached, chunk in ((2048, 128), (16384, 128), (2048, 512), (16384, 512)):
         case = Case(1, cached, 32, 8, 128, "bf16", chunk)
@@ -193,13 +195,8 @@ def text(results, llama):
                 "",
                 *beside_published(table, results),
                 "",
-                f"### Aims that are predicted to be missed, on an {MISSES_ON}",
-                "",
-                "The model's numbers, not measurements.",
-                "",
-                *misses_of(table),
-                "",
-                "### What the model does not limit",
+                *(line for name in PREDICTED for line in misses_of(table, name)),
+                f"### What the model does not limit, on an {PREDICTED[0]}",
                 "",
                 *chunk_l2(table),
                 "",
