@@ -324,6 +324,30 @@ class Report(unittest.TestCase):
         self.assertFalse(any(v.holds for v in report.aims(results, None)))
         report.table(report.aims(results, None))
 
+    def test_the_exit_code_tells_of_what_failed_or_was_left_out(self):
+        good = {"check": "cuda: steps", "ok": True, "said": ""}
+        left = {**good, "ok": False, "said": "left out: no time"}
+        failed = {**good, "ok": False}
+        base = {"device": {"name": "x"}, "commit": "", "date": "", "copy_bytes_per_s": 1, "platform": "cpu"}
+        row = {"key": "k", "contender": "c", "family": "sinkcache", "status": "ok"}
+        for checks, row_status, left_out, code, said in (
+            ([good], {}, [], 0, "1 of 1 passed\n"),
+            ([good, left], {}, [], 1, "1 of 2 passed, 1 left out for time\n"),
+            ([good, failed], {}, [], 1, "1 of 2 passed\n    FAILED cuda: steps\n"),
+            ([good], {"status": "wrong"}, [], 1, ""),
+            ([good], {"status": "error", "family": "window"}, [], 0, ""),
+            ([good], {}, ["k"], 1, ""),
+        ):
+            with tempfile.TemporaryDirectory() as folder:
+                results = {**base, "rows": [{**row, **row_status}], "left_out": left_out}
+                for name, content in (("gpu_check", {"rows": checks}), ("results", results)):
+                    (pathlib.Path(folder) / f"{name}.json").write_text(json.dumps(content))
+                done = subprocess.run(
+                    [sys.executable, str(HERE / "report.py"), folder], stdout=subprocess.PIPE, text=True
+                )
+            self.assertEqual(done.returncode, code, (checks, done.stdout))
+            self.assertIn(said, done.stdout)
+
     def test_published_times_stand_beside_what_was_measured_at_the_same_length(self):
         def row(cached, contender, family, us, **more):
             case = {"n_seqs": 1, "cached": cached, "chunk": 1, "start": 0, **report.MAIN}
