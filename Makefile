@@ -23,7 +23,8 @@ NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
 .PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in ptx ptx-test \
-	emulator llama-hosts asan-short asan-long tsan miri coverage fuzz mutation header bench gpu-pack clean clean-cache
+	emulator llama-hosts asan-short asan-long tsan miri coverage fuzz mutation header bench gpu-pack gpu-peers clean \
+	clean-cache
 .DEFAULT_GOAL := help
 
 help:
@@ -44,6 +45,7 @@ help:
 	@echo "  make tsan, make miri   ThreadSanitizer and Miri over a share of what they do at night"
 	@echo "  make coverage   lines and branches of src/ that tests run; build/coverage lists the others"
 	@echo "  make gpu-pack   build/gpu_check: all that a machine with a GPU needs to check and measure the CUDA backend"
+	@echo "  make gpu-peers  fetches FlashInfer for such a machine; gpu-pack then packs it too"
 	@echo "  make clean      remove what was built here; make clean-cache: what is kept in $(CACHE)"
 
 # RECORD=yes writes the tier's list into docs/testing.md.
@@ -312,10 +314,14 @@ $(TORCH)/complete:
 # stand-in (NVIDIA's compiler, which PyTorch brings along, does not work with it), and the table of predictions.
 GPU_BENCH = SINKCACHE_LIBRARY=$(CURDIR)/build/gpu_check/libsinkcache.so PYTHONDONTWRITEBYTECODE=1
 TORCH_PYTHON = $(TORCH)/bin/python
-all-gpu-bench: setup-venv stand-in gpu-pack
+all-gpu-bench: setup-venv stand-in gpu-peers gpu-pack
 	$(MAKE) --no-print-directory $(TORCH)/complete
 	$(PYTHON) benches/gpu/floors.py
 	$(GPU_BENCH) $(TORCH_PYTHON) -W ignore benches/gpu/self_test.py
+	rm -rf build/gpu-peers
+	$(TORCH_PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --find-links $(PEERS) \
+		--target build/gpu-peers -r benches/gpu/requirements-peers.txt
+	$(GPU_BENCH) SKC_PEERS=$(CURDIR)/build/gpu-peers $(TORCH_PYTHON) -W ignore benches/gpu/self_test_peers.py
 	rm -rf build/gpu-bench
 	$(GPU_BENCH) PYTHON=$(TORCH_PYTHON) GO_DEVICE=cpu GO_OPTIONS="--smoke --strict --seconds 0.02 --limit 0" \
 		GO_LLAMA_OPTIONS="--tiny --seconds 0.05" build/gpu_check/benches/gpu/go build/gpu-bench/cpu 600
@@ -556,7 +562,12 @@ mutation: test-setup stand-in
 
 # What a machine with a GPU needs, in a folder that stands by itself: `build/gpu_check/benches/gpu/go OUT` there.
 gpu-pack:
-	scripts/gpu_check --pack build/gpu_check
+	scripts/gpu_check --pack build/gpu_check --wheels $(PEERS)
+
+# FlashInfer's wheel and those that it needs, for every Python that it runs on: 18 MB, once for a machine.
+PEERS = $(CACHE)/gpu-peers-$(shell cksum <benches/gpu/requirements-peers.txt | cut -d' ' -f1)
+gpu-peers: setup-venv
+	benches/gpu/fetch_peers $(PYTHON) $(PEERS)
 
 clean:
 	$(CARGO) clean

@@ -56,7 +56,8 @@ def main():
                 module.build(verbose=False)
                 said = "compiled"
             except Exception as e:
-                failed, said = 1, f"{type(e).__name__}: {str(e)[-500:]}"
+                # What a compiler says stands last, before Ninja's own line.
+                failed, said = 1, "; ".join(str(e).strip().splitlines()[-2:])[-300:]
             print(f"{time.monotonic() - began:6.1f} s  {module.name}: {said}", flush=True)
     except Exception as e:
         print(f"FlashInfer cannot compile here: {type(e).__name__}: {e}")
