@@ -23,8 +23,8 @@ NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
 .PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in ptx ptx-test \
-	emulator llama-hosts asan-short asan-long tsan miri coverage fuzz mutation header bench gpu-pack gpu-peers clean \
-	clean-cache
+	emulator llama-hosts asan-short asan-long tsan miri coverage fuzz mutation header bench gpu-pack gpu-peers \
+	gpu-peer-kernels clean clean-cache
 .DEFAULT_GOAL := help
 
 help:
@@ -45,7 +45,7 @@ help:
 	@echo "  make tsan, make miri   ThreadSanitizer and Miri over a share of what they do at night"
 	@echo "  make coverage   lines and branches of src/ that tests run; build/coverage lists the others"
 	@echo "  make gpu-pack   build/gpu_check: all that a machine with a GPU needs to check and measure the CUDA backend"
-	@echo "  make gpu-peers  fetches FlashInfer for such a machine; gpu-pack then packs it too"
+	@echo "  make gpu-peers  FlashInfer for such a machine, gpu-peer-kernels: its kernels too; gpu-pack then packs them"
 	@echo "  make clean      remove what was built here; make clean-cache: what is kept in $(CACHE)"
 
 # RECORD=yes writes the tier's list into docs/testing.md.
@@ -318,9 +318,7 @@ all-gpu-bench: setup-venv stand-in gpu-peers gpu-pack
 	$(MAKE) --no-print-directory $(TORCH)/complete
 	$(PYTHON) benches/gpu/floors.py
 	$(GPU_BENCH) $(TORCH_PYTHON) -W ignore benches/gpu/self_test.py
-	rm -rf build/gpu-peers
-	$(TORCH_PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --find-links $(PEERS) \
-		--target build/gpu-peers -r benches/gpu/requirements-peers.txt
+	$(call install_peers,build/gpu-peers)
 	$(GPU_BENCH) SKC_PEERS=$(CURDIR)/build/gpu-peers $(TORCH_PYTHON) -W ignore benches/gpu/self_test_peers.py
 	rm -rf build/gpu-bench
 	$(GPU_BENCH) PYTHON=$(TORCH_PYTHON) GO_DEVICE=cpu GO_OPTIONS="--smoke --strict --seconds 0.02 --limit 0" \
@@ -568,6 +566,21 @@ gpu-pack:
 PEERS = $(CACHE)/gpu-peers-$(shell cksum <benches/gpu/requirements-peers.txt | cut -d' ' -f1)
 gpu-peers: setup-venv
 	benches/gpu/fetch_peers $(PYTHON) $(PEERS)
+
+# $(call install_peers,FOLDER)
+install_peers = rm -rf $(1) && $(TORCH_PYTHON) -m pip install --quiet --no-index --no-deps --no-compile \
+	--find-links $(PEERS) --target $(1) -r benches/gpu/requirements-peers.txt
+
+# FlashInfer's kernels too, by NVIDIA's compiler from PyPI, so that the machine with the GPU needs none. They are linked
+# with the stand-in in the place of the driver.
+PEER_ARCH = 9.0a
+gpu-peer-kernels: stand-in gpu-peers
+	$(MAKE) --no-print-directory $(TORCH)/complete
+	$(call install_peers,build/gpu-peers)
+	cuda=$$(scripts/cuda_kit) && PATH="$$PATH:$(CURDIR)/build/gpu-peers/bin" SKC_PEERS=$(CURDIR)/build/gpu-peers \
+		CUDA_HOME=$$cuda FLASHINFER_CUDA_ARCH_LIST=$(PEER_ARCH) FLASHINFER_EXTRA_LDFLAGS=-L$(CURDIR)/build/shim \
+		FLASHINFER_WORKSPACE_BASE=$(CURDIR)/build/gpu-peer-kernels MAX_JOBS=$(JOBS) \
+		$(TORCH_PYTHON) -W ignore benches/gpu/peer_kernels.py --into $(PEERS)/kernels
 
 clean:
 	$(CARGO) clean

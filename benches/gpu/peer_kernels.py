@@ -1,19 +1,25 @@
 """Compiles the kernels that FlashInfer would compile at the first use by a contender.
 
-peer_kernels.py          compile them for the devices of this machine, with its nvcc, the most valuable first
+peer_kernels.py                  for the devices of this machine, with its nvcc; packed ones that load stay
+peer_kernels.py --into FOLDER    for FLASHINFER_CUDA_ARCH_LIST; all of them are put into FOLDER, to be packed
 
-`go` does that beside gpu_check, whose work is the device's, so that no time of a contender's limit goes there. What is
-compiled stays in FlashInfer's own cache. The exit code is 1 if something has not been compiled.
+`go` does the first beside gpu_check, whose work is the device's, so that no time of a contender's limit goes there.
+What is compiled stays in FlashInfer's own cache. The exit code is 1 if something has not been compiled.
 """
 
+import argparse
 import importlib
+import pathlib
+import shutil
 import sys
 import time
 
 import torch
 
-from contenders.installed import is_installed
+from installed import is_installed
 
+# What kernels in a folder were compiled for.
+ARCHS = "archs.txt"
 # Heads of 128 in groups of 4, bf16: the core cases.
 DIM, GROUP, TYPE = 128, 4, torch.bfloat16
 # FlashInfer's PosEncodingMode.
@@ -44,24 +50,72 @@ def modules():
         yield generate(*arguments)
 
 
+def archs():
+    """Architectures that FlashInfer compiles for, as FLASHINFER_CUDA_ARCH_LIST names them."""
+    found = importlib.import_module("flashinfer.compilation_context").CompilationContext().TARGET_CUDA_ARCHS
+    return " ".join(sorted(f"{major}.{minor}" for major, minor in found))
+
+
+def drop_if_foreign(folder):
+    """FlashInfer takes what lies in this folder without asking for what it was compiled."""
+    if folder.is_dir() and (folder / ARCHS).read_text() != archs():
+        print(f"packed kernels are for {(folder / ARCHS).read_text()}, here they must be for {archs()}", flush=True)
+        shutil.rmtree(folder)
+
+
+def make(module):
+    """Has a module compiled, unless it was packed and loads. -> what was done"""
+    if module.is_aot:
+        try:
+            module.load(module.aot_path)
+            return "was packed"
+        except Exception as e:
+            print(f"{module.name} was packed and does not load: {str(e)[-200:]}", flush=True)
+            module.aot_path.unlink()
+    module.build(verbose=False)
+    return "compiled"
+
+
+def put(module, folder):
+    target = folder / module.name
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(module.jit_library_path, target)
+
+
+def make_all(into):
+    """-> the exit code. `into`: a folder for all of them, or None."""
+    env, failed = importlib.import_module("flashinfer.jit.env"), 0
+    drop_if_foreign(env.FLASHINFER_AOT_DIR)
+    for module in modules():
+        began = time.monotonic()
+        try:
+            said = make(module)
+            if into:
+                put(module, into)
+        except Exception as e:
+            # What a compiler says stands last, before Ninja's own line.
+            failed, said = 1, "; ".join(str(e).strip().splitlines()[-2:])[-300:]
+        print(f"{time.monotonic() - began:6.1f} s  {module.name}: {said}", flush=True)
+    return failed
+
+
 def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--into", type=pathlib.Path, help="a folder, which is replaced when all are there")
+    o = p.parse_args()
     if not is_installed("flashinfer"):
         print("FlashInfer is not installed")
-        return 0
-    failed = 0
+        return 1 if o.into else 0
+    new = o.into and o.into.with_name(o.into.name + ".new")
     try:
-        for module in modules():
-            began = time.monotonic()
-            try:
-                module.build(verbose=False)
-                said = "compiled"
-            except Exception as e:
-                # What a compiler says stands last, before Ninja's own line.
-                failed, said = 1, "; ".join(str(e).strip().splitlines()[-2:])[-300:]
-            print(f"{time.monotonic() - began:6.1f} s  {module.name}: {said}", flush=True)
+        failed = make_all(new)
     except Exception as e:
         print(f"FlashInfer cannot compile here: {type(e).__name__}: {e}")
         return 1
+    if new and not failed:
+        (new / ARCHS).write_text(archs())
+        shutil.rmtree(o.into, ignore_errors=True)
+        new.rename(o.into)
     return failed
 
 

@@ -21,7 +21,7 @@ import torch
 
 from cases import Case, all_cases
 from contenders import contenders_for, flash_attention, flashinfer_decode
-from contenders.installed import is_installed
+from installed import is_installed
 from data import Data
 from measure import measure
 from platforms import Cpu
@@ -165,8 +165,8 @@ class Kernels:
             wrapper = fake_peers.BatchDecodeWithPagedKVCacheWrapper(torch.zeros(1, dtype=torch.uint8))
             mode = "ROPE_LLAMA" if rotation else "NONE"
             heads = q.shape[1], k.shape[2], k.shape[3], k.shape[1]
-            types = {"q_data_type": q.dtype, "kv_data_type": k.dtype, "sm_scale": scale, "rope_theta": theta}
-            wrapper.plan(indptr, indices, last, *heads, pos_encoding_mode=mode, window_left=left, **types)
+            given = {"q_data_type": q.dtype, "kv_data_type": k.dtype, "sm_scale": scale, "rope_theta": theta}
+            wrapper.plan(indptr, indices, last, *heads, pos_encoding_mode=mode, window_left=left, **given)
             out.copy_(wrapper.run(q, (k, v)))
 
         return types.SimpleNamespace(plan=plan, paged_run=paged_run)
@@ -191,15 +191,21 @@ class Kernels:
 class RealPython(unittest.TestCase):
     """FlashInfer's Python on the CPU, with kernels in NumPy."""
 
-    def setUp(self):
+    @classmethod
+    def setUpClass(cls):
         if not is_installed("flashinfer"):
             why = "FlashInfer is not installed: make gpu-peers, then SKC_PEERS"
             print(f"skipped: {why}", flush=True)
-            self.skipTest(why)
+            raise unittest.SkipTest(why)
+        # It reads these when it is imported.
         folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
+        cls.addClassCleanup(folder.cleanup)
         environment = {"FLASHINFER_CUDA_ARCH_LIST": "9.0a", "FLASHINFER_WORKSPACE_BASE": folder.name}
-        self.start(mock.patch.dict(os.environ, environment))
+        patch = mock.patch.dict(os.environ, environment)
+        patch.start()
+        cls.addClassCleanup(patch.stop)
+
+    def setUp(self):
         self.decode, self.xqa = (importlib.import_module(f"flashinfer.{name}") for name in ("decode", "xqa"))
         self.kernels = Kernels()
         empty = torch.empty
@@ -225,6 +231,54 @@ class RealPython(unittest.TestCase):
         self.assertEqual(set(self.kernels.prefills), set(peer_kernels.prefill_arguments()))
         self.assertEqual(set(self.kernels.xqas), {peer_kernels.xqa_arguments()})
         self.assertEqual(len({module.name for module in peer_kernels.modules()}), 5)
+
+    def test_packed_kernels_are_used_where_they_fit_and_load(self):
+        env, core = (importlib.import_module(f"flashinfer.jit.{name}") for name in ("env", "core"))
+        modules = list(peer_kernels.modules())
+        unloadable, built = modules[1].name, []
+
+        def load(module, path):
+            if module.name == unloadable:
+                raise RuntimeError("libcudart.so.12: cannot open shared object file")
+
+        self.start(mock.patch.object(core.JitSpec, "load", load))
+        self.start(mock.patch.object(core.JitSpec, "build", lambda module, verbose: built.append(module.name)))
+        for archs, want in (("9.0a", [unloadable]), ("10.0a", [m.name for m in modules])):
+            with tempfile.TemporaryDirectory() as folder:
+                packed = pathlib.Path(folder) / "aot"
+                for module in modules:
+                    (packed / module.name).mkdir(parents=True)
+                    (packed / module.name / f"{module.name}.so").touch()
+                (packed / peer_kernels.ARCHS).write_text(archs)
+                built.clear()
+                with mock.patch.object(env, "FLASHINFER_AOT_DIR", packed), mock.patch("builtins.print"):
+                    self.assertEqual(peer_kernels.make_all(None), 0)
+                    # FlashInfer itself takes what is left.
+                    left = [m.name for m in modules if m.is_aot]
+            self.assertEqual(built, want, archs)
+            self.assertEqual(left, [m.name for m in modules if m.name not in want], archs)
+
+    def test_kernels_are_packed_all_or_none(self):
+        core = importlib.import_module("flashinfer.jit.core")
+        last = list(peer_kernels.modules())[-1].name
+
+        def build(module, verbose):
+            if self.fails and module.name == last:
+                raise RuntimeError("Ninja build failed.\nnvcc: not found\nninja: build stopped")
+            module.build_dir.mkdir(parents=True, exist_ok=True)
+            module.jit_library_path.write_text(module.name)
+
+        self.start(mock.patch.object(core.JitSpec, "build", build))
+        with tempfile.TemporaryDirectory() as folder:
+            into = pathlib.Path(folder) / "kernels"
+            self.start(mock.patch.object(sys, "argv", ["peer_kernels.py", "--into", str(into)]))
+            for self.fails in (True, False):
+                with mock.patch("builtins.print"):
+                    self.assertEqual(peer_kernels.main(), int(self.fails))
+                self.assertEqual(into.exists(), not self.fails)
+            names = {m.name for m in peer_kernels.modules()}
+            self.assertEqual({str(f.relative_to(into)) for f in into.rglob("*.so")}, {f"{n}/{n}.so" for n in names})
+            self.assertEqual((into / peer_kernels.ARCHS).read_text(), "9.0a")
 
     def test_the_fake_has_the_parameters_of_the_real_library(self):
         for name in ("__init__", "plan", "run"):

@@ -8,7 +8,7 @@ import importlib
 
 import torch
 
-from contenders.installed import is_measured
+from installed import is_measured
 from contenders.window import Window
 
 

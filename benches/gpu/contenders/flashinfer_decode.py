@@ -14,7 +14,7 @@ import torch
 
 from cases import HEADS, N_SINK
 from contenders.base import Contender
-from contenders.installed import is_measured
+from installed import is_measured
 from contenders.window import Window
 from data import DTYPES, attention
 
