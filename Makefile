@@ -530,9 +530,9 @@ nightly-life:
 			$(CARGO) test -p sinkcache --test soak -- --nocapture || exit 1; done
 
 # The first hour with a GPU on the stand-in: in a root with Python alone, with contenders that fail and a full disk.
-nightly-gpu-rehearsal: setup-venv stand-in gpu-pack
+nightly-gpu-rehearsal: setup-venv stand-in gpu-peers gpu-pack
 	$(MAKE) --no-print-directory $(TORCH)/complete
-	benches/gpu/rehearsal/run build/gpu_check build/shim $(TORCH_PYTHON) $(CURDIR)/build/gpu-rehearsal 1200
+	benches/gpu/rehearsal/run build/gpu_check build/shim $(TORCH_PYTHON) $(CURDIR)/build/gpu-rehearsal 540
 
 # The README's two commands in a new Debian that has Rust, git, make and a C linker.
 nightly-fresh-machine:
