@@ -257,11 +257,15 @@ def main():
     for r in results["rows"]:
         counts[r["status"]] = counts.get(r["status"], 0) + 1
     device, copy = results["device"], results["copy_bytes_per_s"]
-    print(
-        f"{device['name']}, commit {results['commit'][:12]}, {results['date']}, copy {copy / 1e9:.0f} GB/s, "
-        + ", ".join(f"{n} {status}" for status, n in counts.items())
-        + f", {len(results['left_out'])} cases left out for time"
-    )
+    parts = [
+        device["name"],
+        f"commit {results['commit'][:12]}",
+        results["date"],
+        f"copy {copy / 1e9:.0f} GB/s",
+        *(f"{n} {status}" for status, n in counts.items()),
+        f"{len(results['left_out'])} cases left out for time",
+    ]
+    print(", ".join(parts))
     if results["platform"] != "cuda":
         print("Not a GPU: aims are not evaluated.")
         return code
