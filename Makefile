@@ -23,7 +23,8 @@ NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
 .PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in ptx ptx-test \
-	emulator llama-hosts asan-short asan-long tsan miri coverage fuzz mutation header bench gpu-pack clean clean-cache
+	emulator llama-hosts asan-short asan-long tsan miri coverage fuzz mutation header bench gpu-pack gpu-peers \
+	gpu-peer-kernels clean clean-cache
 .DEFAULT_GOAL := help
 
 help:
@@ -44,6 +45,7 @@ help:
 	@echo "  make tsan, make miri   ThreadSanitizer and Miri over a share of what they do at night"
 	@echo "  make coverage   lines and branches of src/ that tests run; build/coverage lists the others"
 	@echo "  make gpu-pack   build/gpu_check: all that a machine with a GPU needs to check and measure the CUDA backend"
+	@echo "  make gpu-peers  FlashInfer for such a machine, gpu-peer-kernels: its kernels too; gpu-pack then packs them"
 	@echo "  make clean      remove what was built here; make clean-cache: what is kept in $(CACHE)"
 
 # RECORD=yes writes the tier's list into docs/testing.md.
@@ -313,10 +315,12 @@ $(TORCH)/complete:
 # stand-in (NVIDIA's compiler, which PyTorch brings along, does not work with it), and the table of predictions.
 GPU_BENCH = SINKCACHE_LIBRARY=$(CURDIR)/build/gpu_check/libsinkcache.so PYTHONDONTWRITEBYTECODE=1
 TORCH_PYTHON = $(TORCH)/bin/python
-all-gpu-bench: setup-venv stand-in gpu-pack
+all-gpu-bench: setup-venv stand-in gpu-peers gpu-pack
 	$(MAKE) --no-print-directory $(TORCH)/complete
 	$(PYTHON) benches/gpu/floors.py
 	$(GPU_BENCH) $(TORCH_PYTHON) -W ignore benches/gpu/self_test.py
+	$(call install_peers,build/gpu-peers)
+	$(GPU_BENCH) SKC_PEERS=$(CURDIR)/build/gpu-peers $(TORCH_PYTHON) -W ignore benches/gpu/self_test_peers.py
 	rm -rf build/gpu-bench
 	$(GPU_BENCH) PYTHON=$(TORCH_PYTHON) GO_DEVICE=cpu GO_OPTIONS="--smoke --strict --seconds 0.02 --limit 0" \
 		GO_LLAMA_OPTIONS="--tiny --seconds 0.05" build/gpu_check/benches/gpu/go build/gpu-bench/cpu 600
@@ -527,9 +531,9 @@ nightly-life:
 			$(CARGO) test -p sinkcache --test soak -- --nocapture || exit 1; done
 
 # The first hour with a GPU on the stand-in: in a root with Python alone, with contenders that fail and a full disk.
-nightly-gpu-rehearsal: setup-venv stand-in gpu-pack
+nightly-gpu-rehearsal: setup-venv stand-in gpu-peers gpu-pack
 	$(MAKE) --no-print-directory $(TORCH)/complete
-	benches/gpu/rehearsal/run build/gpu_check build/shim $(TORCH_PYTHON) $(CURDIR)/build/gpu-rehearsal 1200
+	benches/gpu/rehearsal/run build/gpu_check build/shim $(TORCH_PYTHON) $(CURDIR)/build/gpu-rehearsal 540
 
 # The README's two commands in a new Debian that has Rust, git, make and a C linker.
 nightly-fresh-machine:
@@ -557,7 +561,27 @@ mutation: test-setup stand-in
 
 # What a machine with a GPU needs, in a folder that stands by itself: `build/gpu_check/benches/gpu/go OUT` there.
 gpu-pack:
-	scripts/gpu_check --pack build/gpu_check
+	scripts/gpu_check --pack build/gpu_check --wheels $(PEERS)
+
+# FlashInfer's wheel and those that it needs, for every Python that it runs on: 18 MB, once for a machine.
+PEERS = $(CACHE)/gpu-peers-$(shell cksum <benches/gpu/requirements-peers.txt | cut -d' ' -f1)
+gpu-peers: setup-venv
+	benches/gpu/fetch_peers $(PYTHON) $(PEERS)
+
+# $(call install_peers,FOLDER)
+install_peers = rm -rf $(1) && $(TORCH_PYTHON) -m pip install --quiet --no-index --no-deps --no-compile \
+	--find-links $(PEERS) --target $(1) -r benches/gpu/requirements-peers.txt
+
+# FlashInfer's kernels too, by NVIDIA's compiler from PyPI, so that the machine with the GPU needs none. They are linked
+# with the stand-in in the place of the driver.
+PEER_ARCH = 9.0a
+gpu-peer-kernels: stand-in gpu-peers
+	$(MAKE) --no-print-directory $(TORCH)/complete
+	$(call install_peers,build/gpu-peers)
+	cuda=$$(scripts/cuda_kit) && PATH="$$PATH:$(CURDIR)/build/gpu-peers/bin" SKC_PEERS=$(CURDIR)/build/gpu-peers \
+		CUDA_HOME=$$cuda FLASHINFER_CUDA_ARCH_LIST=$(PEER_ARCH) FLASHINFER_EXTRA_LDFLAGS=-L$(CURDIR)/build/shim \
+		FLASHINFER_WORKSPACE_BASE=$(CURDIR)/build/gpu-peer-kernels MAX_JOBS=$(JOBS) \
+		$(TORCH_PYTHON) -W ignore benches/gpu/peer_kernels.py --into $(PEERS)/kernels
 
 clean:
 	$(CARGO) clean

@@ -19,13 +19,14 @@ from cases import Case
 from gpu_specs import ARCHS, DEVICES
 import misses
 import model
+import published
 import report
 
 ROOT = HERE.parent.parent
 RESOURCES = ROOT / "src" / "backend" / "cuda" / "kernels" / "RESOURCES.md"
 PREDICTIONS = HERE / "PREDICTIONS.md"
 NOT_MEASURED = "not measured on a GPU"
-MISSES_ON = "H100 SXM"
+PREDICTED = "H100 SXM", "H200 SXM"
 
 
 def resources():
@@ -80,31 +81,74 @@ def predictions(table, measured):
     """Every aim with its predictions for an H100 and an H200, and the measured value."""
     found = {verdict.aim: verdict.value for verdict in measured}
     lines = ["| aim | H100 SXM, predicted | H200 SXM, predicted | measured |", "|---|---|---|---|"]
-    columns = [model.aims(table, DEVICES[name]) for name in ("H100 SXM", "H200 SXM")]
+    columns = [model.aims(table, DEVICES[name]) for name in PREDICTED]
     for row in zip(*columns):
         cells = [f"{x.value}: **{'reached' if x.reached else 'missed'}**" for x in row]
         lines.append(f"| {row[0].aim} | {cells[0]} | {cells[1]} | {found.get(row[0].aim, NOT_MEASURED)} |")
     return lines
 
 
-def misses_of(table):
-    """What bounds the aims that are predicted to be missed. Every one of them has a line."""
-    device = DEVICES[MISSES_ON]
+def beside_published(table, results):
+    """Published times of one sequence, what the model predicts for a step, and what was measured."""
+    lines = [
+        "| cached | XQA, published | FA3, published | step, H100 SXM, predicted | step, H200 SXM, predicted "
+        "| measured |",
+        "|---|---|---|---|---|---|",
+    ]
+    for p in report.published_lines(results or {"rows": [], "copy_bytes_per_s": 0}):
+        case = Case(1, p.cached, 32, 8, 128, "bf16")
+        steps = (model.decode(table, DEVICES[name], case) * 1e6 for name in PREDICTED)
+        measured = [f"{name} {us:.1f} us" for name, us in (("step", p.sinkcache), ("XQA", p.xqa_here)) if us]
+        lines.append(
+            f"| {p.cached} | {p.xqa:.1f} us | {p.fa3:.1f} us | "
+            + " | ".join(f"{us:.1f} us" for us in steps)
+            + f" | {', '.join(measured) or NOT_MEASURED} |"
+        )
+    return [*lines, "", published_bound(table)]
+
+
+def published_bound(table):
+    """What the published times say about the device, and where they are predicted not to be reached."""
+    device, xqa = DEVICES["H200 SXM"], published.VLLM_43232["XQA"]
+    steps = {n: Case(1, n, 32, 8, 128, "bf16") for n in xqa}
+    longest = max(xqa)
+    rate = steps[longest].layer_bytes / xqa[longest] * 1e6
+    slower = [n for n, case in steps.items() if model.decode(table, device, case) * 1e6 > xqa[n]]
+    fixed = model.decode(table, device, steps[longest]) - steps[longest].step_bytes / (model.OWN * device.bytes_per_s)
+    text = (
+        f"XQA's time over {longest} is {rate / 1e12:.2f} TB/s of K and V, above the {PREDICTED[0]}'s datasheet, so "
+        f"the columns to compare are those of the H200: {rate / device.bytes_per_s:.2f} of its datasheet, launch and "
+        "merge included."
+    )
+    if slower:
+        text += (
+            f" A step is predicted to be slower over {', '.join(map(str, slower))}: {model.OWN:.2f} of the bandwidth "
+            f"is assumed for its bytes alone, and {fixed * 1e6:.1f} us are added. A loop that sustains "
+            f"{steps[longest].step_bytes / (xqa[longest] / 1e6 - fixed) / device.bytes_per_s:.2f} would be as fast."
+        )
+    return text
+
+
+def misses_of(table, name):
+    """What bounds the aims that are predicted to be missed on a device. Every one of them has a line."""
+    device = DEVICES[name]
     found = misses.all_misses(table, device)
     missed = [a.aim for a in model.aims(table, device) if not a.reached]
     without = [aim for aim in missed if not any(misses.of_aim(m, aim) for m in found)]
     if without:
         sys.exit(f"misses.py says nothing of {without}")
-    lines = ["| aim | what bounds it | what would have to change |", "|---|---|---|"]
+    lines = [f"### Aims that are predicted to be missed, on an {name}", ""]
+    lines += ["The model's numbers, not measurements.", ""]
+    lines += ["| aim | what bounds it | what would have to change |", "|---|---|---|"]
     for miss in found:
         if any(misses.of_aim(miss, aim) for aim in missed):
             lines.append(f"| {miss.aims} | {miss.bound} | {miss.change} |")
-    return lines
+    return [*lines, ""]
 
 
 def chunk_l2(table):
     """What the model does not limit: reads of the L2 by chunks."""
-    device = DEVICES[MISSES_ON]
+    device = DEVICES[PREDICTED[0]]
     lines = []
     for cached, chunk in ((2048, 128), (16384, 128), (2048, 512), (16384, 512)):
         case = Case(1, cached, 32, 8, 128, "bf16", chunk)
@@ -120,8 +164,13 @@ def chunk_l2(table):
     return lines
 
 
-def text(measured, title):
+def text(results, llama):
+    """PREDICTIONS.md. `results`, `llama`: results.json and llama.json as loaded, or None."""
     table = resources()
+    measured = report.aims(results, llama) if results else []
+    title = NOT_MEASURED
+    if results:
+        title = f"{results['device']['name']}, commit {results['commit'][:12]}, {results['date']}"
     return (
         "\n".join(
             [
@@ -138,13 +187,16 @@ def text(measured, title):
                 "",
                 "README.md explains them.",
                 "",
-                f"### Aims that are predicted to be missed, on an {MISSES_ON}",
+                "### Beside published times",
                 "",
-                "The model's numbers, not measurements.",
+                "One sequence, 32/8 heads of 128 in bf16. Published: attention of a layer in vLLM "
+                "(vllm-project/vllm#43232) on Hopper,",
+                "8 KV heads of 128; other kernels rotate and store. A step rotates, stores and attends in one launch.",
                 "",
-                *misses_of(table),
+                *beside_published(table, results),
                 "",
-                "### What the model does not limit",
+                *(line for name in PREDICTED for line in misses_of(table, name)),
+                f"### What the model does not limit, on an {PREDICTED[0]}",
                 "",
                 *chunk_l2(table),
                 "",
@@ -173,15 +225,14 @@ def main():
     p.add_argument("--write", action="store_true")
     p.add_argument("--measured", type=pathlib.Path)
     o = p.parse_args()
-    measured, title = [], NOT_MEASURED
+    results = llama = None
     if o.measured:
         results = json.loads((o.measured / "results.json").read_text())
         if results["platform"] != "cuda":
             sys.exit(f"{o.measured} holds no results of a GPU")
-        llama = o.measured / "llama.json"
-        measured = report.aims(results, json.loads(llama.read_text()) if llama.exists() else None)
-        title = f"{results['device']['name']}, commit {results['commit'][:12]}, {results['date']}"
-    new = text(measured, title)
+        file = o.measured / "llama.json"
+        llama = json.loads(file.read_text()) if file.exists() else None
+    new = text(results, llama)
     if o.write:
         PREDICTIONS.write_text(new)
         return 0
@@ -196,12 +247,13 @@ def main():
 
 def strip(text):
     """The lines without measured values."""
-    lines = [re.sub(r"Measured: .*", "", line) for line in text.splitlines()]
-    begin = lines.index("## Predictions") if "## Predictions" in lines else 0
-    end = lines.index("## Floors") if "## Floors" in lines else 0
-    return [
-        line.rsplit("|", 2)[0] if begin < i < end and line.startswith("|") else line for i, line in enumerate(lines)
-    ]
+    lines, in_table, found = text.splitlines(), False, []
+    for line in lines:
+        # The last column of a table whose heading says so.
+        in_table = line.startswith("|") and (in_table or line.endswith("| measured |"))
+        line = re.sub(r"^Measured: .*", "", line)
+        found.append(line.rsplit("|", 2)[0] if in_table else line)
+    return found
 
 
 if __name__ == "__main__":

@@ -141,11 +141,14 @@ def numbers(case, taken, loops, layers):
     }
 
 
+# What libraries raise if they do not support a shape or a device, or cannot compile.
+UNAVAILABLE = ("No available kernel", "Could not find nvcc", "is only supported on")
+
+
 def failure(e):
     if isinstance(e, WrongResult):
         return {"status": "wrong", "note": str(e)}
-    # PyTorch raises "No available kernel" if a backend does not support a shape.
-    if isinstance(e, (ImportError, NotImplementedError)) or "No available kernel" in str(e):
+    if isinstance(e, (ImportError, NotImplementedError)) or any(text in str(e) for text in UNAVAILABLE):
         return {"status": "unavailable", "note": first_line(e)}
     return {"status": "error", "note": f"{type(e).__name__}: {first_line(e)}"}
 

@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
 """Tables of measurements.
 
-report.py FOLDER        the short table of a finished run: aims, then counts
+report.py FOLDER        the short table of a run: aims, then counts
+
+The exit code is 1 where a check has failed, a row of this library is wrong or an error, or something was left out.
 """
 
 import json
 import pathlib
 import sys
 from typing import NamedTuple
+
+import published
 
 
 class Verdict(NamedTuple):
@@ -144,6 +148,51 @@ class _Verdicts:
         self._add("launches of a decode step", ", ".join(f"{k}: {v}" for k, v in counts.items()) or "not counted", None)
 
 
+class Published(NamedTuple):
+    """Published times of one sequence over `cached` tokens beside those of a run, in microseconds or None."""
+
+    cached: int
+    xqa: float
+    fa3: float
+    xqa_here: float
+    sinkcache: float
+
+
+def published_lines(results):
+    """A Published for every length that vLLM's table has."""
+    rows, found = _Verdicts(results), []
+    for cached, xqa in published.VLLM_43232["XQA"].items():
+        where = {"n_seqs": 1, "cached": cached, "chunk": 1, "start": 0, **MAIN}
+        here = rows._times(contender="FlashInfer, XQA", mode="graph", **where)
+        ours = rows._ours(**where)
+        found.append(
+            Published(
+                cached,
+                xqa,
+                published.VLLM_43232["FA3"][cached],
+                min(here.values(), default=None),
+                ours and ours[1],
+            )
+        )
+    return found
+
+
+def published_table(results):
+    """Lines of text; none where nothing was measured at these lengths."""
+    lines = [p for p in published_lines(results) if p.xqa_here or p.sinkcache]
+    if not lines:
+        return ""
+
+    def us(x):
+        return f"{x:8.1f} us" if x else "not measured"
+
+    head = "1 sequence: published by vLLM #43232 (XQA, FA3; Hopper; no rotation, no append), XQA here, a step here"
+    return "\n".join(
+        [head]
+        + [f"     {p.cached:6} {p.xqa:6.1f} us {p.fa3:6.1f} us {us(p.xqa_here)} {us(p.sinkcache)}" for p in lines]
+    )
+
+
 def _fastest(times):
     return min(times.items(), key=lambda item: item[1]) if times else None
 
@@ -181,35 +230,51 @@ def _load(path):
         return None
 
 
+def checks(check):
+    """Lines about gpu_check.json as loaded, and whether all of it has passed."""
+    if not check:
+        return ["gpu_check: no result"], True
+    left_out = [r["check"] for r in check["rows"] if r["said"].startswith("left out")]
+    failed = [r["check"] for r in check["rows"] if not r["ok"] and r["check"] not in left_out]
+    passed = len(check["rows"]) - len(failed) - len(left_out)
+    head = f"gpu_check: {passed} of {len(check['rows'])} passed"
+    if left_out:
+        head += f", {len(left_out)} left out for time"
+    return [head, *(f"    FAILED {f}" for f in failed[:20])], not failed and not left_out
+
+
 def main():
     folder = pathlib.Path(sys.argv[1])
     results, llama, check = (_load(folder / name) for name in ("results.json", "llama.json", "gpu_check.json"))
-    if check:
-        failed = [r["check"] for r in check["rows"] if not r["ok"]]
-        print(f"gpu_check: {len(check['rows']) - len(failed)} of {len(check['rows'])} passed")
-        print("".join(f"    FAILED {f}\n" for f in failed[:20]), end="")
-    else:
-        print("gpu_check: no result")
+    lines, complete = checks(check)
+    print("\n".join(lines))
     if not results:
         print("run.py: no result")
         return 1
+    ours = [r for r in results["rows"] if r["family"] == "sinkcache" and r["status"] in ("wrong", "error")]
+    code = 0 if complete and not ours and not results["left_out"] else 1
     counts = {}
     for r in results["rows"]:
         counts[r["status"]] = counts.get(r["status"], 0) + 1
     device, copy = results["device"], results["copy_bytes_per_s"]
-    print(
-        f"{device['name']}, commit {results['commit'][:12]}, {results['date']}, copy {copy / 1e9:.0f} GB/s, "
-        + ", ".join(f"{n} {status}" for status, n in counts.items())
-        + f", {len(results['left_out'])} cases left out for time"
-    )
+    parts = [
+        device["name"],
+        f"commit {results['commit'][:12]}",
+        results["date"],
+        f"copy {copy / 1e9:.0f} GB/s",
+        *(f"{n} {status}" for status, n in counts.items()),
+        f"{len(results['left_out'])} cases left out for time",
+    ]
+    print(", ".join(parts))
     if results["platform"] != "cuda":
         print("Not a GPU: aims are not evaluated.")
-        return 0
+        return code
     print(table(aims(results, llama)))
+    print(published_table(results))
     for r in results["rows"]:
         if r["status"] in ("wrong", "error"):
             print(f"{r['status']}: {r['contender']} on {r['key']}: {r.get('note', '')}"[:200])
-    return 0
+    return code
 
 
 if __name__ == "__main__":

@@ -125,7 +125,8 @@ class Cases(unittest.TestCase):
         decode = {
             (c.n_seqs, c.cached, c.q_heads, c.kv_heads, c.dim, c.dtype) for c in cases if c.decode and not c.start
         }
-        self.assertEqual(len(decode), 4 * 5 * 5 * 2)
+        # 8192 and 32768 tokens of one sequence besides: others have published times.
+        self.assertEqual(len(decode), 4 * 5 * 5 * 2 + 2)
         self.assertEqual(len(cases), len(set(cases)))
         self.assertEqual(cases[0], Case(1, 2048, 32, 8, 128, "bf16", core=True))
         self.assertEqual({c.start for c in cases}, {0, 10_000, 10_000_000})
@@ -322,6 +323,57 @@ class Report(unittest.TestCase):
         results["rows"][0]["status"] = "wrong"
         self.assertFalse(any(v.holds for v in report.aims(results, None)))
         report.table(report.aims(results, None))
+
+    def test_the_exit_code_tells_of_what_failed_or_was_left_out(self):
+        good = {"check": "cuda: steps", "ok": True, "said": ""}
+        left = {**good, "ok": False, "said": "left out: no time"}
+        failed = {**good, "ok": False}
+        base = {"device": {"name": "x"}, "commit": "", "date": "", "copy_bytes_per_s": 1, "platform": "cpu"}
+        row = {"key": "k", "contender": "c", "family": "sinkcache", "status": "ok"}
+        for checks, row_status, left_out, code, said in (
+            ([good], {}, [], 0, "1 of 1 passed\n"),
+            ([good, left], {}, [], 1, "1 of 2 passed, 1 left out for time\n"),
+            ([good, failed], {}, [], 1, "1 of 2 passed\n    FAILED cuda: steps\n"),
+            ([good], {"status": "wrong"}, [], 1, ""),
+            ([good], {"status": "error", "family": "window"}, [], 0, ""),
+            ([good], {}, ["k"], 1, ""),
+        ):
+            with tempfile.TemporaryDirectory() as folder:
+                results = {**base, "rows": [{**row, **row_status}], "left_out": left_out}
+                for name, content in (("gpu_check", {"rows": checks}), ("results", results)):
+                    (pathlib.Path(folder) / f"{name}.json").write_text(json.dumps(content))
+                done = subprocess.run(
+                    [sys.executable, str(HERE / "report.py"), folder], stdout=subprocess.PIPE, text=True
+                )
+            self.assertEqual(done.returncode, code, (checks, done.stdout))
+            self.assertIn(said, done.stdout)
+
+    def test_published_times_stand_beside_what_was_measured_at_the_same_length(self):
+        def row(cached, contender, family, us, **more):
+            case = {"n_seqs": 1, "cached": cached, "chunk": 1, "start": 0, **report.MAIN}
+            return {**case, "contender": contender, "family": family, "mode": "graph", "us": us, "status": "ok"} | more
+
+        rows = [
+            row(2048, "sinkcache skc_step", "sinkcache", 7.0),
+            row(2048, "FlashInfer, XQA", "window", 9.0),
+            row(8192, "FlashInfer, XQA", "window", 15.0, status="wrong"),
+            row(4096, "FlashInfer, XQA", "window", 11.0, dtype="f16"),
+        ]
+        results = {"rows": rows, "copy_bytes_per_s": 0}
+        found = {p.cached: (p.xqa, p.xqa_here, p.sinkcache) for p in report.published_lines(results)}
+        self.assertEqual(found[2048], (8.1, 9.0, 7.0))
+        self.assertEqual(found[8192], (14.5, None, None))
+        self.assertEqual(found[4096], (10.5, None, None))
+        self.assertEqual(len(report.published_table(results).splitlines()), 2)
+        self.assertEqual(report.published_table({**results, "rows": []}), "")
+
+    def test_measured_columns_alone_are_not_compared_with_the_committed_predictions(self):
+        import floors
+
+        table = "| aim | predicted | measured |\n|---|---|---|\n| x | {} | {} |\n\n| a | b |\n|---|---|\n| c | {} |\n"
+        self.assertEqual(floors.strip(table.format(1, 2, 3)), floors.strip(table.format(1, "none", 3)))
+        self.assertNotEqual(floors.strip(table.format(1, 2, 3)), floors.strip(table.format(2, 2, 3)))
+        self.assertNotEqual(floors.strip(table.format(1, 2, 3)), floors.strip(table.format(1, 2, 4)))
 
     def test_every_predicted_aim_is_evaluated_by_the_report(self):
         import floors

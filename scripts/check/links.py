@@ -19,7 +19,7 @@ CODE = re.compile(r"(`+)(.+?)\1", re.S)
 HEADING = re.compile(r"^ {0,3}#{1,6}\s+(.*?)\s*#*\s*$", re.M)
 # Characters that a path in a document is made of; others mean that it is a pattern or a program's arguments.
 PATH = re.compile(r"[\w./+-]+")
-GENERATED = ("target/", "build")
+GENERATED = ("target/", "build", "fuzz/artifacts/")
 MAKE = re.compile(r"make ((?:[a-z][a-z-]* ?)+)")
 
 

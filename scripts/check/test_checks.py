@@ -83,9 +83,10 @@ class Documents(Planted):
     def test_broken_links_are_found(self):
         self.put("docs/b.md", "# One thing: `code`\n\n# Two\n# Two\n")
         self.put("src/x.rs", "")
+        self.put("fuzz/y.rs", "")
         self.put("Makefile", "ALL = a-b\na-b:\n\ttrue\n")
         good = ("[x](docs/b.md#one-thing-code) [y](docs/b.md#two-1) [z]: docs/b.md\n"
-                "`src/x.rs` `src/*.rs` `make a-b` [n](https://example.org/x)\n")
+                "`src/x.rs` `src/*.rs` `fuzz/artifacts/a/` `make a-b` [n](https://example.org/x)\n")
         self.put("README.md", good + "```\n[no](link.md)\n```\n`[no](link.md)`\n")
         self.assertEqual(list(links.problems(self.root)), [])
         for bad in ("[x](docs/c.md)", "[x](docs/b.md#three)", "[x](#nowhere)", "![x](p.svg)",
