@@ -26,8 +26,8 @@ struct RequestsFile {
 class Feed {
 public:
     /**
-     * `one_rank`: no other rank has the same iterations. Only then requests run while a pipe pauses: all ranks must read
-     * the same lines before the same iteration. Executor, model and vocabulary must outlive this object.
+     * `one_rank`: no other rank has the same iterations. Only then requests run while a pipe pauses: all ranks must
+     * read the same lines before the same iteration. Executor, model and vocabulary must outlive this object.
      */
     Feed(RequestsFile file, bool one_rank, Executor &executor, const LlamaConfig &model, const Vocabulary &vocabulary);
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Requests through a pipe that pauses: each is answered before the next is written, and a request that comes while another
-runs joins it.
+"""Requests through a pipe that pauses: each is answered before the next is written, and a request that comes while
+another runs joins it.
 
     pauses.py SERVE MODEL
 """
