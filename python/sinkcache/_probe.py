@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from ._rotation import explain
 from ._settings import Rope
 
-# Largest difference, relative to the largest value, that rounding explains.
-BOUNDS = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 # Of transformers' kinds of RoPE, those whose frequencies change with the length of the text.
 CHANGING = ("dynamic", "longrope")
 KINDS = ("full_attention", "sliding_attention")
@@ -153,37 +152,9 @@ def _frequencies(model: Any) -> list[tuple[str, Any, float]]:
     return found
 
 
-def _rotated(x: Any, frequencies: Any, interleaved: bool) -> Any:
-    """A row of position 0 as it is at position 1."""
-    dim = 2 * len(frequencies)
-    x, rest = x[..., :dim], x[..., dim:]
-    low, high = (x[..., ::2], x[..., 1::2]) if interleaved else (x[..., : dim // 2], x[..., dim // 2:])
-    cos, sin = frequencies.cos(), frequencies.sin()
-    low, high = low * cos - high * sin, high * cos + low * sin
-    turned = torch.stack((low, high), -1).flatten(-2) if interleaved else torch.cat((low, high), -1)
-    return torch.cat((turned, rest), -1)
-
-
 def _rope(seen: _Seen, frequencies: list[tuple[str, Any, float]]) -> Rope | None:
     """The rotation that explains the keys and the queries."""
-    bound = BOUNDS.get(seen.k.dtype, 1e-3)
-    pairs = [[x[0, :, position].double().cpu() for position in (0, 1)] for x in (seen.k, seen.q)]
-
-    def error(turn: Any) -> float:
-        return max(float((turn(first) - second).abs().max() / first.abs().max().clamp(min=1e-30))
-                   for first, second in pairs)
-
-    candidates: list[tuple[float, str, Rope | None]] = [(error(lambda x: x), "none", None)]
-    for kind, values, factor in frequencies:
-        if 2 * len(values) > seen.k.shape[-1]:
-            continue
-        for interleaved in (False, True):
-            found = Rope(dim=2 * len(values), interleaved=interleaved, inv_freq=values.float().tolist(), mscale=factor)
-            candidates.append((error(lambda x: _rotated(x, values, interleaved)), kind, found))
-    best, kind, rope = min(candidates, key=lambda candidate: candidate[0])
-    if best > bound:
-        raise ValueError("turns its keys or queries in a way that is not known; the nearest is "
-                         f"{kind}, off by {best:.2g}")
+    kind, rope = explain([(x[0, :, 0], x[0, :, 1]) for x in (seen.k, seen.q)], frequencies)
     if kind in CHANGING:
         raise ValueError(f"has RoPE of type {kind!r}, whose frequencies change with the length of the text: a key is "
                          "rotated once")
