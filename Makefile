@@ -5,7 +5,7 @@ CARGO ?= cargo
 JOBS ?= $(shell nproc)
 CXX ?= g++
 PYTHON ?= python3
-# What is fetched or built once for a machine: llama.cpp, NVIDIA's compilers, PyTorch.
+# What is fetched or built once for a machine: llama.cpp, NVIDIA's compilers, PyTorch, vLLM.
 CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sinkcache
 export MAKE
 
@@ -16,15 +16,15 @@ ALL = all-llama all-llama-hosts all-inflight all-damaged-files all-sanitize-cpp 
 	all-aarch64 all-emulated-isa all-cuda-sanitize all-ptx all-cuda-cubins all-cuda-variants all-cuda-nvcc \
 	all-gpu-bench all-python all-notebook all-languages all-package all-abi all-fuzz all-loom all-valgrind \
 	all-soak all-dependencies
-NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking \
-	nightly-python nightly-candle nightly-sanitize-rust nightly-mutants nightly-mutation nightly-cuda-variants \
-	nightly-ptx nightly-aarch64 nightly-third-party nightly-llama-hosts nightly-fuzz nightly-gpu-rehearsal \
-	nightly-tsan nightly-loom nightly-miri nightly-valgrind nightly-life nightly-coverage nightly-fresh-machine
+NIGHTLY = nightly-histories nightly-snapshots nightly-soak nightly-damaged-files nightly-parking nightly-python \
+	nightly-vllm nightly-candle nightly-sanitize-rust nightly-mutants nightly-mutation nightly-cuda-variants \
+	nightly-ptx nightly-aarch64 nightly-third-party nightly-llama-hosts nightly-fuzz nightly-gpu-rehearsal nightly-tsan \
+	nightly-loom nightly-miri nightly-valgrind nightly-life nightly-coverage nightly-fresh-machine
 PARTS = $(CHECK) $(TEST) $(ALL) $(NIGHTLY)
 
-.PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv stand-in ptx ptx-test \
-	emulator llama-hosts asan-short asan-long tsan miri coverage fuzz mutation header bench gpu-pack gpu-peers \
-	gpu-peer-kernels clean clean-cache
+.PHONY: help check test test-all nightly $(PARTS) setup-engines setup-aarch64 setup-venv setup-vllm stand-in ptx \
+	ptx-test emulator llama-hosts asan-short asan-long tsan miri coverage fuzz mutation header bench gpu-pack \
+	gpu-peers gpu-peer-kernels clean clean-cache
 .DEFAULT_GOAL := help
 
 help:
@@ -178,6 +178,9 @@ setup-aarch64:
 
 setup-venv:
 	@scripts/setup test venv
+
+setup-vllm:
+	@scripts/setup test vllm
 
 # llama.cpp is built once for a machine and kept in ~/.cache/sinkcache (SINKCACHE_LLAMA_DIR).
 all-llama: setup-engines stand-in
@@ -446,6 +449,19 @@ nightly-python: setup-venv setup-aarch64
 	CARGO="$(CARGO)" PYTHON="$(PYTHON)" scripts/python_wheel manylinux
 	$(MAKE) --no-print-directory $(TORCH)/complete $(TRANSFORMERS)$(TRANSFORMERS_NEWEST)/complete
 	SKC_TOKENS=20000 CARGO="$(CARGO)" scripts/python_wheel torch $(TORCH_PYTHON) $(TRANSFORMERS)$(TRANSFORMERS_NEWEST)
+
+# vLLM for the CPU, with the PyTorch that it asks for: 2.6 GB to download, 4.8 GB unpacked. Compiled, since each test
+# is a process that imports it.
+VLLM = $(CACHE)/vllm-$(shell cksum <python/tests/requirements-vllm.txt | cut -d' ' -f1)
+$(VLLM)/complete:
+	$(PYTHON) -m venv --clear $(VLLM)
+	$(VLLM)/bin/pip install --quiet --no-deps -r python/tests/requirements-vllm.txt
+	touch $@
+
+# The Python package as a plugin of vLLM.
+nightly-vllm: setup-vllm
+	$(MAKE) --no-print-directory $(VLLM)/complete
+	CARGO="$(CARGO)" scripts/python_wheel vllm $(VLLM)/bin/python
 
 # A Llama in candle over the crate, beside candle's own. Minutes: candle is large, and no other part needs it.
 CANDLE = --manifest-path examples/candle/Cargo.toml
