@@ -185,8 +185,8 @@ setup-vllm:
 # llama.cpp is built once for a machine and kept in ~/.cache/sinkcache (SINKCACHE_LLAMA_DIR).
 all-llama: setup-engines stand-in
 	$(call cmake_build,$(WITH_ENGINES))
-	$(CTEST) --test-dir build -R '^(llama|common)_' -E '^llama_accelerators$$'
-	$(ON_STAND_IN) $(CTEST) --test-dir build -R '^llama_accelerators$$'
+	$(CTEST) --test-dir build -R '^(llama|common)_' -E '^llama_accelerators'
+	$(ON_STAND_IN) $(CTEST) --test-dir build -R '^llama_accelerators'
 
 # llama-server, llama-cli, llama-completion and llama-cpp-python with the library in front of them. Their build takes
 # 20 minutes and more: where nightly-llama-hosts has not made it, nothing is done.

@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstring>
 #include <deque>
+#include <set>
 #include <vector>
 
 namespace sinkcache {
@@ -105,27 +106,52 @@ Accelerator accelerator(ggml_backend_dev_t cuda, std::int32_t ordinal, IsOpOf is
     return device;
 }
 
+/** ggml's scheduler takes so many, and llama.cpp gives it the CPU, a model's devices and all of type ACCEL. */
+constexpr std::size_t MOST_BACKENDS = 16;
+
+/** What tells a piece of hardware from others; empty if ggml does not say. */
+std::string hardware_id(ggml_backend_dev_t device) {
+    ggml_backend_dev_props props{};
+    api().ggml_backend_dev_get_props(device, &props);
+    return props.device_id ? props.device_id : "";
+}
+
 Accelerators::Accelerators(IsOpOf is_op_of) {
+    // ggml lists its CUDA devices by their ordinals, integrated ones included.
     std::vector<ggml_backend_dev_t> of_cuda;
+    std::set<std::string> ids;
+    bool are_distinct = true;
     for (std::size_t i = 0; i < api().ggml_backend_dev_count(); ++i) {
         const ggml_backend_dev_t device = api().ggml_backend_dev_get(i);
-        const std::string reg = api().ggml_backend_reg_name(api().ggml_backend_dev_backend_reg(device));
-        if (reg == "CUDA" && api().ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_GPU) {
-            of_cuda.push_back(device);
+        if (std::string(api().ggml_backend_reg_name(api().ggml_backend_dev_backend_reg(device))) != "CUDA") {
+            continue;
         }
+        of_cuda.push_back(device);
+        const std::string id = hardware_id(device);
+        are_distinct = are_distinct && (id.empty() || ids.insert(id).second);
     }
     if (of_cuda.empty()) {
         return;
     }
+    const std::string instead = ": attention of layers on a GPU is computed on the CPU, with copies";
     skc_capability_info can{};
     can.struct_size = sizeof can;
+    const std::size_t n_backends = api().ggml_backend_dev_count() + of_cuda.size();
     if (skc_capabilities(&can) != SKC_STATUS_OK || !(can.backends & (1U << SKC_BACKEND_CUDA))) {
-        problem = "sinkcache cannot use CUDA here: attention of layers on a GPU is computed on the CPU, with copies";
+        problem = "sinkcache cannot use CUDA here" + instead;
+    } else if (n_backends > MOST_BACKENDS) {
+        problem = "with a device beside each of " + std::to_string(of_cuda.size()) + " CUDA devices ggml would have " +
+                  std::to_string(n_backends) + ", and takes " + std::to_string(MOST_BACKENDS) + instead;
+    } else if (!are_distinct) {
+        problem = "some of ggml's CUDA devices are the same hardware" + instead;
+    }
+    if (!problem.empty()) {
         return;
     }
-    // ggml lists its CUDA devices by their ordinals.
     for (std::size_t i = 0; i < of_cuda.size(); ++i) {
-        devices.push_back(accelerator(of_cuda[i], static_cast<std::int32_t>(i), is_op_of, &registration));
+        if (api().ggml_backend_dev_type(of_cuda[i]) == GGML_BACKEND_DEVICE_TYPE_GPU) {
+            devices.push_back(accelerator(of_cuda[i], static_cast<std::int32_t>(i), is_op_of, &registration));
+        }
     }
     registration.context = this;
     registration.get_name = [](ggml_abi::Registration *) { return "sinkcache"; };
@@ -147,12 +173,13 @@ const std::string &add_accelerators(IsOpOf is_op_of) {
     return all->problem;
 }
 
-std::int32_t cuda_device_of(const ggml_tensor *weight) {
+std::int32_t cuda_device_of(const ggml_tensor *t) {
     const Accelerators *const all = added;
-    if (!all || !weight || !weight->buffer) {
+    const ggml_backend_buffer_t buffer = !t ? nullptr : t->view_src ? t->view_src->buffer : t->buffer;
+    if (!all || !buffer) {
         return ON_CPU;
     }
-    const ggml_backend_buffer_type_t type = api().ggml_backend_buffer_get_type(weight->buffer);
+    const ggml_backend_buffer_type_t type = api().ggml_backend_buffer_get_type(buffer);
     for (const Accelerator &device : all->devices) {
         if (type == api().ggml_backend_dev_buffer_type(device.cuda)) {
             return device.ordinal;

@@ -15,8 +15,9 @@ using IsOpOf = bool (*)(const ggml_tensor *node, std::int32_t device);
 
 /**
  * Adds a device to ggml for each of its CUDA devices, once in a process: contexts that are created later then give it
- * the ops for which `is_op_of` holds, with tensors in that CUDA device's memory. Does nothing where ggml has no CUDA
- * device or sinkcache cannot use CUDA.
+ * the ops for which `is_op_of` holds, with tensors in that CUDA device's memory. Contexts of others get the devices as
+ * well, and no work for them. Does nothing where ggml has no CUDA device, or too many, or sinkcache cannot use CUDA. No
+ * other thread may look at ggml's list of devices meanwhile.
  *
  * @return Why CUDA devices that ggml has are not used; empty if they are, or if there are none
  */
@@ -25,8 +26,8 @@ const std::string &add_accelerators(IsOpOf is_op_of);
 /** No CUDA device: the layer is on the CPU. */
 constexpr std::int32_t ON_CPU = -1;
 
-/** Ordinal of the CUDA device in whose memory a weight lies, if add_accelerators() has added one for it; or ON_CPU. */
-std::int32_t cuda_device_of(const ggml_tensor *weight);
+/** Ordinal of the CUDA device in whose memory a tensor lies, if add_accelerators() has added one for it; or ON_CPU. */
+std::int32_t cuda_device_of(const ggml_tensor *t);
 
 /** Fills an f32 tensor in any memory. */
 void fill(ggml_tensor *t, float value);

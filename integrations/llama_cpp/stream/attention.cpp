@@ -255,6 +255,15 @@ bool Attention::attend(const Layer &layer, ggml_tensor *dst, int ith, int nth) {
         return false;
     }
     const LayerCache &place = layer.place;
+    // Kernels would read the host's memory.
+    const ggml_tensor *const tensors[] = {dst, dst->src[0], dst->src[1], dst->src[2]};
+    for (const ggml_tensor *t : tensors) {
+        if (place.on_device && cuda_device_of(t) != layer.device) {
+            error.set(SKC_STATUS_INTERNAL, "layer " + std::to_string(layer.index) + ": llama.cpp has put '" + t->name +
+                                               "' elsewhere than the layer's weights, which are on a GPU");
+            return false;
+        }
+    }
     skc_status status = SKC_STATUS_OK;
     if (layer.shares) {
         const auto args = args_of<skc_attend_args>(layer, *ubatch, dst);

@@ -91,9 +91,9 @@ CacheConfigs::CacheConfigs(const std::vector<LayerShape> &shapes, const std::vec
         const LayerShape &shape = shapes[i];
         if (shape.shares()) {
             const auto owner = static_cast<std::size_t>(shape.kv_of);
-            if (windows[i] != windows[owner] || shape.device != shapes[owner].device) {
+            if (windows[i] != windows[owner]) {
                 invalid_config("layer " + std::to_string(i) + " reads the K and V of layer " + std::to_string(owner) +
-                               " with another sliding window or on another device, which is not supported");
+                               " with another sliding window, which is not supported");
             }
             places_[i] = places_[owner];
             any_shares = true;

@@ -8,8 +8,34 @@ namespace sinkcache {
 namespace llama_cpp {
 namespace {
 
-/** Of several caches a snapshot is theirs in order, each behind its size in bytes. */
+/** Of several caches a snapshot is a header, and theirs in order, each behind its size in bytes. */
 using Size = std::uint64_t;
+struct Header {
+    char magic[8] = {'S', 'K', 'C', '-', 'P', 'R', 'T', '\n'};
+    /** Caches. */
+    std::uint64_t n = 0;
+};
+
+/** The number of caches of a snapshot that begins like one of several; 1 otherwise. */
+std::uint64_t n_caches(Span<std::uint8_t> saved) {
+    Header header;
+    if (saved.size() < sizeof header || std::memcmp(saved.data(), header.magic, sizeof header.magic) != 0) {
+        return 1;
+    }
+    std::memcpy(&header, saved.data(), sizeof header);
+    return header.n;
+}
+
+/** Where the layers are decides how many there are. */
+void check_n_caches(Span<std::uint8_t> saved, std::size_t n) {
+    const std::uint64_t found = n_caches(saved);
+    if (found != n) {
+        throw Error(SKC_STATUS_INVALID_SNAPSHOT,
+                    "a snapshot of " + std::to_string(found) + (found == 1 ? " cache" : " caches") +
+                        ", or a damaged one: this stream has " + std::to_string(n) +
+                        "; it must have been saved with the same layers on the GPU (n_gpu_layers)");
+    }
+}
 
 /** The snapshots of `n` caches. @throws Error SKC_STATUS_INVALID_SNAPSHOT */
 std::vector<Span<std::uint8_t>> split(Span<std::uint8_t> saved, std::size_t n) {
@@ -18,7 +44,7 @@ std::vector<Span<std::uint8_t>> split(Span<std::uint8_t> saved, std::size_t n) {
                     "a snapshot of " + std::to_string(saved.size()) + " bytes " + reason);
     };
     std::vector<Span<std::uint8_t>> parts;
-    std::size_t at = 0;
+    std::size_t at = sizeof(Header);
     for (std::size_t i = 0; i < n; ++i) {
         Size size = 0;
         if (saved.size() - at < sizeof size) {
@@ -132,7 +158,7 @@ std::size_t Caches::snapshot_bytes(std::int32_t seq_id) {
     if (caches_.size() == 1) {
         return caches_[0].snapshot_bytes(seq_id);
     }
-    std::size_t all = 0;
+    std::size_t all = sizeof(Header);
     for (Cache &cache : caches_) {
         all += sizeof(Size) + cache.snapshot_bytes(seq_id);
     }
@@ -148,7 +174,10 @@ std::size_t Caches::save_to(std::int32_t seq_id, std::uint8_t *to, std::size_t n
         throw Error(SKC_STATUS_OUT_OF_RANGE, "n_bytes is " + std::to_string(n_bytes) + ": the snapshot has " +
                                                  std::to_string(needed) + " bytes");
     }
-    std::size_t at = 0;
+    Header header;
+    header.n = caches_.size();
+    std::memcpy(to, &header, sizeof header);
+    std::size_t at = sizeof header;
     for (Cache &cache : caches_) {
         const std::size_t begin = at + sizeof(Size);
         const Size size = cache.save_to(seq_id, to + begin, n_bytes - begin, tag);
@@ -159,6 +188,7 @@ std::size_t Caches::save_to(std::int32_t seq_id, std::uint8_t *to, std::size_t n
 }
 
 void Caches::load(std::int32_t seq_id, Span<std::uint8_t> saved, const HostTag &tag) {
+    check_n_caches(saved, caches_.size());
     if (caches_.size() == 1) {
         caches_[0].load(seq_id, saved, tag);
         return;

@@ -101,6 +101,12 @@ const ggml_tensor *projection(const ggml_tensor *t) {
     }
 }
 
+/** The weight that a tensor is a product of; NULL if it is none. */
+const ggml_tensor *weight_of(const ggml_tensor *t) {
+    const ggml_tensor *product = projection(t);
+    return product ? product->src[0] : nullptr;
+}
+
 /** Whether the elements are f32 and those of a row contiguous. */
 bool has_f32_rows(const ggml_tensor *t) { return t->type == GGML_TYPE_F32 && t->nb[0] == sizeof(float); }
 
@@ -145,6 +151,8 @@ void read_kv(LayerNodes &layer, const Source &q_source, const CacheWrites &write
         require(q_source.rope->src[1] == k_source.rope->src[1], "Q and K have different positions");
     }
     layer.k_factor = k_source.factor;
+    layer.weights.push_back(weight_of(layer.k));
+    layer.weights.push_back(weight_of(layer.v));
     require_heads_apart(layer.k, "K", k_shape);
     require(has_f32_rows(layer.v) && layer.v->ne[0] == shape.head_dim_v * shape.n_kv_heads &&
                 layer.v->ne[1] == k_shape.n_tokens,
@@ -170,7 +178,7 @@ double shared_k_factor(const LayerShape &shape, const LayerNodes &owner, double 
     const LayerShape &o = owner.shape;
     require(shape.n_q_heads == o.n_q_heads && shape.n_kv_heads == o.n_kv_heads && shape.head_dim == o.head_dim &&
                 shape.head_dim_v == o.head_dim_v && shape.has_rope == o.has_rope &&
-                (!shape.has_rope || shape.rope == o.rope) && scale_of_q * owner.k_factor == o.scale &&
+                (!shape.has_rope || shape.rope.turns_like(o.rope)) && scale_of_q * owner.k_factor == o.scale &&
                 shape.softcap == o.softcap && shape.sink_logits == o.sink_logits,
             [&] {
                 return "it reads the K and V of layer " + std::to_string(shape.kv_of) +
@@ -209,9 +217,7 @@ LayerNodes read_layer(ggml_tensor *attention, const CacheWrites &writes, const s
     shape.has_rope = q_source.rope != nullptr;
     layer.q = unrotated(q_source, "Q", shape.has_rope);
     require_heads_apart(layer.q, "Q", q_shape);
-    if (const ggml_tensor *product = projection(layer.q)) {
-        layer.weight = product->src[0];
-    }
+    layer.weights.push_back(weight_of(layer.q));
     if (shape.has_rope) {
         shape.rope = read_rope(q_source.rope);
         layer.positions = q_source.rope->src[1];

@@ -30,7 +30,7 @@ struct LayerShape {
     const ggml_tensor *sink_logits = nullptr;
     /** The earlier layer whose K and V it reads, which have its head counts, dims and RoPE; -1: its own. */
     std::int32_t kv_of = -1;
-    /** The CUDA device in whose memory its weights lie, or ON_CPU. */
+    /** The CUDA device in whose memory the weights of q, k and v lie, or ON_CPU. */
     std::int32_t device = ON_CPU;
 
     bool shares() const { return kv_of >= 0; }
@@ -48,8 +48,8 @@ struct LayerNodes {
     ggml_tensor *k = nullptr;
     /** [head_dim_v * n_kv_heads, n_tokens], or NULL like k. */
     ggml_tensor *v = nullptr;
-    /** What q is multiplied with, if that is found: [.., n_q_heads * head_dim]. Owned by the model. */
-    const ggml_tensor *weight = nullptr;
+    /** The weights that q, and in a layer with its own k and v, are products of; NULL where there is none. */
+    std::vector<const ggml_tensor *> weights;
     /** Factor on k that the graph applies after RoPE: a part of the shape's scale. */
     double k_factor = 1;
     /** Positions, [n_tokens] of I32, or [4 x n_tokens] with M-RoPE; of a layer without RoPE, those of another. */

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <string>
 
 namespace sinkcache {
@@ -17,6 +18,22 @@ bool RopeParams::operator==(const RopeParams &o) const {
     return n_dims == o.n_dims && mode == o.mode && sections == o.sections && n_ctx_orig == o.n_ctx_orig &&
            base == o.base && scale == o.scale && ext_factor == o.ext_factor && attn_factor == o.attn_factor &&
            beta_fast == o.beta_fast && beta_slow == o.beta_slow && freq_factors == o.freq_factors;
+}
+
+bool RopeParams::turns_like(const RopeParams &other) const {
+    RopeParams same_tensor = other;
+    same_tensor.freq_factors = freq_factors;
+    if (!(*this == same_tensor) || !freq_factors != !other.freq_factors) {
+        return false;
+    }
+    if (freq_factors == other.freq_factors) {
+        return true;
+    }
+    const auto has_data = [](const ggml_tensor *t) { return t->buffer && t->data; };
+    if (!has_data(freq_factors) || !has_data(other.freq_factors)) {
+        return std::strcmp(freq_factors->name, other.freq_factors->name) == 0;
+    }
+    return inv_freq() == other.inv_freq();
 }
 
 // As ggml_mrope_cache_init chooses it. Qwen3-VL's sections of 24, 20, 20 and 0 leave two pairs to it.

@@ -29,6 +29,8 @@ struct RopeParams {
     const ggml_tensor *freq_factors = nullptr;
 
     bool operator==(const RopeParams &other) const;
+    /** The same, also if the frequency factors are copies: llama.cpp has one on each device. */
+    bool turns_like(const RopeParams &other) const;
 
     bool is_mrope() const { return (mode & GGML_ROPE_TYPE_MROPE) != 0; }
     /** Positions of a token in the graph's tensor of positions. */

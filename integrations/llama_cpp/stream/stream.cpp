@@ -62,6 +62,31 @@ void Stream::FreeSampler::operator()(llama_sampler *sampler) const { api().llama
 
 namespace {
 
+/** A layer is on a device if the weights of its q, k and v are, and so are all layers that share its K and V. */
+void find_devices(std::vector<LayerNodes> &layers) {
+    for (LayerNodes &layer : layers) {
+        layer.shape.device = cuda_device_of(layer.weights.front());
+        for (const ggml_tensor *weight : layer.weights) {
+            if (cuda_device_of(weight) != layer.shape.device) {
+                layer.shape.device = ON_CPU;
+            }
+        }
+    }
+    const auto owner = [&](const LayerNodes &layer) -> LayerShape & {
+        return layers[static_cast<std::size_t>(layer.shape.kv_of)].shape;
+    };
+    for (const LayerNodes &layer : layers) {
+        if (layer.shape.shares() && owner(layer).device != layer.shape.device) {
+            owner(layer).device = ON_CPU;
+        }
+    }
+    for (LayerNodes &layer : layers) {
+        if (layer.shape.shares()) {
+            layer.shape.device = owner(layer).device;
+        }
+    }
+}
+
 /** The model, if llama.cpp's functions may be called. */
 llama_model *checked(llama_model *model) {
     if (!api_problem().empty()) {
@@ -242,8 +267,8 @@ void Stream::on_graph(ggml_context *graph_ctx, ggml_cgraph *graph) try {
         return;
     }
     auto layers = read_graph(graph, api().llama_model_n_layer(model_), n_swa_ > 0);
-    for (LayerNodes &layer : layers) {
-        layer.shape.device = settings_.use_gpu ? cuda_device_of(layer.weight) : ON_CPU;
+    if (settings_.use_gpu) {
+        find_devices(layers);
     }
     if (shapes_.empty()) {
         for (const auto &layer : layers) {

@@ -10,6 +10,7 @@
     CALL(ggml_backend_dev_buffer_type)                                                                                 \
     CALL(ggml_backend_dev_count)                                                                                       \
     CALL(ggml_backend_dev_get)                                                                                         \
+    CALL(ggml_backend_dev_get_props)                                                                                   \
     CALL(ggml_backend_dev_name)                                                                                        \
     CALL(ggml_backend_dev_type)                                                                                        \
     CALL(ggml_backend_reg_name)                                                                                        \

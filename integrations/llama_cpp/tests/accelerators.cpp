@@ -67,8 +67,8 @@ protected:
     }
 
     /** A model with its last `n_layers` on the device; -1 = all, and the output. */
-    static llama_model_ptr on_device(const std::string &name, int n_layers = -1) {
-        return load(supported_models().at(name), name, n_layers);
+    static llama_model_ptr on_device(const std::string &name, int n_layers = -1, const char *on_cpu = nullptr) {
+        return load(supported_models().at(name), name, n_layers, on_cpu);
     }
 
     /** Prompt in chunks and single tokens, past the window; K and V in f32. */
@@ -133,6 +133,44 @@ TEST_F(Accelerators, LayersMayBeOnBoth) {
     EXPECT_GT(fake().n_graphs, before);
     // And with the device's layers, too, on the CPU.
     EXPECT_LE(compare(stream(both.get(), tokens, false), want).largest, 1e-3);
+}
+
+// A layer that reads the K and V of one on the CPU is on the CPU, too; llama.cpp then has its frequency factors twice.
+TEST_F(Accelerators, LayersThatShareMayBeOnBoth) {
+    const llama_model_ptr cpu = on_device("gemma4_shared_kv", 0);
+    const Tokens tokens = random_tokens(cpu.get(), 110);
+    const Rows want = stream(cpu.get(), tokens);
+    for (const int n : {1, 2, 3, 4, 5}) {
+        const llama_model_ptr both = on_device("gemma4_shared_kv", n);
+        EXPECT_LE(compare(stream(both.get(), tokens), want).largest, 1e-3) << n;
+        EXPECT_LE(compare(stream(both.get(), tokens, false), want).largest, 1e-3) << n;
+    }
+}
+
+// K or V that is computed on the CPU lies in memory that no kernel may read.
+TEST_F(Accelerators, ALayerIsOnTheDeviceOnlyAsAWhole) {
+    const llama_model_ptr cpu = on_device("llama_gqa", 0);
+    const Tokens tokens = random_tokens(cpu.get(), 110);
+    const Rows want = stream(cpu.get(), tokens);
+    for (const char *weight : {"attn_q", "attn_k", "attn_v"}) {
+        const llama_model_ptr model = on_device("llama_gqa", -1, weight);
+        const std::int64_t before = fake().n_gets;
+        EXPECT_LE(compare(stream(model.get(), tokens), want).largest, 1e-3) << weight;
+        // More than logits are copied to the CPU: attention runs there.
+        EXPECT_GT(fake().n_gets - before, 2 * 110) << weight;
+    }
+}
+
+TEST_F(Accelerators, SnapshotsOfOtherPlacesAreNamed) {
+    const llama_model_ptr cpu = on_device("llama_gqa", 0), both = on_device("llama_gqa", 2);
+    LlamaContext whole(cpu.get(), params(64), options(4, 60)), parts(both.get(), params(64), options(4, 60));
+    const Tokens tokens = random_tokens(cpu.get(), 20);
+    run(whole, tokens, 20);
+    run(parts, tokens, 20);
+    for (const auto &[from, to] : {std::pair(&whole, &parts), std::pair(&parts, &whole)}) {
+        const std::string text = error_text([&, f = from, t = to] { t->load(0, f->save(0, HostTag{}), HostTag{}); });
+        EXPECT_NE(text.find("the same layers on the GPU (n_gpu_layers)"), std::string::npos) << text;
+    }
 }
 
 TEST_F(Accelerators, AHostMayKeepKAndVOffTheDevice) {

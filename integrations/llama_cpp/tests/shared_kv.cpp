@@ -22,12 +22,14 @@ protected:
     Tokens tokens = random_tokens(model.get(), 300);
 };
 
-/** The parts of a snapshot of two caches, sizes included. */
+constexpr std::size_t HEADER = 16;
+
+/** The header of a snapshot of two caches, and its parts with their sizes. */
 std::vector<std::vector<std::uint8_t>> parts_of(const std::vector<std::uint8_t> &saved) {
     std::uint64_t first = 0;
-    std::memcpy(&first, saved.data(), sizeof first);
-    const auto border = saved.begin() + std::ptrdiff_t(sizeof first + first);
-    return {{saved.begin(), border}, {border, saved.end()}};
+    std::memcpy(&first, saved.data() + HEADER, sizeof first);
+    const auto begin = saved.begin() + std::ptrdiff_t(HEADER), border = begin + std::ptrdiff_t(sizeof first + first);
+    return {{begin, border}, {border, saved.end()}, {saved.begin(), begin}};
 }
 
 }  // namespace
@@ -62,14 +64,16 @@ TEST_F(SharedKv, SnapshotsWhosePartsDoNotBelongTogetherAreRefused) {
         return a;
     };
     const auto a = parts_of(at_100), b = parts_of(at_130);
-    refused(join(a[0], b[1]), "parts of a snapshot have 100 tokens");
-    refused(join(b[0], a[1]), "parts of a snapshot have 130 tokens");
-    refused(join(b[1], b[0]), "");
-    refused(b[0], "ends before part 1 of 2");
+    refused(join(b[2], join(a[0], b[1])), "parts of a snapshot have 100 tokens");
+    refused(join(b[2], join(b[0], a[1])), "parts of a snapshot have 130 tokens");
+    refused(join(b[2], join(b[1], b[0])), "");
+    refused(join(b[2], b[0]), "ends before part 1 of 2");
+    refused(b[0], "a snapshot of 1 cache, or a damaged one: this stream has 2");
+    refused(b[2], "ends before part 0 of 2");
     refused(join(at_130, {0}), "goes on after its last part");
-    refused({}, "ends before part 0 of 2");
+    refused({}, "a snapshot of 1 cache");
     std::vector<std::uint8_t> long_part = at_130;
-    long_part[7] = 0xFF;
+    long_part[HEADER + 7] = 0xFF;
     refused(long_part, "has a part of");
     std::vector<std::uint8_t> damaged = at_130;
     damaged[damaged.size() - 9] ^= 1;

@@ -5,9 +5,11 @@
 
 #include <dlfcn.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace {
 
@@ -31,10 +33,18 @@ void make_context_current() {
     cuda("cuCtxSetCurrent", context);
 }
 
+struct Device {
+    ggml_backend_device device{};
+    ggml_backend_buffer_type type{};
+    std::string name;
+};
+
 FakeCuda counters;
-ggml_backend_buffer_type buffer_type;
-ggml_backend_device device;
+std::vector<Device> devices;
 ggml_backend_reg registration;
+
+Device &of(ggml_backend_dev_t device) { return *static_cast<Device *>(device->context); }
+const char *name_of(ggml_backend_dev_t device) { return of(device).name.c_str(); }
 
 char *address(const ggml_tensor *t, std::size_t offset) { return static_cast<char *>(t->data) + offset; }
 
@@ -70,7 +80,7 @@ ggml_backend_t new_backend(ggml_backend_dev_t dev, const char *) {
     const ggml_backend_t cpu = ggml_backend_cpu_init();
     ggml_backend_cpu_set_n_threads(cpu, 1);
     backend->context = cpu;
-    backend->iface.get_name = [](ggml_backend_t) { return "CUDA0"; };
+    backend->iface.get_name = [](ggml_backend_t b) { return name_of(b->device); };
     backend->iface.free = [](ggml_backend_t b) {
         ggml_backend_free(static_cast<ggml_backend_t>(b->context));
         delete b;
@@ -83,44 +93,52 @@ ggml_backend_t new_backend(ggml_backend_dev_t dev, const char *) {
     return backend;
 }
 
-void describe_device() {
+void describe(Device &d, std::size_t index) {
+    ggml_backend_device &device = d.device;
+    d.name = "CUDA" + std::to_string(index);
     device.reg = &registration;
-    device.iface.get_name = device.iface.get_description = [](ggml_backend_dev_t) { return "CUDA0"; };
+    device.context = &d;
+    device.iface.get_name = device.iface.get_description = &name_of;
     device.iface.get_memory = [](ggml_backend_dev_t, std::size_t *free, std::size_t *total) {
         *free = *total = std::size_t{1} << 30;
     };
     device.iface.get_type = [](ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_GPU; };
     device.iface.get_props = [](ggml_backend_dev_t dev, ggml_backend_dev_props *props) {
         *props = {};
-        props->name = props->description = "CUDA0";
+        props->name = props->description = name_of(dev);
         props->type = GGML_BACKEND_DEVICE_TYPE_GPU;
+        props->device_id = std::getenv("SKC_FAKE_CUDA_ID");
         dev->iface.get_memory(dev, &props->memory_free, &props->memory_total);
     };
     device.iface.init_backend = &new_backend;
-    device.iface.get_buffer_type = [](ggml_backend_dev_t) -> ggml_backend_buffer_type_t { return &buffer_type; };
+    device.iface.get_buffer_type = [](ggml_backend_dev_t dev) -> ggml_backend_buffer_type_t { return &of(dev).type; };
     device.iface.supports_op = [](ggml_backend_dev_t, const ggml_tensor *op) {
         const ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
         return op->op != GGML_OP_CUSTOM && ggml_backend_dev_supports_op(cpu, op);
     };
-    device.iface.supports_buft = [](ggml_backend_dev_t, ggml_backend_buffer_type_t type) {
-        return type == &buffer_type;
+    device.iface.supports_buft = [](ggml_backend_dev_t dev, ggml_backend_buffer_type_t type) {
+        return type == &of(dev).type;
     };
-    buffer_type.device = &device;
-    buffer_type.iface.get_name = [](ggml_backend_buffer_type_t) { return "CUDA0"; };
-    buffer_type.iface.alloc_buffer = &allocate;
-    buffer_type.iface.get_alignment = [](ggml_backend_buffer_type_t) -> std::size_t { return 128; };
-    buffer_type.iface.is_host = [](ggml_backend_buffer_type_t) { return false; };
+    d.type.device = &device;
+    d.type.iface.get_name = [](ggml_backend_buffer_type_t type) { return name_of(type->device); };
+    d.type.iface.alloc_buffer = &allocate;
+    d.type.iface.get_alignment = [](ggml_backend_buffer_type_t) -> std::size_t { return 128; };
+    d.type.iface.is_host = [](ggml_backend_buffer_type_t) { return false; };
 }
 
 }  // namespace
 
 FakeCuda &register_fake_cuda() {
     static const bool done = [] {
-        describe_device();
+        const char *n = std::getenv("SKC_FAKE_CUDA_DEVICES");
+        devices.resize(n ? std::strtoul(n, nullptr, 10) : 1);
+        for (std::size_t i = 0; i < devices.size(); ++i) {
+            describe(devices[i], i);
+        }
         registration.api_version = GGML_BACKEND_API_VERSION;
         registration.iface.get_name = [](ggml_backend_reg_t) { return "CUDA"; };
-        registration.iface.get_device_count = [](ggml_backend_reg_t) -> std::size_t { return 1; };
-        registration.iface.get_device = [](ggml_backend_reg_t, std::size_t) { return &device; };
+        registration.iface.get_device_count = [](ggml_backend_reg_t) { return devices.size(); };
+        registration.iface.get_device = [](ggml_backend_reg_t, std::size_t i) { return &devices[i].device; };
         registration.iface.get_proc_address = [](ggml_backend_reg_t, const char *) -> void * { return nullptr; };
         ggml_backend_register(&registration);
         return true;

@@ -10,7 +10,10 @@ struct FakeCuda {
     std::int64_t n_graphs = 0, n_sets = 0, n_gets = 0;
 };
 
-/** Registers the device with ggml as CUDA0. Before anything else of llama.cpp. @return its counters */
+/**
+ * Registers the device with ggml as CUDA0, or SKC_FAKE_CUDA_DEVICES of them, all with the hardware id SKC_FAKE_CUDA_ID.
+ * Before anything else of llama.cpp. @return the counters of all
+ */
 FakeCuda &register_fake_cuda();
 
 #endif

@@ -77,10 +77,12 @@ void write_as_f32(const std::string &from, const std::string &to) {
 
 decltype(&llama_init_from_model) init_stock = &llama_init_from_model;
 
-llama_model_ptr load(const std::string &path, int n_gpu_layers) {
+llama_model_ptr load(const std::string &path, int n_gpu_layers, const char *on_cpu) {
     init_llama();
     llama_model_params p = llama_model_default_params();
     p.n_gpu_layers = n_gpu_layers;
+    const llama_model_tensor_buft_override overrides[] = {{on_cpu, ggml_backend_cpu_buffer_type()}, {nullptr, nullptr}};
+    p.tensor_buft_overrides = on_cpu ? overrides : nullptr;
     llama_model_ptr model(llama_model_load_from_file(path.c_str(), p));
     if (!model) {
         throw std::runtime_error("llama.cpp cannot load " + path);
@@ -88,10 +90,10 @@ llama_model_ptr load(const std::string &path, int n_gpu_layers) {
     return model;
 }
 
-llama_model_ptr load(const RandomModel &model, const std::string &name, int n_gpu_layers) {
+llama_model_ptr load(const RandomModel &model, const std::string &name, int n_gpu_layers, const char *on_cpu) {
     const TemporaryGguf file(name);
     model.write(file.path);
-    return load(file.path, n_gpu_layers);
+    return load(file.path, n_gpu_layers, on_cpu);
 }
 
 llama_model_ptr load_bundled() {

@@ -16,9 +16,13 @@ using Row = std::vector<float>;
 using Rows = std::vector<Row>;
 
 /** Loads a GGUF. Throws std::runtime_error. */
-llama_model_ptr load(const std::string &path, int n_gpu_layers = 0);
-/** Writes a random model and loads it, with its last `n_gpu_layers` layers on a GPU; -1 = all, and the output. */
-llama_model_ptr load(const RandomModel &model, const std::string &name, int n_gpu_layers = 0);
+llama_model_ptr load(const std::string &path, int n_gpu_layers = 0, const char *on_cpu = nullptr);
+/**
+ * Writes a random model and loads it, with its last `n_gpu_layers` layers on a GPU; -1 = all, and the output. Tensors
+ * whose names match `on_cpu` stay on the CPU.
+ */
+llama_model_ptr load(const RandomModel &model, const std::string &name, int n_gpu_layers = 0,
+                     const char *on_cpu = nullptr);
 /**
  * The bundled model, its f16 weights converted to f32. With f16 weights llama.cpp rounds activations to f16 before it
  * multiplies: a difference of 1e-6 then flips some roundings, and what these become depends on the processor's kernels.
