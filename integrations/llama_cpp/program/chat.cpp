@@ -48,7 +48,9 @@ ChatTemplate chat_template(const llama_model *model, const ChatSettings &s) {
     const auto piece = [&](llama_token token) {
         return token == LLAMA_TOKEN_NULL ? std::string() : piece_of(vocab, token, true);
     };
-    return {text, s.system, JinjaTemplate::make(text, {piece(llama_vocab_bos(vocab)), piece(llama_vocab_eos(vocab))})};
+    const EdgeTokens edges{piece(llama_vocab_bos(vocab)), piece(llama_vocab_eos(vocab)),
+                           llama_vocab_get_add_bos(vocab)};
+    return {text, s.system, JinjaTemplate::make(text, edges)};
 }
 
 /** How many of the first tokens of a conversation are those of the system message. */

@@ -4,25 +4,34 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
+#include <csignal>
 #include <cstring>
 #include <exception>
 #include <fstream>
 
 #ifdef __unix__
+#include <poll.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 namespace {
 
-constexpr char DONE = 'd', THREW = 't';
+/** First characters of an answer, and the last: one that is cut off lacks it. */
+constexpr char DONE = 'd', THREW = 't', END = '.';
 
-/** Less than there is: nothing is raised. */
-void limit(int resource, rlim_t most) {
+constexpr int SECONDS = 20;
+/** More than that on a busy machine. */
+constexpr std::chrono::seconds PATIENCE{3 * SECONDS};
+
+/** Lowers a limit; below it there is nothing to do. */
+void limit(decltype(RLIMIT_CPU) resource, rlim_t most, rlim_t hardest) {
     rlimit now{};
-    if (getrlimit(static_cast<decltype(RLIMIT_CPU)>(resource), &now) == 0) {
+    if (getrlimit(resource, &now) == 0) {
+        now.rlim_max = std::min(now.rlim_max, hardest);
         now.rlim_cur = std::min(now.rlim_max, most);
-        setrlimit(static_cast<decltype(RLIMIT_CPU)>(resource), &now);
+        setrlimit(resource, &now);
     }
 }
 
@@ -48,32 +57,39 @@ bool write_all(int file, const std::string &text) {
     return true;
 }
 
+/** What comes until the end, or until PATIENCE is over. */
 std::string read_all(int file) {
+    const auto end = std::chrono::steady_clock::now() + PATIENCE;
     std::string text;
     char part[1 << 14];
-    for (ssize_t n = 0; (n = read(file, part, sizeof part)) != 0;) {
-        if (n < 0 && errno != EINTR) {
-            break;
+    for (;;) {
+        const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - std::chrono::steady_clock::now());
+        pollfd ready{file, POLLIN, 0};
+        const int found = left.count() > 0 ? poll(&ready, 1, static_cast<int>(left.count())) : 0;
+        const ssize_t n = found > 0 ? read(file, part, sizeof part) : found;
+        if (n == 0 || (n < 0 && errno != EINTR)) {
+            return text;
         }
         text.append(part, n > 0 ? static_cast<std::size_t>(n) : 0);
     }
-    return text;
 }
 
 [[noreturn]] void be_child(int file, const std::function<std::string()> &work) {
-    // A crash is expected: it leaves no file.
-    limit(RLIMIT_CORE, 0);
-    limit(RLIMIT_CPU, 20);
+    // A crash is expected: it leaves no file. The parent may ignore the signal of the soft limit.
+    std::signal(SIGXCPU, SIG_DFL);
+    limit(RLIMIT_CORE, 0, 0);
+    limit(RLIMIT_CPU, SECONDS, SECONDS + 1);
     if (const rlim_t now = data_bytes()) {
-        limit(RLIMIT_DATA, now + (rlim_t{1} << 30));
+        const rlim_t most = now + (rlim_t{1} << 30);
+        limit(RLIMIT_DATA, most, most);
     }
     std::string answer;
     try {
-        answer = DONE + work();
+        answer = DONE + work() + END;
     } catch (const std::exception &e) {
-        answer = std::string(1, THREW) + e.what();
+        answer = std::string(1, THREW) + e.what() + END;
     } catch (...) {
-        answer = std::string(1, THREW) + "unknown error";
+        answer = std::string(1, THREW) + "unknown error" + END;
     }
     // No destructors: they are the parent's.
     _exit(write_all(file, answer) ? 0 : 1);
@@ -101,16 +117,19 @@ std::string in_child(const std::string &what, const std::function<std::string()>
     close(pipes[1]);
     const std::string answer = read_all(pipes[0]);
     close(pipes[0]);
-    int status = 0;
-    while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
+    // It has answered, crashed, or takes too long.
+    kill(child, SIGKILL);
+    while (waitpid(child, nullptr, 0) < 0 && errno == EINTR) {
     }
-    if (!WIFEXITED(status) || WEXITSTATUS(status) != 0 || answer.empty()) {
-        throw UserError(what + " crashes, or takes more than 20 seconds or 1 GiB");
+    if (answer.size() < 2 || answer.back() != END) {
+        throw UserError(what + " crashes, or takes more than " + std::to_string(SECONDS) +
+                        " seconds of the processor or 1 GiB");
     }
+    const std::string text = answer.substr(1, answer.size() - 2);
     if (answer[0] != DONE) {
-        throw UserError(what + ": " + answer.substr(1));
+        throw UserError(what + ": " + text);
     }
-    return answer.substr(1);
+    return text;
 }
 
 #else

@@ -71,11 +71,12 @@ public:
         half_ = make_engine(model, way);
         way.discard = 1;
         one_ = make_engine(model, way);
-        way.window += s.tokens;
         cached_ = make_engine(model, way);
-        for (Engine *engine : {sink_.get(), one_.get(), cached_.get()}) {
+        for (Engine *engine : {sink_.get(), one_.get()}) {
             fill(*engine, text_, size, n_batch_);
         }
+        // It becomes full with the last token of a round: llama.cpp attends to cells by 256, and one more would be 256.
+        fill(*cached_, text_, size - s.tokens, n_batch_);
         fill(*half_, text_, size - s.tokens / 2, n_batch_);
     }
 
@@ -134,6 +135,9 @@ void compare(const CompareSettings &settings) {
     check(settings);
     const llama_model_ptr model = load_model(settings.common);
     const Tokens tokens = first_tokens(llama_model_get_vocab(model.get()), read_file(settings.text), 1 << 16);
+    if (tokens.empty()) {
+        throw UserError("the text '" + settings.text + "' has no tokens");
+    }
     if (!settings.json) {
         std::printf("ms per token, %u threads, K and V in %s; medians of %u rounds\n", settings.common.threads,
                     settings.common.kv_dtype.c_str(), settings.rounds);

@@ -38,8 +38,7 @@ public:
     std::string apply(const std::vector<ChatMessage> &messages) const override {
         std::string result = in_child("the model's chat template (--raw runs without it)",
                                       [&] { return render(text_, tokens_, messages); });
-        // Tokenization adds it.
-        if (!tokens_.bos.empty() && result.rfind(tokens_.bos, 0) == 0) {
+        if (tokens_.adds_bos && !tokens_.bos.empty() && result.rfind(tokens_.bos, 0) == 0) {
             result.erase(0, tokens_.bos.size());
         }
         return result;

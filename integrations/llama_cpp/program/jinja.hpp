@@ -13,6 +13,8 @@ struct ChatMessage {
 /** The texts of a vocabulary's tokens for the beginning and the end of a text. */
 struct EdgeTokens {
     std::string bos, eos;
+    /** Whether tokenization adds the first. */
+    bool adds_bos = false;
 };
 
 class JinjaTemplate {

@@ -43,21 +43,50 @@ std::string format_known(const std::string &known, const std::vector<ChatMessage
 }  // namespace
 
 std::string ChatTemplate::format(const std::vector<ChatMessage> &messages) const {
-    const std::string text = jinja_ ? jinja_->apply(messages) : format_known(template_, messages);
-    if (text.find(trimmed(messages.back().content)) == std::string::npos) {
-        throw UserError("the model's chat template does not contain the prompt: --raw runs without one");
-    }
-    return text;
+    return jinja_ ? jinja_->apply(messages) : format_known(template_, messages);
 }
 
-std::string ChatTemplate::apply(bool with_last, const std::string &prompt, bool with_system) const {
+/** Tries the template on two rounds, so that what is wrong with it shows before the first. */
+void ChatTemplate::choose() {
+    if (raw()) {
+        return;
+    }
+    const std::string prompt = "prompt";
+    std::vector<ChatMessage> messages;
+    if (!state_.system.empty()) {
+        messages.push_back({"system", state_.system});
+    }
+    for (const char *role : {"user", "assistant", "user"}) {
+        messages.push_back({role, prompt});
+    }
+    std::string text;
+    try {
+        text = format(messages);
+    } catch (const UserError &) {
+        const std::shared_ptr<const JinjaTemplate> failed = std::move(jinja_);
+        jinja_ = nullptr;
+        try {
+            text = failed ? format_known(template_, messages) : "";
+        } catch (const UserError &) {
+        }
+        if (text.empty()) {
+            throw;
+        }
+    }
+    if (text.find(prompt) == std::string::npos) {
+        throw UserError("the model's chat template does not contain the prompt: --raw runs without one");
+    }
+}
+
+std::string ChatTemplate::apply(bool with_last, const std::string &prompt, bool with_system,
+                                const std::string &answer) const {
     std::vector<ChatMessage> messages;
     if (with_system && !state_.system.empty()) {
         messages.push_back({"system", state_.system});
     }
     if (with_last) {
         messages.push_back({"user", state_.prompt});
-        messages.push_back({"assistant", ANSWER});
+        messages.push_back({"assistant", answer});
     }
     messages.push_back({"user", prompt});
     return format(messages);
@@ -71,11 +100,14 @@ std::string ChatTemplate::next(const std::string &prompt) {
     } else if (state_.first) {
         text = apply(false, prompt);
     } else {
-        // What follows the last answer. The first one that is found may be a part of a prompt.
-        const std::string both = apply(true, prompt);
-        const auto at = both.rfind(ANSWER);
+        std::string answer = ANSWER;
+        while ((state_.system + "\n" + state_.prompt + "\n" + prompt).find(answer) != std::string::npos) {
+            answer += "-0";
+        }
+        const std::string both = apply(true, prompt, true, answer);
+        const auto at = both.find(answer);
         // A template that does not write answers. The system message has been read already.
-        text = at == std::string::npos ? apply(false, prompt, false) : both.substr(at + ANSWER.size());
+        text = at == std::string::npos ? apply(false, prompt, false) : both.substr(at + answer.size());
     }
     state_.prompt = prompt;
     state_.answer.clear();

@@ -16,12 +16,15 @@
 class ChatTemplate {
 public:
     /**
-     * `text`: the template; empty = none, each prompt is a line of text. Without `jinja` it is one of llama.cpp's list
-     * of known templates.
+     * `text`: the template; empty = none, each prompt is a line of text. Without `jinja`, and where that fails, it is
+     * one of llama.cpp's list of known templates: some refuse system messages, which the list merges into the prompt.
+     *
+     * @throws UserError for a template that cannot be used
      */
     ChatTemplate(std::string text, std::string system, std::shared_ptr<const JinjaTemplate> jinja = nullptr)
         : template_(std::move(text)), jinja_(std::move(jinja)) {
         state_.system = std::move(system);
+        choose();
     }
     /** The text that the model must process before it answers `prompt`. @throws UserError */
     std::string next(const std::string &prompt);
@@ -48,10 +51,12 @@ public:
     void resume(State state) { state_ = std::move(state); }
 
 private:
-    /** The template's text of the system message, the last round with ANSWER if `with_last`, and `prompt`. */
-    std::string apply(bool with_last, const std::string &prompt, bool with_system = true) const;
+    /** The template's text of the system message, the last round with `answer` if `with_last`, and `prompt`. */
+    std::string apply(bool with_last, const std::string &prompt, bool with_system = true,
+                      const std::string &answer = "") const;
 
     std::string format(const std::vector<ChatMessage> &messages) const;
+    void choose();
 
     std::string template_;
     std::shared_ptr<const JinjaTemplate> jinja_;

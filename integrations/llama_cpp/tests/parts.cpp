@@ -84,7 +84,7 @@ TEST(Parts, TemplatesInJinjaRoundByRound) {
     {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}<assistant>{%- endif -%})";
-    const auto jinja = JinjaTemplate::make(text, {"<s>", "</s>"});
+    const auto jinja = JinjaTemplate::make(text, {"<s>", "</s>", true});
     if (!jinja) {
         GTEST_SKIP() << "this build has no interpreter of templates";
     }
@@ -111,7 +111,7 @@ TEST(Parts, TemplatesInJinjaRoundByRound) {
     EXPECT_NE(error_of("{% for message in messages %}", "").find("the model's chat template ("), std::string::npos);
     EXPECT_NE(error_of("{{ messages[0].nothing.at_all() }}", "").find("at_all"), std::string::npos);
     // These would end the process, and for want of an end not soon.
-    const std::string crashes = "crashes, or takes more than 20 seconds or 1 GiB";
+    const std::string crashes = "crashes, or takes more than 20 seconds of the processor or 1 GiB";
     EXPECT_NE(error_of("{{ " + std::string(200000, '(') + " }}", "").find(crashes), std::string::npos);
     EXPECT_NE(error_of("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "").find(crashes), std::string::npos);
     EXPECT_NE(error_of("{% for i in range(1000000000) %}{% endfor %}", ""), "no error");
@@ -119,9 +119,25 @@ TEST(Parts, TemplatesInJinjaRoundByRound) {
         "{% set n = namespace(s='xx') %}{% for i in range(40) %}{% set n.s = n.s + n.s %}{% endfor %}";
     EXPECT_NE(error_of(doubles, ""), "no error");
     EXPECT_NE(error_of("no Jinja at all", "").find("does not contain the prompt"), std::string::npos);
+    // A vocabulary that adds no token for the beginning leaves it to the template.
+    const EdgeTokens edges{"<s>", "</s>"};
+    EXPECT_EQ(ChatTemplate(text, "", JinjaTemplate::make(text, edges)).next("hi").rfind("<s><system>", 0), 0U);
+    // A prompt may have the text that stands for answers, and a template may change its letters.
+    chat.answered("Hello.");
+    EXPECT_EQ(chat.next("sinkcache-answer-5d1f0c9b"),
+              "</assistant><user>sinkcache-answer-5d1f0c9b</user><assistant>");
+    chat.answered("Hello.");
+    EXPECT_EQ(chat.next("more"), "</assistant><user>more</user><assistant>");
+    const std::string quotes = "{% for message in messages %}[{{ message.content | tojson }}]{% endfor %}";
+    EXPECT_EQ(ChatTemplate(quotes, "", JinjaTemplate::make(quotes, {})).next("say \"hi\""), R"(["say \"hi\""])");
+
     const std::string refuses =
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system messages here') }}{% endif %}"
         "{{ messages[-1].content }}";
+    // One of llama.cpp's list, which merges the system message.
+    const std::string gemma = refuses + "{# <start_of_turn> #}";
+    EXPECT_NE(ChatTemplate(gemma, "Be brief.", JinjaTemplate::make(gemma, {})).next("hi").find("Be brief."),
+              std::string::npos);
     EXPECT_NE(error_of(refuses, "Be brief.").find("no system messages here"), std::string::npos);
     EXPECT_EQ(error_of(refuses, ""), "no error");
 }
