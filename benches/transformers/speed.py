@@ -2,7 +2,7 @@
 """Milliseconds per token of a decode in transformers, by cache, in one process and in alternation. The model is a
 Llama of 127 M parameters with random weights; all caches are full, and all attend to equally many tokens.
 
-  python3 benches/transformers/speed.py OUT.json          needs a machine that does nothing else: half an hour
+  python3 benches/transformers/speed.py OUT.json          needs a machine that does nothing else: ten minutes
   python3 benches/transformers/speed.py OUT.json --tiny   tries the program
 """
 import argparse
