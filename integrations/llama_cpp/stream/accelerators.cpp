@@ -5,8 +5,6 @@
 
 #include "sinkcache.hpp"
 
-#include <algorithm>
-#include <array>
 #include <atomic>
 #include <cstring>
 #include <deque>
@@ -186,17 +184,6 @@ std::int32_t cuda_device_of(const ggml_tensor *t) {
         }
     }
     return ON_CPU;
-}
-
-void fill(ggml_tensor *t, float value) {
-    // In parts, without an allocation, which could fail.
-    std::array<float, 1024> part;
-    part.fill(value);
-    const auto n = static_cast<std::size_t>(api().ggml_nelements(t));
-    for (std::size_t at = 0; at < n; at += part.size()) {
-        api().ggml_backend_tensor_set(t, part.data(), at * sizeof(float),
-                                      std::min(part.size(), n - at) * sizeof(float));
-    }
 }
 
 }  // namespace llama_cpp

@@ -29,9 +29,6 @@ constexpr std::int32_t ON_CPU = -1;
 /** Ordinal of the CUDA device in whose memory a tensor lies, if add_accelerators() has added one for it; or ON_CPU. */
 std::int32_t cuda_device_of(const ggml_tensor *t);
 
-/** Fills an f32 tensor in any memory. */
-void fill(ggml_tensor *t, float value);
-
 }  // namespace llama_cpp
 }  // namespace sinkcache
 

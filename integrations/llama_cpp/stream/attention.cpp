@@ -7,6 +7,7 @@
 #include <ggml-backend.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <limits>
 
@@ -50,6 +51,17 @@ bool are_positions(const ggml_tensor *t, std::int64_t n, const llama_pos *expect
     }
     const llama_pos *fourth = positions + 3 * n;
     return are(0) && are(1) && are(2) && std::all_of(fourth, fourth + n, [](llama_pos p) { return p == 0; });
+}
+
+/** Fills an f32 tensor in any memory, in parts: without an allocation, which could fail. */
+void fill(ggml_tensor *t, float value) {
+    std::array<float, 1024> part;
+    part.fill(value);
+    const auto n = static_cast<std::size_t>(api().ggml_nelements(t));
+    for (std::size_t at = 0; at < n; at += part.size()) {
+        api().ggml_backend_tensor_set(t, part.data(), at * sizeof(float),
+                                      std::min(part.size(), n - at) * sizeof(float));
+    }
 }
 
 }  // namespace
@@ -255,10 +267,11 @@ bool Attention::attend(const Layer &layer, ggml_tensor *dst, int ith, int nth) {
         return false;
     }
     const LayerCache &place = layer.place;
+    const bool on_device = layer.device != ON_CPU;
     // Kernels would read the host's memory.
     const ggml_tensor *const tensors[] = {dst, dst->src[0], dst->src[1], dst->src[2]};
     for (const ggml_tensor *t : tensors) {
-        if (place.on_device && cuda_device_of(t) != layer.device) {
+        if (on_device && cuda_device_of(t) != layer.device) {
             error.set(SKC_STATUS_INTERNAL, "layer " + std::to_string(layer.index) + ": llama.cpp has put '" + t->name +
                                                "' elsewhere than the layer's weights, which are on a GPU");
             return false;
@@ -277,11 +290,11 @@ bool Attention::attend(const Layer &layer, ggml_tensor *dst, int ith, int nth) {
         args.v = v->data;
         args.v_head_stride = dst->ne[0];
         args.v_token_stride = stride(v, 1);
-        status = place.on_device ? skc_step(place.cache, &args)
+        status = on_device ? skc_step(place.cache, &args)
                                  : skc_step_part(place.cache, &args, static_cast<std::uint32_t>(ith),
                                                  static_cast<std::uint32_t>(nth));
     }
-    if (status == SKC_STATUS_OK && place.on_device) {
+    if (status == SKC_STATUS_OK && on_device) {
         status = wait_for(place, ubatch->seq_ids.front());
     }
     if (status != SKC_STATUS_OK) {

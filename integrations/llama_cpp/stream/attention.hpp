@@ -24,8 +24,6 @@ namespace llama_cpp {
 struct LayerCache {
     skc_cache *cache = nullptr;
     std::uint32_t layer = 0;
-    /** Whether the cache is on a CUDA device, and so the tensors of the op. */
-    bool on_device = false;
 };
 
 /**
@@ -72,7 +70,7 @@ private:
         LayerCache place;
         /** Whether it reads the K and V of an earlier layer. */
         bool shares = false;
-        /** As cuda_device_of(). */
+        /** The CUDA device of its cache and of the tensors of its op, or ON_CPU. */
         std::int32_t device = ON_CPU;
         /** Rows of the batch computed so far, changed by the last thread to finish an op. */
         std::atomic<std::int64_t> n_rows{0};

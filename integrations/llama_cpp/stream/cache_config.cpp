@@ -17,14 +17,14 @@ bool fits_one_cache(const LayerShape &a, const LayerShape &b) {
 }
 
 // llama.cpp chooses the LongRoPE factors by n_ctx, which is the room for a batch here.
-void check_long_rope(const RopeParams &rope, const CacheSettings &settings) {
+void check_long_rope(const RopeParams &rope, const CacheSettings &settings, std::uint32_t n_ctx) {
     const std::string factors = rope.freq_factors ? rope.freq_factors->name : "";
     const std::uint64_t held = std::uint64_t(settings.n_sink) + settings.max_pinned + settings.window;
     const bool beyond = held > static_cast<std::uint64_t>(rope.n_ctx_orig);
     if (factors.find(beyond ? "rope_factors_short" : "rope_factors_long") != std::string::npos) {
         invalid_config("LongRoPE has other frequencies above " + std::to_string(rope.n_ctx_orig) +
                        " tokens: n_sink + max_pinned + window = " + std::to_string(held) +
-                       " and n_batch + n_seqs = " + std::to_string(settings.n_ctx) +
+                       " and n_batch + n_seqs = " + std::to_string(n_ctx) +
                        " (padded) must be both above it or both not");
     }
 }
@@ -67,7 +67,7 @@ skc_layer_config CacheConfigs::layer_config(const LayerShape &shape, std::uint32
 }
 
 CacheConfigs::CacheConfigs(const std::vector<LayerShape> &shapes, const std::vector<std::uint32_t> &windows,
-                           const CacheSettings &settings, OpLoop &loop)
+                           const CacheSettings &settings, const ContextSizes &sizes, OpLoop &loop)
     : arrays_(shapes.size()), places_(shapes.size()) {
     // Of each cache one of the model's layers that it has. Those with full attention come first: of edits that not all
     // layers can make, they refuse most, and then nothing has changed.
@@ -100,14 +100,14 @@ CacheConfigs::CacheConfigs(const std::vector<LayerShape> &shapes, const std::vec
             continue;
         }
         const std::size_t cache = cache_of(i);
-        places_[i] = {cache, static_cast<std::uint32_t>(layers[cache].size()), shape.device != ON_CPU};
+        places_[i] = {cache, static_cast<std::uint32_t>(layers[cache].size())};
         try {
             layers[cache].push_back(layer_config(shape, windows[i], settings, arrays_[i]));
         } catch (const NotSupported &e) {
             invalid_config("layer " + std::to_string(i) + ": " + e.what());
         }
         if (shape.has_rope) {
-            check_long_rope(shape.rope, settings);
+            check_long_rope(shape.rope, settings, sizes.n_ctx);
         }
     }
     for (std::size_t c = 0; c < layers.size(); ++c) {
@@ -119,9 +119,9 @@ CacheConfigs::CacheConfigs(const std::vector<LayerShape> &shapes, const std::vec
             .storage(settings.k_dtype, settings.v_dtype)
             .seqs(settings.n_seqs)
             .layers(layers[c])
-            .max_chunk(settings.n_ubatch)
+            .max_chunk(sizes.n_ubatch)
             .max_rewind(settings.max_rewind)
-            .threads(settings.n_threads);
+            .threads(sizes.n_threads);
         if (shape.device != ON_CPU) {
             config.cuda(static_cast<std::uint32_t>(shape.device)).threads(1);
         } else if (any_shares) {

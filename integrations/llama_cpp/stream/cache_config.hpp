@@ -15,13 +15,20 @@ namespace llama_cpp {
 
 class OpLoop;
 
-/** Settings of the caches that do not follow from the model. */
+/** Settings of the caches that do not follow from the model or its context. */
 struct CacheSettings {
-    std::uint32_t n_sink = 0, window = 0;
+    std::uint32_t n_sink = 4;
+    std::uint32_t window = 2044;
     /** SKC_DTYPE_ that K and V are stored in. */
-    std::uint32_t k_dtype = 0, v_dtype = 0;
-    std::uint32_t n_seqs = 1, max_rewind = 0, max_pinned = 0, max_segments = 0;
-    /** Rows of a micro-batch, cells of llama.cpp's own cache, and threads of an op. */
+    std::uint32_t k_dtype = SKC_DTYPE_F16, v_dtype = SKC_DTYPE_F16;
+    std::uint32_t n_seqs = 1;
+    /** Raised to n_ubatch if that is more. */
+    std::uint32_t max_rewind = 64;
+    std::uint32_t max_pinned = 0, max_segments = 0;
+};
+
+/** Of a context: rows of a micro-batch, cells of llama.cpp's own cache, and threads of an op. */
+struct ContextSizes {
     std::uint32_t n_ubatch = 1, n_ctx = 0, n_threads = 1;
 };
 
@@ -29,8 +36,6 @@ struct CacheSettings {
 struct LayerPlace {
     std::size_t cache = 0;
     std::uint32_t layer = 0;
-    /** Whether the cache is on a CUDA device. */
-    bool on_device = false;
 };
 
 /**
@@ -46,7 +51,7 @@ public:
      * @throws Error SKC_STATUS_INVALID_CONFIG with the layer and the reason
      */
     CacheConfigs(const std::vector<LayerShape> &shapes, const std::vector<std::uint32_t> &windows,
-                 const CacheSettings &settings, OpLoop &loop);
+                 const CacheSettings &settings, const ContextSizes &sizes, OpLoop &loop);
 
     const std::vector<Config> &configs() const { return configs_; }
     /** One for each layer of the model. */

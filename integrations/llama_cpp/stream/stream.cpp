@@ -181,6 +181,8 @@ void Stream::create_context(llama_context_params p) {
     if (shapes_.empty()) {
         invalid_config("llama.cpp passed no graph to a backend sampler: this version of llama.cpp is not supported");
     }
+    // roll_back() may have to remove a whole micro-batch.
+    settings_.max_rewind = std::max(settings_.max_rewind, api().llama_n_ubatch(ctx_.get()));
     windows_.assign(shapes_.size(), 0);
     if (n_swa_ > 0) {
         try {
@@ -201,25 +203,9 @@ std::size_t Stream::n_layers_on_gpu() const {
                                                   [](const LayerShape &shape) { return shape.device != ON_CPU; }));
 }
 
-// roll_back() may have to remove a whole micro-batch.
-std::uint32_t Stream::max_rewind() const {
-    return std::max(settings_.max_rewind, api().llama_n_ubatch(ctx_.get()));
-}
-
 CacheConfigs Stream::cache_configs() const {
-    CacheSettings s;
-    s.n_sink = settings_.n_sink;
-    s.window = settings_.window;
-    s.k_dtype = settings_.k_dtype;
-    s.v_dtype = settings_.v_dtype;
-    s.n_seqs = settings_.n_seqs;
-    s.max_rewind = max_rewind();
-    s.max_pinned = settings_.max_pinned;
-    s.max_segments = settings_.max_segments;
-    s.n_ubatch = api().llama_n_ubatch(ctx_.get());
-    s.n_ctx = api().llama_n_ctx(ctx_.get());
-    s.n_threads = n_threads_;
-    return {shapes_, windows_, s, attention_.loop()};
+    const ContextSizes sizes{api().llama_n_ubatch(ctx_.get()), api().llama_n_ctx(ctx_.get()), n_threads_};
+    return {shapes_, windows_, settings_, sizes, attention_.loop()};
 }
 
 void Stream::create_cache() {
@@ -227,7 +213,7 @@ void Stream::create_cache() {
     cache_ = std::make_unique<Caches>(configs.configs());
     std::vector<LayerCache> of_layers;
     for (const LayerPlace &place : configs.places()) {
-        of_layers.push_back({cache_->handle(place.cache), place.layer, place.on_device});
+        of_layers.push_back({cache_->handle(place.cache), place.layer});
     }
     attention_.set_caches(of_layers);
 }
@@ -289,10 +275,9 @@ void Stream::on_graph(ggml_context *graph_ctx, ggml_cgraph *graph) try {
 // A host gives each of them four positions, of which an image's differ. That of a row is only the first.
 void Stream::check_embeddings(const std::vector<BatchRow> &rows) const {
     const auto embedding = std::find_if(rows.begin(), rows.end(), [](const BatchRow &r) { return r.is_embedding; });
-    const bool mrope = std::any_of(shapes_.begin(), shapes_.end(), [](const LayerShape &shape) {
-        return shape.has_rope && shape.rope.is_mrope();
-    });
-    if (mrope && embedding != rows.end()) {
+    if (embedding != rows.end() && std::any_of(shapes_.begin(), shapes_.end(), [](const LayerShape &shape) {
+            return shape.has_rope && shape.rope.is_mrope();
+        })) {
         invalid_argument("token " + std::to_string(embedding - rows.begin()) +
                          " of the batch is an embedding: images and other embeddings are not supported with M-RoPE");
     }

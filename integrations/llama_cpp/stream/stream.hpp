@@ -25,16 +25,8 @@
 namespace sinkcache {
 namespace llama_cpp {
 
-/** Settings of the cache. Those that follow from the model are read from its graph. */
-struct StreamSettings {
-    std::uint32_t n_sink = 4;
-    std::uint32_t window = 2044;
-    /** SKC_DTYPE_ that K and V are stored in. */
-    std::uint32_t k_dtype = SKC_DTYPE_F16, v_dtype = SKC_DTYPE_F16;
-    std::uint32_t n_seqs = 1;
-    /** Raised to n_ubatch if that is more. */
-    std::uint32_t max_rewind = 64;
-    std::uint32_t max_pinned = 0, max_segments = 0;
+/** Settings of a stream. Those that follow from the model are read from its graph. */
+struct StreamSettings : CacheSettings {
     Numbering numbering = Numbering::OF_THE_STREAM;
     /** Whether attention of layers whose weights are on a CUDA device is computed there. */
     bool use_gpu = true;
@@ -73,7 +65,7 @@ public:
     llama_context *context() const { return ctx_.get(); }
     const StreamSettings &settings() const { return settings_; }
     /** How far below its highest length a sequence can be cut: the setting, or n_ubatch if that is more. */
-    std::uint32_t max_rewind() const;
+    std::uint32_t max_rewind() const { return settings_.max_rewind; }
     std::uint32_t n_outputs_max() const { return n_outputs_max_; }
     /** Threads that the cache was created for. */
     std::uint32_t n_threads() const { return n_threads_; }
