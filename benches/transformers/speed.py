@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Milliseconds per token of a decode in transformers, by cache, in one process and in alternation. The model is a
-Llama of 127 M parameters with random weights; all caches are full, and all attend to equally many tokens.
+Llama with random weights: of 127 M parameters, with 8 KV heads for 16 query heads, or of 110 M, with 12 for 12. All
+caches are full, and all attend to equally many tokens.
 
   python3 benches/transformers/speed.py OUT.json          needs a machine that does nothing else: ten minutes
   python3 benches/transformers/speed.py OUT.json --tiny   tries the program
@@ -23,6 +24,9 @@ SINKS = 4
 SHAPE = dict(vocab_size=32000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=8, num_attention_heads=16,
              num_key_value_heads=8, head_dim=64, max_position_embeddings=1 << 20, tie_word_embeddings=True,
              eos_token_id=None)
+# As Llama 2, Pythia and MPT, the models of the paper.
+EQUAL_HEADS = SHAPE | dict(hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12,
+                           num_key_value_heads=12)
 TINY = SHAPE | dict(vocab_size=256, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2,
                     num_key_value_heads=1)
 
@@ -106,17 +110,21 @@ if __name__ == "__main__":
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--types", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--equal-heads", action="store_true",
+                        help="a model with as many KV heads as query heads")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=8, help="of each contender in a round")
     parser.add_argument("--tiny", action="store_true", help="a small model and few tokens: no numbers to keep")
     options = parser.parse_args()
     if options.tiny:
         options.lengths, options.rounds, options.tokens = [64], 2, 2
-    shape = TINY if options.tiny else SHAPE
+    shape = TINY if options.tiny else EQUAL_HEADS if options.equal_heads else SHAPE
     with torch.no_grad():
         rows = [measure(shape, getattr(torch, kind), length, threads, options.rounds, options.tokens)
                 for kind in options.types for length in options.lengths for threads in options.threads]
         parameters = sum(x.numel() for x in LlamaForCausalLM(LlamaConfig(**shape)).parameters())
     options.out.write_text(json.dumps({
         "date": datetime.date.today().isoformat(), "machine": processor(), "torch": torch.__version__,
-        "transformers": transformers.__version__, "parameters": parameters, "rows": rows}, indent=1) + "\n")
+        "transformers": transformers.__version__, "parameters": parameters,
+        "query_heads": shape["num_attention_heads"], "kv_heads": shape["num_key_value_heads"],
+        "rows": rows}, indent=1) + "\n")
