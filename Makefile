@@ -368,6 +368,8 @@ all-languages:
 # What a registry would be given: it builds by itself, and is below crates.io's limit.
 MOST_PACKAGE_BYTES = 10000000
 all-package:
+	@for manifest in examples/candle fuzz; do \
+		$(CARGO) metadata --locked --format-version 1 --manifest-path $$manifest/Cargo.toml >/dev/null || exit 1; done
 	$(CARGO) package -p sinkcache --locked --allow-dirty
 	@bytes=$$(stat -c %s target/package/sinkcache-*.crate); echo "the package has $$bytes bytes"; \
 		[ "$$bytes" -le $(MOST_PACKAGE_BYTES) ] || { echo "at most $(MOST_PACKAGE_BYTES) are allowed"; exit 1; }

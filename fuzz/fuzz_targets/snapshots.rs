@@ -82,11 +82,11 @@ fn mended(bytes: &[u8]) -> Vec<u8> {
     let mut at = HEADER;
     while at + HEAD + SUM <= bytes.len() {
         let n = u64::from_le_bytes(bytes[at + 8..at + HEAD].try_into().unwrap());
-        let end = usize::try_from(n).ok().and_then(|n| n.checked_next_multiple_of(8)?.checked_add(at + HEAD));
-        let Some(end) = end.filter(|end| end + SUM <= bytes.len()) else { break };
-        let sum = XxHash3_64::oneshot(&bytes[at..end]);
-        bytes[end..end + SUM].copy_from_slice(&sum.to_le_bytes());
-        at = end + SUM;
+        let next = usize::try_from(n).ok().and_then(|n| n.checked_next_multiple_of(8)?.checked_add(at + HEAD + SUM));
+        let Some(next) = next.filter(|&next| next <= bytes.len()) else { break };
+        let sum = XxHash3_64::oneshot(&bytes[at..next - SUM]);
+        bytes[next - SUM..next].copy_from_slice(&sum.to_le_bytes());
+        at = next;
     }
     bytes
 }
