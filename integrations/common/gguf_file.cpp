@@ -104,15 +104,21 @@ void GgufFile::check_range(const std::string &key, std::uint64_t n, CountRange r
     }
 }
 
+void GgufFile::check_type(const std::string &key, std::int64_t at, gguf_type allowed) const {
+    const gguf_type type = gguf_get_kv_type(context_.get(), at);
+    if (type != allowed) {
+        fail("has " + in_quotes(key) + " of type " + gguf_type_name(type) + ": " + gguf_type_name(allowed) +
+             " is allowed");
+    }
+}
+
 std::uint64_t GgufFile::count(const std::string &key, std::optional<std::uint64_t> default_value,
                               CountRange range) const {
     const std::int64_t at = find(key);
     std::optional<std::uint64_t> n = default_value;
     if (at >= 0) {
-        n.reset();
-        if (gguf_get_kv_type(context_.get(), at) == GGUF_TYPE_UINT32) {
-            n = gguf_get_val_u32(context_.get(), at);
-        }
+        check_type(key, at, GGUF_TYPE_UINT32);
+        n = gguf_get_val_u32(context_.get(), at);
     }
     if (!n) {
         fail("has no count " + in_quotes(key));
@@ -132,7 +138,8 @@ std::vector<std::uint64_t> GgufFile::counts(const std::string &key, CountRange r
     }
     const gguf_type type = gguf_get_arr_type(context_.get(), at);
     if (type != GGUF_TYPE_UINT32 && type != GGUF_TYPE_INT32) {
-        fail("has an array of type " + std::to_string(type) + " for " + in_quotes(key) + ": u32 and i32 are allowed");
+        fail("has an array of type " + std::string(gguf_type_name(type)) + " for " + in_quotes(key) +
+             ": u32 and i32 are allowed");
     }
     // Of either type: a negative number is beyond every range.
     const auto *values = static_cast<const std::uint32_t *>(gguf_get_arr_data(context_.get(), at));
@@ -147,10 +154,8 @@ double GgufFile::number(const std::string &key, std::optional<double> default_va
     const std::int64_t at = find(key);
     std::optional<double> x = default_value;
     if (at >= 0) {
-        x.reset();
-        if (gguf_get_kv_type(context_.get(), at) == GGUF_TYPE_FLOAT32) {
-            x = static_cast<double>(gguf_get_val_f32(context_.get(), at));
-        }
+        check_type(key, at, GGUF_TYPE_FLOAT32);
+        x = static_cast<double>(gguf_get_val_f32(context_.get(), at));
     }
     if (!x) {
         fail("has no number " + in_quotes(key));

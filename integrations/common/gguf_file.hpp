@@ -3,6 +3,7 @@
 #define SINKCACHE_PROGRAMS_GGUF_FILE_HPP
 
 #include <ggml.h>
+#include <gguf.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -73,6 +74,8 @@ private:
     std::vector<GgufTensor> tensors_;
 
     std::int64_t find(const std::string &key) const;
+    /** That the value at `at`, of `key`, is of the type. */
+    void check_type(const std::string &key, std::int64_t at, gguf_type allowed) const;
     void check_range(const std::string &key, std::uint64_t n, CountRange range) const;
     void read_tensors(std::uint64_t file_bytes);
 };
