@@ -200,6 +200,7 @@ NEON = {
     "neon_maximum_hides_nan": Replace("vbslq_f32(vcgtq_f32(self.0, other.0), self.0, other.0)",
                                       "vmaxnmq_f32(self.0, other.0)"),
     "neon_lane_beyond_range": Replace("vcltq_s32(lane, limit(to))", "vcleq_s32(lane, limit(to))"),
+    "neon_unsigned_codes": Replace('asm!("sdot ', 'asm!(".arch_extension i8mm\\nusdot '),
     "neon_upper_halves": Replace("fcvtl {x:v}.4s, {h:v}.4h", "fcvtl2 {x:v}.4s, {h:v}.8h"),
 }
 

@@ -132,6 +132,12 @@ pub(crate) fn avx_vnni_available() -> bool {
     is_x86_feature_detected!("avxvnni")
 }
 
+/// Whether the processor multiplies bytes in NEON registers (FEAT_DotProd).
+#[cfg(target_arch = "aarch64")]
+pub(crate) fn dotprod_available() -> bool {
+    std::arch::is_aarch64_feature_detected!("dotprod")
+}
+
 /// Features that `is_x86_feature_detected` of stable Rust does not know.
 #[cfg(target_arch = "x86_64")]
 mod x86 {

@@ -42,18 +42,28 @@ struct Sizes {
     kept_rows: usize,
     /// 1 on x86-64, else 0: fields that only its kernels use take no memory elsewhere.
     x86_64: usize,
+    /// Rows of packed queries: of chunks on x86-64, of decodes in integers on AArch64.
+    packed_rows: usize,
+    /// Of those that are turned.
+    packed_turned_rows: usize,
 }
 
 impl Sizes {
     fn new(shape: &Shape) -> Self {
+        let x86_64 = usize::from(cfg!(target_arch = "x86_64"));
+        let integers = usize::from(cfg!(target_arch = "aarch64") && shape.k_type.is_quantised());
+        let decode_rows = decode_rows(shape);
+        let turned_rows = if shape.edits { decode_rows.max(SUBTILE_ROWS).next_multiple_of(32) } else { 0 };
         Self {
             angles: shape.max_chunk.min(ROPE_SLAB) as usize * shape.head_dim / 2,
             dim: shape.head_dim,
             dim_v: padded_dim(shape.head_dim_v),
-            decode_rows: decode_rows(shape),
-            turned_rows: if shape.edits { decode_rows(shape).max(SUBTILE_ROWS).next_multiple_of(32) } else { 0 },
+            decode_rows,
+            turned_rows,
             kept_rows: if shape.edits && shape.k_type.is_quantised() { TILE_ROWS } else { 0 },
-            x86_64: usize::from(cfg!(target_arch = "x86_64")),
+            x86_64,
+            packed_rows: x86_64 * TILE_ROWS + integers * decode_rows,
+            packed_turned_rows: (x86_64 + integers) * turned_rows,
         }
     }
 }
@@ -105,14 +115,14 @@ scratch! { s;
     /// `[TILE_ROWS][head_dim]` queries, rotated for window keys and for sink keys.
     q: TILE_ROWS * s.dim,
     q_sink: TILE_ROWS * s.dim,
-    /// The same as a chunk kernel multiplies them: `[2][TILE_ROWS][head_dim]` bf16, or `[TILE_ROWS][head_dim]` pairs of
-    /// fp16.
-    q_packed: s.x86_64 * TILE_ROWS * s.dim,
-    q_sink_packed: s.x86_64 * TILE_ROWS * s.dim,
+    /// The same as a kernel multiplies them: `[2][TILE_ROWS][head_dim]` bf16, `[TILE_ROWS][head_dim]` pairs of fp16, or
+    /// `[packed_rows][head_dim]` pairs of bytes.
+    q_packed: s.packed_rows * s.dim,
+    q_sink_packed: s.packed_rows * s.dim,
     /// `[turned_rows][head_dim]` queries of another segment; the same as a kernel multiplies them; `[turned_rows]` the
     /// scales of those in fp16.
     q_turned: s.turned_rows * s.dim,
-    q_turned_packed: s.x86_64 * s.turned_rows * s.dim,
+    q_turned_packed: s.packed_turned_rows * s.dim,
     turned_scale: s.x86_64 * s.turned_rows,
     /// `[TILE_ROWS][head_dim]` queries for window keys and for sink keys, before their Hadamard turn.
     q_kept: s.kept_rows * s.dim,

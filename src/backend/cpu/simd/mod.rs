@@ -11,8 +11,13 @@ pub(crate) mod fp16;
 pub(crate) mod gemm;
 mod hadamard;
 #[cfg_attr(
-    not(target_arch = "x86_64"),
-    expect(dead_code, unused_imports, unused_macros, reason = "products of bytes are written for x86-64 alone")
+    not(any(target_arch = "x86_64", target_arch = "aarch64")),
+    expect(
+        dead_code,
+        unused_imports,
+        unused_macros,
+        reason = "products of bytes are written for x86-64 and AArch64 alone"
+    )
 )]
 pub(crate) mod integer;
 pub(crate) mod kv_load;
@@ -35,6 +40,8 @@ use self::transpose::{GroupRows, TransposeFn};
 use crate::backend::cpu::kv_layout::KeyRange;
 use crate::config::{RopeStyle, StorageType};
 use crate::cpu_features::Isa;
+#[cfg(target_arch = "aarch64")]
+use crate::cpu_features::dotprod_available;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu_features::{avx_vnni_available, vnni_available};
 use crate::rope::Frequencies;
@@ -325,7 +332,11 @@ impl Kernels {
                 }
             }
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => neon_kernels::kernels(k, v),
+            Isa::Neon => Self {
+                key_products: integer::neon_dotprod::keys(k).filter(|_| dotprod_available()),
+                value_products: integer::neon_dotprod::values(v).filter(|_| dotprod_available()),
+                ..neon_kernels::kernels(k, v)
+            },
             _ => scalar_kernels::kernels(k, v),
         }
     }

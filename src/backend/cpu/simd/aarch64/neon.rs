@@ -7,7 +7,7 @@ use crate::backend::cpu::simd::vector::SimdF32;
 
 /// Four f32.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Neon(float32x4_t);
+pub(crate) struct Neon(pub float32x4_t);
 
 // The contract of the trait is the contract of each `unsafe` below.
 #[expect(

@@ -121,20 +121,24 @@ integer_kernels!(
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 );
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+integer_kernels!(
+    neon_dotprod,
+    crate::backend::cpu::simd::aarch64::dotprod::NeonDot,
+    #[target_feature(enable = "neon,dotprod")]
+);
+
+#[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod tests {
     use proptest::prelude::*;
     use proptest::sample::select;
 
     use super::query::{RoundedRows, row_bytes as query_bytes};
-    use super::rounding::{COLUMNS, Factors, GROUP_BYTES, LIMIT, MOST_GROUPS, QueryRounding, Rounding, TERMS};
-    use super::vector::SimdInt;
+    use super::rounding::{COLUMNS, LIMIT};
     use super::*;
     use crate::backend::cpu::kv_layout::{CODE_BLOCK, CodeLayout, KEY_GROUP, padded_dim};
-    use crate::backend::cpu::simd::x86_64::vnni::Avx512Vnni;
     use crate::backend::cpu::simd::{Kernels, gemm};
-    use crate::config::MAX_HEAD_DIM;
-    use crate::cpu_features::{Isa, vnni_available};
+    use crate::cpu_features::Isa;
 
     type Cases = (KeyProducts, ValueProducts, Kernels, CodeLayout);
 
@@ -144,8 +148,11 @@ mod tests {
         Some((kernels.key_products?, kernels.value_products?, kernels, CodeLayout::new(storage, dim)?))
     }
 
+    /// Those that may have products of bytes.
+    const WITH_PRODUCTS: &[Isa] = if cfg!(target_arch = "x86_64") { &[Isa::Avx2, Isa::Avx512] } else { &[Isa::Neon] };
+
     fn instruction_sets() -> impl Strategy<Value = Isa> {
-        select(vec![Isa::Avx2, Isa::Avx512])
+        select(WITH_PRODUCTS)
     }
 
     fn types() -> impl Strategy<Value = StorageType> {
@@ -331,85 +338,13 @@ mod tests {
             let rounded = (0..rows).filter(|&row| unsafe { (values.weigh)(&args(row, &v)) }).count();
             prop_assert_eq!(rounded, 0);
         }
-
-        /// An instruction set's own way of rounding weights gives the bytes and sums of the plain way.
-        #[test]
-        fn weights_are_rounded_alike(groups in 1_usize..17, n in 1_usize..33, seed in any::<u64>()) {
-            if !(Isa::Avx512.available() && vnni_available()) {
-                return Ok(());
-            }
-            let (mut draw, n) = (Draw(seed), n * KEY_GROUP);
-            let probs: Vec<f32> = (0..n).map(|_| draw.number().max(0.0)).collect();
-            let block_bytes = groups * 2 * CODE_BLOCK + 64;
-            let words = COLUMNS / CODE_BLOCK * block_bytes / 4;
-            let scales: Vec<u8> = (0..words).flat_map(|_| (draw.bits() & 0xBFFF_BFFF).to_le_bytes()).collect();
-            let results = [false, true].map(|own| {
-                let mut products = vec![0.0; groups * COLUMNS];
-                let mut bytes = vec![0_u8; groups * GROUP_BYTES];
-                let factors = Factors {
-                    probs: probs.as_ptr(),
-                    n,
-                    from: 0,
-                    to: n.div_ceil(CODE_BLOCK),
-                    scales: scales.as_ptr(),
-                    block_bytes,
-                    groups,
-                    products: products.as_mut_ptr(),
-                };
-                // SAFETY: the instruction set is available; scales, probabilities and products of the arguments.
-                let most = unsafe { if own { Avx512Vnni::multiply(&factors) } else { rounding::multiply(&factors) } };
-                let mut inverse = [0.0; MOST_GROUPS];
-                for (inverse, most) in inverse.iter_mut().zip(most).take(groups) {
-                    // A power of two: with one rounding or two, the integers are the same.
-                    let most = f32::from_bits(most & 0x7F80_0000);
-                    *inverse = if most > 0.0 { 8192.0 / most } else { 0.0 };
-                }
-                let rounding = Rounding {
-                    products: products.as_ptr(),
-                    from: 0,
-                    to: n.div_ceil(CODE_BLOCK),
-                    groups,
-                    inverse,
-                    weights: bytes.as_mut_ptr(),
-                };
-                // SAFETY: as above.
-                let sums = unsafe { if own { Avx512Vnni::round(&rounding) } else { rounding::round(&rounding) } };
-                (most, sums, bytes)
-            });
-            let [own, plain] = results;
-            prop_assert_eq!(own, plain);
-        }
-    }
-
-    proptest! {
-        /// An instruction set's own rounding of queries gives what the portable one does.
-        #[test]
-        fn queries_are_rounded_alike(
-            dim in (1_usize..33).prop_map(|n| 16 * n), q4 in any::<bool>(), seed in any::<u64>()
-        ) {
-            if !vnni_available() {
-                return Ok(());
-            }
-            let mut draw = Draw(seed);
-            let q: Vec<f32> = (0..dim).map(|_| draw.number()).collect();
-            let most = q.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
-            let group = if q4 { 32.min(dim) } else { dim };
-            let round = |round: &dyn Fn(&mut QueryRounding<'_>) -> [[i32; TERMS]; MOST_GROUPS]| {
-                let mut words = [[0; 8]; MAX_HEAD_DIM as usize / 4];
-                let sums = round(&mut QueryRounding { q: &q, inverse: LIMIT / most, group, words: &mut words });
-                (sums, words[..dim / 4].to_vec())
-            };
-            // SAFETY: the instruction set is available.
-            let got = round(&|a| unsafe { Avx512Vnni::round_query(a) });
-            prop_assert_eq!(got, round(&rounding::round_query));
-        }
     }
 
     /// Queries that integers cannot stand for are refused; zeros are not.
     #[test]
     fn odd_queries_stay_f32() {
-        let isas = [Isa::Avx2, Isa::Avx512];
-        for (isa, storage) in isas.into_iter().flat_map(|isa| [StorageType::Q8, StorageType::Q4].map(|s| (isa, s))) {
+        for (&isa, storage) in WITH_PRODUCTS.iter().flat_map(|isa| [StorageType::Q8, StorageType::Q4].map(|s| (isa, s)))
+        {
             let Some((keys, ..)) = products(isa, storage, 64) else { continue };
             let mut bytes = vec![0_u64; query_bytes(64) / 8];
             let to = RoundedRows { rows: 1, bytes: bytes.as_mut_ptr().cast() };
@@ -423,6 +358,93 @@ mod tests {
                 assert!(!rounds(odd), "{storage:?}: {odd}");
             }
             assert!([0.0, -0.0, 1.0, -1e9, 1e-9].into_iter().all(rounds), "{storage:?}");
+        }
+    }
+
+    /// AVX-512 rounds in its own way.
+    #[cfg(target_arch = "x86_64")]
+    mod avx512 {
+        use proptest::prelude::*;
+
+        use super::*;
+        use crate::backend::cpu::simd::integer::rounding::{
+            Factors, GROUP_BYTES, MOST_GROUPS, QueryRounding, Rounding, TERMS,
+        };
+        use crate::backend::cpu::simd::integer::vector::SimdInt;
+        use crate::backend::cpu::simd::x86_64::vnni::Avx512Vnni;
+        use crate::config::MAX_HEAD_DIM;
+        use crate::cpu_features::vnni_available;
+
+        proptest! {
+            /// It gives the weights' bytes and sums of the plain way.
+            #[test]
+            fn weights_are_rounded_alike(groups in 1_usize..17, n in 1_usize..33, seed in any::<u64>()) {
+                if !(Isa::Avx512.available() && vnni_available()) {
+                    return Ok(());
+                }
+                let (mut draw, n) = (Draw(seed), n * KEY_GROUP);
+                let probs: Vec<f32> = (0..n).map(|_| draw.number().max(0.0)).collect();
+                let block_bytes = groups * 2 * CODE_BLOCK + 64;
+                let words = COLUMNS / CODE_BLOCK * block_bytes / 4;
+                let scales: Vec<u8> = (0..words).flat_map(|_| (draw.bits() & 0xBFFF_BFFF).to_le_bytes()).collect();
+                let results = [false, true].map(|own| {
+                    let mut products = vec![0.0; groups * COLUMNS];
+                    let mut bytes = vec![0_u8; groups * GROUP_BYTES];
+                    let factors = Factors {
+                        probs: probs.as_ptr(),
+                        n,
+                        from: 0,
+                        to: n.div_ceil(CODE_BLOCK),
+                        scales: scales.as_ptr(),
+                        block_bytes,
+                        groups,
+                        products: products.as_mut_ptr(),
+                    };
+                    // SAFETY: the instruction set is available; scales, probabilities and products of the arguments.
+                    let most = unsafe { if own { Avx512Vnni::multiply(&factors) } else { rounding::multiply(&factors) } };
+                    let mut inverse = [0.0; MOST_GROUPS];
+                    for (inverse, most) in inverse.iter_mut().zip(most).take(groups) {
+                        // A power of two: with one rounding or two, the integers are the same.
+                        let most = f32::from_bits(most & 0x7F80_0000);
+                        *inverse = if most > 0.0 { 8192.0 / most } else { 0.0 };
+                    }
+                    let rounding = Rounding {
+                        products: products.as_ptr(),
+                        from: 0,
+                        to: n.div_ceil(CODE_BLOCK),
+                        groups,
+                        inverse,
+                        weights: bytes.as_mut_ptr(),
+                    };
+                    // SAFETY: as above.
+                    let sums = unsafe { if own { Avx512Vnni::round(&rounding) } else { rounding::round(&rounding) } };
+                    (most, sums, bytes)
+                });
+                let [own, plain] = results;
+                prop_assert_eq!(own, plain);
+            }
+
+            /// It gives the queries of the plain way.
+            #[test]
+            fn queries_are_rounded_alike(
+                dim in (1_usize..33).prop_map(|n| 16 * n), q4 in any::<bool>(), seed in any::<u64>()
+            ) {
+                if !vnni_available() {
+                    return Ok(());
+                }
+                let mut draw = Draw(seed);
+                let q: Vec<f32> = (0..dim).map(|_| draw.number()).collect();
+                let most = q.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
+                let group = if q4 { 32.min(dim) } else { dim };
+                let round = |round: &dyn Fn(&mut QueryRounding<'_>) -> [[i32; TERMS]; MOST_GROUPS]| {
+                    let mut words = [[0; 8]; MAX_HEAD_DIM as usize / 4];
+                    let sums = round(&mut QueryRounding { q: &q, inverse: LIMIT / most, group, words: &mut words });
+                    (sums, words[..dim / 4].to_vec())
+                };
+                // SAFETY: the instruction set is available.
+                let got = round(&|a| unsafe { Avx512Vnni::round_query(a) });
+                prop_assert_eq!(got, round(&rounding::round_query));
+            }
         }
     }
 }
