@@ -400,8 +400,9 @@ mod tests {
                         groups,
                         products: products.as_mut_ptr(),
                     };
+                    let multiply = if own { Avx512Vnni::multiply } else { rounding::multiply };
                     // SAFETY: the instruction set is available; scales, probabilities and products of the arguments.
-                    let most = unsafe { if own { Avx512Vnni::multiply(&factors) } else { rounding::multiply(&factors) } };
+                    let most = unsafe { multiply(&factors) };
                     let mut inverse = [0.0; MOST_GROUPS];
                     for (inverse, most) in inverse.iter_mut().zip(most).take(groups) {
                         // A power of two: with one rounding or two, the integers are the same.
