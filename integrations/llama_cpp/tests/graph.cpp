@@ -98,7 +98,7 @@ protected:
     std::string rejection(const LayerOptions &o, std::int32_t n_layers = 1) {
         add_layer(o);
         try {
-            read_graph(graph, n_layers);
+            read_graph(graph, {n_layers});
         } catch (const NotSupported &e) {
             return e.what();
         }
@@ -114,7 +114,7 @@ TEST_F(Graph, IsReadBackwardsFromAttention) {
     o.q_scale = 0.5F;
     o.k_scale = 3;
     add_layer(o);
-    const auto layers = read_graph(graph, 1);
+    const auto layers = read_graph(graph, {1});
     ASSERT_EQ(layers.size(), 1U);
     const LayerNodes &l = layers[0];
     EXPECT_EQ(l.q, q);
@@ -163,7 +163,7 @@ TEST_F(Graph, ALayerMayReadTheKAndVOfAnother) {
     o.kv_of_last = true;
     o.k_scale = 1;
     add_layer(o);
-    const auto layers = read_graph(graph, 3);
+    const auto layers = read_graph(graph, {3});
     EXPECT_EQ(layers[0].shape.kv_of, -1);
     EXPECT_EQ(layers[1].shape.kv_of, -1);
     EXPECT_EQ(layers[2].shape.kv_of, 1);
@@ -180,7 +180,7 @@ TEST_F(Graph, AFactorOnSharedKeysIsAPartOfTheScale) {
     o.kv_of_last = true;
     o.k_scale = 1;
     add_layer(o);
-    const auto layers = read_graph(graph, 2);
+    const auto layers = read_graph(graph, {2});
     EXPECT_DOUBLE_EQ(layers[1].shape.scale, 0.25 * 3);
 }
 
@@ -219,7 +219,7 @@ TEST_F(Graph, NeedsOneNodePerLayerAndOneMask) {
 
 TEST_F(Graph, OtherKindsOfRopeAreRejected) {
     add_layer(LayerOptions());
-    ggml_tensor *node = read_graph(graph, 1)[0].attention->src[0]->src[0]->src[0];
+    ggml_tensor *node = read_graph(graph, {1})[0].attention->src[0]->src[0]->src[0];
     ASSERT_EQ(node->op, GGML_OP_ROPE);
     const auto expect_rejected = [&](std::size_t i, std::int32_t value, const std::string &want) {
         const std::int32_t before = node->op_params[i];

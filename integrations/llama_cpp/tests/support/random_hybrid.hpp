@@ -1,0 +1,13 @@
+// Random models with recurrent layers beside layers with attention.
+#ifndef SINKCACHE_TESTS_RANDOM_HYBRID_HPP
+#define SINKCACHE_TESTS_RANDOM_HYBRID_HPP
+
+#include "random_model.hpp"
+
+#include <map>
+#include <string>
+
+/** By name. Those that have `no_rope` in it have RoPE in no layer, so that their graphs have no positions. */
+std::map<std::string, RandomModel> hybrid_models();
+
+#endif
