@@ -69,7 +69,7 @@ void Sequences::assign_positions(BatchPlan &plan) {
         check_end(plan);
     }
     for (BatchEntry &entry : plan.entries) {
-        make_room(entry.seq_id, entry.n_tokens);
+        restart_positions(entry.seq_id, entry.n_tokens);
         // In a hybrid this is the smaller of two: -1 also if recurrent layers alone have a state.
         entry.n_cells = api().llama_memory_seq_pos_max(memory_, entry.seq_id) >= 0 ? 1 : 0;
         for (std::int32_t i = 0; i < entry.n_tokens; ++i) {
@@ -104,14 +104,11 @@ void Sequences::follow_host(const BatchPlan &plan) {
     }
 }
 
-void Sequences::make_room(llama_seq_id seq_id, std::int32_t n_tokens) {
+void Sequences::restart_positions(llama_seq_id seq_id, std::int32_t n_tokens) {
     auto &next = next_[static_cast<std::size_t>(seq_id)];
     if (numbering_ == Numbering::OF_THE_STREAM && !is_hybrid_ && next > max_pos_ - n_tokens) {
         drop(seq_id);
         next = 0;
-    } else if (next > 1) {
-        api().llama_memory_seq_rm(memory_, seq_id, 0, next - 1);
-        record_newest(seq_id);
     }
 }
 
@@ -123,6 +120,10 @@ void Sequences::commit(llama_seq_id seq_id, std::int64_t n) {
     auto &next = next_[static_cast<std::size_t>(seq_id)];
     next += static_cast<llama_pos>(n);
     api().llama_memory_seq_rm(memory_, seq_id, next, -1);
+    // At once: the next batch may be another sequence's, and need the room.
+    if (next > 1) {
+        api().llama_memory_seq_rm(memory_, seq_id, 0, next - 1);
+    }
     record_newest(seq_id);
 }
 

@@ -55,7 +55,7 @@ public:
     /** @throws Error if the host has edited llama.cpp's cache or loaded a state, unless the numbering is the host's */
     void check_unmodified() const;
     /**
-     * Before a batch: removes all but the last token of its sequences from llama.cpp's cache, and sets the positions.
+     * Before a batch: sets the positions.
      *
      * @throws Error SKC_STATUS_OUT_OF_RANGE, and changes nothing, if the numbering ends: the host's beyond 2^31 - 1,
      * the stream's in a hybrid before `max_pos`
@@ -63,7 +63,7 @@ public:
     void assign_positions(BatchPlan &plan);
     /** Tokens of the current batch that llama.cpp's cache holds. */
     llama_pos uncommitted(llama_seq_id seq_id) const;
-    /** After a batch: `n` tokens were appended; removes any others of the batch from llama.cpp's cache. */
+    /** After a batch: `n` tokens were appended; removes all but the last of them from llama.cpp's cache. */
     void commit(llama_seq_id seq_id, std::int64_t n);
     /** Makes `dst` a copy of `src` in llama.cpp's cache, the states of recurrent layers included, and usable. */
     void copy(llama_seq_id src, llama_seq_id dst);
@@ -80,7 +80,7 @@ private:
     llama_pos first_position() const;
     llama_pos oldest(llama_seq_id seq_id) const;
     void record_newest(llama_seq_id seq_id);
-    void make_room(llama_seq_id seq_id, std::int32_t n_tokens);
+    void restart_positions(llama_seq_id seq_id, std::int32_t n_tokens);
 
     llama_memory_t memory_;
     Numbering numbering_;
