@@ -276,7 +276,8 @@ bool Served::remove(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
         return true;
     }
     const std::string what = "llama_memory_seq_rm " + range_text(seq_id, p0, p1);
-    return attempt(what, [&] {
+    bool removed = true;
+    const bool valid = attempt(what, [&] {
         const skc_sequence_info info = stream_.info(seq_id);
         // A state that was loaded may have positions beyond those of a host.
         constexpr std::uint64_t MOST = std::uint64_t{1} << 62;
@@ -287,6 +288,10 @@ bool Served::remove(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
         if (from <= start && to >= end) {
             log(LogLevel::DEBUG, what + ": cleared");
             clear(seq_id);
+        } else if (from < to && to == end && stream_.is_hybrid()) {
+            // llama.cpp's own answer, and no error: hosts ask in order to know.
+            log(LogLevel::DEBUG, what + ": refused, the states of recurrent layers cannot go back");
+            removed = false;
         } else if (from < to && to == end) {
             stream_.rewind(seq_id, static_cast<std::uint64_t>(end - from));
             log(LogLevel::DEBUG, what + ": rewound by " + std::to_string(end - from));
@@ -296,6 +301,7 @@ bool Served::remove(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
                                         std::to_string(end));
         }
     });
+    return valid && removed;
 }
 
 void Served::seq_cp(llama_seq_id src, llama_seq_id dst, llama_pos p0, llama_pos p1) {

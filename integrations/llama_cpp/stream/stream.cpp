@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <unordered_map>
 
 namespace sinkcache {
 namespace llama_cpp {
@@ -325,8 +326,7 @@ std::int32_t Stream::decode(const std::vector<BatchRow> &rows,
     const bool all_computed = computed == plan.ubatches.size();
     if (result != 0 || !all_computed || attention_.error.is_set()) {
         if (is_hybrid_) {
-            // It may have failed after the last attention.
-            roll_back_hybrid(plan, result != 0 && computed > 0 ? computed - 1 : computed);
+            roll_back_hybrid(plan, computed, result != 0);
         } else {
             roll_back(plan);
         }
@@ -357,28 +357,43 @@ void Stream::roll_back(const BatchPlan &plan) {
 }
 
 // llama.cpp cannot take back what a micro-batch has done to a state. It has begun those whose tokens are in its memory.
-void Stream::roll_back_hybrid(const BatchPlan &plan, std::size_t n_completed) {
+void Stream::roll_back_hybrid(const BatchPlan &plan, std::size_t n_attended, bool failed) {
+    // Of each sequence: tokens of the batch that llama.cpp has begun, and those in the first `n` micro-batches.
+    std::unordered_map<llama_seq_id, std::uint64_t> begun, in_first;
     for (const BatchEntry &entry : plan.entries) {
-        std::uint64_t completed = 0;
-        for (std::size_t i = 0; i < n_completed; ++i) {
-            const Ubatch &ubatch = plan.ubatches[i];
-            for (std::size_t e = 0; e < ubatch.seq_ids.size(); ++e) {
-                completed += ubatch.seq_ids[e] == entry.seq_id ? static_cast<std::uint64_t>(ubatch.n_tokens[e]) : 0;
-            }
+        begun[entry.seq_id] = static_cast<std::uint64_t>(sequences_->uncommitted(entry.seq_id));
+    }
+    const auto add_rows = [&](const Ubatch &ubatch, bool add) {
+        for (std::size_t e = 0; e < ubatch.seq_ids.size(); ++e) {
+            const auto n = static_cast<std::uint64_t>(ubatch.n_tokens[e]);
+            in_first[ubatch.seq_ids[e]] += add ? n : -n;
         }
-        const auto begun = static_cast<std::uint64_t>(sequences_->uncommitted(entry.seq_id));
+    };
+    const auto is_begun = [&](const Ubatch &ubatch) {
+        return std::any_of(ubatch.seq_ids.begin(), ubatch.seq_ids.end(),
+                           [&](llama_seq_id s) { return begun[s] > in_first[s]; });
+    };
+    for (std::size_t i = 0; i < n_attended; ++i) {
+        add_rows(plan.ubatches[i], true);
+    }
+    const bool next_is_begun = n_attended < plan.ubatches.size() && is_begun(plan.ubatches[n_attended]);
+    if (failed && n_attended > 0 && !next_is_begun) {
+        // It failed after the last attention.
+        add_rows(plan.ubatches[n_attended - 1], false);
+    }
+    for (const BatchEntry &entry : plan.entries) {
+        const std::uint64_t completed = in_first[entry.seq_id], all = begun[entry.seq_id];
         try {
-            cache_->cut_failed_step(entry.seq_id, entry.length_before + std::min(begun, completed));
-            if (begun <= completed) {
-                continue;
-            }
-            if (entry.length_before + completed == 0) {
-                sequences_->drop(entry.seq_id);
-                continue;
-            }
+            cache_->cut_failed_step(entry.seq_id, entry.length_before + std::min(all, completed));
         } catch (const Error &) {
+            sequences_->mark_broken(entry.seq_id);
         }
-        sequences_->mark_broken(entry.seq_id);
+        if (all > completed && entry.length_before + completed == 0) {
+            // Nothing has to stay.
+            sequences_->drop(entry.seq_id);
+        } else if (all > completed) {
+            sequences_->mark_broken(entry.seq_id);
+        }
     }
 }
 

@@ -119,7 +119,7 @@ private:
     void check_embeddings(const std::vector<BatchRow> &rows) const;
     bool has_model_data() const;
     void roll_back(const BatchPlan &plan);
-    void roll_back_hybrid(const BatchPlan &plan, std::size_t n_completed);
+    void roll_back_hybrid(const BatchPlan &plan, std::size_t n_attended, bool failed);
     void load_hybrid(llama_seq_id seq_id, Span<std::uint8_t> saved, const HostTag &tag);
     template <class Edit>
     void edit(llama_seq_id seq_id, const Edit &edit);
