@@ -427,6 +427,10 @@ std::map<std::string, Unsupported> unsupported_models() {
     }
     models["mamba"] = {mamba, "recurrent"};
 
+    RandomModel windows = hybrid_models().at("lfm2_hybrid");
+    windows.integers["attention.sliding_window"] = 32;
+    models["lfm2_windows"] = {windows, "sliding windows in a model with recurrent layers"};
+
     // DeepSeek 2: K and V are one latent vector; dense feed-forward in all layers.
     shape = Shape();
     const std::int64_t lora = 32, rope = 8, nope = 16, v = 16;
