@@ -136,11 +136,13 @@ Served::Served(llama_model *model, const llama_context_params &params, std::uint
     stream_.create_context(params);
     const std::uint64_t bytes = stream_.cache_bytes();
     const StreamSettings &s = stream_.settings();
+    const std::string rewinds = stream_.is_hybrid()
+                                    ? "no rewinds, since the model has recurrent layers"
+                                    : "rewinds of up to " + std::to_string(stream_.max_rewind());
     log(LogLevel::INFO, "a context of " + std::to_string(n_seqs_) + (n_seqs_ == 1 ? " sequence" : " sequences") +
                             ": " + std::to_string(s.n_sink) + " sinks and the last " + std::to_string(s.window) +
                             " tokens of each, " + std::to_string((bytes + (1 << 20) - 1) >> 20) +
-                            " MiB, rewinds of up to " + std::to_string(stream_.max_rewind()) +
-                            "; the host is told a length of " + std::to_string(length_));
+                            " MiB, " + rewinds + "; the host is told a length of " + std::to_string(length_));
     if (stream_.n_layers_on_gpu() > 0) {
         log(LogLevel::INFO, "attention of " + std::to_string(stream_.n_layers_on_gpu()) + " of " +
                                 std::to_string(stream_.n_layers()) + " layers is computed on the GPU");

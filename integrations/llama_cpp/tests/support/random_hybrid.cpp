@@ -250,9 +250,19 @@ RandomModel random_jamba() {
 
 }  // namespace
 
-std::map<std::string, RandomModel> hybrid_models() {
-    return {{"granite_hybrid", random_granite()},        {"lfm2_hybrid", random_lfm2()},
-            {"qwen3next_hybrid", random_qwen3next()},    {"qwen35_hybrid_mrope", random_qwen35()},
-            {"falcon_h1_hybrid", random_falcon()},       {"nemotron_h_hybrid_no_rope", random_nemotron()},
-            {"jamba_hybrid_no_rope", random_jamba()}};
+std::map<std::string, RandomModel> hybrid_models(std::int64_t n_vocab) {
+    std::map<std::string, RandomModel> models = {
+        {"granite_hybrid", random_granite()},     {"lfm2_hybrid", random_lfm2()},
+        {"qwen3next_hybrid", random_qwen3next()}, {"qwen35_hybrid_mrope", random_qwen35()},
+        {"falcon_h1_hybrid", random_falcon()},    {"nemotron_h_hybrid_no_rope", random_nemotron()},
+        {"jamba_hybrid_no_rope", random_jamba()}};
+    for (auto &[name, model] : models) {
+        model.integers["vocab_size"] = std::uint32_t(n_vocab);
+        for (RandomTensor &t : model.tensors) {
+            if (t.name == "token_embd.weight" || t.name == "output.weight") {
+                t.dims[1] = n_vocab;
+            }
+        }
+    }
+    return models;
 }

@@ -4,10 +4,11 @@
 
 #include "random_model.hpp"
 
+#include <cstdint>
 #include <map>
 #include <string>
 
-/** By name. Those that have `no_rope` in it have RoPE in no layer, so that their graphs have no positions. */
-std::map<std::string, RandomModel> hybrid_models();
+/** By name, with a vocabulary of that size. Those that have `no_rope` in it have RoPE in no layer, so that their graphs have no positions. */
+std::map<std::string, RandomModel> hybrid_models(std::int64_t n_vocab = 128);
 
 #endif
