@@ -77,9 +77,9 @@ struct GraphTraits {
 };
 
 /**
- * The attention of all layers that have it, in order. From each FLASH_ATTN_EXT node it follows q back to RoPE, or to its projection
- * in a layer without RoPE, and k and v to the nodes that write them into llama.cpp's cache. Unless windows
- * differ, all layers must have one mask.
+ * The attention of all layers that have it, in order. From each FLASH_ATTN_EXT node it follows q back to RoPE, or to
+ * its projection in a layer without RoPE, and k and v to the nodes that write them into llama.cpp's cache. Unless
+ * windows differ, all layers must have one mask.
  *
  * @throws NotSupported with the layer, counted among those with attention, and the reason
  */

@@ -100,7 +100,8 @@ class Hybrids(unittest.TestCase):
     def test_drafts(self):
         """Of n-grams, which are rejected, and of the model itself. The server goes back by checkpoints."""
         for name in NAMES:
-            for arguments in (("ngram-simple", "--spec-ngram-simple-size-n", 3), ("draft-simple", "-md", self.file(name))):
+            for arguments in (("ngram-simple", "--spec-ngram-simple-size-n", 3),
+                              ("draft-simple", "-md", self.file(name))):
                 with self.subTest(name, drafts=arguments[0]):
                     prompt = places.TEXT[1000:1100] * 3
                     plain = self.serve(name, "-c", 256, "-np", 1).complete(prompt, 200)

@@ -125,7 +125,8 @@ private:
         OwnBatch b(t, s, llama_pos(held_[s].size()));
         const std::int32_t result = llama_decode(ctx_.get(), b.get());
         llama_set_abort_callback(ctx_.get(), nullptr, nullptr);
-        if (llama_model_is_hybrid(model_) && llama_memory_seq_pos_min(memory_, s) > llama_memory_seq_pos_max(memory_, s)) {
+        const bool is_lost = llama_memory_seq_pos_min(memory_, s) > llama_memory_seq_pos_max(memory_, s);
+        if (llama_model_is_hybrid(model_) && is_lost) {
             // The state of its recurrent layers is lost, and no token follows it.
             ASSERT_EQ(result, 2);
             OwnBatch next(more(1), s);

@@ -8,7 +8,10 @@
 #include <map>
 #include <string>
 
-/** By name, with a vocabulary of that size. Those that have `no_rope` in it have RoPE in no layer, so that their graphs have no positions. */
+/**
+ * By name, with a vocabulary of that size. Those with `no_rope` in their names have RoPE in no layer, so that their
+ * graphs have no positions.
+ */
 std::map<std::string, RandomModel> hybrid_models(std::int64_t n_vocab = 128);
 
 #endif
