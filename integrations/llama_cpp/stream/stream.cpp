@@ -388,11 +388,12 @@ void Stream::roll_back_hybrid(const BatchPlan &plan, std::size_t n_attended, boo
         } catch (const Error &) {
             sequences_->mark_broken(entry.seq_id);
         }
-        if (all > completed && entry.length_before + completed == 0) {
-            // Nothing has to stay.
+        if (all > completed) {
+            // What is left there is worth nothing, and takes room.
             sequences_->drop(entry.seq_id);
-        } else if (all > completed) {
-            sequences_->mark_broken(entry.seq_id);
+            if (entry.length_before + completed > 0) {
+                sequences_->mark_broken(entry.seq_id);
+            }
         }
     }
 }

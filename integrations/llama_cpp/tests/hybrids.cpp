@@ -270,6 +270,18 @@ TEST_P(Hybrids, StatesThatLlamaHasLoadedAreDetected) {
     }
 }
 
+TEST_P(Hybrids, LlamaDecodeIsRejected) {
+    LlamaContext ctx(model.get(), params(64), options(4, 60));
+    run(ctx, slice(tokens, 0, 100), 20);
+    const llama_pos newest = llama_memory_seq_pos_max(llama_get_memory(ctx.get()), 0);
+    OwnBatch direct(slice(tokens, 100, 120), 0, newest + 1), batch(slice(tokens, 100, 120));
+    EXPECT_EQ(llama_decode(ctx.get(), direct.get()), 2);
+    expect_error("llama_decode was called directly", [&] { ctx.decode(batch.get()); });
+    expect_error("own cache was modified", [&] { ctx.decode(batch.get()); });
+    ctx.clear(0);
+    expect_continues(ctx, 0);
+}
+
 // An abort in a micro-batch that has tokens of sequence 1 alone: sequence 0 was computed before it.
 TEST_P(Hybrids, AnAbortMakesTheSequencesUnusableThatWereBeingComputed) {
     std::atomic<int> calls_left{0};
@@ -304,6 +316,7 @@ TEST_P(Hybrids, AnAbortMakesTheSequencesUnusableThatWereBeingComputed) {
             ++second;
         }
         expect_error("sequence 1 is unusable", [&] { ctx.decode(one.get()); });
+        EXPECT_EQ(llama_memory_seq_pos_max(llama_get_memory(ctx.get()), 1), -1);
         expect_error("sequence 1 is unusable", [&] { ctx.save(1, TAG); });
         expect_error("sequence 1 is unusable", [&] { ctx.fork(1, 0); });
         if (ctx.length(0) == 44 && early++ == 0) {
