@@ -17,10 +17,14 @@ Sequences::Sequences(llama_context *ctx, std::uint32_t n_seqs, Numbering numberi
       numbering_(numbering),
       max_pos_(max_pos),
       is_hybrid_(is_hybrid),
-      next_(n_seqs, first_position()),
+      next_(n_seqs),
       newest_(n_seqs, -1),
       oldest_(n_seqs, -1),
-      broken_(n_seqs, false) {}
+      broken_(n_seqs, false) {
+    for (llama_pos &next : next_) {
+        next = first_position();
+    }
+}
 
 llama_pos Sequences::first_position() const {
     return static_cast<llama_pos>(std::random_device()() % static_cast<std::uint32_t>(max_pos_ / 2));

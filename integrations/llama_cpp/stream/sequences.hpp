@@ -21,9 +21,10 @@ enum class Numbering {
      */
     OF_THE_HOST,
     /**
-     * The stream: they start at a random number, increase with every token, do not decrease when a sequence is rewound
-     * or cleared, and restart at 0 before they reach `max_pos`. A state that the host loads with llama_state_ therefore
-     * ends at an unexpected position, and check_unmodified() detects it. Stream positions may have 64 bits.
+     * The stream: they start at a random number, another one in each sequence, increase with every token, do not
+     * decrease when a sequence is rewound or cleared, and restart at 0 before they reach `max_pos`. A state that the
+     * host loads with llama_state_ therefore ends at an unexpected position, and check_unmodified() detects it. Stream
+     * positions may have 64 bits.
      */
     OF_THE_STREAM,
 };
