@@ -47,20 +47,24 @@ std::size_t Sequences::usable(llama_seq_id seq_id) const {
     return s;
 }
 
+bool Sequences::is_unmodified(llama_seq_id seq_id) const {
+    const auto s = static_cast<std::size_t>(seq_id);
+    // A state of recurrent layers alone shows in one of both.
+    return numbering_ == Numbering::OF_THE_HOST ||
+           (api().llama_memory_seq_pos_max(memory_, seq_id) == newest_[s] &&
+            (!is_hybrid_ || oldest(seq_id) == oldest_[s]));
+}
+
 void Sequences::check_unmodified() const {
-    if (numbering_ == Numbering::OF_THE_HOST) {
-        return;
-    }
     for (std::size_t s = 0; s < newest_.size(); ++s) {
         const auto seq_id = static_cast<llama_seq_id>(s);
-        const llama_pos found = api().llama_memory_seq_pos_max(memory_, seq_id);
-        // A state of recurrent layers alone shows in one of both.
-        if (found != newest_[s] || (is_hybrid_ && oldest(seq_id) != oldest_[s])) {
+        if (!is_unmodified(seq_id)) {
             invalid_argument(
                 "llama.cpp's own cache was modified outside sinkcache::LlamaContext (llama_memory_ edit or "
                 "llama_state_ load): "
                 "sequence " +
-                std::to_string(s) + " ends at position " + std::to_string(found) + ", not " +
+                std::to_string(s) + " ends at position " +
+                std::to_string(api().llama_memory_seq_pos_max(memory_, seq_id)) + ", not " +
                 std::to_string(newest_[s]) + "; clear() makes it usable again");
         }
     }

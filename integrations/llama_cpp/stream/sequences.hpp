@@ -53,6 +53,8 @@ public:
     /** Makes a sequence unusable until it is cleared: its layers could not be brought to one length. */
     void mark_broken(llama_seq_id seq_id) { broken_[static_cast<std::size_t>(seq_id)] = true; }
     void mark_usable(llama_seq_id seq_id) { broken_[static_cast<std::size_t>(seq_id)] = false; }
+    /** Whether the host has left a sequence of llama.cpp's cache alone, unless the numbering is the host's. */
+    bool is_unmodified(llama_seq_id seq_id) const;
     /** @throws Error if the host has edited llama.cpp's cache or loaded a state, unless the numbering is the host's */
     void check_unmodified() const;
     /**

@@ -448,6 +448,9 @@ void Stream::clear(llama_seq_id seq_id, std::uint64_t start_position) {
 void Stream::fork(llama_seq_id src, llama_seq_id dst) {
     sequences_->usable(src);
     sequences_->existing(dst);
+    if (is_hybrid_) {
+        sequences_->check_unmodified();
+    }
     edit(dst, [&] { cache_->fork(src, dst); });
     if (is_hybrid_) {
         sequences_->copy(src, dst);
@@ -495,8 +498,9 @@ void Stream::load(llama_seq_id seq_id, Span<std::uint8_t> saved, const HostTag &
 void Stream::load_hybrid(llama_seq_id seq_id, Span<std::uint8_t> saved, const HostTag &tag) {
     const HybridSnapshot snapshot = HybridSnapshot::read(saved);
     const std::vector<std::uint8_t> before = save_recurrent_state(ctx_.get(), seq_id);
+    const bool is_own = sequences_->is_unmodified(seq_id);
     const auto put_back = [&] {
-        if (!load_recurrent_state(ctx_.get(), seq_id, before)) {
+        if (!is_own || !load_recurrent_state(ctx_.get(), seq_id, before)) {
             sequences_->mark_broken(seq_id);
         }
         sequences_->follow_state(seq_id);
@@ -509,7 +513,7 @@ void Stream::load_hybrid(llama_seq_id seq_id, Span<std::uint8_t> saved, const Ho
     }
     try {
         edit(seq_id, [&] { cache_->load(seq_id, snapshot.caches, tag); });
-    } catch (const Error &) {
+    } catch (...) {
         put_back();
         throw;
     }

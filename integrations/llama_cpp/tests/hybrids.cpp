@@ -256,7 +256,7 @@ TEST_P(Hybrids, ADamagedPartIsRefusedAndChangesNothing) {
 
 TEST_P(Hybrids, StatesThatLlamaHasLoadedAreDetected) {
     for (const llama_state_seq_flags flags : {0, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY}) {
-        LlamaContext ctx(model.get(), params(64), options(4, 60)), other(model.get(), params(64), options(4, 60));
+        LlamaContext ctx(model.get(), params(64), sequences(2)), other(model.get(), params(64), sequences(2));
         run(ctx, slice(tokens, 0, 100), 20);
         run(other, slice(tokens, 100, 200), 20);
         std::vector<std::uint8_t> state(llama_state_seq_get_size_ext(other.get(), 0, flags));
@@ -265,6 +265,10 @@ TEST_P(Hybrids, StatesThatLlamaHasLoadedAreDetected) {
         OwnBatch batch(slice(tokens, 100, 101));
         expect_error("own cache was modified", [&] { ctx.decode(batch.get()); });
         expect_error("own cache was modified", [&] { ctx.save(0, TAG); });
+        expect_error("own cache was modified", [&] { ctx.fork(0, 1); });
+        // It is not there any more after a load that is refused.
+        expect_error("SKC_STATUS_INVALID_SNAPSHOT", [&] { ctx.load(0, other.save(0, TAG), HostTag{1}); });
+        expect_error("sequence 0 is unusable", [&] { ctx.decode(batch.get()); });
         ctx.clear(0);
         expect_continues(ctx, 0);
     }
