@@ -83,11 +83,15 @@ SKC_LLAMA_API struct llama_context *skc_llama_context(const skc_llama *stream);
  * llama_decode through the cache: 1 to n_batch tokens, each in one sequence, those of a sequence consecutive.
  *
  * SKC_STATUS_INVALID_ARGUMENT or SKC_STATUS_OUT_OF_RANGE for an invalid batch. After an error during the computation
- * the micro-batches that were completed stay: skc_llama_length includes them.
+ * the micro-batches that were completed stay: skc_llama_length includes them. In a model with recurrent layers the
+ * sequences of the one that failed are unusable until they are cleared or loaded.
  */
 SKC_LLAMA_API skc_status skc_llama_decode(skc_llama *stream, const struct llama_batch *batch);
 
-/** Removes the newest `n` tokens of a sequence. SKC_STATUS_TOKENS_GONE, SKC_STATUS_OUT_OF_RANGE. */
+/**
+ * Removes the newest `n` tokens of a sequence; in a model with recurrent layers, none or all. SKC_STATUS_TOKENS_GONE,
+ * SKC_STATUS_OUT_OF_RANGE.
+ */
 SKC_LLAMA_API skc_status skc_llama_rewind(skc_llama *stream, llama_seq_id seq_id, uint32_t n);
 /** Empties a sequence, and makes it usable again after an error. SKC_STATUS_OUT_OF_RANGE. */
 SKC_LLAMA_API skc_status skc_llama_clear(skc_llama *stream, llama_seq_id seq_id, uint64_t start_position);

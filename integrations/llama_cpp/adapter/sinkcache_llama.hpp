@@ -27,7 +27,7 @@ struct LlamaOptions {
     std::uint32_t k_dtype = 0, v_dtype = 0;
     /** Number of sequences; their ids are 0 to n_seqs - 1. */
     std::uint32_t n_seqs = 1;
-    /** How far below its highest length rewind() may cut a sequence; raised to n_ubatch if that is more. */
+    /** How far below its highest length rewind() may cut a sequence, see there; raised to n_ubatch if that is more. */
     std::uint32_t max_rewind = 64;
     /** Room for pin() and evict_range(), see skc_layer_config: tokens, and pinned runs and dropped ranges together. */
     std::uint32_t max_pinned = 0, max_segments = 0;
@@ -80,7 +80,8 @@ public:
      *
      * @throws Error SKC_STATUS_INVALID_ARGUMENT or SKC_STATUS_OUT_OF_RANGE for an invalid batch, which changes nothing.
      * After an error during the computation (an abort callback, for example) the micro-batches that were completed stay
-     * in the cache, length() includes them, and the batch has no logits.
+     * in the cache, length() includes them, and the batch has no logits. In a model with recurrent layers the sequences
+     * of the one that failed are unusable until they are cleared or loaded.
      */
     void decode(const llama_batch &batch);
 
@@ -88,7 +89,8 @@ public:
      * Removes the newest `n` tokens of a sequence as if they had never been decoded.
      *
      * @throws Error SKC_STATUS_TOKENS_GONE if tokens that would be visible again have been overwritten, see
-     * LlamaOptions::max_rewind; SKC_STATUS_OUT_OF_RANGE for a sequence that does not exist, or has fewer tokens.
+     * LlamaOptions::max_rewind, and in a model with recurrent layers unless no token or all tokens are removed;
+     * SKC_STATUS_OUT_OF_RANGE for a sequence that does not exist, or has fewer tokens.
      */
     void rewind(llama_seq_id seq_id, std::uint32_t n);
 
@@ -104,7 +106,7 @@ public:
 
     /**
      * Drops what is held of the `n` tokens from index `first` on permanently, such as a model's thoughts; newer tokens
-     * close the gap. The logits of the last decode() stay.
+     * close the gap. The logits of the last decode() stay, and so does what recurrent layers have read.
      *
      * @throws Error SKC_STATUS_NO_ROOM beyond LlamaOptions::max_segments; SKC_STATUS_OUT_OF_RANGE for a sink, and as
      * pin() does.

@@ -26,7 +26,6 @@
     CALL(llama_memory_seq_add)                                                                                         \
     CALL(llama_memory_seq_div)                                                                                         \
     CALL(llama_memory_seq_keep)                                                                                        \
-    CALL(llama_memory_seq_pos_min)                                                                                     \
     CALL(llama_model_default_params)                                                                                   \
     CALL(llama_model_free)                                                                                             \
     CALL(llama_model_get_vocab)                                                                                        \
@@ -48,11 +47,8 @@
     CALL(llama_state_get_size)                                                                                         \
     CALL(llama_state_load_file)                                                                                        \
     CALL(llama_state_save_file)                                                                                        \
-    CALL(llama_state_seq_get_data_ext)                                                                                 \
-    CALL(llama_state_seq_get_size_ext)                                                                                 \
     CALL(llama_state_seq_load_file)                                                                                    \
     CALL(llama_state_seq_save_file)                                                                                    \
-    CALL(llama_state_seq_set_data_ext)                                                                                 \
     CALL(llama_state_set_data)                                                                                         \
     CALL(llama_version)                                                                                                \
     CALL(llama_vocab_n_tokens)

@@ -136,11 +136,13 @@ Served::Served(llama_model *model, const llama_context_params &params, std::uint
     stream_.create_context(params);
     const std::uint64_t bytes = stream_.cache_bytes();
     const StreamSettings &s = stream_.settings();
+    const std::string rewinds = stream_.is_hybrid()
+                                    ? "no rewinds, since the model has recurrent layers"
+                                    : "rewinds of up to " + std::to_string(stream_.max_rewind());
     log(LogLevel::INFO, "a context of " + std::to_string(n_seqs_) + (n_seqs_ == 1 ? " sequence" : " sequences") +
                             ": " + std::to_string(s.n_sink) + " sinks and the last " + std::to_string(s.window) +
                             " tokens of each, " + std::to_string((bytes + (1 << 20) - 1) >> 20) +
-                            " MiB, rewinds of up to " + std::to_string(stream_.max_rewind()) +
-                            "; the host is told a length of " + std::to_string(length_));
+                            " MiB, " + rewinds + "; the host is told a length of " + std::to_string(length_));
     if (stream_.n_layers_on_gpu() > 0) {
         log(LogLevel::INFO, "attention of " + std::to_string(stream_.n_layers_on_gpu()) + " of " +
                                 std::to_string(stream_.n_layers()) + " layers is computed on the GPU");
@@ -276,7 +278,8 @@ bool Served::remove(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
         return true;
     }
     const std::string what = "llama_memory_seq_rm " + range_text(seq_id, p0, p1);
-    return attempt(what, [&] {
+    bool removed = true;
+    const bool valid = attempt(what, [&] {
         const skc_sequence_info info = stream_.info(seq_id);
         // A state that was loaded may have positions beyond those of a host.
         constexpr std::uint64_t MOST = std::uint64_t{1} << 62;
@@ -287,6 +290,10 @@ bool Served::remove(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
         if (from <= start && to >= end) {
             log(LogLevel::DEBUG, what + ": cleared");
             clear(seq_id);
+        } else if (from < to && to == end && stream_.is_hybrid()) {
+            // llama.cpp's own answer, and no error: hosts ask in order to know.
+            log(LogLevel::DEBUG, what + ": refused, the states of recurrent layers cannot go back");
+            removed = false;
         } else if (from < to && to == end) {
             stream_.rewind(seq_id, static_cast<std::uint64_t>(end - from));
             log(LogLevel::DEBUG, what + ": rewound by " + std::to_string(end - from));
@@ -296,6 +303,7 @@ bool Served::remove(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
                                         std::to_string(end));
         }
     });
+    return valid && removed;
 }
 
 void Served::seq_cp(llama_seq_id src, llama_seq_id dst, llama_pos p0, llama_pos p1) {

@@ -25,17 +25,18 @@ bool has_gpu() {
     return false;
 }
 
-/** How many cells the first row of a mask shows: those of value 0. */
-std::int64_t count_visible(const ggml_tensor *mask) {
+/** How many cells a row of a mask shows: those of value 0. */
+std::int64_t count_visible(const ggml_tensor *mask, std::size_t index = 0) {
     const auto n = static_cast<std::size_t>(mask->ne[0]);
+    const std::size_t from = index * mask->nb[1];
     if (mask->type == GGML_TYPE_F16) {
         std::vector<std::uint16_t> row(n);
-        api().ggml_backend_tensor_get(mask, row.data(), 0, n * sizeof row[0]);
+        api().ggml_backend_tensor_get(mask, row.data(), from, n * sizeof row[0]);
         // All bits but the sign's.
         return std::count_if(row.begin(), row.end(), [](std::uint16_t x) { return (x & 0x7FFFU) == 0; });
     }
     std::vector<float> row(n);
-    api().ggml_backend_tensor_get(mask, row.data(), 0, n * sizeof row[0]);
+    api().ggml_backend_tensor_get(mask, row.data(), from, n * sizeof row[0]);
     return std::count(row.begin(), row.end(), 0.0F);
 }
 
@@ -98,6 +99,7 @@ bool Attention::is_installed(ggml_cgraph *graph) {
 // The node keeps its place in the graph. Its new inputs are computed before it: they are what Q, K and V came from.
 void Attention::install(ggml_context *ctx, const std::vector<LayerNodes> &layers, bool with_masks) {
     const bool gpu = has_gpu();
+    n_layers_ = layers.size();
     for (std::size_t i = 0; i < layers.size(); ++i) {
         if (gpu) {
             // GPU backends fuse a norm with the RoPE after it and do not store the norm's result, unless it is an
@@ -113,9 +115,11 @@ void Attention::install(ggml_context *ctx, const std::vector<LayerNodes> &layers
         layers_[i].shares = layers[i].shape.shares();
         layers_[i].device = layers[i].shape.device;
         ggml_tensor *k = layers[i].k ? layers[i].k : layers[i].q, *v = layers[i].v ? layers[i].v : layers[i].q;
-        ggml_tensor *args[] = {layers[i].q, k, v, layers[i].positions, layers[i].mask};
+        layers_[i].has_positions = layers[i].positions != nullptr;
+        ggml_tensor *positions = layers[i].positions ? layers[i].positions : layers[i].q;
+        ggml_tensor *args[] = {layers[i].q, k, v, positions, layers[i].mask};
         const std::int64_t *ne = node->ne;
-        const int n_args = with_masks ? 5 : 4;
+        const int n_args = with_masks || !layers_[i].has_positions ? 5 : 4;
         const ggml_tensor *donor = api().ggml_custom_4d(ctx, node->type, ne[0], ne[1], ne[2], ne[3], args, n_args,
                                                         &Attention::op, GGML_N_TASKS_MAX, &layers_[i]);
         node->op = donor->op;
@@ -146,22 +150,21 @@ std::vector<std::int64_t> Attention::end_probe() {
     return visible;
 }
 
-void Attention::begin(const BatchPlan &plan, std::uint32_t n_ubatch) {
-    n_ubatch_ = n_ubatch;
+void Attention::begin(const BatchPlan &plan) {
     for (std::size_t i = 0; i < n_layers_; ++i) {
-        layers_[i].n_rows = 0;
+        layers_[i].n_ubatches = 0;
         layers_[i].n_finished = 0;
     }
     plan_ = &plan;
 }
 
-std::int64_t Attention::end() {
+std::size_t Attention::end() {
     plan_ = nullptr;
-    std::int64_t rows = std::numeric_limits<std::int64_t>::max();
+    std::size_t n = std::numeric_limits<std::size_t>::max();
     for (std::size_t i = 0; i < n_layers_; ++i) {
-        rows = std::min(rows, layers_[i].n_rows.load());
+        n = std::min(n, layers_[i].n_ubatches.load());
     }
-    return rows;
+    return n;
 }
 
 void Attention::op(ggml_tensor *dst, int ith, int nth, void *layer) {
@@ -196,13 +199,31 @@ void Attention::run(Layer &layer, ggml_tensor *dst, int ith, int nth) {
     } else {
         compute();
     }
-    // Every thread has read n_rows before it gets here, and ggml's barrier comes before the next op of this layer.
+    // Every thread has read n_ubatches before it gets here, and ggml's barrier comes before the next op of this layer.
     if (layer.n_finished.fetch_add(1, std::memory_order_acq_rel) + 1 == nth) {
         layer.n_finished.store(0, std::memory_order_relaxed);
         if (!error.is_set()) {
-            layer.n_rows.fetch_add(dst->ne[2], std::memory_order_relaxed);
+            layer.n_ubatches.fetch_add(1, std::memory_order_relaxed);
         }
     }
+}
+
+/** Whether the rows that an op gets are those of a micro-batch, as far as its positions or its mask show it. */
+bool Attention::are_rows_of(const Layer &layer, const Ubatch &ubatch, const ggml_tensor *dst) const {
+    const std::int64_t n = dst->ne[2];
+    if (ubatch.n_rows != n) {
+        return false;
+    }
+    if (layer.has_positions) {
+        return are_positions(dst->src[3], n, &plan_->ubatch_positions[ubatch.first_row]);
+    }
+    // All layers have the same rows and the same mask. One sequence can have no other order.
+    for (std::size_t i = 0; layer.index == 0 && ubatch.seq_ids.size() > 1 && i < std::size_t(n); ++i) {
+        if (count_visible(dst->src[4], i) != plan_->ubatch_visible[ubatch.first_row + i]) {
+            return false;
+        }
+    }
+    return true;
 }
 
 /** The micro-batch whose rows an op gets; NULL, with `error` set, if there is none. */
@@ -215,13 +236,11 @@ const Ubatch *Attention::ubatch_of(const Layer &layer, const ggml_tensor *dst) {
     if (error.is_set()) {
         return nullptr;
     }
-    const std::int64_t row = layer.n_rows.load(std::memory_order_relaxed);
-    const auto index = static_cast<std::size_t>(row / n_ubatch_);
-    const std::int64_t n = dst->ne[2];
-    if (index >= plan_->ubatches.size() || plan_->ubatches[index].n_rows != n ||
-        !are_positions(dst->src[3], n, &plan_->positions[std::size_t(row)])) {
+    const std::size_t index = layer.n_ubatches.load(std::memory_order_relaxed);
+    if (index >= plan_->ubatches.size() || !are_rows_of(layer, plan_->ubatches[index], dst)) {
         error.set(SKC_STATUS_INTERNAL, "layer " + std::to_string(layer.index) + ": llama.cpp computes " +
-                                           std::to_string(n) + " tokens that do not match row " + std::to_string(row) +
+                                           std::to_string(dst->ne[2]) +
+                                           " tokens that do not match micro-batch " + std::to_string(index) +
                                            " of the batch");
         return nullptr;
     }

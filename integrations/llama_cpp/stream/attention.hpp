@@ -33,6 +33,7 @@ struct LayerCache {
  */
 class Attention {
 public:
+    /** `n_layers`: at least as many as have attention. */
     explicit Attention(std::size_t n_layers);
 
     /** Whether the attention of a graph has been replaced already, of this object or another one. */
@@ -41,7 +42,7 @@ public:
     static bool is_op_of(const ggml_tensor *node, std::int32_t device);
     /**
      * Replaces the attention nodes of a graph by ops of this object, which must outlive the graph. `with_masks`: ops
-     * get their masks, for a probe.
+     * get their masks, for a probe. Those without positions get them always. All graphs have equally many layers.
      */
     void install(ggml_context *ctx, const std::vector<LayerNodes> &layers, bool with_masks);
     /** From begin_probe() on ops compute nothing, and count what their masks let the first row see. */
@@ -53,12 +54,10 @@ public:
     /** The parallel loop of those caches. */
     OpLoop &loop() const { return *loop_; }
 
-    /**
-     * Ops may run between begin() and end(), on `plan`, which must live until end(). `n_ubatch`: rows of a full ubatch.
-     */
-    void begin(const BatchPlan &plan, std::uint32_t n_ubatch);
-    /** @return Rows that every layer has computed: the minimum over the layers */
-    std::int64_t end();
+    /** Ops may run between begin() and end(), on `plan`, which must live until end(). */
+    void begin(const BatchPlan &plan);
+    /** @return Micro-batches that every layer has computed: the minimum over the layers */
+    std::size_t end();
 
     /** The first error of an op. */
     DeferredError error;
@@ -72,8 +71,10 @@ private:
         bool shares = false;
         /** The CUDA device of its cache and of the tensors of its op, or ON_CPU. */
         std::int32_t device = ON_CPU;
-        /** Rows of the batch computed so far, changed by the last thread to finish an op. */
-        std::atomic<std::int64_t> n_rows{0};
+        /** Whether its op gets positions. Otherwise it knows its rows by its mask. */
+        bool has_positions = true;
+        /** Micro-batches computed so far, changed by the last thread to finish an op. */
+        std::atomic<std::size_t> n_ubatches{0};
         /** Threads that have finished the current op. */
         std::atomic<int> n_finished{0};
         /** Tokens that the mask of a probe shows. */
@@ -87,13 +88,13 @@ private:
     template <class Args>
     static Args args_of(const Layer &layer, const Ubatch &ubatch, const ggml_tensor *dst);
     const Ubatch *ubatch_of(const Layer &layer, const ggml_tensor *dst);
+    bool are_rows_of(const Layer &layer, const Ubatch &ubatch, const ggml_tensor *dst) const;
 
     std::unique_ptr<Layer[]> layers_;
     std::size_t n_layers_;
     std::unique_ptr<OpLoop> loop_ = std::make_unique<OpLoop>();
     /** NULL while no op may run. */
     const BatchPlan *plan_ = nullptr;
-    std::int64_t n_ubatch_ = 1;
     bool probing_ = false;
 };
 

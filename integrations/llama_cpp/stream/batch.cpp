@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <string>
+#include <unordered_map>
 
 namespace sinkcache {
 namespace llama_cpp {
@@ -14,22 +15,58 @@ namespace {
 
 std::string name_of(std::size_t i) { return "token " + std::to_string(i) + " of the batch"; }
 
-// With one KV cache for all sequences (kv_unified), llama.cpp computes the tokens of a batch in order, n_ubatch at a
-// time.
-std::vector<Ubatch> split(const std::vector<BatchEntry> &entries, std::int32_t n_ubatch) {
+void add_rows(Ubatch &ubatch, llama_seq_id seq_id, std::int32_t n) {
+    ubatch.seq_ids.push_back(seq_id);
+    ubatch.n_tokens.push_back(n);
+    ubatch.n_rows += n;
+}
+
+/** `by_sequence`: no micro-batch has tokens of two. */
+std::vector<Ubatch> split_in_order(const std::vector<BatchEntry> &entries, std::int32_t n_ubatch, bool by_sequence) {
     std::vector<Ubatch> ubatches;
     for (const BatchEntry &entry : entries) {
+        bool begins = true;
         for (std::int32_t left = entry.n_tokens; left > 0;) {
-            if (ubatches.empty() || ubatches.back().n_rows == n_ubatch) {
+            if (ubatches.empty() || ubatches.back().n_rows == n_ubatch || (by_sequence && begins)) {
                 ubatches.emplace_back();
             }
-            Ubatch &ubatch = ubatches.back();
-            const std::int32_t n = std::min(left, n_ubatch - ubatch.n_rows);
-            ubatch.seq_ids.push_back(entry.seq_id);
-            ubatch.n_tokens.push_back(n);
-            ubatch.n_rows += n;
+            const std::int32_t n = std::min(left, n_ubatch - ubatches.back().n_rows);
+            add_rows(ubatches.back(), entry.seq_id, n);
             left -= n;
+            begins = false;
         }
+    }
+    return ubatches;
+}
+
+// As llama_batch_allocr::split_equal() with neither `sequential` nor a tail. There are at most n_ubatch sequences.
+std::vector<Ubatch> split_equally(const std::vector<BatchEntry> &entries, std::int32_t n_ubatch) {
+    std::vector<Ubatch> ubatches;
+    std::vector<BatchEntry> left = entries;
+    while (!left.empty()) {
+        std::int32_t n = n_ubatch / static_cast<std::int32_t>(left.size());
+        for (const BatchEntry &entry : left) {
+            n = std::min(n, entry.n_tokens);
+        }
+        n = std::max(n, 1);
+        ubatches.emplace_back();
+        for (BatchEntry &entry : left) {
+            add_rows(ubatches.back(), entry.seq_id, n);
+            entry.n_tokens -= n;
+        }
+        const auto is_done = [](const BatchEntry &entry) { return entry.n_tokens == 0; };
+        left.erase(std::remove_if(left.begin(), left.end(), is_done), left.end());
+    }
+    return ubatches;
+}
+
+std::vector<Ubatch> split_batch(const std::vector<BatchEntry> &entries, std::int32_t n_ubatch, Split split) {
+    auto ubatches = split == Split::EQUAL ? split_equally(entries, n_ubatch)
+                                          : split_in_order(entries, n_ubatch, split == Split::BY_SEQUENCE);
+    std::size_t row = 0;
+    for (Ubatch &ubatch : ubatches) {
+        ubatch.first_row = row;
+        row += static_cast<std::size_t>(ubatch.n_rows);
     }
     return ubatches;
 }
@@ -67,7 +104,29 @@ std::vector<BatchRow> rows_of(const llama_batch &batch) {
     return rows;
 }
 
-BatchPlan plan_batch(const std::vector<BatchRow> &rows, const llama_context *ctx, const Caches &cache,
+void BatchPlan::order_rows() {
+    struct Next {
+        std::size_t row;
+        std::int64_t n_visible;
+    };
+    std::unordered_map<llama_seq_id, Next> next;
+    std::size_t row = 0;
+    for (const BatchEntry &entry : entries) {
+        next[entry.seq_id] = {row, entry.n_cells + 1};
+        row += static_cast<std::size_t>(entry.n_tokens);
+    }
+    for (const Ubatch &ubatch : ubatches) {
+        for (std::size_t e = 0; e < ubatch.seq_ids.size(); ++e) {
+            Next &of = next[ubatch.seq_ids[e]];
+            for (std::int32_t i = 0; i < ubatch.n_tokens[e]; ++i) {
+                ubatch_positions.push_back(positions[of.row++]);
+                ubatch_visible.push_back(of.n_visible++);
+            }
+        }
+    }
+}
+
+BatchPlan plan_batch(const std::vector<BatchRow> &rows, const llama_context *ctx, Split split, const Caches &cache,
                      const Sequences &sequences) {
     const std::uint32_t n_batch = api().llama_n_batch(ctx);
     if (rows.empty() || rows.size() > n_batch) {
@@ -97,7 +156,7 @@ BatchPlan plan_batch(const std::vector<BatchRow> &rows, const llama_context *ctx
             if (info.length_min == 0 && row.pos >= 0 && sequences.numbering() == Numbering::OF_THE_HOST) {
                 next_position = static_cast<std::uint64_t>(row.pos);
             }
-            plan.entries.push_back({row.seq_id, 0, info.length_min, next_position});
+            plan.entries.push_back({row.seq_id, 0, info.length_min, next_position, 0});
         }
         if (row.pos != BatchRow::NEXT && (row.pos < 0 || static_cast<std::uint64_t>(row.pos) != next_position)) {
             invalid_argument(name_of(i) + " has position " + std::to_string(row.pos) + ": sequence " +
@@ -107,7 +166,7 @@ BatchPlan plan_batch(const std::vector<BatchRow> &rows, const llama_context *ctx
         ++next_position;
         ++plan.entries.back().n_tokens;
     }
-    plan.ubatches = split(plan.entries, static_cast<std::int32_t>(api().llama_n_ubatch(ctx)));
+    plan.ubatches = split_batch(plan.entries, static_cast<std::int32_t>(api().llama_n_ubatch(ctx)), split);
     return plan;
 }
 

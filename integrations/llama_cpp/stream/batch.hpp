@@ -29,8 +29,20 @@ struct BatchRow {
     static constexpr llama_pos NEXT = -1;
 };
 
+/** How llama.cpp cuts a batch into micro-batches. */
+enum class Split {
+    /** The tokens in order, n_ubatch at a time: one KV cache for all sequences (kv_unified). */
+    IN_ORDER,
+    /** Equally many tokens of each sequence that has some left: a hybrid, whose recurrent layers need that. */
+    EQUAL,
+    /** One sequence at a time: a hybrid that computes embeddings. */
+    BY_SEQUENCE,
+};
+
 /** A micro-batch of llama.cpp as a ragged batch of sinkcache: entry i is n_tokens[i] rows of seq_ids[i]. */
 struct Ubatch {
+    /** Rows of the micro-batches before it. */
+    std::size_t first_row = 0;
     /** Sum of n_tokens. */
     std::int32_t n_rows = 0;
     std::vector<std::int32_t> seq_ids;
@@ -45,16 +57,24 @@ struct BatchEntry {
     std::uint64_t length_before = 0;
     /** Stream position of the first of the tokens. */
     std::uint64_t position = 0;
+    /** Tokens of the sequence that llama.cpp's own cache holds before the batch. */
+    std::int64_t n_cells = 0;
 };
 
 /** What one Stream::decode() computes. */
 struct BatchPlan {
     /** One entry for each sequence of the batch, in the order of its tokens. */
     std::vector<BatchEntry> entries;
-    /** All but the last have n_ubatch rows. */
     std::vector<Ubatch> ubatches;
-    /** The positions passed to llama.cpp, one for each row. An op identifies the rows of a micro-batch by them. */
+    /** The positions passed to llama.cpp, one for each row. */
     std::vector<llama_pos> positions;
+    /** The same in the order of the rows of the micro-batches: an op identifies its rows by them. */
+    std::vector<llama_pos> ubatch_positions;
+    /** How many cells of llama.cpp's cache each of those rows sees, by which an op without positions identifies it. */
+    std::vector<std::int64_t> ubatch_visible;
+
+    /** Fills `ubatch_positions` and `ubatch_visible` from `positions` and the entries. */
+    void order_rows();
 };
 
 /** The rows of a llama_batch. @throws Error for a batch without tokens, or without token and embd */
@@ -66,7 +86,7 @@ std::vector<BatchRow> rows_of(const llama_batch &batch);
  *
  * @throws Error with the token and what is allowed
  */
-BatchPlan plan_batch(const std::vector<BatchRow> &rows, const llama_context *ctx, const Caches &cache,
+BatchPlan plan_batch(const std::vector<BatchRow> &rows, const llama_context *ctx, Split split, const Caches &cache,
                      const Sequences &sequences);
 
 }  // namespace llama_cpp

@@ -236,6 +236,19 @@ LayerNodes read_layer(ggml_tensor *attention, const CacheWrites &writes, const s
     return layer;
 }
 
+// The number of layers with attention is not known in advance. One that attends in another way would go on with
+// llama.cpp's own cache, which holds too little.
+void require_all_read(const CacheWrites &writes, const std::vector<ggml_tensor *> &attentions) {
+    for (const auto &[cache, write] : writes) {
+        const auto reads = [&cache = cache](const ggml_tensor *attention) {
+            return data_owner(attention->src[1]) == cache || data_owner(attention->src[2]) == cache;
+        };
+        // Other writes go into what the graph has computed.
+        require(cache->op != GGML_OP_NONE || std::any_of(attentions.begin(), attentions.end(), reads),
+                [&cache = cache] { return "no FLASH_ATTN_EXT node reads " + describe(cache) + ", which is written"; });
+    }
+}
+
 }  // namespace
 
 bool LayerShape::operator==(const LayerShape &o) const {
@@ -257,9 +270,6 @@ std::string unsupported_reason(const llama_model *model) {
     if (api().llama_model_is_recurrent(model)) {
         return because("a recurrent model has no KV cache");
     }
-    if (api().llama_model_is_hybrid(model)) {
-        return because("a model with recurrent layers is not supported");
-    }
     if (api().llama_model_is_diffusion(model)) {
         return because("a diffusion model is not supported");
     }
@@ -270,6 +280,11 @@ std::string unsupported_reason(const llama_model *model) {
     if (!kv_lora_rank.empty() && kv_lora_rank != "0") {
         return because("multi-head latent attention (MLA, rank " + kv_lora_rank + ") is not supported");
     }
+    const bool is_hybrid = api().llama_model_is_hybrid(model);
+    if (is_hybrid && api().llama_model_n_swa(model) > 0) {
+        // The probe of the windows copies sequences in a way that recurrent layers cannot follow.
+        return because("sliding windows in a model with recurrent layers are not supported");
+    }
     switch (api().llama_model_rope_type(model)) {
     case LLAMA_ROPE_TYPE_NORM:
     case LLAMA_ROPE_TYPE_NEOX:
@@ -277,13 +292,13 @@ std::string unsupported_reason(const llama_model *model) {
     case LLAMA_ROPE_TYPE_IMROPE:
         return {};
     case LLAMA_ROPE_TYPE_NONE:
-        return because("a model without RoPE is not supported by this adapter");
+        return is_hybrid ? std::string() : because("a model without RoPE is not supported by this adapter");
     default:
         return because("RoPE type " + std::to_string(api().llama_model_rope_type(model)) + " is not supported");
     }
 }
 
-std::vector<LayerNodes> read_graph(ggml_cgraph *graph, std::int32_t n_layers, bool windows_differ) {
+std::vector<LayerNodes> read_graph(ggml_cgraph *graph, const GraphTraits &traits) {
     CacheWrites writes;
     std::vector<ggml_tensor *> attentions;
     const int n_nodes = api().ggml_graph_n_nodes(graph);
@@ -296,15 +311,20 @@ std::vector<LayerNodes> read_graph(ggml_cgraph *graph, std::int32_t n_layers, bo
             attentions.push_back(node);
         }
     }
-    require(attentions.size() == static_cast<std::size_t>(n_layers), [&] {
-        return "the graph has " + std::to_string(attentions.size()) + " FLASH_ATTN_EXT nodes for " +
-               std::to_string(n_layers) + " layers";
-    });
+    const auto n_layers = static_cast<std::size_t>(traits.n_layers);
+    require(traits.is_hybrid ? !attentions.empty() && attentions.size() <= n_layers : attentions.size() == n_layers,
+            [&] {
+                return "the graph has " + std::to_string(attentions.size()) + " FLASH_ATTN_EXT nodes for " +
+                       std::to_string(n_layers) + " layers";
+            });
+    if (traits.is_hybrid) {
+        require_all_read(writes, attentions);
+    }
     std::vector<LayerNodes> layers;
     for (ggml_tensor *attention : attentions) {
         try {
             require(attention->src[3] && attentions[0]->src[3], "it has no mask");
-            require(windows_differ || data_owner(attention->src[3]) == data_owner(attentions[0]->src[3]),
+            require(traits.windows_differ || data_owner(attention->src[3]) == data_owner(attentions[0]->src[3]),
                     "its mask is not that of layer 0, and the model's metadata do not name a window");
             layers.push_back(read_layer(attention, writes, layers));
         } catch (const NotSupported &e) {
@@ -312,9 +332,12 @@ std::vector<LayerNodes> read_graph(ggml_cgraph *graph, std::int32_t n_layers, bo
         }
     }
     const auto with_rope = std::find_if(layers.begin(), layers.end(), [](const auto &l) { return l.shape.has_rope; });
-    require(with_rope != layers.end(), "no layer has RoPE, by whose positions the tokens of a graph are known");
+    require(with_rope != layers.end() || traits.is_hybrid,
+            "no layer has RoPE, by whose positions the tokens of a graph are known");
     for (LayerNodes &layer : layers) {
-        layer.positions = layer.shape.has_rope ? layer.positions : with_rope->positions;
+        if (!layer.shape.has_rope && with_rope != layers.end()) {
+            layer.positions = with_rope->positions;
+        }
     }
     return layers;
 }

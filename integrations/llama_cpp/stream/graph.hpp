@@ -52,7 +52,10 @@ struct LayerNodes {
     std::vector<const ggml_tensor *> weights;
     /** Factor on k that the graph applies after RoPE: a part of the shape's scale. */
     double k_factor = 1;
-    /** Positions, [n_tokens] of I32, or [4 x n_tokens] with M-RoPE; of a layer without RoPE, those of another. */
+    /**
+     * Positions, [n_tokens] of I32, or [4 x n_tokens] with M-RoPE; of a layer without RoPE, those of another. NULL in a
+     * hybrid none of whose layers has RoPE.
+     */
     ggml_tensor *positions = nullptr;
     /** What attention may look at: [cells, rows] of F16 or F32, minus infinity where it may not. */
     ggml_tensor *mask = nullptr;
@@ -64,14 +67,23 @@ std::string metadata(const llama_model *model, const std::string &key);
 /** Why the adapter does not support a model; empty if its metadata shows no reason. read_graph() may still find one. */
 std::string unsupported_reason(const llama_model *model);
 
+/** What is known of all graphs of a model. */
+struct GraphTraits {
+    std::int32_t n_layers = 0;
+    /** Some layers have a sliding window: masks may differ. */
+    bool windows_differ = false;
+    /** Layers without attention are recurrent. */
+    bool is_hybrid = false;
+};
+
 /**
- * The attention of all layers, in order. From each FLASH_ATTN_EXT node it follows q back to RoPE, or to its projection
- * in a layer without RoPE, and k and v to the nodes that write them into llama.cpp's cache. Unless `windows_differ`,
- * all layers must have one mask.
+ * The attention of all layers that have it, in order. From each FLASH_ATTN_EXT node it follows q back to RoPE, or to
+ * its projection in a layer without RoPE, and k and v to the nodes that write them into llama.cpp's cache. Unless
+ * windows differ, all layers must have one mask.
  *
- * @throws NotSupported with the layer and the reason
+ * @throws NotSupported with the layer, counted among those with attention, and the reason
  */
-std::vector<LayerNodes> read_graph(ggml_cgraph *graph, std::int32_t n_layers, bool windows_differ = false);
+std::vector<LayerNodes> read_graph(ggml_cgraph *graph, const GraphTraits &traits);
 
 }  // namespace llama_cpp
 }  // namespace sinkcache

@@ -1,9 +1,12 @@
 #include "stream.hpp"
 
 #include "llama_api.hpp"
+#include "recurrent_state.hpp"
 #include "windows.hpp"
 
 #include <algorithm>
+#include <limits>
+#include <unordered_map>
 
 namespace sinkcache {
 namespace llama_cpp {
@@ -106,6 +109,7 @@ Stream::Stream(llama_model *model, const StreamSettings &settings)
     if (!reason.empty()) {
         invalid_config(reason);
     }
+    is_hybrid_ = api().llama_model_is_hybrid(model);
 }
 
 Stream::~Stream() = default;
@@ -146,6 +150,13 @@ void Stream::create_context(llama_context_params p) {
     // Room for a batch and the last token of each sequence.
     p.n_ctx = p.n_batch + settings_.n_seqs;
     p.n_ubatch = p.n_ubatch == 0 ? p.n_batch : std::min(p.n_ubatch, p.n_batch);
+    if (is_hybrid_) {
+        split_ = p.embeddings ? Split::BY_SEQUENCE : Split::EQUAL;
+        // A token of each sequence must fit into a micro-batch.
+        p.n_ubatch = std::max(p.n_ubatch, p.n_seq_max);
+        // llama.cpp's snapshots for rewinds are those of the last micro-batch alone, and it does not check that.
+        p.n_rs_seq = 0;
+    }
     p.kv_unified = true;
     // One size for the caches of all layers.
     p.swa_full = true;
@@ -193,7 +204,9 @@ void Stream::create_context(llama_context_params p) {
         api().llama_perf_context_reset(ctx_.get());
     }
     probing_ = false;
-    sequences_ = std::make_unique<Sequences>(ctx_.get(), settings_.n_seqs, settings_.numbering);
+    sequences_ = is_hybrid_ ? std::make_unique<Sequences>(ctx_.get(), settings_.n_seqs, settings_.numbering,
+                                                          std::numeric_limits<llama_pos>::max(), true)
+                            : std::make_unique<Sequences>(ctx_.get(), settings_.n_seqs, settings_.numbering);
     // Not before: llama.cpp does not call it while it creates a context, and it must not end the probe.
     set_abort_callback(user.call, user.data);
 }
@@ -252,7 +265,7 @@ void Stream::on_graph(ggml_context *graph_ctx, ggml_cgraph *graph) try {
     if (api().ggml_graph_n_nodes(graph) == 0 || Attention::is_installed(graph)) {
         return;
     }
-    auto layers = read_graph(graph, api().llama_model_n_layer(model_), n_swa_ > 0);
+    auto layers = read_graph(graph, {api().llama_model_n_layer(model_), n_swa_ > 0, is_hybrid_});
     if (settings_.use_gpu) {
         find_devices(layers);
     }
@@ -261,6 +274,10 @@ void Stream::on_graph(ggml_context *graph_ctx, ggml_cgraph *graph) try {
             shapes_.push_back(layer.shape);
         }
     }
+    require(layers.size() == shapes_.size(), [&] {
+        return "the graph has " + std::to_string(layers.size()) + " layers with attention, and earlier ones " +
+               std::to_string(shapes_.size());
+    });
     for (std::size_t i = 0; i < layers.size(); ++i) {
         if (!(layers[i].shape == shapes_[i])) {
             throw NotSupported("layer " + std::to_string(i) + ": its attention differs from that of earlier graphs");
@@ -294,7 +311,7 @@ std::int32_t Stream::decode(const std::vector<BatchRow> &rows,
                          ": the cache was created for " + std::to_string(n_threads_));
     }
     check_embeddings(rows);
-    BatchPlan plan = plan_batch(rows, ctx_.get(), *cache_, *sequences_);
+    BatchPlan plan = plan_batch(rows, ctx_.get(), split_, *cache_, *sequences_);
     sequences_->assign_positions(plan);
     for (const BatchEntry &entry : plan.entries) {
         // The host's numbering lets an empty sequence start anywhere.
@@ -302,19 +319,23 @@ std::int32_t Stream::decode(const std::vector<BatchRow> &rows,
             cache_->reset(entry.seq_id, entry.position);
         }
     }
-    attention_.begin(plan, api().llama_n_ubatch(ctx_.get()));
+    attention_.begin(plan);
     const std::int32_t result = compute(plan.positions);
     api().llama_synchronize(ctx_.get());
-    const std::int64_t computed = attention_.end();
-    const auto n_rows = static_cast<std::int64_t>(rows.size());
-    if (result != 0 || computed != n_rows || attention_.error.is_set()) {
-        roll_back(plan);
+    const std::size_t computed = attention_.end();
+    const bool all_computed = computed == plan.ubatches.size();
+    if (result != 0 || !all_computed || attention_.error.is_set()) {
+        if (is_hybrid_) {
+            roll_back_hybrid(plan, computed, result != 0);
+        } else {
+            roll_back(plan);
+        }
     }
     for (const BatchEntry &entry : plan.entries) {
         sequences_->commit(entry.seq_id, static_cast<std::int64_t>(length(entry.seq_id) - entry.length_before));
     }
     attention_.error.rethrow();
-    if (result == 0 && computed != n_rows) {
+    if (result == 0 && !all_computed) {
         throw Error(SKC_STATUS_INTERNAL, "a layer computed attention without the cache: the sampler of sequence " +
                                              std::to_string(sequences_->count()) +
                                              " must not be removed or replaced");
@@ -331,6 +352,48 @@ void Stream::roll_back(const BatchPlan &plan) {
             cache_->cut_failed_step(entry.seq_id, entry.length_before + completed);
         } catch (const Error &) {
             sequences_->mark_broken(entry.seq_id);
+        }
+    }
+}
+
+// llama.cpp cannot take back what a micro-batch has done to a state. It has begun those whose tokens are in its memory.
+void Stream::roll_back_hybrid(const BatchPlan &plan, std::size_t n_attended, bool failed) {
+    // Of each sequence: tokens of the batch that llama.cpp has begun, and those in the first `n` micro-batches.
+    std::unordered_map<llama_seq_id, std::uint64_t> begun, in_first;
+    for (const BatchEntry &entry : plan.entries) {
+        begun[entry.seq_id] = static_cast<std::uint64_t>(sequences_->uncommitted(entry.seq_id));
+    }
+    const auto add_rows = [&](const Ubatch &ubatch, bool add) {
+        for (std::size_t e = 0; e < ubatch.seq_ids.size(); ++e) {
+            const auto n = static_cast<std::uint64_t>(ubatch.n_tokens[e]);
+            in_first[ubatch.seq_ids[e]] += add ? n : -n;
+        }
+    };
+    const auto is_begun = [&](const Ubatch &ubatch) {
+        return std::any_of(ubatch.seq_ids.begin(), ubatch.seq_ids.end(),
+                           [&](llama_seq_id s) { return begun[s] > in_first[s]; });
+    };
+    for (std::size_t i = 0; i < n_attended; ++i) {
+        add_rows(plan.ubatches[i], true);
+    }
+    const bool next_is_begun = n_attended < plan.ubatches.size() && is_begun(plan.ubatches[n_attended]);
+    if (failed && n_attended > 0 && !next_is_begun) {
+        // It failed after the last attention.
+        add_rows(plan.ubatches[n_attended - 1], false);
+    }
+    for (const BatchEntry &entry : plan.entries) {
+        const std::uint64_t completed = in_first[entry.seq_id], all = begun[entry.seq_id];
+        try {
+            cache_->cut_failed_step(entry.seq_id, entry.length_before + std::min(all, completed));
+        } catch (const Error &) {
+            sequences_->mark_broken(entry.seq_id);
+        }
+        if (all > completed) {
+            // What is left there is worth nothing, and takes room.
+            sequences_->drop(entry.seq_id);
+            if (entry.length_before + completed > 0) {
+                sequences_->mark_broken(entry.seq_id);
+            }
         }
     }
 }
@@ -353,6 +416,14 @@ void Stream::rewind(llama_seq_id seq_id, std::uint64_t n) {
     if (n > length || n > 0x7fffffffU) {
         throw Error(SKC_STATUS_OUT_OF_RANGE, "rewind by " + std::to_string(n) + ": sequence " + std::to_string(seq_id) +
                                                  " has " + std::to_string(length) + " tokens");
+    }
+    if (is_hybrid_ && n < length) {
+        if (n == 0) {
+            return;
+        }
+        throw Error(SKC_STATUS_TOKENS_GONE, "rewind by " + std::to_string(n) + " of " + std::to_string(length) +
+                                                " tokens: the states of recurrent layers cannot go back, but to "
+                                                "nothing; clear() the sequence, or load() a saved one");
     }
     edit(seq_id, [&] { cache_->rewind(seq_id, static_cast<std::int32_t>(n)); });
     sequences_->drop(seq_id);
@@ -377,30 +448,86 @@ void Stream::clear(llama_seq_id seq_id, std::uint64_t start_position) {
 void Stream::fork(llama_seq_id src, llama_seq_id dst) {
     sequences_->usable(src);
     sequences_->existing(dst);
+    if (is_hybrid_) {
+        sequences_->check_unmodified();
+    }
     edit(dst, [&] { cache_->fork(src, dst); });
+    if (is_hybrid_) {
+        sequences_->copy(src, dst);
+        return;
+    }
     // What llama.cpp's own cache holds belongs to the sequence of before. Any position may follow.
     sequences_->clear(dst);
 }
 
 std::size_t Stream::snapshot_bytes(llama_seq_id seq_id) {
     sequences_->usable(seq_id);
-    return cache_->snapshot_bytes(seq_id);
+    const std::size_t n_caches = cache_->snapshot_bytes(seq_id);
+    return is_hybrid_ ? HybridSnapshot::HEADER_BYTES + recurrent_state_bytes(ctx_.get(), seq_id) + n_caches : n_caches;
 }
 
 std::size_t Stream::save(llama_seq_id seq_id, const HostTag &tag, std::uint8_t *to, std::size_t n_bytes) {
     sequences_->usable(seq_id);
-    return cache_->save_to(seq_id, to, n_bytes, tag);
+    if (!is_hybrid_) {
+        return cache_->save_to(seq_id, to, n_bytes, tag);
+    }
+    sequences_->check_unmodified();
+    const std::size_t needed = snapshot_bytes(seq_id), n_recurrent = recurrent_state_bytes(ctx_.get(), seq_id);
+    if (n_bytes < needed) {
+        throw Error(SKC_STATUS_OUT_OF_RANGE, "n_bytes is " + std::to_string(n_bytes) + ": the snapshot has " +
+                                                 std::to_string(needed) + " bytes");
+    }
+    const std::size_t caches_at = HybridSnapshot::HEADER_BYTES + n_recurrent;
+    save_recurrent_state(ctx_.get(), seq_id, to + HybridSnapshot::HEADER_BYTES, n_recurrent);
+    const std::size_t n_caches = cache_->save_to(seq_id, to + caches_at, needed - caches_at, tag);
+    HybridSnapshot::write_header(to, n_recurrent, n_caches);
+    return caches_at + n_caches;
 }
 
 void Stream::load(llama_seq_id seq_id, Span<std::uint8_t> saved, const HostTag &tag) {
     sequences_->existing(seq_id);
+    if (is_hybrid_) {
+        load_hybrid(seq_id, saved, tag);
+        return;
+    }
     edit(seq_id, [&] { cache_->load(seq_id, saved, tag); });
     sequences_->clear(seq_id);
 }
 
+// llama.cpp's part first: what it had before is small, and can be put back if the caches refuse theirs.
+void Stream::load_hybrid(llama_seq_id seq_id, Span<std::uint8_t> saved, const HostTag &tag) {
+    const HybridSnapshot snapshot = HybridSnapshot::read(saved);
+    const std::vector<std::uint8_t> before = save_recurrent_state(ctx_.get(), seq_id);
+    const bool is_own = sequences_->is_unmodified(seq_id);
+    const auto put_back = [&] {
+        if (!is_own || !load_recurrent_state(ctx_.get(), seq_id, before)) {
+            sequences_->mark_broken(seq_id);
+        }
+        sequences_->follow_state(seq_id);
+    };
+    sequences_->drop(seq_id);
+    if (!load_recurrent_state(ctx_.get(), seq_id, snapshot.recurrent)) {
+        put_back();
+        throw Error(SKC_STATUS_INVALID_SNAPSHOT,
+                    "llama.cpp refuses the state of the recurrent layers: its log has the reason");
+    }
+    try {
+        edit(seq_id, [&] { cache_->load(seq_id, snapshot.caches, tag); });
+    } catch (...) {
+        put_back();
+        throw;
+    }
+    sequences_->mark_usable(seq_id);
+    sequences_->follow_state(seq_id);
+}
+
 skc_sequence_info Stream::info(llama_seq_id seq_id) const {
     sequences_->existing(seq_id);
-    return cache_->info(seq_id);
+    skc_sequence_info info = cache_->info(seq_id);
+    if (is_hybrid_) {
+        info.rewindable = 0;
+    }
+    return info;
 }
 
 }  // namespace llama_cpp

@@ -64,8 +64,13 @@ public:
 
     llama_context *context() const { return ctx_.get(); }
     const StreamSettings &settings() const { return settings_; }
-    /** How far below its highest length a sequence can be cut: the setting, or n_ubatch if that is more. */
-    std::uint32_t max_rewind() const { return settings_.max_rewind; }
+    /**
+     * How far below its highest length a sequence can be cut: the setting, or n_ubatch if that is more. 0 in a hybrid,
+     * where it can only be cut to nothing: llama.cpp has the states of recurrent layers after the last token alone.
+     */
+    std::uint32_t max_rewind() const { return is_hybrid_ ? 0 : settings_.max_rewind; }
+    /** Whether the model has recurrent layers beside those with attention. */
+    bool is_hybrid() const { return is_hybrid_; }
     std::uint32_t n_outputs_max() const { return n_outputs_max_; }
     /** Threads that the cache was created for. */
     std::uint32_t n_threads() const { return n_threads_; }
@@ -79,7 +84,8 @@ public:
      * returns; so does this function.
      *
      * @throws Error for an invalid batch, which changes nothing, and for an error during the computation: the
-     * micro-batches that were completed then stay in the cache, as they do if llama.cpp's result is not 0.
+     * micro-batches that were completed then stay in the cache, as they do if llama.cpp's result is not 0. In a hybrid
+     * the sequences of those that were not become unusable.
      */
     std::int32_t decode(const std::vector<BatchRow> &rows,
                         const std::function<std::int32_t(const std::vector<llama_pos> &)> &compute);
@@ -113,12 +119,16 @@ private:
     void check_embeddings(const std::vector<BatchRow> &rows) const;
     bool has_model_data() const;
     void roll_back(const BatchPlan &plan);
+    void roll_back_hybrid(const BatchPlan &plan, std::size_t n_attended, bool failed);
+    void load_hybrid(llama_seq_id seq_id, Span<std::uint8_t> saved, const HostTag &tag);
     template <class Edit>
     void edit(llama_seq_id seq_id, const Edit &edit);
     std::uint64_t length(llama_seq_id seq_id) const { return cache_->info(seq_id).length_min; }
 
     llama_model *model_;
     StreamSettings settings_;
+    bool is_hybrid_ = false;
+    Split split_ = Split::IN_ORDER;
     std::vector<LayerShape> shapes_;
     /** Windows of the model's own, in tokens; 0 or more for the model, and of each layer that has one. */
     std::uint32_t n_swa_ = 0;

@@ -34,6 +34,7 @@
     CALL(llama_max_parallel_sequences)                                                                                 \
     CALL(llama_memory_seq_cp)                                                                                          \
     CALL(llama_memory_seq_pos_max)                                                                                     \
+    CALL(llama_memory_seq_pos_min)                                                                                     \
     CALL(llama_memory_seq_rm)                                                                                          \
     CALL(llama_model_has_decoder)                                                                                      \
     CALL(llama_model_has_encoder)                                                                                      \
@@ -55,6 +56,9 @@
     CALL(llama_sampler_chain_init)                                                                                     \
     CALL(llama_sampler_free)                                                                                           \
     CALL(llama_sampler_init)                                                                                           \
+    CALL(llama_state_seq_get_data_ext)                                                                                 \
+    CALL(llama_state_seq_get_size_ext)                                                                                 \
+    CALL(llama_state_seq_set_data_ext)                                                                                 \
     CALL(llama_synchronize)
 
 #endif  // SINKCACHE_LLAMA_STREAM_CALLS_HPP

@@ -87,7 +87,8 @@ protected:
 }  // namespace
 
 TEST_F(Accelerators, LogitsAreThoseOfTheCpu) {
-    for (const char *name : {"llama_gqa", "gemma2_windows", "gemma4_shared_kv"}) {
+    for (const char *name : {"llama_gqa", "gemma2_windows", "gemma4_shared_kv", "granite_hybrid", "qwen3next_hybrid",
+                             "jamba_hybrid_no_rope"}) {
         const llama_model_ptr cpu = on_device(name, 0), device = on_device(name);
         const Tokens tokens = random_tokens(cpu.get(), 110);
         const Rows want = stream(cpu.get(), tokens);

@@ -20,6 +20,9 @@ protected:
     Tokens tokens = random_tokens(model.get(), 400);
 };
 
+/** The same, and models with recurrent layers, with RoPE and without. */
+class AllEdits : public Edits {};
+
 }  // namespace
 
 TEST_P(Edits, RewoundTokensLeaveNoTrace) {
@@ -68,7 +71,7 @@ TEST_P(Edits, ARewindTooFarIsRejectedAndChangesNothing) {
     EXPECT_LE(compare(got, Rows(want.begin() + 300, want.end())).largest, TOLERANCE);
 }
 
-TEST_P(Edits, PositionsMayBePassed) {
+TEST_P(AllEdits, PositionsMayBePassed) {
     LlamaContext ctx(model.get(), params(64), options(4, 60));
     const Rows want = run(ctx, tokens, 50);
     ctx.clear(0);
@@ -121,7 +124,7 @@ TEST_P(Edits, ADroppedRangeLeavesNoTrace) {
     }
 }
 
-TEST_P(Edits, PinnedTokensBehindTheSinksAreMoreSinks) {
+TEST_P(AllEdits, PinnedTokensBehindTheSinksAreMoreSinks) {
     LlamaContext ctx(model.get(), params(64), with_room(4, 16, 1)), plain(model.get(), params(64), options(20, 60));
     const Rows want = run(plain, tokens, 50);
     run(ctx, slice(tokens, 0, 50), 50);
@@ -141,7 +144,7 @@ TEST_P(Edits, PinnedTokensBehindTheSinksAreMoreSinks) {
     EXPECT_NE(text.find("max_pinned"), std::string::npos) << text;
 }
 
-TEST_P(Edits, ARefusedRangeChangesNothing) {
+TEST_P(AllEdits, ARefusedRangeChangesNothing) {
     LlamaContext ctx(model.get(), params(64), with_room(4, 8, 1)), plain(model.get(), params(64), options(4, 60));
     run(ctx, slice(tokens, 0, 200), 50);
     run(plain, slice(tokens, 0, 200), 50);
@@ -163,7 +166,7 @@ TEST_P(Edits, ARefusedRangeChangesNothing) {
 }
 
 // Ragged batches, split into micro-batches of several sequences.
-TEST_P(Edits, SequencesAreIndependent) {
+TEST_P(AllEdits, SequencesAreIndependent) {
     auto o = options(4, 60);
     o.n_seqs = 3;
     auto p = params(64);
@@ -203,7 +206,7 @@ TEST_P(Edits, SequencesAreIndependent) {
     EXPECT_LE(compare(run(ctx, streams[1], 64, 1), got[1]).largest, TOLERANCE);
 }
 
-TEST_P(Edits, SeveralContextsInParallel) {
+TEST_P(AllEdits, SeveralContextsInParallel) {
     LlamaContext reference(model.get(), params(64), options(4, 60));
     const Rows want = run(reference, tokens, 50);
     std::vector<Difference> differences(4);
@@ -223,7 +226,7 @@ TEST_P(Edits, SeveralContextsInParallel) {
     }
 }
 
-TEST_P(Edits, AContextMayBeMoved) {
+TEST_P(AllEdits, AContextMayBeMoved) {
     LlamaContext a(model.get(), params(64), options(4, 60));
     const Rows want = run(a, tokens, 50);
     a.clear(0);
@@ -236,7 +239,7 @@ TEST_P(Edits, AContextMayBeMoved) {
 }
 
 // A backend sampler of the host works beside the adapter's own.
-TEST_P(Edits, BackendSamplersOfTheHostStay) {
+TEST_P(AllEdits, BackendSamplersOfTheHostStay) {
     const llama_sampler_ptr chain(llama_sampler_chain_init(llama_sampler_chain_default_params()));
     llama_sampler_chain_add(chain.get(), llama_sampler_init_greedy());
     llama_sampler_seq_config config{0, chain.get()};
@@ -257,7 +260,7 @@ TEST_P(Edits, BackendSamplersOfTheHostStay) {
 }
 
 // llama.cpp then shows one graph several times, since the hook's sequence has several outputs in it.
-TEST_P(Edits, SeveralOutputsOfASequenceMayBeReserved) {
+TEST_P(AllEdits, SeveralOutputsOfASequenceMayBeReserved) {
     LlamaContext ctx(model.get(), params(64), options(4, 60));
     const Rows want = run(ctx, tokens, 50);
     for (const std::uint32_t outputs : {0U, 4U}) {
@@ -268,7 +271,7 @@ TEST_P(Edits, SeveralOutputsOfASequenceMayBeReserved) {
     }
 }
 
-TEST_P(Edits, AForkGoesOnAsItsSource) {
+TEST_P(AllEdits, AForkGoesOnAsItsSource) {
     auto o = options(4, 60);
     o.n_seqs = 2;
     LlamaContext ctx(model.get(), params(64), o);
@@ -284,5 +287,20 @@ TEST_P(Edits, AForkGoesOnAsItsSource) {
     EXPECT_EQ(ctx.length(0), 200U);
 }
 
+// llama.cpp's own cache has room for one batch.
+TEST_P(AllEdits, EverySequenceMayHaveAWholeBatch) {
+    auto o = options(4, 60);
+    o.n_seqs = 3;
+    LlamaContext ctx(model.get(), params(512), o);
+    const Tokens longest = random_tokens(model.get(), 512);
+    const Rows want = run(ctx, longest, 512);
+    EXPECT_EQ(run(ctx, longest, 512, 2), want);
+    EXPECT_EQ(run(ctx, longest, 512, 1), want);
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, Edits, testing::Values("llama_gqa", "gemma4_shared_kv"),
+                         [](const auto &info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Models, AllEdits,
+                         testing::Values("llama_gqa", "gemma4_shared_kv", "granite_hybrid", "qwen3next_hybrid",
+                                         "jamba_hybrid_no_rope"),
                          [](const auto &info) { return std::string(info.param); });

@@ -98,7 +98,7 @@ protected:
     std::string rejection(const LayerOptions &o, std::int32_t n_layers = 1) {
         add_layer(o);
         try {
-            read_graph(graph, n_layers);
+            read_graph(graph, {n_layers});
         } catch (const NotSupported &e) {
             return e.what();
         }
@@ -114,7 +114,7 @@ TEST_F(Graph, IsReadBackwardsFromAttention) {
     o.q_scale = 0.5F;
     o.k_scale = 3;
     add_layer(o);
-    const auto layers = read_graph(graph, 1);
+    const auto layers = read_graph(graph, {1});
     ASSERT_EQ(layers.size(), 1U);
     const LayerNodes &l = layers[0];
     EXPECT_EQ(l.q, q);
@@ -163,7 +163,7 @@ TEST_F(Graph, ALayerMayReadTheKAndVOfAnother) {
     o.kv_of_last = true;
     o.k_scale = 1;
     add_layer(o);
-    const auto layers = read_graph(graph, 3);
+    const auto layers = read_graph(graph, {3});
     EXPECT_EQ(layers[0].shape.kv_of, -1);
     EXPECT_EQ(layers[1].shape.kv_of, -1);
     EXPECT_EQ(layers[2].shape.kv_of, 1);
@@ -180,7 +180,7 @@ TEST_F(Graph, AFactorOnSharedKeysIsAPartOfTheScale) {
     o.kv_of_last = true;
     o.k_scale = 1;
     add_layer(o);
-    const auto layers = read_graph(graph, 2);
+    const auto layers = read_graph(graph, {2});
     EXPECT_DOUBLE_EQ(layers[1].shape.scale, 0.25 * 3);
 }
 
@@ -217,9 +217,33 @@ TEST_F(Graph, NeedsOneNodePerLayerAndOneMask) {
     EXPECT_NE(rejection(o, 3).find("layer 2: its mask is not that of layer 0"), std::string::npos);
 }
 
+TEST_F(Graph, OfAHybridHasAttentionInSomeLayers) {
+    const auto hybrid = [&](std::int32_t n_layers) -> std::string {
+        try {
+            return std::to_string(read_graph(graph, {n_layers, false, true}).size());
+        } catch (const NotSupported &e) {
+            return e.what();
+        }
+    };
+    EXPECT_EQ(hybrid(5), "the graph has 0 FLASH_ATTN_EXT nodes for 5 layers");
+    add_layer(LayerOptions());
+    add_layer(LayerOptions());
+    EXPECT_EQ(hybrid(5), "2");
+    EXPECT_EQ(hybrid(2), "2");
+    EXPECT_EQ(hybrid(1), "the graph has 2 FLASH_ATTN_EXT nodes for 1 layers");
+    // A write into what the graph computes, as for batches of tokens and embeddings, and a cache that no node reads.
+    ggml_tensor *source = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, DIM, TOKENS);
+    ggml_tensor *cache = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, DIM, CELLS);
+    ggml_build_forward_expand(graph, ggml_set_rows(ctx, ggml_dup(ctx, cache), source, rows));
+    EXPECT_EQ(hybrid(5), "2");
+    ggml_set_name(cache, "other");
+    ggml_build_forward_expand(graph, ggml_set_rows(ctx, cache, source, rows));
+    EXPECT_EQ(hybrid(5), "no FLASH_ATTN_EXT node reads NONE 'other', which is written");
+}
+
 TEST_F(Graph, OtherKindsOfRopeAreRejected) {
     add_layer(LayerOptions());
-    ggml_tensor *node = read_graph(graph, 1)[0].attention->src[0]->src[0]->src[0];
+    ggml_tensor *node = read_graph(graph, {1})[0].attention->src[0]->src[0]->src[0];
     ASSERT_EQ(node->op, GGML_OP_ROPE);
     const auto expect_rejected = [&](std::size_t i, std::int32_t value, const std::string &want) {
         const std::int32_t before = node->op_params[i];
@@ -268,4 +292,30 @@ TEST(Positions, NeverRunOut) {
             sequences.check_unmodified();
         }
     }
+}
+
+// A state of recurrent layers would be lost with its position.
+TEST(Positions, OfAHybridEnd) {
+    const llama_model_ptr model = load(decoder("llama"), "positions");
+    const llama_context_ptr ctx = stock(model.get(), 256);
+    Sequences sequences(ctx.get(), 1, Numbering::OF_THE_STREAM, 100, true);
+    const auto next = [&](std::int32_t n) {
+        BatchPlan plan;
+        plan.entries = {{0, n, 0, 0}};
+        sequences.assign_positions(plan);
+        sequences.commit(0, n);
+        return plan.positions.front();
+    };
+    const llama_pos first = next(1);
+    EXPECT_LT(first, 50);
+    EXPECT_EQ(next(99 - first), first + 1);
+    try {
+        next(1);
+        ADD_FAILURE() << "position 100";
+    } catch (const sinkcache::Error &e) {
+        EXPECT_EQ(e.status(), SKC_STATUS_OUT_OF_RANGE);
+        EXPECT_NE(std::string(e.what()).find("would reach llama.cpp's position 100"), std::string::npos) << e.what();
+    }
+    sequences.clear(0);
+    EXPECT_LT(next(1), 50);
 }

@@ -1,4 +1,6 @@
-// llama-make-model: writes a Llama of any size with random weights and the bundled tokenizer, for measuring speed.
+// llama-make-model: writes a model with random weights and the bundled tokenizer: a Llama of any size, for measuring
+// speed, or a small one with recurrent layers.
+#include "support/random_hybrid.hpp"
 #include "support/random_model.hpp"
 
 #include <CLI/CLI.hpp>
@@ -16,12 +18,13 @@ int main(int argc, char **argv) {
     shape.head_dim = 64;
     shape.n_ff = 2816;
     shape.n_vocab = 259;
-    std::string path;
+    const std::map<std::string, RandomModel> hybrids = hybrid_models(shape.n_vocab);
+    std::string path, hybrid;
     ggml_type type = GGML_TYPE_Q8_0;
     const std::map<std::string, ggml_type> types = {
         {"f32", GGML_TYPE_F32}, {"f16", GGML_TYPE_F16}, {"q8_0", GGML_TYPE_Q8_0}};
 
-    CLI::App app("Writes a Llama with random weights, of 140 million parameters by default.");
+    CLI::App app("Writes a model with random weights: by default a Llama of 140 million parameters.");
     app.add_option("file", path, "GGUF to write")->required();
     app.add_option("--layers", shape.n_layers)->capture_default_str()->check(CLI::Range(1, 1000));
     app.add_option("--embd", shape.n_embd)->capture_default_str()->check(CLI::Range(32, 1 << 16));
@@ -31,9 +34,11 @@ int main(int argc, char **argv) {
     app.add_option("--ff", shape.n_ff)->capture_default_str()->check(CLI::Range(32, 1 << 18));
     app.add_option("--type", type, "Weights: f32, f16, q8_0")
         ->transform(CLI::CheckedTransformer(types, CLI::ignore_case));
+    app.add_option("--hybrid", hybrid, "Instead: this model with recurrent layers, a small one")
+        ->check(CLI::IsMember(names(hybrids)));
     CLI11_PARSE(app, argc, argv);
     try {
-        RandomModel model = decoder("llama", shape);
+        RandomModel model = hybrid.empty() ? decoder("llama", shape) : hybrids.at(hybrid);
         model.tokenizer_of = DATA "/tiny-llama-bytes.gguf";
         model.type = type;
         model.write(path);

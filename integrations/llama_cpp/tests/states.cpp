@@ -11,7 +11,10 @@ namespace {
 
 const HostTag TAG{1, 2, 3};
 
-/** A model whose layers have one cache, and one that needs two and whose last layers read the K and V of others. */
+/**
+ * A model whose layers have one cache, one that needs two and whose last layers read the K and V of others, and models
+ * with recurrent layers, with RoPE and without.
+ */
 class States : public testing::TestWithParam<const char *> {
 protected:
     llama_model_ptr model = load(supported_models().at(GetParam()), "states");
@@ -23,6 +26,9 @@ protected:
         return o;
     }
 };
+
+/** The models without recurrent layers. */
+class RewoundStates : public States {};
 
 void expect_same(const Rows &got, const Rows &want) {
     ASSERT_EQ(got.size(), want.size());
@@ -71,7 +77,7 @@ TEST_P(States, WithNarrowStorage) {
     expect_same(run(other, slice(tokens, 300, 390), 9), run(ctx, slice(tokens, 300, 390), 9));
 }
 
-TEST_P(States, TokensCanBeRewoundAfterALoad) {
+TEST_P(RewoundStates, TokensCanBeRewoundAfterALoad) {
     LlamaContext ctx(model.get(), params(64), options(4, 60));
     run(ctx, slice(tokens, 0, 200), 50);
     const Rows want = run(ctx, slice(tokens, 200, 240), 20);
@@ -124,5 +130,8 @@ TEST_P(States, OfAnotherModelOrSettingAreRejectedAndChangeNothing) {
     expect_same(run(ctx, slice(tokens, 150, 190), 20), want);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, States, testing::Values("llama_gqa", "gemma4_shared_kv"),
+INSTANTIATE_TEST_SUITE_P(Models, States,
+                         testing::Values("llama_gqa", "gemma4_shared_kv", "lfm2_hybrid", "nemotron_h_hybrid_no_rope"),
+                         [](const auto &info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Models, RewoundStates, testing::Values("llama_gqa", "gemma4_shared_kv"),
                          [](const auto &info) { return std::string(info.param); });

@@ -27,7 +27,7 @@ public:
                 data->logits = nullptr;
                 auto &self = *static_cast<Probed *>(s->ctx);
                 if (ggml_graph_n_nodes(graph) > 0) {
-                    self.attention.install(ctx, read_graph(graph, self.n_layers_, true), true);
+                    self.attention.install(ctx, read_graph(graph, {self.n_layers_, true}), true);
                 }
             };
             return i;

@@ -7,6 +7,8 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[4]
 PROGRAMS = pathlib.Path(os.environ.get("SKC_HOST_PROGRAMS", ""))
 # libsinkcache_llama.so
 LIBRARY = pathlib.Path(os.environ.get("SKC_HOST_LIBRARY", ""))
+# Writes models with random weights; it is built with the library.
+MAKE_MODEL = LIBRARY.parents[1] / "tests/llama-make-model"
 # True where everything is to be run, False for a share of it.
 EVERYTHING = os.environ.get("SKC_HOST_EVERYTHING", "") == "yes"
 

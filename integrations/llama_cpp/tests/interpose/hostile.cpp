@@ -445,9 +445,11 @@ private:
 
 TEST(ServedHostile, CallsDoWhatTheySayOrNothing) {
     const Environment environment{{"LOG", "errors"}, {"MAX_REWIND", "32"}};
-    const llama_model_ptr model = load(decoder("llama"), "hostile");
-    // Two caches, and layers that read the K and V of others.
-    const llama_model_ptr two_caches = load(supported_models().at("gemma4_shared_kv"), "hostile");
+    // One with two caches and layers that read the K and V of others, and two with recurrent layers.
+    std::vector<llama_model_ptr> models;
+    for (const char *name : {"gemma4_shared_kv", "llama_gqa", "granite_hybrid", "jamba_hybrid_no_rope"}) {
+        models.push_back(load(supported_models().at(name), "hostile"));
+    }
     // Seconds, and the first seed: scripts/fuzz_llama.
     const char *limit = std::getenv("SINKCACHE_TEST_SECONDS"), *first = std::getenv("SINKCACHE_TEST_SEED");
     const std::uint32_t begin = first ? std::uint32_t(std::atol(first)) : 1;
@@ -456,7 +458,7 @@ TEST(ServedHostile, CallsDoWhatTheySayOrNothing) {
     for (; seed < begin + 20 || std::chrono::steady_clock::now() < end; ++seed) {
         // Each refusal is a line in the log.
         const std::string log = log_of([&] {
-            Hostile hostile(seed % 4 ? model.get() : two_caches.get(), seed);
+            Hostile hostile(models[seed % models.size()].get(), seed);
             for (int i = 0; i < CALLS && !HasFatalFailure(); ++i) {
                 hostile.step();
             }

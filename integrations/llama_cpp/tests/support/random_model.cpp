@@ -1,6 +1,7 @@
 #include "random_model.hpp"
 
 #include "random_gemma.hpp"
+#include "random_hybrid.hpp"
 
 #include <ggml-cpp.h>
 
@@ -353,11 +354,12 @@ std::map<std::string, RandomModel> supported_models() {
     models["gemma3n_shared_kv"] = random_gemma3n();
     models["gemma4_heads"] = random_gemma4(false);
     models["gemma4_shared_kv"] = random_gemma4(true);
+    models.merge(hybrid_models());
     return models;
 }
 
 std::optional<RandomModel> shift_reference(const std::string &name) {
-    for (const char *part : {"yarn", "longrope", "no_rope", "cohere2", "mrope_fourth"}) {
+    for (const char *part : {"yarn", "longrope", "no_rope", "cohere2", "mrope_fourth", "hybrid_mrope"}) {
         if (name.find(part) != std::string::npos) {
             return std::nullopt;
         }
@@ -424,6 +426,10 @@ std::map<std::string, Unsupported> unsupported_models() {
         mamba.tensors.insert(mamba.tensors.end(), tensors.begin(), tensors.end());
     }
     models["mamba"] = {mamba, "recurrent"};
+
+    RandomModel windows = hybrid_models().at("lfm2_hybrid");
+    windows.integers["attention.sliding_window"] = 32;
+    models["lfm2_windows"] = {windows, "sliding windows in a model with recurrent layers"};
 
     // DeepSeek 2: K and V are one latent vector; dense feed-forward in all layers.
     shape = Shape();
