@@ -146,21 +146,37 @@ def misses_of(table, name):
     return [*lines, ""]
 
 
-def chunk_l2(table):
-    """What the model does not limit: reads of the L2 by chunks."""
-    device = DEVICES[PREDICTED[0]]
-    lines = []
+def chunk_l2(table, name):
+    """What the model does not limit: reads of the L2 by chunks. And what merging in clusters rests on."""
+    device = DEVICES[name]
+    lines = [
+        f"A barrier of a cluster takes {model.CLUSTER_BARRIER * 1e6:.1f} us, and a multiprocessor reads "
+        f"{model.CLUSTER_RATE / 1e9:.0f} GB/s of others' shared memory: both are assumed, without a source.",
+        "",
+    ]
     for cached, chunk in ((2048, 128), (16384, 128), (2048, 512), (16384, 512)):
         case = Case(1, cached, 32, 8, 128, "bf16", chunk)
-        t = model.tiling(model._kernel_on(table, "skc_attend_chunk", device, case.dim), device, case)
+        k = model._kernel_on(table, "skc_attend_chunk", device, case.dim)
+        t = model.tiling(k, device, case)
         rate = model.chunk_l2_rate(table, device, case)
-        slow = model.flash(device, case) / model.chunk(table, device, case, model.SMALL_TILES)
-        lines.append(
+        flash = model.flash(device, case)
+        slow = flash / model.chunk(table, device, case, model.SMALL_TILES)
+        line = (
             f"- A chunk of {chunk} over {cached}: query tiles {t.tiles} of {t.rows} rows, KV splits {t.splits}. "
             "Blocks read "
             f"{rate / 1e12:.1f} TB/s of K and V, most of it from the L2, for which the model has no limit. At "
-            f"{model.SMALL_TILES:.2f} of the assumed rate it would be {slow:.2f} x."
+            f"{model.SMALL_TILES:.2f} of the assumed rate it would be {slow:.2f} x"
         )
+        if t.cluster:
+            memory = model.tiling(k, device, case, clusters=False)
+            slow = flash / model.chunk(table, device, case, model.SMALL_TILES, clusters=False)
+            line += (
+                f", instead of {flash / model.chunk(table, device, case):.2f} x. Partial results merge in clusters in "
+                f"{misses.us(model.merge(t, device, case.dim))}. Through device memory, {memory.splits} splits of a "
+                f"tile take {misses.us(model.merge(memory, device, case.dim))}: "
+                f"{flash / model.chunk(table, device, case, clusters=False):.2f} x, or {slow:.2f} x"
+            )
+        lines.append(line + ".")
     return lines
 
 
@@ -196,10 +212,11 @@ def text(results, llama):
                 *beside_published(table, results),
                 "",
                 *(line for name in PREDICTED for line in misses_of(table, name)),
-                f"### What the model does not limit, on an {PREDICTED[0]}",
-                "",
-                *chunk_l2(table),
-                "",
+                *(
+                    line
+                    for name in PREDICTED
+                    for line in (f"### What the model does not limit, on an {name}", "", *chunk_l2(table, name), "")
+                ),
                 "## Floors",
                 "",
                 "The larger of two times: bytes (K, V, rows in and out, each moved once) over the datasheet's "

@@ -83,17 +83,14 @@ def chunks(table, device):
     t = model.tiling(model._kernel_on(table, "skc_attend_chunk", device, few.dim), device, few)
     seconds, flash = model.chunk(table, device, few), model.flash(device, few)
     partials = t.tiles * t.splits * model.partial_bytes(few.dim)
-    write = partials / (model.STREAM * device.bytes_per_s)
-    merge = write + model.MERGE + (t.splits - 1) * model.READ
+    merge = model.merge(t, device, few.dim)
     append = model.NODE + 2 * model.READ
     yield Miss(
         "chunk of 128 over 2048",
         f"{us(seconds)} against {us(flash)}: {t.splits} splits write {partials / 1e6:.1f} MB of partial results and "
-        "merge "
-        f"them ({us(merge)}), and the append is a launch of its own ({us(append)}), which flash SDPA does not need.",
-        f"Partial results merged in the shared memory of a cluster: {flash / (seconds - merge + model.MERGE):.2f} x. "
-        "An "
-        f"append in the same launch as well: {flash / (seconds - merge + model.MERGE - append):.2f} x.",
+        f"merge them {'in clusters' if t.cluster else 'through device memory'} ({us(merge)}), and the append is a "
+        f"launch of its own ({us(append)}), which flash SDPA does not need.",
+        f"An append in the same launch: {flash / (seconds - append):.2f} x.",
     )
     many = main_case(chunk=2048)
     seconds, flash = model.chunk(table, device, many), model.flash(device, many)

@@ -17,6 +17,7 @@ from gpu_specs import ARCHS, occupancy
 NODE = 1.6e-6  # from the end of a kernel to the start of the next node of a graph
 READ = 0.65e-6  # a dependent read of device memory
 MERGE = 1.3e-6  # the merge of KV splits by the last block: an atomic, then a round of reads
+CLUSTER_BARRIER = 0.5e-6  # a barrier of a thread block cluster: assumed, no source; about a read of device memory
 EAGER = 5.0e-6  # a kernel launched by an eager PyTorch operation, on the host
 SMALL_KERNEL = 2.3e-6  # a small kernel of PyTorch in a graph, its node included
 
@@ -32,6 +33,14 @@ FLASH = 0.38  # PyTorch's flash attention by mma.sync
 CHUNK = 0.30  # this library's chunks on full multiprocessors
 SMALL_TILES = 0.75  # the rate of a chunk's small tiles relative to its large ones
 ONE_BLOCK = 0.65  # the rate of a multiprocessor with one resident block of several, which hides less latency
+
+# Thread block clusters. Bytes per second that a multiprocessor reads of others' shared memory: assumed, no source;
+# 2 TB/s on an H100, below the rate of its L2.
+CLUSTER_RATE = 15e9
+# Clusters lie within groups of multiprocessors: assumed to be of 16, and those that are left over have none.
+CLUSTER_GROUP = 16
+CLUSTER_ARCHS = "sm_90a", "sm_100", "sm_120"
+CLUSTERS = 2, 4, 8
 
 # Dependent reads before a block's first tile: its batch entry and counters, then the tile.
 DEPENDENT_READS = 2
@@ -81,28 +90,44 @@ def _kernel_on(table, name, device, dim):
 # Times of merging KV splits in units of half a round: fixed, and how many splits cost one more.
 DECODE_MERGE = 2, 8
 CHUNK_MERGE = 6, 1
+CLUSTER_MERGE = 6, 2
 
 
-def best_splits(heads, rounds, most, resident, multiprocessors, merge_time):
-    """n_splits of src/backend/cuda/heuristics.rs, in its units. `heads` of a chunk: query tiles of all KV heads."""
+class Split(NamedTuple):
+    """Blocks that share the keys of a KV head or query tile. `cluster`: they merge in shared memory."""
+
+    splits: int
+    cluster: bool
+
+
+def best_splits(heads, rounds, most, resident, multiprocessors, merge_time, clustered=0):
+    """choose_split of src/backend/cuda/heuristics.rs, in its units. `heads` of a chunk: query tiles of all KV heads.
+    `clustered`: blocks in clusters that run at the same time."""
     slots = multiprocessors * resident
 
     def wave(blocks, rounds_each):
         return 0 if blocks == 0 else (3 if blocks == 1 else 2 * blocks) * rounds_each + 4
 
-    def time(splits, rounds_each):
-        full, left = divmod(heads * splits, slots)
+    def time(splits, at_once, merge_time):
+        rounds_each = math.ceil(rounds / splits)
+        full, left = divmod(heads * splits, at_once)
         merge = merge_time[0] + splits // merge_time[1] if splits > 1 else 0
         return full * wave(resident, rounds_each) + wave(math.ceil(left / multiprocessors), rounds_each) + merge
 
-    each, best = rounds, (time(1, rounds), 1)
+    candidates = [1]
+    each = rounds
     while each > 1:
         splits = math.ceil(rounds / (each - 1))
         if splits > most:
             break
         each = math.ceil(rounds / splits)
-        best = min(best, (time(splits, each), splits))
-    return best[1]
+        candidates.append(splits)
+    clusters = [splits for splits in CLUSTERS if clustered and splits <= most]
+    # As there, ties are won by fewer splits, then by clusters.
+    times = [(time(splits, slots, merge_time), splits, True) for splits in {*candidates, *clusters}]
+    times += [(time(splits, clustered, CLUSTER_MERGE), splits, False) for splits in clusters]
+    _, splits, through_memory = min(times)
+    return Split(splits, not through_memory)
 
 
 def n_splits(heads, cached, k, multiprocessors):
@@ -110,14 +135,20 @@ def n_splits(heads, cached, k, multiprocessors):
     warps = k.threads // 32
     rounds = max(1, math.ceil(math.ceil(cached / 16) / warps))
     most = max(1, min(rounds, 4 * multiprocessors // heads))
-    return best_splits(heads, rounds, most, k.resident, multiprocessors, DECODE_MERGE)
+    return best_splits(heads, rounds, most, k.resident, multiprocessors, DECODE_MERGE).splits
 
 
-def chunk_splits(tiles, keys, dim, k, multiprocessors):
-    """KV splits of a chunk's query tile of 64 rows; `tiles` of all KV heads."""
+def clustered_blocks(k, device):
+    """Blocks of clusters that a device runs at the same time; 0 if it has none."""
+    groups = device.multiprocessors // CLUSTER_GROUP
+    return groups * CLUSTER_GROUP * k.resident if device.arch in CLUSTER_ARCHS else 0
+
+
+def chunk_splits(tiles, keys, dim, k, multiprocessors, clustered=0):
+    """The KV split of a chunk's query tile of 64 rows; `tiles` of all KV heads."""
     rounds = math.ceil(keys / (16 if dim > 128 else 64))
     most = max(1, min(rounds, 2 * multiprocessors // tiles))
-    return best_splits(tiles, rounds, most, k.resident, multiprocessors, CHUNK_MERGE)
+    return best_splits(tiles, rounds, most, k.resident, multiprocessors, CHUNK_MERGE, clustered)
 
 
 def decode(table, device, case):
@@ -146,16 +177,20 @@ class Tiling(NamedTuple):
     rows: int  # of a query tile
     tiles: int  # of all KV heads
     splits: int  # blocks to a tile
+    cluster: bool  # they are one, and merge in shared memory
 
 
-def tiling(k, device, case):
-    """Query tiles of 128 rows, or of 64 if there are too few for the multiprocessors, with a KV split then."""
+def tiling(k, device, case, clusters=True):
+    """Query tiles of 128 rows, or of 64 if there are too few for the multiprocessors, with a KV split then. `clusters`:
+    where the device has them."""
     rows = case.chunk * case.q_heads // case.kv_heads
     heads = case.n_seqs * case.kv_heads
     if case.dim <= 128 and heads * math.ceil(rows / 128) >= device.multiprocessors:
-        return Tiling(128, heads * math.ceil(rows / 128), 1)
+        return Tiling(128, heads * math.ceil(rows / 128), 1, False)
     tiles = heads * math.ceil(rows / 64)
-    return Tiling(64, tiles, chunk_splits(tiles, case.cached + case.chunk - 1, case.dim, k, device.multiprocessors))
+    clustered = clustered_blocks(k, device) if clusters else 0
+    keys = case.cached + case.chunk - 1
+    return Tiling(64, tiles, *chunk_splits(tiles, keys, case.dim, k, device.multiprocessors, clustered))
 
 
 def partial_bytes(dim):
@@ -163,24 +198,35 @@ def partial_bytes(dim):
     return 4 * 4 * 32 * (dim // 2 + 4)
 
 
-def chunk(table, device, case, small_share=1.0):
+def merge(t, device, dim):
+    """Seconds of merging the KV splits of all query tiles of a chunk."""
+    if t.splits == 1:
+        return 0.0
+    written = t.tiles * t.splits * partial_bytes(dim)
+    if t.cluster:
+        # Blocks read all but their own share of as many bytes from the others' shared memory, all at the same time.
+        others = written * (t.splits - 1) / t.splits
+        return 2 * CLUSTER_BARRIER + others / (CLUSTER_RATE * device.multiprocessors)
+    # Partial results stay in the L2, but are counted at the device memory's rate, as if all blocks wrote them at the
+    # same time. A warp that merges loads one split's after the other.
+    return written / (STREAM * device.bytes_per_s) + MERGE + (t.splits - 1) * READ
+
+
+def chunk(table, device, case, small_share=1.0, clusters=True):
     """Seconds of a chunk and its append. `small_share`: the rate of small tiles of heads up to 128 relative to large
-    ones. It is 1 since their warps have 32 rows too; only those of 256 use what they load half as often."""
+    ones. It is 1 since their warps have 32 rows too; only those of 256 use what they load half as often. `clusters`:
+    where the device has them."""
     k = _kernel_on(table, "skc_attend_chunk", device, case.dim)
-    t = tiling(k, device, case)
+    t = tiling(k, device, case, clusters)
     share = CHUNK * (1.0 if t.rows == 128 else SMALL_TILES if case.dim > 128 else small_share)
     blocks = t.tiles * t.splits
     slots = device.multiprocessors * k.resident
-    full, rest = divmod(blocks, slots)
+    at_once = clustered_blocks(k, device) if t.cluster else slots
+    full, rest = divmod(blocks, at_once)
     alone = ONE_BLOCK if rest <= device.multiprocessors else 1.0
     seconds_of_wave = case.step_flops / blocks * slots / (share * device.flops)
     last = seconds_of_wave * (1 / k.resident / alone if rest <= device.multiprocessors else 1.0) if rest else 0.0
-    seconds = full * seconds_of_wave + last + 2 * NODE + 3 * READ
-    if t.splits > 1:
-        # Partial results stay in the L2, but are counted at the device memory's rate, as if all blocks wrote them at
-        # the same time. A warp that merges loads one split's after the other.
-        seconds += blocks * partial_bytes(case.dim) / (STREAM * device.bytes_per_s) + MERGE + (t.splits - 1) * READ
-    return seconds
+    return full * seconds_of_wave + last + 2 * NODE + 3 * READ + merge(t, device, case.dim)
 
 
 def chunk_l2_rate(table, device, case):

@@ -175,7 +175,11 @@ class Splits(unittest.TestCase):
         # That of `splits_of_chunks_that_predictions_rest_on`.
         k = model.Kernel(128, 2, 2, "shared memory", 0)
         for tiles, rounds, want in ((64, 35, 4), (64, 259, 4), (8, 33, 11), (128, 37, 2), (136, 37, 1), (64, 3, 1)):
-            self.assertEqual(model.chunk_splits(tiles, 64 * rounds, 128, k, 132), want, (tiles, rounds))
+            self.assertEqual(model.chunk_splits(tiles, 64 * rounds, 128, k, 132), (want, False), (tiles, rounds))
+        # That of `clusters_of_chunks_that_predictions_rest_on`.
+        for tiles, rounds, want in ((64, 35, 4), (64, 259, 4), (8, 33, 8), (128, 37, 2), (136, 37, 1), (64, 3, 1)):
+            split = model.chunk_splits(tiles, 64 * rounds, 128, k, 132, 256)
+            self.assertEqual(split, (want, want > 1), (tiles, rounds))
 
 
 class Runs(unittest.TestCase):

@@ -1,12 +1,10 @@
 //! Every allocation of device and pinned memory fails in turn, on the stand-in: a call that allocates says so, leaks
 //! nothing and changes nothing; all others do not notice.
 
-use std::ffi::CStr;
-
 use sinkcache::{BackendKind, Batch, Cache, CacheConfig, Error, HostTag, LayerConfig, Status, StorageType};
 
 use crate::common::new_cache;
-use crate::support::{Random, Tensors, config, cuda};
+use crate::support::{Random, Tensors, config, cuda, stand_in_function};
 
 const TAG: HostTag = [9; 32];
 
@@ -19,24 +17,16 @@ struct StandIn {
 
 impl StandIn {
     fn find() -> Option<Self> {
-        let name = |name: &CStr| {
-            // SAFETY: strings; the driver has been loaded and stays.
-            unsafe {
-                let library = libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD);
-                let found = libc::dlsym(library, name.as_ptr());
-                (!found.is_null()).then_some(found)
-            }
-        };
         // SAFETY: the functions of tools/cuda_shim/api_test.cpp have these types.
         unsafe {
             Some(Self {
-                fail: std::mem::transmute::<*mut libc::c_void, unsafe extern "C" fn(i64)>(name(
+                fail: std::mem::transmute::<*mut libc::c_void, unsafe extern "C" fn(i64)>(stand_in_function(
                     c"skc_shim_fail_allocation",
                 )?),
-                count: std::mem::transmute::<*mut libc::c_void, unsafe extern "C" fn() -> u64>(name(
+                count: std::mem::transmute::<*mut libc::c_void, unsafe extern "C" fn() -> u64>(stand_in_function(
                     c"skc_shim_count_allocations",
                 )?),
-                live: std::mem::transmute::<*mut libc::c_void, unsafe extern "C" fn() -> u64>(name(
+                live: std::mem::transmute::<*mut libc::c_void, unsafe extern "C" fn() -> u64>(stand_in_function(
                     c"skc_shim_live_allocations",
                 )?),
             })

@@ -1,5 +1,6 @@
 //! Chunks whose keys are split among blocks: they give what unsplit ones give, whatever block comes last, and as
-//! captured launches. `SKC_SHAPE`: only this case; `SKC_SHARE`: few of them.
+//! captured launches; where the blocks are clusters, which merge in shared memory, and where they merge through device
+//! memory. `SKC_SHAPE`: only this case; `SKC_SHARE`: few of them.
 
 use half::{bf16, f16};
 use sinkcache::{
@@ -12,7 +13,54 @@ use crate::common::new_cache;
 use crate::common::quantised::KvTypes;
 use crate::common::share::share;
 use crate::differential::{Pair, Tally};
-use crate::support::{Graph, KV, Random, Tensors, config, cuda, to_bf16};
+use crate::support::{Graph, KV, Random, Tensors, config, cuda, stand_in_function, to_bf16};
+
+/// How the blocks that share the keys of a query tile merge. The stand-in can be told what its device has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Merge {
+    /// As the device has it.
+    Device,
+    Cluster,
+    Memory,
+}
+
+impl Merge {
+    /// Those that the device has.
+    fn all() -> &'static [Self] {
+        // This loads the driver, which the stand-in is or is not.
+        match with_host(|host| host.compute_capability()) {
+            9.. if stand_in_function(c"skc_shim_set_cluster").is_some() => &[Self::Cluster, Self::Memory],
+            _ => &[Self::Device],
+        }
+    }
+
+    /// Calls `body`, which creates its caches, and checks that they have merged so. `possible`: whether a cluster's
+    /// shared memory has room for partial results.
+    fn run(self, possible: bool, body: impl FnOnce()) {
+        if self == Self::Device {
+            return body();
+        }
+        let set = stand_in_function(c"skc_shim_set_cluster").unwrap();
+        let count = stand_in_function(c"skc_shim_count_clustered").unwrap();
+        // SAFETY: the functions of tools/cuda_shim/api_test.cpp have these types.
+        let (set, count) = unsafe {
+            let set = std::mem::transmute::<*mut libc::c_void, unsafe extern "C" fn(i32)>(set);
+            (set, std::mem::transmute::<*mut libc::c_void, unsafe extern "C" fn() -> u64>(count))
+        };
+        // SAFETY: as above.
+        let before = unsafe {
+            set(if self == Self::Cluster { 8 } else { 0 });
+            count()
+        };
+        body();
+        // SAFETY: as above.
+        let clustered = unsafe {
+            set(8);
+            count() - before
+        };
+        assert_eq!(clustered > 0, self == Self::Cluster && possible, "{clustered} launches of clusters, {self:?}");
+    }
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Case {
@@ -47,6 +95,11 @@ const fn case(head_dim: u32, heads: (u32, u32), dtype: DType) -> Case {
 impl Case {
     const fn stored(self, k: StorageType, v: StorageType) -> Self {
         Self { types: Some(KvTypes::new(k, v)), ..self }
+    }
+
+    /// Whether a cluster's shared memory has room for partial results.
+    fn fits_a_cluster(self) -> bool {
+        self.head_dim <= 128 || self.types.is_none()
     }
 }
 
@@ -225,9 +278,11 @@ fn split_chunks_agree_with_unsplit_ones() {
         if !wanted {
             continue;
         }
-        match case.dtype {
-            DType::F16 => compare(case, f16::from_f32),
-            _ => compare(case, bf16::from_f32),
+        for merge in Merge::all() {
+            merge.run(case.fits_a_cluster(), || match case.dtype {
+                DType::F16 => compare(case, f16::from_f32),
+                _ => compare(case, bf16::from_f32),
+            });
         }
     }
 }
@@ -242,7 +297,9 @@ fn a_replayed_split_chunk_equals_eager_calls() {
     let segments = CacheConfig { layers: vec![layer], ..plain.clone() };
     let quantised = KvTypes::new(StorageType::Q8, StorageType::Q4).config(plain.clone());
     for config in [plain, segments, quantised] {
-        replay_chunks(&config);
+        for merge in Merge::all() {
+            merge.run(true, || replay_chunks(&config));
+        }
     }
 }
 

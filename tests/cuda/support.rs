@@ -1,5 +1,6 @@
 //! Graphs, random rows, and a cache with the tensors of one step in device memory.
 
+use std::ffi::{CStr, c_void};
 use std::ptr::null_mut;
 
 use cudarc::driver::sys;
@@ -22,6 +23,16 @@ pub fn cuda() -> Option<MutexGuard<'static, ()>> {
         return None;
     }
     Some(TURN.lock())
+}
+
+/// A function of `tools/cuda_shim/api_test.cpp`; a GPU's driver has none of them.
+pub fn stand_in_function(name: &CStr) -> Option<*mut c_void> {
+    // SAFETY: strings; the driver has been loaded and stays.
+    unsafe {
+        let library = libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD);
+        let found = libc::dlsym(library, name.as_ptr());
+        (!found.is_null()).then_some(found)
+    }
 }
 
 /// A small cache of a shape that has specialised kernels: bf16, 4 query heads, 2 KV heads, head_dim 64.

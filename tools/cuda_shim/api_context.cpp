@@ -39,6 +39,7 @@ int attribute(const Settings& s, int which, bool& known) {
         case 97: return s.shared_optin;              // shared memory of a block, with opt-in
         case 106: return 32;                         // blocks of a multiprocessor
         case 111: return 1024;                       // shared memory reserved for the system
+        case 120: return s.arch >= 90 && driver().max_cluster > 0;  // launches of clusters
         default: known = false; return 0;
     }
 }

@@ -29,6 +29,17 @@ Params copy_params(const Function& function, void** params, void** extra) {
     return copy;
 }
 
+// A grid is a whole number of clusters. Portable clusters have at most 8 blocks.
+CUresult check_cluster(const Driver& d, const LaunchShape& shape) {
+    const unsigned* c = shape.cluster;
+    uint64_t size = uint64_t{c[0]} * c[1] * c[2];
+    if (size == 1) return CUDA_SUCCESS;
+    if (d.settings.arch < 90) return CUDA_ERROR_NOT_SUPPORTED;
+    bool fits = size != 0 && size <= 8;
+    for (int i = 0; i < 3; ++i) fits = fits && shape.grid[i] % c[i] == 0;
+    return fits ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CLUSTER_SIZE;
+}
+
 CUresult launch(CUfunction handle, CUstream stream_handle, const LaunchShape& shape, void** params, void** extra) {
     Call call;
     Stream* stream = nullptr;
@@ -41,6 +52,7 @@ CUresult launch(CUfunction handle, CUstream stream_handle, const LaunchShape& sh
     bool block_fits = shape.block[0] - 1u < function->kernel->max_threads && shape.block[0] % 32 == 0 &&
                       shape.block[1] == 1 && shape.block[2] == 1;
     if (!grid_fits || !block_fits || shape.shared_bytes > function->max_shared) return CUDA_ERROR_INVALID_VALUE;
+    if (CUresult error = check_cluster(call.d, shape)) return error;
     Params copy = copy_params(*function, params, extra);
     if (!copy) return CUDA_ERROR_INVALID_VALUE;
     Work work = [=]() -> std::string {
@@ -52,6 +64,7 @@ CUresult launch(CUfunction handle, CUstream stream_handle, const LaunchShape& sh
     CUresult result = enqueue(call, *stream, std::move(work));
     if (result == CUDA_SUCCESS) ++call.d.n_launches;
     if (result == CUDA_SUCCESS && shape.programmatic) ++call.d.n_programmatic;
+    if (result == CUDA_SUCCESS && shape.cluster[0] * shape.cluster[1] * shape.cluster[2] > 1) ++call.d.n_clustered;
     return result;
 }
 
@@ -66,18 +79,22 @@ SKC_SHIM_API CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, uns
 // threads wait for that kernel before anything else is checked.
 SKC_SHIM_API CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction f, void** params, void** extra) {
     if (!config) return CUDA_ERROR_INVALID_VALUE;
-    bool programmatic = false;
-    for (unsigned i = 0; i < config->n_attributes; ++i) {
-        const CUlaunchAttribute& a = config->attributes[i];
-        bool cluster_of_one = a.id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION &&
-                              a.value.cluster.x * a.value.cluster.y * a.value.cluster.z == 1;
-        bool ignored = a.id == CU_LAUNCH_ATTRIBUTE_IGNORE || a.id == CU_LAUNCH_ATTRIBUTE_PRIORITY;
-        bool known = a.id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM;
-        if (known && a.value.flag != 0) programmatic = true;
-        if (!cluster_of_one && !ignored && !known) return CUDA_ERROR_NOT_SUPPORTED;
-    }
     const unsigned* g = config->grid;
     const unsigned* b = config->block;
-    LaunchShape shape = {{g[0], g[1], g[2]}, {b[0], b[1], b[2]}, config->shared_bytes, programmatic};
+    LaunchShape shape = {{g[0], g[1], g[2]}, {b[0], b[1], b[2]}, config->shared_bytes, false};
+    for (unsigned i = 0; i < config->n_attributes; ++i) {
+        const CUlaunchAttribute& a = config->attributes[i];
+        switch (a.id) {
+            case CU_LAUNCH_ATTRIBUTE_IGNORE:
+            case CU_LAUNCH_ATTRIBUTE_PRIORITY: break;
+            case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM: shape.programmatic = a.value.flag != 0; break;
+            case CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION:
+                shape.cluster[0] = a.value.cluster.x;
+                shape.cluster[1] = a.value.cluster.y;
+                shape.cluster[2] = a.value.cluster.z;
+                break;
+            default: return CUDA_ERROR_NOT_SUPPORTED;
+        }
+    }
     return launch(f, config->stream, shape, params, extra);
 }

@@ -94,6 +94,18 @@ SKC_SHIM_API CUresult cuFuncGetAttribute(int* out, int which, CUfunction handle)
     }
 }
 
+namespace {
+
+// Blocks of a function that a multiprocessor has at the same time.
+int resident_blocks(const Driver& d, const Function& function, size_t threads, size_t shared_bytes) {
+    size_t all_shared = static_cast<size_t>(d.settings.shared_optin) + 1024;
+    size_t blocks = std::min<size_t>({32, 2048 / threads, all_shared / (shared_bytes + 1024)});
+    bool fits = threads <= function.kernel->max_threads && shared_bytes <= function.max_shared;
+    return fits ? static_cast<int>(blocks) : 0;
+}
+
+}  // namespace
+
 SKC_SHIM_API CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* out, CUfunction handle, int threads,
                                                                   size_t shared_bytes) {
     Call call;
@@ -101,10 +113,27 @@ SKC_SHIM_API CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* out, CUfu
     auto function = call.d.functions.find(handle);
     if (!function) return CUDA_ERROR_INVALID_HANDLE;
     if (!out || threads <= 0) return CUDA_ERROR_INVALID_VALUE;
-    size_t all_shared = static_cast<size_t>(call.d.settings.shared_optin) + 1024;
-    size_t blocks = std::min<size_t>({32, 2048 / static_cast<size_t>(threads), all_shared / (shared_bytes + 1024)});
-    *out = static_cast<uint32_t>(threads) > function->kernel->max_threads || shared_bytes > function->max_shared
-               ? 0
-               : static_cast<int>(blocks);
+    *out = resident_blocks(call.d, *function, static_cast<size_t>(threads), shared_bytes);
+    return CUDA_SUCCESS;
+}
+
+// As if all multiprocessors were of one group, within which a cluster lies.
+SKC_SHIM_API CUresult cuOccupancyMaxActiveClusters(int* out, CUfunction handle, const CUlaunchConfig* config) {
+    Call call;
+    if (CUresult error = call.enter()) return error;
+    auto function = call.d.functions.find(handle);
+    if (!function) return CUDA_ERROR_INVALID_HANDLE;
+    if (!out || !config || config->block[0] == 0) return CUDA_ERROR_INVALID_VALUE;
+    unsigned size = 1;
+    for (unsigned i = 0; i < config->n_attributes; ++i) {
+        const CUlaunchAttribute& a = config->attributes[i];
+        if (a.id != CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION) continue;
+        size = a.value.cluster.x * a.value.cluster.y * a.value.cluster.z;
+    }
+    auto most = static_cast<unsigned>(call.d.max_cluster);
+    if (call.d.settings.arch < 90 || most == 0) return CUDA_ERROR_NOT_SUPPORTED;
+    if (size == 0 || size > most) return CUDA_ERROR_INVALID_CLUSTER_SIZE;
+    int blocks = resident_blocks(call.d, *function, config->block[0], config->shared_bytes);
+    *out = blocks * call.d.settings.multiprocessors / static_cast<int>(size);
     return CUDA_SUCCESS;
 }

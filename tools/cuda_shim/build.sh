@@ -28,7 +28,7 @@ driver="driver stream capture memory queue image host_code api_context api_memor
     api_graph api_module api_launch api_test"
 compiler="nvrtc compiler files"
 tests="self_test_warp_ops self_test_convert self_test_device_bugs self_test_programmatic_launch self_test_streams
-    self_test_graphs self_test_contexts self_test_compiler self_test_error_record"
+    self_test_graphs self_test_contexts self_test_compiler self_test_error_record self_test_clusters"
 
 # Compiles $1.cpp unless its object is newer than the sources. The other arguments are flags.
 compile() {

@@ -14,6 +14,7 @@ struct LaunchShape {
     unsigned block[3];
     unsigned shared_bytes;
     bool programmatic;  // every thread must wait for the preceding kernel before anything else
+    unsigned cluster[3] = {1, 1, 1};  // blocks of a cluster, by dimension: they divide the grid
 };
 
 class Kernel {

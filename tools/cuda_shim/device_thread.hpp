@@ -9,10 +9,12 @@
 
 namespace skc_shim {
 
-// Instructions that all threads of a warp (for block_sync: of a block) execute together.
+// Instructions that all threads of a warp (for block_sync: of a block, for cluster_sync: of a cluster) execute
+// together.
 enum class SyncOp : uint32_t {
     none,
     block_sync,
+    cluster_sync,
     warp_sync,
     shuffle,
     ballot,
@@ -31,14 +33,16 @@ class Scheduler;
 
 // The runtime's functions, for device code.
 struct Runtime {
-    // Waits until all threads of the warp (of the block for block_sync) have come to the same instruction, and executes
-    // it. `line` is the caller's source line, for error messages.
+    // Waits until all threads of the warp (of the block for block_sync, of the cluster for cluster_sync) have come to
+    // the same instruction, and executes it. `line` is the caller's source line, for error messages.
     void (*sync)(DeviceThread*, SyncOp, int line);
     // Lets other threads run, sometimes.
     void (*yield)(DeviceThread*);
     void (*copy_async)(DeviceThread*, void* shared, const void* global, uint32_t bytes, bool valid);
     void (*copy_async_commit)(DeviceThread*);
     void (*copy_async_wait)(DeviceThread*, uint32_t pending);
+    // Memory of `bytes` bytes at an offset in the shared memory of a block of the cluster.
+    const void* (*cluster_memory)(DeviceThread*, uint32_t rank, uint32_t offset, uint32_t bytes);
     // griddepcontrol.wait: the preceding kernel has ended.
     void (*wait_for_preceding_kernel)(DeviceThread*);
     // Ends the launch with an error. Does not return.
@@ -64,6 +68,7 @@ struct DeviceThread {
     uint32_t lane;   // index % 32
     uint32_t block[3];
     uint32_t grid[3];
+    uint32_t cluster_size;  // blocks; 1 in a launch without clusters
     uint8_t* shared;
     uint32_t shared_bytes;
     int line;  // of the SyncOp that it waits at

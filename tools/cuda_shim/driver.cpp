@@ -25,6 +25,7 @@ Settings::Settings()
 
 Driver::Driver() : queue(base_seed()) {
     fail_after = setting("SKC_SHIM_FAIL", 0);
+    max_cluster = static_cast<int>(setting("SKC_SHIM_CLUSTER", 8));
     for (int device = 0; device < settings.devices; ++device) {
         auto context = std::make_shared<Context>();
         context->device = device;

@@ -147,8 +147,10 @@ struct Driver {
     size_t memory_used = 0;
 
     // Counters for tests.
-    std::atomic<uint64_t> n_sync{0}, n_allocations{0}, n_launches{0}, n_programmatic{0}, n_graph_launches{0};
+    std::atomic<uint64_t> n_sync{0}, n_allocations{0}, n_launches{0}, n_programmatic{0}, n_clustered{0};
+    std::atomic<uint64_t> n_graph_launches{0};
     std::atomic<int64_t> fail_after{0};  // counts allocations down to the one that fails; 0 = none
+    std::atomic<int> max_cluster{8};       // blocks; 0 = no clusters
     std::atomic<uint64_t> seeds{0};      // used so far, one by each launch
 };
 

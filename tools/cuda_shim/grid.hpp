@@ -14,6 +14,7 @@ struct Launch {
     uint32_t shared_bytes;
     uint64_t seed;              // of the random order of threads
     bool programmatic = false;  // every thread must wait for the preceding kernel before anything else
+    uint32_t cluster[3] = {1, 1, 1};  // blocks of a cluster, by dimension: they divide the grid
 };
 
 // Runs a grid to its end. Returns the empty string, or an error message (a divergent barrier, a misaligned copy...).

@@ -20,7 +20,7 @@ public:
     }
     std::string run(const LaunchShape& s, const void* params, uint64_t seed) override {
         return run_grid({entry_, params, {s.grid[0], s.grid[1], s.grid[2]}, s.block[0], s.shared_bytes, seed,
-                         s.programmatic});
+                         s.programmatic, {s.cluster[0], s.cluster[1], s.cluster[2]}});
     }
 
 private:

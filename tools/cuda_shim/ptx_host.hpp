@@ -76,6 +76,7 @@ inline void mma(SyncOp op, float* c, const uint32_t* a, const uint32_t* b, int l
 }  // namespace skc_shim
 
 SKC_DEVICE void block_sync(int line = __builtin_LINE()) { skc_shim::sync(skc_shim::SyncOp::block_sync, line); }
+SKC_DEVICE void cluster_sync(int line = __builtin_LINE()) { skc_shim::sync(skc_shim::SyncOp::cluster_sync, line); }
 SKC_DEVICE void warp_sync(int line = __builtin_LINE()) { skc_shim::sync(skc_shim::SyncOp::warp_sync, line); }
 
 template <class T>
@@ -102,6 +103,28 @@ SKC_DEVICE void begin_kernel() {
     skc_shim::DeviceThread* self = skc_shim::current_thread();
     self->runtime->wait_for_preceding_kernel(self);
 }
+
+// ---- Thread block clusters. An address is the block's rank and an offset in its shared memory.
+
+constexpr bool HAS_CLUSTERS = true;
+
+SKC_DEVICE u32 cluster_size() { return skc_shim::current_thread()->cluster_size; }
+SKC_DEVICE u32 cluster_address(const void* shared, u32 rank) {
+    return rank << 24 | static_cast<u32>(static_cast<const u8*>(shared) - shared_memory());
+}
+
+namespace skc_shim {
+
+template <u32 N>
+inline void load_cluster(float (&x)[N], u32 address) {
+    DeviceThread* self = current_thread();
+    __builtin_memcpy(x, self->runtime->cluster_memory(self, address >> 24, address & 0xFFFFFF, sizeof x), sizeof x);
+}
+
+}  // namespace skc_shim
+
+SKC_DEVICE void load_cluster_x2(float (&x)[2], u32 address) { skc_shim::load_cluster(x, address); }
+SKC_DEVICE void load_cluster_x4(float (&x)[4], u32 address) { skc_shim::load_cluster(x, address); }
 
 // ---- Asynchronous copies into shared memory
 

@@ -53,9 +53,15 @@ void copy_async(DeviceThread* self, void* shared, const void* global, uint32_t b
 void copy_async_commit(DeviceThread* self) { self->copies->commit(); }
 void copy_async_wait(DeviceThread* self, uint32_t pending) { self->copies->wait(pending); }
 
+const void* cluster_memory(DeviceThread* self, uint32_t rank, uint32_t offset, uint32_t bytes) {
+    require_wait(self, "a load from another block's shared memory");
+    return self->scheduler->cluster_memory(*self, rank, offset, bytes);
+}
+
 }  // namespace
 
-const Runtime kRuntime = {sync, yield, copy_async, copy_async_commit, copy_async_wait, wait_for_preceding_kernel, fail};
+const Runtime kRuntime = {sync,           yield,          copy_async, copy_async_commit, copy_async_wait,
+                          cluster_memory, wait_for_preceding_kernel, fail};
 
 void require_wait(DeviceThread* self, const char* what) {
     if (self->after_wait) return;

@@ -59,18 +59,12 @@ void Scheduler::begin_pass(Warp& warp, uint32_t lanes) {
     warp.stride = r >> 8 | 1;
 }
 
-// Gives `block` the next block of the grid. False if there is none.
-bool Scheduler::load_next_block(Block& block) {
-    if (n_loaded_ == n_blocks_) return false;
-    ++n_loaded_;
-    uint64_t number = next_block_;
-    next_block_ = (next_block_ + block_stride_) % n_blocks_;
-    const uint32_t* grid = launch_->grid;
-    block.index[0] = static_cast<uint32_t>(number % grid[0]);
-    block.index[1] = static_cast<uint32_t>(number / grid[0] % grid[1]);
-    block.index[2] = static_cast<uint32_t>(number / grid[0] / grid[1]);
+// Begins the block at an index of the grid.
+void Scheduler::load_block(Block& block, const uint32_t (&index)[3]) {
+    std::memcpy(block.index, index, sizeof block.index);
     block.waiting = 0;
     block.returned = 0;
+    block.read_by_others = false;
     std::memset(block.shared.get(), 0xFF, launch_->shared_bytes);
     for (Warp& warp : block.warps) {
         for (DeviceThread* thread : warp.lanes) {
@@ -84,6 +78,28 @@ bool Scheduler::load_next_block(Block& block) {
         warp.priority = random.next() % 4 == 0 ? 0 : random.next();
         begin_pass(warp, kAllLanes);
         ready_.push_back(&warp);
+    }
+}
+
+// Gives `cluster` the next blocks of the grid. False if there are none.
+bool Scheduler::load_next_cluster(Cluster& cluster) {
+    if (n_loaded_ == n_clusters_) return false;
+    ++n_loaded_;
+    uint64_t number = next_cluster_;
+    next_cluster_ = (next_cluster_ + cluster_stride_) % n_clusters_;
+    cluster.waiting = 0;
+    cluster.returned = 0;
+    cluster.ended = 0;
+    cluster.syncs = 0;
+    const uint32_t* size = launch_->cluster;
+    const uint64_t clusters[2] = {launch_->grid[0] / size[0], launch_->grid[1] / size[1]};
+    const uint64_t first[3] = {number % clusters[0] * size[0], number / clusters[0] % clusters[1] * size[1],
+                               number / clusters[0] / clusters[1] * size[2]};
+    for (uint32_t rank = 0; rank < cluster.blocks.size(); ++rank) {
+        const uint32_t index[3] = {static_cast<uint32_t>(first[0]) + rank % size[0],
+                                   static_cast<uint32_t>(first[1]) + rank / size[0] % size[1],
+                                   static_cast<uint32_t>(first[2]) + rank / size[0] / size[1]};
+        load_block(cluster.blocks[rank], index);
     }
     return true;
 }
@@ -119,8 +135,39 @@ Warp* Scheduler::end_pass(Warp& warp) {
     if (block.waiting != 0 && block.waiting + block.returned == block.warps.size()) {
         fail(*warp.lanes[0], "threads have returned while others wait at block_sync");
     }
-    if (block.returned == block.warps.size()) load_next_block(block);
+    Cluster& cluster = *block.cluster;
+    ++cluster.returned;
+    if (cluster.waiting != 0 && cluster.waiting + cluster.returned == cluster.warps()) {
+        fail(*warp.lanes[0], "threads have returned while others wait at cluster_sync");
+    }
+    if (block.returned == block.warps.size()) end_block(block);
     return pick_ready_warp();
+}
+
+// Called when all warps of a block have returned. Its memory is reused when all blocks of its cluster have ended.
+void Scheduler::end_block(Block& block) {
+    if (block.read_by_others) {
+        fail(*block.warps[0].lanes[0], "ends after its shared memory was read by others, without cluster_sync between");
+    }
+    Cluster& cluster = *block.cluster;
+    if (++cluster.ended == cluster.blocks.size()) load_next_cluster(cluster);
+}
+
+// Whatever order blocks run in, a cluster_sync must lie between their beginning and the first load from another, and
+// between the last load and their end.
+const void* Scheduler::cluster_memory(const DeviceThread& at, uint32_t rank, uint32_t offset, uint32_t bytes) {
+    Block& own = *at.warp->block;
+    Cluster& cluster = *own.cluster;
+    if (rank >= cluster.blocks.size()) fail(at, "a load from a block that the cluster has not");
+    if (offset % bytes != 0) fail(at, "a load from a cluster's shared memory is not aligned to its bytes");
+    if (offset + uint64_t{bytes} > launch_->shared_bytes) fail(at, "a load from outside a block's shared memory");
+    Block& block = cluster.blocks[rank];
+    if (&block != &own) {
+        if (cluster.syncs == 0) fail(at, "a load from another block's shared memory before any cluster_sync");
+        if (block.returned == block.warps.size()) fail(at, "a load from the shared memory of a block that has ended");
+        block.read_by_others = true;
+    }
+    return block.shared.get() + offset;
 }
 
 // Ends the launch with an error unless all lanes have arrived at the same SyncOp.
@@ -140,7 +187,23 @@ void Scheduler::check_convergence(const Warp& warp) {
     }
 }
 
-// Executes the SyncOp that the lanes of a warp wait at; block_sync waits for the other warps first.
+// A warp has come to cluster_sync: the last one lets all of them go on.
+void Scheduler::wait_for_cluster(const Warp& warp) {
+    Cluster& cluster = *warp.block->cluster;
+    ++cluster.waiting;
+    if (cluster.waiting == cluster.warps()) {
+        cluster.waiting = 0;
+        ++cluster.syncs;
+        for (Block& block : cluster.blocks) {
+            block.read_by_others = false;
+            for (Warp& waiting : block.warps) ready_.push_back(&waiting);
+        }
+    } else if (cluster.waiting + cluster.returned == cluster.warps()) {
+        fail(*warp.lanes[0], "waits at cluster_sync while threads of its cluster have returned");
+    }
+}
+
+// Executes the SyncOp that the lanes of a warp wait at; block_sync and cluster_sync wait for the other warps first.
 Warp* Scheduler::complete_sync(Warp& warp) {
     check_convergence(warp);
     Block& block = *warp.block;
@@ -159,26 +222,33 @@ Warp* Scheduler::complete_sync(Warp& warp) {
         }
         return pick_ready_warp();
     }
+    if (op == SyncOp::cluster_sync) {
+        remove_ready(warp);
+        wait_for_cluster(warp);
+        return pick_ready_warp();
+    }
     execute(op, warp.lanes);
     return !by_priority_ && random.next() % 4 == 0 ? pick_ready_warp() : &warp;
 }
 
-// Draws the order of blocks. Returns an error message for a launch that cannot run.
+// Draws the order of clusters. Returns an error message for a launch that cannot run.
 std::string Scheduler::prepare(const Launch& launch) {
     if (launch.threads == 0 || launch.threads % 32 != 0 || launch.threads > 1024) {
         return "blocks of " + std::to_string(launch.threads) + " threads: the shim runs whole warps, up to 32";
     }
     launch_ = &launch;
     random = Random(launch.seed);
-    n_blocks_ = uint64_t{launch.grid[0]} * launch.grid[1] * launch.grid[2];
+    uint64_t n_blocks = uint64_t{launch.grid[0]} * launch.grid[1] * launch.grid[2];
+    uint64_t cluster_size = uint64_t{launch.cluster[0]} * launch.cluster[1] * launch.cluster[2];
     n_loaded_ = 0;
     error_[0] = 0;
     ready_.clear();
-    if (n_blocks_ == 0) return "an empty grid";
-    next_block_ = random.next() % n_blocks_;
+    if (n_blocks == 0) return "an empty grid";
+    n_clusters_ = n_blocks / cluster_size;
+    next_cluster_ = random.next() % n_clusters_;
     do {
-        block_stride_ = 1 + random.next() % n_blocks_;
-    } while (std::gcd(block_stride_, n_blocks_) != 1);
+        cluster_stride_ = 1 + random.next() % n_clusters_;
+    } while (std::gcd(cluster_stride_, n_clusters_) != 1);
     by_priority_ = random.below(3) != 0;
     return {};
 }
@@ -203,6 +273,7 @@ void Scheduler::create_block(Block& block, size_t first_thread) {
         thread->lane = i % 32;
         thread->shared = block.shared.get();
         thread->shared_bytes = launch_->shared_bytes;
+        thread->cluster_size = static_cast<uint32_t>(block.cluster->blocks.size());
         std::memcpy(thread->grid, launch_->grid, sizeof thread->grid);
     }
 }
@@ -210,14 +281,21 @@ void Scheduler::create_block(Block& block, size_t first_thread) {
 std::string Scheduler::run(const Launch& launch) {
     std::string error = prepare(launch);
     if (!error.empty()) return error;
-    // Blocks that run at the same time.
+    // Blocks that run at the same time; at least a cluster's.
     static constexpr uint32_t kConcurrent[8] = {1, 1, 2, 2, 3, 3, 4, 4};
-    uint64_t concurrent = std::min<uint64_t>(kConcurrent[random.below(8)], n_blocks_);
-    blocks_.clear();
-    blocks_.resize(concurrent);
-    for (size_t i = 0; i < blocks_.size(); ++i) {
-        create_block(blocks_[i], i * launch.threads);
-        load_next_block(blocks_[i]);
+    uint32_t cluster_size = launch.cluster[0] * launch.cluster[1] * launch.cluster[2];
+    uint64_t concurrent = (kConcurrent[random.below(8)] + cluster_size - 1) / cluster_size;
+    clusters_.clear();
+    clusters_.resize(std::min(concurrent, n_clusters_));
+    size_t first_thread = 0;
+    for (Cluster& cluster : clusters_) {
+        cluster.blocks.resize(cluster_size);
+        for (Block& block : cluster.blocks) {
+            block.cluster = &cluster;
+            create_block(block, first_thread);
+            first_thread += launch.threads;
+        }
+        load_next_cluster(cluster);
     }
     Warp* warp = pick_ready_warp();
     DeviceThread* first = warp->lanes[warp->next % 32];

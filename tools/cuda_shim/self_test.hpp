@@ -58,6 +58,8 @@ CUresult cuFuncSetAttribute(CUfunction, int, int);
 CUresult cuLaunchKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream,
                         void**, void**);
 CUresult cuLaunchKernelEx(const CUlaunchConfig*, CUfunction, void**, void**);
+CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int*, CUfunction, int, size_t);
+CUresult cuOccupancyMaxActiveClusters(int*, CUfunction, const CUlaunchConfig*);
 CUresult cuGetErrorName(CUresult, const char**);
 
 int nvrtcCreateProgram(void**, const char*, const char*, int, const char* const*, const char* const*);
@@ -72,6 +74,8 @@ uint64_t skc_shim_count_sync();
 uint64_t skc_shim_count_allocations();
 uint64_t skc_shim_count_launches();
 uint64_t skc_shim_count_programmatic();
+uint64_t skc_shim_count_clustered();
+void skc_shim_set_cluster(int blocks);
 uint64_t skc_shim_live_allocations();
 void skc_shim_fail_allocation(int64_t);
 }

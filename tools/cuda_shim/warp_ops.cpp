@@ -105,6 +105,7 @@ const char* name_of(SyncOp op) {
     switch (op) {
         case SyncOp::none: return "nothing";
         case SyncOp::block_sync: return "block_sync";
+        case SyncOp::cluster_sync: return "cluster_sync";
         case SyncOp::warp_sync: return "warp_sync";
         case SyncOp::shuffle: return "shuffle";
         case SyncOp::ballot: return "warp_any";
@@ -135,6 +136,7 @@ void execute(SyncOp op, DeviceThread* const (&lanes)[32]) {
     switch (op) {
         case SyncOp::none:
         case SyncOp::block_sync:
+        case SyncOp::cluster_sync:
         case SyncOp::warp_sync: return;
         case SyncOp::shuffle: return shuffle(lanes);
         case SyncOp::ballot: return ballot(lanes);

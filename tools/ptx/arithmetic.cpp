@@ -395,16 +395,18 @@ u32 special_value(const Warp& w, u32 lane, u8 mode) {
                          w.launch->threads,
                          1,
                          1,
-                         lane};
+                         lane,
+                         w.block->rank,
+                         static_cast<u32>(w.block->cluster->blocks.size())};
     return value[mode];
 }
 
 }  // namespace
 
 bool special_register(const std::string& name, u8& mode) {
-    static const char* const kNames[] = {"%tid.x",   "%tid.y",    "%tid.z",    "%ctaid.x",  "%ctaid.y",
-                                         "%ctaid.z", "%nctaid.x", "%nctaid.y", "%nctaid.z", "%ntid.x",
-                                         "%ntid.y",  "%ntid.z",   "%laneid"};
+    static const char* const kNames[] = {"%tid.x",   "%tid.y",    "%tid.z",    "%ctaid.x",          "%ctaid.y",
+                                         "%ctaid.z", "%nctaid.x", "%nctaid.y", "%nctaid.z",         "%ntid.x",
+                                         "%ntid.y",  "%ntid.z",   "%laneid",   "%cluster_ctarank", "%cluster_nctarank"};
     auto it = std::find(std::begin(kNames), std::end(kNames), name);
     mode = static_cast<u8>(it - std::begin(kNames));
     return it != std::end(kNames);

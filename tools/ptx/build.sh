@@ -23,7 +23,7 @@ driver="ptx_code image"
 shared_driver="driver stream capture memory queue api_context api_memory api_stream api_event api_capture api_graph
     api_module api_launch api_test"
 tests="self_test self_test_arithmetic self_test_convert self_test_memory self_test_warp_ops self_test_async_copy
-    self_test_races"
+    self_test_races self_test_clusters"
 
 # $1: source, $2: object. Compiles it unless the object is newer than the sources. The other arguments are flags.
 compile() {

@@ -29,6 +29,7 @@ void Warp::fail(const std::string& what) const {
 }
 
 u8* Warp::global(u64 address, u32 bytes, u32 lane) {
+    if (arrived) fail("an access between arrival at a barrier of the cluster and its wait is not done");
     auto& ranges = launch->ranges;
     if (range < ranges.size() && address >= ranges[range].begin && address + bytes <= ranges[range].end)
         return reinterpret_cast<u8*>(address);
@@ -48,6 +49,7 @@ u8* Warp::global(u64 address, u32 bytes, u32 lane) {
 }
 
 u8* Warp::shared(u64 address, u32 bytes, u32 lane) {
+    if (arrived) fail("an access between arrival at a barrier of the cluster and its wait is not done");
     if (address < kSharedBase || address + bytes > kSharedBase + u64{launch->shared_bytes}) {
         char text[120];
         std::snprintf(text, sizeof text, "shared access of %u bytes at offset %lld of %u by thread %u", bytes,
@@ -57,6 +59,15 @@ u8* Warp::shared(u64 address, u32 bytes, u32 lane) {
     if (address % bytes != 0)
         fail("misaligned shared access of " + std::to_string(bytes) + " bytes by thread " + std::to_string(tid(lane)));
     return block->memory.data() + (address - kSharedBase);
+}
+
+u8* Warp::cluster_shared(u64 address, u32 bytes, u32 lane, Block*& of) {
+    u64 rank = address >> kRankShift;
+    if (rank > block->cluster->blocks.size()) fail("an address of no block of the cluster");
+    of = rank ? block->cluster->blocks[rank - 1] : block;
+    u8* own = shared(address & ((1u << kRankShift) - 1), bytes, lane);
+    if (of->ended) fail("shared memory of a block that has ended, read by thread " + std::to_string(tid(lane)));
+    return of->memory.data() + (own - block->memory.data());
 }
 
 namespace {
@@ -185,6 +196,23 @@ void run_group(Warp& w, size_t k, int& budget) {
                 w.groups[k] = {pc + 1, mask, false};
                 w.at_barrier = true;
                 return;
+            case Flow::cluster_arrive:
+            case Flow::cluster_wait:
+                if (m != mask) w.fail("barrier.cluster under a guard that lanes do not share");
+                if (mask != w.live) {
+                    w.groups[k] = {pc, mask, true};
+                    merge(w);
+                    return;
+                }
+                ++pc;
+                if (w.arrived == (i.flow == Flow::cluster_arrive)) w.fail("arrivals and waits do not alternate");
+                if (i.flow == Flow::cluster_arrive) {
+                    w.arrived = true;
+                    break;
+                }
+                w.groups[k] = {pc, mask, false};
+                w.at_cluster = true;
+                return;
         }
         if (code[pc].leader) {
             --budget;
@@ -198,7 +226,7 @@ void run_group(Warp& w, size_t k, int& budget) {
 }
 
 void run_warp(Warp& w, int budget) {
-    while (budget > 0 && !w.groups.empty() && !w.at_barrier) {
+    while (budget > 0 && !w.groups.empty() && !w.at_barrier && !w.at_cluster) {
         int k = choose(w);
         if (k < 0) stuck(w);
         run_group(w, static_cast<size_t>(k), budget);
@@ -209,12 +237,14 @@ void begin(Block& b, Launch& l, u32 id, u32 slot) {
     const Kernel& kernel = *l.kernel;
     b.launch = &l;
     b.id = id;
+    b.ended = false;
     b.coordinate[0] = id % l.grid[0];
     b.coordinate[1] = id / l.grid[0] % l.grid[1];
     b.coordinate[2] = id / l.grid[0] / l.grid[1];
     b.memory.resize(l.shared_bytes + 16);
     std::memset(b.memory.data(), slot % 2 ? 0xFF : 0x5A, b.memory.size());
-    b.first_epoch = ++b.epoch;
+    b.first_epoch = b.cluster_epoch = ++b.epoch;
+    ++b.phase;
     if (Options::get().race && b.cells.size() < b.memory.size()) b.cells.resize(b.memory.size());
     for (SharedCell& c : b.cells) c.pending = 0;
     b.known = {};
@@ -241,7 +271,7 @@ void begin(Block& b, Launch& l, u32 id, u32 slot) {
         }
         w.groups = {{0, ~0u, false}};
         w.live = ~0u;
-        w.at_barrier = false;
+        w.at_barrier = w.at_cluster = w.arrived = false;
         w.waited = 0;
         ++w.epoch;
         w.copies.clear();
@@ -251,19 +281,43 @@ void begin(Block& b, Launch& l, u32 id, u32 slot) {
     }
 }
 
+// Lets the blocks of a cluster go on when all that have not ended wait at its barrier.
+void pass_cluster_barrier(Cluster& c) {
+    for (Block* b : c.blocks) {
+        for (auto& w : b->warps) {
+            if (!w->groups.empty() && !w->at_cluster) return;
+        }
+    }
+    for (Block* b : c.blocks) {
+        for (auto& w : b->warps) {
+            // The ISA lets threads end; here it is a mistake.
+            if (w->live != ~0u) report(*w, "barrier.cluster after threads of the cluster have ended", w->pc, w->pc, "");
+            w->at_cluster = w->arrived = false;
+        }
+    }
+    cluster_barrier_passed(c);
+}
+
 // Whether the block has ended.
 bool advance(Block& b, Launch& l) {
-    u32 n = 0, alive = 0;
+    u32 n = 0, alive = 0, at_cluster = 0;
     for (auto& w : b.warps) {
         alive += !w->groups.empty();
-        n += !w->groups.empty() && !w->at_barrier;
+        n += !w->groups.empty() && !w->at_barrier && !w->at_cluster;
+        at_cluster += w->at_cluster;
     }
     if (alive == 0) {
         for (auto& w : b.warps) {
             if (!w->copies.empty())
                 report(*w, "the thread ended with a cp.async on its way", w->copies[0].pc, w->copies[0].pc, "");
         }
+        block_ended(b);
         return true;
+    }
+    if (n == 0 && at_cluster != 0) {
+        if (at_cluster != alive) b.warps[0]->fail("warps wait at bar.sync and at barrier.cluster for ever");
+        pass_cluster_barrier(*b.cluster);
+        return false;
     }
     if (n == 0) {
         for (auto& w : b.warps) {
@@ -275,7 +329,7 @@ bool advance(Block& b, Launch& l) {
     }
     u32 pick = l.below(n);
     for (auto& w : b.warps) {
-        if (!w->groups.empty() && !w->at_barrier && pick-- == 0) {
+        if (!w->groups.empty() && !w->at_barrier && !w->at_cluster && pick-- == 0) {
             run_warp(*w, static_cast<int>(1 + l.below(l.below(4) ? 24 : 400)));
             break;
         }
@@ -287,27 +341,39 @@ bool advance(Block& b, Launch& l) {
 
 std::string run(Launch& l) {
     thread_local std::vector<std::unique_ptr<Block>> pool;
-    u64 total = u64{l.grid[0]} * l.grid[1] * l.grid[2];
-    u32 most = l.below(3) == 0 ? 1 : 2 + l.below(5);
+    const u32* size = l.cluster;
+    const u32 blocks = size[0] * size[1] * size[2];
+    const u32 columns = l.grid[0] / size[0], rows = l.grid[1] / size[1];
+    u64 total = u64{columns} * rows * (l.grid[2] / size[2]);
+    u32 most = std::max(l.below(3) == 0 ? 1 : 2 + l.below(5), blocks);
     u64 next = 0;
     std::vector<Block*> resident;
     std::vector<Block*> idle;
     while (pool.size() < most) pool.push_back(std::make_unique<Block>());
     for (auto& b : pool) idle.push_back(b.get());
-    // Blocks begin in any order: a stride that visits all.
+    // Clusters begin in any order: a stride that visits all.
     u64 stride = 1 + l.below(static_cast<u32>(std::min<u64>(total, 1000)));
     while (std::__gcd(stride, total) != 1) ++stride;
     u64 at = l.below(static_cast<u32>(std::min<u64>(total, 1u << 30)));
     ++l.kernel->launches;
     try {
         while (next < total || !resident.empty()) {
-            while (next < total && resident.size() < most) {
-                Block* b = idle.back();
-                idle.pop_back();
-                begin(*b, l, static_cast<u32>(at), static_cast<u32>(l.below(2)));
+            while (next < total && resident.size() + blocks <= most && idle.size() >= blocks) {
+                auto cluster = std::make_shared<Cluster>();
+                u64 x = at % columns * size[0], y = at / columns % rows * size[1], z = at / columns / rows * size[2];
+                for (u32 rank = 0; rank < blocks; ++rank) {
+                    u64 id = x + rank % size[0] +
+                             l.grid[0] * (y + rank / size[0] % size[1] + l.grid[1] * (z + rank / size[0] / size[1]));
+                    Block* b = idle.back();
+                    idle.pop_back();
+                    cluster->blocks.push_back(b);
+                    begin(*b, l, static_cast<u32>(id), static_cast<u32>(l.below(2)));
+                    b->cluster = cluster;
+                    b->rank = rank;
+                    resident.push_back(b);
+                }
                 at = (at + stride) % total;
                 ++next;
-                resident.push_back(b);
             }
             u32 k = l.below(static_cast<u32>(resident.size()));
             if (advance(*resident[k], l)) {
@@ -315,9 +381,14 @@ std::string run(Launch& l) {
                     l.kernel->warp_instructions += w->executed;
                     l.kernel->lane_instructions += w->lanes_executed;
                 }
-                idle.push_back(resident[k]);
+                Block& ended = *resident[k];
+                ended.ended = true;
                 resident[k] = resident.back();
                 resident.pop_back();
+                // A block's memory is not used again while others of its cluster may read it.
+                if (++ended.cluster->ended == blocks) {
+                    for (Block* b : ended.cluster->blocks) idle.push_back(b);
+                }
             }
         }
     } catch (const Error& e) {

@@ -98,6 +98,9 @@ struct Parser {
                 i.space = Space::global;
             } else if (q == "shared") {
                 i.space = Space::shared;
+            } else if (q == "shared::cluster" && !store) {
+                i.space = Space::shared;
+                i.cluster = true;
             } else if (q == "param") {
                 i.space = Space::param;
             } else if (q == "v2" || q == "v4") {
@@ -205,6 +208,24 @@ struct Parser {
         i.run = nothing;
     }
 
+    // Of all threads of a cluster: warps arrive and wait with all of their lanes.
+    void cluster_barrier() {
+        s.expect_operands(0);
+        bool arrive = s.name == "barrier.cluster.arrive.release.aligned";
+        if (!arrive && s.name != "barrier.cluster.wait.acquire.aligned") s.fail("unknown form");
+        i.flow = arrive ? Flow::cluster_arrive : Flow::cluster_wait;
+        i.run = nothing;
+    }
+
+    void map_address() {
+        s.expect_operands(3);
+        if (s.name != "mapa.shared::cluster.u32") s.fail("unknown form");
+        destination(0, operand(0), 4);
+        source(1, operand(1), 4);
+        source(2, operand(2), 4);
+        i.run = map_to_rank;
+    }
+
     void load_matrices() {
         s.expect_operands(2);
         bool known = s.has("sync") && s.has("aligned") && s.has("m8n8") && s.has("shared") && s.has("b16");
@@ -308,6 +329,8 @@ struct Parser {
             {"shfl", &Parser::shuffle_lanes},
             {"vote", &Parser::vote_lanes},
             {"bar", &Parser::barrier},
+            {"barrier", &Parser::cluster_barrier},
+            {"mapa", &Parser::map_address},
             {"ldmatrix", &Parser::load_matrices},
             {"movmatrix", &Parser::transpose_matrix},
             {"mma", &Parser::multiply_matrices},

@@ -43,6 +43,7 @@ void copies_issue(Warp& w, const Instruction& i, u32 mask);
 void copies_commit(Warp& w, const Instruction& i, u32 mask);
 void copies_wait(Warp& w, const Instruction& i, u32 mask);
 void fence(Warp& w, const Instruction& i, u32 mask);
+void map_to_rank(Warp& w, const Instruction& i, u32 mask);
 void grid_wait(Warp& w, const Instruction& i, u32 mask);
 void grid_launch(Warp& w, const Instruction& i, u32 mask);
 void nothing(Warp& w, const Instruction& i, u32 mask);

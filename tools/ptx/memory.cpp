@@ -14,6 +14,18 @@ u64 address_of(Warp& w, const Instruction& i, u32 at, u32 lane) {
 
 // The place of an access, checked.
 u8* place(Warp& w, const Instruction& i, u64 address, u32 bytes, u32 lane, bool write) {
+    if (i.cluster) {
+        Block* of = nullptr;
+        u8* p = w.cluster_shared(address, bytes, lane, of);
+        u32 offset = static_cast<u32>(p - of->memory.data());
+        if (!Options::get().race) return p;
+        if (of == w.block) {
+            shared_access(w, offset, bytes, lane, write);
+        } else {
+            other_shared_read(w, *of, offset, bytes, lane);
+        }
+        return p;
+    }
     if (i.space == Space::shared) {
         u8* p = w.shared(address, bytes, lane);
         if (Options::get().race) shared_access(w, static_cast<u32>(address - kSharedBase), bytes, lane, write);
@@ -132,7 +144,7 @@ void atomic_exch(Warp& w, const Instruction& i, u32 m) {
 }  // namespace
 
 Handler load_handler(const Instruction& i) {
-    if (i.sign || i.ordering != Ordering::weak) return load;
+    if (i.sign || i.cluster || i.ordering != Ordering::weak) return load;
     bool same = true;
     for (u32 e = 1; e < i.count; ++e) same = same && i.width[e] == i.width[0];
     if (!same) return load;
@@ -155,6 +167,17 @@ void fence(Warp& w, const Instruction&, u32 m) {
     if (!Options::get().race) return;
     for (u32 l = 0; l < 32; ++l) {
         if (m >> l & 1) fence(w, l);
+    }
+}
+
+// mapa: where the own block has an address of its shared memory, another has the same.
+void map_to_rank(Warp& w, const Instruction& i, u32 m) {
+    for (u32 l = 0; l < 32; ++l) {
+        if (!(m >> l & 1)) continue;
+        u32 address = w.reg<u32>(i.operands[1])[l], rank = w.reg<u32>(i.operands[2])[l];
+        if (address < kSharedBase || address >= 1u << kRankShift) w.fail("mapa of an address that is not shared");
+        if (rank >= w.block->cluster->blocks.size()) w.fail("mapa: the cluster has no block " + std::to_string(rank));
+        w.reg<u32>(i.operands[0])[l] = (rank + 1) << kRankShift | address;
     }
 }
 

@@ -29,6 +29,8 @@ enum class Flow : u8 {
     exit,         // the lanes end
     collective,   // all lanes of the member mask must be here: shfl, vote, bar.warp.sync; without a mask all lanes
     cta_barrier,  // bar.sync
+    cluster_arrive,  // barrier.cluster.arrive
+    cluster_wait,    // barrier.cluster.wait
 };
 
 enum class Space : u8 { generic, global, shared, param };
@@ -59,6 +61,7 @@ struct Instruction {
     bool negated_source = false;
     bool transposed = false;
     bool bf16 = false;
+    bool cluster = false;  // shared memory of any block of the cluster
     bool has_member_mask = false;
 
     u32 operands[18] = {};  // byte offsets into the register file, or indices of predicates
@@ -98,6 +101,9 @@ struct Module {
 // Where the dynamic shared memory begins in the shared window: not at zero, as on devices that keep 1 KiB for
 // themselves.
 constexpr u32 kSharedBase = 1024;
+// Addresses in the shared memory of the cluster: those of the block's own window, or of a block's, with its rank plus
+// one above them.
+constexpr u32 kRankShift = 24;
 
 // Throws std::runtime_error with what it does not know.
 std::unique_ptr<Module> parse(const std::string& text);

@@ -30,6 +30,9 @@ STREAMS, SEGMENTS, ROW_MOVES = mutants_table.STREAMS, mutants_table.SEGMENTS, mu
 ERRORS = ("cuda", "errors::all_invalid_entries_are_counted_and_one_of_the_first_launch_is_shown")
 WAIT_AND_SYNC = "copy_async_wait<STAGES - 2>(); // mutant: {}\n{}warp_sync();"
 
+RANKS = ("    u32 from[SPLITS];\n{}    float stats[SPLITS][2];\n#pragma unroll\n"
+         "    for (u32 i = 0; i < SPLITS; ++i) {{\n        from[i] = cluster_address(own, {});")
+
 # File, what stands in it once, what becomes of it, and the test that must fail.
 MUTANTS = {
     # Memory that nothing orders. On the stand-in most of these give the right results.
@@ -52,6 +55,13 @@ MUTANTS = {
     "chunk_splits_read_by_lanes_that_acquired_nothing": (
         "chunk_split.cuh", "return false; // mutant: chunk_merged_before_all_arrived\n    warp_sync();",
         "return false;", mutants_table.SPLIT_CHUNKS),
+    "cluster_splits_by_arrival": (
+        "chunk_cluster.cuh", RANKS.format("", "i"),
+        RANKS.format("    u32 arrived = atomic_inc(p.split_arrivals, 2);\n", "(i + arrived) % SPLITS"),
+        mutants_table.SPLIT_CHUNKS),
+    "cluster_barrier_of_one_block": (
+        "chunk_cluster.cuh", "cluster_sync(); // mutant: cluster_read_too_early", "block_sync();",
+        mutants_table.SPLIT_CHUNKS),
     "decode_partials_over_stages": (
         "decode.cuh", "copy_async_wait<0>();\n    block_sync();", "copy_async_wait<0>();", STREAMS),
     "splits_that_are_not_acquired": (

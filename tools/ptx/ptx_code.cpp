@@ -38,6 +38,7 @@ public:
         launch.kernel = &kernel_;
         launch.params = static_cast<const ptx::u8*>(params);
         std::copy(shape.grid, shape.grid + 3, launch.grid);
+        std::copy(shape.cluster, shape.cluster + 3, launch.cluster);
         launch.threads = shape.block[0];
         launch.shared_bytes = shape.shared_bytes;
         launch.programmatic = shape.programmatic;

@@ -1,7 +1,8 @@
 // Happens-before, per access. Within a block: bar.sync orders all of it, bar.warp.sync the lanes of a warp, program
-// order a thread; nothing else does (shfl, vote, ldmatrix and mma order no memory). Between blocks: release and acquire
-// of atomics, with what those barriers order before the one and after the other. A cp.async writes at some time between
-// its issue and its thread's wait: until then its target belongs to nobody.
+// order a thread; nothing else does (shfl, vote, ldmatrix and mma order no memory). Within a cluster: barrier.cluster
+// orders all of its blocks. Between blocks: release and acquire of atomics, with what those barriers order before the
+// one and after the other. A cp.async writes at some time between its issue and its thread's wait: until then its
+// target belongs to nobody.
 
 #include <algorithm>
 #include <cstdio>
@@ -79,6 +80,10 @@ void shared_access(Warp& w, u32 at, u32 bytes, u32 lane, bool write, bool collec
             }
         }
         if (write) {
+            if (s.other_phase == b.phase) {
+                report(w, "shared write after read by another block of the cluster", w.pc, s.other_pc,
+                       detail_of(w, lane, b.id, s.w_thread, c * cell));
+            }
             if (s.r_epoch == b.epoch) {
                 bool others = (s.r_warps & ~warp_bit) != 0;
                 bool mates = (s.r_warps & warp_bit) && s.r_warp_epoch == w.epoch && (s.r_lanes & ~(1u << lane)) != 0;
@@ -105,6 +110,23 @@ void shared_access(Warp& w, u32 at, u32 bytes, u32 lane, bool write, bool collec
             s.r_pc = w.pc;
         }
     }
+}
+
+void other_shared_read(Warp& w, Block& of, u32 at, u32 bytes, u32 lane) {
+    const u32 cell = w.launch->kernel->cell_bytes;
+    for (u32 c = at / cell; c <= (at + bytes - 1) / cell; ++c) {
+        SharedCell& s = of.cells[c];
+        bool written = s.w_epoch >= of.first_epoch;
+        const char* wrong = s.pending ? "shared memory of another block read while a cp.async to it is on its way"
+                            : !written ? "shared memory of another block read before anything was written"
+                            : s.w_epoch >= of.cluster_epoch ? "shared read after write by another block of the cluster"
+                                                            : nullptr;
+        if (wrong) report(w, wrong, w.pc, written ? s.w_pc : w.pc, detail_of(w, lane, of.id, s.w_thread, c * cell));
+        s.other_phase = of.phase;
+        s.other_pc = w.pc;
+    }
+    of.other_phase = of.phase;
+    of.other_pc = w.pc;
 }
 
 void shared_pending(Warp& w, u32 at, u32 bytes, u32 lane, bool begin) {
@@ -329,6 +351,25 @@ void barrier_passed(Block& b) {
     ++b.epoch;
     for (auto& [thread, k] : b.acquired) b.known.merge(k);
     b.acquired.clear();
+}
+
+void cluster_barrier_passed(Cluster& c) {
+    Knowledge all;
+    for (Block* b : c.blocks) {
+        barrier_passed(*b);
+        b->cluster_epoch = b->epoch;
+        ++b->phase;
+        all.merge(b->known);
+        all.blocks[b->id] = b->epoch;
+    }
+    for (Block* b : c.blocks) b->known.merge(all);
+}
+
+void block_ended(Block& b) {
+    if (b.other_phase == b.phase) {
+        report(*b.warps[0], "the block ended after its shared memory was read by another of the cluster, unordered",
+               b.warps[0]->pc, b.other_pc, "");
+    }
 }
 
 }  // namespace ptx

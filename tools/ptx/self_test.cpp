@@ -28,6 +28,7 @@ std::string run_body(const std::string& body, std::vector<u8>& memory, const Sha
     launch.params = reinterpret_cast<u8*>(&at);
     launch.grid[0] = shape.blocks;
     launch.grid[1] = launch.grid[2] = 1;
+    launch.cluster[0] = shape.cluster;
     launch.threads = shape.threads;
     launch.shared_bytes = shape.shared_bytes;
     launch.programmatic = shape.programmatic;

@@ -21,6 +21,7 @@ struct Shape {
     u32 threads = 32, blocks = 1, shared_bytes = 4096;
     bool programmatic = false;
     u64 seed = 1;
+    u32 cluster = 1;  // blocks
 };
 
 // A kernel whose parameter is the address of the buffer. The body may use %p, %h (16 bits), %r, %f (32) and %rd (64),

@@ -48,6 +48,7 @@ struct SharedCell {
     u32 w_pc = 0, r_pc = 0;
     u16 w_thread = 0;
     u16 pending = 0;  // a cp.async is on its way
+    u32 other_phase = 0, other_pc = 0;  // of the last read by another block
 };
 
 struct WriteRecord {
@@ -105,6 +106,8 @@ struct Warp {
     std::vector<Group> groups;
     u32 live = 0;
     bool at_barrier = false;
+    bool arrived = false;     // at a barrier of the cluster ...
+    bool at_cluster = false;  // ... and waits there
     u32 epoch = 1;   // of bar.warp.sync
     u32 pc = 0;      // of the instruction that runs
     u32 waited = 0;  // lanes that have executed griddepcontrol.wait
@@ -121,16 +124,30 @@ struct Warp {
     [[noreturn]] void fail(const std::string& what) const;
     u8* global(u64 address, u32 bytes, u32 lane);
     u8* shared(u64 address, u32 bytes, u32 lane);
+    // An address that mapa has made, or one of the own window. The block whose memory it is, and the place in it.
+    u8* cluster_shared(u64 address, u32 bytes, u32 lane, Block*& of);
+};
+
+// Blocks that run at the same time: one in a launch without clusters.
+struct Cluster {
+    std::vector<Block*> blocks;  // by rank
+    u32 ended = 0;
 };
 
 struct Block {
     Launch* launch = nullptr;
     u32 id = 0;
     u32 coordinate[3] = {};
+    std::shared_ptr<Cluster> cluster;
+    u32 rank = 0;  // in the cluster
+    bool ended = false;
     std::vector<u8> memory;  // shared
     std::vector<std::unique_ptr<Warp>> warps;
     std::vector<SharedCell> cells;
     u32 epoch = 1, first_epoch = 1;  // of bar.sync
+    u32 cluster_epoch = 1;           // the epoch that began with the last barrier of the cluster
+    u32 phase = 1;                   // of barriers of the cluster
+    u32 other_phase = 0, other_pc = 0;  // of the last read of its shared memory by another block
     Knowledge known;
     std::unordered_map<u32, Knowledge> acquired;  // by thread, since the last barrier
     std::unordered_map<u32, u32> own;             // by thread: releases so far
@@ -143,6 +160,7 @@ struct Launch {
     Kernel* kernel = nullptr;
     const u8* params = nullptr;
     u32 grid[3] = {};
+    u32 cluster[3] = {1, 1, 1};  // blocks of a cluster: they divide the grid
     u32 threads = 0;
     u32 shared_bytes = 0;
     bool programmatic = false;
@@ -166,6 +184,8 @@ struct Launch {
 
 // ---- race.cpp
 void shared_access(Warp& w, u32 address, u32 bytes, u32 lane, bool write, bool collective = false);
+// A read of another block's shared memory.
+void other_shared_read(Warp& w, Block& of, u32 address, u32 bytes, u32 lane);
 void shared_pending(Warp& w, u32 address, u32 bytes, u32 lane, bool begin);
 void global_access(Warp& w, const u8* address, u32 bytes, u32 lane, bool write, bool atomic = false);
 void release_at(Warp& w, u64 address, u32 lane);
@@ -176,6 +196,8 @@ void load_relaxed(Warp& w, u64 address, u32 lane);
 void fence(Warp& w, u32 lane);
 void warp_barrier_passed(Warp& w);
 void barrier_passed(Block& b);
+void cluster_barrier_passed(Cluster& c);
+void block_ended(Block& b);
 void report(Warp& w, const std::string& kind, u32 pc, u32 other_pc, const std::string& detail);
 std::string where(const Launch& l, u32 pc);
 

@@ -14,6 +14,9 @@ use crate::process::{generation, watch_forks};
 /// Shared memory, in bytes, that a kernel may use without an opt-in.
 pub const DEFAULT_SHARED_LIMIT: u32 = 48 * 1024;
 
+/// The first architecture with clusters of blocks.
+const CLUSTER_ARCH: u32 = 90;
+
 /// Turns a result code of the driver into a status. `DeviceLost` stands for errors after which every later call fails
 /// too.
 pub fn check(code: sys::CUresult, what: &str) -> Result<()> {
@@ -219,6 +222,13 @@ impl Context {
         attribute(self.device, sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
     }
 
+    /// Whether the device runs clusters of blocks.
+    pub fn has_clusters(&self) -> bool {
+        // Older drivers do not know the attribute.
+        self.arch().is_ok_and(|arch| arch >= CLUSTER_ARCH)
+            && attribute(self.device, sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH).unwrap_or(0) != 0
+    }
+
     /// The most shared memory that a block may use, in bytes.
     pub fn shared_limit(&self) -> Result<u32> {
         attribute(self.device, sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
@@ -381,30 +391,23 @@ impl CurrentContext<'_> {
     pub fn launch<P>(&self, kernel: &Kernel, size: LaunchSize, target: LaunchTarget, params: &P) -> Result<()> {
         let mut args = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
         let [x, y, z] = size.grid;
-        let mut attribute = sys::CUlaunchAttribute {
+        let programmatic = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
-        let config = sys::CUlaunchConfig {
-            gridDimX: x,
-            gridDimY: y,
-            gridDimZ: z,
-            blockDimX: kernel.threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: size.shared_bytes,
-            hStream: raw(target.stream),
-            attrs: &raw mut attribute,
-            numAttrs: u32::from(target.programmatic),
-        };
+        let clustered = size.cluster > 1;
+        let mut attributes = [programmatic, cluster_attribute(size.cluster)];
+        // Either of them may be left out.
+        let used = &mut attributes[usize::from(!target.programmatic)..1 + usize::from(clustered)];
+        let config = launch_config(kernel, size, raw(target.stream), used);
         let threads = kernel.threads;
         let none = std::ptr::null_mut();
         // SAFETY: `args` points to one `P`, and callers choose the kernel whose parameter is a `P`; the function is
-        // loaded, and the stream live. cuLaunchKernelEx is missing in drivers older than programmatic launches, which
-        // cannot be switched on there.
+        // loaded, and the stream live. cuLaunchKernelEx is missing in drivers older than programmatic launches and
+        // clusters, which cannot be switched on there.
         let code = unsafe {
-            if target.programmatic {
+            if target.programmatic || clustered {
                 sys::cuLaunchKernelEx(&raw const config, kernel.function, args.as_mut_ptr(), none)
             } else {
                 let shared = size.shared_bytes;
@@ -421,6 +424,46 @@ impl CurrentContext<'_> {
 pub struct LaunchSize {
     pub grid: [u32; 3],
     pub shared_bytes: u32,
+    /// Blocks that follow each other in z and run as one cluster: a divisor of the grid's z; 1 without clusters.
+    pub cluster: u32,
+}
+
+impl LaunchSize {
+    /// Without clusters.
+    pub fn new(grid: [u32; 3], shared_bytes: u32) -> Self {
+        Self { grid, shared_bytes, cluster: 1 }
+    }
+}
+
+fn cluster_attribute(blocks: u32) -> sys::CUlaunchAttribute {
+    let size = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: 1, y: 1, z: blocks };
+    sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { clusterDim: size },
+    }
+}
+
+/// It points to `attributes`.
+fn launch_config(
+    kernel: &Kernel,
+    size: LaunchSize,
+    stream: sys::CUstream,
+    attributes: &mut [sys::CUlaunchAttribute],
+) -> sys::CUlaunchConfig {
+    let [x, y, z] = size.grid;
+    sys::CUlaunchConfig {
+        gridDimX: x,
+        gridDimY: y,
+        gridDimZ: z,
+        blockDimX: kernel.threads,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: size.shared_bytes,
+        hStream: stream,
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: attributes.len() as u32,
+    }
 }
 
 /// Where launches go.
@@ -505,6 +548,18 @@ impl Module {
         };
         check(code, kernel.name)?;
         Ok(u32::try_from(blocks).unwrap_or(0))
+    }
+
+    /// Clusters of so many blocks that the device runs at the same time; 0 where it refuses them. Callers ask only
+    /// devices of compute capability 9.0 on, whose drivers have the function.
+    pub fn resident_clusters(&self, kernel: &Kernel, shared_bytes: u32, blocks: u32) -> u32 {
+        let size = LaunchSize { grid: [1, 1, blocks], shared_bytes, cluster: blocks };
+        let mut attributes = [cluster_attribute(blocks)];
+        let config = launch_config(kernel, size, std::ptr::null_mut(), &mut attributes);
+        let mut clusters = 0;
+        // SAFETY: the output is writable, the attributes outlive the call, and the function is of this loaded module.
+        let code = unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut clusters, kernel.function, &raw const config) };
+        if code == sys::CUresult::CUDA_SUCCESS { u32::try_from(clusters).unwrap_or(0) } else { 0 }
     }
 
     /// Frees it. Its context must be current and its kernels idle.

@@ -3,7 +3,7 @@
 use super::device_layout::{max_chunk_partials, max_partials};
 use super::driver::LaunchSize;
 use super::launch_config::{
-    CHUNK_LARGE_ROWS, CHUNK_SMALL_ROWS, DECODE_COLUMNS, DECODE_KEYS, append_shared, chunk_keys, chunk_shared,
+    CHUNK_LARGE_ROWS, CHUNK_SMALL_ROWS, CLUSTERS, DECODE_COLUMNS, DECODE_KEYS, append_shared, chunk_keys, chunk_shared,
     chunk_slices, decode_shared, generic_shared, step_shared, step_tokens,
 };
 use super::modules::{MAX_GRID_YZ, SplitKernel, VariantKernels};
@@ -74,7 +74,7 @@ impl Heuristics<'_> {
         let heads = self.shape.n_kv_heads as u64;
         let Some(kernels) = self.specialised.filter(|_| call.aligned) else {
             let grid = grid(call.n_entries, u64::from(call.n_tokens).min(1024), self.shape.n_q_heads as u64);
-            let size = LaunchSize { grid, shared_bytes: generic_shared(self.shape) };
+            let size = LaunchSize::new(grid, generic_shared(self.shape));
             return LaunchChoice { kernel: TokenKernel::Generic, size, n_splits: 1, small_tiles: false };
         };
         let variant = kernels.variant;
@@ -88,28 +88,30 @@ impl Heuristics<'_> {
         let small_tiles = variant.dim > 128 || !fills_device;
         let tiles = if small_tiles { rows.div_ceil(CHUNK_SMALL_ROWS.into()) } else { large_tiles };
         // Blocks that share a query tile lie side by side in z. Kernels loop over tiles only where they do not split.
-        let n_splits = if small_tiles { self.chunk_splits(kernels, call, tiles) } else { 1 };
+        let Split { splits, cluster } =
+            if small_tiles { self.chunk_splits(kernels, call, tiles) } else { Split { splits: 1, cluster: false } };
+        let n_splits = splits as u32;
         let size = LaunchSize {
-            grid: grid(call.n_entries, heads, tiles * u64::from(n_splits)),
-            shared_bytes: chunk_shared(variant.dtype, variant.dim),
+            cluster: if cluster { n_splits } else { 1 },
+            ..LaunchSize::new(grid(call.n_entries, heads, tiles * splits), chunk_shared(variant.dtype, variant.dim))
         };
         LaunchChoice { kernel: TokenKernel::Chunk, size, n_splits, small_tiles }
     }
 
     /// KV splits of a chunk with so many query tiles of 64 rows to a KV head.
-    fn chunk_splits(&self, kernels: &VariantKernels, call: CallSize, tiles: u64) -> u32 {
+    fn chunk_splits(&self, kernels: &VariantKernels, call: CallSize, tiles: u64) -> Split {
         let (dtype, dim) = (kernels.variant.dtype, kernels.variant.dim);
         let rounds = self.key_tiles(call, chunk_keys(dim)).div_ceil(chunk_slices(dtype, dim).into()).max(1);
         let heads = (u64::from(call.n_entries) * self.shape.n_kv_heads as u64 * tiles).max(1);
         let most = (MAX_GRID_YZ / tiles).min(max_chunk_partials(self.multiprocessors) / heads);
         let work = SplitWork { heads, rounds, max_splits: most.min(rounds).max(1), merge: CHUNK_MERGE };
-        n_splits(work, self.residency(kernels.chunk)) as u32
+        choose_split(work, self.residency(kernels.chunk))
     }
 
     /// Append. Each block stores every head of its tokens, so that their angles are computed once.
     pub fn append(&self, call: CallSize) -> LaunchChoice {
         let grid = grid(call.n_entries, u64::from(call.n_tokens).min(256), 1);
-        let size = LaunchSize { grid, shared_bytes: append_shared(self.layer) };
+        let size = LaunchSize::new(grid, append_shared(self.layer));
         LaunchChoice { kernel: TokenKernel::Append, size, n_splits: 1, small_tiles: false }
     }
 
@@ -137,6 +139,7 @@ impl Heuristics<'_> {
         Residency {
             multiprocessors: self.multiprocessors.into(),
             blocks_per_multiprocessor: loaded.blocks_per_multiprocessor.into(),
+            clustered_blocks: loaded.clustered_blocks,
         }
     }
 
@@ -147,8 +150,8 @@ impl Heuristics<'_> {
         let all_heads = (u64::from(call.n_entries) * heads).max(1);
         let max_splits = rounds.min(MAX_GRID_YZ).min(max_partials(self.multiprocessors) / all_heads).max(1);
         let work = SplitWork { heads: all_heads, rounds, max_splits, merge: DECODE_MERGE };
-        let n_splits = n_splits(work, self.residency(loaded)) as u32;
-        let size = LaunchSize { grid: grid(call.n_entries, heads, n_splits.into()), shared_bytes };
+        let n_splits = choose_split(work, self.residency(loaded)).splits as u32;
+        let size = LaunchSize::new(grid(call.n_entries, heads, n_splits.into()), shared_bytes);
         LaunchChoice { kernel, size, n_splits, small_tiles: false }
     }
 }
@@ -183,6 +186,23 @@ struct MergeTime {
 struct Residency {
     multiprocessors: u64,
     blocks_per_multiprocessor: u64,
+    /// As clusters of so many as [`CLUSTERS`] says; 0 where they are not wanted.
+    clustered_blocks: [u32; CLUSTERS.len()],
+}
+
+impl Residency {
+    /// Blocks in clusters of `splits`; `None` if there are no such.
+    fn clustered(&self, splits: u64) -> Option<u64> {
+        let index = CLUSTERS.iter().position(|&blocks| u64::from(blocks) == splits)?;
+        Some(self.clustered_blocks[index].into()).filter(|&blocks| blocks > 0)
+    }
+}
+
+/// A KV split. `cluster`: its blocks are one, and merge their partial results in shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Split {
+    splits: u64,
+    cluster: bool,
 }
 
 // Times of the model, in units of half a round.
@@ -199,10 +219,13 @@ const DECODE_MERGE: MergeTime = MergeTime { fixed: 2, unroll: 8 };
 /// A chunk's are 34 KiB with heads of 128: all blocks write theirs at about the same time, and a warp that merges loads
 /// one after the other.
 const CHUNK_MERGE: MergeTime = MergeTime { fixed: 6, unroll: 1 };
+/// Of a cluster: two barriers, and all but a block's own share of as many bytes from the shared memory of the others,
+/// to all blocks at the same time. Assumed: half a microsecond for a barrier, 2 TB/s between all multiprocessors.
+const CLUSTER_MERGE: MergeTime = MergeTime { fixed: 6, unroll: 2 };
 
-/// Into how many blocks the keys of each KV head, or query tile, are split: the number that takes the least time by the
-/// model above, which has not been measured on a GPU.
-fn n_splits(work: SplitWork, device: Residency) -> u64 {
+/// Into how many blocks the keys of each KV head, or query tile, are split, and how they merge: what takes the least
+/// time by the model above, which has not been measured on a GPU.
+fn choose_split(work: SplitWork, device: Residency) -> Split {
     let multiprocessors = device.multiprocessors.max(1);
     let per_multiprocessor = device.blocks_per_multiprocessor.max(1);
     let resident = multiprocessors * per_multiprocessor;
@@ -212,25 +235,40 @@ fn n_splits(work: SplitWork, device: Residency) -> u64 {
         1 => ROUND_ALONE * rounds + BLOCK_FIXED,
         _ => ROUND_SHARED * deep * rounds + BLOCK_FIXED,
     };
-    let time = |splits: u64, rounds: u64| {
+    let time = |splits: u64, resident: u64, merge: MergeTime| {
+        let rounds = work.rounds.max(1).div_ceil(splits);
         let blocks = work.heads * splits;
         let (full_waves, left) = (blocks / resident, blocks % resident);
-        let merge = if splits > 1 { work.merge.fixed + splits / work.merge.unroll } else { 0 };
+        let merge = if splits > 1 { merge.fixed + splits / merge.unroll } else { 0 };
         full_waves * wave(per_multiprocessor, rounds) + wave(left.div_ceil(multiprocessors), rounds) + merge
     };
-    let mut rounds = work.rounds.max(1);
-    let mut best = (time(1, rounds), 1);
+    // Ties are won by fewer splits, then by clusters.
+    let mut best = (time(1, resident, work.merge), 1, true);
+    let mut consider = |splits: u64| {
+        best = best.min((time(splits, resident, work.merge), splits, true));
+        if let Some(clustered) = device.clustered(splits) {
+            best = best.min((time(splits, clustered, CLUSTER_MERGE), splits, false));
+        }
+    };
     // For each number of rounds that a split can have, the fewest splits that give it. None of those is empty, and
     // there are few such numbers.
+    let mut rounds = work.rounds.max(1);
     while rounds > 1 {
         let splits = work.rounds.div_ceil(rounds - 1);
         if splits > work.max_splits {
             break;
         }
         rounds = work.rounds.div_ceil(splits);
-        best = best.min((time(splits, rounds), splits));
+        consider(splits);
     }
-    best.1
+    // Clusters may be worth splits that are empty.
+    for splits in CLUSTERS.map(u64::from) {
+        if splits <= work.max_splits && device.clustered(splits).is_some() {
+            consider(splits);
+        }
+    }
+    let (_, splits, through_memory) = best;
+    Split { splits, cluster: !through_memory }
 }
 
 #[cfg(test)]
@@ -239,15 +277,15 @@ mod tests {
 
     /// On `multiprocessors` with three resident blocks each.
     fn splits(heads: u64, rounds: u64, max_splits: u64, multiprocessors: u64) -> u64 {
-        let device = Residency { multiprocessors, blocks_per_multiprocessor: 3 };
-        n_splits(SplitWork { heads, rounds, max_splits, merge: DECODE_MERGE }, device)
+        let device = Residency { multiprocessors, blocks_per_multiprocessor: 3, clustered_blocks: [0; 3] };
+        choose_split(SplitWork { heads, rounds, max_splits, merge: DECODE_MERGE }, device).splits
     }
 
     /// Of a chunk, on 132 multiprocessors with two resident blocks each.
-    fn chunk_splits(tiles: u64, rounds: u64) -> u64 {
-        let device = Residency { multiprocessors: 132, blocks_per_multiprocessor: 2 };
+    fn chunk_split(tiles: u64, rounds: u64, clustered_blocks: [u32; 3]) -> Split {
+        let device = Residency { multiprocessors: 132, blocks_per_multiprocessor: 2, clustered_blocks };
         let max_splits = rounds.min(max_chunk_partials(132) / tiles).max(1);
-        n_splits(SplitWork { heads: tiles, rounds, max_splits, merge: CHUNK_MERGE }, device)
+        choose_split(SplitWork { heads: tiles, rounds, max_splits, merge: CHUNK_MERGE }, device)
     }
 
     /// One sequence of 8 KV heads over 4 + 2,048 keys on 132 multiprocessors: every one has work, and no split is
@@ -287,16 +325,38 @@ mod tests {
     #[test]
     fn splits_of_chunks_that_predictions_rest_on() {
         for [tiles, rounds, want] in [[64, 35, 4], [64, 259, 4], [8, 33, 11], [128, 37, 2], [136, 37, 1], [64, 3, 1]] {
-            assert_eq!(chunk_splits(tiles, rounds), want, "{tiles} query tiles of {rounds} rounds");
+            let split = chunk_split(tiles, rounds, [0; 3]);
+            assert_eq!(split, Split { splits: want, cluster: false }, "{tiles} query tiles of {rounds} rounds");
         }
+    }
+
+    /// The same where clusters are possible: 256 blocks of them, whatever their size.
+    #[test]
+    fn clusters_of_chunks_that_predictions_rest_on() {
+        let clusters = [256; 3];
+        for [tiles, rounds, want] in [[64, 35, 4], [64, 259, 4], [8, 33, 8], [128, 37, 2]] {
+            let split = chunk_split(tiles, rounds, clusters);
+            assert_eq!(split, Split { splits: want, cluster: true }, "{tiles} query tiles of {rounds} rounds");
+        }
+        for [tiles, rounds] in [[136, 37], [64, 3]] {
+            let split = chunk_split(tiles, rounds, clusters);
+            assert_eq!(split, Split { splits: 1, cluster: false }, "{tiles} query tiles of {rounds} rounds");
+        }
+    }
+
+    /// Clusters of which fewer blocks run at the same time are not worth a second wave.
+    #[test]
+    fn clusters_that_do_not_fit_into_one_wave_are_not_chosen() {
+        assert_eq!(chunk_split(64, 259, [0, 200, 0]), Split { splits: 4, cluster: false });
+        assert_eq!(chunk_split(64, 259, [0, 256, 0]), Split { splits: 4, cluster: true });
     }
 
     #[test]
     fn degenerate_counts() {
-        let none = Residency { multiprocessors: 0, blocks_per_multiprocessor: 0 };
-        let one = Residency { multiprocessors: 1, blocks_per_multiprocessor: 1 };
+        let none = Residency { multiprocessors: 0, blocks_per_multiprocessor: 0, clustered_blocks: [0; 3] };
+        let one = Residency { multiprocessors: 1, blocks_per_multiprocessor: 1, clustered_blocks: [0; 3] };
         let work = SplitWork { heads: 1, rounds: 1, max_splits: 1, merge: DECODE_MERGE };
-        assert_eq!(n_splits(work, none), 1);
-        assert_eq!(n_splits(SplitWork { max_splits: 65_535, ..work }, one), 1);
+        assert_eq!(choose_split(work, none).splits, 1);
+        assert_eq!(choose_split(SplitWork { max_splits: 65_535, ..work }, one).splits, 1);
     }
 }

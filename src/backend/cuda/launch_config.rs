@@ -95,14 +95,24 @@ pub const fn chunk_slices(dtype: u32, dim: u32) -> u32 {
     if dim > 128 || is_quantised(dtype) { 1 } else { 2 }
 }
 
+/// What a chunk's block works on, and scratch.
+const CHUNK_SCRATCH: u32 = 80;
+
 /// Shared memory of a chunk: query rows, stages of keys and values, scratch. Query tiles of 64 rows have two stages,
 /// each with a tile for every slice; those of 128 rows three.
 pub const fn chunk_shared(dtype: u32, dim: u32) -> u32 {
-    const CHUNK_SCRATCH: u32 = 80;
     let (row, token) = (query_row_bytes(dim), tile_token_bytes(dtype, dim));
     let small = CHUNK_SMALL_ROWS * row + 2 * chunk_slices(dtype, dim) * chunk_keys(dim) * token;
     let large = CHUNK_LARGE_ROWS * row + 3 * chunk_keys(dim) * token;
     CHUNK_SCRATCH + if dim <= 128 && large > small { large } else { small }
+}
+
+/// KV splits of a chunk that run as one cluster: blocks that every device with clusters allows.
+pub const CLUSTERS: [u32; 3] = [2, 4, 8];
+
+/// Whether a chunk's shared memory has room for a partial result, so that a cluster can merge its own there.
+pub const fn cluster_merge_fits(dtype: u32, dim: u32) -> bool {
+    4 * chunk_partial_floats(dim as u64) + CHUNK_SCRATCH as u64 <= chunk_shared(dtype, dim) as u64
 }
 
 /// Warps of a chunk's block. Each writes and merges the partial results of its own rows.
@@ -116,6 +126,16 @@ pub const fn chunk_partial_floats(dim: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Only heads of 256 with short codes have less shared memory than a partial result takes.
+    #[test]
+    fn partial_results_fit_into_shared_memory() {
+        for (dtype, dim, want) in
+            [(3, 64, true), (2, 128, true), (2, 256, true), (55, 64, true), (55, 128, true), (44, 256, false)]
+        {
+            assert_eq!(cluster_merge_fits(dtype, dim), want, "type {dtype}, heads of {dim}");
+        }
+    }
 
     /// `scripts/cuda_variants.py`, which writes the table, has the same formulas.
     #[test]

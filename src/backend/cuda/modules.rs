@@ -5,7 +5,9 @@ use std::ffi::CStr;
 use super::driver::{CurrentContext, DEFAULT_SHARED_LIMIT, Kernel, Module};
 use super::jit::program::{COMMON, DIMS, FAST, FAST_ARCH, MAX_GROUP, TYPES, Variant};
 use super::jit::{Compilation, load};
-use super::launch_config::{THREADS, chunk_shared, decode_shared, decode_warps, step_shared};
+use super::launch_config::{
+    CLUSTERS, THREADS, chunk_shared, cluster_merge_fits, decode_shared, decode_warps, step_shared,
+};
 use crate::config::{Layer, Shape, StorageType};
 use crate::error::Result;
 
@@ -107,6 +109,8 @@ pub fn variant_of(shape: &Shape, layer: &Layer, arch: u32, shared_limit: u32) ->
 pub struct SplitKernel {
     pub kernel: Kernel,
     pub blocks_per_multiprocessor: u32,
+    /// Blocks that run at the same time, by the clusters of [`CLUSTERS`] that they form; 0 where none do.
+    pub clustered_blocks: [u32; CLUSTERS.len()],
 }
 
 /// The kernels of one variant.
@@ -131,14 +135,20 @@ pub fn load_variant(
         let split = |name: &'static CStr, threads: u32, shared_bytes: u32| {
             let kernel = module.kernel(name, threads, shared_bytes)?;
             let blocks_per_multiprocessor = module.blocks_per_multiprocessor(&kernel, shared_bytes)?.max(1);
-            Ok(SplitKernel { kernel, blocks_per_multiprocessor })
+            Ok(SplitKernel { kernel, blocks_per_multiprocessor, clustered_blocks: [0; CLUSTERS.len()] })
         };
         let decode_threads = 32 * decode_warps(dim);
+        let chunk_bytes = chunk_shared(variant.dtype, dim);
+        let mut chunk = split(c"skc_attend_chunk", THREADS, chunk_bytes)?;
+        if current.context().has_clusters() && cluster_merge_fits(variant.dtype, dim) {
+            chunk.clustered_blocks =
+                CLUSTERS.map(|blocks| blocks * module.resident_clusters(&chunk.kernel, chunk_bytes, blocks));
+        }
         Ok(VariantKernels {
             variant,
             decode: split(c"skc_attend_decode", decode_threads, decode_shared(variant.dtype, dim))?,
             step: split(c"skc_step_decode", decode_threads, step_shared(variant.dtype, dim, variant.group))?,
-            chunk: split(c"skc_attend_chunk", THREADS, chunk_shared(variant.dtype, dim))?,
+            chunk,
         })
     })
 }

@@ -109,10 +109,10 @@ pub fn edit(cuda: &Cuda, current: &CurrentContext<'_>, edit: &Edit<'_>) -> Resul
     };
     if let Some((kernel, blocks)) = rows {
         let rows = SkcRowEdit { edit: params, stores: base + cuda.aux.stores, n_kv_heads, reserved: 0 };
-        let size = LaunchSize { grid: grid(n, n_layers.into(), blocks), shared_bytes: EDIT_SHARED };
+        let size = LaunchSize::new(grid(n, n_layers.into(), blocks), EDIT_SHARED);
         current.launch(kernel, size, target, &rows)?;
     }
-    let size = LaunchSize { grid: [n, 1, 1], shared_bytes: EDIT_SHARED };
+    let size = LaunchSize::new([n, 1, 1], EDIT_SHARED);
     current.launch(&common.edit, size, target, &params)
 }
 
@@ -206,7 +206,7 @@ impl Submission<'_> {
             // Empty where the call has none.
             fill(&mut params.tokens, arrays.tokens.get(part.clone()).unwrap_or_default());
             fill(&mut params.values, arrays.positions.get(part).unwrap_or_default());
-            let size = LaunchSize { grid: [1, 1, 1], shared_bytes: 0 };
+            let size = LaunchSize::new([1, 1, 1], 0);
             self.current.launch(&cuda.common()?.stage, size, cuda.launch_target(self.stream), &params)?;
         }
         Ok(staged)

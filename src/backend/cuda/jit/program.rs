@@ -17,6 +17,7 @@ const HEADERS: &[(&str, &str)] = files![
     "attention_tile.cuh",
     "batch_entry.cuh",
     "chunk.cuh",
+    "chunk_cluster.cuh",
     "chunk_codes.cuh",
     "chunk_numbers.cuh",
     "chunk_rows.cuh",

@@ -1,8 +1,10 @@
 // skc_attend_chunk: many queries. A row is one query head of one token. A warp has one or two blocks of 16 rows and
 // shares tiles of keys with others: of one segment after the other, the sinks first. Only tiles at the edge of what
-// some row sees are masked. The keys of query tiles of 64 rows may be split among blocks (chunk_split.cuh).
+// some row sees are masked. The keys of query tiles of 64 rows may be split among blocks (chunk_split.cuh), which may
+// be a cluster (chunk_cluster.cuh).
 //
-// Grid: entries, KV heads, tiles of 64 or 128 rows (loop) x splits. 128 threads. Shared: CHUNK_SHARED bytes.
+// Grid: entries, KV heads, tiles of 64 or 128 rows (loop) x splits. Clusters: none, or the splits of a tile. 128
+// threads. Shared: CHUNK_SHARED bytes.
 #pragma once
 
 #include "launch_config.cuh"
@@ -12,7 +14,7 @@
 #else
 #include "chunk_codes.cuh"
 #endif
-#include "chunk_split.cuh"
+#include "chunk_cluster.cuh"
 
 // Adds a tile to the warp's rows, which begin at `queries`; `first`: the tile's first key in its range. `masked`: not
 // all of the rows see all of its keys.
@@ -227,6 +229,13 @@ SKC_DEVICE void attend_rows(const SkcAttend& p, QueryTile& tile) {
 #endif
         if constexpr (Form::SLICES == 2) merge_slices(c, (float*)shared_memory());
         bool complete = true;
+        if constexpr (Form::CAN_SPLIT && CLUSTER_FITS && HAS_CLUSTERS) {
+            // Blocks of a cluster have the same entry and query tile: all of them come here, or none.
+            if (splits && cluster_size() == p.n_splits) {
+                merge_cluster(p, tile, c, Form::merged_row());
+                return;
+            }
+        }
         if constexpr (Form::CAN_SPLIT) {
             if (splits) complete = Form::merged_row() < tile.rows && merge_splits(c, p, tile.split);
         }

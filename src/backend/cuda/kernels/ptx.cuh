@@ -56,6 +56,54 @@ SKC_DEVICE void begin_kernel() {
 #endif
 }
 
+// ---- Thread block clusters: blocks that run at the same time and read each other's shared memory
+
+#if __CUDA_ARCH__ >= 900
+constexpr bool HAS_CLUSTERS = true;
+#else
+constexpr bool HAS_CLUSTERS = false;
+#endif
+
+// Blocks of the cluster: 1 in a launch without clusters.
+SKC_DEVICE u32 cluster_size() {
+    u32 n = 1;
+#if __CUDA_ARCH__ >= 900
+    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(n));
+#endif
+    return n;
+}
+
+// A barrier of all threads of the cluster, with release and acquire of what they have written to shared memory.
+SKC_DEVICE void cluster_sync() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// An address in the shared memory of block `rank` of the cluster, for the loads that follow: where `shared` lies in
+// this block's.
+SKC_DEVICE u32 cluster_address(const void* shared, u32 rank) {
+    u32 address = 0;
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(shared)), "r"(rank));
+#endif
+    return address;
+}
+SKC_DEVICE void load_cluster_x2(float (&x)[2], u32 address) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(x[0]), "=f"(x[1]) : "r"(address) : "memory");
+#endif
+}
+SKC_DEVICE void load_cluster_x4(float (&x)[4], u32 address) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+                 : "r"(address)
+                 : "memory");
+#endif
+}
+
 // ---- Asynchronous copies of 4, 8 or 16 bytes. Where `valid` is false nothing is read and zeros are written.
 
 template <u32 BYTES>
