@@ -25,10 +25,11 @@ enum Merge {
 }
 
 impl Merge {
-    /// Those that the device has.
+    /// Those that the device has; with the variable that switches clusters off, that of device memory.
     fn all() -> &'static [Self] {
         // This loads the driver, which the stand-in is or is not.
         match with_host(|host| host.compute_capability()) {
+            9.. if std::env::var_os("SINKCACHE_CUDA_CLUSTERS").is_some() => &[Self::Memory],
             9.. if stand_in_function(c"skc_shim_set_cluster").is_some() => &[Self::Cluster, Self::Memory],
             _ => &[Self::Device],
         }
@@ -37,11 +38,10 @@ impl Merge {
     /// Calls `body`, which creates its caches, and checks that they have merged so. `possible`: whether a cluster's
     /// shared memory has room for partial results.
     fn run(self, possible: bool, body: impl FnOnce()) {
-        if self == Self::Device {
-            return body();
-        }
-        let set = stand_in_function(c"skc_shim_set_cluster").unwrap();
-        let count = stand_in_function(c"skc_shim_count_clustered").unwrap();
+        let functions = [c"skc_shim_set_cluster", c"skc_shim_count_clustered"].map(stand_in_function);
+        let (Self::Cluster | Self::Memory, [Some(set), Some(count)]) = (self, functions) else { return body() };
+        // Switched off by the variable, clusters stay possible for the stand-in.
+        let most = if self == Self::Cluster || std::env::var_os("SINKCACHE_CUDA_CLUSTERS").is_some() { 8 } else { 0 };
         // SAFETY: the functions of tools/cuda_shim/api_test.cpp have these types.
         let (set, count) = unsafe {
             let set = std::mem::transmute::<*mut libc::c_void, unsafe extern "C" fn(i32)>(set);
@@ -49,7 +49,7 @@ impl Merge {
         };
         // SAFETY: as above.
         let before = unsafe {
-            set(if self == Self::Cluster { 8 } else { 0 });
+            set(most);
             count()
         };
         body();

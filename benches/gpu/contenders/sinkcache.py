@@ -1,4 +1,6 @@
-"""This library: one call for a layer, two calls, and one call with programmatic dependent launch."""
+"""This library: one call for a layer, two calls, one call with programmatic dependent launch, one without clusters."""
+
+import os
 
 from cases import N_SINK
 from contenders.base import Contender
@@ -77,4 +79,25 @@ class Programmatic(Step):
         return cls.flags is not None and platform.backend == "SKC_BACKEND_CUDA"
 
 
-CONTENDERS = (Step, TwoCalls, Programmatic)
+class WithoutClusters(Step):
+    """Splits of a chunk that merge through device memory, where others may be clusters."""
+
+    name, modes = "sinkcache skc_step, no clusters", ("graph",)
+
+    @classmethod
+    def supports(cls, case, platform):
+        return 1 < case.chunk <= 512 and platform.backend == "SKC_BACKEND_CUDA"
+
+    def prepare(self):
+        before = os.environ.get("SINKCACHE_CUDA_CLUSTERS")
+        os.environ["SINKCACHE_CUDA_CLUSTERS"] = "0"
+        try:
+            super().prepare()
+        finally:
+            if before is None:
+                del os.environ["SINKCACHE_CUDA_CLUSTERS"]
+            else:
+                os.environ["SINKCACHE_CUDA_CLUSTERS"] = before
+
+
+CONTENDERS = (Step, TwoCalls, Programmatic, WithoutClusters)

@@ -16,6 +16,8 @@ pub const DEFAULT_SHARED_LIMIT: u32 = 48 * 1024;
 
 /// The first architecture with clusters of blocks.
 const CLUSTER_ARCH: u32 = 90;
+/// 0: no launch has clusters. For comparisons, and for a driver whose clusters do not work.
+const CLUSTERS_VARIABLE: &str = "SINKCACHE_CUDA_CLUSTERS";
 
 /// Turns a result code of the driver into a status. `DeviceLost` stands for errors after which every later call fails
 /// too.
@@ -222,8 +224,11 @@ impl Context {
         attribute(self.device, sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
     }
 
-    /// Whether the device runs clusters of blocks.
+    /// Whether the device runs clusters of blocks, and they are not switched off.
     pub fn has_clusters(&self) -> bool {
+        if std::env::var_os(CLUSTERS_VARIABLE).is_some_and(|on| on == "0") {
+            return false;
+        }
         // Older drivers do not know the attribute.
         self.arch().is_ok_and(|arch| arch >= CLUSTER_ARCH)
             && attribute(self.device, sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH).unwrap_or(0) != 0
